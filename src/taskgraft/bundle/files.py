@@ -1,0 +1,182 @@
+"""A bundle on disk: a folder that plain timm loads as one joint classifier, old rows then new rows."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import timm
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors.torch import load_file, save_file
+
+from taskgraft import tree
+from taskgraft.bundle import weights
+from taskgraft.classifier import Classifier, joint_layer, wrap
+from taskgraft.data import preprocess
+from taskgraft.data.preprocess import Preprocess
+from taskgraft.problem import Problem
+from taskgraft.record import atomic, digest, write_json
+from taskgraft.settings import Softmax
+from taskgraft.types import Memory, Task
+
+FORMAT = 1
+
+
+class Bundle(NamedTuple):
+    """An opened model with everything known of it.
+
+    `memory` is what the next extension needs; `found` says what was inferred when it was opened; `lineage` holds
+    an entry for each extension so far; `cards` a task card for each task that has one; `options` are timm's
+    `model_args`; `home` is the folder of a bundle.
+    """
+
+    classifier: Classifier
+    preprocess: Preprocess
+    memory: Memory
+    source: str
+    digest: str
+    arch: str
+    head: str
+    found: tuple[str, ...] = ()
+    lineage: tuple[dict[str, Any], ...] = ()
+    cards: dict[str, dict[str, Any]] = {}  # noqa: RUF012 - never changed
+    options: dict[str, Any] = {}  # noqa: RUF012
+    home: Path | None = None
+
+
+class _Task(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    name: str = Field(max_length=1024)
+    classes: list[str] = Field(max_length=100_000)
+    range: tuple[int, int]
+
+
+class _Graft(BaseModel):
+    format: int
+    tasks: list[_Task] = Field(min_length=1, max_length=1000)
+    softmax: Softmax
+    head: str
+    parent: dict[str, Any]
+    method: str
+    lineage: list[dict[str, Any]] = []
+
+
+class _Config(BaseModel):
+    architecture: str
+    num_classes: int
+    model_args: dict[str, Any] = {}
+    pretrained_cfg: dict[str, Any]
+    taskgraft: _Graft
+
+
+def write(folder: Path, bundle: Bundle, *, method: str, parent: dict[str, Any]) -> None:
+    """Write config.json, model.safetensors, memory.safetensors and cards/ into `folder`, each atomically."""
+    classifier = bundle.classifier
+    weight, bias = joint_layer(classifier)
+    tensors = {name: value.detach().cpu().contiguous() for name, value in classifier.backbone.state_dict().items()}
+    tensors |= {
+        f"{bundle.head}.weight": weight.cpu().contiguous(),
+        f"{bundle.head}.bias": bias.cpu().contiguous(),
+    }
+    _tensors(folder / "model.safetensors", tensors)
+    if bundle.memory:
+        _tensors(folder / "memory.safetensors", dict(tree.flatten(bundle.memory)))
+    (folder / "cards").mkdir(exist_ok=True)
+    for task, card in bundle.cards.items():
+        write_json(folder / "cards" / f"{task}.json", card)
+    write_json(folder / "config.json", _config(bundle, method, parent))  # last: with it the bundle is whole
+
+
+def read(folder: Path) -> Bundle:
+    """Open a bundle. Raises Problem for a newer format, a damaged file, or a configuration that contradicts itself."""
+    try:
+        text = (folder / "config.json").read_text(encoding="utf-8")
+        raw = json.loads(text)
+        newer = int(raw["taskgraft"]["format"])
+        if newer > FORMAT:
+            raise Problem(f"{folder} is a bundle of format {newer}; this taskgraft reads up to {FORMAT}: upgrade it")
+        config = _Config.model_validate(raw)
+    except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
+        raise Problem(f"{folder}/config.json is damaged: {str(error).splitlines()[0][:160]}") from error
+    graft = config.taskgraft
+    tasks = _tasks(folder, config)
+    tensors, _, _ = weights.load(folder / "model.safetensors")
+    if not timm.is_model(config.architecture):
+        raise Problem(f"{folder}: timm does not know the architecture {config.architecture!r}; upgrade timm")
+    net = timm.create_model(config.architecture, num_classes=config.num_classes, **config.model_args)
+    try:
+        net.load_state_dict(tensors, strict=True)
+    except RuntimeError as error:
+        raise Problem(
+            f"{folder}/model.safetensors does not fit its config.json: {str(error).splitlines()[-1].strip()[:200]}"
+        ) from error
+    kept = folder / "memory.safetensors"
+    memory = {name: value.clone() for name, value in load_file(kept).items()} if kept.exists() else {}
+    cards = {file.stem: json.loads(file.read_text()) for file in sorted((folder / "cards").glob("*.json"))}
+    return Bundle(
+        wrap(net, graft.head, tasks, graft.softmax),
+        preprocess.from_timm(config.pretrained_cfg),
+        tree.unflatten(memory),
+        str(folder),
+        digest(folder / "model.safetensors"),
+        config.architecture,
+        graft.head,
+        (f"a taskgraft bundle with the tasks {', '.join(task.name for task in tasks)}",),
+        tuple(graft.lineage),
+        cards,
+        config.model_args,
+        folder,
+    )
+
+
+def _tasks(folder: Path, config: _Config) -> list[Task]:
+    tasks, row = [], 0
+    for entry in config.taskgraft.tasks:
+        if entry.range != (row, row + len(entry.classes)) or len(set(entry.classes)) != len(entry.classes):
+            raise Problem(
+                f"{folder}/config.json: task {entry.name!r} does not fit its rows {entry.range}; the file is damaged"
+            )
+        row = entry.range[1]
+        tasks.append(Task(entry.name, tuple(entry.classes)))
+    if row != config.num_classes or len({task.name for task in tasks}) != len(tasks):
+        raise Problem(f"{folder}/config.json: the tasks cover {row} of {config.num_classes} rows; the file is damaged")
+    return tasks
+
+
+def _config(bundle: Bundle, method: str, parent: dict[str, Any]) -> dict[str, Any]:
+    tasks, row = [], 0
+    for task in bundle.classifier.tasks:
+        tasks.append({"name": task.name, "classes": list(task.classes), "range": [row, row + len(task.classes)]})
+        row += len(task.classes)
+    return {
+        "architecture": bundle.arch,
+        "num_classes": row,
+        "num_features": int(bundle.classifier.heads[0].weight.shape[1]),
+        "label_names": [name for task in bundle.classifier.tasks for name in task.classes],
+        "model_args": bundle.options,
+        "pretrained_cfg": {
+            **preprocess.to_timm(bundle.preprocess),
+            "num_classes": row,
+            "classifier": bundle.head,
+        },
+        "taskgraft": {
+            "format": FORMAT,
+            "tasks": tasks,
+            "softmax": bundle.classifier.softmax,
+            "head": bundle.head,
+            "parent": parent,
+            "method": method,
+            "lineage": list(bundle.lineage),
+        },
+    }
+
+
+def _tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    with atomic(path) as aside:
+        save_file(
+            {name: value.detach().cpu().contiguous() for name, value in tensors.items()},
+            aside,
+            {"format": "pt"},
+        )

@@ -1,0 +1,192 @@
+"""Opening a parent: a bundle, a timm name, a hub or local folder, or a file of weights that anybody wrote."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import timm
+from torch import Tensor, nn
+
+from taskgraft.bundle import weights
+from taskgraft.bundle.files import Bundle, read
+from taskgraft.classifier import wrap
+from taskgraft.data import preprocess
+from taskgraft.data.preprocess import Preprocess
+from taskgraft.problem import Problem
+from taskgraft.record import digest, fingerprint
+from taskgraft.types import Task
+
+FILES = (".pth", ".pt", ".tar", ".bin", ".safetensors", ".ckpt")
+
+
+def open_parent(
+    source: str,
+    *,
+    arch: str | None = None,
+    labels: Path | None = None,
+    wanted: str | None = None,
+    task: str = "parent",
+) -> Bundle:
+    """Open a trained classifier.
+
+    `source`: a bundle folder, `local-dir:FOLDER`, a timm name, `hf-hub:NAME`, or a file of weights, which needs
+    `arch` (a timm name) unless the file names it, and `labels` (a text file, one class a line, in index order).
+    `wanted` is the preprocessing line; `task` names the task of a model that has no task names. Raises Problem
+    for anything that does not fit; nothing is ever loaded with names or shapes left over.
+    """
+    path = Path(source.removeprefix("local-dir:"))
+    if path.is_dir():
+        bundle = _folder(path, labels, task)
+    elif path.suffix in FILES or path.exists():
+        bundle = _file(path, arch, labels, task)
+    elif source.startswith("hf-hub:") or timm.is_model(source):
+        bundle = _named(source, labels, task)
+    else:
+        near = difflib.get_close_matches(source, timm.list_models(), n=1)
+        hint = f" (did you mean the timm model {near[0]!r}?)" if near else ""
+        raise Problem(f"parent {source!r} is no file, no folder and no timm model{hint}")
+    if wanted:
+        bundle = bundle._replace(preprocess=preprocess.parse(wanted, bundle.preprocess))
+    return bundle
+
+
+def create(arch: str, classes: int, **options: Any) -> tuple[nn.Module, str, Preprocess]:
+    """A timm network without weights, the name of its classifier layer, and its default preprocessing."""
+    if not timm.is_model(arch):
+        near = difflib.get_close_matches(arch, timm.list_models(), n=1)
+        raise Problem(f"--arch {arch!r} is no timm model" + (f"; did you mean {near[0]!r}?" if near else ""))
+    net = timm.create_model(arch, num_classes=classes, **options)
+    return net, head_of(net, arch), preprocess.from_timm(net.pretrained_cfg)  # pyright: ignore[reportArgumentType]
+
+
+def head_of(net: nn.Module, arch: str) -> str:
+    """The name of a timm network's one linear classifier layer; raises Problem where it has another kind."""
+    name = net.pretrained_cfg.get("classifier")  # pyright: ignore
+    if not isinstance(name, str) or not isinstance(dict(net.named_modules()).get(name), nn.Linear):
+        raise Problem(
+            f"{arch!r} does not end in one linear layer (its classifier: {name}); such models are not supported"
+        )
+    return name
+
+
+def _file(path: Path, arch: str | None, labels: Path | None, task: str) -> Bundle:
+    tensors, rest, found = weights.load(path)
+    if arch is None:
+        named = rest.get("arch")
+        if not isinstance(named, str) or not timm.is_model(named):
+            raise Problem(f"{path}: which architecture is it? give --arch NAME, a timm model such as resnet18")
+        arch = named
+        found.append(f"architecture {arch} from its entry 'arch'")
+    names = _labels(path, labels)
+    net, head, default = create(arch, len(names))
+    _load(net, tensors, path, arch, head, names)
+    found.append(f"{len(tensors)} tensors matched")
+    return Bundle(wrap(net, head, [Task(task, names)]), default, {}, str(path), digest(path), arch, head, tuple(found))
+
+
+def _folder(path: Path, labels: Path | None, task: str) -> Bundle:
+    config = path / "config.json"
+    if not config.is_file():
+        raise Problem(
+            f"{path} holds no config.json; a bundle or a timm folder has one. For bare weights give the file itself"
+        )
+    try:
+        settings = json.loads(config.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise Problem(f"{config} is no JSON: {error}") from error
+    if "taskgraft" in settings:
+        return read(path)
+    if "architecture" not in settings:
+        raise Problem(f"{config} names no timm architecture; give the weights file with --arch and --labels")
+    files = [file for file in (path / "model.safetensors", path / "pytorch_model.bin") if file.is_file()]
+    if not files:
+        raise Problem(f"{path} holds neither model.safetensors nor pytorch_model.bin")
+    tensors, _, found = weights.load(files[0])
+    arch = str(settings["architecture"])
+    given = settings.get("label_names")
+    names = _labels(files[0], labels) if labels or not given else tuple(map(str, given))
+    net, head, default = create(arch, len(names), **settings.get("model_args", {}))
+    _load(net, tensors, files[0], arch, head, names)
+    wanted = preprocess.from_timm({**preprocess.to_timm(default), **settings.get("pretrained_cfg", {})})
+    classifier = wrap(net, head, [Task(task, names)])
+    options = settings.get("model_args", {})
+    return Bundle(classifier, wanted, {}, str(path), digest(files[0]), arch, head, tuple(found), options=options)
+
+
+def _named(source: str, labels: Path | None, task: str) -> Bundle:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            net = timm.create_model(source, pretrained=True)
+    except Exception as error:
+        raise Problem(
+            f"the weights of {source!r} could not be fetched ({type(error).__name__}: {str(error)[:120]}); without a "
+            "network give a local folder (local-dir:FOLDER) or a file of weights with --arch and --labels",
+            code=3,
+        ) from error
+    arch = str(net.pretrained_cfg["architecture"])  # pyright: ignore
+    head = head_of(net, arch)
+    rows = int(net.get_submodule(head).out_features)  # pyright: ignore[reportArgumentType]
+    names = _labels(Path(source), labels) if labels else _imagenet(net, source)
+    if len(names) != rows:
+        raise Problem(f"{labels}: {len(names)} names, but the classifier of {source!r} has {rows} rows")
+    wanted = preprocess.from_timm(net.pretrained_cfg)  # pyright: ignore[reportArgumentType]
+    mark = fingerprint(f"{name} {value.sum().item()}" for name, value in net.state_dict().items())
+    return Bundle(wrap(net, head, [Task(task, names)]), wanted, {}, source, mark, arch, head, ())
+
+
+def _imagenet(net: nn.Module, source: str) -> tuple[str, ...]:
+    from timm.data import ImageNetInfo, infer_imagenet_subset
+
+    subset = infer_imagenet_subset(net)
+    if not subset:
+        raise Problem(f"{source!r} comes without class names; give --labels FILE, one name a line, in index order")
+    return tuple(ImageNetInfo(subset).label_names())
+
+
+def _labels(path: Path, labels: Path | None) -> tuple[str, ...]:
+    if labels is None:
+        raise Problem(f"{path} comes without class names; give --labels FILE, one name a line, in index order")
+    try:
+        names = tuple(line.strip() for line in labels.read_text(encoding="utf-8-sig").splitlines() if line.strip())
+    except (OSError, UnicodeDecodeError) as error:
+        raise Problem(f"--labels {labels} cannot be read: {error}") from error
+    twice = {name for name in names if names.count(name) > 1}
+    if twice:
+        raise Problem(f"--labels {labels}: {sorted(twice)[0]!r} stands there twice; class names must differ")
+    return names
+
+
+def _load(net: nn.Module, tensors: dict[str, Tensor], path: Path, arch: str, head: str, names: tuple[str, ...]) -> None:
+    """Load all tensors; every name and shape must match."""
+    wanted = net.state_dict()
+    rows = tensors.get(f"{head}.weight")
+    if rows is not None and rows.dim() == 2 and len(rows) != len(names):
+        raise Problem(
+            f"{path}: its classifier {head!r} has {len(rows)} rows, "
+            f"but there are {len(names)} class names; both must match"
+        )
+    wrong = [
+        f"{name} ({_shape(tensors.get(name))} in the file, {_shape(value)} in {arch})"
+        for name, value in wanted.items()
+        if (name not in tensors and not name.endswith("num_batches_tracked"))
+        or (name in tensors and tensors[name].shape != value.shape)
+    ]
+    wrong += [
+        f"{name} ({_shape(value)} in the file, unknown to {arch})"
+        for name, value in tensors.items()
+        if name not in wanted
+    ]
+    if wrong:
+        raise Problem(
+            f"{path} is no {arch}: {len(wrong)} tensors differ, first {'; '.join(wrong[:5])}. Give the right --arch"
+        )
+    net.load_state_dict({**wanted, **tensors}, strict=True)
+
+
+def _shape(value: Tensor | None) -> str:
+    return "missing" if value is None else "x".join(map(str, value.shape)) or "scalar"

@@ -1,0 +1,5 @@
+"""`python -m taskgraft.cli`, for launchers that want a module."""
+
+from taskgraft.cli.app import main
+
+main()

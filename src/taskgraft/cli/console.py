@@ -1,0 +1,57 @@
+"""What a person sees: lines on stderr, a bar on a terminal, plain lines elsewhere, results on stdout."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+QUIET_FOR = 15.0  # seconds between plain progress lines where there is no terminal
+
+
+@contextmanager
+def watching() -> Iterator[Any]:
+    """A `Watch` that prints to stderr; bars on a terminal, a plain line now and then elsewhere."""
+    from taskgraft.types import Watch
+
+    console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    if not console.is_terminal:
+        yield Watch(say=lambda line: print(line, file=sys.stderr, flush=True), progress=_plain())
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bars:
+        yield Watch(say=lambda line: bars.console.print(line), progress=_bars(bars))
+
+
+def out(lines: list[str]) -> None:
+    """Results: on stdout, for people and pipes."""
+    print("\n".join(lines), flush=True)
+
+
+def _plain() -> Callable[[str, int, int], None]:
+    last = {"time": time.monotonic()}
+
+    def progress(what: str, done: int, total: int) -> None:
+        if time.monotonic() - last["time"] >= QUIET_FOR:
+            last["time"] = time.monotonic()
+            print(f"{what}: {done} of {total}", file=sys.stderr, flush=True)
+
+    return progress
+
+
+def _bars(bars: Progress) -> Callable[[str, int, int], None]:
+    shown: dict[str, Any] = {}
+
+    def progress(what: str, done: int, total: int) -> None:
+        if what not in shown:
+            shown[what] = bars.add_task(what, total=total)
+        bars.update(shown[what], completed=done, total=total)
+        if done >= total:
+            bars.remove_task(shown.pop(what))
+
+    return progress

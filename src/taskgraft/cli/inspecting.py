@@ -1,0 +1,112 @@
+"""Commands that look: evaluate, report, methods, check."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from taskgraft.cli import console
+from taskgraft.cli.options import Arch, Cache, Input, Labels, ParentTask, cache_folder
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the application."""
+    app.command(epilog="Example: taskgraft evaluate both/ cars/val")(evaluate)
+    app.command(epilog="Example: taskgraft report both/")(report)
+    app.command(epilog="Example: taskgraft methods ewc")(methods)
+    app.command(epilog="Example: taskgraft check cars/ --group '^([^_]+)_' --min-images 50 --write-manifest makes.csv")(
+        check
+    )
+
+
+def evaluate(
+    model: Annotated[str, typer.Argument(help="a bundle, or any parent that `extend` opens")],
+    data: Annotated[Path, typer.Argument(help="labelled pictures; their validation part where there is one")],
+    task: Annotated[
+        str | None, typer.Option(help="task that the labels are of [default: found by its classes]")
+    ] = None,
+    arch: Arch = None,
+    labels: Labels = None,
+    wanted: Input = None,
+    parent_task: ParentTask = "parent",
+    cache: Cache = "",
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """Measure a model on labelled pictures: accuracy with its interval, calibration, the worst classes."""
+    from taskgraft.measure import measure
+
+    with console.watching() as watch:
+        bundle_options = {"arch": arch, "labels": labels, "wanted": wanted, "parent_task": parent_task}
+        found = measure(model, data, task=task, cache=cache_folder(cache), watch=watch, **bundle_options)
+    if as_json:
+        console.out([json.dumps(found, indent=2, ensure_ascii=False)])
+        return
+    lines = [
+        f"{found['task']}: {found['accuracy']:.1%} of {found['images']} pictures "
+        f"(95 % interval {found['low']:.1%} to {found['high']:.1%}), calibration error {found['calibration_error']:.3f}"
+    ]
+    lines += [f"  worst: {name} {share:.0%} of {count}" for name, share, count in found["worst"]]
+    console.out(lines)
+
+
+def report(
+    run: Annotated[Path, typer.Argument(help="OUT folder of train, extend or compare")],
+) -> None:
+    """Write the report of a finished run or comparison again; needs neither the pictures nor torch."""
+    from taskgraft import report as pages
+    from taskgraft.problem import Problem
+    from taskgraft.record import Comparison, Record, load_predictions, write_text
+
+    if (run / "comparison.json").is_file():
+        comparison = Comparison.model_validate_json((run / "comparison.json").read_text(encoding="utf-8"))
+        write_text(run / "table.md", pages.table_markdown(comparison))
+        pages.write_figures(comparison, run)
+        write_text(run / "report.html", pages.render_comparison(comparison))
+        console.out([*pages.verdict_comparison(comparison), f"report: {run}/report.html"])
+    elif (run / "record.json").is_file():
+        record = Record.model_validate_json((run / "record.json").read_text(encoding="utf-8"))
+        write_text(run / "report.html", pages.render_run(record, load_predictions(run / "predictions.npz")))
+        console.out([*pages.verdict_run(record), f"report: {run}/report.html"])
+    else:
+        raise Problem(f"{run} holds neither record.json nor comparison.json; give the OUT folder of a finished run")
+
+
+def methods(
+    name: Annotated[str | None, typer.Argument(help="one method, for its settings")] = None,
+) -> None:
+    """List the methods, or one with its settings and their values."""
+    from taskgraft.methods import METHODS, parse
+    from taskgraft.settings import options
+
+    if name is None:
+        width = max(map(len, METHODS))
+        lines = [f"{key:<{width}}  {(kind.__doc__ or '').splitlines()[0]}" for key, kind in METHODS.items()]
+        console.out([*lines, "", "Join them with +, set them in brackets: --method 'ewc(strength=30) + distill'"])
+        return
+    settings = type(next(iter(parse(name).values())))
+    lines = [" ".join((settings.__doc__ or "").split()), ""]
+    for key, option in options(settings).items():
+        values = option.extent.rule() if option.extent else str(option.kind).replace("typing.Literal", "one of ")
+        lines.append(f"  {key} = {option.default}   {values}")
+    console.out(lines)
+
+
+def check(
+    data: Annotated[Path, typer.Argument(help="pictures: folder per class, train/ and val/ above it, or a CSV table")],
+    task: Annotated[str, typer.Option(help="name of the label column of a table")] = "label",
+    group: Annotated[str | None, typer.Option(help="regular expression; class names merge by its groups")] = None,
+    min_images: Annotated[int, typer.Option(min=0, help="drop classes with fewer training pictures")] = 0,
+    write_manifest: Annotated[Path | None, typer.Option(help="write what remains as a CSV table")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """Look at pictures without training: classes, splits, unreadable files. Changes no picture; exit 1 if wanting."""
+    from taskgraft.checking import check
+
+    with console.watching() as watch:
+        found = check(data, task, group=group, min_images=min_images, manifest=write_manifest, watch=watch)
+    console.out([json.dumps(found, indent=2, ensure_ascii=False)] if as_json else found["lines"])
+    if found["wanting"]:
+        raise typer.Exit(1)

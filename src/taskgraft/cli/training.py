@@ -1,0 +1,177 @@
+"""Commands that train: train, extend, compare, demo."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from taskgraft.cli import console
+from taskgraft.cli.options import (
+    Arch,
+    Cache,
+    Input,
+    Labels,
+    Method,
+    Old,
+    OldVal,
+    ParentTask,
+    Resume,
+    TaskName,
+    cache_folder,
+    with_run,
+)  # fmt: skip
+from taskgraft.settings import LEARN, Run
+
+Parent = Annotated[str, typer.Argument(help="a bundle, a file of weights, a timm folder or a timm name")]
+Data = Annotated[Path, typer.Argument(help="pictures: folder per class, train/ and val/ above it, or a CSV table")]
+Out = Annotated[Path, typer.Argument(help="run folder and bundle to write")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the application."""
+    app.command(epilog="Example: taskgraft train cars/ makes --task make --steps 600")(with_run(LEARN)(train))
+    app.command(epilog="Example: taskgraft extend makes/ colours/ both --task colour --old-val cars/val")(
+        with_run(Run())(extend)
+    )
+    app.command(
+        epilog="Example: taskgraft compare makes/ colours/ table --task colour --old-val cars/val --rates 0.01,0.001"
+    )(with_run(Run())(compare))
+    app.command(epilog="Example: taskgraft demo demo-run")(demo)
+
+
+def train(
+    data: Data,
+    out: Out,
+    run: Run,
+    task: TaskName = "label",
+    model: Annotated[str, typer.Option(help="timm architecture", rich_help_panel="Parent")] = "resnet18",
+    weights: Annotated[
+        str | None, typer.Option(help="start from the backbone of this model", rich_help_panel="Parent")
+    ] = None,
+    wanted: Input = None,
+    cache: Cache = "",
+    resume: Resume = False,
+) -> None:
+    """Train a classifier of one task: the parent of later extensions."""
+    from taskgraft import report
+    from taskgraft.learn import learn
+
+    with console.watching() as watch:
+        done = learn(
+            data, out, task=task, model=model, weights=weights, wanted=wanted, run=run,
+            cache=cache_folder(cache), resume=resume, command=_command(), watch=watch,
+        )  # fmt: skip
+    console.out([*report.verdict_run(done.record), f"model and report: {out}/report.html"])
+
+
+def extend(
+    parent: Parent,
+    data: Data,
+    out: Out,
+    run: Run,
+    task: TaskName,
+    method: Method = "distill",
+    old: Old = None,
+    old_val: OldVal = None,
+    arch: Arch = None,
+    labels: Labels = None,
+    wanted: Input = None,
+    parent_task: ParentTask = "parent",
+    cache: Cache = "",
+    resume: Resume = False,
+) -> None:
+    """Extend a trained classifier with a new task; the old tasks' training pictures are not needed."""
+    from taskgraft import report
+    from taskgraft.extend import Request, extend
+
+    request = Request(parent, data, task, method, run, old, tuple(old_val or ()), arch, labels, wanted, parent_task)
+    with console.watching() as watch:
+        done = extend(request, out, cache=cache_folder(cache), resume=resume, command=_command(), watch=watch)
+    console.out([*report.verdict_run(done.record), f"model and report: {out}/report.html"])
+
+
+def compare(
+    parent: Parent,
+    data: Data,
+    out: Out,
+    run: Run,
+    task: TaskName,
+    methods: Annotated[
+        str, typer.Option(help="methods to compare, separated by semicolons", rich_help_panel="Method")
+    ] = "finetune; ewc; distill",
+    rates: Annotated[
+        str, typer.Option(help="learning rates, separated by commas [default: --rate]", rich_help_panel="Training")
+    ] = "",
+    seeds: Annotated[int, typer.Option(min=1, help="runs of each, from --seed on", rich_help_panel="Training")] = 3,
+    separate: Annotated[
+        float,
+        typer.Option(
+            min=0, help="train the new task alone with this many times the steps; 0 = not", rich_help_panel="Training"
+        ),
+    ] = 4.0,
+    old: Old = None,
+    old_val: OldVal = None,
+    arch: Arch = None,
+    labels: Labels = None,
+    wanted: Input = None,
+    parent_task: ParentTask = "parent",
+    cache: Cache = "",
+) -> None:
+    """Extend with several methods and seeds: table, figures, report. The same command goes on after a stop."""
+    from taskgraft import report
+    from taskgraft.compare import arms, compare
+    from taskgraft.extend import Request
+
+    chosen = arms([name for name in methods.split(";") if name.strip()], _numbers(rates), run)
+    request = Request(parent, data, task, "finetune", run, old, tuple(old_val or ()), arch, labels, wanted, parent_task)
+    with console.watching() as watch:
+        found = compare(
+            request,
+            chosen,
+            out,
+            seeds=seeds,
+            separate=separate,
+            cache=cache_folder(cache),
+            command=_command(),
+            watch=watch,
+        )
+    table = report.table_markdown(found)
+    console.out([table, *report.verdict_comparison(found), f"table, figures and report: {out}/report.html"])
+
+
+def demo(
+    out: Annotated[Path, typer.Argument(help="folder to write")] = Path("demo-run"),
+    seeds: Annotated[int, typer.Option(min=1, help="runs of each arrangement")] = 1,
+    cache: Cache = "",
+) -> None:
+    """Draw synthetic cars, train a classifier of makes, extend it with paints in the founding text's six ways."""
+    from taskgraft import report
+    from taskgraft.demo import demo
+
+    with console.watching() as watch:
+        found = demo(out, seeds=seeds, cache=cache_folder(cache), command=_command(), watch=watch)
+    table = report.table_markdown(found)
+    console.out([
+        table,
+        *report.verdict_comparison(found),
+        f"report: {(out / 'comparison' / 'report.html').resolve()}",
+        "next, with your own: taskgraft extend CHECKPOINT PICTURES OUT --task NAME --old-val OLD_VALIDATION_PICTURES",
+    ])  # fmt: skip
+
+
+def _command() -> str:
+    import shlex
+
+    return "taskgraft " + shlex.join(sys.argv[1:])
+
+
+def _numbers(text: str) -> list[float]:
+    from taskgraft.problem import Problem
+
+    try:
+        return [float(part) for part in text.split(",") if part.strip()]
+    except ValueError as error:
+        raise Problem(f"--rates {text!r}: give numbers separated by commas, such as 0.01,0.001") from error

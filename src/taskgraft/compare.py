@@ -1,0 +1,128 @@
+"""Many extensions of one parent on one data set: table, figures, report."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from taskgraft import folder, methods, report
+from taskgraft.extend import Extension, Request, extend
+from taskgraft.problem import Problem
+from taskgraft.record import Arrangement, Comparison, Record, write_text
+from taskgraft.settings import Run
+from taskgraft.types import Watch
+
+
+class Arm(NamedTuple):
+    """One arrangement to try: a label, a method in the notation, and its settings."""
+
+    label: str
+    method: str
+    run: Run
+
+
+def arms(names: Sequence[str], rates: Sequence[float], run: Run) -> list[Arm]:
+    """Every method at every rate, labelled as in the founding text: the lowest of several rates is "low rate"."""
+    found = []
+    for rate in rates or [run.rate]:
+        low = len(set(rates)) > 1 and rate == min(rates)
+        for name in names:
+            text = methods.show(methods.parse(name))
+            label = {"finetune": "baseline"}.get(text, text) + (" (low rate)" if low else "")
+            found.append(Arm(label, text, replace(run, rate=rate)))
+    return found
+
+
+def compare(
+    request: Request,
+    arms: Sequence[Arm],
+    out: Path,
+    *,
+    seeds: int = 3,
+    separate: float = 4.0,
+    cache: Path | None = None,
+    command: str = "taskgraft.compare",
+    watch: Watch = Watch(),  # noqa: B008 - immutable
+) -> Comparison:
+    """Extend with each arrangement and each seed; write comparison.json, table.md, figures and report.html.
+
+    `separate` trains a model for the new task alone with that many times the steps (0 = none), for the gap to two
+    separate models. A finished run is not repeated and an interrupted one goes on, so the same command can be
+    given again. An arrangement that fails is reported with its reason, and the others go on.
+    """
+    labels = [arm.label for arm in arms]
+    if len(set(labels)) != len(labels) or not arms:
+        raise Problem(f"arrangements must differ and there must be one at least; got {', '.join(labels) or 'none'}")
+    done: dict[str, list[tuple[Record, str]]] = {label: [] for label in labels}
+    alone: list[float] = []
+    failures: list[tuple[str, str]] = []
+    for seed in range(request.run.seed, request.run.seed + seeds):
+        for number, arm in enumerate(arms, start=1):
+            watch.say(f"seed {seed}, arrangement {number} of {len(arms)}: {arm.label}")
+            run = replace(arm.run, seed=seed)
+            found = _try(replace(request, method=arm.method, run=run), out, arm.label, cache, watch, failures)
+            if found:
+                done[arm.label].append((found.record, str(found.out.relative_to(out))))
+        if separate:
+            run = replace(arms[0].run, seed=seed, rate=max(arm.run.rate for arm in arms), softmax="per-task")
+            run = replace(run, steps=round(separate * run.steps), schedule="cosine")
+            watch.say(f"seed {seed}: a model for {request.task} alone")
+            found = _try(replace(request, method="finetune", run=run), out, "separate", cache, watch, failures)
+            if found:
+                alone.append(max(line.accuracy.get(request.task, 0.0) for line in found.record.history))
+    comparison = Comparison(
+        command=command,
+        title=f"{request.task} added to {Path(request.parent).name}",
+        arrangements=tuple(
+            Arrangement(
+                label=arm.label, method=arm.method, run=asdict(arm.run),
+                records=tuple(_with_separate(record, alone) for record, _ in done[arm.label]),
+                folders=tuple(place for _, place in done[arm.label]),
+            )
+            for arm in arms
+        ),
+        separate={request.task: tuple(alone)} if alone else {},
+        failures=tuple(failures),
+    )  # fmt: skip
+    write_text(out / "comparison.json", comparison.model_dump_json(indent=1))
+    publish(out, comparison)
+    return comparison
+
+
+def publish(out: Path, comparison: Comparison) -> None:
+    """Write table.md, the figures and report.html of a comparison."""
+    write_text(out / "table.md", report.table_markdown(comparison))
+    report.write_figures(comparison, out)
+    write_text(out / "report.html", report.render_comparison(comparison))
+
+
+def _try(
+    request: Request, out: Path, label: str, cache: Path | None, watch: Watch, failures: list[tuple[str, str]]
+) -> Extension | None:
+    place = out / re.sub(r"[^a-z0-9.=]+", "-", label.lower()).strip("-") / f"seed-{request.run.seed}"
+    quiet = watch._replace(say=lambda line: None)
+    command = folder.command_line(["extend", request.parent, str(request.data), str(place)])
+    try:
+        return extend(request, place, cache=cache, resume=True, command=command, watch=quiet)
+    except Problem as problem:
+        if problem.code != 4:  # bad input is the same for all: stop
+            raise
+        failures.append((f"{label}, seed {request.run.seed}", str(problem)))
+        watch.say(f"failed: {problem}")
+        return None
+
+
+def _with_separate(record: Record, alone: Sequence[float]) -> Record:
+    """The record with the accuracy of the separate models: the parent's for old tasks, `alone` for the new one."""
+    if not alone:
+        return record
+    tasks = [
+        task.model_copy(update={"separate": float(np.mean(alone)) if task.new else task.parent and task.parent.mean})
+        for task in record.tasks
+    ]
+    return record.model_copy(update={"tasks": tuple(tasks)})

@@ -1,0 +1,181 @@
+"""The diagonal of the Fisher information of a classifier, from per-sample gradients.
+
+F_jj = mean_i E_{c ~ p(·|x_i)} [ (∂ log p_c(x_i) / ∂θ_j)² ] (Kirkpatrick et al. 2017; Martens 2020, section 5). One
+batched backward pass gives the gradient at the output of every layer, from which the sum of squares of the per-sample
+parameter gradients follows layer by layer (`layers`, `products`); what has no rule goes through torch.func (`generic`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from taskgraft.curvature import generic
+from taskgraft.curvature.labels import Labels, Pass, cotangent, passes
+from taskgraft.curvature.plan import Plan, Read, look
+from taskgraft.curvature.tape import Call, Tape
+from taskgraft.types import Outputs, Params
+
+__all__ = ["fisher_diagonal"]
+
+# Images at once. Rates are flat from 32 up; the bytes keep large images from filling the memory.
+CHUNK = 32
+CHUNK_BYTES = 2**30
+# Backward passes whose gradients at the logits are held at once on the generic path.
+BLOCK = 16
+
+
+def fisher_diagonal(
+    model: nn.Module,
+    read: Read,
+    count: int,
+    names: Collection[str],
+    tasks: Collection[str],
+    *,
+    labels: Labels = "sampled",
+    targets: Mapping[str, Tensor] | None = None,
+    draws: int = 1,
+    seed: int = 0,
+    chunk: int | None = None,
+) -> Params:
+    """Measure F_jj = mean_i E_c[(∂ log p_c(x_i)/∂θ_j)²] with the model in eval mode, summed over `tasks`.
+
+    Args:
+        model: maps images [B, ...] to {task: logits [B, K]}. Modes, flags, gradients and statistics are left alone.
+        read: `read(start, stop)` gives those images, float, ready for the model, the same at every call.
+        count: number of images.
+        names: parameters to measure, as in `model.named_parameters()`.
+        tasks: the outputs that count; their Fishers add.
+        labels: "exact" weighs all classes by p_c; "sampled" draws labels from the model; "empirical" takes `targets`.
+        targets: task -> int64 [count], -1 where unlabelled; the mean is then over the labelled images of the task.
+        draws: labels drawn per image and task, each a hash of (seed, task, image, draw).
+        seed: of the draws.
+        chunk: images at once; None lets the size of the activations decide. It changes nothing but rounding.
+
+    Returns:
+        Name -> F of the parameter's shape and device, float64 for float64 parameters, else float32.
+
+    Raises:
+        ValueError: a request that makes no sense, a model that is random in eval mode or mixes the images of a batch.
+    """
+    params = _chosen(model, count, names, tasks, labels, targets, draws, chunk)
+    with _measuring(model):
+        plan = look(model, read, count, params, list(tasks))
+        sums = {name: _zeros(p, name in plan.taps_first) for name, p in params.items()}
+        loose = _loose_squares(model, plan, list(tasks))
+        chunk = chunk or max(1, min(CHUNK, CHUNK_BYTES // plan.bytes_per_image))
+        for start in range(0, count, chunk):
+            images = read(start, min(start + chunk, count))
+            outputs, tape = _forward(model, images, plan, sums)
+            p = {task: outputs[task].detach().cpu().double().softmax(1) for task in tasks}
+            todo = passes(p, start, labels, targets=targets, draws=draws, seed=seed)
+            todo = [one for one in todo if one.weights.any()]
+            _backward(outputs, tape, p, todo)
+            del outputs, tape  # frees the graph before the next one grows
+            if loose:
+                _add_loose(loose, images, p, todo, sums)
+    return {name: (total / count).contiguous() for name, total in sums.items()}
+
+
+def _chosen(
+    model: nn.Module,
+    count: int,
+    names: Collection[str],
+    tasks: Collection[str],
+    labels: Labels,
+    targets: Mapping[str, Tensor] | None,
+    draws: int,
+    chunk: int | None,
+) -> Params:
+    """Check the request; give the parameters that it names."""
+    params = dict(model.named_parameters())
+    unknown = sorted(set(names) - set(params))
+    if unknown:
+        raise ValueError(f"no parameter {unknown[0]!r} in the model: name some of model.named_parameters()")
+    if count < 1:
+        raise ValueError(f"count is {count}: the Fisher diagonal needs at least one image")
+    if not tasks:
+        raise ValueError("no tasks: name at least one output of the model")
+    if draws < 1:
+        raise ValueError(f"draws is {draws}: draw at least one label per image")
+    if chunk is not None and chunk < 1:
+        raise ValueError(f"chunk is {chunk}: take at least one image at a time, or None")
+    if labels not in ("exact", "sampled", "empirical"):
+        raise ValueError(f"labels is {labels!r}: choose exact, sampled or empirical")
+    for task in tasks if labels == "empirical" else ():
+        if targets is None or task not in targets:
+            raise ValueError(f"labels='empirical' needs targets[{task!r}]: pass the true labels or choose sampled")
+        if targets[task].shape != (count,) or not (targets[task] >= 0).any():
+            raise ValueError(f"targets[{task!r}] must have {count} entries, at least one of them not -1")
+    return {name: params[name] for name in names}
+
+
+@contextmanager
+def _measuring(model: nn.Module) -> Iterator[None]:
+    """Put the model in eval mode with no parameter requiring a gradient; put everything back afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    flags = [(param, param.requires_grad) for param in model.parameters()]
+    try:
+        model.eval()
+        for param, _ in flags:
+            param.requires_grad_(False)
+        with torch.inference_mode(False), torch.enable_grad():
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        for param, flag in flags:
+            param.requires_grad_(flag)
+
+
+def _zeros(param: Tensor, taps_first: bool) -> Tensor:
+    """Start a running sum; a kernel [O, C, k, k] may lie in memory as [k, k, O, C]."""
+    dtype = torch.float64 if param.dtype == torch.float64 else torch.float32
+    if taps_first:
+        return torch.zeros_like(param.permute(2, 3, 0, 1), dtype=dtype, memory_format=torch.contiguous_format).permute(
+            2, 3, 0, 1
+        )
+    return torch.zeros_like(param, dtype=dtype, memory_format=torch.contiguous_format)
+
+
+def _forward(model: nn.Module, images: Tensor, plan: Plan, sums: Params) -> tuple[Outputs, Tape]:
+    """Run the model such that backward adds the squares of the parameters with a rule to `sums`."""
+    size = len(images)
+
+    def receive(call: Call, g: Tensor) -> None:
+        chosen = {role: sums[name] for role, name in call.names.items()}
+        dtype = next(iter(chosen.values())).dtype
+        a = g if call.reading.input is None else call.reading.input
+        call.reading.add(a.to(dtype), g.to(dtype), size, chosen)
+
+    with Tape(plan.fast, receive) as tape:
+        outputs = model(images)
+    return outputs, tape
+
+
+def _backward(outputs: Outputs, tape: Tape, p: Mapping[str, Tensor], todo: list[Pass]) -> None:
+    """Run one backward pass per label; the hooks of the tape do the adding."""
+    todo = [one for one in todo if outputs[one.task].requires_grad]
+    for at, one in enumerate(todo, start=1):
+        logits = outputs[one.task]
+        seed = cotangent(p[one.task], one).to(logits)
+        torch.autograd.grad(logits, tape.leaves, seed, retain_graph=at < len(todo), allow_unused=True)
+
+
+def _loose_squares(model: nn.Module, plan: Plan, tasks: list[str]) -> generic.Squares | None:
+    """Prepare the generic path for the parameters without a rule; None if the logits depend on none of them."""
+    used = generic.reached(model, plan.loose, plan.images, tasks)
+    params = {name: plan.loose[name].detach() for name in plan.loose if name in used}
+    return generic.squares_for(model, params, plan.images, tasks) if params else None
+
+
+def _add_loose(
+    squares: generic.Squares, images: Tensor, p: Mapping[str, Tensor], todo: list[Pass], sums: Params
+) -> None:
+    for at in range(0, len(todo), BLOCK):
+        seeds = [(one.task, cotangent(p[one.task], one).to(images)) for one in todo[at : at + BLOCK]]
+        for name, total in squares(images, seeds).items():
+            sums[name] += total

@@ -1,0 +1,86 @@
+"""Per-sample squares of any parameter of any model by torch.func, at the price of a second forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vjp, vmap
+
+from taskgraft.types import Params
+
+# Bytes of per-sample gradients alive at once (the gradient and its square): small beside the activations of a chunk.
+BUDGET = 64 * 2**20
+
+Seeds = Sequence[tuple[str, Tensor]]  # for each backward pass its task and d log p / dz [B, K]
+Squares = Callable[[Tensor, Seeds], Params]  # (images, seeds) -> name -> sum over images and passes
+
+
+def reached(model: nn.Module, params: Params, images: Tensor, tasks: Sequence[str]) -> set[str]:
+    """Name those of `params` on which the logits of `tasks` depend at all."""
+    values = {name: value.detach().requires_grad_() for name, value in params.items()}
+    outputs = functional_call(model, values, (images,))
+    total = torch.stack([outputs[task].sum() for task in tasks]).sum()
+    if not values or not total.requires_grad:
+        return set()
+    grads = torch.autograd.grad(total, list(values.values()), allow_unused=True)
+    return {name for name, grad in zip(values, grads, strict=True) if grad is not None}
+
+
+def squares_for(model: nn.Module, params: Params, images: Tensor, tasks: Sequence[str]) -> Squares:
+    """Choose between the vectorised way and the loop by trying the former on `images`."""
+
+    def vectorised(images: Tensor, seeds: Seeds) -> Params:
+        return _vectorised(model, params, images, seeds)
+
+    def looped(images: Tensor, seeds: Seeds) -> Params:
+        return _looped(model, params, images, seeds)
+
+    with torch.no_grad():
+        outputs = model(images)
+    try:
+        vectorised(images, [(task, torch.ones_like(outputs[task])) for task in tasks])
+    except (RuntimeError, ValueError):  # what vmap raises for operations that it cannot batch
+        return looped
+    return vectorised
+
+
+def _vectorised(model: nn.Module, params: Params, images: Tensor, seeds: Seeds) -> Params:
+    tasks = [task for task, _ in seeds]
+
+    def one(image: Tensor, *rows: Tensor) -> Params:
+        def logits(values: Params) -> dict[str, Tensor]:
+            outputs = functional_call(model, values, (image[None],))
+            return {task: outputs[task][0] for task in set(tasks)}
+
+        outputs, pull = vjp(logits, params)
+        total = {name: torch.zeros_like(value) for name, value in params.items()}
+        for task, row in zip(tasks, rows, strict=True):
+            seed = {t: row if t == task else torch.zeros_like(z) for t, z in outputs.items()}
+            total = {name: total[name] + grad.square() for name, grad in pull(seed)[0].items()}
+        return total
+
+    entry = sum(value.numel() * value.element_size() for value in params.values())
+    step = max(1, BUDGET // (2 * entry))
+    sums = {name: torch.zeros_like(value) for name, value in params.items()}
+    for at in range(0, len(images), step):
+        squares = vmap(one)(images[at : at + step], *(seed[at : at + step] for _, seed in seeds))
+        for name, values in squares.items():
+            sums[name] += values.sum(0)
+    return sums
+
+
+def _looped(model: nn.Module, params: Params, images: Tensor, seeds: Seeds) -> Params:
+    values = {name: value.detach().requires_grad_() for name, value in params.items()}
+    sums = {name: torch.zeros_like(value) for name, value in params.items()}
+    for i in range(len(images)):
+        outputs = functional_call(model, values, (images[i : i + 1],))
+        for task, seed in seeds:
+            grads = torch.autograd.grad(
+                outputs[task], list(values.values()), seed[i : i + 1], retain_graph=True, allow_unused=True
+            )
+            for name, grad in zip(values, grads, strict=True):
+                if grad is not None:
+                    sums[name].addcmul_(grad, grad)
+    return sums

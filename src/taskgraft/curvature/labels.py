@@ -1,0 +1,90 @@
+"""Which labels a Fisher diagonal is taken over, and the gradients at the logits that follow from them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Labels = Literal["exact", "sampled", "empirical"]
+
+
+class Pass(NamedTuple):
+    """One backward pass: for each image of the chunk a label [B] of `task` and the weight [B] of its square."""
+
+    task: str
+    labels: Tensor
+    weights: Tensor
+
+
+def passes(
+    probabilities: Mapping[str, Tensor],
+    start: int,
+    labels: Labels,
+    *,
+    targets: Mapping[str, Tensor] | None,
+    draws: int,
+    seed: int,
+) -> list[Pass]:
+    """List the backward passes that a chunk needs.
+
+    `probabilities` maps a task to float64 [B, K] on the CPU; `start` is the position of the chunk's first image.
+    """
+    found: list[Pass] = []
+    for task, p_BK in probabilities.items():
+        rows, classes = p_BK.shape
+        if labels == "exact":
+            found += [Pass(task, torch.full((rows,), c), p_BK[:, c]) for c in range(classes)]
+        elif labels == "sampled":
+            share = torch.full((rows,), 1 / draws, dtype=torch.float64)
+            u_DB = torch.from_numpy(uniforms(seed, task, start, rows, draws))
+            found += [Pass(task, _invert(p_BK, u_B), share) for u_B in u_DB]
+        elif targets is not None:
+            known = targets[task] >= 0
+            if int(targets[task].max()) >= classes:
+                raise ValueError(f"targets[{task!r}] holds {int(targets[task].max())}, but the task has {classes} classes: "
+                                 "count them from 0")  # fmt: skip
+            chosen = targets[task][start : start + rows].cpu()
+            # The mean is over the labelled images of the task; the caller divides by all images.
+            scale = known.numel() / int(known.sum())
+            found.append(Pass(task, chosen.clamp(min=0), (chosen >= 0).double() * scale))
+    return found
+
+
+def cotangent(p_BK: Tensor, one: Pass) -> Tensor:
+    """Give √w · d log p_c / dz = √w · (onehot(c) − p) as float64 [B, K], whose square carries the weight w."""
+    seed_BK = -p_BK
+    seed_BK[torch.arange(len(p_BK)), one.labels] += 1
+    return seed_BK * one.weights.sqrt()[:, None]
+
+
+def uniforms(seed: int, task: str, start: int, rows: int, draws: int) -> NDArray[np.float64]:
+    """Hash (seed, task, position, draw) to uniform numbers in [0, 1), as [draws, rows].
+
+    A generator would make a number depend on those drawn before it, so on the size of the chunks.
+    """
+    digest = hashlib.blake2b(f"{seed}/{task}".encode(), digest_size=8).digest()
+    key = np.array([int.from_bytes(digest, "little")], dtype=np.uint64)
+    position = np.arange(start, start + rows, dtype=np.uint64)[None, :]
+    draw = np.arange(draws, dtype=np.uint64)[:, None]
+    word = _splitmix(_splitmix(key + position) + draw)
+    return (word >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def _invert(p_BK: Tensor, u_B: Tensor) -> Tensor:
+    """Draw a class from each row by inverting its cumulative distribution at u."""
+    below = p_BK.cumsum(1) <= u_B[:, None]
+    return below.sum(1).clamp(max=p_BK.shape[1] - 1)  # rounding may leave the last sum below 1
+
+
+def _splitmix(word: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Mix 64 bits (SplitMix64 of Steele, Lea & Flood 2014; the constants are theirs)."""
+    word = word + np.uint64(0x9E3779B97F4A7C15)
+    word = (word ^ (word >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    word = (word ^ (word >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return word ^ (word >> np.uint64(31))

@@ -1,0 +1,217 @@
+"""Per-sample squares of the layers that are known: what each torch function does with its parameters.
+
+A rule reads the arguments of a call and answers with a `Reading`: its parameters by role, its input, and how to add
+Σ_i (Σ_l per-position gradient)² to running sums, given input `a`, the gradient `g` at its output, and the number
+of samples. `None` means: this call is not understood; its parameters take the generic path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from taskgraft.curvature.products import (
+    Geometry,
+    add_conv_grouped,
+    add_conv_pairs,
+    add_dense,
+    few_pairs,
+    pad_same,
+)
+
+Sums = dict[str, Tensor]  # role -> running sum
+Add = Callable[[Tensor, Tensor, int, Sums], None]  # (a, g, samples, sums)
+
+
+class Reading(NamedTuple):
+    """What one call did.
+
+    `params` by role; `input` (None if the call has none but parameters); `add` as above; `folded` if a sample may
+    take several rows of dimension 0; `taps_first` if the running sum of a kernel is best laid out [k, k, O, C].
+    """
+
+    params: dict[str, Tensor]
+    input: Tensor | None
+    add: Add
+    folded: bool = False
+    taps_first: bool = False
+
+
+def _affine(weight: Tensor | None, bias: Tensor | None) -> dict[str, Tensor]:
+    return {role: value for role, value in (("weight", weight), ("bias", bias)) if value is not None}
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    first, *rest = (value,) if isinstance(value, int) else tuple(value)
+    return int(first), int(rest[0] if rest else first)
+
+
+def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Reading:
+    """Read y = a Wᵀ + b over any number of positions: (Σ_l g_l a_l)² and (Σ_l g_l)²."""
+
+    def add(a: Tensor, g: Tensor, samples: int, sums: Sums) -> None:
+        a_BLD, g_BLO = (x.reshape(samples, -1, x.shape[-1]) for x in (a, g))
+        if "weight" in sums:
+            add_dense(sums["weight"], a_BLD, g_BLO)
+        if "bias" in sums:
+            sums["bias"].add_(g_BLO.sum(1).square().sum(0))
+
+    return Reading(_affine(weight, bias), input, add, folded=True)
+
+
+def conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Reading | None:
+    """Read a convolution [B, C, H, W] -> [B, O, h, w] with any stride, padding, dilation, groups."""
+    if input.dim() != 4:
+        return None
+    border = (0, 0) if isinstance(padding, str) else _pair(padding)
+    geometry = Geometry((weight.shape[2], weight.shape[3]), _pair(stride), border, _pair(dilation))
+    same = padding == "same"
+    size = pad_same(input[:1], geometry).shape[2:] if same else input.shape[2:]
+    taps = few_pairs((size[0], size[1]), geometry) if groups == 1 else None
+
+    def add(a: Tensor, g: Tensor, samples: int, sums: Sums) -> None:
+        if "weight" in sums:
+            padded = pad_same(a, geometry) if same else a
+            if taps:
+                add_conv_pairs(sums["weight"], padded, g, taps)
+            else:
+                add_conv_grouped(sums["weight"], padded, g, geometry, groups)
+        if "bias" in sums:
+            sums["bias"].add_(g.sum((2, 3)).square().sum(0))
+
+    return Reading(_affine(weight, bias), input, add, taps_first=taps is not None)
+
+
+def _normalised(normalise: Callable[[Tensor], Tensor], channels: int) -> Add:
+    """Build the rule of y = γ·x̂ + β with γ, β [C] along dimension `channels` of x̂: (Σ_l g x̂)² and (Σ_l g)²."""
+
+    def add(a: Tensor, g: Tensor, samples: int, sums: Sums) -> None:
+        rest = [d for d in range(1, g.dim()) if d != channels]
+        if "weight" in sums:
+            product = normalise(a).mul_(g)
+            sums["weight"].add_((product.sum(rest) if rest else product).square().sum(0))
+        if "bias" in sums:
+            sums["bias"].add_((g.sum(rest) if rest else g).square().sum(0))
+
+    return add
+
+
+def batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Reading:
+    """Read batch normalisation by running statistics. Raises ValueError where it would use the batch's own."""
+    if training or running_mean is None or running_var is None:
+        raise ValueError("a BatchNorm without running statistics mixes the images of a batch, so no image has a "
+                         "gradient of its own: give it running statistics or replace it")  # fmt: skip
+    mean, var = running_mean, running_var
+
+    def normalise(a: Tensor) -> Tensor:
+        shape = (1, -1) + (1,) * (a.dim() - 2)
+        return (a - mean.view(shape)).mul_((var + eps).rsqrt().view(shape))
+
+    return Reading(_affine(weight, bias), input, _normalised(normalise, 1))
+
+
+def group_norm(
+    input: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Reading:
+    """Read group normalisation."""
+    add = _normalised(lambda a: F.group_norm(a, num_groups, eps=eps), 1)
+    return Reading(_affine(weight, bias), input, add)
+
+
+def layer_norm(
+    input: Tensor,
+    normalized_shape: Any,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Reading:
+    """Read layer normalisation over the last dimensions; the others but the sample's are positions."""
+    shape = tuple(normalized_shape)
+
+    def add(a: Tensor, g: Tensor, samples: int, sums: Sums) -> None:
+        if "weight" in sums:
+            product = F.layer_norm(a, shape, eps=eps).mul_(g)
+            sums["weight"].add_(product.reshape(samples, -1, *shape).sum(1).square().sum(0))
+        if "bias" in sums:
+            sums["bias"].add_(g.reshape(samples, -1, *shape).sum(1).square().sum(0))
+
+    return Reading(_affine(weight, bias), input, add, folded=True)
+
+
+def _broadcast(param: Tensor, other: Tensor, times: bool) -> Reading | None:
+    """Read x + p or x·p, with p repeated over samples and perhaps positions; those are summed, then squared."""
+    shape = (1,) * (other.dim() - param.dim()) + tuple(param.shape)
+    if param.dim() > other.dim() or shape[:1] != (1,):
+        return None
+
+    def add(a: Tensor, g: Tensor, samples: int, sums: Sums) -> None:
+        product = g * a if times else g
+        rest = [d for d in range(1, g.dim()) if shape[d] == 1 and g.shape[d] > 1]
+        squares = (product.sum(rest, keepdim=True) if rest else product).square().sum(0)
+        sums["value"].add_(squares.reshape(sums["value"].shape))
+
+    return Reading({"value": param}, other, add)
+
+
+def _elementwise(times: bool) -> Callable[..., Reading | None]:
+    def read(left: Any, right: Any, *, known: Callable[[Any], bool]) -> Reading | None:
+        param, other = (left, right) if known(left) else (right, left)
+        return _broadcast(param, other, times) if isinstance(other, Tensor) and not known(other) else None
+
+    return read
+
+
+def expand(param: Tensor, *sizes: Any, known: Callable[[Any], bool]) -> Reading | None:
+    """Read p.expand(B, …), the usual start of a class token."""
+    if not known(param) or param.dim() == 0 or param.shape[0] != 1:
+        return None
+
+    def add(a: Tensor, g: Tensor, samples: int, sums: Sums) -> None:
+        shape = (1,) * (g.dim() - param.dim()) + tuple(param.shape)
+        rest = [d for d in range(1, g.dim()) if shape[d] == 1 and g.shape[d] > 1]
+        squares = (g.sum(rest, keepdim=True) if rest else g).square().sum(0)
+        sums["value"].add_(squares.reshape(sums["value"].shape))
+
+    return Reading({"value": param}, None, add)
+
+
+RULES: dict[Callable[..., Any], Callable[..., Reading | None]] = {
+    F.linear: linear,
+    torch.conv2d: conv2d,
+    F.batch_norm: batch_norm,
+    F.group_norm: group_norm,
+    F.layer_norm: layer_norm,
+}
+# These see which of their operands is a parameter.
+OPERATORS: dict[Callable[..., Any], Callable[..., Reading | None]] = {
+    **dict.fromkeys((torch.add, torch.Tensor.add, torch.Tensor.__add__, torch.Tensor.__radd__), _elementwise(False)),
+    **dict.fromkeys((torch.mul, torch.Tensor.mul, torch.Tensor.__mul__, torch.Tensor.__rmul__), _elementwise(True)),
+    torch.Tensor.expand: expand,
+}
+# Views that keep the order of the entries: the result stands for the parameter.
+VIEWS = frozenset({torch.reshape, torch.Tensor.reshape, torch.Tensor.view, torch.unsqueeze, torch.Tensor.unsqueeze})

@@ -1,0 +1,128 @@
+"""Sums over samples of squared products: Σ_i (Σ_l g_il a_il)², the heart of the Fisher diagonal.
+
+i counts samples (B), l positions (L): tokens or pixels of the output. Two exact ways, chosen by cost:
+ - pairs: (Σ_l g_l a_l)² = Σ_{l ≤ l'} (2 − [l = l']) (g_l g_l') (a_l a_l'), so that samples and pairs together are
+   the inner dimension of one matrix product and no gradient of a single sample is ever stored;
+ - per sample: the weight gradients of a few samples at a time, squared while they lie in the cache.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.grad import conv2d_weight
+
+# Storing, squaring and adding one entry of a sample's gradient takes as long as about 20 multiplications inside
+# a matrix product (measured: 0.4 ns against 0.02 ns, AVX-512, 2 cores, float32).
+STORE = 20
+# Entries of per-sample gradients held at once: 2 MB of float32, about a core's second-level cache.
+TILE = 2**19
+
+
+def add_squares(total: Tensor, grads: Tensor) -> None:
+    """Add Σ_i grads[i]² to `total`; grads [B, *total.shape] is overwritten."""
+    if len(grads) <= 8:  # one fused pass over each large row beats square, then sum
+        for row in grads:
+            total.addcmul_(row, row)
+    else:
+        total.add_(grads.square_().sum(0))
+
+
+def add_dense(total_OD: Tensor, a_BLD: Tensor, g_BLO: Tensor) -> None:
+    """Add Σ_i (Σ_l g_il a_il)² of a linear layer to `total_OD`."""
+    size, positions, width = a_BLD.shape
+    if positions * (positions + 1) // 2 <= positions + STORE:
+        left, right = torch.triu_indices(positions, positions, device=a_BLD.device)
+        twice = torch.where(left == right, 1, 2).to(a_BLD.dtype)
+        pairs_a = (a_BLD[:, left] * a_BLD[:, right]).flatten(0, 1)
+        pairs_g = (g_BLO[:, left] * g_BLO[:, right] * twice[:, None]).flatten(0, 1)
+        total_OD.addmm_(pairs_g.T, pairs_a)
+        return
+    step = min(size, max(1, TILE // total_OD.numel()))
+    room = total_OD.new_empty(step, *total_OD.shape)
+    for at in range(0, size, step):
+        g, a = g_BLO[at : at + step], a_BLD[at : at + step]
+        add_squares(total_OD, torch.bmm(g.transpose(1, 2), a, out=room[: len(a)]))
+
+
+def pad_same(a: Tensor, geometry: Geometry) -> Tensor:
+    """Pad [B, C, H, W] as `padding="same"` does: the odd pixel goes to the end."""
+    rows, columns = (d * (k - 1) for k, d in zip(geometry.kernel, geometry.dilation, strict=True))
+    return F.pad(a, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))
+
+
+class Geometry(NamedTuple):
+    """Where the kernel of a convolution meets the image; each field is (rows, columns)."""
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+
+
+Taps = list[list[tuple[int, int]]]  # for each tap of the kernel, the (output, input) positions where it meets
+
+
+def few_pairs(size: tuple[int, int], geometry: Geometry) -> tuple[Taps, Taps] | None:
+    """List the rows' and the columns' taps for images of `size` if pairs of positions are the cheaper way."""
+    rows, columns = (_taps(size[j], *(field[j] for field in geometry)) for j in range(2))
+    met = [len(y) * len(x) for y in rows for x in columns]
+    cheap = sum(n * (n + 1) // 2 for n in met) <= len(met) * (max(met) + STORE)
+    return (rows, columns) if cheap else None
+
+
+def _taps(size: int, kernel: int, stride: int, padding: int, dilation: int) -> Taps:
+    out = (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+    where = [[(y, y * stride - padding + u * dilation) for y in range(out)] for u in range(kernel)]
+    return [[(y, x) for y, x in tap if 0 <= x < size] for tap in where]
+
+
+def add_conv_pairs(total: Tensor, a: Tensor, g: Tensor, taps: tuple[Taps, Taps]) -> None:
+    """Add Σ_i (Σ_l g_il a_il)² of an ungrouped convolution, tap by tap; deep layers see much padding, so few pairs.
+
+    total [O, C, k, k], fastest if laid out [k, k, O, C]; a [B, C, H, W]; g [B, O, h, w].
+    """
+    a_HWBC, g_hwBO = a.permute(2, 3, 0, 1).contiguous(), g.permute(2, 3, 0, 1).contiguous()
+    products: dict[tuple[object, ...], Tensor] = {}  # taps share most products
+
+    def product(side: str, values: Tensor, one: tuple[int, int], two: tuple[int, int]) -> Tensor:
+        key = (side, one, two)
+        if key not in products:
+            products[key] = values[one] * values[two]
+            if side == "g" and one != two:
+                products[key] *= 2
+        return products[key]
+
+    for u, rows in enumerate(taps[0]):
+        for v, columns in enumerate(taps[1]):
+            met = [((y, x), (i, j)) for y, i in rows for x, j in columns]
+            pairs = [(one, two) for at, one in enumerate(met) for two in met[at:]]
+            if pairs:
+                left = [product("g", g_hwBO, one[0], two[0]) for one, two in pairs]
+                right = [product("a", a_HWBC, one[1], two[1]) for one, two in pairs]
+                total[:, :, u, v].addmm_(torch.cat(left).T, torch.cat(right))
+
+
+def add_conv_grouped(total: Tensor, a: Tensor, g: Tensor, geometry: Geometry, groups: int) -> None:
+    """Add Σ_i (Σ_l g_il a_il)² of any convolution: every sample becomes a group of one wide convolution.
+
+    total [O, C/groups, k, k]; a [B, C, H, W]; g [B, O, h, w]. Source: Rochette et al. 2019, "Efficient per-example
+    gradient computations in convolutional neural networks".
+    """
+    step = max(1, TILE // total.numel())
+    for at in range(0, len(a), step):
+        part_a, part_g = a[at : at + step], g[at : at + step]
+        size = len(part_a)
+        grads = conv2d_weight(
+            part_a.reshape(1, -1, *a.shape[2:]),
+            (size * total.shape[0], *total.shape[1:]),
+            part_g.reshape(1, -1, *g.shape[2:]),
+            geometry.stride,
+            geometry.padding,
+            geometry.dilation,
+            size * groups,
+        )
+        add_squares(total, grads.view(size, *total.shape))

@@ -1,0 +1,7 @@
+"""Pictures: formats -> verified manifest -> uint8 cache -> views. Nothing of the user's is ever changed."""
+
+from taskgraft.data.manifest import DataSet, open_images
+from taskgraft.data.preprocess import Preprocess
+from taskgraft.data.views import batch_at, ready, view_of
+
+__all__ = ["DataSet", "Preprocess", "batch_at", "open_images", "ready", "view_of"]

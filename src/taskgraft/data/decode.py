@@ -1,0 +1,103 @@
+"""One file -> RGB pixels, by stated rules; the only place where pictures are opened.
+
+Rules: decoded by content, not by name; EXIF orientation applied; grey, palette and CMYK converted to RGB;
+transparency laid on white; 16-bit scaled to 8; the first frame of an animation; float pictures refused, since
+nobody knows their range. A file that breaks a rule is refused with a reason, never replaced.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import stat
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from taskgraft.data.preprocess import Preprocess, resize
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
+MAX_BYTES = 256 * 2**20
+MAX_PIXELS = 89_478_485  # Pillow's own warning level: about a quarter of a GiB of RGB
+MIN_SIDE = 4
+MAX_ASPECT = 100.0
+VERSION = "1"  # of these rules; part of the cache's key
+
+
+class Decoded(NamedTuple):
+    """A decoded picture [H, W, 3] uint8, or the reason why there is none; width and height of the original."""
+
+    pixels: NDArray[np.uint8] | None
+    reason: str | None
+    width: int = 0
+    height: int = 0
+
+
+def read_bytes(path: Path) -> bytes | str:
+    """The bytes of a regular file, or the reason why it cannot be read; never blocks on pipes or devices."""
+    try:
+        info = os.stat(path)
+        if not stat.S_ISREG(info.st_mode):
+            return "not a regular file"
+        if info.st_size == 0:
+            return "empty"
+        if info.st_size > MAX_BYTES:
+            return f"larger than {MAX_BYTES // 2**20} MiB"
+        return path.read_bytes()
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+
+
+def content(path: Path) -> tuple[str, str | None]:
+    """SHA-256 of a file's bytes and None, or an empty string and the reason why it cannot be read."""
+    found = read_bytes(path)
+    return ("", found) if isinstance(found, str) else (hashlib.sha256(found).hexdigest(), None)
+
+
+def decode(path: Path, wanted: Preprocess | None) -> Decoded:
+    """Open, check, fully decode and bring to size; without `wanted` only check."""
+    found = read_bytes(path)
+    if isinstance(found, str):
+        return Decoded(None, found)
+    try:
+        with Image.open(io.BytesIO(found), formats=FORMATS) as image:
+            width, height = image.size
+            reason = _refuse(width, height)
+            if reason:
+                return Decoded(None, reason, width, height)
+            image.load()
+            rgb = to_rgb(image)
+            pixels = None if wanted is None else np.asarray(resize(rgb, wanted))
+            return Decoded(pixels, None, width, height)
+    except UnidentifiedImageError:
+        return Decoded(None, "not a picture in a known format (" + ", ".join(FORMATS) + ")")
+    except Exception as error:  # Pillow's decoders raise anything on damaged files; each is a reason, none a crash
+        return Decoded(None, f"damaged: {type(error).__name__}: {str(error)[:120]}")
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Convert any mode to upright 8-bit RGB; raises ValueError for float pictures."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "F":
+        raise ValueError("a float picture: its range is unknown")
+    if image.mode.startswith("I"):  # 16 bits; Pillow's own conversion clips instead of scaling
+        values = np.asarray(image).astype(np.int64)
+        return Image.fromarray((values.clip(0, 65535) / 257.0).round().astype(np.uint8)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        upper = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", upper.size, "white"), upper).convert("RGB")
+    return image.convert("RGB")
+
+
+def _refuse(width: int, height: int) -> str | None:
+    if width * height > MAX_PIXELS:
+        return f"{width}x{height} is more than {MAX_PIXELS} pixels"
+    if min(width, height) < MIN_SIDE:
+        return f"{width}x{height} is smaller than {MIN_SIDE} pixels"
+    if max(width, height) / min(width, height) > MAX_ASPECT:
+        return f"{width}x{height} is longer than {MAX_ASPECT:g} times its width"
+    return None

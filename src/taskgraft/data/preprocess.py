@@ -1,0 +1,142 @@
+"""How a picture becomes a tensor: size, crop, interpolation, normalisation, in one line of text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from PIL import Image
+
+from taskgraft.problem import Problem
+
+CROPS = ("squash", "center", "border")
+FILTERS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+NORMS = {
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+}
+WORDS = (
+    "a size such as 96, a crop (squash, center, center:0.875, border), a filter (bilinear, bicubic, …), "
+    "a normalisation (imagenet, half, none, or mean=R,G,B std=R,G,B)"
+)
+
+
+class Preprocess(NamedTuple):
+    """The preprocessing that a model was trained with.
+
+    `size` in pixels (square). `crop`: "squash" resizes the whole picture, aspect not kept; "center" resizes the
+    short side to size / crop_pct and cuts the middle; "border" fits the picture in and pads with black.
+    `mean` and `std` apply to values scaled to [0, 1].
+    """
+
+    size: int = 224
+    crop: str = "center"
+    crop_pct: float = 0.875
+    interpolation: str = "bicubic"
+    mean: tuple[float, ...] = NORMS["imagenet"][0]
+    std: tuple[float, ...] = NORMS["imagenet"][1]
+
+    def show(self) -> str:
+        """Write it as the line that `parse` reads."""
+        crop = f"{self.crop}:{self.crop_pct:g}" if self.crop == "center" else self.crop
+        known = [name for name, pair in NORMS.items() if pair == (self.mean, self.std)]
+        norm = known[0] if known else f"mean={_numbers(self.mean)} std={_numbers(self.std)}"
+        return f"{self.size} {crop} {self.interpolation} {norm}"
+
+
+def parse(text: str, start: Preprocess) -> Preprocess:
+    """Read a line such as '96 squash bilinear imagenet'; what it leaves out stays as in `start`.
+
+    Raises Problem for a word that is none of size, crop, filter or normalisation.
+    """
+    wanted = start
+    for word in text.split():
+        name, _, value = word.partition("=")
+        crop, _, share = word.partition(":")
+        if word.isdecimal() and 8 <= int(word) <= 4096:
+            wanted = wanted._replace(size=int(word))
+        elif crop in CROPS:
+            wanted = wanted._replace(crop=crop, crop_pct=_share(share, text) if share else wanted.crop_pct)
+        elif word in FILTERS:
+            wanted = wanted._replace(interpolation=word)
+        elif word in NORMS:
+            wanted = wanted._replace(mean=NORMS[word][0], std=NORMS[word][1])
+        elif name in ("mean", "std") and value:
+            wanted = wanted._replace(**{name: _triple(value, text)})
+        else:
+            raise Problem(f"input {text!r}: {word!r} is not understood; write {WORDS}")
+    if min(wanted.std) <= 0:
+        raise Problem(f"input {text!r}: std must be above 0")
+    return wanted
+
+
+def from_timm(config: Mapping[str, Any]) -> Preprocess:
+    """Read timm's `pretrained_cfg`; what is missing there gets timm's own defaults."""
+    default = Preprocess()
+    crop = str(config.get("crop_mode") or "center")
+    filters = str(config.get("interpolation") or "bicubic")
+    return Preprocess(
+        size=int((config.get("input_size") or (3, 224, 224))[-1]),
+        crop=crop if crop in CROPS else "center",
+        crop_pct=float(config.get("crop_pct") or 0.875),
+        interpolation=filters if filters in FILTERS else "bicubic",
+        mean=tuple(config.get("mean") or default.mean),
+        std=tuple(config.get("std") or default.std),
+    )
+
+
+def to_timm(wanted: Preprocess) -> dict[str, Any]:
+    """Write timm's keys, so that timm's own transforms do the same."""
+    return {
+        "input_size": [3, wanted.size, wanted.size],
+        "interpolation": wanted.interpolation,
+        "crop_pct": 1.0 if wanted.crop == "squash" else wanted.crop_pct,
+        "crop_mode": wanted.crop,
+        "mean": list(wanted.mean),
+        "std": list(wanted.std),
+    }
+
+
+def resize(image: Image.Image, wanted: Preprocess) -> Image.Image:
+    """Bring an RGB picture to [size, size] by Pillow's filters."""
+    size, resample = wanted.size, FILTERS[wanted.interpolation]
+    if wanted.crop == "squash":
+        return image.resize((size, size), resample)
+    width, height = image.size
+    if wanted.crop == "border":
+        factor = size / max(width, height)
+    else:
+        factor = round(size / wanted.crop_pct) / min(width, height)
+    width, height = max(1, round(width * factor)), max(1, round(height * factor))
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    return image.resize((width, height), resample).crop((left, top, left + size, top + size))
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    return ",".join(f"{value:g}" for value in values)
+
+
+def _triple(text: str, line: str) -> tuple[float, ...]:
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        values = ()
+    if len(values) != 3:
+        raise Problem(f"input {line!r}: {text!r} must be three numbers such as 0.485,0.456,0.406")
+    return values
+
+
+def _share(text: str, line: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = 0.0
+    if not 0 < share <= 1:
+        raise Problem(f"input {line!r}: the crop's share {text!r} must be above 0 and at most 1")
+    return share

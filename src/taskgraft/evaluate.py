@@ -1,0 +1,36 @@
+"""A classifier's logits on a set of images. Measures, changes nothing."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from taskgraft import data
+from taskgraft.classifier import Classifier
+from taskgraft.record import Predictions
+from taskgraft.types import Images
+
+
+def predict(classifier: Classifier, images: Images, size: int = 128) -> Predictions:
+    """Logits of every task on every image, in eval mode and full precision; modes are restored.
+
+    Labels of tasks that the classifier lacks are left out.
+    """
+    modes = [(module, module.training) for module in classifier.modules()]
+    classifier.eval()
+    device = next(classifier.parameters()).device
+    parts = []
+    with torch.inference_mode():
+        for first in range(0, len(images.pixels), size):
+            outputs = classifier(data.ready(images, first, first + size).to(device))
+            parts.append({task: logits.float().cpu().numpy() for task, logits in outputs.items()})
+    for module, training in modes:
+        module.training = training
+    classes = {task.name: task.classes for task in classifier.tasks}
+    return Predictions(
+        classes,
+        classifier.softmax,
+        images.names,
+        {task: target.numpy().astype(np.int64) for task, target in images.labels.items() if task in classes},
+        {task: np.concatenate([part[task] for part in parts]) for task in classes},
+    )

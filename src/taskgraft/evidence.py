@@ -1,0 +1,90 @@
+"""What a run showed, by task and with intervals, and the writing of it into the run folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from taskgraft import folder, metrics, report
+from taskgraft.bundle import Bundle, write
+from taskgraft.data.manifest import DataSet, write_lists
+from taskgraft.record import Predictions, Record, TaskResult, save_predictions, write_text
+from taskgraft.settings import Run
+
+
+def task_results(sets: Mapping[str, Predictions]) -> tuple[TaskResult, ...]:
+    """Each task before and after.
+
+    `sets` holds the child's predictions on the new task's validation images ("new") and on old ones ("old",
+    where there are any), and the parent's ("new-parent", "old-parent", where there is a parent).
+    """
+    names = list(sets["new"].classes)
+    return tuple(_result(name, name == names[-1], sets) for name in names)
+
+
+def _result(task: str, new: bool, sets: Mapping[str, Predictions]) -> TaskResult:
+    child = sets["new"] if new else sets.get("old")
+    before = None if new else sets.get("old-parent")
+    result = TaskResult(name=task, classes=sets["new"].classes[task], new=new)
+    changes = {}
+    if child is not None and task in child.labels:
+        after = metrics.correct(child, task)
+        changes["child"] = metrics.interval(after)
+        if before is not None:
+            held = metrics.correct(before, task)
+            changes |= {"parent": metrics.interval(held), "forgetting": metrics.interval(held - after)}
+    parent = sets.get("new-parent")
+    if parent is not None and not new:
+        changes["agreement"] = metrics.interval(metrics.agreement(parent, sets["new"], task))
+    return result.model_copy(update=changes)
+
+
+def card(predictions: Predictions, task: str, trained: Mapping[str, int], measured_on: str) -> dict:
+    """The task card: what a later user must know of a task once its images are gone.
+
+    Class counts of the training images, the confusion matrix [K, K + 1] on validation images (rows true, columns
+    answered, the last one: lost to another task), accuracy and calibration error.
+    """
+    labels = predictions.labels[task]
+    return {
+        "task": task,
+        "classes": list(predictions.classes[task]),
+        "measured_on": measured_on,
+        "images": int((labels >= 0).sum()),
+        "train_counts": dict(trained),
+        "accuracy": metrics.accuracy(predictions, task),
+        "calibration_error": metrics.calibration_error(predictions.logits[task], labels),
+        "confusion": metrics.confusion(predictions, task).tolist(),
+    }
+
+
+def choices(run: Run, default: Run, reasons: Mapping[str, str]) -> tuple[tuple[str, str, str], ...]:
+    """Each setting with its value and why it has it."""
+    return tuple(
+        (name, str(value), reasons.get(name, "default" if value == getattr(default, name) else "as asked"))
+        for name, value in asdict(run).items()
+    )
+
+
+def warnings_of(tasks: Sequence[TaskResult], described: Mapping[str, Any]) -> list[str]:
+    """What a reader must know before believing the numbers."""
+    notes = [f"{name}: {note}" for name, part in described.items() for note in part["notes"]]
+    notes += [
+        f"the parent is near chance on {task.name}: check the preprocessing and the order of its class names"
+        for task in tasks
+        if task.parent and task.parent.mean < 2 / len(task.classes)
+    ]
+    return notes
+
+
+def publish(out: Path, bundle: Bundle, record: Record, sets: Mapping[str, Predictions], found: DataSet) -> None:
+    """Write the bundle and everything that is read beside it; the run counts as done once the model is whole."""
+    save_predictions(out / "predictions.npz", sets)
+    write_lists(out, found)
+    write_text(out / "record.json", record.model_dump_json(indent=1))
+    write_text(out / "README.md", report.model_card(record))
+    write(out, bundle, method=record.method, parent=record.parent)
+    folder.close_run(out)
+    write_text(out / "report.html", report.render_run(record, dict(sets)))

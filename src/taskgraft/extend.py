@@ -1,0 +1,296 @@
+"""The use case: parent + images of a new task + method -> a child that does both, and the evidence."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from taskgraft import evidence, folder, inputs, methods, metrics, precision, train
+from taskgraft.bundle import Bundle, open_parent, read
+from taskgraft.classifier import Classifier, grow
+from taskgraft.evaluate import predict
+from taskgraft.fitting import Fitted, Measured, fit_in
+from taskgraft.inputs import Inputs
+from taskgraft.method import Method
+from taskgraft.problem import Problem
+from taskgraft.record import Clock, Line, Predictions, Record, TaskResult, load_predictions, versions
+from taskgraft.settings import Run, validate
+from taskgraft.state import TrainState
+from taskgraft.types import Sources, Task, Watch
+
+TASK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _-]{0,63}")  # it becomes a file name
+
+
+class Extension(NamedTuple):
+    """What `extend` leaves: the child, the evidence, and where they lie."""
+
+    bundle: Bundle
+    record: Record
+    predictions: dict[str, Predictions]
+    out: Path
+
+
+@dataclass(frozen=True)
+class Request:
+    """Everything that decides a run; equal requests on equal data give equal children."""
+
+    parent: str
+    data: Path
+    task: str
+    method: str = "distill"
+    run: Run = field(default_factory=Run)
+    old: Path | None = None  # a sample of old images, for the methods that use one
+    old_val: tuple[Path, ...] = ()  # old validation images, a folder for each old task that has any
+    arch: str | None = None
+    labels: Path | None = None
+    wanted: str | None = None  # the preprocessing line
+    parent_task: str = "parent"  # what to call the task of a model that comes without names
+
+
+def extend(
+    request: Request,
+    out: Path,
+    *,
+    cache: Path | None = None,
+    resume: bool = False,
+    command: str = "taskgraft.extend",
+    watch: Watch = Watch(),  # noqa: B008 - immutable
+) -> Extension:
+    """Extend a trained classifier with a new task.
+
+    Writes the run folder and bundle `out`; a finished run of the same request is read, not repeated. `cache` is
+    where decoded pixels are kept (None = in memory only). Raises Problem for bad input before anything is written.
+    """
+    clock = Clock.start()
+    plan = methods.parse(request.method)
+    request = replace(request, method=methods.show(plan), run=validate(request.run))
+    for name in (request.task, request.parent_task):
+        if not TASK_NAME.fullmatch(name):
+            raise Problem(
+                f"task name {name!r}: use letters, digits, spaces, - and _, at most 64, a letter or digit first"
+            )
+    parent = open_parent(
+        request.parent,
+        arch=request.arch,
+        labels=request.labels,
+        wanted=request.wanted,
+        task=request.parent_task,
+    )
+    if request.task in [task.name for task in parent.classifier.tasks]:
+        grow(parent.classifier, Task(request.task, ("", "")), 0)  # says what is wrong, before pictures are read
+    for line in parent.found:
+        watch.say(f"parent: {line}")
+    found = inputs.gather(
+        request.data, request.task, parent.classifier.tasks, parent.preprocess,
+        old=request.old, old_val=request.old_val, seed=request.run.seed, cache=cache, watch=watch,
+    )  # fmt: skip
+    settings = _settings(request, parent, found)
+    if folder.examine(out, settings, resume) == "done":
+        watch.say(f"{out} holds this run, finished; nothing was done")
+        return load(out)
+    with folder.held(out):
+        job = _Job(request, methods.build(plan), parent, found, out, cache, command, watch)
+        return _carry_out(job, settings, clock.lap("reading"))
+
+
+def load(out: Path) -> Extension:
+    """Read a finished run. Raises Problem where there is none."""
+    try:
+        record = Record.model_validate_json((out / "record.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise Problem(
+            f"{out} holds no finished run ({type(error).__name__}); give the OUT folder of an extend"
+        ) from error
+    return Extension(read(out), record, load_predictions(out / "predictions.npz"), out)
+
+
+class _Job(NamedTuple):
+    request: Request
+    method: Method
+    parent: Bundle
+    found: Inputs
+    out: Path
+    cache: Path | None
+    command: str
+    watch: Watch
+
+
+def _carry_out(job: _Job, settings: dict[str, Any], clock: Clock) -> Extension:
+    request, parent, found, watch = job.request, job.parent, job.found, job.watch
+    child = grow(parent.classifier, found.new.tasks[0], request.run.seed)
+    child.softmax = request.run.softmax
+    assert found.new.train is not None
+    sources = Sources(found.new.train, found.old, request.run.views, request.run.augment, request.run.seed)
+    run, reason = _resolve(job, child, sources, settings)
+    before = _predictions(parent.classifier, found)
+    for task, share in _accuracies(before, "old").items():
+        watch.say(f"parent: {task} {share:.1%} on {len(before['old'].ids)} validation pictures")
+    if run.softmax == "joint":
+        watch.say("one softmax over all tasks: for reproduction only, since the new task pushes the old ones out")
+
+    def measure(classifier: Classifier) -> Measured:
+        now = _predictions(classifier, found)
+        accuracy = _accuracies(now, "old") | _accuracies(now, "new")
+        return Measured(accuracy, _agreements(before["new"], now["new"]))
+
+    def begin() -> TrainState:
+        return train.start(child, job.method, sources, parent.memory, run)
+
+    def blank() -> TrainState:
+        return train.prepare(child, job.method, run)
+
+    measured = [task.name for task in child.tasks[:-1] if "old" in before and task.name in before["old"].labels]
+    choosing = [task.name for task in child.tasks] if len(measured) == len(child.tasks) - 1 else []
+    fitted = fit_in(job.out, begin, blank, job.method, sources, run, measure, choosing, watch)
+    clock = clock.lap("training and validation")
+    return _finish(job, run, reason, fitted, sources, before, clock)
+
+
+def _finish(
+    job: _Job,
+    run: Run,
+    reason: str,
+    fitted: Fitted,
+    sources: Sources,
+    before: dict[str, Predictions],
+    clock: Clock,
+) -> Extension:
+    """Let the method finish, measure once more, write the bundle; the run counts as done after that."""
+    classifier, memory = fitted.state.classifier, fitted.state.memory
+    kept = job.parent.memory
+    if job.method.finish:
+        classifier, news = job.method.finish(classifier, memory, sources)
+        kept = {**kept, **news}
+    after = _predictions(classifier, job.found)
+    sets = after | {f"{name}-parent": value for name, value in before.items()}
+    clock = clock.lap("finishing")
+    record = _record(job, run, reason, fitted, sets, clock)
+    bundle = job.parent._replace(
+        classifier=classifier,
+        memory=kept,
+        source=str(job.out),
+        home=job.out,
+        lineage=(*job.parent.lineage, _ancestor(record)),
+        cards=_cards(job, sets),
+    )
+    evidence.publish(job.out, bundle, record, sets, job.found.new)
+    return Extension(bundle, record, sets, job.out)
+
+
+def _resolve(job: _Job, child: Classifier, sources: Sources, settings: dict[str, Any]) -> tuple[Run, str]:
+    """What "auto" becomes: chosen on the first start, kept for every resume."""
+    if (job.out / "run.json").exists():
+        stored = folder.resolved(job.out)
+        return Run(**stored["run"]), stored["reason"]
+    run, reason = precision.choose(child, sources, job.request.run, job.cache)
+    folder.open_run(job.out, settings, {"run": asdict(run), "reason": reason}, job.command)
+    return run, reason
+
+
+def _settings(request: Request, parent: Bundle, found: Inputs) -> dict[str, Any]:
+    """What must be equal for a run to be the same run."""
+    fingerprints = {name: part["fingerprint"] for name, part in found.described.items()}
+    return {
+        "task": request.task,
+        "method": request.method,
+        "run": asdict(request.run),
+        "parent": parent.digest,
+        "preprocess": parent.preprocess.show(),
+        "data": fingerprints,
+    }
+
+
+def _predictions(classifier: Classifier, found: Inputs) -> dict[str, Predictions]:
+    assert found.new.val is not None
+    sets = {"new": predict(classifier, found.new.val)}
+    return sets | ({"old": predict(classifier, found.old_val)} if found.old_val else {})
+
+
+def _accuracies(sets: dict[str, Predictions], name: str) -> dict[str, float]:
+    if name not in sets:
+        return {}
+    tasks = [task for task, target in sets[name].labels.items() if (target >= 0).any()]
+    newest = list(sets[name].classes)[-1]
+    return {task: metrics.accuracy(sets[name], task) for task in tasks if name == "old" or task == newest}
+
+
+def _agreements(parent: Predictions, child: Predictions) -> dict[str, float]:
+    return {task: float(metrics.agreement(parent, child, task).mean()) for task in parent.classes}
+
+
+def _cards(job: _Job, sets: dict[str, Predictions]) -> dict[str, dict[str, Any]]:
+    """The parent's cards, one for the new task, and one for an old task that had none but can be measured."""
+    cards = dict(job.parent.cards)
+    for task in job.found.new.tasks[:1]:
+        trained = job.found.described["new"]["counts"]
+        cards[task.name] = evidence.card(sets["new"], task.name, trained, "new validation images, when it was learnt")
+    for task in sets["old-parent"].labels if "old-parent" in sets else ():
+        if task not in cards:
+            cards[task] = evidence.card(sets["old-parent"], task, {}, "old validation images, by the parent")
+    return cards
+
+
+def _ancestor(record: Record) -> dict[str, Any]:
+    results = {task.name: task.child.mean for task in record.tasks if task.child}
+    return {
+        "parent": record.parent,
+        "method": record.method,
+        "task": record.tasks[-1].name,
+        "accuracy": results,
+    }
+
+
+def _parent_history(parent: Bundle) -> tuple[Line, ...]:
+    """The parent's own training, where its bundle has it."""
+    file = parent.home / "metrics.jsonl" if parent.home else None
+    return tuple(folder.history(parent.home)) if parent.home and file and file.exists() else ()
+
+
+def _record(job: _Job, run: Run, reason: str, fitted: Fitted, sets: dict[str, Predictions], clock: Clock) -> Record:
+    request, parent = job.request, job.parent
+    tasks = evidence.task_results(sets)
+    chosen = metrics.score(fitted.history, [task.name for task in tasks])
+    classifier = fitted.state.classifier
+    total = sum(value.numel() for value in classifier.parameters())
+    inherited = sum(value.numel() for value in parent.classifier.parameters())
+    return Record(
+        command=job.command,
+        seed=run.seed,
+        method=request.method,
+        run=asdict(run),
+        parent={
+            "source": request.parent,
+            "digest": parent.digest,
+            "architecture": parent.arch,
+            "tasks": [task.name for task in parent.classifier.tasks],
+            "preprocess": parent.preprocess.show(),
+            "lineage": list(parent.lineage),
+        },
+        data=job.found.described,
+        choices=evidence.choices(run, Run(), {"precision": reason}),
+        tasks=tasks,
+        score=chosen[0] if chosen else None,
+        step=fitted.step,
+        history=fitted.history,
+        parent_history=_parent_history(parent),
+        parameters={"child": total, "parent": inherited, "added": total - inherited},
+        seconds=clock.seconds(),
+        versions=versions(),
+        notes=_notes(job, tasks, chosen is not None),
+    )
+
+
+def _notes(job: _Job, tasks: tuple[TaskResult, ...], scored: bool) -> tuple[str, ...]:
+    notes = evidence.warnings_of(tasks, job.found.described)
+    if "ewc" in job.request.method and job.found.old is None and not job.parent.memory.get("ewc"):
+        notes.append(
+            "no old sample was given: the Fisher information comes from the new images and the parent's own answers"
+        )
+    if not scored:
+        notes.append(
+            "not every old task has validation images: old accuracy is unknown, "
+            "the last step was kept, and agreement is a proxy"
+        )
+    return tuple(notes)

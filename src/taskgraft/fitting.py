@@ -1,0 +1,103 @@
+"""The loop inside a run folder: evaluation, metrics, checkpoints, the best step, resume."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from safetensors.torch import load_file, save_file
+
+from taskgraft import folder, metrics, state, train, tree
+from taskgraft.classifier import Classifier
+from taskgraft.method import Method
+from taskgraft.record import Line, atomic
+from taskgraft.settings import Run, rate_at
+from taskgraft.state import TrainState
+from taskgraft.types import Sources, Watch
+
+
+class Measured(NamedTuple):
+    """Validation accuracy of each task that has images, and agreement with the parent on each old one."""
+
+    accuracy: dict[str, float]
+    agreement: dict[str, float]
+
+
+class Fitted(NamedTuple):
+    """A finished run: its last state with the kept step's weights in place, and its lines."""
+
+    state: TrainState
+    history: tuple[Line, ...]
+    step: int  # whose weights were kept
+    images_per_second: float
+
+
+def fit_in(
+    out: Path,
+    begin: Callable[[], TrainState],
+    blank: Callable[[], TrainState],
+    method: Method,
+    sources: Sources,
+    run: Run,
+    measure: Callable[[Classifier], Measured],
+    choosing: Sequence[str],
+    watch: Watch,
+) -> Fitted:
+    """Run to the last step, from the newest sound checkpoint in `out` if there is one.
+
+    `begin` makes a started state, `blank` one to restore into. Of the evaluated steps the one with the best mean
+    accuracy over the tasks `choosing` is kept; the last one where `choosing` is empty.
+    """
+    store, best_file = out / "state", out / "state" / "best.safetensors"
+    checkpoint, damaged = state.newest(store)
+    for line in damaged:
+        watch.say(line)
+    if checkpoint:
+        current = state.restore(checkpoint, blank())
+        lines = folder.rewind(out, current.step)
+        watch.say(f"going on from step {current.step}")
+    else:
+        current, lines = begin(), folder.rewind(out, -1)
+        lines.append(Line(step=0, **measure(current.classifier)._asdict()))
+        folder.append(out, lines[0])
+        state.save(store, current)
+    first, clock, spent = current.step, time.perf_counter(), 0.0
+
+    def on_step(now: TrainState, terms: dict[str, float]) -> None:
+        nonlocal spent
+        pause = time.perf_counter()
+        evaluated = now.step % run.eval_every == 0 or now.step == run.steps
+        if terms or evaluated:
+            measured = measure(now.classifier) if evaluated else Measured({}, {})
+            rate = rate_at(run, now.step - 1)
+            line = Line(step=now.step, rate=rate, terms=terms, **measured._asdict())
+            before = metrics.score(lines, choosing)
+            lines.append(line)
+            folder.append(out, line)
+            if metrics.score(lines, choosing) != before:
+                with atomic(best_file) as aside:
+                    save_file(tree.state(now.classifier), aside)
+            watch.say(describe(line, run))
+        if now.step % run.save_every == 0 or now.step == run.steps:
+            state.save(store, now)
+        watch.progress("training", now.step, run.steps)
+        spent += time.perf_counter() - pause
+
+    current = train.fit(current, method, sources, run, on_step)
+    seconds = time.perf_counter() - clock - spent
+    best = metrics.score(lines, choosing) if choosing else None
+    step = best[1] if best else current.step
+    if step != current.step:
+        current.classifier.load_state_dict({name: value.clone() for name, value in load_file(best_file).items()})
+    done = (current.step - first) * run.batch
+    return Fitted(current, tuple(lines), step, done / seconds if done else 0.0)
+
+
+def describe(line: Line, run: Run) -> str:
+    """One plain line of progress."""
+    terms = " ".join(f"{name} {value:.3f}" for name, value in line.terms.items())
+    shares = " ".join(f"{task} {value:.1%}" for task, value in line.accuracy.items())
+    agreed = " ".join(f"{task} agreement {value:.1%}" for task, value in line.agreement.items())
+    return "  ".join(part for part in (f"step {line.step}/{run.steps}", terms, shares, agreed) if part)

@@ -1,0 +1,124 @@
+"""A run's folder: one writer, its settings, its metrics, and what a second start of the same command finds."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from taskgraft.problem import Problem
+from taskgraft.record import Line, flush, write_json, write_text
+
+OWN = {"run.json", ".lock", "metrics.jsonl", "state", "log.txt", "command.txt"}
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Hold a run folder alone; raises Problem naming who holds it. The lock dies with its process."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Problem(f"{folder} cannot be made: {error.strerror}; choose another OUT") from error
+    lock, note = FileLock(folder / ".lock", thread_local=False), folder / ".holder"
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        holder = note.read_text() if note.exists() else "another process"
+        raise Problem(f"{folder} is being written by {holder}; wait for it, or choose another OUT") from error
+    except OSError as error:
+        raise Problem(f"{folder} cannot be written: {error.strerror}; choose another OUT") from error
+    try:
+        note.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+        yield
+    finally:
+        note.unlink(missing_ok=True)
+        lock.release()
+
+
+def examine(folder: Path, settings: Mapping[str, Any], resume: bool) -> str:
+    """What a folder holds: "new", "begun" (go on) or "done".
+
+    Raises Problem for foreign files, for a begun run without `resume`, and for a run with other settings, naming
+    each difference. Nothing is written.
+    """
+    file = folder / "run.json"
+    if not file.exists():
+        strange = sorted({item.name for item in folder.iterdir()} - OWN - {".holder"}) if folder.is_dir() else []
+        if strange:
+            raise Problem(f"{folder} already holds other files ({', '.join(strange[:3])}); choose an empty or new OUT")
+        return "new"
+    stored = json.loads(file.read_text())
+    differing = differences(stored["settings"], json.loads(json.dumps(settings)))
+    if differing:
+        raise Problem(
+            f"{folder} holds another run: {'; '.join(differing[:6])}. Choose another OUT, or repeat its settings"
+        )
+    if stored.get("done"):
+        return "done"
+    if not resume:
+        raise Problem(f"{folder} holds this run, unfinished: add --resume to go on from its last checkpoint")
+    return "begun"
+
+
+def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Each setting that differs: 'name was X, is Y'."""
+    found = []
+    for key in sorted(stored.keys() | wanted.keys()):
+        before, after = stored.get(key), wanted.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            found += differences(before, after, f"{prefix}{key}.")
+        elif before != after:
+            found.append(f"{prefix}{key} was {before!r}, is {after!r}")
+    return found
+
+
+def open_run(folder: Path, settings: Mapping[str, Any], resolved: Mapping[str, Any], command: str) -> None:
+    """Write run.json (what was asked, what it became) and command.txt."""
+    write_json(folder / "run.json", {"settings": settings, "resolved": resolved, "done": False})
+    write_text(folder / "command.txt", command + "\n")
+
+
+def resolved(folder: Path) -> dict[str, Any]:
+    """What the settings became when the run was first started."""
+    return json.loads((folder / "run.json").read_text())["resolved"]
+
+
+def close_run(folder: Path) -> None:
+    """Mark the run as finished."""
+    stored = json.loads((folder / "run.json").read_text())
+    write_json(folder / "run.json", {**stored, "done": True})
+
+
+def append(folder: Path, line: Line) -> None:
+    """Add a line to metrics.jsonl."""
+    with (folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write(line.model_dump_json(exclude_defaults=True) + "\n")
+
+
+def history(folder: Path) -> list[Line]:
+    """The lines of metrics.jsonl; a half-written last line is left out."""
+    try:
+        text = (folder / "metrics.jsonl").read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return []
+    return [Line.model_validate_json(line) for line in text.split("\n")[:-1] if line]
+
+
+def rewind(folder: Path, step: int) -> list[Line]:
+    """Drop the lines after `step`: they will be written again, equal."""
+    kept = [line for line in history(folder) if line.step <= step]
+    write_text(folder / "metrics.jsonl", "".join(line.model_dump_json(exclude_defaults=True) + "\n" for line in kept))
+    flush(folder)
+    return kept
+
+
+def command_line(arguments: list[str]) -> str:
+    """A command as one would type it."""
+    return "taskgraft " + shlex.join(arguments)

@@ -1,0 +1,108 @@
+"""The images of a run: the new task's, and whatever there is of the old ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from taskgraft.data.formats import list_images
+from taskgraft.data.manifest import DataSet, counts, open_images
+from taskgraft.data.preprocess import Preprocess
+from taskgraft.problem import Problem
+from taskgraft.types import Images, Task, Watch
+
+
+class Inputs(NamedTuple):
+    """Verified images; `old` is a training sample of old tasks, `old_val` their validation images."""
+
+    new: DataSet
+    old: Images | None
+    old_val: Images | None
+    described: dict[str, Any]  # sources, counts, fingerprints, exclusions, for the record
+
+
+def gather(
+    data: Path,
+    task: str,
+    tasks: Sequence[Task],
+    wanted: Preprocess,
+    *,
+    old: Path | None,
+    old_val: Sequence[Path],
+    seed: int,
+    cache: Path | None,
+    watch: Watch,
+) -> Inputs:
+    """Open the new task's images and those of old `tasks`; which old task a folder is of, its classes tell.
+
+    Raises Problem for data that cannot be used, or classes that no old task has.
+    """
+    new = open_images(data, task, wanted, seed=seed, others=tasks, cache_folder=cache, progress=_bar(watch, data))
+    if new.train is None or new.val is None:
+        raise Problem(f"{data}: both training and validation pictures are needed; found only one of them")
+    described = {"new": _describe(data, new)}
+    opened: dict[str, list[Images]] = {"train": [], "val": []}
+    for part, paths in (("train", [old] if old else []), ("val", old_val)):
+        for path in paths:
+            owner = owner_of(path, tasks)
+            found = open_images(
+                path, owner.name, wanted, seed=seed, classes=owner.classes, cache_folder=cache, whole=part,
+                progress=_bar(watch, path),
+            )  # fmt: skip
+            images = found.train if part == "train" else found.val
+            if images is not None:
+                opened[part].append(images)
+            described[f"old {part}: {owner.name}"] = _describe(path, found)
+    return Inputs(new, _joined(opened["train"]), _joined(opened["val"]), described)
+
+
+def owner_of(path: Path, tasks: Sequence[Task]) -> Task:
+    """The old task whose classes the pictures at `path` have."""
+    if len(tasks) == 1:
+        return tasks[0]
+    overlap = {}
+    for task in tasks:
+        try:
+            names = {entry.labels.get(task.name) for entry in list_images(path, task.name).entries}
+        except Problem:
+            continue
+        overlap[task] = len(names & set(task.classes)) / max(1, len(names))
+    if not overlap or max(overlap.values()) == 0:
+        raise Problem(f"{path}: its classes belong to none of the old tasks {', '.join(task.name for task in tasks)}")
+    return max(overlap, key=lambda task: overlap[task])
+
+
+def _joined(parts: Sequence[Images]) -> Images | None:
+    if len(parts) < 2:
+        return parts[0] if parts else None
+    tasks = {task for part in parts for task in part.labels}
+    labels = {
+        task: torch.cat([part.labels.get(task, torch.full((len(part.pixels),), -1)) for part in parts])
+        for task in sorted(tasks)
+    }
+    pixels = torch.cat([part.pixels for part in parts])
+    return Images(pixels, labels, tuple(n for part in parts for n in part.names), parts[0].mean, parts[0].std)
+
+
+def _describe(path: Path, found: DataSet) -> dict[str, Any]:
+    task = found.tasks[0]
+    sets = {"train": found.train, "val": found.val, "test": found.test}
+    return {
+        "source": str(path),
+        "layout": found.kind,
+        "fingerprint": found.fingerprint,
+        "task": task.name,
+        "classes": len(task.classes),
+        "images": {name: len(images.pixels) for name, images in sets.items() if images is not None},
+        "counts": counts(found.train or found.val, task),
+        "excluded": [list(pair) for pair in found.excluded[:1000]],
+        "excluded_count": len(found.excluded),
+        "notes": list(found.notes),
+    }
+
+
+def _bar(watch: Watch, path: Path):
+    return lambda done, total: watch.progress(f"reading {path.name}", done, total)

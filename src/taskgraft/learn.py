@@ -1,0 +1,137 @@
+"""A classifier of one task, trained on its own pictures: the parent of later extensions."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from taskgraft import evidence, folder, inputs, metrics, precision, seeds, train
+from taskgraft.bundle import Bundle, open_parent
+from taskgraft.bundle.parents import create
+from taskgraft.classifier import Classifier, wrap
+from taskgraft.data import preprocess
+from taskgraft.evaluate import predict
+from taskgraft.extend import Extension, load
+from taskgraft.fitting import Measured, fit_in
+from taskgraft.inputs import Inputs
+from taskgraft.method import Method
+from taskgraft.problem import Problem
+from taskgraft.record import Clock, Predictions, Record, fingerprint, versions
+from taskgraft.settings import LEARN, Run, validate
+from taskgraft.types import Memory, Sources, Watch
+
+
+def learn(
+    data: Path,
+    out: Path,
+    *,
+    task: str = "label",
+    model: str = "resnet18",
+    weights: str | None = None,
+    wanted: str | None = None,
+    run: Run = LEARN,
+    cache: Path | None = None,
+    resume: bool = False,
+    command: str = "taskgraft.learn",
+    watch: Watch = Watch(),  # noqa: B008 - immutable
+) -> Extension:
+    """Train a classifier of one task into the run folder and bundle `out`.
+
+    `model` is a timm name, trained from random weights drawn from the seed; `weights` starts from the backbone of
+    a parent that `open_parent` opens. Raises Problem for bad input before anything is written.
+    """
+    clock, run = Clock.start(), validate(run)
+    backbone = open_parent(weights) if weights else None
+    start = backbone.preprocess if backbone else create(model, 2)[2]
+    chosen = preprocess.parse(wanted, start) if wanted else start
+    found = inputs.gather(data, task, (), chosen, old=None, old_val=(), seed=run.seed, cache=cache, watch=watch)
+    settings: dict[str, Any] = {
+        "task": task,
+        "model": backbone.digest if backbone else model,
+        "run": asdict(run),
+        "preprocess": chosen.show(),
+        "data": found.described["new"]["fingerprint"],
+    }
+    if folder.examine(out, settings, resume) == "done":
+        watch.say(f"{out} holds this run, finished; nothing was done")
+        return load(out)
+    with folder.held(out):
+        bundle = _begin(model, backbone, found, chosen, run)
+        return _carry_out(bundle, found, run, settings, out, cache, command, watch, clock.lap("reading"))
+
+
+def _begin(model: str, backbone: Bundle | None, found: Inputs, chosen: preprocess.Preprocess, run: Run) -> Bundle:
+    task = found.new.tasks[0]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seeds.derive(run.seed, "weights"))
+        if backbone:
+            width = int(backbone.classifier.heads[0].weight.shape[1])
+            head = torch.nn.Linear(width, len(task.classes))
+            classifier = Classifier(backbone.classifier.backbone, [head], [task], run.softmax)
+            return backbone._replace(classifier=classifier, preprocess=chosen, memory={}, cards={}, home=None)
+        net, name, _ = create(model, len(task.classes))
+    mark = fingerprint([model, str(run.seed)])
+    return Bundle(wrap(net, name, [task], run.softmax), chosen, {}, model, mark, model, name)
+
+
+def _carry_out(
+    bundle: Bundle,
+    found: Inputs,
+    run: Run,
+    settings: dict[str, Any],
+    out: Path,
+    cache: Path | None,
+    command: str,
+    watch: Watch,
+    clock: Clock,
+) -> Extension:
+    if found.new.train is None or found.new.val is None:
+        raise Problem("both training and validation pictures are needed")
+    sources = Sources(found.new.train, None, run.views, run.augment, run.seed)
+    val, task = found.new.val, found.new.tasks[0].name
+    if (out / "run.json").exists():
+        stored = folder.resolved(out)
+        run, reason = Run(**stored["run"]), stored["reason"]
+    else:
+        run, reason = precision.choose(bundle.classifier, sources, run, cache)
+        folder.open_run(out, settings, {"run": asdict(run), "reason": reason}, command)
+
+    def measure(classifier: Classifier) -> Measured:
+        return Measured({task: metrics.accuracy(predict(classifier, val), task)}, {})
+
+    empty: Memory = {}
+    fitted = fit_in(
+        out,
+        lambda: train.start(bundle.classifier, Method(), sources, empty, run),
+        lambda: train.prepare(bundle.classifier, Method(), run),
+        Method(), sources, run, measure, [task], watch,
+    )  # fmt: skip
+    sets: dict[str, Predictions] = {"new": predict(fitted.state.classifier, val)}
+    clock = clock.lap("training and validation")
+    tasks = evidence.task_results(sets)
+    size = sum(value.numel() for value in fitted.state.classifier.parameters())
+    chosen = metrics.score(fitted.history, [task])
+    record = Record(
+        command=command,
+        seed=run.seed,
+        method="train",
+        run=asdict(run),
+        parent={"source": bundle.source, "digest": bundle.digest, "architecture": bundle.arch, "tasks": []},
+        data=found.described,
+        choices=evidence.choices(run, LEARN, {"precision": reason}),
+        tasks=tasks,
+        score=chosen[0] if chosen else None,
+        step=fitted.step,
+        history=fitted.history,
+        parameters={"child": size, "parent": 0, "added": size},
+        seconds=clock.seconds(),
+        versions=versions(),
+        notes=tuple(evidence.warnings_of(tasks, found.described)),
+    )
+    card = evidence.card(sets["new"], task, found.described["new"]["counts"], "validation images, when it was learnt")
+    trained = bundle._replace(classifier=fitted.state.classifier, source=str(out), home=out, cards={task: card})
+    evidence.publish(out, trained, record, sets, found.new)
+    return Extension(trained, record, sets, out)

@@ -1,0 +1,77 @@
+"""The terms of the objective as pure functions.
+
+Shapes: B images, K classes of a task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from taskgraft.settings import Softmax
+from taskgraft.types import Outputs, Params, Quadratic
+
+Scale = Literal["T2", "none"]
+
+
+def cross_entropy(outputs: Outputs, labels: Mapping[str, Tensor], softmax: Softmax) -> Tensor:
+    """Cross-entropy of each labelled task, summed over tasks; a scalar.
+
+    `outputs` task -> logits [B, K]; `labels` task -> [B] int64, rows with -1 do not count. With "per-task"
+    each task has its own softmax; with "joint" one softmax runs over the outputs of all tasks.
+    """
+    joint = torch.cat(list(outputs.values()), dim=1).float() if softmax == "joint" else None
+    starts = _starts(outputs)
+    total: Tensor | None = None
+    for task, target in labels.items():
+        labelled = target >= 0
+        if joint is None:
+            logits, shifted = outputs[task].float(), target
+        else:
+            logits, shifted = joint, torch.where(labelled, target + starts[task], target)
+        summed = F.cross_entropy(logits, shifted, ignore_index=-1, reduction="sum")
+        mean = summed / labelled.sum().clamp(min=1)
+        total = mean if total is None else total + mean
+    if total is None:
+        raise ValueError("a batch without labels has no cross-entropy: give at least one task's labels")
+    return total
+
+
+def distillation(logits: Tensor, teacher: Tensor, temperature: float, scale: Scale = "T2") -> Tensor:
+    """T^2 mean_i KL(softmax(teacher_i / T) || softmax(logits_i / T)); a scalar >= 0, 0 where they agree.
+
+    `logits`, `teacher` [B, K]. `scale="none"` leaves T^2 out, as Avalanche, PyCIL and the original LwF do.
+    Works on log-probabilities, so no probability underflows. Raises ValueError unless temperature > 0.
+    Source: Hinton, Vinyals, Dean 2015, section 2; Li and Hoiem 2016, equation 3.
+    """
+    if not temperature > 0:
+        raise ValueError(f"temperature must be above 0, got {temperature}")
+    target = F.log_softmax(teacher.float() / temperature, dim=1)
+    own = F.log_softmax(logits.float() / temperature, dim=1)
+    divergence = F.kl_div(own, target, reduction="batchmean", log_target=True)
+    return divergence * temperature**2 if scale == "T2" else divergence
+
+
+def quadratic(params: Params, penalty: Quadratic) -> Tensor:
+    """(strength / 2) sum_j importance_j (params_j - anchor_j)^2; a scalar.
+
+    Raises KeyError when the penalty names a parameter that `params` lacks. Source: Kirkpatrick et al. 2017,
+    equation 3; the founding text's lambda is strength / 2.
+    """
+    total = torch.zeros((), dtype=torch.float64)
+    for name, anchor in penalty.anchor.items():
+        moved = params[name].detach() - anchor
+        total += (moved.square() * penalty.importance[name]).sum().double().cpu()
+    return total * (penalty.strength / 2)
+
+
+def _starts(outputs: Outputs) -> dict[str, int]:
+    starts, start = {}, 0
+    for task, logits in outputs.items():
+        starts[task] = start
+        start += logits.shape[1]
+    return starts

@@ -1,0 +1,115 @@
+"""The registry of methods and the notation that names one: `ewc(strength=30) + distill(temperature=2)`.
+
+To add a method: its file beside this one, one line in METHODS, one reference test.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from taskgraft.method import Method, Settings, compose
+from taskgraft.methods.distill import Distill
+from taskgraft.methods.ewc import Ewc
+from taskgraft.methods.finetune import Finetune
+from taskgraft.problem import Problem
+from taskgraft.settings import options
+
+METHODS: dict[str, type[Settings]] = {
+    "finetune": Finetune,
+    "distill": Distill,
+    "ewc": Ewc,
+}
+ALIASES = {"lwf": "distill", "baseline": "finetune"}
+
+Plan = dict[str, Settings]  # name -> settings, in the order in which they act
+
+
+def parse(text: str) -> Plan:
+    """Read the notation. Raises Problem for a wrong name, setting or value, naming the right ones."""
+    try:
+        expression = ast.parse(text.strip(), mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise Problem(f"method {text!r} cannot be read; write for example 'ewc(strength=30) + distill'") from error
+    plan: Plan = {}
+    for part in _summands(expression, text):
+        name, settings = _settings(part, text)
+        if name in plan:
+            raise Problem(f"method {text!r} names {name!r} twice; once is enough")
+        plan[name] = settings
+    if "finetune" in plan and len(plan) > 1:
+        raise Problem(f"method {text!r}: finetune protects nothing and adds nothing to a sum; leave it out")
+    return plan
+
+
+def show(plan: Plan) -> str:
+    """Write the notation that `parse` reads; settings at their defaults are left out."""
+    parts = []
+    for name, settings in plan.items():
+        changed = [
+            f"{field.name}={_literal(getattr(settings, field.name))}"
+            for field in dataclasses.fields(settings)  # pyright: ignore[reportArgumentType]
+            if getattr(settings, field.name) != field.default
+        ]
+        parts.append(f"{name}({', '.join(changed)})" if changed else name)
+    return " + ".join(parts)
+
+
+def build(plan: Plan) -> Method:
+    """The method that a plan describes."""
+    return compose({name: settings.build() for name, settings in plan.items()})
+
+
+def _summands(node: ast.expr, text: str) -> list[ast.expr]:
+    parts: list[ast.expr] = []
+    while isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+        parts.append(node.right)
+        node = node.left
+    if isinstance(node, ast.BinOp):
+        raise Problem(f"method {text!r}: methods are joined by +")
+    return [node, *reversed(parts)]
+
+
+def _settings(node: ast.expr, text: str) -> tuple[str, Settings]:
+    arguments: Mapping[str | None, ast.expr] = {}
+    if isinstance(node, ast.Call):
+        if node.args:
+            raise Problem(f"method {text!r}: settings are written name=value")
+        arguments, node = {keyword.arg: keyword.value for keyword in node.keywords}, node.func
+    if not isinstance(node, ast.Name):
+        raise Problem(f"method {text!r} cannot be read; write for example 'ewc(strength=30) + distill'")
+    name = ALIASES.get(node.id, node.id)
+    if name not in METHODS:
+        near = difflib.get_close_matches(name, [*METHODS, *ALIASES], n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise Problem(f"method {node.id!r} does not exist; {hint}there are {', '.join(METHODS)}")
+    known = options(METHODS[name])
+    values = {}
+    for key, value in arguments.items():
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise Problem(f"{name} has no setting {key!r}; {hint}it has {', '.join(known) or 'none'}")
+        values[key] = _constant(value)
+        reason = known[key].refusal(values[key])
+        if reason:
+            raise Problem(f"{name}({key}={ast.unparse(value)}): {reason}")
+        if known[key].kind in (int, float):
+            values[key] = known[key].kind(values[key])
+    return name, METHODS[name](**values)
+
+
+def _constant(node: ast.expr) -> Any:
+    if isinstance(node, ast.Name):  # words need no quotes: labels=exact
+        return {"true": True, "false": False}.get(node.id.lower(), node.id)
+    try:
+        return ast.literal_eval(node)
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+        return None
+
+
+def _literal(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)

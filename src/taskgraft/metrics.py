@@ -1,0 +1,129 @@
+"""Numbers from predictions: accuracy, Score, forgetting, agreement, calibration, intervals. No torch in here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import sqrt
+
+import numpy as np
+from numpy.typing import NDArray
+
+from taskgraft import seeds
+from taskgraft.record import Interval, Line, Predictions
+
+RESAMPLES = 2000  # percentile intervals move by less than a tenth of their width beyond this
+BINS = 15  # of the expected calibration error, as in Guo et al. 2017
+
+# Student's t, 97.5 %, by degrees of freedom: three to ten seeds are the usual case
+_T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+
+
+def answers(predictions: Predictions, task: str) -> NDArray[np.int64]:
+    """The predicted class of each image [N]; -1 where, under a joint softmax, another task's class won."""
+    own = predictions.logits[task]
+    best = own.argmax(axis=1)
+    if predictions.softmax == "per-task":
+        return best
+    highest = np.concatenate(list(predictions.logits.values()), axis=1).max(axis=1)
+    return np.where(own.max(axis=1) >= highest, best, -1)
+
+
+def correct(predictions: Predictions, task: str) -> NDArray[np.float64]:
+    """1.0 or 0.0 for each image labelled for `task`."""
+    labels = predictions.labels[task]
+    return (answers(predictions, task) == labels)[labels >= 0].astype(np.float64)
+
+
+def accuracy(predictions: Predictions, task: str) -> float:
+    """Share of the labelled images that are answered rightly, in [0, 1]; raises ValueError without labels."""
+    hits = correct(predictions, task)
+    if not len(hits):
+        raise ValueError(f"no image is labelled for task {task!r}: nothing to measure")
+    return float(hits.mean())
+
+
+def agreement(parent: Predictions, child: Predictions, task: str) -> NDArray[np.float64]:
+    """1.0 where child and parent give the same answer for an old task, whatever the labels; [N]."""
+    return (answers(parent, task) == answers(child, task)).astype(np.float64)
+
+
+def interval(values: NDArray[np.float64], seed: int = 0) -> Interval:
+    """Mean of per-image values [N] with the 95 % percentile bootstrap over images (Efron 1979).
+
+    Give paired differences to get the interval of a difference.
+    """
+    n = len(values)
+    if not n:
+        raise ValueError("an interval needs at least one value")
+    rng = seeds.generator(seed, "bootstrap")
+    if np.isin(values, (-1.0, 0.0, 1.0)).all():  # counts suffice, and cost nothing for large n
+        shares = [(values == level).mean() for level in (-1.0, 0.0, 1.0)]
+        counts = rng.multinomial(n, shares, size=RESAMPLES)
+        means = (counts[:, 2] - counts[:, 0]) / n
+    else:
+        means = np.array([values[rng.integers(0, n, n)].mean() for _ in range(RESAMPLES)])
+    low, high = np.quantile(means, [0.025, 0.975])
+    return Interval(mean=float(values.mean()), low=float(low), high=float(high), n=n)
+
+
+def over_seeds(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and half-width of the 95 % t-interval over seeds; the half-width is NaN for a single seed."""
+    mean = float(np.mean(values))
+    free = len(values) - 1
+    if free < 1:
+        return mean, float("nan")
+    t = _T975[free - 1] if free <= len(_T975) else 1.96 + 2.5 / free
+    return mean, t * float(np.std(values, ddof=1)) / sqrt(len(values))
+
+
+def score(history: Sequence[Line], tasks: Sequence[str]) -> tuple[float, int] | None:
+    """The founding text's Score and its step: the peak of the tasks' mean accuracy over evaluated steps.
+
+    Step 0 does not count (nothing has been learnt), the first step among equals does. None when no step
+    measured all of `tasks`.
+    """
+    best: tuple[float, int] | None = None
+    for line in history:
+        if line.step > 0 and all(task in line.accuracy for task in tasks):
+            mean = float(np.mean([line.accuracy[task] for task in tasks]))
+            if best is None or mean > best[0]:
+                best = mean, line.step
+    return best
+
+
+def probabilities(logits: NDArray[np.float32], temperature: float = 1.0) -> NDArray[np.float64]:
+    """Softmax of logits [N, K] at a temperature > 0."""
+    shifted = logits.astype(np.float64) / temperature
+    shifted -= shifted.max(axis=1, keepdims=True)
+    powers = np.exp(shifted)
+    return powers / powers.sum(axis=1, keepdims=True)
+
+
+def calibration_error(logits: NDArray[np.float32], labels: NDArray[np.int64], temperature: float = 1.0) -> float:
+    """Expected calibration error of the top answer in [0, 1], equal-width bins (Guo et al. 2017, equation 3)."""
+    chosen = labels >= 0
+    if not chosen.any():
+        raise ValueError("calibration needs labelled images")
+    shares = probabilities(logits[chosen], temperature)
+    confidence, hit = shares.max(axis=1), shares.argmax(axis=1) == labels[chosen]
+    bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    gaps = [
+        abs(hit[bins == b].mean() - confidence[bins == b].mean()) * (bins == b).mean()
+        for b in range(BINS)
+        if (bins == b).any()
+    ]
+    return float(sum(gaps))
+
+
+def confusion(predictions: Predictions, task: str) -> NDArray[np.int64]:
+    """Counts [K, K + 1] of true class by answer; the last column counts answers lost to another task."""
+    labels, size = predictions.labels[task], len(predictions.classes[task])
+    counts = np.zeros((size, size + 1), dtype=np.int64)
+    chosen = labels >= 0
+    np.add.at(counts, (labels[chosen], answers(predictions, task)[chosen]), 1)  # -1 is the last column
+    return counts
+
+
+def gap(score_of_one: float, separate: Mapping[str, float]) -> float:
+    """How far one model's Score is below the mean accuracy of separate models, in [-1, 1]."""
+    return float(np.mean(list(separate.values()))) - score_of_one

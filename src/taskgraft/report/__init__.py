@@ -1,0 +1,21 @@
+"""Records and predictions turned into pages, tables, figures and five lines for the terminal.
+
+No torch in here, and neither plotly nor matplotlib before something is drawn.
+"""
+
+from taskgraft.report.card import model_card
+from taskgraft.report.comparison_page import render_comparison
+from taskgraft.report.run_page import render_run
+from taskgraft.report.stills import write_figures
+from taskgraft.report.summary import table_markdown
+from taskgraft.report.verdict import verdict_comparison, verdict_run
+
+__all__ = [
+    "model_card",
+    "render_comparison",
+    "render_run",
+    "table_markdown",
+    "verdict_comparison",
+    "verdict_run",
+    "write_figures",
+]

@@ -1,0 +1,55 @@
+"""The model card: README.md of a bundle, with the metadata that model hubs read."""
+
+from __future__ import annotations
+
+import json
+
+from taskgraft.record import Record
+
+
+def model_card(record: Record) -> str:
+    """Markdown with YAML metadata: what the model answers, how well, before and after."""
+    names = [task.name for task in record.tasks]
+    head = [
+        "---",
+        "library_name: timm",
+        "pipeline_tag: image-classification",
+        "tags: [image-classification, timm, taskgraft]",
+        "---",
+        "",
+        f"# {' + '.join(names)}",
+        "",
+        f"One {record.parent.get('architecture', 'classifier')} that answers {len(names)} task(s), made by "
+        f"taskgraft with the method `{record.method}`.",
+        "",
+        "| task | classes | before | now | forgetting |",
+        "|---|---|---|---|---|",
+    ]
+    for task in record.tasks:
+        before = f"{task.parent.mean:.1%}" if task.parent else "–"
+        now = f"{task.child.mean:.1%} ({task.child.n} images)" if task.child else "not measured"
+        lost = f"{task.forgetting.mean:+.1%}" if task.forgetting else "–"
+        head.append(f"| {_plain(task.name)} | {len(task.classes)} | {before} | {now} | {lost} |")
+    head += [
+        "",
+        "Its last layer joins all tasks; the rows of each are in `config.json` under `taskgraft.tasks`.",
+        "",
+    ]
+    head += [f"- {_plain(note)}" for note in record.notes]
+    head += [
+        "",
+        "Made with:",
+        "",
+        "```",
+        record.command,
+        "```",
+        "",
+        "Settings: " + json.dumps(record.run),
+        "",
+    ]
+    return "\n".join(head)
+
+
+def _plain(text: str) -> str:
+    """Text that cannot break a Markdown table or open an HTML element."""
+    return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")

@@ -1,0 +1,98 @@
+"""The next command to try, made from the command that was run."""
+
+from __future__ import annotations
+
+import shlex
+
+PLACES = ("PARENT", "DATA", "OUT")
+
+
+def places(command: str, verb: str) -> tuple[str, str, str]:
+    """The three arguments after `verb`, or their names when they do not stand right behind it."""
+    words = _words(command)
+    found = words[words.index(verb) + 1 :][:3] if verb in words else []
+    if len(found) == 3 and not any(word.startswith("-") for word in found):
+        return found[0], found[1], found[2]
+    return PLACES
+
+
+def measured(command: str) -> str:
+    """The same extension once more into another folder, with old validation images.
+
+    Another folder, because a run folder refuses to go on under other settings.
+    """
+    parent, data, out = places(command, "extend")
+    return _join("taskgraft", "extend", parent, data, f"{out}-measured", *_rest(command), "--old-val", "DIR")
+
+
+def compared(command: str, seeds: int = 3) -> str:
+    """A comparison of methods from the same parent and data."""
+    parent, data, out = places(command, "extend")
+    return _join("taskgraft", "compare", parent, data, f"{out}-compared", "--seeds", str(seeds))
+
+
+def more_seeds(command: str) -> str:
+    """The same comparison once more into another folder, over three seeds."""
+    parent, data, out = places(command, "compare")
+    rest = _without(_rest(command), "--seeds")
+    return _join("taskgraft", "compare", parent, data, f"{out}-3-seeds", *rest, "--seeds", "3")
+
+
+def used(command: str) -> str:
+    """Answers for new images from the extended model."""
+    return _join("taskgraft", "predict", places(command, "extend")[2], "IMAGES")
+
+
+def used_from(command: str, folder: str) -> str:
+    """Answers for new images from a model that a comparison left in a folder below its own."""
+    return _join("taskgraft", "predict", f"{places(command, 'compare')[2]}/{folder}", "IMAGES")
+
+
+def extended(command: str) -> str:
+    """The next task for a model that was trained from scratch."""
+    words = _words(command)
+    found = words[words.index("train") + 1 :][:2] if "train" in words else []
+    plain = len(found) == 2 and not any(word.startswith("-") for word in found)
+    out = found[1] if plain else "OUT"
+    return _join("taskgraft", "extend", out, "DATA", f"{out}-extended", "--task", "NAME")
+
+
+def compared_with_old(command: str) -> str:
+    """The same comparison once more into another folder, with old validation images."""
+    parent, data, out = places(command, "compare")
+    return _join("taskgraft", "compare", parent, data, f"{out}-measured", *_rest(command), "--old-val", "DIR")
+
+
+def chosen(command: str, task: str, method: str) -> str:
+    """The extension of the best arrangement."""
+    parent, data, out = places(command, "compare")
+    return _join("taskgraft", "extend", parent, data, f"{out}-best", "--task", task, "--method", method)
+
+
+def _rest(command: str) -> list[str]:
+    """What stands behind the three places; nothing where those were not found."""
+    words = _words(command)
+    for verb in ("extend", "compare"):
+        if verb in words and places(command, verb) != PLACES:
+            return words[words.index(verb) + 4 :]
+    return []
+
+
+def _words(command: str) -> list[str]:
+    try:
+        return shlex.split(command)
+    except ValueError:  # an unbalanced quote: a call from Python, not a command line
+        return []
+
+
+def _without(words: list[str], option: str) -> list[str]:
+    kept, skip = [], False
+    for word in words:
+        if not skip and word != option and not word.startswith(f"{option}="):
+            kept.append(word)
+        skip = word == option
+    return kept
+
+
+def _join(*words: str) -> str:
+    return shlex.join(words)

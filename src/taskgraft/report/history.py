@@ -1,0 +1,230 @@
+"""Charts of runs over steps: the founding text's three figures, one run's accuracies, loss terms."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from taskgraft.record import Arrangement, Comparison, Line, Record
+from taskgraft.report import charts, summary
+from taskgraft.report.charts import Chart, Curve, Panel, Points, Style
+from taskgraft.report.verdict import plain
+
+TERMS = "Every term of the objective as it was optimised, strength included."
+TASK_A = Style("red", "solid", "circle")
+TASK_B = Style("blue", "solid", "square")
+BEFORE = 1  # of the parent's training, as many times the child's steps are shown at first
+PARENTS = Style("grey", "solid", "")
+
+
+def founding_figures(comparison: Comparison) -> tuple[Chart, ...]:
+    """Figures 1 to 3 of the founding text, without those that have no data."""
+    baselines = [one for one in comparison.arrangements if plain(one.method) and one.records]
+    baselines.sort(key=rate, reverse=True)
+    found = []
+    if baselines:
+        found.append(_baseline("figure1", 1, "standard", baselines[0]))
+    if len(baselines) > 1 and rate(baselines[-1]) < rate(baselines[0]):
+        found.append(_baseline("figure2", 2, "low", baselines[-1]))
+    found.append(_all_methods(comparison))
+    return tuple(chart for chart in found if chart is not None)
+
+
+def rate(arrangement: Arrangement) -> float:
+    """The learning rate of an arrangement; 0 where its settings do not say."""
+    value = arrangement.run.get("rate")
+    return float(value) if isinstance(value, int | float) else 0.0
+
+
+def old_name(record: Record) -> str:
+    """What the old tasks are called together."""
+    names = [task.name for task in summary.old_tasks(record)]
+    return names[0] if len(names) == 1 else f"mean of {len(names)} old tasks"
+
+
+def new_name(record: Record) -> str:
+    """What the new task is called."""
+    return ", ".join(task.name for task in summary.new_tasks(record))
+
+
+def points(record: Record, new: bool) -> Points:
+    """Steps and mean accuracy of the new or of the old tasks, where all of them were evaluated."""
+    names = [task.name for task in record.tasks if task.new == new]
+    return [
+        (line.step, sum(line.accuracy[name] for name in names) / len(names))
+        for line in record.history
+        if names and all(name in line.accuracy for name in names)
+    ]
+
+
+def _agreements(record: Record) -> Points:
+    return [
+        (line.step, sum(line.agreement.values()) / len(line.agreement)) for line in record.history if line.agreement
+    ]
+
+
+def _level(record: Record, end: float) -> list[Curve]:
+    known = [task.parent.mean for task in summary.old_tasks(record) if task.parent is not None]
+    if not known or len(known) < len(summary.old_tasks(record)):
+        return []
+    return [charts.level("parent", Style("grey", "dash", ""), sum(known) / len(known), 0, end)]
+
+
+def _baseline(key: str, number: int, kind: str, arrangement: Arrangement) -> Chart | None:
+    first = arrangement.records[0]
+    old, new = old_name(first), new_name(first)
+    curves = [
+        charts.curve(f"{old} (task A)", TASK_A, (points(one, False) for one in arrangement.records)),
+        charts.curve(f"{new} (task B)", TASK_B, (points(one, True) for one in arrangement.records)),
+    ]
+    kept = [one for one in curves if one is not None]
+    if not kept:
+        return None
+    end = max(one.x[-1] for one in kept)
+    caption = (
+        f"The baseline at the {kind} learning rate ({rate(arrangement):g}): validation accuracy on the old "
+        f"task (red, circles) while the new one (blue, squares) is learnt. {bands(arrangement.records)}"
+    )
+    panel = Panel("", "validation accuracy (%)", (*_level(first, end), *kept))
+    return Chart(key, f"Figure {number}: {arrangement.label}", caption, (panel,), 0, end)
+
+
+def bands(records: Sequence[Record]) -> str:
+    """What lines and bands of curves over these runs mean."""
+    if len(records) < 2:
+        return "One seed."
+    return f"Lines are means over {len(records)} seeds, bands go from the lowest seed to the highest."
+
+
+def _all_methods(comparison: Comparison) -> Chart | None:
+    arrangements = [one for one in comparison.arrangements if one.records]
+    if not arrangements:
+        return None
+    looks = charts.styles([one.method for one in arrangements])
+    above = _panel(arrangements, looks, new=False)
+    proxy = not above
+    if proxy:
+        above = _curves((one.label, look, map(_agreements, one.records)) for one, look in _pairs(arrangements, looks))
+    below = _panel(arrangements, looks, new=True)
+    first = arrangements[0].records[0]
+    if not above and not below:
+        return None
+    end = max(one.x[-1] for one in (*above, *below))
+    before = [] if proxy else before_curves(first, [(task.name, PARENTS) for task in summary.old_tasks(first)])
+    start = max(before[0].x[0], -BEFORE * end) if before else 0
+    title = f"{old_name(first)}: agreement with the parent, a proxy" if proxy else f"{old_name(first)} (task A)"
+    level = [] if proxy else _level(first, end)
+    panels = (
+        Panel(title, "agreement (%)" if proxy else "accuracy (%)", (*before, *level, *above)),
+        Panel(f"{new_name(first)} (task B)", "accuracy (%)", tuple(below)),
+    )
+    panels = tuple(panel for panel in panels if panel.curves)
+    most = max(arrangements, key=lambda one: len(one.records)).records
+    caption = f"All arrangements from the same parent. {bands(most)}{_shared(before)}"
+    text = "task B begins" if start < 0 else ""
+    return Chart("figure3", "Figure 3: all arrangements", caption, panels, start, end, 0 if text else None, text)
+
+
+def _shared(before: Sequence[Curve]) -> str:
+    return " Left of step 0: the parent's own training." if before else ""
+
+
+def _pairs(arrangements: Sequence[Arrangement], looks: Sequence[Style]) -> Iterable[tuple[Arrangement, Style]]:
+    return zip(arrangements, looks, strict=True)
+
+
+def _panel(arrangements: Sequence[Arrangement], looks: Sequence[Style], new: bool) -> list[Curve]:
+    return _curves(
+        (one.label, look, [points(record, new) for record in one.records]) for one, look in _pairs(arrangements, looks)
+    )
+
+
+def _curves(parts: Iterable[tuple[str, Style, Iterable[Points]]]) -> list[Curve]:
+    found = [charts.curve(name, style, runs) for name, style, runs in parts]
+    return [one for one in found if one is not None]
+
+
+def before_curves(record: Record, looks: Iterable[tuple[str, Style]]) -> list[Curve]:
+    """The parent's own training, shifted so that it ends at step 0; one curve a task that it logged."""
+    lines = record.parent_history
+    last = max((line.step for line in lines), default=0)
+    found = []
+    for task, style in looks:
+        known = [(line.step - last, line.accuracy[task]) for line in lines if task in line.accuracy]
+        found.append(charts.curve(f"{task}, parent's training", style._replace(marker=""), [known]))
+    return [one for one in found if one is not None]
+
+
+def accuracy_chart(record: Record) -> Chart | None:
+    """Validation accuracy of every task over the steps of one run."""
+    looks = _task_styles(record)
+    learnt = _curves(
+        (name, look, [[(line.step, line.accuracy[name]) for line in record.history if name in line.accuracy]])
+        for name, look in looks.items()
+    )
+    proxies = _curves(
+        (f"{name}, agreement (proxy)", look._replace(dash="dot"), [_agreement_of(record.history, name)])
+        for name, look in looks.items()
+        if name not in {one.name for one in learnt}
+    )
+    if not learnt and not proxies:
+        return None
+    end = max(one.x[-1] for one in (*learnt, *proxies))
+    before = before_curves(record, ((task.name, looks[task.name]) for task in summary.old_tasks(record)))
+    levels = [
+        charts.level(f"{task.name}, parent", looks[task.name], task.parent.mean, 0, end)
+        for task in summary.old_tasks(record)
+        if task.parent is not None
+    ]
+    start = max(before[0].x[0], -BEFORE * end) if before else 0
+    caption = "Validation accuracy of every task; dashed: the parent's. The dotted line is the step that was kept."
+    panel = Panel("", "validation accuracy (%)", (*before, *levels, *learnt, *proxies))
+    kept = f"kept: step {record.step}"
+    return Chart("accuracy", "Accuracy over steps", caption + _shared(before), (panel,), start, end, record.step, kept)
+
+
+def _task_styles(record: Record) -> dict[str, Style]:
+    others = iter(range(1, len(record.tasks) + 1))
+    found = {}
+    for task in record.tasks:
+        if task.new:
+            found[task.name] = TASK_B
+        else:
+            i = next(others)
+            colour = "red" if i == 1 else charts.SERIES[1:6][i % 5]
+            found[task.name] = Style(colour, "solid", ("circle", *charts.MARKERS[2:])[(i - 1) % 7])
+    return found
+
+
+def _agreement_of(history: Sequence[Line], name: str) -> Points:
+    return [(line.step, line.agreement[name]) for line in history if name in line.agreement]
+
+
+def loss_chart(key: str, title: str, records: Sequence[Record]) -> Chart | None:
+    """Every loss term over steps, mean over runs; logarithmic where terms differ by orders of magnitude."""
+    names = list(dict.fromkeys(name for one in records for line in one.history for name in line.terms))
+    found = [
+        charts.curve(name, Style(charts.SERIES[i % 8], charts.DASHES[i % 4], ""), _terms(records, name))
+        for i, name in enumerate(names)
+    ]
+    curves = [one for one in found if one is not None]
+    if not curves:
+        return None
+    positive = [value for one in curves for value in one.y if value is not None and value > 0]
+    log = bool(positive) and max(positive) > 100 * min(positive)
+    caption = "Logarithmic scale; zeros are left out." if log else ""
+    panel = Panel("", "loss", tuple(_positive(one) for one in curves) if log else tuple(curves), "", log)
+    return Chart(key, title, caption, (panel,), 0, charts.end_of((panel,)))
+
+
+def _terms(records: Sequence[Record], name: str) -> list[Points]:
+    return [[(line.step, line.terms[name]) for line in one.history if name in line.terms] for one in records]
+
+
+def _positive(one: Curve) -> Curve:
+    """A curve with gaps where a logarithm has none."""
+    floor = min((value for value in one.y if value is not None and value > 0), default=1.0)
+    return one._replace(
+        y=tuple(value if value is not None and value > 0 else None for value in one.y),
+        low=tuple(max(value or 0, floor / 2) for value in one.low),
+        high=tuple(max(value or 0, floor / 2) for value in one.high),
+    )

@@ -1,0 +1,180 @@
+"""One offline page from plain parts: sections of tables, plots, names and commands; plotly is in the file.
+
+Names of classes and files come from strangers. Three things keep them inert: jinja escapes all text, data for
+the script is JSON in which "<" cannot occur, and a content policy lets no script run but the two whose hashes
+it names, and loads nothing from anywhere.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Sequence
+from importlib import resources
+from typing import Any, NamedTuple
+
+from taskgraft.report import charts, plots
+from taskgraft.report.charts import DARK, LIGHT, Chart
+
+
+class Text(NamedTuple):
+    """A paragraph; `tone` is "", "note" or "warning"."""
+
+    text: str
+    tone: str = ""
+    kind: str = "text"
+
+
+class Table(NamedTuple):
+    """Rows of cells; the first cell heads its row. `words` are the columns that hold words, not numbers."""
+
+    caption: str
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    words: tuple[int, ...] = (0,)
+    strong: int | None = None  # the row in bold
+    code: tuple[int, ...] = ()  # columns that are set as code
+    kind: str = "table"
+
+
+class Plot(NamedTuple):
+    """A plot, and what it shows in words (`label`) and as tables; `size` names a height in the styles."""
+
+    key: str
+    title: str
+    caption: str
+    label: str
+    spec: dict[str, Any]
+    tables: tuple[Table, ...]
+    size: str = "medium"
+    kind: str = "plot"
+
+
+class Plots(NamedTuple):
+    """Small plots side by side."""
+
+    items: tuple[Plot, ...]
+    kind: str = "plots"
+
+
+class Fold(NamedTuple):
+    """Something that is closed until it is asked for."""
+
+    summary: str
+    table: Table
+    kind: str = "fold"
+
+
+class Code(NamedTuple):
+    """A command to copy, with what it does."""
+
+    lead: str
+    text: str
+    kind: str = "code"
+
+
+Block = Text | Table | Plot | Plots | Fold | Code
+
+
+class Card(NamedTuple):
+    """An answer of the first screen: the question, the answer in a few words, sentences, a command or ""."""
+
+    question: str
+    answer: str
+    lines: tuple[str, ...]
+    command: str = ""
+    tone: str = ""
+
+
+class Section(NamedTuple):
+    """A part of the page under its own heading."""
+
+    key: str
+    title: str
+    blocks: tuple[Block, ...]
+
+
+class Page(NamedTuple):
+    """A whole page: heading, the line above it, the sentence below it, answers, sections."""
+
+    title: str
+    eyebrow: str
+    lead: str
+    cards: tuple[Card, ...]
+    sections: tuple[Section, ...]
+    footer: str
+
+
+def render(page: Page) -> str:
+    """The page as one HTML file without any outside resource."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
+    from plotly.offline import get_plotlyjs
+
+    loader = PackageLoader("taskgraft.report")
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    library = get_plotlyjs().replace("\r\n", "\n")
+    script = _part("script.js")
+    return environment.get_template("page.html.j2").render(
+        page=page,
+        policy=_policy(library, script),
+        style=Markup(_part("style.css")),
+        library=Markup(library),
+        script=Markup(script),
+        data=Markup(inert_json({"plots": _specs(page), "light": LIGHT, "dark": DARK})),
+    )
+
+
+def _part(name: str) -> str:
+    return (resources.files("taskgraft.report") / "templates" / f"{name}.html.j2").read_text(encoding="utf-8")
+
+
+def _policy(*scripts: str) -> str:
+    """A content policy that runs these scripts and no others, and fetches nothing."""
+    hashes = " ".join(
+        f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'" for text in scripts
+    )
+    return (
+        f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def inert_json(value: object) -> str:
+    """JSON that can stand in a script element: no "<", ">" or "&" in it, whatever the names are."""
+    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _specs(page: Page) -> dict[str, Any]:
+    found = {}
+    for section in page.sections:
+        for block in section.blocks:
+            items = (block,) if isinstance(block, Plot) else block.items if isinstance(block, Plots) else ()
+            found.update({item.key: item.spec for item in items})
+    return found
+
+
+def chart_plot(chart: Chart, size: str = "medium") -> Plot:
+    """A chart of curves as a plot, with its numbers as tables."""
+    tables = []
+    for panel in chart.panels:
+        head, rows = charts.table_rows(panel)
+        tables.append(Table(f"{chart.title}{': ' if panel.title else ''}{panel.title}", head, rows))
+    return Plot(
+        chart.key,
+        chart.title,
+        chart.caption,
+        f"Line chart. {chart.title}. {chart.caption}",
+        plots.lines(chart),
+        tuple(tables),
+        size,
+    )
+
+
+def pairs(caption: str, head: tuple[str, str], rows: Sequence[tuple[str, str]]) -> tuple[Table, ...]:
+    """A table of names and values; none when there are no rows."""
+    return (Table(caption, head, tuple(rows), (0, 1)),) if rows else ()

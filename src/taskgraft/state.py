@@ -1,0 +1,122 @@
+"""`TrainState`: everything a run is, and how it goes to disk and back: aside, flushed, checked, renamed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from taskgraft import tree
+from taskgraft.classifier import Classifier
+from taskgraft.record import digest, flush, write_json
+from taskgraft.types import Memory
+
+KEEP = 2  # checkpoints: the newest, and the one before it should the newest turn out damaged
+PARTS = ("model", "optimiser", "memory")
+
+
+@dataclass(frozen=True)
+class TrainState:
+    """A run between two steps. Randomness is derived from `seed` and `step`, so nothing else is needed."""
+
+    seed: int
+    step: int
+    classifier: Classifier
+    optimiser: torch.optim.Optimizer
+    memory: Memory
+
+
+def save(folder: Path, state: TrainState) -> Path:
+    """Write a checkpoint `folder/step-N`; it appears whole or not at all. Older ones go once it is there."""
+    final = folder / f"step-{state.step:09d}"
+    aside = folder / f".step-{state.step:09d}.{os.getpid()}"
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    parts = {
+        "model": tree.state(state.classifier),
+        "optimiser": _pack(state.optimiser),
+        "memory": dict(tree.flatten(state.memory)),
+    }
+    for name, tensors in parts.items():
+        path = aside / f"{name}.safetensors"
+        save_file({key: value.contiguous() for key, value in tensors.items()}, path)
+        flush(path)
+    sums = {name: digest(aside / f"{name}.safetensors") for name in PARTS}
+    resting = [key for key, value in parts["memory"].items() if value.device.type == "cpu"]
+    manifest = {"step": state.step, "seed": state.seed, "sha256": sums, "cpu": resting}
+    write_json(aside / "manifest.json", manifest)
+    flush(aside)
+    if final.exists():
+        shutil.rmtree(final)
+    os.replace(aside, final)
+    flush(folder)
+    for old in checkpoints(folder)[KEEP:]:
+        shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Checkpoint folders, newest first; leftovers of interrupted writes are not among them."""
+    return sorted(folder.glob("step-*"), reverse=True)
+
+
+def newest(folder: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint whose digests verify, and a line for each one that did not."""
+    damaged = []
+    for path in checkpoints(folder):
+        reason = _damage(path)
+        if reason is None:
+            return path, damaged
+        damaged.append(f"checkpoint {path.name} is damaged ({reason}); trying the one before")
+    return None, damaged
+
+
+def restore(path: Path, state: TrainState) -> TrainState:
+    """Load a verified checkpoint into a prepared state of the same run, whose memory may still be empty."""
+    device = next(state.classifier.parameters()).device
+    state.classifier.load_state_dict(_read(path / "model.safetensors"), strict=True)
+    _unpack(state.optimiser, _read(path / "optimiser.safetensors"), device)
+    manifest = json.loads((path / "manifest.json").read_text())
+    memory = _read(path / "memory.safetensors")
+    placed = {key: value if key in manifest["cpu"] else value.to(device) for key, value in memory.items()}
+    return TrainState(manifest["seed"], manifest["step"], state.classifier, state.optimiser, tree.unflatten(placed))
+
+
+def _damage(path: Path) -> str | None:
+    try:
+        sums: dict[str, str] = json.loads((path / "manifest.json").read_text())["sha256"]
+        wrong = [name for name in PARTS if digest(path / f"{name}.safetensors") != sums[name]]
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        return f"{type(error).__name__}: {error}"
+    return f"{wrong[0]}.safetensors does not match its digest" if wrong else None
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    # cloned: a mapped file may lie unaligned in memory, and vector kernels give other bits there
+    return {key: value.clone() for key, value in load_file(path).items()}
+
+
+def _pack(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    packed: dict[str, Tensor] = {}
+    for row, entries in optimiser.state_dict()["state"].items():
+        for key, value in entries.items():
+            if value is not None:
+                packed[f"{row}/{key}"] = torch.as_tensor(value).detach().clone()
+    return packed
+
+
+def _unpack(optimiser: torch.optim.Optimizer, packed: dict[str, Tensor], device: torch.device) -> None:
+    whole: dict[str, Any] = optimiser.state_dict()
+    entries: dict[int, dict[str, Tensor]] = {}
+    for path, value in packed.items():
+        row, key = path.split("/")
+        entries.setdefault(int(row), {})[key] = value.to(device)
+    optimiser.load_state_dict({**whole, "state": entries})

@@ -1,0 +1,190 @@
+"""The loop: `start`, `advance`, `fit`. What a step does depends on its arguments alone."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from taskgraft import data, losses, penalty, seeds
+from taskgraft.classifier import Classifier, freeze_norms
+from taskgraft.method import Method
+from taskgraft.problem import Problem
+from taskgraft.settings import Run, rate_at
+from taskgraft.state import TrainState
+from taskgraft.types import Images, Memory, Move, Outputs, Params, Sources, Step
+
+
+def start(classifier: Classifier, method: Method, sources: Sources, past: Memory, run: Run) -> TrainState:
+    """A run before its first step: warm the new head, adapt, remember.
+
+    `past` is what the parent's bundle kept for its next extension.
+    """
+    classifier = warm(classifier, sources, run)
+    state = prepare(classifier, method, run)
+    memory = method.remember(state.classifier, sources, past) if method.remember else {}
+    return replace(state, memory=memory)
+
+
+def prepare(classifier: Classifier, method: Method, run: Run) -> TrainState:
+    """A state whose memory is still empty: what a checkpoint is restored into."""
+    classifier = method.adapt(classifier) if method.adapt else classifier
+    if run.precision != "fp32":
+        classifier = classifier.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    learning = [value for value in classifier.parameters() if value.requires_grad]
+    if not learning:
+        raise Problem("no parameter is left to learn: every one is frozen")
+    return TrainState(run.seed, 0, classifier, _optimiser(learning, run), {})
+
+
+def fit(
+    state: TrainState,
+    method: Method,
+    sources: Sources,
+    run: Run,
+    on_step: Callable[[TrainState, dict[str, float]], None] | None = None,
+) -> TrainState:
+    """Advance to the last step; `on_step` sees each new state and, on logged steps, the terms of the objective."""
+    while state.step < run.steps:
+        state, terms = advance(state, method, sources, run)
+        if on_step:
+            on_step(state, terms)
+    return state
+
+
+def advance(state: TrainState, method: Method, sources: Sources, run: Run) -> tuple[TrainState, dict[str, float]]:
+    """One step. Changes the classifier and optimiser in place, and nothing outside the state.
+
+    Returns the terms of the objective on every `log_every`th step, else nothing. Raises Problem (code 4) before
+    the update when loss or gradient is not finite.
+    """
+    classifier, memory, step = state.classifier, state.memory, state.step
+    classifier.train()
+    if run.norm == "frozen":
+        freeze_norms(classifier)
+    device = next(classifier.parameters()).device
+    batch = data.batch_at(sources, step, run.batch)
+    images = batch.images.contiguous() if run.precision == "fp32" and batch.images.dim() == 4 else batch.images
+    batch = batch._replace(
+        images=images.to(device), labels={task: target.to(device) for task, target in batch.labels.items()}
+    )
+    if method.mix:
+        batch = method.mix(batch, memory, seeds.generator(state.seed, "mix", step))
+    outputs = _forward(classifier, batch.images, run, seeds.derive(state.seed, "forward", step))
+    terms = {"data": losses.cross_entropy(outputs, batch.labels, run.softmax)}
+    if method.response:
+        terms |= method.response(Step(batch, outputs, run.softmax, _answerer(classifier)), memory)
+    total = torch.stack(list(terms.values())).sum()
+    state.optimiser.zero_grad(set_to_none=True)
+    total.backward()
+    params = {name: value for name, value in classifier.named_parameters() if value.requires_grad}
+    penalties = method.weight(params, memory) if method.weight else {}
+    logged = step == 0 or (step + 1) % run.log_every == 0 or step + 1 == run.steps
+    if logged:
+        terms |= {name: losses.quadratic(params, item) for name, item in penalties.items()}
+    seen = _gradients(params) if method.observe else {}
+    penalty.add_gradients(params, penalties.values())
+    _guard(total, params, run, state, sources, batch.index)
+    before = {name: value.detach().clone() for name, value in params.items()} if method.observe else {}
+    rate = rate_at(run, step)
+    for group in state.optimiser.param_groups:
+        group["lr"] = rate
+    state.optimiser.step()
+    penalty.step_towards(params, penalties.values(), rate)
+    if method.observe:
+        after = {name: value.detach() for name, value in params.items()}
+        memory = method.observe(memory, Move(before, after, seen))
+    values = {name: value.item() for name, value in terms.items()} if logged else {}
+    return replace(state, step=step + 1, memory=memory), values
+
+
+def warm(classifier: Classifier, sources: Sources, run: Run) -> Classifier:
+    """Let the newest head alone learn for `run.warmup` steps on features of the frozen backbone.
+
+    AdamW at rate 0.01 in batches of 128: the problem is convex, so its result hardly depends on these.
+    """
+    if not run.warmup:
+        return classifier
+    classifier = copy.deepcopy(classifier)
+    features = features_of(classifier, sources.new)
+    head = classifier.heads[-1]
+    optimiser = torch.optim.AdamW(head.parameters(), lr=0.01, weight_decay=0.0)
+    size = min(128, len(features))
+    for step in range(run.warmup):
+        rows = torch.from_numpy(seeds.generator(run.seed, "warmup", step).integers(0, len(features), size))
+        labels = {task: target[rows].to(features.device) for task, target in sources.new.labels.items()}
+        own = {classifier.tasks[-1].name: labels[classifier.tasks[-1].name]}
+        loss = losses.cross_entropy(classifier.answer(features[rows.to(features.device)]), own, run.softmax)
+        optimiser.zero_grad()
+        loss.backward(inputs=list(head.parameters()))
+        optimiser.step()
+    return classifier
+
+
+def features_of(classifier: Classifier, images: Images, size: int = 256) -> Tensor:
+    """What the backbone makes of each image [N, D], in eval mode, without gradients; modes are restored."""
+    modes = [(module, module.training) for module in classifier.modules()]
+    classifier.eval()
+    device = next(classifier.parameters()).device
+    with torch.inference_mode():
+        parts = [
+            classifier.backbone(data.ready(images, first, first + size).to(device))
+            for first in range(0, len(images.pixels), size)
+        ]
+    for module, training in modes:
+        module.training = training
+    return torch.cat(parts).clone()
+
+
+def _forward(classifier: Classifier, images: Tensor, run: Run, seed: int) -> Outputs:
+    with torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):
+        torch.manual_seed(seed)  # dropout and drop-path are functions of the step
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=run.precision == "bf16"):
+            return classifier(images)
+
+
+def _answerer(classifier: Classifier) -> Callable[[Params, Tensor], Outputs]:
+    """A function that answers with other weights, in eval mode, in full precision."""
+
+    def answer(params: Params, images: Tensor) -> Outputs:
+        modes = [(module, module.training) for module in classifier.modules()]
+        classifier.eval()
+        with torch.no_grad():
+            outputs: Outputs = torch.func.functional_call(classifier, params, (images,))
+        for module, training in modes:
+            module.training = training
+        return outputs
+
+    return answer
+
+
+def _optimiser(params: list[nn.Parameter], run: Run) -> torch.optim.Optimizer:
+    if run.optimiser == "sgd":
+        return torch.optim.SGD(params, run.rate, momentum=run.momentum, weight_decay=run.decay, fused=True)
+    return torch.optim.AdamW(params, run.rate, weight_decay=run.decay, fused=True)
+
+
+def _gradients(params: Params) -> Params:
+    return {
+        name: torch.zeros_like(value) if value.grad is None else value.grad.detach().clone()
+        for name, value in params.items()
+    }
+
+
+def _guard(total: Tensor, params: Params, run: Run, state: TrainState, sources: Sources, index: Tensor) -> None:
+    gradients = [value.grad for value in params.values() if value.grad is not None]
+    norm = nn.utils.get_total_norm(gradients, foreach=True)
+    if not bool(torch.isfinite(norm) & torch.isfinite(total)):
+        first = [sources.new.names[row] for row in index[index >= 0].tolist()[:3]]
+        raise Problem(
+            f"step {state.step + 1}: the {'loss' if not bool(torch.isfinite(total)) else 'gradient'} is not finite at "
+            f"rate {rate_at(run, state.step):g} (pictures {', '.join(first)}, …); nothing was updated. "
+            "Lower --rate, or set --clip 1",
+            code=4,
+        )
+    if run.clip:
+        scale = torch.clamp(run.clip / (norm + 1e-6), max=1.0)
+        torch._foreach_mul_(gradients, scale)

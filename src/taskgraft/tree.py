@@ -1,0 +1,61 @@
+"""Arithmetic on nested dictionaries of tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from taskgraft.types import Memory, Params
+
+
+def state(module: nn.Module) -> Params:
+    """Copy the parameters and buffers of a module: name -> tensor, detached, on the same device."""
+    return {name: value.detach().clone() for name, value in module.state_dict().items()}
+
+
+def flatten(memory: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Walk nested dictionaries: pairs of a path joined by '/' and a tensor.
+
+    Raises TypeError for a leaf that is no tensor: memory must save without pickle.
+    """
+    for key, value in memory.items():
+        path = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            yield from flatten(value, path + "/")
+        elif isinstance(value, Tensor):
+            yield path, value
+        else:
+            raise TypeError(f"memory entry {path!r} is a {type(value).__name__}; only tensors can be kept")
+
+
+def unflatten(flat: Mapping[str, Tensor]) -> Memory:
+    """Undo `flatten`."""
+    memory: Memory = {}
+    for path, value in flat.items():
+        *parents, leaf = path.split("/")
+        node = memory
+        for key in parents:
+            node = node.setdefault(key, {})
+        node[leaf] = value
+    return memory
+
+
+def to(memory: Memory, device: torch.device) -> Memory:
+    """Move every tensor of a nested dictionary to a device."""
+    return unflatten({path: value.to(device) for path, value in flatten(memory)})
+
+
+def lerp(start: Params, end: Params, weight: float) -> Params:
+    """Interpolate start + weight (end - start); integer buffers are taken from `end`, 0 and 1 are exact.
+
+    Raises KeyError when the two do not hold the same names.
+    """
+    if start.keys() != end.keys():
+        raise KeyError(f"cannot interpolate: names differ: {sorted(start.keys() ^ end.keys())[:5]}")
+    return {
+        name: torch.lerp(value, end[name], weight) if value.is_floating_point() else end[name].clone()
+        for name, value in start.items()
+    }

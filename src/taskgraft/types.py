@@ -1,0 +1,97 @@
+"""The nouns of taskgraft: named tuples and aliases, no behaviour."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from taskgraft.settings import Softmax
+
+Params = dict[str, Tensor]
+Memory = dict[str, Any]  # nested dictionaries of tensors, nothing else: saves without pickle
+Terms = dict[str, Tensor]  # the summands of the objective by name, each a scalar
+Outputs = dict[str, Tensor]  # task name -> logits [B, K]
+
+
+class Task(NamedTuple):
+    """A name and its ordered class names."""
+
+    name: str
+    classes: tuple[str, ...]
+
+
+class Images(NamedTuple):
+    """Pictures at training size with their labels.
+
+    `pixels` [N, H, W, 3] uint8 (maybe memory-mapped), or [N, ...] float inputs that are used as they are.
+    `labels` maps a task to [N] int64, -1 where a picture is not labelled for it.
+    """
+
+    pixels: Tensor
+    labels: dict[str, Tensor]
+    names: tuple[str, ...]
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+
+
+class Sources(NamedTuple):
+    """What a method may learn from: the new task's images and, if there are any, a sample of old ones."""
+
+    new: Images
+    old: Images | None
+    views: int  # fixed views of each image; 0 = a fresh one every epoch
+    augment: str
+    seed: int
+
+
+class Batch(NamedTuple):
+    """One step's images.
+
+    `images` [B, ...] float; `labels` task -> [B] int64, -1 = not labelled; `index` [B] position of each image
+    in `Sources.new`, -1 for images that a method mixed in; `view` [B] which fixed view it is.
+    `index` and `view` stay on the CPU, so that looking something up by them never waits for a device.
+    """
+
+    images: Tensor
+    labels: dict[str, Tensor]
+    index: Tensor
+    view: Tensor
+
+
+class Step(NamedTuple):
+    """What a method sees of one step.
+
+    `answer(params, images)` gives the logits that the classifier would give with these parameters and buffers
+    in eval mode, without gradients.
+    """
+
+    batch: Batch
+    outputs: Outputs
+    softmax: Softmax
+    answer: Callable[[Params, Tensor], Outputs]
+
+
+class Move(NamedTuple):
+    """One optimiser step, seen from the weights: before, after, and the gradient without weight penalties."""
+
+    before: Params
+    after: Params
+    gradient: Params
+
+
+class Quadratic(NamedTuple):
+    """(strength / 2) sum_j importance_j (theta_j - anchor_j)^2; `implicit` = applied as a proximal step."""
+
+    anchor: Params
+    importance: Params
+    strength: float
+    implicit: bool
+
+
+class Watch(NamedTuple):
+    """Where a long run tells what it does; silent by default. `progress(what, done, total)`."""
+
+    say: Callable[[str], None] = lambda line: None
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None

@@ -1,0 +1,558 @@
+"""The report from made-up records: true to its numbers, inert to hostile names, the same every time."""
+
+import json
+import math
+import re
+import subprocess
+import sys
+from base64 import b64encode
+from hashlib import sha256
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from taskgraft import metrics, report
+from taskgraft.record import Arrangement, Comparison, Line, Predictions, Record, TaskResult
+
+MAKES = ("Audi A4", "BMW 3", "Ford Focus", "Honda Civic", "Toyota Camry", "VW Golf")
+COLOURS = ("black", "blue", "green", "grey", "red", "white")
+HOSTILE = (
+    "<script>alert(1)</script>",
+    "</script><script>alert(2)</script>",
+    "<img src=http://x.test/ onerror=alert(3)>",
+)
+ARRANGEMENTS = (  # label, method, rate, old accuracy at the end, new accuracy at the end
+    ("Baseline", "finetune", 1e-3, 0.02, 0.968),
+    ("Baseline (low rate)", "finetune", 1e-4, 0.40, 0.887),
+    ("EWC", "ewc(strength=30)", 1e-3, 0.551, 0.928),
+    ("EWC (low rate)", "ewc(strength=30)", 1e-4, 0.669, 0.887),
+    ("Distillation", "distill(strength=1)", 1e-3, 0.602, 0.81),
+    ("Distillation (low rate)", "distill(strength=1)", 1e-4, 0.734, 0.871),
+    ("Distillation and EWC", "distill(strength=1) + ewc(strength=30)", 1e-3, 0.741, 0.882),
+)
+
+
+def made_up_predictions(classes, labels, right, seed, names="new"):
+    """Logits whose answers are right on a share `right` of the images."""
+    rng = np.random.default_rng(seed)
+    task = next(iter(labels))
+    logits = {}
+    for name, own in classes.items():
+        truth = labels[task] if name == task else rng.integers(0, len(own), len(labels[task]))
+        wanted = np.where(rng.random(len(truth)) < right, truth, rng.integers(0, len(own), len(truth)))
+        values = rng.normal(0, 1, (len(truth), len(own)))
+        values[np.arange(len(truth)), wanted] += 3.5
+        logits[name] = values.astype(np.float32)
+    ids = tuple(f"{names}/{i:04d}.jpg" for i in range(len(labels[task])))
+    return Predictions(classes, "per-task", ids, labels, logits)
+
+
+def made_up_sets(old=MAKES, new=COLOURS, with_old=True, names="new", old_right=0.73):
+    labels = np.random.default_rng(5).integers(0, len(new), 400)
+    both = {"make": old, "colour": new}
+    sets = {
+        "new": made_up_predictions(both, {"colour": labels}, 0.88, 1, names),
+    }
+    logits = sets["new"].logits["make"] + np.random.default_rng(2).normal(0, 1.2, (400, len(old))).astype(
+        "f4"
+    )
+    sets["new-parent"] = sets["new"]._replace(classes={"make": old}, labels={}, logits={"make": logits})
+    if with_old:
+        known = {"make": np.random.default_rng(6).integers(0, len(old), 500)}
+        sets["old"] = made_up_predictions(both, known, old_right, 3, names)
+        sets["old-parent"] = made_up_predictions({"make": old}, known, 0.85, 4, names)
+    return sets
+
+
+def made_up_history(method, rate, old_end, new_end, seed, with_old=True, steps=600):
+    rng = np.random.default_rng(seed)
+    speed = 3 if rate > 5e-4 else 1.2
+    lines = []
+    for step in range(0, steps + 1, steps // 30):
+        t = step / steps
+        old = old_end + (0.87 - old_end) * math.exp(-2 * speed * t) + rng.normal(0, 0.012) * (step > 0)
+        new = 0.1 + (new_end - 0.1) * (1 - math.exp(-2.5 * speed * t)) + rng.normal(0, 0.01)
+        terms = {"cross-entropy": 2.3 * math.exp(-2 * speed * t) + 0.1 + abs(rng.normal(0, 0.02))}
+        terms |= {"distill": 0.4 * t**0.5} if "distill" in method else {}
+        terms |= {"ewc": 0.02 * t} if "ewc" in method else {}
+        accuracy = {"colour": min(max(new, 0.0), 1.0)} | (
+            {"make": min(max(old, 0.0), 1.0)} if with_old else {}
+        )
+        lines.append(
+            Line(step=step, rate=rate, terms=terms, accuracy=accuracy, agreement={"make": 0.95 - 0.1 * t})
+        )
+    return tuple(lines)
+
+
+def made_up_record(
+    method="distill(strength=1)",
+    rate=1e-4,
+    ends=(0.734, 0.871),
+    seed=0,
+    with_old=True,
+    separate: float | None = 0.95,
+):
+    history = made_up_history(method, rate, ends[0], ends[1], seed, with_old)
+    scored = metrics.score(history, ("make", "colour"))
+    score, step = scored if scored else (None, history[-1].step)
+    kept = next(line for line in history if line.step == step)
+    sets = made_up_sets(with_old=with_old)
+    agree = metrics.interval(metrics.agreement(sets["new-parent"], sets["new"], "make"))
+    make = TaskResult(name="make", classes=MAKES, new=False, agreement=agree)
+    if with_old:
+        old, before = _hits(kept.accuracy["make"], 500), _hits(0.87, 500)
+        measured = {"parent": before, "child": old, "forgetting": before - old}
+        make = make.model_copy(update={name: metrics.interval(values) for name, values in measured.items()})
+    else:
+        old = np.zeros(0)
+    child = metrics.interval(_hits(kept.accuracy["colour"], 400))
+    colour = TaskResult(name="colour", classes=COLOURS, new=True, child=child, separate=separate)
+    if with_old:
+        score = float(old.mean() + child.mean) / 2
+    return Record(
+        command="taskgraft extend alice bob-photos out --task colour",
+        seed=seed,
+        method=method,
+        run={
+            "rate": rate,
+            "steps": 600,
+            "batch": 32,
+            "optimiser": "sgd",
+            "schedule": "cosine",
+            "norm": "train",
+        },
+        parent={"source": "alice", "digest": "ab" * 32, "architecture": "resnet18", "tasks": ["make"]},
+        data={
+            "new": {
+                "source": "bob-photos",
+                "fingerprint": "cd" * 32,
+                "images": {"train": 1600, "val": 400},
+                "counts": dict.fromkeys(COLOURS, 266),
+                "excluded": [["x.jpg", "truncated"]],
+                "excluded_count": 1,
+                "notes": [],
+            }
+        },
+        choices=(
+            ("method", method, "the founding text's best"),
+            ("norm", "train", "forgets as little as frozen here"),
+        ),
+        tasks=(make, colour),
+        score=score,
+        step=step,
+        history=history,
+        parent_history=tuple(
+            Line(step=s, accuracy={"make": 0.87 * (1 - math.exp(-s / 300))}) for s in range(0, 1201, 60)
+        ),
+        parameters={"parent": 11_270_000, "child": 11_275_130, "added": 5130},
+        seconds={"total": 744.0 + seed, "training": 700.0},
+        versions={"python": "3.11.2", "torch": "2.14.1"},
+    )
+
+
+def _hits(share, n):
+    return (np.arange(n) < round(share * n)).astype(np.float64)
+
+
+def made_up_comparison(seeds=3, with_old=True, separate=True):
+    return Comparison(
+        command=f"taskgraft compare alice bob-photos out --seeds {seeds}",
+        title="Car colour, added to a model of car makes",
+        arrangements=tuple(
+            Arrangement(
+                label=label,
+                method=method,
+                run={"rate": rate, "steps": 600, "batch": 32, "optimiser": "sgd"},
+                records=tuple(
+                    made_up_record(method, rate, (old, new), 10 * i + seed, with_old, None)
+                    for seed in range(seeds)
+                ),
+            )
+            for i, (label, method, rate, old, new) in enumerate(ARRANGEMENTS)
+        ),
+        separate={"colour": (0.95, 0.955, 0.96)[:seeds]} if separate else {},
+        failures=(("LoRA", "the loss was not finite at step 12"),),
+        notes=("Fisher information from the new task's images, labelled by the parent.",),
+    )
+
+
+class Reader(HTMLParser):
+    """Tags with their attributes, scripts' texts, tables by caption."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.tags, self.scripts, self.tables = [], [], {}
+        self._caption, self._into, self._row, self._cell, self.text = "", None, [], False, []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self._into = self._into if tag == "span" else tag
+        if tag == "script":
+            self.scripts.append("")
+        if tag == "caption":
+            self._caption = ""
+        if tag == "tr":
+            self._row = []
+            self.tables.setdefault(self._caption, []).append(self._row)
+        if tag in ("td", "th"):
+            self._row.append("")
+            self._cell = True
+
+    def handle_endtag(self, tag):
+        if tag in ("caption", "script", "style"):
+            self._into = None
+        if tag in ("td", "th"):
+            self._cell = False
+
+    def handle_data(self, data):
+        if self._into == "script":
+            self.scripts[-1] += data
+        elif self._into == "caption":
+            self._caption += data
+        elif self._cell:
+            self._row[-1] += data
+        if self._into != "script":
+            self.text.append(data)
+
+    @property
+    def data(self):
+        return json.loads(self.scripts[0])
+
+    def table(self, start):
+        return next(rows for caption, rows in self.tables.items() if caption.startswith(start))
+
+
+@pytest.fixture(scope="module")
+def comparison():
+    return made_up_comparison()
+
+
+@pytest.fixture(scope="module")
+def compared(comparison):
+    return report.render_comparison(comparison)
+
+
+@pytest.fixture(scope="module")
+def run_page():
+    return report.render_run(made_up_record(), made_up_sets())
+
+
+def hostile_record():
+    record = made_up_record()
+    old, new = (*HOSTILE, *MAKES), (*HOSTILE, *COLOURS)
+    tasks = (
+        record.tasks[0].model_copy(update={"classes": old}),
+        record.tasks[1].model_copy(update={"classes": new}),
+    )
+    more = {
+        "notes": HOSTILE,
+        "tasks": tasks,
+        "command": HOSTILE[1],
+        "choices": ((HOSTILE[0], HOSTILE[1], HOSTILE[2]),),
+    }
+    return record.model_copy(update=more), made_up_sets(old, new, names=HOSTILE[1])
+
+
+def hostile_comparison():
+    made = made_up_comparison(2)
+    first = made.arrangements[0].model_copy(update={"label": HOSTILE[1], "method": HOSTILE[0]})
+    record = made.arrangements[1].records[0]
+    renamed = tuple(task.model_copy(update={"name": HOSTILE[1]}) for task in record.tasks[:1])
+    line = Line(step=20, terms={HOSTILE[1]: 1.0}, accuracy={HOSTILE[1]: 0.5, "colour": 0.5})
+    record = record.model_copy(update={"tasks": (*renamed, record.tasks[1]), "history": (line,)})
+    second = made.arrangements[1].model_copy(update={"records": (record,)})
+    return made.model_copy(
+        update={"title": HOSTILE[0], "arrangements": (first, second), "failures": ((HOSTILE[1], HOSTILE[0]),)}
+    )
+
+
+@pytest.mark.parametrize("kind", ["run", "comparison"])
+def test_hostile_names_are_inert(kind):
+    page = (
+        report.render_run(*hostile_record())
+        if kind == "run"
+        else report.render_comparison(hostile_comparison())
+    )
+    reader = Reader(page)
+    assert len(reader.scripts) == 3  # data, plotly, ours: nothing that a name brought
+    assert "<" not in reader.scripts[0]
+    assert all("alert(" not in script for script in reader.scripts[1:])
+    assert not [
+        attrs for tag, attrs in reader.tags if tag == "img" or any(name.startswith("on") for name in attrs)
+    ]
+    assert any("<script>alert(" in text for text in reader.text)  # shown, as text
+    assert any("&lt;" in text for text in _strings(reader.data["plots"]))
+    assert not any("<script" in text or "<img" in text for text in _strings(reader.data["plots"]))
+
+
+def _strings(value):
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for one in value.values() if isinstance(value, dict) else value:
+            yield from _strings(one)
+
+
+def test_nothing_is_loaded_from_outside(run_page, compared):
+    for page in (run_page, compared):
+        reader = Reader(page)
+        for tag, attrs in reader.tags:
+            assert tag not in ("link", "iframe", "object", "embed", "base")
+            assert not attrs.get("src")
+            assert (attrs.get("href") or "#").startswith("#")
+        policy = next(attrs["content"] for _, attrs in reader.tags if attrs.get("http-equiv"))
+        hashes = [sha256(script.encode()).digest() for script in reader.scripts[1:]]
+        allowed = " ".join(f"'sha256-{b64encode(one).decode()}'" for one in hashes)
+        assert policy.startswith(f"default-src 'none'; script-src {allowed}; ")
+        outside = page.replace(reader.scripts[1], "")
+        assert "http://" not in outside
+        assert "https://" not in outside
+        assert "@import" not in outside
+        assert len(page.encode()) < 8_000_000
+
+
+def test_equal_records_give_equal_pages(comparison, compared, run_page):
+    assert report.render_comparison(comparison) == compared
+    assert report.render_run(made_up_record(), made_up_sets()) == run_page
+
+
+def test_the_tables_numbers_are_those_of_the_records(comparison, compared):
+    rows = Reader(compared).table("Score_A is accuracy on make")
+    for arrangement, row in zip(comparison.arrangements, rows[1:], strict=True):
+        old = [record.tasks[0].child.mean for record in arrangement.records]
+        new = [record.tasks[1].child.mean for record in arrangement.records]
+        scores = [record.score for record in arrangement.records]
+        lost = [record.tasks[0].parent.mean - a for record, a in zip(arrangement.records, old, strict=True)]
+        gaps = [
+            metrics.gap(score, {"make": 0.87, "colour": alone})
+            for score, alone in zip(scores, comparison.separate["colour"], strict=True)
+        ]
+        wanted = [_words(values) for values in (scores, old, new, lost, gaps)]
+        assert [cell.replace("−", "-") for cell in row[1:6]] == wanted
+        assert row[0] == arrangement.label
+    assert 'class="best"' in compared
+
+
+def _words(values):
+    mean, half = metrics.over_seeds(values)
+    return f"{100 * mean:.1f} ± {100 * half:.1f}"
+
+
+def test_the_best_is_bold_and_markdown_agrees_with_the_page(comparison, compared):
+    lines = report.table_markdown(comparison).splitlines()
+    bold = [line for line in lines if line.startswith("| **")]
+    best = max(comparison.arrangements, key=lambda one: np.mean([record.score for record in one.records]))
+    assert [line.split("|")[1].strip(" *") for line in bold] == [best.label]
+    page_row = next(row for row in Reader(compared).table("Score_A is") if row[0] == best.label)
+    assert [cell.strip(" *") for cell in bold[0].split("|")[2:7]] == [
+        cell.replace("−", "-") for cell in page_row[1:6]
+    ]
+
+
+def test_markdown_keeps_hostile_labels_in_their_cells():
+    made = made_up_comparison(1)
+    bad = made.arrangements[0].model_copy(update={"label": "a | b\n<script>alert(1)</script>"})
+    text = report.table_markdown(made.model_copy(update={"arrangements": (bad, *made.arrangements[1:])}))
+    assert "<script>" not in text
+    assert r"a \| b &lt;script>" in text
+
+
+def test_one_seed_gives_no_interval_and_asks_for_three():
+    made = made_up_comparison(1)
+    page, text = report.render_comparison(made), report.table_markdown(made)
+    assert "(1 seed)" in page
+    assert "±" not in text
+    assert "three seeds are needed to compare" in page
+    assert "three seeds are needed to compare" in text
+    assert "--seeds 3" in report.verdict_comparison(made)[4]
+    assert "out-3-seeds" in report.verdict_comparison(made)[4]
+
+
+def test_missing_old_data_is_said_plainly():
+    record = made_up_record(with_old=False)
+    page = report.render_run(record, made_up_sets(with_old=False))
+    assert "Old accuracy is unknown for make" in page
+    assert "It is a proxy" in page
+    assert "--old-val DIR" in page
+    lines = report.verdict_run(record)
+    assert "accuracy on make unknown (no old validation images); no Score" in lines[0]
+    assert "old accuracy is unknown" in lines[1]
+    assert "proxy" in lines[1]
+    assert lines[4].endswith("taskgraft extend alice bob-photos out-measured --task colour --old-val DIR")
+    together = made_up_comparison(3, with_old=False)
+    assert "proxy" in report.verdict_comparison(together)[0]
+    assert "--old-val DIR" in report.table_markdown(together)
+    assert "a proxy" in report.render_comparison(together)
+
+
+def test_the_verdict_has_five_lines(comparison):
+    for lines in (
+        report.verdict_run(made_up_record()),
+        report.verdict_run(made_up_record(with_old=False, separate=None)),
+        report.verdict_comparison(comparison),
+        report.verdict_comparison(made_up_comparison(1)),
+        report.verdict_comparison(comparison.model_copy(update={"arrangements": ()})),
+    ):
+        assert len(lines) == 5
+        assert all(line and line.isprintable() for line in lines)
+
+
+def test_the_first_line_of_a_verdict():
+    record = made_up_record()
+    make, colour = record.tasks
+    assert make.forgetting
+    assert make.child
+    assert colour.child
+    assert record.score
+    lost, low, high = make.forgetting.mean, make.forgetting.low, make.forgetting.high
+    wanted = (
+        f"make 87.0 → {100 * make.child.mean:.1f} ({-100 * lost:.1f}, 95 % interval "
+        f"{-100 * high:.1f} to {-100 * low:.1f}); colour {100 * colour.child.mean:.1f}; "
+        f"Score {100 * record.score:.1f} at step {record.step}"
+    )
+    assert report.verdict_run(record)[0] == wanted
+
+
+def test_a_verdict_cannot_steer_the_terminal():
+    record = made_up_record()
+    task = record.tasks[1].model_copy(update={"name": "colour\x1b[2J\nworked"})
+    lines = report.verdict_run(record.model_copy(update={"tasks": (record.tasks[0], task)}))
+    assert len(lines) == 5
+    assert all(line.isprintable() for line in lines)
+
+
+def test_headings_go_down_one_level_at_a_time(run_page, compared):
+    for page in (run_page, compared):
+        tags = Reader(page).tags
+        levels = [int(tag[1]) for tag, _ in tags if re.fullmatch("h[1-6]", tag)]
+        assert levels[0] == 1
+        assert all(after - before <= 1 for before, after in pairwise(levels))
+        assert sum(tag == "table" for tag, _ in tags) == sum(tag == "caption" for tag, _ in tags)
+        assert all(attrs.get("scope") for tag, attrs in tags if tag == "th")
+        assert all(attrs.get("aria-label") for _, attrs in tags if attrs.get("role") == "img")
+        names = [attrs["id"] for _, attrs in tags if "id" in attrs]
+        assert len(names) == len(set(names))
+
+
+def test_plotly_accepts_every_plot(run_page, compared):
+    from plotly.graph_objects import Figure
+
+    for page in (run_page, compared):
+        data = Reader(page).data
+        for spec in data["plots"].values():
+            Figure(_painted(spec, data["light"]), skip_invalid=False)
+
+
+def _painted(value, palette):
+    if isinstance(value, str) and value.startswith("@"):
+        return palette[value[1:].split(":")[0]]
+    if isinstance(value, list):
+        return [_painted(one, palette) for one in value]
+    return {key: _painted(one, palette) for key, one in value.items()} if isinstance(value, dict) else value
+
+
+def test_the_three_figures(comparison, compared, tmp_path):
+    plots = Reader(compared).data["plots"]
+    assert {"figure1", "figure2", "figure3", "frontier-plot", "loss0", "loss6"} <= set(plots)
+    means = {trace["name"]: trace for trace in plots["figure1"]["data"] if trace["line"].get("dash")}
+    line = comparison.arrangements[0].records
+    assert means["make (task A)"]["line"]["color"] == "@red"
+    assert means["colour (task B)"]["line"]["color"] == "@blue"
+    wanted = np.mean([[one.accuracy["make"] for one in record.history] for record in line], axis=0)
+    assert means["make (task A)"]["y"] == pytest.approx(list(100 * wanted), abs=1e-4)
+    assert min(plots["figure3"]["data"][0]["x"]) == -1200  # the parent's own training
+    paths = report.write_figures(comparison, tmp_path)
+    assert [path.name for path in paths] == ["figure1.png", "figure2.png", "figure3.png"]
+    first = [path.read_bytes() for path in paths]
+    assert all(content.startswith(b"\x89PNG") for content in first)
+    assert [path.read_bytes() for path in report.write_figures(comparison, tmp_path)] == first
+
+
+def test_figures_without_data_are_left_out(comparison, tmp_path):
+    without = comparison.model_copy(update={"arrangements": comparison.arrangements[2:]})
+    assert [path.name for path in report.write_figures(without, tmp_path)] == ["figure3.png"]
+    one = comparison.model_copy(update={"arrangements": comparison.arrangements[:1]})
+    assert [path.name for path in report.write_figures(one, tmp_path)] == ["figure1.png", "figure3.png"]
+
+
+def test_names_that_matplotlib_reads_are_drawn_as_they_are(comparison, tmp_path):
+    labels = ("$\\bad{", "_hidden", "漢字")
+    arrangements = tuple(
+        one.model_copy(update={"label": label})
+        for one, label in zip(comparison.arrangements, labels, strict=False)
+    )
+    assert (
+        len(report.write_figures(comparison.model_copy(update={"arrangements": arrangements}), tmp_path)) == 3
+    )
+
+
+def test_many_classes_give_a_table_of_confusions():
+    many = tuple(f"make {i}" for i in range(60))
+    record = made_up_record()
+    record = record.model_copy(
+        update={"tasks": (record.tasks[0].model_copy(update={"classes": many}), record.tasks[1])}
+    )
+    reader = Reader(report.render_run(record, made_up_sets(old=many)))
+    assert len(reader.table("make: the 20 most frequent confusions")) == 21
+    assert "confusion0" not in reader.data["plots"]
+    assert "confusion1" in reader.data["plots"]
+
+
+def test_images_that_went_from_right_to_wrong(run_page):
+    sets = made_up_sets()
+    was = metrics.answers(sets["old-parent"], "make") == sets["old"].labels["make"]
+    now = metrics.answers(sets["old"], "make") == sets["old"].labels["make"]
+    wanted = [name for name, a, b in zip(sets["old"].ids, was, now, strict=True) if a and not b]
+    assert [row[0] for row in Reader(run_page).table("make: right before, wrong now")[1:]] == wanted[:200]
+
+
+def test_a_run_that_diverged_still_has_a_page():
+    record = made_up_record()
+    broken = record.history[0].model_copy(update={"terms": {"cross-entropy": math.nan, "ewc": math.inf}})
+    page = report.render_run(record.model_copy(update={"history": (broken, *record.history[1:])}), {})
+    assert "NaN" not in Reader(page).scripts[0]
+
+
+def test_importing_the_report_loads_no_drawing_library():
+    heavy = ("torch", "plotly", "matplotlib", "jinja2")
+    code = f"import sys, taskgraft.report; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_templates_travel_with_the_package():
+    folder = Path(report.__file__).parent / "templates"
+    assert {path.name for path in folder.iterdir()} >= {"page.html.j2", "blocks.html.j2"}
+
+
+def test_a_first_task_has_a_page_too():
+    made = made_up_record()
+    first = made.tasks[0].model_copy(
+        update={"new": True, "parent": None, "forgetting": None, "agreement": None}
+    )
+    record = made.model_copy(
+        update={
+            "command": "taskgraft train cars alice --task make",
+            "tasks": (first,),
+            "parameters": {"parent": 0, "child": 11_000_000, "added": 11_000_000},
+        }
+    )
+    lines = report.verdict_run(record)
+    assert len(lines) == 5
+    assert "proxy" not in " ".join(lines)
+    assert lines[4].endswith("taskgraft extend alice DATA alice-extended --task NAME")
+    assert "old validation images" not in report.render_run(record, {"new": made_up_sets()["old"]})
+
+
+def test_excluded_images_are_listed_with_their_reasons(run_page):
+    assert Reader(run_page).table("new: 1 excluded image")[1] == ["x.jpg", "truncated"]
+
+
+def test_the_next_command_after_a_comparison_with_folders(comparison):
+    kept = tuple(one.model_copy(update={"folders": ("best one/seed-0",)}) for one in comparison.arrangements)
+    line = report.verdict_comparison(comparison.model_copy(update={"arrangements": kept}))[4]
+    assert line.endswith("taskgraft predict 'out/best one/seed-0' IMAGES")
