@@ -13,7 +13,6 @@ import argparse
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -39,7 +38,7 @@ class Single(nn.Module):
 
     def __init__(self, name: str, classes: int, size: int) -> None:
         super().__init__()
-        sized = {"img_size": size} if name.startswith(("vit", "deit", "swin")) else {}
+        sized: dict[str, Any] = {"img_size": size} if name.startswith(("vit", "deit", "swin")) else {}
         self.net = timm.create_model(name, num_classes=classes, **sized)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
@@ -121,25 +120,32 @@ def peak(name: str, size: int, label: str) -> int:
 
 def print_growth(name: str, size: int, label: str) -> None:
     model, images = prepare(name, 4 * BATCH, size)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = high_water()
     WAYS[label](model, images)
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+    print(high_water() - before)
+
+
+def high_water() -> int:
+    """Read the peak of the resident memory in bytes (Linux; `getrusage` would give that of the parent process)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 
 def summary(name: str, size: int, rates: dict[str, list[float]]) -> dict[str, Any]:
     ours = rates["fisher_diagonal"]
+    spread = {k: {"median": statistics.median(v), "min": min(v), "max": max(v)} for k, v in rates.items()}
     against = {k: statistics.median(f / r for f, r in zip(ours, v, strict=True)) for k, v in rates.items()}
     memory = {label: peak(name, size, label) for label in ("forward + backward", "fisher_diagonal")}
     return {
         "model": name,
         "pixels": size,
-        "images_per_second": {k: {"median": statistics.median(v), "min": min(v), "max": max(v)} for k, v in rates.items()},
+        "images_per_second": spread,
         "fisher_time_over_forward_backward": 1 / against["forward + backward"],
         "fisher_rate_over_loop": against["loop over images"],
         "fisher_rate_over_vmap": against["vmap(grad)"],
         "peak_bytes": memory,
         "peak_over_forward_backward": memory["fisher_diagonal"] / memory["forward + backward"],
-    }  # fmt: skip
+    }
 
 
 def machine() -> dict[str, Any]:

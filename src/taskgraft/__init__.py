@@ -6,44 +6,63 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from taskgraft.bundle import Bundle, open_parent
-    from taskgraft.compare import Arm, compare
-    from taskgraft.evaluate import predict
-    from taskgraft.extend import Extension, Request, extend, load
-    from taskgraft.learn import learn
+    from taskgraft.classifier import Classifier, wrap
+    from taskgraft.inference import predict
+    from taskgraft.jobs.check import check
+    from taskgraft.jobs.compare import Arm, compare
+    from taskgraft.jobs.demo import demo
+    from taskgraft.jobs.evaluate import evaluate
+    from taskgraft.jobs.extend import Extension, extend, load
+    from taskgraft.jobs.train import train
     from taskgraft.problem import Problem
     from taskgraft.settings import Run
+    from taskgraft.types import Images, Task, Watch
 
 __version__ = "0.1.0"
 
 # Where each public name lives; loaded when first used, so that `import taskgraft` does not wait for torch.
 _PLACES = {
-    "Arm": "compare",
+    "Arm": "jobs.compare",
     "Bundle": "bundle",
-    "Extension": "extend",
+    "Classifier": "classifier",
+    "Extension": "jobs.extend",
+    "Images": "types",
     "Problem": "problem",
-    "Request": "extend",
     "Run": "settings",
-    "compare": "compare",
-    "extend": "extend",
-    "learn": "learn",
-    "load": "extend",
+    "Task": "types",
+    "Watch": "types",
+    "check": "jobs.check",
+    "compare": "jobs.compare",
+    "demo": "jobs.demo",
+    "evaluate": "jobs.evaluate",
+    "extend": "jobs.extend",
+    "load": "jobs.extend",
     "open_parent": "bundle",
-    "predict": "evaluate",
+    "predict": "inference",
+    "train": "jobs.train",
+    "wrap": "classifier",
 }
 
 __all__ = [
     "Arm",
     "Bundle",
+    "Classifier",
     "Extension",
+    "Images",
     "Problem",
-    "Request",
     "Run",
+    "Task",
+    "Watch",
+    "check",
     "compare",
+    "demo",
+    "evaluate",
     "extend",
-    "learn",
     "load",
     "open_parent",
     "predict",
+    "train",
+    "wrap",
 ]
 
 

@@ -39,6 +39,10 @@ class Classifier(nn.Module):
         """Answer all tasks from one pass through the backbone."""
         return self.answer(self.backbone(images))
 
+    def linears(self) -> list[nn.Linear]:
+        """The heads, oldest first."""
+        return [head for head in self.heads if isinstance(head, nn.Linear)]
+
     def answer(self, features: Tensor) -> Outputs:
         """Logits of every task from features [B, D]."""
         return {task.name: head(features) for task, head in zip(self.tasks, self.heads, strict=True)}
@@ -90,15 +94,15 @@ def grow(classifier: Classifier, task: Task, seed: int) -> Classifier:
     if len(task.classes) < 2:
         raise Problem(f"task {task.name!r} has {len(task.classes)} class; a classifier needs at least two")
     grown = copy.deepcopy(classifier)
-    model = classifier.heads[0].weight
-    features = int(model.shape[1])
-    head = nn.Linear(features, len(task.classes), dtype=model.dtype)
+    like = classifier.linears()[0].weight
+    features = like.shape[1]
+    head = nn.Linear(features, len(task.classes), device=like.device, dtype=like.dtype)
     rng = seeds.generator(seed, "head", task.name)
     bound = features**-0.5
     with torch.no_grad():
         for part in (head.weight, head.bias):
             part.copy_(torch.from_numpy(rng.uniform(-bound, bound, tuple(part.shape))))
-    grown.heads.append(head.to(model.device))
+    grown.heads.append(head)
     grown.tasks = (*classifier.tasks, task)
     return grown
 
@@ -119,6 +123,6 @@ def freeze_norms(classifier: Classifier) -> None:
 def joint_layer(classifier: Classifier) -> tuple[Tensor, Tensor]:
     """All heads as one layer, old rows then new rows: weight [sum K, D] and bias [sum K]."""
     return (
-        torch.cat([head.weight.detach() for head in classifier.heads]),
-        torch.cat([head.bias.detach() for head in classifier.heads]),
+        torch.cat([head.weight.detach() for head in classifier.linears()]),
+        torch.cat([head.bias.detach() for head in classifier.linears()]),
     )

@@ -49,14 +49,14 @@ class Sources(NamedTuple):
 class Batch(NamedTuple):
     """One step's images.
 
-    `images` [B, ...] float; `labels` task -> [B] int64, -1 = not labelled; `index` [B] position of each image
+    `images` [B, ...] float; `labels` task -> [B] int64, -1 = not labelled; `place` [B] is each image's row
     in `Sources.new`, -1 for images that a method mixed in; `view` [B] which fixed view it is.
-    `index` and `view` stay on the CPU, so that looking something up by them never waits for a device.
+    `place` and `view` stay on the CPU, so that looking something up by them never waits for a device.
     """
 
     images: Tensor
     labels: dict[str, Tensor]
-    index: Tensor
+    place: Tensor
     view: Tensor
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import timm
 import torch
-from torch import Tensor, nn
 from timm.models.resnet import BasicBlock, ResNet
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from taskgraft.curvature import fisher_diagonal
@@ -17,9 +17,7 @@ from taskgraft.curvature.labels import uniforms
 from taskgraft.curvature.plan import look
 
 COUNT = 4
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:Using padding=.same. with even kernel"
-)  # torch, of its own copy
+pytestmark = pytest.mark.filterwarnings("ignore:Using padding=.same. with even kernel")  # torch, of its own copy
 
 
 class Tasks(nn.Module):
@@ -70,9 +68,7 @@ class Sequence(nn.Module):
         self.norm = nn.BatchNorm1d(6)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = torch.tanh(
-            self.one(x.reshape(len(x), 3, 4).transpose(0, 1))
-        )  # [3, B, 5]: 3 is also the probe's size
+        x = torch.tanh(self.one(x.reshape(len(x), 3, 4).transpose(0, 1)))  # [3, B, 5]: 3 is also the probe's size
         y = self.two(x)
         y = self.norm(y.transpose(0, 1).transpose(1, 2)).relu_()
         return y.sum(2) + x.sum((0, 2))[:, None]
@@ -110,7 +106,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], int, tuple[int, ...]]] = {
     "convolutions": (convolutions, 40, (3, 14, 14)),
     "shared": (Shared, 6, (3, 2, 2)),
     "sequence": (Sequence, 6, (3, 2, 2)),
-    "resnet": (lambda: ResNet(BasicBlock, (1, 2, 1, 1), 0, channels=(8, 16, 24, 32)), 32, (3, 32, 32)),
+    "resnet": (lambda: ResNet(cast(Any, BasicBlock), (1, 2, 1, 1), 0, channels=(8, 16, 24, 32)), 32, (3, 32, 32)),
     "efficientnet": (thin("tf_efficientnet_lite0"), 1280, (3, 32, 32)),
     "mobilenet": (thin("mobilenetv3_small_050"), 1024, (3, 32, 32)),
     "vit": (thin("vit_tiny_patch16_224", img_size=32, embed_dim=24, depth=2, init_values=0.5), 24, (3, 32, 32)),
@@ -126,6 +122,8 @@ def build(name: str) -> tuple[Tasks, Tensor]:
     model = Tasks(make(), width).double()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            assert module.running_mean is not None
+            assert module.running_var is not None
             nn.init.normal_(module.running_mean, std=0.3)
             nn.init.uniform_(module.running_var, 0.5, 2.0)
     for name_, param in model.named_parameters():
@@ -156,9 +154,7 @@ def definition(
             logs = outputs[task][0].log_softmax(0)
             for c, weight in enumerate(weights(task, i, logs.detach().exp())):
                 if weight > 0:
-                    grads = torch.autograd.grad(
-                        logs[c], list(params.values()), retain_graph=True, allow_unused=True
-                    )
+                    grads = torch.autograd.grad(logs[c], list(params.values()), retain_graph=True, allow_unused=True)
                     for name, grad in zip(params, grads, strict=True):
                         if grad is not None:
                             sums[name] += weight * grad.square() / len(images)
@@ -179,8 +175,8 @@ def agree(found: dict[str, Tensor], wanted: dict[str, Tensor], rtol: float = 1e-
         assert found[name].is_contiguous()
         scale = float(value.abs().max())
         torch.testing.assert_close(
-            found[name], value, rtol=rtol, atol=rtol * scale * 1e-3, msg=lambda m: f"{name}: {m}"
-        )  # noqa: B023
+            found[name], value, rtol=rtol, atol=rtol * scale * 1e-3, msg=lambda m, name=name: f"{name}: {m}"
+        )
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -271,7 +267,8 @@ def test_the_model_is_left_as_it_was() -> None:  # D4
     model, images = build("convolutions")
     expected = measure(model.eval(), images)
     model.train()
-    model.backbone[4].eval()
+    inner = cast(nn.Sequential, model.backbone)
+    inner[4].eval()
     model.head_b.bias.requires_grad_(False)
     model.head_a.weight.grad = torch.full_like(model.head_a.weight, 7.0)
     modes = [module.training for module in model.modules()]
@@ -285,7 +282,7 @@ def test_the_model_is_left_as_it_was() -> None:  # D4
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
     assert torch.equal(random, torch.get_rng_state())
     assert (model.head_a.weight.grad == 7.0).all()
-    assert model.backbone[0].weight.grad is None
+    assert cast(nn.Conv2d, inner[0]).weight.grad is None
 
 
 def test_only_what_is_named_is_measured() -> None:
@@ -363,7 +360,7 @@ def test_a_model_that_is_random_or_mixes_images_is_refused() -> None:
         ({"labels": "empirical"}, r"needs targets\['a'\]"),
         ({"labels": "empirical", "targets": {"a": torch.zeros(9).long()}}, "must have 4 entries"),
         ({"labels": "empirical", "targets": {"a": torch.full((4,), -1)}}, "not -1"),
-        ({"labels": "empirical", "targets": {"a": torch.full((4,), 3)}}, "has 3 classes"),
+        ({"labels": "empirical", "targets": {"a": torch.full((4,), 3)}}, "the task's 3 classes"),
         ({"chunk": 0}, "chunk is 0"),
     ],
 )

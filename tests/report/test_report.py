@@ -56,9 +56,7 @@ def made_up_sets(old=MAKES, new=COLOURS, with_old=True, names="new", old_right=0
     sets = {
         "new": made_up_predictions(both, {"colour": labels}, 0.88, 1, names),
     }
-    logits = sets["new"].logits["make"] + np.random.default_rng(2).normal(0, 1.2, (400, len(old))).astype(
-        "f4"
-    )
+    logits = sets["new"].logits["make"] + np.random.default_rng(2).normal(0, 1.2, (400, len(old))).astype("f4")
     sets["new-parent"] = sets["new"]._replace(classes={"make": old}, labels={}, logits={"make": logits})
     if with_old:
         known = {"make": np.random.default_rng(6).integers(0, len(old), 500)}
@@ -78,12 +76,8 @@ def made_up_history(method, rate, old_end, new_end, seed, with_old=True, steps=6
         terms = {"cross-entropy": 2.3 * math.exp(-2 * speed * t) + 0.1 + abs(rng.normal(0, 0.02))}
         terms |= {"distill": 0.4 * t**0.5} if "distill" in method else {}
         terms |= {"ewc": 0.02 * t} if "ewc" in method else {}
-        accuracy = {"colour": min(max(new, 0.0), 1.0)} | (
-            {"make": min(max(old, 0.0), 1.0)} if with_old else {}
-        )
-        lines.append(
-            Line(step=step, rate=rate, terms=terms, accuracy=accuracy, agreement={"make": 0.95 - 0.1 * t})
-        )
+        accuracy = {"colour": min(max(new, 0.0), 1.0)} | ({"make": min(max(old, 0.0), 1.0)} if with_old else {})
+        lines.append(Line(step=step, rate=rate, terms=terms, accuracy=accuracy, agreement={"make": 0.95 - 0.1 * t}))
     return tuple(lines)
 
 
@@ -167,8 +161,7 @@ def made_up_comparison(seeds=3, with_old=True, separate=True):
                 method=method,
                 run={"rate": rate, "steps": 600, "batch": 32, "optimiser": "sgd"},
                 records=tuple(
-                    made_up_record(method, rate, (old, new), 10 * i + seed, with_old, None)
-                    for seed in range(seeds)
+                    made_up_record(method, rate, (old, new), 10 * i + seed, with_old, None) for seed in range(seeds)
                 ),
             )
             for i, (label, method, rate, old, new) in enumerate(ARRANGEMENTS)
@@ -272,18 +265,12 @@ def hostile_comparison():
 
 @pytest.mark.parametrize("kind", ["run", "comparison"])
 def test_hostile_names_are_inert(kind):
-    page = (
-        report.render_run(*hostile_record())
-        if kind == "run"
-        else report.render_comparison(hostile_comparison())
-    )
+    page = report.render_run(*hostile_record()) if kind == "run" else report.render_comparison(hostile_comparison())
     reader = Reader(page)
     assert len(reader.scripts) == 3  # data, plotly, ours: nothing that a name brought
     assert "<" not in reader.scripts[0]
     assert all("alert(" not in script for script in reader.scripts[1:])
-    assert not [
-        attrs for tag, attrs in reader.tags if tag == "img" or any(name.startswith("on") for name in attrs)
-    ]
+    assert not [attrs for tag, attrs in reader.tags if tag == "img" or any(name.startswith("on") for name in attrs)]
     assert any("<script>alert(" in text for text in reader.text)  # shown, as text
     assert any("&lt;" in text for text in _strings(reader.data["plots"]))
     assert not any("<script" in text or "<img" in text for text in _strings(reader.data["plots"]))
@@ -348,9 +335,7 @@ def test_the_best_is_bold_and_markdown_agrees_with_the_page(comparison, compared
     best = max(comparison.arrangements, key=lambda one: np.mean([record.score for record in one.records]))
     assert [line.split("|")[1].strip(" *") for line in bold] == [best.label]
     page_row = next(row for row in Reader(compared).table("Score_A is") if row[0] == best.label)
-    assert [cell.strip(" *") for cell in bold[0].split("|")[2:7]] == [
-        cell.replace("−", "-") for cell in page_row[1:6]
-    ]
+    assert [cell.strip(" *") for cell in bold[0].split("|")[2:7]] == [cell.replace("−", "-") for cell in page_row[1:6]]
 
 
 def test_markdown_keeps_hostile_labels_in_their_cells():
@@ -482,12 +467,9 @@ def test_figures_without_data_are_left_out(comparison, tmp_path):
 def test_names_that_matplotlib_reads_are_drawn_as_they_are(comparison, tmp_path):
     labels = ("$\\bad{", "_hidden", "漢字")
     arrangements = tuple(
-        one.model_copy(update={"label": label})
-        for one, label in zip(comparison.arrangements, labels, strict=False)
+        one.model_copy(update={"label": label}) for one, label in zip(comparison.arrangements, labels, strict=False)
     )
-    assert (
-        len(report.write_figures(comparison.model_copy(update={"arrangements": arrangements}), tmp_path)) == 3
-    )
+    assert len(report.write_figures(comparison.model_copy(update={"arrangements": arrangements}), tmp_path)) == 3
 
 
 def test_many_classes_give_a_table_of_confusions():
@@ -531,9 +513,7 @@ def test_templates_travel_with_the_package():
 
 def test_a_first_task_has_a_page_too():
     made = made_up_record()
-    first = made.tasks[0].model_copy(
-        update={"new": True, "parent": None, "forgetting": None, "agreement": None}
-    )
+    first = made.tasks[0].model_copy(update={"new": True, "parent": None, "forgetting": None, "agreement": None})
     record = made.model_copy(
         update={
             "command": "taskgraft train cars alice --task make",

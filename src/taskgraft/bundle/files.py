@@ -153,7 +153,7 @@ def _config(bundle: Bundle, method: str, parent: dict[str, Any]) -> dict[str, An
     return {
         "architecture": bundle.arch,
         "num_classes": row,
-        "num_features": int(bundle.classifier.heads[0].weight.shape[1]),
+        "num_features": bundle.classifier.linears()[0].in_features,
         "label_names": [name for task in bundle.classifier.tasks for name in task.classes],
         "model_args": bundle.options,
         "pretrained_cfg": {

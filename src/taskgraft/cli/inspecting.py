@@ -36,11 +36,11 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
     """Measure a model on labelled pictures: accuracy with its interval, calibration, the worst classes."""
-    from taskgraft.measure import measure
+    from taskgraft.jobs import evaluate as job
 
     with console.watching() as watch:
         bundle_options = {"arch": arch, "labels": labels, "wanted": wanted, "parent_task": parent_task}
-        found = measure(model, data, task=task, cache=cache_folder(cache), watch=watch, **bundle_options)
+        found = job.evaluate(model, data, task=task, cache=cache_folder(cache), watch=watch, **bundle_options)
     if as_json:
         console.out([json.dumps(found, indent=2, ensure_ascii=False)])
         return
@@ -103,10 +103,10 @@ def check(
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
     """Look at pictures without training: classes, splits, unreadable files. Changes no picture; exit 1 if wanting."""
-    from taskgraft.checking import check
+    from taskgraft.jobs import check as job
 
     with console.watching() as watch:
-        found = check(data, task, group=group, min_images=min_images, manifest=write_manifest, watch=watch)
+        found = job.check(data, task, group=group, min_images=min_images, manifest=write_manifest, watch=watch)
     console.out([json.dumps(found, indent=2, ensure_ascii=False)] if as_json else found["lines"])
     if found["wanting"]:
         raise typer.Exit(1)

@@ -57,7 +57,9 @@ ParentTask = Annotated[
 Cache = Annotated[
     str,
     typer.Option(
-        "--cache", rich_help_panel="Hardware", help="folder for decoded pixels; 'none' = in memory [default: the user's cache]"
+        "--cache",
+        rich_help_panel="Hardware",
+        help="folder for decoded pixels; 'none' = in memory [default: the user's cache]"
     ),
 ]  # fmt: skip
 Resume = Annotated[

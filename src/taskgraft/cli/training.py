@@ -57,10 +57,10 @@ def train(
 ) -> None:
     """Train a classifier of one task: the parent of later extensions."""
     from taskgraft import report
-    from taskgraft.learn import learn
+    from taskgraft.jobs import train as job
 
     with console.watching() as watch:
-        done = learn(
+        done = job.train(
             data, out, task=task, model=model, weights=weights, wanted=wanted, run=run,
             cache=cache_folder(cache), resume=resume, command=_command(), watch=watch,
         )  # fmt: skip
@@ -85,11 +85,12 @@ def extend(
 ) -> None:
     """Extend a trained classifier with a new task; the old tasks' training pictures are not needed."""
     from taskgraft import report
-    from taskgraft.extend import Request, extend
+    from taskgraft.jobs.extend import carry_out
+    from taskgraft.jobs.request import Request
 
     request = Request(parent, data, task, method, run, old, tuple(old_val or ()), arch, labels, wanted, parent_task)
     with console.watching() as watch:
-        done = extend(request, out, cache=cache_folder(cache), resume=resume, command=_command(), watch=watch)
+        done = carry_out(request, out, cache=cache_folder(cache), resume=resume, command=_command(), watch=watch)
     console.out([*report.verdict_run(done.record), f"model and report: {out}/report.html"])
 
 
@@ -122,8 +123,8 @@ def compare(
 ) -> None:
     """Extend with several methods and seeds: table, figures, report. The same command goes on after a stop."""
     from taskgraft import report
-    from taskgraft.compare import arms, compare
-    from taskgraft.extend import Request
+    from taskgraft.jobs.compare import arms, compare
+    from taskgraft.jobs.request import Request
 
     chosen = arms([name for name in methods.split(";") if name.strip()], _numbers(rates), run)
     request = Request(parent, data, task, "finetune", run, old, tuple(old_val or ()), arch, labels, wanted, parent_task)
@@ -149,7 +150,7 @@ def demo(
 ) -> None:
     """Draw synthetic cars, train a classifier of makes, extend it with paints in the founding text's six ways."""
     from taskgraft import report
-    from taskgraft.demo import demo
+    from taskgraft.jobs.demo import demo
 
     with console.watching() as watch:
         found = demo(out, seeds=seeds, cache=cache_folder(cache), command=_command(), watch=watch)

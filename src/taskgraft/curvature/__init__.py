@@ -1,8 +1,8 @@
 """The diagonal of the Fisher information of a classifier, from per-sample gradients.
 
-F_jj = mean_i E_{c ~ p(·|x_i)} [ (∂ log p_c(x_i) / ∂θ_j)² ] (Kirkpatrick et al. 2017; Martens 2020, section 5). One
-batched backward pass gives the gradient at the output of every layer, from which the sum of squares of the per-sample
-parameter gradients follows layer by layer (`layers`, `products`); what has no rule goes through torch.func (`generic`).
+F_jj = mean_i E_{c ~ p(·|x_i)} [ (∂ log p_c(x_i) / ∂θ_j)² ] (Kirkpatrick et al. 2017). One batched backward pass gives
+the gradient at the output of every layer, from which the sum of squares of the per-sample parameter gradients
+follows layer by layer (`layers`, `products`); what has no rule goes through torch.func (`generic`).
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ def fisher_diagonal(
     """Measure F_jj = mean_i E_c[(∂ log p_c(x_i)/∂θ_j)²] with the model in eval mode, summed over `tasks`.
 
     Args:
-        model: maps images [B, ...] to {task: logits [B, K]}. Modes, flags, gradients and statistics are left alone.
+        model: maps images [B, ...] to {task: logits [B, K]}; its modes, flags, gradients, statistics stay.
         read: `read(start, stop)` gives those images, float, ready for the model, the same at every call.
         count: number of images.
         names: parameters to measure, as in `model.named_parameters()`.
         tasks: the outputs that count; their Fishers add.
-        labels: "exact" weighs all classes by p_c; "sampled" draws labels from the model; "empirical" takes `targets`.
-        targets: task -> int64 [count], -1 where unlabelled; the mean is then over the labelled images of the task.
+        labels: "exact" weighs all classes by p_c, "sampled" draws from p, "empirical" takes `targets`.
+        targets: task -> int64 [count], -1 where unlabelled; the mean is over the task's labelled images.
         draws: labels drawn per image and task, each a hash of (seed, task, image, draw).
         seed: of the draws.
         chunk: images at once; None lets the size of the activations decide. It changes nothing but rounding.
@@ -59,7 +59,7 @@ def fisher_diagonal(
         Name -> F of the parameter's shape and device, float64 for float64 parameters, else float32.
 
     Raises:
-        ValueError: a request that makes no sense, a model that is random in eval mode or mixes the images of a batch.
+        ValueError: a senseless request; a model that is random in eval mode or mixes the images of a batch.
     """
     params = _chosen(model, count, names, tasks, labels, targets, draws, chunk)
     with _measuring(model):
@@ -107,7 +107,7 @@ def _chosen(
         raise ValueError(f"labels is {labels!r}: choose exact, sampled or empirical")
     for task in tasks if labels == "empirical" else ():
         if targets is None or task not in targets:
-            raise ValueError(f"labels='empirical' needs targets[{task!r}]: pass the true labels or choose sampled")
+            raise ValueError(f"labels='empirical' needs targets[{task!r}]: give them or choose sampled")
         if targets[task].shape != (count,) or not (targets[task] >= 0).any():
             raise ValueError(f"targets[{task!r}] must have {count} entries, at least one of them not -1")
     return {name: params[name] for name in names}
@@ -135,10 +135,9 @@ def _zeros(param: Tensor, taps_first: bool) -> Tensor:
     """Start a running sum; a kernel [O, C, k, k] may lie in memory as [k, k, O, C]."""
     dtype = torch.float64 if param.dtype == torch.float64 else torch.float32
     if taps_first:
-        return torch.zeros_like(param.permute(2, 3, 0, 1), dtype=dtype, memory_format=torch.contiguous_format).permute(
-            2, 3, 0, 1
-        )
-    return torch.zeros_like(param, dtype=dtype, memory_format=torch.contiguous_format)
+        out, into, *kernel = param.shape
+        return torch.zeros(*kernel, out, into, dtype=dtype, device=param.device).permute(2, 3, 0, 1)
+    return torch.zeros(param.shape, dtype=dtype, device=param.device)
 
 
 def _forward(model: nn.Module, images: Tensor, plan: Plan, sums: Params) -> tuple[Outputs, Tape]:
@@ -166,7 +165,7 @@ def _backward(outputs: Outputs, tape: Tape, p: Mapping[str, Tensor], todo: list[
 
 
 def _loose_squares(model: nn.Module, plan: Plan, tasks: list[str]) -> generic.Squares | None:
-    """Prepare the generic path for the parameters without a rule; None if the logits depend on none of them."""
+    """Prepare the generic path for parameters without a rule; None if the logits depend on none."""
     used = generic.reached(model, plan.loose, plan.images, tasks)
     params = {name: plan.loose[name].detach() for name in plan.loose if name in used}
     return generic.squares_for(model, params, plan.images, tasks) if params else None

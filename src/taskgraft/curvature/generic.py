@@ -10,7 +10,7 @@ from torch.func import functional_call, vjp, vmap
 
 from taskgraft.types import Params
 
-# Bytes of per-sample gradients alive at once (the gradient and its square): small beside the activations of a chunk.
+# Bytes of per-sample gradients alive at once (the gradient and its square): small beside a chunk's activations.
 BUDGET = 64 * 2**20
 
 Seeds = Sequence[tuple[str, Tensor]]  # for each backward pass its task and d log p / dz [B, K]
@@ -54,7 +54,7 @@ def _vectorised(model: nn.Module, params: Params, images: Tensor, seeds: Seeds) 
             outputs = functional_call(model, values, (image[None],))
             return {task: outputs[task][0] for task in set(tasks)}
 
-        outputs, pull = vjp(logits, params)
+        outputs, pull = vjp(logits, params)[:2]
         total = {name: torch.zeros_like(value) for name, value in params.items()}
         for task, row in zip(tasks, rows, strict=True):
             seed = {t: row if t == task else torch.zeros_like(z) for t, z in outputs.items()}

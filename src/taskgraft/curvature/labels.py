@@ -15,7 +15,7 @@ Labels = Literal["exact", "sampled", "empirical"]
 
 
 class Pass(NamedTuple):
-    """One backward pass: for each image of the chunk a label [B] of `task` and the weight [B] of its square."""
+    """One backward pass: for each image of a chunk a label [B] of `task` and the weight [B] of its square."""
 
     task: str
     labels: Tensor
@@ -33,7 +33,8 @@ def passes(
 ) -> list[Pass]:
     """List the backward passes that a chunk needs.
 
-    `probabilities` maps a task to float64 [B, K] on the CPU; `start` is the position of the chunk's first image.
+    `probabilities`: task -> float64 [B, K] on the CPU; `start`: position of the chunk's first image. Raises
+    ValueError for a target that is no class.
     """
     found: list[Pass] = []
     for task, p_BK in probabilities.items():
@@ -47,8 +48,7 @@ def passes(
         elif targets is not None:
             known = targets[task] >= 0
             if int(targets[task].max()) >= classes:
-                raise ValueError(f"targets[{task!r}] holds {int(targets[task].max())}, but the task has {classes} classes: "
-                                 "count them from 0")  # fmt: skip
+                raise ValueError(f"targets[{task!r}] exceed the task's {classes} classes: count them from 0")
             chosen = targets[task][start : start + rows].cpu()
             # The mean is over the labelled images of the task; the caller divides by all images.
             scale = known.numel() / int(known.sum())
@@ -57,7 +57,7 @@ def passes(
 
 
 def cotangent(p_BK: Tensor, one: Pass) -> Tensor:
-    """Give √w · d log p_c / dz = √w · (onehot(c) − p) as float64 [B, K], whose square carries the weight w."""
+    """Give √w · d log p_c / dz = √w · (onehot(c) − p) as float64 [B, K]; its square carries the weight w."""
     seed_BK = -p_BK
     seed_BK[torch.arange(len(p_BK)), one.labels] += 1
     return seed_BK * one.weights.sqrt()[:, None]

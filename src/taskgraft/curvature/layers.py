@@ -1,8 +1,8 @@
 """Per-sample squares of the layers that are known: what each torch function does with its parameters.
 
-A rule reads the arguments of a call and answers with a `Reading`: its parameters by role, its input, and how to add
-Σ_i (Σ_l per-position gradient)² to running sums, given input `a`, the gradient `g` at its output, and the number
-of samples. `None` means: this call is not understood; its parameters take the generic path.
+A rule reads the arguments of a call and answers with a `Reading`: its parameters by role, its input, and how to
+add Σ_i (Σ_l per-position gradient)² to running sums, given the input `a`, the gradient `g` at the output, and the
+number of samples. `None` means: not understood; the call's parameters take the generic path.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ Add = Callable[[Tensor, Tensor, int, Sums], None]  # (a, g, samples, sums)
 class Reading(NamedTuple):
     """What one call did.
 
-    `params` by role; `input` (None if the call has none but parameters); `add` as above; `folded` if a sample may
-    take several rows of dimension 0; `taps_first` if the running sum of a kernel is best laid out [k, k, O, C].
+    `params` by role; `input` (None if the call has none but parameters); `add` as above; `folded` if a sample
+    may take several rows of dimension 0; `taps_first` if the sum of a kernel is best laid out [k, k, O, C].
     """
 
     params: dict[str, Tensor]
@@ -94,16 +94,16 @@ def conv2d(
     return Reading(_affine(weight, bias), input, add, taps_first=taps is not None)
 
 
-def _normalised(normalise: Callable[[Tensor], Tensor], channels: int) -> Add:
-    """Build the rule of y = γ·x̂ + β with γ, β [C] along dimension `channels` of x̂: (Σ_l g x̂)² and (Σ_l g)²."""
+def _normalised(centre: Callable[[Tensor], Tensor], scale: Tensor | None = None) -> Add:
+    """Build the rule of y = γ·x̂ + β, γ and β [C] along dimension 1: (Σ_l g x̂)² and (Σ_l g)², x̂ = scale·centre(a)."""
 
     def add(a: Tensor, g: Tensor, samples: int, sums: Sums) -> None:
-        rest = [d for d in range(1, g.dim()) if d != channels]
         if "weight" in sums:
-            product = normalise(a).mul_(g)
-            sums["weight"].add_((product.sum(rest) if rest else product).square().sum(0))
+            grads_BC = centre(a).mul_(g).flatten(2).sum(2) if a.dim() > 2 else centre(a).mul_(g)
+            squares = grads_BC.square_().sum(0)
+            sums["weight"].add_(squares if scale is None else squares * scale.square())
         if "bias" in sums:
-            sums["bias"].add_((g.sum(rest) if rest else g).square().sum(0))
+            sums["bias"].add_((g.flatten(2).sum(2) if g.dim() > 2 else g).square().sum(0))
 
     return add
 
@@ -118,17 +118,15 @@ def batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Reading:
-    """Read batch normalisation by running statistics. Raises ValueError where it would use the batch's own."""
+    """Read batch normalisation by running statistics; raises ValueError if it would use the batch's own."""
     if training or running_mean is None or running_var is None:
-        raise ValueError("a BatchNorm without running statistics mixes the images of a batch, so no image has a "
-                         "gradient of its own: give it running statistics or replace it")  # fmt: skip
-    mean, var = running_mean, running_var
+        raise ValueError("a BatchNorm without running statistics mixes the images of a batch: give it some")
+    mean = running_mean
 
-    def normalise(a: Tensor) -> Tensor:
-        shape = (1, -1) + (1,) * (a.dim() - 2)
-        return (a - mean.view(shape)).mul_((var + eps).rsqrt().view(shape))
+    def centre(a: Tensor) -> Tensor:
+        return a - mean.view((1, -1) + (1,) * (a.dim() - 2))
 
-    return Reading(_affine(weight, bias), input, _normalised(normalise, 1))
+    return Reading(_affine(weight, bias), input, _normalised(centre, (running_var + eps).rsqrt()))
 
 
 def group_norm(
@@ -139,7 +137,7 @@ def group_norm(
     eps: float = 1e-5,
 ) -> Reading:
     """Read group normalisation."""
-    add = _normalised(lambda a: F.group_norm(a, num_groups, eps=eps), 1)
+    add = _normalised(lambda a: F.group_norm(a, num_groups, eps=eps))
     return Reading(_affine(weight, bias), input, add)
 
 
@@ -164,7 +162,7 @@ def layer_norm(
 
 
 def _broadcast(param: Tensor, other: Tensor, times: bool) -> Reading | None:
-    """Read x + p or x·p, with p repeated over samples and perhaps positions; those are summed, then squared."""
+    """Read x + p or x·p, p repeated over samples and perhaps positions: those are summed, then squared."""
     shape = (1,) * (other.dim() - param.dim()) + tuple(param.shape)
     if param.dim() > other.dim() or shape[:1] != (1,):
         return None
@@ -209,9 +207,9 @@ RULES: dict[Callable[..., Any], Callable[..., Reading | None]] = {
 }
 # These see which of their operands is a parameter.
 OPERATORS: dict[Callable[..., Any], Callable[..., Reading | None]] = {
-    **dict.fromkeys((torch.add, torch.Tensor.add, torch.Tensor.__add__, torch.Tensor.__radd__), _elementwise(False)),
-    **dict.fromkeys((torch.mul, torch.Tensor.mul, torch.Tensor.__mul__, torch.Tensor.__rmul__), _elementwise(True)),
-    torch.Tensor.expand: expand,
+    **dict.fromkeys((torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__), _elementwise(False)),
+    **dict.fromkeys((torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__), _elementwise(True)),
+    Tensor.expand: expand,
 }
 # Views that keep the order of the entries: the result stands for the parameter.
-VIEWS = frozenset({torch.reshape, torch.Tensor.reshape, torch.Tensor.view, torch.unsqueeze, torch.Tensor.unsqueeze})
+VIEWS = frozenset({torch.reshape, Tensor.reshape, Tensor.view, torch.unsqueeze, Tensor.unsqueeze})

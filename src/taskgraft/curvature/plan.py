@@ -21,7 +21,7 @@ Read = Callable[[int, int], Tensor]
 class Plan(NamedTuple):
     """What the look has shown.
 
-    `fast` have a rule and `loose` take the generic path; the sums of `taps_first` are best laid out [k, k, O, C];
+    `fast` have a rule, `loose` take the generic path; the sums of `taps_first` are best laid out [k, k, O, C];
     `images` are those looked at; `bytes_per_image` counts activations.
     """
 
@@ -55,11 +55,15 @@ def look(model: nn.Module, read: Read, count: int, params: Params, tasks: Sequen
     short, _ = _run(model, images[: PROBE - 1], params)
     for task in tasks:
         if _differ(outputs[task], again[task]).any():
-            raise ValueError(f"the logits of task {task!r} differ between two passes over the same images in eval mode: "
-                             "the model draws random numbers (dropout that ignores eval?); turn that off")  # fmt: skip
+            raise ValueError(
+                f"the logits of task {task!r} differ between two passes over the same images in eval mode: the model "
+                "draws random numbers (dropout that ignores eval?); turn that off"
+            )
         if _differ(outputs[task], others[task])[1:].any():
-            raise ValueError(f"the logits of task {task!r} of an image depend on the other images of the batch, so no "
-                             "image has a gradient of its own: normalise by running statistics")  # fmt: skip
+            raise ValueError(
+                f"the logits of task {task!r} of an image depend on the other images of the batch, so no image has a "
+                "gradient of its own: normalise by running statistics"
+            )
     fast = _fast_names(tape, altered, short)
     activations = sum(_bytes(call) for call in tape.calls)
     return Plan(
@@ -89,16 +93,17 @@ def _check_tasks(outputs: Outputs, tasks: Sequence[str], rows: int) -> None:
 
 def _fast_names(tape: Tape, altered: Tape, short: Tape) -> set[str]:
     """Name the parameters that exactly one understood call reads, with the samples outermost in its input."""
-    if not [c.names for c in tape.calls] == [c.names for c in altered.calls] == [c.names for c in short.calls]:
+    orders = [[call.names for call in one.calls] for one in (tape, altered, short)]
+    if not orders[0] == orders[1] == orders[2]:
         return set()  # the control flow depends on the data
     uses = Counter(name for call in tape.calls for name in call.names.values())
     calls = zip(tape.calls, altered.calls, short.calls, strict=True)
-    good = {name for call, other, less in calls if _sample_major(call, other, less) for name in call.names.values()}
+    good = {name for three in calls if _sample_major(*three) for name in three[0].names.values()}
     return {name for name in good if uses[name] == 1} - tape.unknown - altered.unknown - short.unknown
 
 
 def _sample_major(call: Call, altered: Call, short: Call) -> bool:
-    """Say whether rows [i·m, (i + 1)·m) belong to sample i: changing the first image changes only the first m."""
+    """Say whether rows [i·m, (i + 1)·m) belong to sample i: a change of the first image moves only the first m."""
     per, rest = divmod(call.rows, PROBE)
     if rest or short.rows != per * (PROBE - 1) or (per != 1 and not call.reading.folded):
         return False

@@ -1,7 +1,7 @@
 """Watches a forward pass and tells which call read which parameter, whatever module made the call.
 
-Calls are watched, not modules: timm's subclasses pad, fuse activations and fold bias terms inside their forward
-methods, but all of them end in the same few torch functions.
+Calls are watched, not modules: timm's subclasses pad, fuse activations and join bias terms inside their
+forward methods, but all of them end in the same few torch functions.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from taskgraft.curvature.layers import OPERATORS, RULES, VIEWS, Reading
 
 
 class Call(NamedTuple):
-    """One understood call: role -> parameter name, what the rule read, rows of the output, version of the input."""
+    """One understood call: role -> name, what the rule read, rows of the output, version of the input."""
 
     names: dict[str, str]
     reading: Reading
@@ -31,8 +31,8 @@ Receive = Callable[[Call, Tensor], None]  # (call, gradient at its output)
 class Tape(TorchFunctionMode):
     """Record the calls that read parameters; torch offers this only as a class to be subclassed.
 
-    With `receive`, the gradient at the output of each understood call is handed over during backward, and `leaves`
-    are the tensors to differentiate by: the parameters themselves need no gradient, so autograd computes none.
+    With `receive`, the gradient at the output of each understood call is handed over during backward, and
+    `leaves` are the tensors to differentiate by; the parameters need no gradient, so autograd computes none.
     Without, `calls` and `unknown` (names read by calls that are not understood) describe the model.
     """
 
@@ -57,9 +57,9 @@ class Tape(TorchFunctionMode):
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         used = [self._names[id(x)] for x in _tensors((args, kwargs)) if id(x) in self._names]
-        if not used or out is args[0] or not any(True for _ in _tensors(out)):
+        if not used or (args and out is args[0]) or next(_tensors(out), None) is None:
             return out  # such as a look at a parameter's shape
-        if func in VIEWS and id(args[0]) in self._names:
+        if func in VIEWS and args and id(args[0]) in self._names:
             self._names[id(out)] = used[0]
             self._views.append(out)
             return out
@@ -74,7 +74,7 @@ class Tape(TorchFunctionMode):
         version = 0 if reading.input is None else reading.input._version
         return self._note(Call(names, reading, out.shape[0] if out.dim() else 0, version), out)
 
-    def _read(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Reading | None:
+    def _read(self, func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Reading | None:
         if func in RULES:
             return RULES[func](*args, **kwargs)
         if func in OPERATORS and not kwargs:

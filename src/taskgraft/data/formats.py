@@ -179,7 +179,7 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
 
 def _parquet(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     try:
-        import pyarrow.parquet as parquet
+        import pyarrow.parquet as parquet  # pyright: ignore[reportMissingImports] - an extra
     except ImportError as error:
         raise Problem("Parquet tables need the extra: pip install 'taskgraft[parquet]'", code=3) from error
     for number, row in enumerate(parquet.read_table(path).to_pylist(), start=1):

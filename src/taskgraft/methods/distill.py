@@ -50,7 +50,7 @@ class Distill:
             return memory
 
         def response(step: Step, memory: Memory) -> Terms:
-            own = step.batch.index >= 0  # images that a method mixed in have no recorded answer
+            own = step.batch.place >= 0  # images that a method mixed in have no recorded answer
             outputs, images = _grouped(step.outputs, step.softmax), step.batch.images
             if not bool(own.all()):
                 outputs = {name: logits[own] for name, logits in outputs.items()}
@@ -58,7 +58,7 @@ class Distill:
             if self.teacher == "live":
                 answers = _grouped(step.answer(memory["parent"], images), step.softmax)
             else:
-                answers = _recorded(step, memory, images, step.batch.index[own], step.batch.view[own])
+                answers = _recorded(step, memory, images, step.batch.place[own], step.batch.view[own])
             terms = [
                 losses.distillation(logits, answers[name].to(logits.device), self.temperature, self.scale)
                 for name, logits in outputs.items()

@@ -61,6 +61,7 @@ class Curve(NamedTuple):
     y: tuple[float | None, ...]
     low: tuple[float | None, ...] = ()
     high: tuple[float | None, ...] = ()
+    listed: bool = True  # in the legend
 
 
 class Panel(NamedTuple):

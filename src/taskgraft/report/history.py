@@ -84,7 +84,7 @@ def _baseline(key: str, number: int, kind: str, arrangement: Arrangement) -> Cha
         f"The baseline at the {kind} learning rate ({rate(arrangement):g}): validation accuracy on the old "
         f"task (red, circles) while the new one (blue, squares) is learnt. {bands(arrangement.records)}"
     )
-    panel = Panel("", "validation accuracy (%)", (*_level(first, end), *kept))
+    panel = Panel("", "accuracy (%)", (*_level(first, end), *kept))
     return Chart(key, f"Figure {number}: {arrangement.label}", caption, (panel,), 0, end)
 
 
@@ -176,8 +176,11 @@ def accuracy_chart(record: Record) -> Chart | None:
         if task.parent is not None
     ]
     start = max(before[0].x[0], -BEFORE * end) if before else 0
-    caption = "Validation accuracy of every task; dashed: the parent's. The dotted line is the step that was kept."
-    panel = Panel("", "validation accuracy (%)", (*before, *levels, *learnt, *proxies))
+    if len(levels) > 1:  # they have their tasks' colours; a legend of three entries a task would fill a phone
+        levels, before = ([one._replace(listed=False) for one in part] for part in (levels, before))
+    dashed = " Dashed: the parent's." if levels else ""
+    caption = f"Validation accuracy of every task.{dashed} The dotted line is the step that was kept."
+    panel = Panel("", "accuracy (%)", (*before, *levels, *learnt, *proxies))
     kept = f"kept: step {record.step}"
     return Chart("accuracy", "Accuracy over steps", caption + _shared(before), (panel,), start, end, record.step, kept)
 

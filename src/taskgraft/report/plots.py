@@ -38,7 +38,7 @@ def lines(chart: Chart) -> Spec:
         layout[f"yaxis{key}"] = _y_axis(panel, [max(top - height, 0), top])
         layout["annotations"] += _title(panel.title, top)
         for one in panel.curves:
-            data += _traces(one, f"y{key}", panel.unit, one.name not in shown)
+            data += _traces(one, f"y{key}", panel.unit, one.listed and one.name not in shown)
             shown.add(one.name)
     layout["xaxis"]["anchor"] = f"y{len(chart.panels)}" if len(chart.panels) > 1 else "y"
     if chart.mark is not None:

@@ -22,7 +22,7 @@ from taskgraft.report.page import (
     render,
 )
 from taskgraft.report.run_evidence import answers_section, changes_section, reliability_section
-from taskgraft.report.verdict import Verdict, guessing, judge
+from taskgraft.report.verdict import Verdict, guessing, judge, loss
 from taskgraft.report.wording import measured, moved, percent, typeset
 
 ANSWERS = {
@@ -91,7 +91,8 @@ def _cost_lines(record: Record) -> tuple[str, ...]:
         whole = record.parameters.get("parent")
         share = f", {wording.part(more, whole)} of the parent's" if whole else ""
         lines.append(f"{wording.several(more, 'parameter')}{' added' if whole else ''}{share}.")
-    losses = [task for task in summary.old_tasks(record) if task.forgetting is not None]
+    known = [task for task in summary.old_tasks(record) if task.forgetting is not None]
+    losses = sorted(known, key=loss, reverse=True)
     lines += [_loss_line(task) for task in losses[:3]]
     if not losses and summary.old_tasks(record):
         lines.append("What the old tasks lost could not be measured.")

@@ -92,7 +92,7 @@ def _curve(axes: Axes, one: Curve, unit: str) -> None:
         marker=MARKERS.get(one.marker, ""),
         markersize=4.5,
         markevery=max(1, len(one.x) // 10),
-        label=_literal(one.name),
+        label=_literal(one.name) if one.listed else None,
     )
 
 

@@ -68,7 +68,7 @@ def guessing(task: TaskResult) -> bool:
 def _result(record: Record) -> str:
     known = [task for task in summary.old_tasks(record) if task.child is not None]
     unknown = [task for task in summary.old_tasks(record) if task.child is None]
-    parts = [_old_part(task) for task in sorted(known, key=_loss, reverse=True)[:SHOWN]]
+    parts = [_old_part(task) for task in sorted(known, key=loss, reverse=True)[:SHOWN]]
     if len(known) > SHOWN:
         parts.append(f"{wording.several(len(known) - SHOWN, 'more old task')} lost less")
     parts += [f"{task.name} {percent(summary.accuracy(task, record))}" for task in summary.new_tasks(record)]
@@ -92,7 +92,8 @@ def _old_part(task: TaskResult) -> str:
     )
 
 
-def _loss(task: TaskResult) -> float:
+def loss(task: TaskResult) -> float:
+    """What a task lost; 0 where that is unknown."""
     return task.forgetting.mean if task.forgetting else 0.0
 
 
@@ -106,17 +107,17 @@ def _judgement(record: Record) -> str:
     blind = [task for task in summary.old_tasks(record) if task.forgetting is None]
     if blind:
         return _blind(blind)
-    worst = max(summary.old_tasks(record), key=_loss, default=None)
+    worst = max(summary.old_tasks(record), key=loss, default=None)
     if worst is None or worst.forgetting is None:
         return "what the old tasks lost was not measured"
-    loss = worst.forgetting
-    if loss.low > 0:
-        return f"forgetting on {worst.name}: {percent(loss.mean)} points, more than chance explains"
-    if loss.high < 0:
-        return f"nothing forgotten: {worst.name} gained {percent(-loss.mean)} points"
+    lost = worst.forgetting
+    if lost.low > 0:
+        return f"forgetting on {worst.name}: {percent(lost.mean)} points, more than chance explains"
+    if lost.high < 0:
+        return f"nothing forgotten: {worst.name} gained {percent(-lost.mean)} points"
     return (
-        f"no loss told from chance on {worst.name}; losses above {percent(loss.high)} points are "
-        f"ruled out ({wording.several(loss.n, 'image')})"
+        f"no loss told from chance on {worst.name}; losses above {percent(lost.high)} points are "
+        f"ruled out ({wording.several(lost.n, 'image')})"
     )
 
 

@@ -10,13 +10,13 @@ import numpy as np
 from taskgraft import metrics
 from taskgraft.bundle import open_parent
 from taskgraft.data import open_images
-from taskgraft.evaluate import predict
-from taskgraft.inputs import owner_of
+from taskgraft.data.sources import owner_of
+from taskgraft.inference import predict
 from taskgraft.problem import Problem
 from taskgraft.types import Watch
 
 
-def measure(
+def evaluate(
     model: str,
     data: Path,
     *,

@@ -83,7 +83,7 @@ def restore(path: Path, state: TrainState) -> TrainState:
     """Load a verified checkpoint into a prepared state of the same run, whose memory may still be empty."""
     device = next(state.classifier.parameters()).device
     state.classifier.load_state_dict(_read(path / "model.safetensors"), strict=True)
-    _unpack(state.optimiser, _read(path / "optimiser.safetensors"), device)
+    _unpack(state.optimiser, _read(path / "optimiser.safetensors"))
     manifest = json.loads((path / "manifest.json").read_text())
     memory = _read(path / "memory.safetensors")
     placed = {key: value if key in manifest["cpu"] else value.to(device) for key, value in memory.items()}
@@ -113,10 +113,14 @@ def _pack(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
     return packed
 
 
-def _unpack(optimiser: torch.optim.Optimizer, packed: dict[str, Tensor], device: torch.device) -> None:
+def _unpack(optimiser: torch.optim.Optimizer, packed: dict[str, Tensor]) -> None:
     whole: dict[str, Any] = optimiser.state_dict()
+    params = [value for group in optimiser.param_groups for value in group["params"]]
     entries: dict[int, dict[str, Tensor]] = {}
     for path, value in packed.items():
         row, key = path.split("/")
-        entries.setdefault(int(row), {})[key] = value.to(device)
+        like = params[int(row)]
+        # laid out as its parameter: fused optimisers walk both through memory side by side
+        placed = torch.empty_like(like).copy_(value) if value.shape == like.shape else value
+        entries.setdefault(int(row), {})[key] = placed.detach()
     optimiser.load_state_dict({**whole, "state": entries})

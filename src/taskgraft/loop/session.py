@@ -9,12 +9,13 @@ from typing import NamedTuple
 
 from safetensors.torch import load_file, save_file
 
-from taskgraft import folder, metrics, state, train, tree
+from taskgraft import metrics, tree
 from taskgraft.classifier import Classifier
+from taskgraft.loop import folder, state, steps
+from taskgraft.loop.state import TrainState
 from taskgraft.method import Method
 from taskgraft.record import Line, atomic
 from taskgraft.settings import Run, rate_at
-from taskgraft.state import TrainState
 from taskgraft.types import Sources, Watch
 
 
@@ -78,14 +79,15 @@ def fit_in(
             folder.append(out, line)
             if metrics.score(lines, choosing) != before:
                 with atomic(best_file) as aside:
-                    save_file(tree.state(now.classifier), aside)
+                    kept = tree.state(now.classifier)
+                    save_file({name: value.contiguous() for name, value in kept.items()}, aside)
             watch.say(describe(line, run))
         if now.step % run.save_every == 0 or now.step == run.steps:
             state.save(store, now)
         watch.progress("training", now.step, run.steps)
         spent += time.perf_counter() - pause
 
-    current = train.fit(current, method, sources, run, on_step)
+    current = steps.fit(current, method, sources, run, on_step)
     seconds = time.perf_counter() - clock - spent
     best = metrics.score(lines, choosing) if choosing else None
     step = best[1] if best else current.step

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import re
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from taskgraft import evidence, folder, inputs, methods, metrics, precision, train
+from taskgraft import methods, metrics
 from taskgraft.bundle import Bundle, open_parent, read
 from taskgraft.classifier import Classifier, grow
-from taskgraft.evaluate import predict
-from taskgraft.fitting import Fitted, Measured, fit_in
-from taskgraft.inputs import Inputs
+from taskgraft.data.sources import Inputs, gather
+from taskgraft.inference import predict
+from taskgraft.jobs import evidence
+from taskgraft.jobs.request import Request, checked
+from taskgraft.loop import folder, precision, steps
+from taskgraft.loop.session import Fitted, Measured, fit_in
+from taskgraft.loop.state import TrainState
 from taskgraft.method import Method
 from taskgraft.problem import Problem
 from taskgraft.record import Clock, Line, Predictions, Record, TaskResult, load_predictions, versions
-from taskgraft.settings import Run, validate
-from taskgraft.state import TrainState
+from taskgraft.settings import Run
 from taskgraft.types import Sources, Task, Watch
-
-TASK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _-]{0,63}")  # it becomes a file name
 
 
 class Extension(NamedTuple):
@@ -32,45 +33,47 @@ class Extension(NamedTuple):
     out: Path
 
 
-@dataclass(frozen=True)
-class Request:
-    """Everything that decides a run; equal requests on equal data give equal children."""
-
-    parent: str
-    data: Path
-    task: str
-    method: str = "distill"
-    run: Run = field(default_factory=Run)
-    old: Path | None = None  # a sample of old images, for the methods that use one
-    old_val: tuple[Path, ...] = ()  # old validation images, a folder for each old task that has any
-    arch: str | None = None
-    labels: Path | None = None
-    wanted: str | None = None  # the preprocessing line
-    parent_task: str = "parent"  # what to call the task of a model that comes without names
-
-
 def extend(
+    parent: str | Path,
+    data: str | Path,
+    out: str | Path,
+    *,
+    task: str,
+    method: str = "distill",
+    run: Run = Run(),  # noqa: B008 - immutable
+    old: Path | None = None,
+    old_val: Sequence[Path] = (),
+    arch: str | None = None,
+    labels: Path | None = None,
+    wanted: str | None = None,
+    parent_task: str = "parent",
+    cache: Path | None = None,
+    resume: bool = False,
+    watch: Watch = Watch(),  # noqa: B008 - immutable
+) -> Extension:
+    """Extend a trained classifier with a new task, as `taskgraft extend` does; see `Request` for the arguments.
+
+    Writes the run folder and bundle `out`; a finished run of the same request is read, not repeated. `cache` is
+    where decoded pixels are kept (None = in memory only). Raises Problem for bad input before anything is written.
+    """
+    request = Request(
+        str(parent), Path(data), task, method, run, old, tuple(old_val), arch, labels, wanted, parent_task
+    )
+    return carry_out(request, Path(out), cache=cache, resume=resume, watch=watch)
+
+
+def carry_out(
     request: Request,
     out: Path,
     *,
     cache: Path | None = None,
     resume: bool = False,
-    command: str = "taskgraft.extend",
+    command: str = "taskgraft.extend(…)",
     watch: Watch = Watch(),  # noqa: B008 - immutable
 ) -> Extension:
-    """Extend a trained classifier with a new task.
-
-    Writes the run folder and bundle `out`; a finished run of the same request is read, not repeated. `cache` is
-    where decoded pixels are kept (None = in memory only). Raises Problem for bad input before anything is written.
-    """
+    """Do what a request asks; raises Problem for bad input before anything is written."""
     clock = Clock.start()
-    plan = methods.parse(request.method)
-    request = replace(request, method=methods.show(plan), run=validate(request.run))
-    for name in (request.task, request.parent_task):
-        if not TASK_NAME.fullmatch(name):
-            raise Problem(
-                f"task name {name!r}: use letters, digits, spaces, - and _, at most 64, a letter or digit first"
-            )
+    request, plan = checked(request)
     parent = open_parent(
         request.parent,
         arch=request.arch,
@@ -82,7 +85,7 @@ def extend(
         grow(parent.classifier, Task(request.task, ("", "")), 0)  # says what is wrong, before pictures are read
     for line in parent.found:
         watch.say(f"parent: {line}")
-    found = inputs.gather(
+    found = gather(
         request.data, request.task, parent.classifier.tasks, parent.preprocess,
         old=request.old, old_val=request.old_val, seed=request.run.seed, cache=cache, watch=watch,
     )  # fmt: skip
@@ -92,7 +95,7 @@ def extend(
         return load(out)
     with folder.held(out):
         job = _Job(request, methods.build(plan), parent, found, out, cache, command, watch)
-        return _carry_out(job, settings, clock.lap("reading"))
+        return _train(job, settings, clock.lap("reading"))
 
 
 def load(out: Path) -> Extension:
@@ -117,7 +120,7 @@ class _Job(NamedTuple):
     watch: Watch
 
 
-def _carry_out(job: _Job, settings: dict[str, Any], clock: Clock) -> Extension:
+def _train(job: _Job, settings: dict[str, Any], clock: Clock) -> Extension:
     request, parent, found, watch = job.request, job.parent, job.found, job.watch
     child = grow(parent.classifier, found.new.tasks[0], request.run.seed)
     child.softmax = request.run.softmax
@@ -136,10 +139,10 @@ def _carry_out(job: _Job, settings: dict[str, Any], clock: Clock) -> Extension:
         return Measured(accuracy, _agreements(before["new"], now["new"]))
 
     def begin() -> TrainState:
-        return train.start(child, job.method, sources, parent.memory, run)
+        return steps.start(child, job.method, sources, parent.memory, run)
 
     def blank() -> TrainState:
-        return train.prepare(child, job.method, run)
+        return steps.prepare(child, job.method, run)
 
     measured = [task.name for task in child.tasks[:-1] if "old" in before and task.name in before["old"].labels]
     choosing = [task.name for task in child.tasks] if len(measured) == len(child.tasks) - 1 else []

@@ -8,15 +8,17 @@ from typing import Any
 
 import torch
 
-from taskgraft import evidence, folder, inputs, metrics, precision, seeds, train
+from taskgraft import metrics, seeds
 from taskgraft.bundle import Bundle, open_parent
 from taskgraft.bundle.parents import create
 from taskgraft.classifier import Classifier, wrap
 from taskgraft.data import preprocess
-from taskgraft.evaluate import predict
-from taskgraft.extend import Extension, load
-from taskgraft.fitting import Measured, fit_in
-from taskgraft.inputs import Inputs
+from taskgraft.data.sources import Inputs, gather
+from taskgraft.inference import predict
+from taskgraft.jobs import evidence
+from taskgraft.jobs.extend import Extension, load
+from taskgraft.loop import folder, precision, steps
+from taskgraft.loop.session import Measured, fit_in
 from taskgraft.method import Method
 from taskgraft.problem import Problem
 from taskgraft.record import Clock, Predictions, Record, fingerprint, versions
@@ -24,7 +26,7 @@ from taskgraft.settings import LEARN, Run, validate
 from taskgraft.types import Memory, Sources, Watch
 
 
-def learn(
+def train(
     data: Path,
     out: Path,
     *,
@@ -35,7 +37,7 @@ def learn(
     run: Run = LEARN,
     cache: Path | None = None,
     resume: bool = False,
-    command: str = "taskgraft.learn",
+    command: str = "taskgraft.train",
     watch: Watch = Watch(),  # noqa: B008 - immutable
 ) -> Extension:
     """Train a classifier of one task into the run folder and bundle `out`.
@@ -47,7 +49,7 @@ def learn(
     backbone = open_parent(weights) if weights else None
     start = backbone.preprocess if backbone else create(model, 2)[2]
     chosen = preprocess.parse(wanted, start) if wanted else start
-    found = inputs.gather(data, task, (), chosen, old=None, old_val=(), seed=run.seed, cache=cache, watch=watch)
+    found = gather(data, task, (), chosen, old=None, old_val=(), seed=run.seed, cache=cache, watch=watch)
     settings: dict[str, Any] = {
         "task": task,
         "model": backbone.digest if backbone else model,
@@ -68,7 +70,7 @@ def _begin(model: str, backbone: Bundle | None, found: Inputs, chosen: preproces
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seeds.derive(run.seed, "weights"))
         if backbone:
-            width = int(backbone.classifier.heads[0].weight.shape[1])
+            width = backbone.classifier.linears()[0].in_features
             head = torch.nn.Linear(width, len(task.classes))
             classifier = Classifier(backbone.classifier.backbone, [head], [task], run.softmax)
             return backbone._replace(classifier=classifier, preprocess=chosen, memory={}, cards={}, home=None)
@@ -105,8 +107,8 @@ def _carry_out(
     empty: Memory = {}
     fitted = fit_in(
         out,
-        lambda: train.start(bundle.classifier, Method(), sources, empty, run),
-        lambda: train.prepare(bundle.classifier, Method(), run),
+        lambda: steps.start(bundle.classifier, Method(), sources, empty, run),
+        lambda: steps.prepare(bundle.classifier, Method(), run),
         Method(), sources, run, measure, [task], watch,
     )  # fmt: skip
     sets: dict[str, Predictions] = {"new": predict(fitted.state.classifier, val)}

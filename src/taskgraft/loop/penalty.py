@@ -21,7 +21,8 @@ def add_gradients(params: Params, penalties: Collection[Quadratic]) -> None:
                 value.grad = torch.zeros_like(value)
         moved = torch._foreach_sub([value.detach() for value in theta], anchor)
         torch._foreach_mul_(moved, importance)
-        torch._foreach_add_([value.grad for value in theta], moved, alpha=item.strength)  # pyright: ignore
+        gradients = [value.grad for value in theta if value.grad is not None]
+        torch._foreach_add_(gradients, moved, alpha=item.strength)
 
 
 def step_towards(params: Params, penalties: Collection[Quadratic], rate: float) -> None:

@@ -7,9 +7,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from taskgraft import folder, metrics, report
+from taskgraft import metrics, report
 from taskgraft.bundle import Bundle, write
 from taskgraft.data.manifest import DataSet, write_lists
+from taskgraft.loop import folder
 from taskgraft.record import Predictions, Record, TaskResult, save_predictions, write_text
 from taskgraft.settings import Run
 

@@ -9,12 +9,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from taskgraft import data, losses, penalty, seeds
+from taskgraft import data, losses, seeds
 from taskgraft.classifier import Classifier, freeze_norms
+from taskgraft.loop import penalty
+from taskgraft.loop.state import TrainState
 from taskgraft.method import Method
 from taskgraft.problem import Problem
 from taskgraft.settings import Run, rate_at
-from taskgraft.state import TrainState
 from taskgraft.types import Images, Memory, Move, Outputs, Params, Sources, Step
 
 
@@ -80,14 +81,14 @@ def advance(state: TrainState, method: Method, sources: Sources, run: Run) -> tu
     total = torch.stack(list(terms.values())).sum()
     state.optimiser.zero_grad(set_to_none=True)
     total.backward()
-    params = {name: value for name, value in classifier.named_parameters() if value.requires_grad}
+    params: Params = {name: value for name, value in classifier.named_parameters() if value.requires_grad}
     penalties = method.weight(params, memory) if method.weight else {}
     logged = step == 0 or (step + 1) % run.log_every == 0 or step + 1 == run.steps
     if logged:
         terms |= {name: losses.quadratic(params, item) for name, item in penalties.items()}
     seen = _gradients(params) if method.observe else {}
     penalty.add_gradients(params, penalties.values())
-    _guard(total, params, run, state, sources, batch.index)
+    _guard(total, params, run, state, sources, batch.place)
     before = {name: value.detach().clone() for name, value in params.items()} if method.observe else {}
     rate = rate_at(run, step)
     for group in state.optimiser.param_groups:
@@ -187,4 +188,4 @@ def _guard(total: Tensor, params: Params, run: Run, state: TrainState, sources: 
         )
     if run.clip:
         scale = torch.clamp(run.clip / (norm + 1e-6), max=1.0)
-        torch._foreach_mul_(gradients, scale)
+        torch._foreach_mul_(gradients, scale)  # pyright: ignore[reportPrivateImportUsage]

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from taskgraft.compare import Arm, arms, compare
 from taskgraft.data.drawn import write_cars
-from taskgraft.extend import Request
-from taskgraft.learn import learn
+from taskgraft.jobs.compare import Arm, arms, compare
+from taskgraft.jobs.request import Request
+from taskgraft.jobs.train import train
 from taskgraft.record import Comparison
 from taskgraft.settings import LEARN, Run
 from taskgraft.types import Watch
@@ -35,7 +35,7 @@ def demo(
     paints = write_cars(out / "data" / "paints", label="paint", train=80, val=30, seed=2, size=SIZE, camera="factory")
     watch.say("training Alice's model of makes (ResNet-18, from random weights)")
     parent = out / "alice"
-    learn(makes, parent, task="make", wanted=INPUT, run=LEARN, cache=cache, resume=True, command=command, watch=watch)
+    train(makes, parent, task="make", wanted=INPUT, run=LEARN, cache=cache, resume=True, command=command, watch=watch)
     text = Run(
         steps=150, softmax="joint", schedule="constant", warmup=0, clip=0.0, eval_every=10, log_every=10, save_every=150
     )  # fmt: skip

@@ -53,7 +53,7 @@ def _rates(classifier: Classifier, sources: Sources, run: Run) -> dict[Precision
     Turn by turn, and the best turn of each: others may be using the machine.
     """
     batch = batch_at(sources, 0, run.batch)
-    trials = {name: copy.deepcopy(classifier).train() for name in CANDIDATES}
+    trials: dict[Precision, Classifier] = {name: copy.deepcopy(classifier).train() for name in CANDIDATES}
     for name, trial in trials.items():
         if name != "fp32":
             trial.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]

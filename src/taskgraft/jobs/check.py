@@ -94,10 +94,10 @@ def _lines(found: dict[str, Any]) -> list[str]:
         ("few", f"class(es) have under {FEW} training pictures"),
         ("dropped_classes", "class(es) dropped as too small"),
     ):
-        items = found[name]
+        items = list(found[name].items()) if isinstance(found[name], dict) else found[name]
         if items:
             first = "; ".join(
-                ": ".join(map(str, item)) if isinstance(item, list) else str(item) for item in list(items)[:3]
+                ": ".join(map(str, item)) if isinstance(item, list | tuple) else str(item) for item in items[:3]
             )
             lines.append(f"{len(items)} {what}: {first}{'; …' if len(items) > 3 else ''}")
     if found["manifest"]:

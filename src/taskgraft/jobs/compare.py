@@ -10,8 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from taskgraft import folder, methods, report
-from taskgraft.extend import Extension, Request, extend
+from taskgraft import methods, report
+from taskgraft.jobs.extend import Extension, carry_out
+from taskgraft.jobs.request import Request
+from taskgraft.loop import folder
 from taskgraft.problem import Problem
 from taskgraft.record import Arrangement, Comparison, Record, write_text
 from taskgraft.settings import Run
@@ -108,7 +110,7 @@ def _try(
     quiet = watch._replace(say=lambda line: None)
     command = folder.command_line(["extend", request.parent, str(request.data), str(place)])
     try:
-        return extend(request, place, cache=cache, resume=True, command=command, watch=quiet)
+        return carry_out(request, place, cache=cache, resume=True, command=command, watch=quiet)
     except Problem as problem:
         if problem.code != 4:  # bad input is the same for all: stop
             raise

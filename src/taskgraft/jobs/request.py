@@ -1,0 +1,42 @@
+"""What an extension is asked for: all that decides a run, checked before anything is opened."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from taskgraft import methods
+from taskgraft.methods import Plan
+from taskgraft.problem import Problem
+from taskgraft.settings import Run, validate
+
+TASK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _-]{0,63}")  # it becomes a file name
+
+
+@dataclass(frozen=True)
+class Request:
+    """Everything that decides a run; equal requests on equal data give equal children."""
+
+    parent: str
+    data: Path
+    task: str
+    method: str = "distill"
+    run: Run = field(default_factory=Run)
+    old: Path | None = None  # a sample of old images, for the methods that use one
+    old_val: tuple[Path, ...] = ()  # old validation images, a folder for each old task that has any
+    arch: str | None = None
+    labels: Path | None = None
+    wanted: str | None = None  # the preprocessing line
+    parent_task: str = "parent"  # what to call the task of a model that comes without names
+
+
+def checked(request: Request) -> tuple[Request, Plan]:
+    """The request with its method written the one way, and the method's settings; raises Problem for bad values."""
+    plan = methods.parse(request.method)
+    for name in (request.task, request.parent_task):
+        if not TASK_NAME.fullmatch(name):
+            raise Problem(
+                f"task name {name!r}: use letters, digits, spaces, - and _, at most 64, a letter or digit first"
+            )
+    return replace(request, method=methods.show(plan), run=validate(request.run)), plan

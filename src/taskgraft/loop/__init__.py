@@ -1,0 +1,1 @@
+"""Training: one step, many steps, and a run folder that survives a stop."""
