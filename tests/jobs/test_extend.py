@@ -1,0 +1,218 @@
+"""The main job, end to end, at toy size, through the command line and the public functions."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+
+import taskgraft
+from taskgraft import Problem, Run, data
+from taskgraft.bundle import open_parent
+from taskgraft.data.manifest import open_images
+from taskgraft.inference import predict
+from taskgraft.record import load_predictions
+
+RUN = Run(steps=12, batch=8, warmup=10, eval_every=4, save_every=3, log_every=4, precision="fp32")
+FLAGS = [
+    "--steps",
+    "12",
+    "--batch",
+    "8",
+    "--warmup",
+    "10",
+    "--eval-every",
+    "4",
+    "--save-every",
+    "3",
+    "--precision",
+    "fp32",
+    "--cache",
+    "none",
+]
+
+
+def command(alice: Path, new: Path, old: Path, out: Path, *more: str) -> list[str]:
+    return [
+        sys.executable, "-m", "taskgraft.cli", "extend", str(alice), str(new), str(out),
+        "--task", "paint", "--old-val", str(old), *FLAGS, *more,
+    ]  # fmt: skip
+
+
+def extended(alice: Path, new: Path, old: Path, out: Path, **more: object) -> taskgraft.Extension:
+    arguments: dict = {"task": "paint", "run": RUN, "old_val": (old,), **more}
+    return taskgraft.extend(alice, new, out, **arguments)
+
+
+def test_the_bundle_holds_everything(alice: Path, new_pictures: Path, old_pictures: Path, tmp_path: Path) -> None:
+    out = tmp_path / "both"
+    done = extended(alice, new_pictures, old_pictures, out, method="distill + ewc(images=16)")
+    for name in (
+        "config.json", "model.safetensors", "memory.safetensors", "cards/shape.json", "cards/paint.json",
+        "record.json", "metrics.jsonl", "predictions.npz", "report.html", "README.md", "run.json", "command.txt",
+        "excluded.csv", "split.csv",
+    ):  # fmt: skip
+        assert (out / name).is_file(), name
+    assert [task.name for task in done.bundle.classifier.tasks] == ["shape", "paint"]
+    shape, paint = done.record.tasks
+    assert shape.parent and shape.child and shape.forgetting and shape.agreement and paint.child
+    assert shape.forgetting.mean == pytest.approx(shape.parent.mean - shape.child.mean)
+    best = max(np.mean(list(line.accuracy.values())) for line in done.record.history if line.step and line.accuracy)
+    assert done.record.score == pytest.approx(best) == pytest.approx((shape.child.mean + paint.child.mean) / 2)
+    assert {"data", "distill", "ewc"} <= done.record.history[-1].terms.keys()
+    assert done.record.parent_history  # Alice's own training
+    again = taskgraft.load(out)
+    assert again.record == done.record
+    assert np.array_equal(again.predictions["old"].logits["shape"], done.predictions["old"].logits["shape"])
+
+
+def test_a_second_run_writes_the_same_metrics_and_weights(
+    alice: Path, new_pictures: Path, old_pictures: Path, tmp_path: Path
+) -> None:
+    for name in ("one", "two"):
+        extended(alice, new_pictures, old_pictures, tmp_path / name)
+    for file in ("metrics.jsonl", "model.safetensors"):
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+    extended(alice, new_pictures, old_pictures, tmp_path / "three", run=Run(**{**vars(RUN), "seed": 1}))
+    assert (tmp_path / "one/metrics.jsonl").read_bytes() != (tmp_path / "three/metrics.jsonl").read_bytes()
+
+
+METHOD = ("--method", "distill + ewc(images=16)", "--eval-every", "1")
+
+
+@pytest.fixture(scope="module")
+def calm(alice: Path, new_pictures: Path, old_pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that nobody disturbs."""
+    out = tmp_path_factory.mktemp("calm") / "both"
+    subprocess.run(command(alice, new_pictures, old_pictures, out, *METHOD), check=True, capture_output=True)
+    return out
+
+
+@pytest.mark.parametrize("after", [1, 8])
+def test_kill_9_and_resume_is_no_stop(
+    alice: Path, new_pictures: Path, old_pictures: Path, tmp_path: Path, calm: Path, after: int
+) -> None:
+    """Killed once metrics.jsonl shows step `after`; the same command with --resume ends in equal bits."""
+    out = tmp_path / "killed"
+    process = subprocess.Popen(
+        command(alice, new_pictures, old_pictures, out, *METHOD),
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    lines = out / "metrics.jsonl"
+    while process.poll() is None and not (lines.exists() and f'"step":{after},' in lines.read_text()):
+        time.sleep(0.002)
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not json.loads((out / "run.json").read_text())["done"]
+    refused = subprocess.run(
+        command(alice, new_pictures, old_pictures, out, *METHOD), capture_output=True, text=True, check=False
+    )
+    assert refused.returncode == 2
+    assert "--resume" in refused.stderr
+    assert refused.stderr.count("\n") == refused.stderr.count("parent:") + 1
+    subprocess.run(
+        command(alice, new_pictures, old_pictures, out, *METHOD, "--resume"), check=True, capture_output=True
+    )
+    for file in ("model.safetensors", "memory.safetensors", "metrics.jsonl"):
+        assert (out / file).read_bytes() == (calm / file).read_bytes(), file
+
+
+def test_a_finished_run_is_read_and_another_one_refused(
+    alice: Path, new_pictures: Path, old_pictures: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "both"
+    first = extended(alice, new_pictures, old_pictures, out)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert extended(alice, new_pictures, old_pictures, out).record == first.record
+    with pytest.raises(Problem, match=r"run\.rate was 0\.01, is 0\.02"):
+        extended(alice, new_pictures, old_pictures, out, run=Run(**{**vars(RUN), "rate": 0.02}))
+    assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+
+
+def test_without_old_images_agreement_stands_in(alice: Path, new_pictures: Path, tmp_path: Path) -> None:
+    done = taskgraft.extend(alice, new_pictures, tmp_path / "both", task="paint", run=RUN)
+    shape, _ = done.record.tasks
+    assert done.record.score is None
+    assert done.record.step == RUN.steps
+    assert shape.child is None
+    assert shape.agreement
+    assert "unknown" in " ".join(done.record.notes)
+
+
+def test_plain_timm_loads_the_child(alice: Path, new_pictures: Path, old_pictures: Path, tmp_path: Path) -> None:
+    out = tmp_path / "both"
+    done = extended(alice, new_pictures, old_pictures, out)
+    plain = timm.create_model(f"local-dir:{out}", pretrained=True).eval()
+    found = open_images(new_pictures, "paint", done.bundle.preprocess, seed=0)
+    assert found.val
+    with torch.no_grad():
+        joint = plain(data.ready(found.val, 0, 24))
+    own = predict(done.bundle.classifier, found.val)
+    np.testing.assert_allclose(joint.numpy(), np.hstack([own.logits["shape"], own.logits["paint"]]), atol=1e-5)
+
+
+def test_a_third_task_on_the_child(alice: Path, new_pictures: Path, old_pictures: Path, tmp_path: Path) -> None:
+    method = "ewc(images=16) + distill"
+    both = extended(alice, new_pictures, old_pictures, tmp_path / "both", method=method).out
+    assert open_parent(str(both)).memory["ewc"]["fisher"]
+    third = extended(
+        both, old_pictures, new_pictures, tmp_path / "three", task="shape again", method=method,
+        old_val=(old_pictures, new_pictures),
+    )  # fmt: skip
+    assert [task.name for task in third.record.tasks] == ["shape", "paint", "shape again"]
+    assert all(task.child for task in third.record.tasks)
+    assert len(third.bundle.lineage) == 2
+    assert set(third.bundle.cards) == {"shape", "paint", "shape again"}
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update(
+    alice: Path, new_pictures: Path, old_pictures: Path, tmp_path: Path
+) -> None:
+    run = Run(**{**vars(RUN), "rate": 1e18, "clip": 0.0, "schedule": "constant"})
+    with pytest.raises(Problem, match="not finite") as caught:
+        extended(alice, new_pictures, old_pictures, tmp_path / "bad", run=run)
+    assert caught.value.code == 4
+    assert list((tmp_path / "bad/state").glob("step-*"))  # the last good checkpoint is kept
+
+
+def test_compare_goes_on_and_reports(alice: Path, new_pictures: Path, old_pictures: Path, tmp_path: Path) -> None:
+    arguments = [
+        sys.executable, "-m", "taskgraft.cli", "compare", str(alice), str(new_pictures), str(tmp_path / "table"),
+        "--task", "paint", "--old-val", str(old_pictures), *FLAGS, "--seeds", "2", "--rates", "0.02,0.002",
+        "--methods", "finetune; distill", "--separate", "2",
+    ]  # fmt: skip
+    first = subprocess.run(arguments, check=True, capture_output=True, text=True)
+    second = subprocess.run(arguments, check=True, capture_output=True, text=True)
+    assert first.stdout == second.stdout
+    for label in ("baseline", "baseline (low rate)", "distill", "distill (low rate)"):
+        assert f"| {label} |" in first.stdout or f"**{label}**" in first.stdout
+    for name in ("comparison.json", "table.md", "report.html", "figure1.png", "figure2.png", "figure3.png"):
+        assert (tmp_path / "table" / name).is_file()
+    page = (tmp_path / "table/report.html").read_bytes()
+    done = subprocess.run(
+        [sys.executable, "-m", "taskgraft.cli", "report", str(tmp_path / "table")], check=True, capture_output=True
+    )
+    assert done.returncode == 0
+    assert (tmp_path / "table/report.html").read_bytes() == page
+
+
+def test_predictions_file_is_what_the_models_say(
+    alice: Path, new_pictures: Path, old_pictures: Path, tmp_path: Path
+) -> None:
+    done = extended(alice, new_pictures, old_pictures, tmp_path / "both")
+    stored = load_predictions(done.out / "predictions.npz")
+    found = open_images(old_pictures, "shape", done.bundle.preprocess, seed=0, classes=("round", "square", "thin"))
+    assert found.val
+    now = predict(open_parent(str(done.out)).classifier, found.val)
+    assert np.array_equal(stored["old"].logits["shape"], now.logits["shape"])
+    assert set(stored) == {"new", "old", "new-parent", "old-parent"}

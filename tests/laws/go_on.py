@@ -1,0 +1,18 @@
+"""Run by a law in a process of its own: go on from each checkpoint, print a digest of the last weights."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from taskgraft import methods
+from taskgraft.classifier import grow
+from taskgraft.loop import state as states
+from taskgraft.loop import steps
+from toys import NEW, RUN, mark, parent, sources, weights
+
+for number, text in enumerate(sys.argv[2:]):
+    method = methods.build(methods.parse(text))
+    blank = steps.prepare(grow(parent(), NEW, RUN.seed), method, RUN)
+    path = states.checkpoints(Path(sys.argv[1]) / str(number))[0]
+    print(mark(weights(steps.fit(states.restore(path, blank), method, sources(), RUN))))

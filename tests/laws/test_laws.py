@@ -1,0 +1,205 @@
+"""What every method obeys, and one composition; a method that joins the registry joins these tests."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from taskgraft import data, losses, methods, tree
+from taskgraft.classifier import grow
+from taskgraft.inference import predict
+from taskgraft.loop import state as states
+from taskgraft.loop import steps
+from taskgraft.method import compose
+from taskgraft.types import Memory
+from toys import NEW, OLD, RUN, mark, parent, pictures, same, sources, started, trained, weights
+
+SUM = "ewc(images=16) + distill"
+VARIANTS = {
+    "finetune": ["finetune"],
+    "distill": ["distill", "distill(teacher=live)", "distill(scale=none)"],
+    "ewc": ["ewc(images=16)", "ewc(images=16, implicit=False, strength=1.0)", "ewc(images=16, labels=exact)"],
+}
+ALL = [SUM, *(text for texts in VARIANTS.values() for text in texts)]
+WITH_STRENGTH = [text for text in ALL if text not in ("finetune", SUM)]
+
+
+def test_every_method_is_under_these_laws() -> None:
+    assert VARIANTS.keys() == methods.METHODS.keys()
+
+
+@pytest.mark.parametrize("text", WITH_STRENGTH)
+@pytest.mark.parametrize("optimiser", ["sgd", "adamw"])
+@pytest.mark.parametrize("softmax", ["per-task", "joint"])
+def test_strength_0_is_bitwise_finetune(text: str, optimiser: str, softmax: str) -> None:
+    run = replace(RUN, optimiser=optimiser, softmax=softmax, clip=0.0)
+    head, _, rest = text.partition("(")
+    others = [part for part in rest.rstrip(")").split(", ") if part and not part.startswith("strength")]
+    nothing = f"{head}({', '.join([*others, 'strength=0'])})"
+    assert same(weights(trained(nothing, run)), weights(trained("finetune", run)))
+
+
+def test_a_positive_strength_is_not_finetune() -> None:
+    free = weights(trained("finetune"))
+    assert not any(same(weights(trained(text)), free) for text in [*WITH_STRENGTH, SUM])
+
+
+def test_a_huge_strength_pins_what_ewc_protects() -> None:
+    start, _, _ = started("ewc(images=16)")
+    anchor, fisher = start.memory["ewc"]["anchor"], start.memory["ewc"]["fisher"]
+
+    def moved(text: str) -> float:
+        now = weights(trained(text))
+        return sum(float((fisher[name] * (now[name] - anchor[name]).square()).sum()) for name in anchor)
+
+    assert moved("ewc(images=16, strength=1e15)") < 1e-9 * moved("finetune")
+
+
+def test_a_huge_strength_pins_the_answers_that_distill_protects() -> None:
+    run = replace(RUN, steps=20, rate=1e-4, schedule="constant", clip=0.0, norm="frozen", warmup=0)
+    images, old = sources(run=run), OLD.name
+    before = torch.from_numpy(predict(parent(), images.new).logits[old])
+
+    def drift(text: str, rate: float) -> float:
+        child = trained(text, replace(run, rate=rate)).classifier
+        return float(losses.distillation(torch.from_numpy(predict(child, images.new).logits[old]), before, 1.0))
+
+    assert drift("distill(strength=1000, teacher=live)", 1e-4) < 0.2 * drift("finetune", 1e-4)
+
+
+@pytest.mark.parametrize("text", ALL)
+def test_memory_is_tensors_without_gradients_and_round_trips(text: str, tmp_path: Path) -> None:
+    start, method, images = started(text)
+    kept = dict(tree.flatten(start.memory))
+    assert not any(value.requires_grad for value in kept.values())
+    states.save(tmp_path, start)
+    again = states.restore(states.checkpoints(tmp_path)[0], started("finetune")[0])
+    assert same(dict(tree.flatten(again.memory)), kept)
+
+
+@pytest.mark.parametrize("text", ALL)
+def test_stopping_changes_no_bit(text: str, tmp_path: Path) -> None:
+    whole = trained(text)
+    half, method, images = started(text)
+    while half.step < 3:
+        half, _ = steps.advance(half, method, images, RUN)
+    torch.manual_seed(99)  # an evaluation and stray draws in between
+    predict(half.classifier, pictures(8, NEW, 8))
+    np.random.default_rng().random(5)
+    torch.rand(5)
+    path = states.save(tmp_path, half)
+    blank = steps.prepare(grow(parent(), NEW, RUN.seed), method, RUN)
+    rest = steps.fit(states.restore(path, blank), method, images, RUN)
+    assert same(weights(rest), weights(whole))
+
+
+def test_a_new_process_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    expected = []
+    for number, text in enumerate(ALL):
+        half, method, images = started(text)
+        for _ in range(3):
+            half, _ = steps.advance(half, method, images, RUN)
+        states.save(tmp_path / str(number), half)
+        expected.append(mark(weights(steps.fit(half, method, images, RUN))))
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("go_on.py")), str(tmp_path), *ALL],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.split() == expected
+
+
+@pytest.mark.parametrize("text", ALL)
+@pytest.mark.parametrize("arch", ["test_resnet", "test_efficientnet"])
+def test_before_step_one_the_old_logits_are_the_parents(text: str, arch: str) -> None:
+    start, _, images = started(text, model=parent(arch))
+    before = predict(parent(arch), images.new).logits[OLD.name]
+    assert np.array_equal(predict(start.classifier, images.new).logits[OLD.name], before)
+
+
+@pytest.mark.parametrize("softmax", ["per-task", "joint"])
+def test_recorded_answers_are_the_parents_on_the_same_view(softmax: str) -> None:
+    run = replace(RUN, softmax=softmax)
+    state, method, images = started("distill", run)
+    teacher = steps.start(grow(parent(), NEW, run.seed), compose({}), images, {}, run).classifier.eval()
+    state = steps.fit(state, method, images, run)
+    memory = state.memory["distill"]
+    rows, views = memory["known"].nonzero(as_tuple=True)
+    assert len(rows) > 20
+    with torch.no_grad():
+        answers = teacher(data.view_of(images, rows.numpy(), views.numpy()))
+    wanted = torch.cat(list(answers.values()), 1) if softmax == "joint" else answers[OLD.name]
+    kept = next(iter(memory["answers"].values()))[rows, views]
+    torch.testing.assert_close(kept.float(), wanted, rtol=1e-3, atol=1e-3)  # float16
+    flipped = next(iter(memory["answers"].values()))[rows, 1 - views]
+    assert not torch.allclose(flipped.float(), wanted, rtol=1e-3, atol=1e-3)
+
+
+def test_the_teacher_is_asked_once_for_each_view(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    real = steps._answerer
+
+    def counting(classifier):
+        answer = real(classifier)
+        return lambda params, images: (asked.append(len(images)), answer(params, images))[1]
+
+    monkeypatch.setattr(steps, "_answerer", counting)
+    trained("distill", replace(RUN, steps=20))  # 160 places, 20 images x 2 views
+    assert sum(asked) == 20 * RUN.views
+
+
+def test_composing_one_method_is_that_method() -> None:
+    settings = methods.parse("distill")["distill"]
+    alone, joined = settings.build(), compose({"distill": settings.build()})
+    start, _, images = started("distill")
+    once = alone.remember(start.classifier, images, {}) if alone.remember else {}
+    assert joined.remember
+    assert same(
+        dict(tree.flatten({"distill": once})), dict(tree.flatten(joined.remember(start.classifier, images, {})))
+    )
+    assert compose({}) == methods.build(methods.parse("finetune"))
+
+
+def test_the_order_of_a_sum_is_immaterial() -> None:
+    left, right = weights(trained("ewc(images=16) + distill")), weights(trained("distill + ewc(images=16)"))
+    for name, value in left.items():
+        torch.testing.assert_close(value, right[name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("text", ALL)
+def test_relabelling_the_classes_permutes_the_answers(text: str) -> None:
+    order = torch.tensor([2, 0, 3, 1])  # class k is called order[k]
+
+    def answers(relabelled: bool) -> torch.Tensor:
+        method, images = methods.build(methods.parse(text)), sources()
+        child = grow(parent(), NEW, RUN.seed)
+        if relabelled:
+            head = child.linears()[-1]
+            with torch.no_grad():
+                head.weight[order], head.bias[order] = head.weight.clone(), head.bias.clone()
+            new = images.new._replace(labels={NEW.name: order[images.new.labels[NEW.name]]})
+            images = images._replace(new=new)
+        end = steps.fit(steps.start(child, method, images, {}, RUN), method, images, RUN)
+        return torch.from_numpy(predict(end.classifier, images.new).logits[NEW.name])
+
+    torch.testing.assert_close(answers(True)[:, order], answers(False), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("text", ["finetune", "distill", "ewc(images=16)", SUM])
+def test_what_is_kept_extends_a_third_task_without_old_images(text: str) -> None:
+    end = trained(text)
+    method, images = methods.build(methods.parse(text)), sources()
+    classifier, kept = method.finish(end.classifier, end.memory, images) if method.finish else (end.classifier, {})
+    third = OLD._replace(name="size")
+    more = images._replace(new=pictures(16, third, 9))
+    child = grow(classifier, third, 4)
+    past: Memory = tree.unflatten(dict(tree.flatten(kept)))
+    last = steps.fit(steps.start(child, method, more, past, RUN), method, more, RUN)
+    assert [task.name for task in last.classifier.tasks] == ["shape", "paint", "size"]
+    if "ewc" in text:  # the Fisher covers what was the new head
+        assert float(last.memory["ewc"]["fisher"]["heads.1.weight"].sum()) > 0

@@ -1,0 +1,94 @@
+"""Small things to train on: a tiny network, coloured noise, a run of a few steps."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+from PIL import Image
+from torch import Tensor
+
+from taskgraft import methods, seeds, tree
+from taskgraft.classifier import Classifier, grow, wrap
+from taskgraft.loop import steps
+from taskgraft.loop.state import TrainState
+from taskgraft.method import Method
+from taskgraft.settings import Run
+from taskgraft.types import Images, Sources, Task
+
+OLD = Task("shape", ("round", "square", "thin"))
+NEW = Task("paint", ("red", "green", "blue", "grey"))
+RUN = Run(
+    steps=6, batch=8, rate=0.02, warmup=5, views=2, eval_every=3, log_every=1, save_every=2, precision="fp32", seed=3
+)  # fmt: skip
+
+
+def pictures(count: int, task: Task, seed: int, size: int = 32) -> Images:
+    """Noise whose mean colour tells the class; [count, size, size, 3] uint8."""
+    rng = seeds.generator(seed, "pictures", task.name)
+    labels = np.arange(count) % len(task.classes)
+    colours = seeds.generator(0, "colours", task.name).integers(0, 256, (len(task.classes), 3))
+    pixels = np.clip(colours[labels][:, None, None] + rng.normal(0, 40, (count, size, size, 3)), 0, 255)
+    names = tuple(f"{task.name}/{number}.png" for number in range(count))
+    return Images(
+        torch.from_numpy(pixels.astype(np.uint8)), {task.name: torch.from_numpy(labels)}, names, (0.5,) * 3, (0.25,) * 3
+    )
+
+
+def parent(arch: str = "test_resnet", **options: object) -> Classifier:
+    """A tiny timm network with a head for OLD and weights from a fixed seed."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        net = timm.create_model(arch, num_classes=len(OLD.classes), **options)
+    name = net.pretrained_cfg["classifier"]
+    assert isinstance(name, str)
+    return wrap(net, name, [OLD]).eval()
+
+
+def sources(count: int = 20, run: Run = RUN) -> Sources:
+    return Sources(pictures(count, NEW, 5), None, run.views, run.augment, run.seed)
+
+
+def started(notation: str, run: Run = RUN, model: Classifier | None = None) -> tuple[TrainState, Method, Sources]:
+    """A run of a method before its first step."""
+    method = methods.build(methods.parse(notation))
+    images = sources(run=run)
+    child = grow(model or parent(), NEW, run.seed)
+    child.softmax = run.softmax
+    return steps.start(child, method, images, {}, run), method, images
+
+
+def trained(notation: str, run: Run = RUN) -> TrainState:
+    state, method, images = started(notation, run)
+    return steps.fit(state, method, images, run)
+
+
+def weights(state: TrainState) -> dict[str, Tensor]:
+    return tree.state(state.classifier)
+
+
+def same(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> bool:
+    """Equal names and equal bits."""
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+def mark(tensors: Mapping[str, Tensor]) -> str:
+    """A digest of names and bits."""
+    total = hashlib.sha256()
+    for name in sorted(tensors):
+        total.update(name.encode() + tensors[name].contiguous().numpy().tobytes())
+    return total.hexdigest()
+
+
+def folder_of(folder: Path, task: Task, count: int, seed: int, size: int = 32) -> Path:
+    """Write pictures as folder/<class>/<n>.png, `count` of them in all."""
+    images = pictures(count, task, seed, size)
+    for number, (pixels, label) in enumerate(zip(images.pixels, images.labels[task.name].tolist(), strict=True)):
+        home = folder / task.classes[label]
+        home.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels.numpy()).save(home / f"{number}.png")
+    return folder
