@@ -185,13 +185,13 @@ def main() -> None:
         print_growth(given.models[0], given.size, given.memory_of)
         return
     report: dict[str, Any] = {"machine": machine(), "images": given.images, "rounds": given.rounds, "results": []}
+    target = Path(__file__).parent / "results" / "fisher.json"
+    target.parent.mkdir(exist_ok=True)
     for name in given.models:
         rates = take_turns(name, given.images, given.size, given.rounds)
         report["results"].append(summary(name, given.size, rates))
         show(report["results"][-1])
-    target = Path(__file__).parent / "results" / "fisher.json"
-    target.parent.mkdir(exist_ok=True)
-    target.write_text(json.dumps(report, indent=2) + "\n")
+        target.write_text(json.dumps(report, indent=2) + "\n")  # after each, in case a later one is cut off
 
 
 if __name__ == "__main__":

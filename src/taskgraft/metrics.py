@@ -19,10 +19,14 @@ _T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 
 
 def answers(predictions: Predictions, task: str) -> NDArray[np.int64]:
-    """The predicted class of each image [N]; -1 where, under a joint softmax, another task's class won."""
+    """The predicted class of each image [N].
+
+    Under a joint softmax an old task's answer is -1 where it is not the argmax over all outputs: whoever used the
+    parent still takes the one largest output. The newest task is asked on its own outputs.
+    """
     own = predictions.logits[task]
     best = own.argmax(axis=1)
-    if predictions.softmax == "per-task":
+    if predictions.softmax == "per-task" or task == list(predictions.logits)[-1]:
         return best
     highest = np.concatenate(list(predictions.logits.values()), axis=1).max(axis=1)
     return np.where(own.max(axis=1) >= highest, best, -1)

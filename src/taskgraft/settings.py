@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
@@ -10,6 +11,7 @@ from taskgraft.problem import Problem
 
 Softmax = Literal["per-task", "joint"]
 Precision = Literal["auto", "fp32", "fp32-channels-last", "bf16"]
+LARGEST = sys.float_info.max  # also refuses NaN, infinities, and whole numbers that no float can hold
 Augment = Literal["none", "shift", "shift+flip", "crop+flip"]
 
 
@@ -63,11 +65,12 @@ class Run:
     seed: Annotated[int, Range(0, 2**32, at_least=0), "every random number derives from it"] = 0
 
 
-# For a classifier trained from random weights: more steps at a higher rate, and views that never repeat.
+# For a classifier trained from random weights: Adam's rate, decay, and views that never repeat.
 LEARN = Run(
     steps=600,
-    rate=0.05,
-    decay=5e-4,
+    optimiser="adamw",
+    rate=0.001,
+    decay=0.01,
     ramp=50,
     warmup=0,
     views=0,
@@ -98,7 +101,7 @@ class Option(NamedTuple):
             return None if value in get_args(self.kind) else f"give one of {', '.join(get_args(self.kind))}"
         if self.kind is bool:
             return None if isinstance(value, bool) else "give True or False"
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= LARGEST:
             return f"give a number such as {self.default}"
         if self.kind is int and value != int(value):
             return "give a whole number"

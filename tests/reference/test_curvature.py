@@ -74,6 +74,18 @@ class Sequence(nn.Module):
         return y.sum(2) + x.sum((0, 2))[:, None]
 
 
+class Attention(nn.Module):
+    """torch's own attention, whose input projection only the generic path can see."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(6, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.reshape(len(x), 2, 6)
+        return self.attention(x, x, x, need_weights=False)[0].sum(1)
+
+
 def convolutions() -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(3, 8, 3, stride=2, padding=1, bias=False),
@@ -108,6 +120,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], int, tuple[int, ...]]] = {
     "mlp": (mlp, 7, (3, 2, 2)),
     "convolutions": (convolutions, 40, (3, 14, 14)),
     "shared": (Shared, 6, (3, 2, 2)),
+    "attention": (Attention, 6, (3, 2, 2)),
     "sequence": (Sequence, 6, (3, 2, 2)),
     "resnet": (lambda: ResNet(cast(Any, BasicBlock), (1, 2, 1, 1), 0, channels=(8, 16, 24, 32)), 32, (3, 32, 32)),
     "efficientnet": (thin("tf_efficientnet_lite0"), 1280, (3, 32, 32)),

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import timm
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from taskgraft import tree
@@ -48,7 +49,7 @@ class Bundle(NamedTuple):
 
 class _Task(BaseModel):
     model_config = ConfigDict(extra="forbid")
-    name: str = Field(max_length=1024)
+    name: str = Field(max_length=1024, pattern=r"^[^/\\]+$")  # it becomes a file name and a part of a path
     classes: list[str] = Field(max_length=100_000)
     range: tuple[int, int]
 
@@ -112,13 +113,11 @@ def read(folder: Path) -> Bundle:
         raise Problem(
             f"{folder}/model.safetensors does not fit its config.json: {str(error).splitlines()[-1].strip()[:200]}"
         ) from error
-    kept = folder / "memory.safetensors"
-    memory = {name: value.clone() for name, value in load_file(kept).items()} if kept.exists() else {}
-    cards = {file.stem: json.loads(file.read_text()) for file in sorted((folder / "cards").glob("*.json"))}
+    memory, cards = _beside(folder)
     return Bundle(
         wrap(net, graft.head, tasks, graft.softmax),
         preprocess.from_timm(config.pretrained_cfg),
-        tree.unflatten(memory),
+        memory,
         str(folder),
         digest(folder / "model.safetensors"),
         config.architecture,
@@ -129,6 +128,21 @@ def read(folder: Path) -> Bundle:
         config.model_args,
         folder,
     )
+
+
+def _beside(folder: Path) -> tuple[Memory, dict[str, dict[str, Any]]]:
+    """The memory and the task cards of a bundle."""
+    kept, cards = folder / "memory.safetensors", {}
+    try:
+        memory = {name: value.clone() for name, value in load_file(kept).items()} if kept.exists() else {}
+    except (SafetensorError, OSError) as error:
+        raise Problem(f"{kept} is no sound safetensors file: {error}") from error
+    for file in sorted((folder / "cards").glob("*.json")):
+        try:
+            cards[file.stem] = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise Problem(f"{file} is damaged: {error}") from error
+    return tree.unflatten(memory), cards
 
 
 def _tasks(folder: Path, config: _Config) -> list[Task]:

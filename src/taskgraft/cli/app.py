@@ -52,9 +52,10 @@ def main() -> None:
             raise
         print(f"taskgraft: {problem}", file=sys.stderr)
         sys.exit(problem.code)
-    except KeyboardInterrupt:
-        print("taskgraft: stopped; the same command with --resume goes on", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as end:
+        if end.code == 130:  # typer has turned the interruption into this
+            print("taskgraft: stopped; the same command with --resume goes on", file=sys.stderr)
+        raise
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(0)

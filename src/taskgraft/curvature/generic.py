@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vjp, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from taskgraft.types import Params
 
@@ -65,7 +66,8 @@ def _vectorised(model: nn.Module, params: Params, images: Tensor, seeds: Seeds) 
     step = max(1, BUDGET // (2 * entry))
     sums = {name: torch.zeros_like(value) for name, value in params.items()}
     for at in range(0, len(images), step):
-        squares = vmap(one)(images[at : at + step], *(seed[at : at + step] for _, seed in seeds))
+        with sdpa_kernel(SDPBackend.MATH):  # vmap runs the fused attention kernels one image at a time, and warns
+            squares = vmap(one)(images[at : at + step], *(seed[at : at + step] for _, seed in seeds))
         for name, values in squares.items():
             sums[name] += values.sum(0)
     return sums

@@ -80,8 +80,8 @@ def _open(folder: Path, key: str) -> tuple[Tensor, tuple[str, ...], tuple[str | 
     try:
         reasons = json.loads((folder / f"{key}.json").read_text())
         pixels = np.load(folder / f"{key}.npy", mmap_mode="c")  # copy-on-write: torch wants it writable
-    except (OSError, ValueError):
+    except (OSError, ValueError, EOFError):
         return None
-    if len(reasons) != len(pixels):
+    if not isinstance(reasons, list) or len(reasons) != len(pixels):
         return None
     return torch.from_numpy(pixels), (), tuple(reasons)

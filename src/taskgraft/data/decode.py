@@ -25,7 +25,7 @@ MAX_BYTES = 256 * 2**20
 MAX_PIXELS = 89_478_485  # Pillow's own warning level: about a quarter of a GiB of RGB
 MIN_SIDE = 4
 MAX_ASPECT = 100.0
-VERSION = "1"  # of these rules; part of the cache's key
+VERSION = "2"  # of these rules; part of the cache's key
 
 
 class Decoded(NamedTuple):

@@ -102,16 +102,21 @@ def _entries(folder: Path, root: Path, skipped: list[tuple[str, str]]) -> Iterat
         names = sorted(os.listdir(folder))
     except OSError as error:
         raise Problem(f"{folder} cannot be read: {error.strerror}") from error
-    inside = root.resolve()
+    inside = _real(root)
     for name in names:
         item = folder / name
         where = item.relative_to(root).as_posix()
         if name.startswith(".") or name.lower() in JUNK:
             skipped.append((where, "hidden or system file"))
-        elif item.is_symlink() and not item.resolve().is_relative_to(inside):
+        elif item.is_symlink() and not _real(item).is_relative_to(inside):
             skipped.append((where, "a link to outside the data folder"))
         else:
             yield item
+
+
+def _real(path: Path) -> Path:
+    """Where a path leads; unlike `Path.resolve` before Python 3.13 this does not raise on a circle of links."""
+    return Path(os.path.realpath(path))
 
 
 def _table(path: Path, task: str, columns: tuple[str, ...]) -> Listing:
@@ -133,7 +138,7 @@ def _table(path: Path, task: str, columns: tuple[str, ...]) -> Listing:
             raise Problem(f"{path} line {number}: the path is blank")
         if split is not None and split not in SPLITS:
             raise Problem(f"{path} line {number}: split {split!r} is none of {', '.join(SPLITS)}")
-        if not (root / where).resolve().is_relative_to(root.resolve()):
+        if not _real(root / where).is_relative_to(_real(root)):
             raise Problem(f"{path} line {number}: {where!r} leaves the table's folder; only files below it are read")
         if where in seen:
             raise Problem(f"{path} line {number}: {where!r} stands in the table twice; keep one row")

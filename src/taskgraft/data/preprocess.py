@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -44,7 +45,7 @@ class Preprocess(NamedTuple):
 
     def show(self) -> str:
         """Write it as the line that `parse` reads."""
-        crop = f"{self.crop}:{self.crop_pct:g}" if self.crop == "center" else self.crop
+        crop = f"{self.crop}:{self.crop_pct}" if self.crop == "center" else self.crop
         known = [name for name, pair in NORMS.items() if pair == (self.mean, self.std)]
         norm = known[0] if known else f"mean={_numbers(self.mean)} std={_numbers(self.std)}"
         return f"{self.size} {crop} {self.interpolation} {norm}"
@@ -96,7 +97,7 @@ def to_timm(wanted: Preprocess) -> dict[str, Any]:
     return {
         "input_size": [3, wanted.size, wanted.size],
         "interpolation": wanted.interpolation,
-        "crop_pct": 1.0 if wanted.crop == "squash" else wanted.crop_pct,
+        "crop_pct": wanted.crop_pct if wanted.crop == "center" else 1.0,
         "crop_mode": wanted.crop,
         "mean": list(wanted.mean),
         "std": list(wanted.std),
@@ -111,15 +112,16 @@ def resize(image: Image.Image, wanted: Preprocess) -> Image.Image:
     width, height = image.size
     if wanted.crop == "border":
         factor = size / max(width, height)
-    else:
-        factor = round(size / wanted.crop_pct) / min(width, height)
-    width, height = max(1, round(width * factor)), max(1, round(height * factor))
+        width, height = max(1, round(width * factor)), max(1, round(height * factor))
+    else:  # rounded down where torchvision and timm do: their pixels are what a parent was measured on
+        short, side = math.floor(size / wanted.crop_pct), min(width, height)
+        width, height = int(short * width / side), int(short * height / side)
     left, top = round((width - size) / 2), round((height - size) / 2)
     return image.resize((width, height), resample).crop((left, top, left + size, top + size))
 
 
 def _numbers(values: tuple[float, ...]) -> str:
-    return ",".join(f"{value:g}" for value in values)
+    return ",".join(map(str, values))  # every digit: the line must read back as the same preprocessing
 
 
 def _triple(text: str, line: str) -> tuple[float, ...]:
@@ -127,7 +129,7 @@ def _triple(text: str, line: str) -> tuple[float, ...]:
         values = tuple(float(part) for part in text.split(","))
     except ValueError:
         values = ()
-    if len(values) != 3:
+    if len(values) != 3 or not all(map(math.isfinite, values)):
         raise Problem(f"input {line!r}: {text!r} must be three numbers such as 0.485,0.456,0.406")
     return values
 

@@ -63,13 +63,16 @@ def owner_of(path: Path, tasks: Sequence[Task]) -> Task:
     """The old task whose classes the pictures at `path` have."""
     if len(tasks) == 1:
         return tasks[0]
-    overlap = {}
+    overlap, reason = {}, None
     for task in tasks:
         try:
             names = {entry.labels.get(task.name) for entry in list_images(path, task.name).entries}
-        except Problem:
+        except Problem as problem:
+            reason = problem
             continue
         overlap[task] = len(names & set(task.classes)) / max(1, len(names))
+    if reason and not overlap:
+        raise reason
     if not overlap or max(overlap.values()) == 0:
         raise Problem(f"{path}: its classes belong to none of the old tasks {', '.join(task.name for task in tasks)}")
     return max(overlap, key=lambda task: overlap[task])

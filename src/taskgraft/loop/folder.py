@@ -54,8 +54,11 @@ def examine(folder: Path, settings: Mapping[str, Any], resume: bool) -> str:
         if strange:
             raise Problem(f"{folder} already holds other files ({', '.join(strange[:3])}); choose an empty or new OUT")
         return "new"
-    stored = json.loads(file.read_text())
-    differing = differences(stored["settings"], json.loads(json.dumps(settings)))
+    try:
+        stored = json.loads(file.read_text(encoding="utf-8"))
+        differing = differences(stored["settings"], json.loads(json.dumps(settings)))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Problem(f"{file} is damaged or not of a taskgraft run; choose an empty or new OUT") from error
     if differing:
         raise Problem(
             f"{folder} holds another run: {'; '.join(differing[:6])}. Choose another OUT, or repeat its settings"

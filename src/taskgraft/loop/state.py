@@ -94,7 +94,7 @@ def _damage(path: Path) -> str | None:
     try:
         sums: dict[str, str] = json.loads((path / "manifest.json").read_text())["sha256"]
         wrong = [name for name in PARTS if digest(path / f"{name}.safetensors") != sums[name]]
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         return f"{type(error).__name__}: {error}"
     return f"{wrong[0]}.safetensors does not match its digest" if wrong else None
 

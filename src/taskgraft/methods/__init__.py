@@ -8,7 +8,6 @@ from __future__ import annotations
 import ast
 import dataclasses
 import difflib
-from collections.abc import Mapping
 from typing import Any
 
 from taskgraft.method import Method, Settings, compose
@@ -74,11 +73,11 @@ def _summands(node: ast.expr, text: str) -> list[ast.expr]:
 
 
 def _settings(node: ast.expr, text: str) -> tuple[str, Settings]:
-    arguments: Mapping[str | None, ast.expr] = {}
+    arguments: list[tuple[str | None, ast.expr]] = []
     if isinstance(node, ast.Call):
         if node.args:
             raise Problem(f"method {text!r}: settings are written name=value")
-        arguments, node = {keyword.arg: keyword.value for keyword in node.keywords}, node.func
+        arguments, node = [(keyword.arg, keyword.value) for keyword in node.keywords], node.func
     if not isinstance(node, ast.Name):
         raise Problem(f"method {text!r} cannot be read; write for example 'ewc(strength=30) + distill'")
     name = ALIASES.get(node.id, node.id)
@@ -88,11 +87,13 @@ def _settings(node: ast.expr, text: str) -> tuple[str, Settings]:
         raise Problem(f"method {node.id!r} does not exist; {hint}there are {', '.join(METHODS)}")
     known = options(METHODS[name])
     values = {}
-    for key, value in arguments.items():
+    for key, value in arguments:
         if key not in known:
             near = difflib.get_close_matches(str(key), known, n=1)
             hint = f"did you mean {near[0]!r}? " if near else ""
             raise Problem(f"{name} has no setting {key!r}; {hint}it has {', '.join(known) or 'none'}")
+        if key in values:
+            raise Problem(f"method {text!r} names {key!r} twice; once is enough")
         values[key] = _constant(value)
         reason = known[key].refusal(values[key])
         if reason:

@@ -1,0 +1,109 @@
+"""Curation by name, and the table it writes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from taskgraft.data import Preprocess, curate, open_images
+from taskgraft.data.formats import Listing, list_images
+from taskgraft.problem import Problem
+
+SIZES = {"ford_focus_2001": 3, "ford_focus_2002": 2, "ford_ka_1999": 1, "vw_golf_1990": 4, "van": 2}
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    value = 0
+    for label, count in SIZES.items():
+        for number in range(count):
+            value += 1
+            place = tmp_path / "cars" / label / f"{number}.png"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (16, 16), (value * 9, 0, 0)).save(place)
+    return tmp_path / "cars"
+
+
+def kept(found: curate.Curated) -> dict[str, int]:
+    labels = [entry.labels["make"] for entry in found.entries]
+    return {label: labels.count(label) for label in sorted(set(labels))}
+
+
+def listing(root: Path) -> Listing:
+    return list_images(root, "make")
+
+
+def test_classes_merge_by_the_groups_of_a_pattern(root: Path) -> None:
+    found = curate.group(listing(root), "make", r"^([^_]+)_", 0)
+    assert kept(found) == {"ford": 6, "vw": 4}
+    assert found.renamed == {label: None if label == "van" else label.split("_")[0] for label in SIZES}
+    two = curate.group(listing(root), "make", r"^([^_]+)_([^_]+)_", 0)
+    assert kept(two) == {"ford_focus": 5, "ford_ka": 1, "vw_golf": 4}
+    assert kept(curate.group(listing(root), "make", r"^[a-z]+", 0)) == {"ford": 6, "van": 2, "vw": 4}
+    assert kept(curate.group(listing(root), "make", None, 0)) == SIZES
+
+
+def test_small_classes_are_dropped_after_merging(root: Path) -> None:
+    found = curate.group(listing(root), "make", r"^([^_]+)_([^_]+)_", 4)
+    assert kept(found) == {"ford_focus": 5, "vw_golf": 4}
+    assert found.dropped == {"ford_ka": 1}
+    assert found.renamed["ford_ka_1999"] is None
+
+
+def test_only_training_pictures_count_where_there_is_a_split(root: Path) -> None:
+    whole = listing(root)
+    halved = whole._replace(
+        entries=tuple(e._replace(split="val" if e.path.endswith("0.png") else "train") for e in whole.entries)
+    )
+    assert set(kept(curate.group(halved, "make", None, 2))) == {"ford_focus_2001", "vw_golf_1990"}
+
+
+@pytest.mark.parametrize(
+    ("pattern", "least", "message"),
+    [
+        ("([", 0, "is no regular expression"),
+        ("^truck_", 0, "matches none of the 5 class names, such as 'ford_focus_2001'"),
+        (None, 4, "--min-images 4 leaves 1 class"),
+        ("^(ford)_", 0, "leaves 1 class"),
+    ],
+)
+def test_a_bad_pattern_is_refused(root: Path, pattern: str | None, least: int, message: str) -> None:
+    with pytest.raises(Problem, match=message):
+        curate.group(listing(root), "make", pattern, least)
+
+
+@pytest.mark.parametrize("where", ["makes.csv", "cars/makes.csv"])
+def test_the_table_can_be_used_as_data_and_no_picture_is_touched(root: Path, where: str) -> None:
+    def state() -> dict[str, tuple[str, int]]:
+        return {str(p): (hashlib.sha256(p.read_bytes()).hexdigest(), p.stat().st_mtime_ns) for p in root.rglob("*.png")}
+
+    before, path = state(), root.parent / where
+    found = curate.group(listing(root), "make", r"^([^_]+)_", 0)
+    curate.write_manifest(path, root, found.entries, "make")
+    assert state() == before
+    again = list_images(path, "make")
+    assert [dict(entry.labels) for entry in again.entries] == [dict(entry.labels) for entry in found.entries]
+    assert not again.skipped
+    opened = open_images(path, "make", Preprocess(8, "squash"), seed=0)
+    assert opened.tasks[0].classes == ("ford", "vw")
+
+
+def test_splits_survive_the_table(root: Path) -> None:
+    os.rename(root, root.parent / "train")
+    root.mkdir()
+    os.rename(root.parent / "train", root / "train")
+    found = curate.group(listing(root), "make", None, 0)
+    curate.write_manifest(root / "t.csv", root, found.entries, "make")
+    assert {entry.split for entry in list_images(root / "t.csv", "make").entries} == {"train"}
+
+
+def test_a_table_that_could_not_name_the_pictures_is_refused(root: Path) -> None:
+    entries = listing(root).entries
+    for path in (root / "van" / "t.csv", root.parent / "elsewhere" / "t.csv"):
+        with pytest.raises(Problem, match=r"must lie in .* or above it"):
+            curate.write_manifest(path, root, entries, "make")
+        assert not path.exists()

@@ -1,0 +1,208 @@
+"""Every rule of decoding on a real file: what comes out right, and what is refused with a reason."""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import time
+import warnings
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from taskgraft.data import decode
+from taskgraft.data.preprocess import Preprocess
+
+AS_IS = Preprocess(16, "squash", 0.875, "nearest")
+Array = NDArray[np.uint8]
+
+
+def noise(seed: int = 0, size: int = 16) -> Array:
+    return np.random.default_rng(seed).integers(0, 256, (size, size, 3), dtype=np.uint8)
+
+
+def saved(path: Path, image: Image.Image, **options: object) -> Path:
+    image.save(path, **options)  # pyright: ignore[reportArgumentType]
+    return path
+
+
+def pixels(path: Path, wanted: Preprocess = AS_IS) -> Array:
+    found = decode.decode(path, wanted)
+    assert found.reason is None
+    assert found.pixels is not None
+    assert (found.pixels.shape, found.pixels.dtype) == ((wanted.size, wanted.size, 3), np.uint8)
+    return found.pixels
+
+
+def reason(path: Path) -> str:
+    found = decode.decode(path, AS_IS)
+    assert found.pixels is None
+    assert found.reason is not None
+    assert decode.decode(path, None).reason == found.reason  # only checking gives the same answer
+    return found.reason
+
+
+def png_header(width: int, height: int) -> bytes:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"\0" * 64)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "PPM", "TIFF", "WEBP"])
+def test_lossless_formats_give_the_pixels(tmp_path: Path, kind: str) -> None:
+    image = Image.fromarray(noise())
+    path = saved(tmp_path / "x", image, format=kind, **({"lossless": True} if kind == "WEBP" else {}))
+    np.testing.assert_array_equal(pixels(path), noise())
+
+
+def test_the_content_decides_and_not_the_name(tmp_path: Path) -> None:
+    np.testing.assert_array_equal(pixels(saved(tmp_path / "x.jpg", Image.fromarray(noise()), format="PNG")), noise())
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
+def test_a_truncated_jpeg_is_refused(tmp_path: Path, share: float) -> None:
+    whole = io.BytesIO()
+    Image.fromarray(noise(size=64)).save(whole, "JPEG", quality=95)
+    (tmp_path / "x.jpg").write_bytes(whole.getvalue()[: int(share * len(whole.getvalue()))])
+    assert reason(tmp_path / "x.jpg").startswith(("damaged: ", "not a picture"))
+
+
+def test_a_truncated_png_is_refused(tmp_path: Path) -> None:
+    whole = saved(tmp_path / "x.png", Image.fromarray(noise(size=64))).read_bytes()
+    (tmp_path / "x.png").write_bytes(whole[: len(whole) // 2])
+    assert reason(tmp_path / "x.png").startswith("damaged: ")
+
+
+def test_what_is_no_picture_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty.jpg").write_bytes(b"")
+    (tmp_path / "text.jpg").write_text("not a picture, although it is called one")
+    (tmp_path / "folder.jpg").mkdir()
+    assert reason(tmp_path / "empty.jpg") == "empty"
+    assert reason(tmp_path / "text.jpg").startswith("not a picture in a known format (JPEG, PNG")
+    assert reason(tmp_path / "folder.jpg") == "not a regular file"
+    assert reason(tmp_path / "gone.jpg") == "cannot be read: No such file or directory"
+
+
+def test_a_pipe_is_refused_without_waiting_for_a_writer(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.jpg")
+    assert reason(tmp_path / "x.jpg") == "not a regular file"
+    assert decode.content(tmp_path / "x.jpg") == ("", "not a regular file")
+
+
+def test_postscript_is_refused(tmp_path: Path) -> None:
+    path = saved(tmp_path / "x.eps", Image.fromarray(noise()), format="EPS")
+    assert reason(path).startswith("not a picture in a known format")
+
+
+def test_a_float_picture_is_refused(tmp_path: Path) -> None:
+    path = saved(tmp_path / "x.tiff", Image.fromarray(noise()[..., 0].astype(np.float32)), format="TIFF")
+    assert "float picture" in decode.decode(path, AS_IS).reason  # pyright: ignore[reportOperatorIssue]
+    assert "float picture" in reason(path)
+
+
+def test_cmyk_is_converted(tmp_path: Path) -> None:
+    image = Image.new("CMYK", (16, 16), (0, 255, 255, 0))  # magenta and yellow ink: red
+    red = pixels(saved(tmp_path / "x.jpg", image, quality=100)).reshape(-1, 3).mean(0)
+    assert red[0] > 240
+    assert red[1:].max() < 15
+
+
+def test_sixteen_bits_are_scaled_and_not_clipped(tmp_path: Path) -> None:
+    ramp = np.linspace(0, 65535, 256).round().astype(np.uint16).reshape(16, 16)
+    image = Image.fromarray(ramp)
+    assert image.mode == "I;16"
+    found = pixels(saved(tmp_path / "x.png", image))
+    np.testing.assert_array_equal(found[..., 0], np.arange(256).reshape(16, 16))
+    assert (found == found[..., :1]).all()
+
+
+def test_transparency_is_laid_on_white(tmp_path: Path) -> None:
+    image = np.zeros((16, 16, 4), np.uint8)
+    image[:8] = (10, 20, 30, 255)
+    image[8:12] = (0, 0, 0, 128)
+    found = pixels(saved(tmp_path / "x.png", Image.fromarray(image)))
+    assert (found[:8] == (10, 20, 30)).all()
+    assert (abs(found[8:12].astype(int) - 127) <= 1).all()
+    assert (found[12:] == 255).all()
+
+
+@pytest.mark.parametrize("transparency", [1, b"\xff\x00\xff"])
+def test_a_palette_with_transparency(tmp_path: Path, transparency: int | bytes) -> None:
+    image = Image.fromarray(np.repeat(np.array([0, 1, 2, 2], np.uint8), 64).reshape(16, 16)).copy()
+    image.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255] + [0] * 759)
+    path = saved(tmp_path / "x.png", image, transparency=transparency)
+    found = pixels(path)[::4, 0]
+    assert found.tolist() == [[255, 0, 0], [255, 255, 255], [0, 0, 255], [0, 0, 255]]
+
+
+def test_one_bit_and_grey(tmp_path: Path) -> None:
+    chequer = (np.indices((16, 16)).sum(0) % 2 * 255).astype(np.uint8)
+    wanted = np.repeat(chequer[..., None], 3, axis=2)
+    np.testing.assert_array_equal(pixels(saved(tmp_path / "1.png", Image.fromarray(chequer).convert("1"))), wanted)
+    np.testing.assert_array_equal(pixels(saved(tmp_path / "l.png", Image.fromarray(chequer))), wanted)
+    two = np.stack([chequer, np.full_like(chequer, 255)], axis=2)
+    np.testing.assert_array_equal(pixels(saved(tmp_path / "la.png", Image.fromarray(two))), wanted)
+
+
+# how a camera that was held so stores an upright picture, by EXIF orientation
+STORED: dict[int, Callable[[Array], Array]] = {
+    1: lambda x: x,
+    2: lambda x: x[:, ::-1],
+    3: lambda x: x[::-1, ::-1],
+    4: lambda x: x[::-1],
+    5: lambda x: x.transpose(1, 0, 2),
+    6: lambda x: np.rot90(x, 1),
+    7: lambda x: x[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda x: np.rot90(x, -1),
+}
+
+
+@pytest.mark.parametrize("orientation", STORED)
+def test_all_orientations_give_the_same_picture(tmp_path: Path, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = Image.fromarray(np.ascontiguousarray(STORED[orientation](noise())))
+    np.testing.assert_array_equal(pixels(saved(tmp_path / "x.png", image, exif=exif)), noise())
+
+
+def test_the_first_frame_of_an_animation(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "lime", "blue")]
+    path = saved(tmp_path / "x.gif", frames[0], save_all=True, append_images=frames[1:])
+    with Image.open(path) as image:
+        assert getattr(image, "n_frames", 1) == 3
+    assert (pixels(path) == (255, 0, 0)).all()
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "message"),
+    [(20000, 10, "longer than 100 times"), (1, 20000, "smaller than 4 pixels"), (3, 3, "smaller than 4 pixels")],
+)
+def test_absurd_shapes_are_refused(tmp_path: Path, width: int, height: int, message: str) -> None:
+    path = saved(tmp_path / "x.png", Image.new("RGB", (width, height)))
+    assert message in reason(path)
+
+
+@pytest.mark.parametrize("side", [10_000, 60_000])
+def test_a_bomb_is_refused_by_its_header(tmp_path: Path, side: int) -> None:
+    (tmp_path / "x.png").write_bytes(png_header(side, side))
+    begin = time.perf_counter()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # as the cache and `check` do
+        assert "pixels" in reason(tmp_path / "x.png")
+    assert time.perf_counter() - begin < 0.5
+
+
+def test_a_digest_is_of_the_bytes(tmp_path: Path) -> None:
+    one, two = tmp_path / "1.png", tmp_path / "2.png"
+    one.write_bytes(b"abc")
+    two.write_bytes(b"abd")
+    assert decode.content(one) == ("ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad", None)
+    assert decode.content(two)[0] != decode.content(one)[0]

@@ -1,0 +1,201 @@
+"""What a data path is understood as, what is skipped with a reason, and what is refused in words."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from taskgraft.data.formats import list_images
+from taskgraft.problem import Problem
+from toys import NEW, folder_of
+
+
+def put(root: Path, *names: str) -> Path:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"x")
+    return root
+
+
+def table(root: Path, text: str | bytes, name: str = "labels.csv") -> Path:
+    put(root, "a.png", "b.png", "deep/c.png")
+    path = root / name
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def found(data: Path, task: str = "label", columns: tuple[str, ...] = ()) -> list[tuple[str, str | None, dict]]:
+    return [(entry.path, entry.split, dict(entry.labels)) for entry in list_images(data, task, columns).entries]
+
+
+def test_a_folder_per_class(tmp_path: Path) -> None:
+    put(tmp_path, "cat/1.png", "dog/2.png", "dog/1.jpg")
+    assert found(tmp_path, "pet") == [
+        ("cat/1.png", None, {"pet": "cat"}),
+        ("dog/1.jpg", None, {"pet": "dog"}),
+        ("dog/2.png", None, {"pet": "dog"}),
+    ]
+    assert list_images(tmp_path, "pet").kind == "one folder per class"
+
+
+@pytest.mark.parametrize(
+    ("folder", "split"),
+    [("train", "train"), ("val", "val"), ("valid", "val"), ("Validation", "val"), ("test", "test")],
+)
+def test_split_folders_go_by_their_names(tmp_path: Path, folder: str, split: str) -> None:
+    put(tmp_path, f"{folder}/cat/1.png", f"{folder}/dog/1.png")
+    assert {part for _, part, _ in found(tmp_path)} == {split}
+    assert {labels["label"] for _, _, labels in found(tmp_path)} == {"cat", "dog"}
+
+
+def test_splits_beside_classes_are_refused(tmp_path: Path) -> None:
+    put(tmp_path, "train/cat/1.png", "dog/1.png")
+    with pytest.raises(Problem, match=r"both split folders \(train\) and others \(dog\)"):
+        list_images(tmp_path, "label")
+
+
+def test_a_folder_in_a_class_folder_is_refused(tmp_path: Path) -> None:
+    put(tmp_path, "cat/old/1.png", "dog/1.png")
+    with pytest.raises(Problem, match="cat/old is a folder inside the class folder 'cat'"):
+        list_images(tmp_path, "label")
+
+
+def test_an_empty_class_is_refused(tmp_path: Path) -> None:
+    put(tmp_path, "train/cat/1.png").joinpath("train/dog").mkdir()
+    with pytest.raises(Problem, match="class folder 'train/dog' holds no picture"):
+        list_images(tmp_path, "label")
+
+
+def test_a_class_of_hidden_files_is_empty(tmp_path: Path) -> None:
+    put(tmp_path, "cat/1.png", "dog/.keep")
+    with pytest.raises(Problem, match="'dog' holds no picture"):
+        list_images(tmp_path, "label")
+
+
+def test_nothing_at_all_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(Problem, match="holds no class folder"):
+        list_images(tmp_path, "label")
+    with pytest.raises(Problem, match="does not exist"):
+        list_images(tmp_path / "gone", "label")
+    with pytest.raises(Problem, match="is a file but no table"):
+        list_images(put(tmp_path, "notes.txt") / "notes.txt", "label")
+
+
+def test_pictures_beside_class_folders_are_listed_as_skipped(tmp_path: Path) -> None:
+    put(tmp_path, "cat/1.png", "stray.png", "README.md", "labels.json")
+    assert list_images(tmp_path, "label").skipped == (("stray.png", "not in a class folder"),)
+    split = put(tmp_path / "two", "train/cat/1.png", "train/stray.png")
+    assert list_images(split, "label").skipped == (("train/stray.png", "not in a class folder"),)
+
+
+@pytest.mark.parametrize("name", [".DS_Store", "Thumbs.db", "desktop.ini", "._1.png", ".ipynb_checkpoints/1.png"])
+def test_system_files_are_skipped_with_a_reason(tmp_path: Path, name: str) -> None:
+    put(tmp_path, "cat/1.png", f"cat/{name}", f"{name}")
+    listing = list_images(tmp_path, "label")
+    assert [entry.path for entry in listing.entries] == ["cat/1.png"]
+    top = name.split("/")[0]
+    assert set(listing.skipped) == {(top, "hidden or system file"), (f"cat/{top}", "hidden or system file")}
+
+
+def test_a_link_to_outside_is_skipped_and_one_inside_is_followed(tmp_path: Path) -> None:
+    secret = put(tmp_path / "outside", "secret.png")
+    root = put(tmp_path / "data", "cat/1.png")
+    (root / "cat" / "out.png").symlink_to(secret / "secret.png")
+    (root / "cat" / "in.png").symlink_to(root / "cat" / "1.png")
+    (root / "far").symlink_to(secret)
+    listing = list_images(root, "label")
+    assert [entry.path for entry in listing.entries] == ["cat/1.png", "cat/in.png"]
+    assert dict(listing.skipped) == dict.fromkeys(("cat/out.png", "far"), "a link to outside the data folder")
+
+
+def test_a_root_that_is_itself_a_link_is_read(tmp_path: Path) -> None:
+    put(tmp_path / "data", "cat/1.png")
+    (tmp_path / "link").symlink_to(tmp_path / "data")
+    assert found(tmp_path / "link") == [("cat/1.png", None, {"label": "cat"})]
+
+
+def test_a_circle_of_links_ends(tmp_path: Path) -> None:
+    put(tmp_path, "cat/1.png")
+    (tmp_path / "cat" / "self.png").symlink_to(tmp_path / "cat" / "self.png")
+    assert list_images(tmp_path, "label").entries[0].path == "cat/1.png"
+    (tmp_path / "cat" / "up").symlink_to(tmp_path)
+    with pytest.raises(Problem, match="cat/up is a folder inside"):
+        list_images(tmp_path, "label")
+
+
+def test_a_pipe_named_as_a_picture_is_listed_without_being_opened(tmp_path: Path) -> None:
+    put(tmp_path, "cat/1.png")
+    os.mkfifo(tmp_path / "cat" / "2.jpg")
+    assert [path for path, _, _ in found(tmp_path)] == ["cat/1.png", "cat/2.jpg"]
+
+
+def test_a_table_with_a_byte_order_mark_and_one_free_column(tmp_path: Path) -> None:
+    path = table(tmp_path, b"\xef\xbb\xbfpath,make\r\na.png,van\r\ndeep/c.png, bus \r\n")
+    assert found(path) == [("a.png", None, {"label": "van"}), ("deep/c.png", None, {"label": "bus"})]
+    assert list_images(path, "x").kind == "table, labels from column 'make'"
+
+
+def test_several_columns_with_blanks(tmp_path: Path) -> None:
+    path = table(tmp_path, "path,split,make,paint\na.png,train,van,\nb.png,VALID,,red\ndeep/c.png,,van,blue\n")
+    assert found(path, "paint", ("make", "other")) == [
+        ("a.png", "train", {"make": "van"}),
+        ("b.png", "val", {"paint": "red"}),
+        ("deep/c.png", None, {"paint": "blue", "make": "van"}),
+    ]
+    assert found(path, "make") == [
+        ("a.png", "train", {"make": "van"}),
+        ("deep/c.png", None, {"make": "van"}),
+    ]
+    with pytest.raises(Problem, match="--task NAME picks one of make, paint"):
+        list_images(path, "size")
+
+
+def test_a_tab_separated_table_and_a_folder_with_metadata(tmp_path: Path) -> None:
+    assert found(table(tmp_path, "file_name\tlabel\na.png\tx,y\n", "t.tsv")) == [("a.png", None, {"label": "x,y"})]
+    table(tmp_path, "file_name,label\nb.png,z\n", "metadata.csv")
+    assert found(tmp_path) == [("b.png", None, {"label": "z"})]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("path,label\na.png,x\nb.png,x,y\n", "line 3: the number of fields differs"),
+        ("path,label\na.png\n", "line 2: the number of fields differs"),
+        ("path,label\na.png,x\n../b.png,x\n", "line 3: '../b.png' leaves the table's folder"),
+        ("path,label\n/etc/passwd,x\n", "line 2: '/etc/passwd' leaves the table's folder"),
+        ("path,label\na.png,x\nb.png,x\na.png,y\n", "line 4: 'a.png' stands in the table twice"),
+        ("path,label\na.png,x\n  ,x\n", "line 3: the path is blank"),
+        ("path,split,label\na.png,dev,x\n", "line 2: split 'dev' is none of train, val"),
+        ("image,label\na.png,x\n", "needs a column 'path'; found image, label"),
+        ("", "needs a column 'path'; found no columns"),
+        ("path,label\na.png,\n", "no row has a label in column 'label'"),
+        ("path,label\ngone.png,x\n", "no row has a label in column 'label' and a file that exists"),
+        (b"path,label\na.png,caf\xe9\n", "not a readable UTF-8 table"),
+        ('path,label\na.png,"x\n', "not a readable UTF-8 table"),
+    ],
+)
+def test_a_table_that_cannot_be_meant_is_refused_with_its_line(tmp_path: Path, text: str | bytes, message: str) -> None:
+    path = table(tmp_path, text)
+    with pytest.raises(Problem, match=message) as caught:
+        list_images(path, "label")
+    assert str(path) in str(caught.value)
+
+
+def test_a_row_without_its_file_is_skipped_with_its_line(tmp_path: Path) -> None:
+    listing = list_images(table(tmp_path, "path,label\na.png,x\ngone.png,y\nb.png,y\n"), "label")
+    assert [entry.path for entry in listing.entries] == ["a.png", "b.png"]
+    assert listing.skipped == (("gone.png", "line 3: no such file"),)
+
+
+def test_names_are_one_name_however_their_accents_are_written(tmp_path: Path) -> None:
+    put(tmp_path, "train/caf\u00e9/1.png", "val/cafe\u0301/1.png")
+    assert {labels["label"] for _, _, labels in found(tmp_path)} == {"caf\u00e9"}
+
+
+def test_listing_does_not_depend_on_the_order_of_creation(tmp_path: Path) -> None:
+    put(tmp_path / "one", "b/2.png", "b/1.png", "a/1.png")
+    put(tmp_path / "two", "a/1.png", "b/1.png", "b/2.png")
+    assert found(tmp_path / "one") == found(tmp_path / "two")
+    assert len(found(folder_of(tmp_path / "three", NEW, 8, 1, size=8))) == 8

@@ -1,0 +1,75 @@
+"""The images of a run: the new task's, and whichever old task a folder turns out to be of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from taskgraft.data import Preprocess
+from taskgraft.data.sources import Inputs, gather, owner_of
+from taskgraft.problem import Problem
+from taskgraft.types import Task, Watch
+from toys import NEW, OLD, folder_of
+
+WANTED = Preprocess(16, "squash", 0.875, "bilinear")
+SIZE = Task("size", ("big", "round", "small"))
+TASKS = (OLD, SIZE)
+
+
+def gathered(data: Path, **options: Any) -> Inputs:
+    given: dict[str, Any] = {"old": None, "old_val": (), "seed": 0, "cache": None, "watch": Watch()}
+    return gather(data, NEW.name, TASKS, WANTED, **{**given, **options})
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, Path, Path]:
+    return (
+        folder_of(tmp_path / "new", NEW, 40, 1, size=16),
+        folder_of(tmp_path / "shapes", OLD, 9, 2, size=16),
+        folder_of(tmp_path / "sizes", SIZE, 6, 3, size=16),
+    )
+
+
+def test_the_new_task_alone(folders: tuple[Path, Path, Path]) -> None:
+    found = gathered(folders[0])
+    assert (found.old, found.old_val) == (None, None)
+    assert list(found.described) == ["new"]
+    assert found.described["new"]["images"] == {"train": 32, "val": 8}
+    assert sum(found.described["new"]["counts"].values()) == 32
+
+
+def test_an_old_task_is_found_by_its_classes(folders: tuple[Path, Path, Path]) -> None:
+    _, shapes, sizes = folders
+    assert owner_of(shapes, TASKS) == OLD
+    assert owner_of(sizes, TASKS) == SIZE  # although "round" is a class of both
+    found = gathered(folders[0], old=sizes)
+    assert found.old is not None
+    assert list(found.old.labels) == ["size"]
+    assert "old train: size" in found.described
+
+
+def test_two_old_validation_folders_are_joined(folders: tuple[Path, Path, Path]) -> None:
+    new, shapes, sizes = folders
+    old = gathered(new, old_val=(shapes, sizes)).old_val
+    assert old is not None
+    assert len(old.pixels) == len(old.names) == 15
+    assert (old.labels["shape"] >= 0).tolist() == [True] * 9 + [False] * 6
+    assert (old.labels["size"] >= 0).tolist() == [False] * 9 + [True] * 6
+    labels = [*map(OLD.classes.__getitem__, old.labels["shape"][:9].tolist())]
+    labels += map(SIZE.classes.__getitem__, old.labels["size"][9:].tolist())
+    assert [name.split("/")[0] for name in old.names] == labels
+
+
+def test_classes_of_no_old_task_are_refused(folders: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    with pytest.raises(Problem, match="its classes belong to none of the old tasks shape, size"):
+        owner_of(folders[0], TASKS)
+    with pytest.raises(Problem, match="does not exist"):
+        owner_of(tmp_path / "gone", TASKS)
+
+
+def test_training_and_validation_pictures_are_both_needed(tmp_path: Path) -> None:
+    folder_of(tmp_path / "val", NEW, 8, 1, size=16)
+    with pytest.raises(Problem):
+        gathered(tmp_path)

@@ -1,0 +1,141 @@
+"""Checkpoints: whole or not at all, verified before use, the one before where the newest is damaged."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from taskgraft import tree
+from taskgraft.classifier import grow
+from taskgraft.loop import state as states
+from taskgraft.loop import steps
+from taskgraft.loop.state import TrainState
+from taskgraft.method import Method
+from toys import NEW, RUN, parent, same, sources, weights
+
+EMPTY = Method()
+QUICK = replace(RUN, warmup=0)
+
+
+def at(step: int, optimiser: str = "sgd") -> TrainState:
+    run = replace(QUICK, optimiser=optimiser)
+    state = steps.prepare(grow(parent(), NEW, 3), EMPTY, run)
+    memory = {"m": {"deep": {"f": torch.rand(3), "i": torch.tensor([1, -5])}, "b": torch.tensor([True, False])}}
+    state = replace(state, memory=memory)
+    for _ in range(step):
+        state, _ = steps.advance(state, EMPTY, sources(), run)
+    return state
+
+
+def blank(optimiser: str = "sgd") -> TrainState:
+    return steps.prepare(grow(parent(), NEW, 9), EMPTY, replace(QUICK, optimiser=optimiser))
+
+
+def saved(folder: Path, *numbers: int) -> list[Path]:
+    state = at(1)
+    return [states.save(folder, replace(state, step=number)) for number in numbers]
+
+
+def packed(state: TrainState) -> dict[str, torch.Tensor]:
+    found = {}
+    for row, entries in state.optimiser.state_dict()["state"].items():
+        found |= {f"{row}/{key}": torch.as_tensor(value) for key, value in entries.items()}
+    return found
+
+
+@pytest.mark.parametrize("optimiser", ["sgd", "adamw"])
+def test_everything_comes_back(tmp_path: Path, optimiser: str) -> None:
+    before = at(2, optimiser)
+    path = states.save(tmp_path, before)
+    after = states.restore(path, blank(optimiser))
+    assert (after.seed, after.step) == (before.seed, 2)
+    assert same(weights(after), weights(before))
+    assert len(packed(before)) > 10
+    assert same(packed(after), packed(before))
+    assert same(dict(tree.flatten(after.memory)), dict(tree.flatten(before.memory)))
+    assert after.memory["m"]["deep"]["i"].dtype == torch.int64
+    run = replace(QUICK, optimiser=optimiser)
+    ends = [weights(steps.fit(state, EMPTY, sources(), run)) for state in (before, after)]
+    assert same(*ends)
+
+
+def test_a_checkpoint_is_not_the_living_state(tmp_path: Path) -> None:
+    state = at(1)
+    path = states.save(tmp_path, state)
+    before = weights(state)
+    after = states.restore(path, blank())
+    steps.advance(state, EMPTY, sources(), QUICK)
+    shutil.rmtree(path)
+    assert same(weights(after), before)
+
+
+def test_only_the_newest_are_kept(tmp_path: Path) -> None:
+    paths = saved(tmp_path, 1, 2, 30, 100)
+    assert states.checkpoints(tmp_path) == paths[: -states.KEEP - 1 : -1]
+    assert states.newest(tmp_path) == (paths[-1], [])
+
+
+def test_saving_a_step_again_replaces_it(tmp_path: Path) -> None:
+    saved(tmp_path, 4)
+    state = at(1)
+    with torch.no_grad():
+        next(state.classifier.parameters()).zero_()
+    states.save(tmp_path, replace(state, step=4))
+    assert len(states.checkpoints(tmp_path)) == 1
+    assert same(weights(states.restore(states.checkpoints(tmp_path)[0], blank())), weights(state))
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(bytes(content))
+
+
+@pytest.mark.parametrize("part", ["model", "optimiser", "memory"])
+@pytest.mark.parametrize("harm", ["flip", "truncate", "remove"])
+def test_a_damaged_newest_gives_way_to_the_one_before(tmp_path: Path, part: str, harm: str) -> None:
+    old, new = saved(tmp_path, 2, 4)
+    path = new / f"{part}.safetensors"
+    if harm == "flip":
+        flip(path)
+    elif harm == "truncate":
+        path.write_bytes(path.read_bytes()[:-8])
+    else:
+        path.unlink()
+    found, lines = states.newest(tmp_path)
+    assert found == old
+    assert len(lines) == 1
+    assert lines[0].startswith("checkpoint step-000000004 is damaged (")
+    assert part in lines[0]
+    assert lines[0].endswith("trying the one before")
+
+
+@pytest.mark.parametrize("text", [None, "", '{"step": 4', "[]", "{}", '{"sha256": {}}', '{"sha256": []}'])
+def test_a_damaged_manifest_gives_way_to_the_one_before(tmp_path: Path, text: str | None) -> None:
+    old, new = saved(tmp_path, 2, 4)
+    (new / "manifest.json").unlink()
+    if text is not None:
+        (new / "manifest.json").write_text(text)
+    found, lines = states.newest(tmp_path)
+    assert found == old
+    assert len(lines) == 1
+
+
+def test_when_all_are_damaged_there_is_none(tmp_path: Path) -> None:
+    for path in saved(tmp_path, 2, 4):
+        flip(path / "model.safetensors")
+    found, lines = states.newest(tmp_path)
+    assert found is None
+    assert len(lines) == 2
+    assert states.newest(tmp_path / "nothing") == (None, [])
+
+
+def test_leftovers_of_an_interrupted_write_are_ignored(tmp_path: Path) -> None:
+    (path,) = saved(tmp_path, 2)
+    shutil.copytree(path, tmp_path / ".step-000000004.123")
+    assert states.newest(tmp_path) == (path, [])
+    assert states.checkpoints(tmp_path) == [path]

@@ -1,0 +1,138 @@
+"""The notation of methods: what is shown reads back, and what is wrong is answered with what is right."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal, get_args, get_origin
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from taskgraft.methods import ALIASES, METHODS, Plan, build, parse, show
+from taskgraft.problem import Problem
+from taskgraft.settings import Option, options
+
+
+def values(option: Option) -> st.SearchStrategy[Any]:
+    if get_origin(option.kind) is Literal:
+        return st.sampled_from(get_args(option.kind))
+    if option.kind is bool:
+        return st.booleans()
+    assert option.extent is not None
+    low = option.extent.at_least if option.extent.at_least is not None else option.extent.above
+    assert low is not None
+    if option.kind is int:
+        return st.integers(int(low), 10**9)
+    return st.floats(low, 1e300, exclude_min=option.extent.above is not None)
+
+
+@st.composite
+def plans(draw: st.DrawFn) -> Plan:
+    chosen = draw(st.lists(st.sampled_from(sorted(METHODS.keys() - {"finetune"})), unique=True, max_size=3))
+    plan = {}
+    for name in chosen or ["finetune"]:
+        given = {key: draw(values(option)) for key, option in options(METHODS[name]).items()}
+        plan[name] = METHODS[name](**given)
+    return plan
+
+
+@given(plan=plans())
+@settings(deadline=None, max_examples=300)
+def test_what_is_shown_reads_back(plan: Plan) -> None:
+    again = parse(show(plan))
+    assert again == plan
+    assert list(again) == list(plan)  # in the order in which they act
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_bare_name_is_the_method_at_its_defaults(name: str) -> None:
+    assert parse(name) == {name: METHODS[name]()} == parse(f" {name}( ) ")
+    assert show(parse(name)) == name
+    assert all(field.default is not dataclasses.MISSING for field in dataclasses.fields(parse(name)[name]))  # pyright: ignore
+
+
+def test_only_what_differs_is_shown() -> None:
+    assert show(parse("ewc(strength=30.0,labels='exact')+distill( temperature = 2 )")) == (
+        "ewc(strength=30, labels=exact) + distill"
+    )
+    assert parse("ewc(implicit=false)") == parse("ewc(implicit=False)") != parse("ewc")
+    assert type(parse("distill(strength=3)")["distill"].strength) is float  # pyright: ignore
+    assert type(parse("ewc(draws=3.0)")["ewc"].draws) is int  # pyright: ignore
+
+
+def test_an_alias_is_its_method() -> None:
+    assert ALIASES.keys().isdisjoint(METHODS)
+    for alias, name in ALIASES.items():
+        assert parse(alias) == parse(name)
+    assert show(parse("lwf(temperature=4)")) == "distill(temperature=4)"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("destil", "method 'destil' does not exist; did you mean 'distill'. there are finetune, distill, ewc"),
+        ("ewc + qqq", "method 'qqq' does not exist; there are finetune"),
+        ("ewc(strenght=3)", "ewc has no setting 'strenght'; did you mean 'strength'. it has strength, labels"),
+        ("finetune(strength=3)", "finetune has no setting 'strength'; it has none"),
+        ("ewc(strength=-1)", r"ewc\(strength=-1\): must be at least 0 \(usual values: 1 to 1e\+06\)"),
+        ("distill(strength=-0.1)", r"distill\(strength=-0.1\): must be at least 0"),
+        ("distill(temperature=0)", r"distill\(temperature=0\): must be above 0 \(usual values: 1 to 8\)"),
+        ("distill(temperature=-2)", r"temperature=-2\): must be above 0"),
+        ("distill(temperature=hot)", "give a number such as 2.0"),
+        ("distill(temperature=1e999)", "give a number such as 2.0"),
+        ("distill(strength=" + "9" * 400 + ")", "give a number such as 1.0"),
+        ("distill(strength=True)", "give a number such as 1.0"),
+        ("ewc(draws=1.5)", "give a whole number"),
+        ("ewc(draws=0)", "must be at least 1"),
+        ("ewc(labels=true)", "give one of sampled, exact, empirical"),
+        ("ewc(implicit=1)", "give True or False"),
+        ("distill(scale=None)", "give one of T2, none"),
+        ("ewc + ewc(strength=3)", "names 'ewc' twice; once is enough"),
+        ("lwf + distill", "names 'distill' twice"),
+        ("ewc(strength=1, strength=2)", "names 'strength' twice|cannot be read"),
+        ("ewc + finetune", "finetune protects nothing"),
+        ("ewc - distill", r"methods are joined by \+"),
+        ("ewc * 2 + distill", r"methods are joined by \+"),
+        ("ewc(30)", "settings are written name=value"),
+        ("ewc(**x)", "has no setting"),
+        ("", "cannot be read; write for example"),
+        ("ewc distill", "cannot be read"),
+        ("ewc +", "cannot be read"),
+        ("3", "cannot be read"),
+        ("__import__('os').system('true')", "settings are written|cannot be read"),
+        ("ewc(strength=__import__('os'))", "give a number such as 1000.0"),
+        ("(" * 300 + "ewc" + ")" * 300, "cannot be read"),
+        ("ewc\0", "cannot be read"),
+    ],
+)
+def test_a_wrong_word_is_answered_with_the_right_ones(text: str, message: str) -> None:
+    with pytest.raises(Problem, match=message) as caught:
+        parse(text)
+    assert "\n" not in str(caught.value)
+    assert caught.value.code == 2
+
+
+@given(text=st.text(alphabet="ewcdistill(=+,)1.0 '*", max_size=30))
+@settings(deadline=None, max_examples=300)
+def test_any_text_is_read_or_refused(text: str) -> None:
+    try:
+        plan = parse(text)
+    except Problem:
+        return
+    assert parse(show(plan)) == plan
+
+
+def test_strength_0_is_legal() -> None:
+    for name, kind in METHODS.items():
+        if "strength" in options(kind):
+            assert parse(f"{name}(strength=0)")[name].strength == 0  # pyright: ignore
+
+
+def test_a_method_uses_the_slots_it_names() -> None:
+    used = {name: {k for k, v in build(parse(name))._asdict().items() if v} for name in METHODS}
+    assert used == {
+        "finetune": set(),
+        "distill": {"remember", "response"},
+        "ewc": {"remember", "weight", "finish"},
+    }

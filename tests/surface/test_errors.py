@@ -1,0 +1,245 @@
+"""Bad input through the real command line: one line on stderr, exit code 2, nothing written."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import timm
+import torch
+from PIL import Image
+
+from taskgraft.bundle import Bundle, write
+from taskgraft.cli import main
+from taskgraft.data import Preprocess
+from toys import NEW, OLD, folder_of, parent
+
+SMALL = ["--steps", "1", "--warmup", "0", "--batch", "4", "--precision", "fp32", "--cache", "none"]
+
+
+class Place(NamedTuple):
+    """A parent, pictures of a new task, and where the child would go."""
+
+    root: Path
+    parent: Path
+    data: Path
+    out: Path
+
+
+class Told(NamedTuple):
+    """What a command said."""
+
+    code: int
+    out: str
+    err: list[str]
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    root = tmp_path_factory.mktemp("errors")
+    wanted = Preprocess(32, "squash", 0.875, "bilinear")
+    (root / "parent").mkdir()
+    bundle = Bundle(parent(), wanted, {}, "here", "0", "test_resnet", "fc")
+    write(root / "parent", bundle, method="train", parent={"source": "nowhere"})
+    folder_of(root / "data", NEW, 24, 1, size=16)
+    torch.save(timm.create_model("test_resnet", num_classes=3).state_dict(), root / "x.pth")
+    (root / "labels.txt").write_text("\n".join(OLD.classes))
+    return Place(root, root / "parent", root / "data", root / "out")
+
+
+@pytest.fixture
+def place(shared: Place, tmp_path: Path) -> Place:
+    return shared._replace(root=tmp_path, out=tmp_path / "out")
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    def run(*arguments: object) -> Told:
+        monkeypatch.setattr(sys, "argv", ["taskgraft", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            main()
+        captured = capsys.readouterr()
+        assert isinstance(end.value.code, int)
+        return Told(end.value.code, captured.out, captured.err.splitlines())
+
+    return run
+
+
+def refused(told: Told, *parts: str) -> None:
+    assert told.code == 2
+    assert told.out == ""
+    assert not [line for line in told.err if "Traceback" in line]
+    problems = [line for line in told.err if not line.startswith("parent: ")]  # what was inferred may be told before
+    assert len(problems) == 1, told.err
+    assert problems[0] == told.err[-1]
+    assert problems[0].startswith("taskgraft: ")
+    for part in parts:
+        assert part in problems[0]
+
+
+def contents(folder: Path) -> dict[str, str]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def extend(place: Place, *flags: object) -> list[object]:
+    return ["extend", place.parent, place.data, place.out, "--task", "paint", *SMALL, *flags]
+
+
+@pytest.mark.parametrize(
+    ("flags", "parts"),
+    [
+        (["--method", "distill(strength=-1)"], ["distill(strength=-1): must be at least 0"]),
+        (["--method", "ewc(strength=-0.5)"], ["must be at least 0"]),
+        (["--method", "distill(temperature=0)"], ["temperature=0): must be above 0"]),
+        (["--method", "distill(temperature=-3)"], ["must be above 0"]),
+        (["--method", "destill"], ["did you mean 'distill'"]),
+        (["--rate", "0"], ["rate 0.0: must be above 0"]),
+        (["--rate", "-0.1"], ["must be above 0"]),
+        (["--rate", "nan"], ["rate nan: give a number such as 0.01"]),
+        (["--steps", "0"], ["steps 0: must be at least 1"]),
+        (["--batch", "0"], ["batch 0: must be at least 1"]),
+        (["--precision", "fp8"], ["precision 'fp8': give one of auto, fp32"]),
+        (["--augment", "mixup"], ["augment 'mixup': give one of none, shift"]),
+        (["--softmax", "both"], ["softmax 'both': give one of per-task, joint"]),
+        (["--seed", "-1"], ["seed -1: must be at least 0"]),
+        (["--input", "96 squish"], ["'squish' is not understood", "squash, center"]),
+        (["--input", "mean=1,2"], ["must be three numbers"]),
+        (["--task", "shape"], ["already has a task 'shape' (tasks: shape)", "--task"]),
+        (["--task", "../paint"], ["task name '../paint': use letters"]),
+        (["--old-val", "/nowhere/at/all"], ["/nowhere/at/all does not exist"]),
+        (["--old", "/nowhere/at/all"], ["/nowhere/at/all does not exist"]),
+    ],
+)
+def test_a_bad_setting(place: Place, command, flags: list[str], parts: list[str]) -> None:
+    refused(command(*extend(place, *flags)), *parts)
+    assert not place.out.exists()
+
+
+def test_a_missing_folder(place: Place, command) -> None:
+    gone = place._replace(data=place.root / "gone")
+    refused(command(*extend(gone)), f"{gone.data} does not exist", "one sub-folder per class")
+    refused(command("train", gone.data, place.out), "does not exist")
+    refused(command("check", gone.data), "does not exist")
+    refused(command("evaluate", place.parent, gone.data, "--cache", "none"), "does not exist")
+    assert not place.out.exists()
+
+
+def test_a_missing_parent(place: Place, command) -> None:
+    refused(command(*extend(place._replace(parent=place.root / "gone"))), "is no file, no folder and no timm model")
+    refused(command(*extend(place._replace(parent=place.root / "gone.pth"))), "does not exist")
+    assert not place.out.exists()
+
+
+def test_one_class_only(place: Place, command) -> None:
+    for value in range(6):
+        (place.root / "one" / "red").mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (16, 16), (value, 0, 0)).save(place.root / "one" / "red" / f"{value}.png")
+    refused(command(*extend(place._replace(data=place.root / "one"))), "1 class (red); a classifier needs at least two")
+    assert not place.out.exists()
+
+
+def test_unreadable_pictures(place: Place, command) -> None:
+    data = folder_of(place.root / "data", NEW, 24, 1, size=16)
+    for picture in sorted(data.rglob("*.png"))[:2]:
+        picture.write_bytes(picture.read_bytes()[:40])
+    refused(
+        command(*extend(place._replace(data=data))),
+        "2 of 24 pictures cannot be used", "'blue/", "mend or remove them", "at most 5%",
+    )  # fmt: skip
+    assert not place.out.exists()
+
+
+def test_a_checkpoint_of_another_architecture(place: Place, shared: Place, command) -> None:
+    file = place._replace(parent=shared.root / "x.pth")
+    told = command(*extend(file, "--arch", "test_vit", "--labels", shared.root / "labels.txt"))
+    refused(told, "is no test_vit", "tensors differ, first", "Give the right --arch")
+    refused(
+        command(*extend(file, "--arch", "resnet_18", "--labels", shared.root / "labels.txt")), "did you mean 'resnet"
+    )
+    refused(command(*extend(file, "--labels", shared.root / "labels.txt")), "give --arch NAME")
+    assert not place.out.exists()
+
+
+def test_a_label_file_of_the_wrong_length(place: Place, shared: Place, command) -> None:
+    (place.root / "labels.txt").write_text("a\nb\n")
+    file = place._replace(parent=shared.root / "x.pth")
+    told = command(*extend(file, "--arch", "test_resnet", "--labels", place.root / "labels.txt"))
+    refused(told, "has 3 rows, but there are 2 class names")
+    refused(command(*extend(file, "--arch", "test_resnet")), "give --labels FILE")
+    assert not place.out.exists()
+
+
+def test_an_output_folder_with_foreign_files(place: Place, command) -> None:
+    place.out.mkdir()
+    (place.out / "thesis.tex").write_text("mine")
+    refused(command(*extend(place)), "already holds other files (thesis.tex)")
+    refused(command("train", place.data, place.out, "--model", "test_resnet", *SMALL), "already holds other files")
+    assert list(contents(place.out)) == ["thesis.tex"]
+
+
+def test_an_output_folder_that_is_a_file(place: Place, command) -> None:
+    place.out.write_text("mine")
+    refused(command(*extend(place)), "choose another OUT")
+    assert place.out.read_text() == "mine"
+
+
+def test_an_output_folder_with_another_run(place: Place, command) -> None:
+    assert command(*extend(place, "--method", "finetune")).code == 0
+    before = contents(place.out)
+    told = command(*extend(place, "--method", "ewc", "--rate", "0.5"))
+    refused(told, "holds another run", "method was 'finetune', is 'ewc'", "run.rate was 0.01, is 0.5", "another OUT")
+    assert contents(place.out) == before
+    again = command(*extend(place, "--method", "finetune"))
+    assert again.code == 0  # the same command finds its work done
+    assert any("finished; nothing was done" in line for line in again.err)
+    assert contents(place.out) == before
+    refused(command(*extend(place._replace(parent=place.out, out=place.root / "third"))), "already has a task 'paint'")
+
+
+def test_a_bad_table_is_refused_with_its_line(place: Place, command) -> None:
+    table = place.root / "t.csv"
+    table.write_text("path,paint\na.png,red\n../b.png,blue\n")
+    refused(command(*extend(place._replace(data=table))), f"{table} line 3: '../b.png' leaves the table's folder")
+    assert not place.out.exists()
+
+
+@pytest.mark.parametrize("name", ["a lot of nothing", "model"])
+def test_a_report_of_nothing(place: Place, command, name: str) -> None:
+    refused(command("report", place.root / name), "holds neither record.json nor comparison.json")
+
+
+def test_wrong_rates_and_arrangements(place: Place, command) -> None:
+    arguments = ["compare", *extend(place)[1:]]
+    refused(command(*arguments, "--rates", "0.1;0.2"), "--rates '0.1;0.2': give numbers separated by commas")
+    refused(command(*arguments, "--methods", "ewc; destill"), "did you mean 'distill'")
+    refused(command(*arguments, "--methods", " ; "), "there must be one at least")
+    refused(command(*arguments, "--methods", "ewc; ewc"), "arrangements must differ")
+    assert not place.out.exists()
+
+
+def test_an_unexpected_error_is_one_line_too(place: Place, command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("the moon")
+
+    monkeypatch.setattr("taskgraft.jobs.check.check", broken)
+    told = command("check", place.data)
+    assert told.code == 1
+    assert told.err == ["taskgraft: RuntimeError: the moon (taskgraft --debug … shows where)"]
+    monkeypatch.setattr(sys, "argv", ["taskgraft", "--debug", "check", str(place.data)])
+    with pytest.raises(RuntimeError, match="the moon"):
+        main()
+
+
+def test_an_interruption_names_the_way_on(place: Place, command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("taskgraft.jobs.check.check", stopped)
+    told = command("check", place.data)
+    assert told.code == 130
+    assert told.err == ["taskgraft: stopped; the same command with --resume goes on"]

@@ -1,0 +1,108 @@
+"""Growing changes no old bit; wrapping takes any network that ends in a linear layer."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from taskgraft import tree
+from taskgraft.classifier import freeze_norms, grow, inherited, joint_layer, wrap
+from taskgraft.problem import Problem
+from taskgraft.types import Task
+from toys import NEW, OLD, parent, same
+
+ARCHS = ["test_resnet", "test_vit", "test_efficientnet"]
+
+
+def images(size: int = 32) -> torch.Tensor:
+    return torch.randn(5, 3, size, size, generator=torch.Generator().manual_seed(0))
+
+
+def plain(bias: bool = True) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(12, 6), nn.ReLU(), nn.Linear(6, 7, bias=bias))
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@torch.no_grad()
+def test_growing_changes_no_old_bit(arch: str) -> None:
+    old = parent(arch, **({"img_size": 32} if arch == "test_vit" else {}))
+    before, state = old(images()), tree.state(old)
+    new = grow(grow(old, NEW, 3), Task("size", ("a", "b")), 4).eval()
+    after = new(images())
+    assert torch.equal(after[OLD.name], before[OLD.name])
+    assert list(after) == ["shape", "paint", "size"]
+    assert [tuple(logits.shape) for logits in after.values()] == [(5, 3), (5, 4), (5, 2)]
+    assert same({name: value for name, value in tree.state(new).items() if name in state}, state)
+    assert same(tree.state(old), state)
+    assert [task.name for task in old.tasks] == ["shape"]
+
+
+def test_new_rows_depend_on_seed_and_task_alone() -> None:
+    one, two = (grow(parent(), NEW, 3).linears()[-1] for _ in range(2))
+    torch.manual_seed(8)
+    assert same(tree.state(one), tree.state(two))
+    assert not torch.equal(grow(parent(), NEW, 4).linears()[-1].weight, one.weight)
+    assert not torch.equal(grow(parent(), NEW._replace(name="x"), 3).linears()[-1].weight, one.weight)
+    bound = one.in_features**-0.5
+    assert 0.9 * bound < float(one.weight.detach().abs().max()) <= bound
+    assert float(one.bias.detach().abs().max()) > 0
+
+
+def test_a_grown_copy_shares_nothing() -> None:
+    old = parent()
+    state = tree.state(old)
+    with torch.no_grad():
+        for value in grow(old, NEW, 3).parameters():
+            value.zero_()
+    assert same(tree.state(old), state)
+
+
+def test_a_task_that_exists_is_refused() -> None:
+    with pytest.raises(Problem, match=r"already has a task 'shape' \(tasks: shape, paint\); choose another"):
+        grow(grow(parent(), NEW, 0), Task("shape", ("x", "y")), 0)
+    with pytest.raises(Problem, match="has 1 class; a classifier needs at least two"):
+        grow(parent(), Task("mono", ("x",)), 0)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@torch.no_grad()
+def test_any_network_with_a_named_linear_layer(bias: bool) -> None:
+    net, pixels = plain(bias), images(2)
+    wrapped = wrap(net, "3", [OLD, NEW])
+    whole = net(pixels)
+    torch.testing.assert_close(wrapped(pixels), {"shape": whole[:, :3], "paint": whole[:, 3:]})
+    weight, added = joint_layer(wrapped)
+    last = net.get_submodule("3")
+    assert isinstance(last, nn.Linear)
+    assert torch.equal(weight, last.weight)
+    assert torch.equal(added, last.bias if bias else torch.zeros(7))
+    wrapped.backbone.get_submodule("1").weight.data.zero_()  # pyright: ignore
+    assert torch.equal(net(pixels), whole)  # the network itself was not changed
+
+
+def test_a_wrong_layer_is_answered_with_the_right_ones() -> None:
+    with pytest.raises(Problem, match="'fc' is no linear layer of Sequential; its linear layers: 1, 3"):
+        wrap(plain(), "fc", [OLD, NEW])
+    with pytest.raises(Problem, match="'2' is no linear layer"):
+        wrap(plain(), "2", [OLD, NEW])
+    with pytest.raises(Problem, match="'3' has 7 rows, but there are 3 class names"):
+        wrap(plain(), "3", [OLD])
+
+
+def test_what_is_inherited_is_all_but_the_newest_head() -> None:
+    grown = grow(parent(), NEW, 0)
+    names = {name for name, _ in grown.named_parameters()}
+    assert names - inherited(grown).keys() == {"heads.1.weight", "heads.1.bias"}
+
+
+def test_frozen_norms_keep_their_statistics() -> None:
+    grown = grow(parent(), NEW, 0).train()
+    buffers = {name: value.clone() for name, value in grown.named_buffers()}
+    freeze_norms(grown)
+    grown(images() * 5 + 3)
+    assert same(dict(grown.named_buffers()), buffers)
+    grown.train()
+    grown(images() * 5 + 3)
+    assert not same(dict(grown.named_buffers()), buffers)

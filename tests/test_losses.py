@@ -1,0 +1,153 @@
+"""Each term of the objective against its formula, written out in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from taskgraft import losses
+from taskgraft.types import Quadratic
+
+TEMPERATURES = (0.5, 1.0, 2.0, 4.0, 8.0)
+
+
+def noise(*shape: int, seed: int = 0, scale: float = 3.0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * scale
+
+
+def textbook(logits: Tensor, teacher: Tensor, temperature: float) -> float:
+    """Mean over images of sum_k p_k log(p_k / q_k), times T^2."""
+    p = torch.softmax(teacher.double() / temperature, 1)
+    q = torch.softmax(logits.double() / temperature, 1)
+    return float((p * (p / q).log()).sum(1).mean()) * temperature**2
+
+
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+def test_distillation_is_the_textbook_formula(temperature: float) -> None:
+    logits, teacher = noise(6, 5), noise(6, 5, seed=1)
+    wanted = textbook(logits, teacher, temperature)
+    assert float(losses.distillation(logits, teacher, temperature)) == pytest.approx(wanted, rel=1e-5)
+    plain = float(losses.distillation(logits, teacher, temperature, "none"))
+    assert plain * temperature**2 == pytest.approx(wanted, rel=1e-5)
+
+
+def test_the_teacher_is_the_target() -> None:
+    sure, unsure = torch.tensor([[4.0, 0.0, 0.0]]), torch.zeros(1, 3)
+    assert float(losses.distillation(unsure, sure, 1.0)) == pytest.approx(textbook(unsure, sure, 1.0), rel=1e-5)
+    assert abs(textbook(unsure, sure, 1.0) - textbook(sure, unsure, 1.0)) > 0.1
+
+
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+def test_distillation_is_zero_where_nothing_changed(temperature: float) -> None:
+    logits = noise(6, 5).requires_grad_()
+    same = losses.distillation(logits, logits.detach().clone(), temperature)
+    assert float(same.detach()) == pytest.approx(0, abs=1e-6)
+    same.backward()
+    assert logits.grad is not None
+    assert float(logits.grad.abs().max()) < 1e-6
+    shifted = losses.distillation(noise(6, 5) + 7, noise(6, 5), temperature)  # softmax does not see a shift
+    assert float(shifted) == pytest.approx(0, abs=1e-5)
+    assert float(losses.distillation(noise(6, 5), noise(6, 5, seed=1), temperature)) > 0.1
+
+
+def test_t_squared_keeps_the_size_of_the_gradient() -> None:
+    def size(temperature: float, scale: losses.Scale) -> float:
+        logits = noise(64, 10, scale=1.0).requires_grad_()
+        losses.distillation(logits, noise(64, 10, seed=1, scale=1.0), temperature, scale).backward()
+        assert logits.grad is not None
+        return float(logits.grad.norm())
+
+    kept = [size(temperature, "T2") for temperature in range(1, 9)]
+    assert max(kept) / min(kept) < 1.5
+    assert size(8, "none") == pytest.approx(size(8, "T2") / 64, rel=1e-4)
+
+
+@pytest.mark.parametrize("huge", [1e4, 1e30])
+def test_huge_logits_give_no_nan(huge: float) -> None:
+    logits = torch.tensor([[huge, -huge, 0.0]], requires_grad=True)
+    value = losses.distillation(logits, torch.tensor([[-huge, huge, 0.0]]), 2.0)
+    value.backward()
+    assert bool(torch.isfinite(value))
+    assert logits.grad is not None
+    assert bool(torch.isfinite(logits.grad).all())
+    assert float(value.detach()) == pytest.approx(4 * huge, rel=1e-5)  # T^2 * (2 huge / T)
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan")])
+def test_a_temperature_must_be_above_0(temperature: float) -> None:
+    with pytest.raises(ValueError, match="temperature must be above 0"):
+        losses.distillation(noise(1, 2), noise(1, 2), temperature)
+
+
+def test_low_precision_logits_are_computed_in_full() -> None:
+    logits, teacher = noise(6, 5).bfloat16(), noise(6, 5, seed=1).half()
+    wanted = textbook(logits, teacher, 2.0)
+    assert float(losses.distillation(logits, teacher, 2.0)) == pytest.approx(wanted, rel=1e-5)
+
+
+OUTPUTS = {"a": noise(4, 3), "b": noise(4, 2, seed=2)}
+LABELS = {"a": torch.tensor([2, -1, 0, -1]), "b": torch.tensor([-1, 1, 0, 0])}
+
+
+def by_hand(softmax: str) -> float:
+    total = 0.0
+    for task, start in (("a", 0), ("b", 3)):
+        logits = OUTPUTS[task] if softmax == "per-task" else torch.cat([OUTPUTS["a"], OUTPUTS["b"]], 1)
+        first = 0 if softmax == "per-task" else start
+        rows = [(row, int(label)) for row, label in enumerate(LABELS[task]) if label >= 0]
+        logs = torch.log_softmax(logits.double(), 1)
+        total += -sum(float(logs[row, first + label]) for row, label in rows) / len(rows)
+    return total
+
+
+@pytest.mark.parametrize("softmax", ["per-task", "joint"])
+def test_cross_entropy_by_hand(softmax: losses.Softmax) -> None:
+    assert float(losses.cross_entropy(OUTPUTS, LABELS, softmax)) == pytest.approx(by_hand(softmax), rel=1e-6)
+
+
+def test_the_two_softmaxes_differ() -> None:
+    assert abs(by_hand("per-task") - by_hand("joint")) > 0.1
+
+
+def test_unlabelled_rows_have_no_gradient_and_other_heads_none_but_under_joint() -> None:
+    def gradients(softmax: losses.Softmax) -> dict[str, Tensor | None]:
+        outputs = {task: logits.clone().requires_grad_() for task, logits in OUTPUTS.items()}
+        losses.cross_entropy(outputs, {"a": LABELS["a"]}, softmax).backward()
+        return {task: logits.grad for task, logits in outputs.items()}
+
+    own = gradients("per-task")
+    assert own["b"] is None
+    assert own["a"] is not None
+    assert own["a"].abs().sum(1).gt(0).tolist() == [True, False, True, False]
+    joint = gradients("joint")["b"]
+    assert joint is not None
+    assert joint.sum(1).gt(0).tolist() == [True, False, True, False]  # the other task's outputs are pushed down
+
+
+def test_a_batch_without_any_label_is_0_and_without_tasks_is_refused() -> None:
+    outputs = {"a": noise(2, 3).requires_grad_()}
+    value = losses.cross_entropy(outputs, {"a": torch.tensor([-1, -1])}, "per-task")
+    value.backward()
+    assert float(value.detach()) == 0
+    assert outputs["a"].grad is not None
+    assert not outputs["a"].grad.any()
+    with pytest.raises(ValueError, match="a batch without labels"):
+        losses.cross_entropy(outputs, {}, "per-task")
+
+
+def test_quadratic_by_hand() -> None:
+    params = {"w": torch.tensor([1.0, 2.0], requires_grad=True), "free": torch.tensor([9.0])}
+    item = Quadratic({"w": torch.tensor([0.0, 5.0])}, {"w": torch.tensor([3.0, 0.5])}, 4.0, True)
+    assert float(losses.quadratic(params, item)) == 4 / 2 * (3 * 1 + 0.5 * 9)
+    assert float(losses.quadratic(params, item._replace(strength=0.0))) == 0
+    with pytest.raises(KeyError, match="w"):
+        losses.quadratic({"free": params["free"]}, item)
+
+
+def test_the_founding_texts_lambda_is_half_the_strength() -> None:
+    theta, anchor, fisher = noise(50), noise(50, seed=1), noise(50, seed=2).square()
+    value = losses.quadratic({"w": theta}, Quadratic({"w": anchor}, {"w": fisher}, 2 * 0.7, False))
+    assert float(value) == pytest.approx(
+        0.7 * float((fisher.double() * (theta - anchor).double() ** 2).sum()), rel=1e-5
+    )

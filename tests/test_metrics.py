@@ -1,0 +1,143 @@
+"""Every number of the report on cases that can be counted by hand, and intervals on simulated ones."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from taskgraft import metrics
+from taskgraft.record import Line, Predictions
+
+
+def predictions(softmax: str = "per-task") -> Predictions:
+    a = [[3, 1], [3, 1], [1, 3], [0, 2], [2, 0]]
+    b = [[0, 0, 4], [0, 0, 1], [0, 2, 1], [0, 5, 0], [2, 1, 0]]
+    return Predictions(
+        {"a": ("x", "y"), "b": ("u", "v", "w")},
+        softmax,
+        tuple("12345"),
+        {"a": np.array([0, 1, 1, 1, -1]), "b": np.array([2, 2, 0, 1, -1])},
+        {"a": np.array(a, np.float32), "b": np.array(b, np.float32)},
+    )
+
+
+def test_answers_of_a_task_alone() -> None:
+    assert metrics.answers(predictions(), "a").tolist() == [0, 0, 1, 1, 0]
+    assert metrics.answers(predictions(), "b").tolist() == [2, 2, 1, 1, 0]
+    assert metrics.correct(predictions(), "a").tolist() == [1, 0, 1, 1]
+    assert metrics.accuracy(predictions(), "a") == 0.75
+    assert metrics.accuracy(predictions(), "b") == 0.75
+
+
+def test_under_a_joint_softmax_an_old_answer_counts_only_if_it_wins_over_all() -> None:
+    assert metrics.answers(predictions("joint"), "a").tolist() == [-1, 0, 1, -1, 0]
+    assert metrics.accuracy(predictions("joint"), "a") == 0.25
+    assert metrics.answers(predictions("joint"), "b").tolist() == [2, 2, 1, 1, 0]  # the newest is asked alone
+    assert metrics.accuracy(predictions("joint"), "b") == 0.75
+
+
+def test_confusion_counts_what_another_task_took_in_its_last_column() -> None:
+    assert metrics.confusion(predictions(), "a").tolist() == [[1, 0, 0], [1, 2, 0]]
+    assert metrics.confusion(predictions("joint"), "a").tolist() == [[0, 0, 1], [1, 1, 1]]
+    assert metrics.confusion(predictions("joint"), "b").tolist() == [[0, 1, 0, 0], [0, 1, 0, 0], [0, 0, 2, 0]]
+
+
+def test_nothing_labelled_is_no_accuracy() -> None:
+    empty = predictions()._replace(labels={"a": np.full(5, -1)})
+    with pytest.raises(ValueError, match="no image is labelled for task 'a'"):
+        metrics.accuracy(empty, "a")
+    with pytest.raises(ValueError, match="at least one value"):
+        metrics.interval(np.array([]))
+
+
+def test_agreement_needs_no_label() -> None:
+    child = predictions()._replace(logits={**predictions().logits, "a": predictions().logits["a"][::-1]})
+    assert metrics.agreement(predictions(), predictions(), "a").tolist() == [1] * 5
+    assert metrics.agreement(predictions(), child, "a").tolist() == [1, 0, 1, 0, 1]
+
+
+def line(step: int, **accuracy: float) -> Line:
+    return Line(step=step, accuracy=accuracy)
+
+
+def test_the_score_is_the_first_peak_of_the_mean_after_step_0() -> None:
+    history = [line(0, a=1.0, b=1.0), line(5, a=0.9, b=0.1), line(10, a=0.5, b=0.7), line(15, a=0.6, b=0.6)]
+    assert metrics.score(history, ["a", "b"]) == (pytest.approx(0.6), 10)
+    assert metrics.score(history, ["a"]) == (0.9, 5)
+    assert metrics.score(history, ["b"]) == (0.7, 10)
+
+
+def test_there_is_no_score_where_a_task_is_not_measured() -> None:
+    assert metrics.score([line(5, a=0.9), line(10, b=0.5)], ["a", "b"]) is None
+    assert metrics.score([line(5, a=0.9), line(10, a=0.1, b=0.5)], ["a", "b"]) == (0.3, 10)
+    assert metrics.score([line(0, a=0.9)], ["a"]) is None
+    assert metrics.score([], ["a"]) is None
+
+
+@pytest.mark.parametrize("kind", ["shares", "differences", "values"])
+def test_intervals_cover(kind: str) -> None:
+    rng, n, rounds = np.random.default_rng(0), 100, 60 if kind == "values" else 400
+    draw = {
+        "shares": (lambda: (rng.random(n) < 0.7).astype(float), 0.7),
+        "differences": (lambda: rng.choice([-1.0, 0.0, 1.0], n, p=[0.1, 0.6, 0.3]), 0.2),
+        "values": (lambda: rng.normal(3.0, 2.0, n), 3.0),
+    }[kind]
+    found = [metrics.interval(draw[0](), seed) for seed in range(rounds)]
+    covered = np.mean([one.low <= draw[1] <= one.high for one in found])
+    assert 0.88 <= covered <= 0.99
+    assert all(one.low <= one.mean <= one.high and one.n == n for one in found)
+    width = np.mean([one.high - one.low for one in found])
+    spread = {"shares": 0.458, "differences": 0.6, "values": 2.0}[kind]
+    assert width == pytest.approx(2 * 1.96 * spread / math.sqrt(n), rel=0.1)
+
+
+def test_an_interval_is_a_function_of_its_arguments_and_certain_without_spread() -> None:
+    values = np.random.default_rng(0).random(40)
+    assert metrics.interval(values, 1) == metrics.interval(values, 1) != metrics.interval(values, 2)
+    sure = metrics.interval(np.ones(5))
+    assert (sure.mean, sure.low, sure.high) == (1, 1, 1)
+
+
+def test_over_seeds_by_hand() -> None:
+    mean, half = metrics.over_seeds([0.5, 0.6, 0.7])
+    assert mean == pytest.approx(0.6)
+    assert half == pytest.approx(4.303 * 0.1 / math.sqrt(3), rel=1e-6)
+    assert math.isnan(metrics.over_seeds([0.5])[1])
+    assert metrics.over_seeds([0.5, 0.5]) == (0.5, 0.0)
+
+
+@pytest.mark.parametrize("count", [2, 3, 5, 10, 11, 12, 20, 50])
+def test_over_seeds_against_scipy(count: int) -> None:
+    stats = pytest.importorskip("scipy.stats")
+    values = np.random.default_rng(count).random(count)
+    wanted = stats.t.ppf(0.975, count - 1) * values.std(ddof=1) / math.sqrt(count)
+    assert metrics.over_seeds(list(values))[1] == pytest.approx(wanted, rel=0.01)
+
+
+def logits_of(confidence: list[float]) -> np.ndarray:
+    return np.log(np.array([[share, 1 - share] for share in confidence])).astype(np.float32)
+
+
+def test_calibration_error_by_hand() -> None:
+    logits = logits_of([0.9, 0.9, 0.9, 0.9, 0.6, 0.6])
+    labels = np.array([0, 0, 0, 1, 0, 1])  # 75 % right at 90 %, 50 % right at 60 %
+    wanted = 4 / 6 * 0.15 + 2 / 6 * 0.1
+    assert metrics.calibration_error(logits, labels) == pytest.approx(wanted, abs=1e-6)
+    more = np.concatenate([logits, logits_of([0.99])])
+    assert metrics.calibration_error(more, np.append(labels, -1)) == pytest.approx(wanted, abs=1e-6)
+    assert metrics.calibration_error(np.array([[50, 0]], np.float32), np.array([0])) == pytest.approx(0, abs=1e-9)
+    with pytest.raises(ValueError, match="labelled"):
+        metrics.calibration_error(logits, np.full(6, -1))
+
+
+def test_temperature_softens() -> None:
+    logits = np.array([[2.0, 0.0]], np.float32)
+    assert metrics.probabilities(logits, 2.0)[0].tolist() == pytest.approx([math.e / (1 + math.e), 1 / (1 + math.e)])
+    huge = metrics.probabilities(np.array([[1e4, -1e4]], np.float32))
+    assert huge.tolist() == [[1.0, 0.0]]
+
+
+def test_the_gap_is_to_the_mean_of_separate_models() -> None:
+    assert metrics.gap(0.7, {"a": 0.9, "b": 0.7}) == pytest.approx(0.1)

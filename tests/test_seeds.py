@@ -1,0 +1,76 @@
+"""Randomness as a function of place. The pinned values must never change: old runs would not be found again."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from taskgraft import seeds
+
+PINNED_DERIVE = [4246866556266386882, 550493948931355949, 5388555001675837487]
+PINNED_UNIFORM = [0.2584873639447234, 0.8316657775737076, 0.5060440944276413]
+PINNED_ORDER = [4, 0, 7, 2, 1, 6, 5, 3]
+
+
+def test_derive_is_pinned() -> None:
+    assert [seeds.derive(0), seeds.derive(0, "order", 3), seeds.derive(7, "a")] == PINNED_DERIVE
+
+
+def test_uniform_is_pinned() -> None:
+    assert seeds.uniform(5, np.arange(3), 2).tolist() == PINNED_UNIFORM
+
+
+def test_a_generator_is_pinned() -> None:
+    assert seeds.generator(0, "order", 1).permutation(8).tolist() == PINNED_ORDER
+
+
+def test_every_part_of_the_place_counts() -> None:
+    places = [
+        (0,),
+        (1,),
+        (0, 1),
+        (0, "1"),
+        (0, "a"),
+        (0, "b"),
+        (0, "a", "b"),
+        (0, "b", "a"),
+        (0, "ab"),
+        (0, 0),
+        (0, ""),
+    ]
+    found = [seeds.derive(*place) for place in places]
+    assert len(set(found)) == len(places)
+    assert all(0 <= value < 2**63 for value in found)
+    assert found == [seeds.derive(*place) for place in places]
+
+
+def test_generators_of_two_places_are_unrelated() -> None:
+    one, two = (seeds.generator(0, "x", place).random(4000) for place in (1, 2))
+    assert abs(np.corrcoef(one, two)[0, 1]) < 0.06
+    np.testing.assert_array_equal(one, seeds.generator(0, "x", 1).random(4000))
+
+
+def test_uniform_does_not_depend_on_chunks() -> None:
+    whole = seeds.uniform(9, np.arange(100)[:, None], np.arange(7))
+    assert whole.shape == (100, 7)
+    for size in (1, 3, 64):
+        parts = [seeds.uniform(9, np.arange(s, min(s + size, 100))[:, None], np.arange(7)) for s in range(0, 100, size)]
+        np.testing.assert_array_equal(np.concatenate(parts), whole)
+    assert seeds.uniform(9, 42, 3) == whole[42, 3]
+
+
+def test_uniform_tells_its_coordinates_apart() -> None:
+    assert seeds.uniform(1, 2, 3) != seeds.uniform(1, 3, 2)
+    assert seeds.uniform(1, 2, 3) != seeds.uniform(2, 2, 3)
+    assert seeds.uniform(1, 2) != seeds.uniform(1, 2, 0)
+
+
+@pytest.mark.parametrize("key", [0, 1, 2**63 - 1, seeds.derive(3, "view")])
+def test_uniform_is_uniform(key: int) -> None:
+    found = seeds.uniform(key, np.arange(300)[:, None], np.arange(100))
+    assert found.min() >= 0
+    assert found.max() < 1
+    counts = np.histogram(found, bins=20, range=(0, 1))[0]
+    assert ((counts - 1500) ** 2 / 1500).sum() < 50  # chi-squared of 19 degrees: beyond 50 once in 10,000 times
+    assert abs(np.corrcoef(found[:-1].ravel(), found[1:].ravel())[0, 1]) < 0.03
+    assert abs(np.corrcoef(found[:, :-1].ravel(), found[:, 1:].ravel())[0, 1]) < 0.03
