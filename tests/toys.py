@@ -5,14 +5,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import timm
 import torch
 from PIL import Image
 from torch import Tensor
 
 from taskgraft import methods, seeds, tree
+from taskgraft.bundle.parents import create
 from taskgraft.classifier import Classifier, grow, wrap
 from taskgraft.loop import steps
 from taskgraft.loop.state import TrainState
@@ -39,14 +40,12 @@ def pictures(count: int, task: Task, seed: int, size: int = 32) -> Images:
     )
 
 
-def parent(arch: str = "test_resnet", **options: object) -> Classifier:
+def parent(arch: str = "test_resnet", **options: Any) -> Classifier:
     """A tiny timm network with a head for OLD and weights from a fixed seed."""
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        net = timm.create_model(arch, num_classes=len(OLD.classes), **options)
-    name = net.pretrained_cfg["classifier"]
-    assert isinstance(name, str)
-    return wrap(net, name, [OLD]).eval()
+        net, head, _ = create(arch, len(OLD.classes), **options)
+    return wrap(net, head, [OLD]).eval()
 
 
 def sources(count: int = 20, run: Run = RUN) -> Sources:

@@ -64,7 +64,11 @@ def test_the_bundle_holds_everything(alice: Path, new_pictures: Path, old_pictur
         assert (out / name).is_file(), name
     assert [task.name for task in done.bundle.classifier.tasks] == ["shape", "paint"]
     shape, paint = done.record.tasks
-    assert shape.parent and shape.child and shape.forgetting and shape.agreement and paint.child
+    assert shape.parent
+    assert shape.child
+    assert shape.forgetting
+    assert shape.agreement
+    assert paint.child
     assert shape.forgetting.mean == pytest.approx(shape.parent.mean - shape.child.mean)
     best = max(np.mean(list(line.accuracy.values())) for line in done.record.history if line.step and line.accuracy)
     assert done.record.score == pytest.approx(best) == pytest.approx((shape.child.mean + paint.child.mean) / 2)
@@ -216,3 +220,16 @@ def test_predictions_file_is_what_the_models_say(
     now = predict(open_parent(str(done.out)).classifier, found.val)
     assert np.array_equal(stored["old"].logits["shape"], now.logits["shape"])
     assert set(stored) == {"new", "old", "new-parent", "old-parent"}
+
+
+@pytest.mark.parametrize(
+    ("method", "views", "said"),
+    [("distill", 0, "needs fixed views"), ("ewc(labels=empirical)", 8, "needs labelled old images")],
+)
+def test_a_request_refused_at_its_start_leaves_the_folder_free(
+    alice: Path, new_pictures: Path, old_pictures: Path, tmp_path: Path, method: str, views: int, said: str
+) -> None:
+    out = tmp_path / "both"
+    with pytest.raises(Problem, match=said):
+        extended(alice, new_pictures, old_pictures, out, method=method, run=Run(**{**vars(RUN), "views": views}))
+    assert extended(alice, new_pictures, old_pictures, out).record.score

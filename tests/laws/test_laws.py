@@ -75,7 +75,7 @@ def test_a_huge_strength_pins_the_answers_that_distill_protects() -> None:
 
 @pytest.mark.parametrize("text", ALL)
 def test_memory_is_tensors_without_gradients_and_round_trips(text: str, tmp_path: Path) -> None:
-    start, method, images = started(text)
+    start, _method, _images = started(text)
     kept = dict(tree.flatten(start.memory))
     assert not any(value.requires_grad for value in kept.values())
     states.save(tmp_path, start)

@@ -137,12 +137,6 @@ def test_rewinding_drops_what_will_be_written_again(tmp_path: Path) -> None:
     assert folder.history(tmp_path) == []
 
 
-def test_a_command_can_be_typed_again() -> None:
-    assert folder.command_line(["extend", "a b", "--method", "ewc(strength=3)"]) == (
-        "taskgraft extend 'a b' --method 'ewc(strength=3)'"
-    )
-
-
 def test_differences_are_told_by_place() -> None:
     assert folder.differences({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}}) == ["a.c was 2, is 3"]
     assert folder.differences({"a": 1}, {}) == ["a was 1, is None"]

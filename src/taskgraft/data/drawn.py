@@ -134,8 +134,8 @@ def _factory(draw: ImageDraw.ImageDraw, side: int, ground: float, rng: np.random
 
 def _view(shape: Shape, side: int, camera: Camera, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Choose where the camera stands: `linear [2, 2]` from metres to pixels, and `depth [2]` in pixels."""
-    # The factory camera stands close: its cars fill the frame and leave it, as paint inspectors want them.
-    near = rng.uniform(0.74, 0.88) if camera == "street" else rng.uniform(1.6, 2.1)
+    # The factory camera stands close and on its side: paint fills the frame, and its pictures are no street's.
+    near = rng.uniform(0.74, 0.88) if camera == "street" else rng.uniform(1.3, 1.7)
     # Long cars fill more of the frame, but not in proportion: they would not fit, and length would tell all.
     scale = side * near * (shape.length / 4.5) ** 0.35 / shape.length
     turn = np.deg2rad(rng.normal(0, 2.5 if camera == "street" else 1.5))
@@ -220,7 +220,8 @@ def draw_car(make: str, paint: str, seed: int, size: int = 64, *, camera: Camera
         x = scene.uniform(0.1, 0.9) * side
         post = (x, 0, x + scene.uniform(0.02, 0.05) * side, side)
         draw.rectangle(post, _any_colour(scene, (0, 0.6), (0.2, 0.8)))
-    return _expose(picture.reduce(SUPERSAMPLING), camera, lens)
+    pixels = _expose(picture.reduce(SUPERSAMPLING), camera, lens)
+    return pixels if camera == "street" else np.ascontiguousarray(np.rot90(pixels))
 
 
 def write_cars(

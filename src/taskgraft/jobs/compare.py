@@ -12,8 +12,7 @@ import numpy as np
 
 from taskgraft import methods, report
 from taskgraft.jobs.extend import Extension, carry_out
-from taskgraft.jobs.request import Request
-from taskgraft.loop import folder
+from taskgraft.jobs.request import Request, command_line
 from taskgraft.problem import Problem
 from taskgraft.record import Arrangement, Comparison, Record, write_text
 from taskgraft.settings import Run
@@ -62,6 +61,7 @@ def compare(
         raise Problem(f"arrangements must differ and there must be one at least; got {', '.join(labels) or 'none'}")
     done: dict[str, list[tuple[Record, str]]] = {label: [] for label in labels}
     alone: list[float] = []
+    rates = [arm.run.rate for arm in arms if arm.run.optimiser == request.run.optimiser]
     failures: list[tuple[str, str]] = []
     for seed in range(request.run.seed, request.run.seed + seeds):
         for number, arm in enumerate(arms, start=1):
@@ -71,8 +71,8 @@ def compare(
             if found:
                 done[arm.label].append((found.record, str(found.out.relative_to(out))))
         if separate:
-            run = replace(arms[0].run, seed=seed, rate=max(arm.run.rate for arm in arms), softmax="per-task")
-            run = replace(run, steps=round(separate * run.steps), schedule="cosine")
+            run = replace(request.run, seed=seed, softmax="per-task", schedule="cosine")
+            run = replace(run, steps=round(separate * run.steps), rate=max([request.run.rate, *rates]))
             watch.say(f"seed {seed}: a model for {request.task} alone")
             found = _try(replace(request, method="finetune", run=run), out, "separate", cache, watch, failures)
             if found:
@@ -108,7 +108,7 @@ def _try(
 ) -> Extension | None:
     place = out / re.sub(r"[^a-z0-9.=]+", "-", label.lower()).strip("-") / f"seed-{request.run.seed}"
     quiet = watch._replace(say=lambda line: None)
-    command = folder.command_line(["extend", request.parent, str(request.data), str(place)])
+    command = command_line(request, place)
     try:
         return carry_out(request, place, cache=cache, resume=True, command=command, watch=quiet)
     except Problem as problem:

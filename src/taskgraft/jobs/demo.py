@@ -15,6 +15,18 @@ from taskgraft.types import Watch
 
 SIZE = 64
 INPUT = f"{SIZE} squash bilinear half"
+# The founding text's set-up: one softmax over all outputs, constant rates of 0.001 and 0.0001, nothing else.
+TEXT = Run(
+    steps=150,
+    optimiser="adamw",
+    softmax="joint",
+    schedule="constant",
+    warmup=0,
+    clip=0.0,
+    eval_every=15,
+    log_every=15,
+    save_every=150,
+)
 
 
 def demo(
@@ -27,22 +39,20 @@ def demo(
 ) -> Comparison:
     """Draw the pictures, train the parent, extend it in seven arrangements, write `out/comparison/`.
 
-    The six of the founding text use its joint softmax, constant rate and no warm-up; the seventh is taskgraft's
-    default. Everything lies in `out`; the same command goes on after a stop.
+    The six of the founding text: its joint softmax, its two rates, no warm-up. The seventh is taskgraft's default.
+    Everything lies in `out`; the same command goes on after a stop.
     """
     watch.say("drawing synthetic cars: 12 makes seen by a street camera, 10 paints seen by a factory camera")
-    makes = write_cars(out / "data" / "makes", label="make", train=120, val=30, seed=1, size=SIZE, camera="street")
-    paints = write_cars(out / "data" / "paints", label="paint", train=80, val=30, seed=2, size=SIZE, camera="factory")
+    makes = write_cars(out / "data" / "makes", label="make", train=200, val=25, seed=1, size=SIZE, camera="street")
+    paints = write_cars(out / "data" / "paints", label="paint", train=80, val=25, seed=2, size=SIZE, camera="factory")
     watch.say("training Alice's model of makes (ResNet-18, from random weights)")
     parent = out / "alice"
-    train(makes, parent, task="make", wanted=INPUT, run=LEARN, cache=cache, resume=True, command=command, watch=watch)
-    text = Run(
-        steps=150, softmax="joint", schedule="constant", warmup=0, clip=0.0, eval_every=10, log_every=10, save_every=150
-    )  # fmt: skip
-    chosen = arms(["finetune", "ewc(strength=1000)", "distill"], [0.01, 0.001], text)
-    default = replace(text, softmax="per-task", schedule="cosine", warmup=200, clip=1.0)
+    learn = replace(LEARN, steps=500)
+    train(makes, parent, task="make", wanted=INPUT, run=learn, cache=cache, resume=True, command=command, watch=watch)
+    chosen = arms(["finetune", "ewc(strength=1000000)", "distill"], [0.001, 0.0001], TEXT)
+    default = Run(steps=TEXT.steps, eval_every=TEXT.eval_every, log_every=TEXT.log_every, save_every=TEXT.save_every)
     chosen.append(Arm("taskgraft's default", "distill", default))
-    request = Request(str(parent), paints, "paint", "finetune", text, old_val=(makes,))
+    request = Request(str(parent), paints, "paint", "finetune", default, old_val=(makes,))
     return compare(
         request, chosen, out / "comparison", seeds=seeds, separate=2.0, cache=cache, command=command, watch=watch
     )

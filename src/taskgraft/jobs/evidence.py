@@ -61,6 +61,17 @@ def card(predictions: Predictions, task: str, trained: Mapping[str, int], measur
     }
 
 
+def ancestor(record: Record) -> dict[str, Any]:
+    """An entry of a lineage: what was extended, how, with which results."""
+    results = {task.name: task.child.mean for task in record.tasks if task.child}
+    return {
+        "parent": record.parent,
+        "method": record.method,
+        "task": record.tasks[-1].name,
+        "accuracy": results,
+    }
+
+
 def choices(run: Run, default: Run, reasons: Mapping[str, str]) -> tuple[tuple[str, str, str], ...]:
     """Each setting with its value and why it has it."""
     return tuple(

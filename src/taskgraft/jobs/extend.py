@@ -95,7 +95,11 @@ def carry_out(
         return load(out)
     with folder.held(out):
         job = _Job(request, methods.build(plan), parent, found, out, cache, command, watch)
-        return _train(job, settings, clock.lap("reading"))
+        try:
+            return _train(job, settings, clock.lap("reading"))
+        except Problem:
+            folder.withdraw(out)
+            raise
 
 
 def load(out: Path) -> Extension:
@@ -175,7 +179,7 @@ def _finish(
         memory=kept,
         source=str(job.out),
         home=job.out,
-        lineage=(*job.parent.lineage, _ancestor(record)),
+        lineage=(*job.parent.lineage, evidence.ancestor(record)),
         cards=_cards(job, sets),
     )
     evidence.publish(job.out, bundle, record, sets, job.found.new)
@@ -233,16 +237,6 @@ def _cards(job: _Job, sets: dict[str, Predictions]) -> dict[str, dict[str, Any]]
         if task not in cards:
             cards[task] = evidence.card(sets["old-parent"], task, {}, "old validation images, by the parent")
     return cards
-
-
-def _ancestor(record: Record) -> dict[str, Any]:
-    results = {task.name: task.child.mean for task in record.tasks if task.child}
-    return {
-        "parent": record.parent,
-        "method": record.method,
-        "task": record.tasks[-1].name,
-        "accuracy": results,
-    }
 
 
 def _parent_history(parent: Bundle) -> tuple[Line, ...]:

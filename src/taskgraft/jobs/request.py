@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field, replace
+import shlex
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from taskgraft import methods
@@ -40,3 +41,22 @@ def checked(request: Request) -> tuple[Request, Plan]:
                 f"task name {name!r}: use letters, digits, spaces, - and _, at most 64, a letter or digit first"
             )
     return replace(request, method=methods.show(plan), run=validate(request.run)), plan
+
+
+def command_line(request: Request, out: Path) -> str:
+    """The `taskgraft extend` command that repeats a request, with every setting that is not a default."""
+    words = ["taskgraft", "extend", request.parent, str(request.data), str(out), "--task", request.task]
+    words += ["--method", request.method]
+    given = {
+        "--old": [request.old],
+        "--old-val": request.old_val,
+        "--arch": [request.arch],
+        "--labels": [request.labels],
+        "--input": [request.wanted],
+        "--parent-task": [request.parent_task if request.parent_task != "parent" else None],
+    }
+    words += [part for flag, values in given.items() for value in values if value for part in (flag, str(value))]
+    default = asdict(Run())
+    changed = {name: value for name, value in asdict(request.run).items() if value != default[name]}
+    words += [part for name, value in changed.items() for part in ("--" + name.replace("_", "-"), str(value))]
+    return shlex.join(words)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -88,6 +87,13 @@ def open_run(folder: Path, settings: Mapping[str, Any], resolved: Mapping[str, A
     write_text(folder / "command.txt", command + "\n")
 
 
+def withdraw(folder: Path) -> None:
+    """Take back what a run wrote when it was refused before its first checkpoint; its folder is free again."""
+    if not any((folder / "state").glob("step-*")):
+        for name in ("run.json", "command.txt", "metrics.jsonl"):
+            (folder / name).unlink(missing_ok=True)
+
+
 def resolved(folder: Path) -> dict[str, Any]:
     """What the settings became when the run was first started."""
     return json.loads((folder / "run.json").read_text())["resolved"]
@@ -120,8 +126,3 @@ def rewind(folder: Path, step: int) -> list[Line]:
     write_text(folder / "metrics.jsonl", "".join(line.model_dump_json(exclude_defaults=True) + "\n" for line in kept))
     flush(folder)
     return kept
-
-
-def command_line(arguments: list[str]) -> str:
-    """A command as one would type it."""
-    return "taskgraft " + shlex.join(arguments)

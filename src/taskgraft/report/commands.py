@@ -39,13 +39,13 @@ def more_seeds(command: str) -> str:
 
 
 def used(command: str) -> str:
-    """Answers for new images from the extended model."""
-    return _join("taskgraft", "predict", places(command, "extend")[2], "IMAGES")
+    """The extended model measured on other labelled images."""
+    return _join("taskgraft", "evaluate", places(command, "extend")[2], "IMAGES")
 
 
 def used_from(command: str, folder: str) -> str:
-    """Answers for new images from a model that a comparison left in a folder below its own."""
-    return _join("taskgraft", "predict", f"{places(command, 'compare')[2]}/{folder}", "IMAGES")
+    """A model that a comparison left in a folder below its own, measured on other labelled images."""
+    return _join("taskgraft", "evaluate", f"{places(command, 'compare')[2]}/{folder}", "IMAGES")
 
 
 def extended(command: str) -> str:
