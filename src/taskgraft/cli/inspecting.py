@@ -14,12 +14,12 @@ from taskgraft.cli.options import Arch, Cache, Input, Labels, ParentTask, cache_
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the application."""
-    app.command(epilog="Example: taskgraft evaluate both/ cars/val")(evaluate)
-    app.command(epilog="Example: taskgraft report both/")(report)
+    app.command(epilog="Example: taskgraft evaluate demo-run/alice demo-run/data/makes")(evaluate)
+    app.command(epilog="Example: taskgraft report demo-run/alice")(report)
     app.command(epilog="Example: taskgraft methods ewc")(methods)
-    app.command(epilog="Example: taskgraft check cars/ --group '^([^_]+)_' --min-images 50 --write-manifest makes.csv")(
-        check
-    )
+    app.command(
+        epilog="Example: taskgraft check demo-run/data/makes --group '^(.)' --write-manifest demo-run/data/initials.csv"
+    )(check)
 
 
 def evaluate(

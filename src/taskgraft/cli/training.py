@@ -30,16 +30,23 @@ Data = Annotated[Path, typer.Argument(help="pictures: folder per class, train/ a
 Out = Annotated[Path, typer.Argument(help="run folder and bundle to write")]
 
 
+# They run as they stand where `taskgraft demo` has been run; tests run them on less.
+EXAMPLES = {
+    "train": "Example: taskgraft train demo-run/data/makes makes --task make --input '64 squash bilinear half'",
+    "extend": "Example: taskgraft extend demo-run/alice demo-run/data/paints both --task paint "
+    "--old-val demo-run/data/makes",
+    "compare": "Example: taskgraft compare demo-run/alice demo-run/data/paints table --task paint "
+    "--old-val demo-run/data/makes --methods 'finetune; distill'",
+    "demo": "Example: taskgraft demo demo-run",
+}
+
+
 def register(app: typer.Typer) -> None:
     """Add the commands to the application."""
-    app.command(epilog="Example: taskgraft train cars/ makes --task make --steps 600")(with_run(LEARN)(train))
-    app.command(epilog="Example: taskgraft extend makes/ colours/ both --task colour --old-val cars/val")(
-        with_run(Run())(extend)
-    )
-    app.command(
-        epilog="Example: taskgraft compare makes/ colours/ table --task colour --old-val cars/val --rates 0.01,0.001"
-    )(with_run(Run())(compare))
-    app.command(epilog="Example: taskgraft demo demo-run")(demo)
+    app.command(epilog=EXAMPLES["train"])(with_run(LEARN)(train))
+    app.command(epilog=EXAMPLES["extend"])(with_run(Run())(extend))
+    app.command(epilog=EXAMPLES["compare"])(with_run(Run())(compare))
+    app.command(epilog=EXAMPLES["demo"])(demo)
 
 
 def train(

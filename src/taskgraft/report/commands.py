@@ -28,7 +28,8 @@ def measured(command: str) -> str:
 def compared(command: str, seeds: int = 3) -> str:
     """A comparison of methods from the same parent and data."""
     parent, data, out = places(command, "extend")
-    return _join("taskgraft", "compare", parent, data, f"{out}-compared", "--seeds", str(seeds))
+    rest = [word for word in _without(_rest(command), "--method") if word != "--resume"]
+    return _join("taskgraft", "compare", parent, data, f"{out}-compared", *rest, "--seeds", str(seeds))
 
 
 def more_seeds(command: str) -> str:

@@ -1,0 +1,46 @@
+"""Every command's help shows an example; each is run as it stands, on less data and fewer steps."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer.main
+
+from taskgraft.cli import app
+from taskgraft.data.drawn import write_cars
+from taskgraft.jobs.train import train
+from taskgraft.settings import Run
+
+COMMANDS = typer.main.get_command(app).commands  # pyright: ignore[reportAttributeAccessIssue]
+LESS = ["--steps", "2", "--batch", "4", "--warmup", "2", "--eval-every", "1", "--precision", "fp32", "--cache", "none"]
+MORE = {"train": [*LESS, "--model", "test_resnet"], "extend": LESS, "compare": [*LESS, "--seeds", "1"]}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that looks as if `taskgraft demo` had been run in it."""
+    home = tmp_path_factory.mktemp("home")
+    data = home / "demo-run" / "data"
+    makes = write_cars(data / "makes", label="make", train=4, val=2, seed=1, size=32, camera="street")
+    write_cars(data / "paints", label="paint", train=4, val=2, seed=2, size=32, camera="factory")
+    run = Run(steps=2, batch=4, warmup=0, precision="fp32")
+    train(makes, home / "demo-run/alice", task="make", model="test_resnet", wanted="32 squash bilinear half", run=run)
+    return home
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS.keys() - {"demo"}))  # `make demo` is the demo's example
+def test_the_example_runs(name: str, home: Path) -> None:
+    example = COMMANDS[name].epilog
+    assert re.match(rf"Example: taskgraft {name}\b", example)
+    words = shlex.split(example.removeprefix("Example: taskgraft "))
+    done = subprocess.run(
+        [sys.executable, "-m", "taskgraft.cli", *words, *MORE.get(name, [])],
+        cwd=home, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
