@@ -40,8 +40,8 @@ def load(files: Sequence[Path], wanted: Preprocess, folder: Path | None, progres
         warnings.simplefilter("ignore")  # Pillow warns of what the rules already decide
         contents = list(pool.map(decode.content, files))
         digests = tuple(digest for digest, _ in contents)
-        geometry = wanted._replace(mean=(), std=())
-        key = fingerprint([decode.VERSION, repr(geometry), *digests])[:32]
+        geometry = wanted._replace(mean=(0.0,) * 3, std=(1.0,) * 3).show()  # pixels are kept before normalisation
+        key = fingerprint([decode.VERSION, geometry, *digests])[:32]
         stored = _open(folder, key) if folder else None
         if stored:
             return Pixels(*stored, decoded=0)._replace(digests=digests)

@@ -133,7 +133,8 @@ def _train(job: _Job, settings: dict[str, Any], clock: Clock) -> Extension:
     run, reason = _resolve(job, child, sources, settings)
     before = _predictions(parent.classifier, found)
     for task, share in _accuracies(before, "old").items():
-        watch.say(f"parent: {task} {share:.1%} on {len(before['old'].ids)} validation pictures")
+        count = int((before["old"].labels[task] >= 0).sum())
+        watch.say(f"parent: {task} {share:.1%} on {count} validation pictures")
     if run.softmax == "joint":
         watch.say("one softmax over all tasks: for reproduction only, since the new task pushes the old ones out")
 
