@@ -1,28 +1,34 @@
-"""Quadratic penalties at work on the weights: a gradient, or a proximal step. No loop over tensors, no graph."""
+"""Quadratic penalties at work on the weights: a gradient, or a proximal step. No graph, and little memory traffic.
+
+Large tensors are walked in blocks that stay in the processor's cache, with one scratch buffer: whole-tensor operations
+would write and read each intermediate from memory, which costs several times as much as the arithmetic.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from taskgraft.types import Params, Quadratic
 
+BLOCK = 2**18  # elements: four float32 operands take 4 MiB, within a core's share of the last cache
+
 
 def add_gradients(params: Params, penalties: Collection[Quadratic]) -> None:
     """Add strength * importance * (theta - anchor) to the gradients, for the penalties that are explicit."""
-    for item in penalties:
-        if item.implicit:
-            continue
-        theta, anchor, importance = _aligned(params, item)
-        for value in theta:
-            if value.grad is None:  # heads of old tasks, where no term of the loss touches them
-                value.grad = torch.zeros_like(value)
-        moved = torch._foreach_sub([value.detach() for value in theta], anchor)
-        torch._foreach_mul_(moved, importance)
-        gradients = [value.grad for value in theta if value.grad is not None]
-        torch._foreach_add_(gradients, moved, alpha=item.strength)
+    with torch.no_grad():
+        for item in penalties:
+            if item.implicit:
+                continue
+            for name, anchor in item.anchor.items():
+                theta = params[name]
+                if theta.grad is None:  # heads of old tasks, where no term of the loss touches them
+                    theta.grad = torch.zeros_like(theta)
+                for gradient, at, held, weight in _blocks(theta.grad, theta, anchor, item.importance[name]):
+                    gradient.addcmul_(at - held, weight, value=item.strength)
 
 
 def step_towards(params: Params, penalties: Collection[Quadratic], rate: float) -> None:
@@ -42,11 +48,10 @@ def step_towards(params: Params, penalties: Collection[Quadratic], rate: float) 
 
 
 def _pull(params: Params, item: Quadratic, rate: float) -> None:
-    theta, anchor, importance = _aligned(params, item)
-    share = torch._foreach_mul(importance, rate * item.strength)
-    below = torch._foreach_add(share, 1.0)
-    torch._foreach_div_(share, below)
-    torch._foreach_lerp_([value.detach() for value in theta], anchor, share)
+    for name, anchor in item.anchor.items():
+        for theta, held, weight in _blocks(params[name], anchor, item.importance[name]):
+            share = weight * (rate * item.strength)
+            theta.lerp_(held, share.div_(share + 1.0))
 
 
 def _pull_all(params: Params, items: list[Quadratic], rate: float) -> None:
@@ -60,6 +65,17 @@ def _pull_all(params: Params, items: list[Quadratic], rate: float) -> None:
         value.add_(torch.stack(toward).sum(0))
 
 
-def _aligned(params: Params, item: Quadratic) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    names = [name for name in item.anchor if name in params]
-    return [params[n] for n in names], [item.anchor[n] for n in names], [item.importance[n] for n in names]
+def _blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Matching pieces of tensors of one shape; writing to a piece writes to its tensor.
+
+    Tensors that lie in memory alike and without gaps are cut in the order of memory; others come whole.
+    """
+    first, size = tensors[0], tensors[0].numel()
+    alike = all(value.stride() == first.stride() for value in tensors)
+    dense = first.is_contiguous() or (first.dim() == 4 and first.is_contiguous(memory_format=torch.channels_last))
+    if size <= BLOCK or not alike or not dense:
+        yield tensors
+        return
+    flat = [value.detach().as_strided((size,), (1,)) for value in tensors]
+    for start, stop in pairwise([*range(0, size, BLOCK), size]):
+        yield tuple(value[start:stop] for value in flat)

@@ -86,7 +86,11 @@ def restore(path: Path, state: TrainState) -> TrainState:
     _unpack(state.optimiser, _read(path / "optimiser.safetensors"))
     manifest = json.loads((path / "manifest.json").read_text())
     memory = _read(path / "memory.safetensors")
-    placed = {key: value if key in manifest["cpu"] else value.to(device) for key, value in memory.items()}
+    params = dict(state.classifier.named_parameters())
+    placed = {
+        key: _laid_out(value if key in manifest["cpu"] else value.to(device), params.get(key.rsplit("/", 1)[-1]))
+        for key, value in memory.items()
+    }
     return TrainState(manifest["seed"], manifest["step"], state.classifier, state.optimiser, tree.unflatten(placed))
 
 
@@ -119,8 +123,12 @@ def _unpack(optimiser: torch.optim.Optimizer, packed: dict[str, Tensor]) -> None
     entries: dict[int, dict[str, Tensor]] = {}
     for path, value in packed.items():
         row, key = path.split("/")
-        like = params[int(row)]
-        # laid out as its parameter: fused optimisers walk both through memory side by side
-        placed = torch.empty_like(like).copy_(value) if value.shape == like.shape else value
-        entries.setdefault(int(row), {})[key] = placed.detach()
+        entries.setdefault(int(row), {})[key] = _laid_out(value, params[int(row)])
     optimiser.load_state_dict({**whole, "state": entries})
+
+
+def _laid_out(value: Tensor, like: Tensor | None) -> Tensor:
+    """A value in the memory layout of its parameter: fused optimisers and penalties walk both side by side."""
+    if like is None or value.shape != like.shape or value.stride() == like.stride():
+        return value
+    return torch.empty_like(like, device=value.device, requires_grad=False).copy_(value)

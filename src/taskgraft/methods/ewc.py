@@ -40,7 +40,7 @@ class Ewc:
             anchor = tree.state(classifier)
             return {
                 "anchor": {name: anchor[name] for name in names},
-                "fisher": {name: fisher[name].to(anchor[name].device) for name in names},
+                "fisher": {name: torch.empty_like(anchor[name]).copy_(fisher[name]) for name in names},
             }
 
         def weight(params: Params, memory: Memory) -> dict[str, Quadratic]:

@@ -33,7 +33,10 @@ def compared(command: str, seeds: int = 3) -> str:
 
 
 def more_seeds(command: str) -> str:
-    """The same comparison once more into another folder, over three seeds."""
+    """The same comparison over three seeds: into another folder, or on in the demo's own."""
+    words = _words(command)
+    if "demo" in words:
+        return _join(*_without(words, "--seeds"), "--seeds", "3")
     parent, data, out = places(command, "compare")
     rest = _without(_rest(command), "--seeds")
     return _join("taskgraft", "compare", parent, data, f"{out}-3-seeds", *rest, "--seeds", "3")
