@@ -49,7 +49,7 @@ def demo(
     parent = out / "alice"
     learn = replace(LEARN, steps=500)
     train(makes, parent, task="make", wanted=INPUT, run=learn, cache=cache, resume=True, command=command, watch=watch)
-    chosen = arms(["finetune", "ewc(strength=1000000)", "distill"], [0.001, 0.0001], TEXT)
+    chosen = arms(["finetune", "ewc(strength=1e6)", "distill"], [0.001, 0.0001], TEXT)
     default = Run(steps=TEXT.steps, eval_every=TEXT.eval_every, log_every=TEXT.log_every, save_every=TEXT.save_every)
     chosen.append(Arm("taskgraft's default", "distill", default))
     request = Request(str(parent), paints, "paint", "finetune", default, old_val=(makes,))

@@ -58,7 +58,8 @@ def save(folder: Path, state: TrainState) -> Path:
         shutil.rmtree(final)
     os.replace(aside, final)
     flush(folder)
-    for old in checkpoints(folder)[KEEP:]:
+    leftovers = folder.glob(".step-*")  # of processes that were killed while writing; the run is locked, so none lives
+    for old in (*checkpoints(folder)[KEEP:], *leftovers):
         shutil.rmtree(old, ignore_errors=True)
     return final
 

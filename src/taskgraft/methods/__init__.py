@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import difflib
+import re
 from typing import Any
 
 from taskgraft.method import Method, Settings, compose
@@ -113,4 +114,7 @@ def _constant(node: ast.expr) -> Any:
 
 
 def _literal(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    short = f"{value:g}" if float(f"{value:g}") == value else repr(value)
+    return re.sub(r"e\+?(-?)0*", r"e\1", short)  # 1e6, not 1e+06

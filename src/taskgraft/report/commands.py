@@ -49,7 +49,12 @@ def used(command: str) -> str:
 
 def used_from(command: str, folder: str) -> str:
     """A model that a comparison left in a folder below its own, measured on other labelled images."""
-    return _join("taskgraft", "evaluate", f"{places(command, 'compare')[2]}/{folder}", "IMAGES")
+    words = _words(command)
+    own = places(command, "compare")[2]
+    if "demo" in words:
+        own = next((word for word in words[words.index("demo") + 1 :] if not word.startswith("-")), "demo-run")
+        own += "/comparison"
+    return _join("taskgraft", "evaluate", f"{own}/{folder}", "IMAGES")
 
 
 def extended(command: str) -> str:
