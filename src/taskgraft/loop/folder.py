@@ -77,7 +77,7 @@ def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any], prefix: st
         if isinstance(before, dict) and isinstance(after, dict):
             found += differences(before, after, f"{prefix}{key}.")
         elif before != after:
-            found.append(f"{prefix}{key} was {before!r}, is {after!r}")
+            found.append(f"{prefix}{key} was {_brief(before)}, is {_brief(after)}")
     return found
 
 
@@ -126,3 +126,9 @@ def rewind(folder: Path, step: int) -> list[Line]:
     write_text(folder / "metrics.jsonl", "".join(line.model_dump_json(exclude_defaults=True) + "\n" for line in kept))
     flush(folder)
     return kept
+
+
+def _brief(value: object) -> str:
+    """A value as a person compares it; of a digest its beginning."""
+    text = repr(value)
+    return f"{text[:13]}…" if isinstance(value, str) and len(value) == 64 else text
