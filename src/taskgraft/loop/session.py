@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -32,7 +31,6 @@ class Fitted(NamedTuple):
     state: TrainState
     history: tuple[Line, ...]
     step: int  # whose weights were kept
-    images_per_second: float
 
 
 def fit_in(
@@ -64,11 +62,8 @@ def fit_in(
         lines.append(Line(step=0, **measure(current.classifier)._asdict()))
         folder.append(out, lines[0])
         state.save(store, current)
-    first, clock, spent = current.step, time.perf_counter(), 0.0
 
     def on_step(now: TrainState, terms: dict[str, float]) -> None:
-        nonlocal spent
-        pause = time.perf_counter()
         evaluated = now.step % run.eval_every == 0 or now.step == run.steps
         if terms or evaluated:
             measured = measure(now.classifier) if evaluated else Measured({}, {})
@@ -85,16 +80,13 @@ def fit_in(
         if now.step % run.save_every == 0 or now.step == run.steps:
             state.save(store, now)
         watch.progress("training", now.step, run.steps)
-        spent += time.perf_counter() - pause
 
     current = steps.fit(current, method, sources, run, on_step)
-    seconds = time.perf_counter() - clock - spent
     best = metrics.score(lines, choosing) if choosing else None
     step = best[1] if best else current.step
     if step != current.step:
         current.classifier.load_state_dict({name: value.clone() for name, value in load_file(best_file).items()})
-    done = (current.step - first) * run.batch
-    return Fitted(current, tuple(lines), step, done / seconds if done else 0.0)
+    return Fitted(current, tuple(lines), step)
 
 
 def describe(line: Line, run: Run) -> str:
