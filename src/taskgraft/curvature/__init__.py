@@ -1,14 +1,18 @@
-"""The diagonal of the Fisher information of a classifier, from per-sample gradients.
+"""Which parameters matter, from per-sample gradients: the diagonal Fisher information, the output sensitivity.
 
-F_jj = mean_i E_{c ~ p(·|x_i)} [ (∂ log p_c(x_i) / ∂θ_j)² ] (Kirkpatrick et al. 2017). One batched backward pass gives
-the gradient at the output of every layer, from which the sum of squares of the per-sample parameter gradients
-follows layer by layer (`layers`, `products`); what has no rule goes through torch.func (`generic`).
+F_jj = mean_i E_{c ~ p(·|x_i)} [ (∂ log p_c(x_i) / ∂θ_j)² ] (Kirkpatrick et al. 2017),
+Ω_j = mean_i |∂ Σ_t ‖z_t(x_i)‖² / ∂θ_j| (Aljundi et al. 2018).
+
+One batched backward pass gives the gradient at the output of every layer, from which the sum of squares or magnitudes
+of the per-sample parameter gradients follows layer by layer (`layers`, `products`); what has no rule goes through
+torch.func (`generic`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -16,16 +20,19 @@ from torch import Tensor, nn
 from taskgraft.curvature import generic
 from taskgraft.curvature.labels import Labels, Pass, cotangent, passes
 from taskgraft.curvature.plan import Plan, Read, look
+from taskgraft.curvature.products import Power
 from taskgraft.curvature.tape import Call, Tape
 from taskgraft.types import Outputs, Params
 
-__all__ = ["fisher_diagonal"]
+__all__ = ["fisher_diagonal", "output_sensitivity"]
 
 # Images at once. Rates are flat from 32 up; the bytes keep large images from filling the memory.
 CHUNK = 32
 CHUNK_BYTES = 2**30
 # Backward passes whose gradients at the logits are held at once on the generic path.
 BLOCK = 16
+
+Seed = Callable[[], dict[str, Tensor]]  # a backward pass: task -> gradient at its logits [B, K], made when needed
 
 
 def fisher_diagonal(
@@ -61,48 +68,91 @@ def fisher_diagonal(
     Raises:
         ValueError: a senseless request; a model that is random in eval mode or mixes the images of a batch.
     """
-    params = _chosen(model, count, names, tasks, labels, targets, draws, chunk)
-    with _measuring(model):
-        plan = look(model, read, count, params, list(tasks))
-        sums = {name: _zeros(p, name in plan.taps_first) for name, p in params.items()}
-        loose = _loose_squares(model, plan, list(tasks))
-        chunk = chunk or max(1, min(CHUNK, CHUNK_BYTES // plan.bytes_per_image))
-        for start in range(0, count, chunk):
-            images = read(start, min(start + chunk, count))
-            outputs, tape = _forward(model, images, plan, sums)
-            p = {task: outputs[task].detach().cpu().double().softmax(1) for task in tasks}
-            todo = passes(p, start, labels, targets=targets, draws=draws, seed=seed)
-            todo = [one for one in todo if one.weights.any()]
-            _backward(outputs, tape, p, todo)
-            del outputs, tape  # frees the graph before the next one grows
-            if loose:
-                _add_loose(loose, images, p, todo, sums)
-    return {name: (total / count).contiguous() for name, total in sums.items()}
+    params = _chosen(model, count, names, tasks, chunk)
+    _check_labels(count, tasks, labels, targets, draws)
+
+    def seeds(outputs: Outputs, start: int) -> list[Seed]:
+        p = {task: outputs[task].detach().cpu().double().softmax(1) for task in tasks}
+        todo = passes(p, start, labels, targets=targets, draws=draws, seed=seed)
+        return [partial(_of_label, p, one) for one in todo if one.weights.any()]
+
+    return _mean_power(model, read, count, params, list(tasks), 2, seeds, chunk)
 
 
-def _chosen(
+def output_sensitivity(
     model: nn.Module,
+    read: Read,
     count: int,
     names: Collection[str],
     tasks: Collection[str],
-    labels: Labels,
-    targets: Mapping[str, Tensor] | None,
-    draws: int,
+    *,
+    chunk: int | None = None,
+) -> Params:
+    """Measure Ω_j = mean_i |∂ Σ_t ‖z_t(x_i)‖² / ∂θ_j|, z_t the logits of task t in eval mode, over `tasks` at once.
+
+    Arguments, result and errors are those of `fisher_diagonal`; no labels are needed. Source: Aljundi et al. 2018,
+    "Memory aware synapses: learning what (not) to forget", eq. 2-3 with the squared norm of the output.
+    """
+    params = _chosen(model, count, names, tasks, chunk)
+
+    def seeds(outputs: Outputs, start: int) -> list[Seed]:
+        slopes = {task: 2 * outputs[task].detach() for task in tasks}
+        return [lambda: slopes]  # one pass for all tasks: the magnitude is that of their sum
+
+    return _mean_power(model, read, count, params, list(tasks), 1, seeds, chunk)
+
+
+def _mean_power(
+    model: nn.Module,
+    read: Read,
+    count: int,
+    params: Params,
+    tasks: list[str],
+    power: Power,
+    seeds: Callable[[Outputs, int], list[Seed]],
     chunk: int | None,
 ) -> Params:
+    """Average |per-sample gradient|^power; `seeds(logits, start)` lists a chunk's backward passes, which add."""
+    with _measuring(model):
+        plan = look(model, read, count, params, tasks)
+        sums = {name: _zeros(p, power == 2 and name in plan.taps_first) for name, p in params.items()}
+        loose = _loose_sum(model, plan, tasks, power)
+        chunk = chunk or max(1, min(CHUNK, CHUNK_BYTES // plan.bytes_per_image))
+        for start in range(0, count, chunk):
+            images = read(start, min(start + chunk, count))
+            outputs, tape = _forward(model, images, plan, sums, power)
+            todo = seeds(outputs, start)
+            _backward(outputs, tape, todo)
+            del outputs, tape  # frees the graph before the next one grows
+            if loose:
+                _add_loose(loose, images, todo, sums)
+    return {name: (total / count).contiguous() for name, total in sums.items()}
+
+
+def _of_label(p: Mapping[str, Tensor], one: Pass) -> dict[str, Tensor]:
+    return {one.task: cotangent(p[one.task], one)}
+
+
+def _chosen(model: nn.Module, count: int, names: Collection[str], tasks: Collection[str], chunk: int | None) -> Params:
     """Check the request; give the parameters that it names."""
     params = dict(model.named_parameters())
     unknown = sorted(set(names) - set(params))
     if unknown:
         raise ValueError(f"no parameter {unknown[0]!r} in the model: name some of model.named_parameters()")
     if count < 1:
-        raise ValueError(f"count is {count}: the Fisher diagonal needs at least one image")
+        raise ValueError(f"count is {count}: the mean needs at least one image")
     if not tasks:
         raise ValueError("no tasks: name at least one output of the model")
-    if draws < 1:
-        raise ValueError(f"draws is {draws}: draw at least one label per image")
     if chunk is not None and chunk < 1:
         raise ValueError(f"chunk is {chunk}: take at least one image at a time, or None")
+    return {name: params[name] for name in names}
+
+
+def _check_labels(
+    count: int, tasks: Collection[str], labels: Labels, targets: Mapping[str, Tensor] | None, draws: int
+) -> None:
+    if draws < 1:
+        raise ValueError(f"draws is {draws}: draw at least one label per image")
     if labels not in ("exact", "sampled", "empirical"):
         raise ValueError(f"labels is {labels!r}: choose exact, sampled or empirical")
     for task in tasks if labels == "empirical" else ():
@@ -110,7 +160,6 @@ def _chosen(
             raise ValueError(f"labels='empirical' needs targets[{task!r}]: give them or choose sampled")
         if targets[task].shape != (count,) or not (targets[task] >= 0).any():
             raise ValueError(f"targets[{task!r}] must have {count} entries, at least one of them not -1")
-    return {name: params[name] for name in names}
 
 
 @contextmanager
@@ -140,41 +189,42 @@ def _zeros(param: Tensor, taps_first: bool) -> Tensor:
     return torch.zeros(param.shape, dtype=dtype, device=param.device)
 
 
-def _forward(model: nn.Module, images: Tensor, plan: Plan, sums: Params) -> tuple[Outputs, Tape]:
-    """Run the model such that backward adds the squares of the parameters with a rule to `sums`."""
+def _forward(model: nn.Module, images: Tensor, plan: Plan, sums: Params, power: Power) -> tuple[Outputs, Tape]:
+    """Run the model such that backward adds the powers of the parameters with a rule to `sums`."""
     size = len(images)
 
     def receive(call: Call, g: Tensor) -> None:
         chosen = {role: sums[name] for role, name in call.names.items()}
         dtype = next(iter(chosen.values())).dtype
         a = g if call.reading.input is None else call.reading.input
-        call.reading.add(a.to(dtype), g.to(dtype), size, chosen)
+        call.reading.add(a.to(dtype), g.to(dtype), size, chosen, power)
 
     with Tape(plan.fast, receive) as tape:
         outputs = model(images)
     return outputs, tape
 
 
-def _backward(outputs: Outputs, tape: Tape, p: Mapping[str, Tensor], todo: list[Pass]) -> None:
-    """Run one backward pass per label; the hooks of the tape do the adding."""
-    todo = [one for one in todo if outputs[one.task].requires_grad]
-    for at, one in enumerate(todo, start=1):
-        logits = outputs[one.task]
-        seed = cotangent(p[one.task], one).to(logits)
-        torch.autograd.grad(logits, tape.leaves, seed, retain_graph=at < len(todo), allow_unused=True)
+def _backward(outputs: Outputs, tape: Tape, todo: list[Seed]) -> None:
+    """Run the backward passes; the hooks of the tape do the adding."""
+    for at, seed in enumerate(todo, start=1):
+        # Logits without a graph depend on no parameter that has a rule.
+        seeds = {task: rows.to(outputs[task]) for task, rows in seed().items() if outputs[task].requires_grad}
+        if seeds:
+            logits = [outputs[task] for task in seeds]
+            torch.autograd.grad(
+                logits, tape.leaves, list(seeds.values()), retain_graph=at < len(todo), allow_unused=True
+            )
 
 
-def _loose_squares(model: nn.Module, plan: Plan, tasks: list[str]) -> generic.Squares | None:
+def _loose_sum(model: nn.Module, plan: Plan, tasks: list[str], power: Power) -> generic.Sum | None:
     """Prepare the generic path for parameters without a rule; None if the logits depend on none."""
     used = generic.reached(model, plan.loose, plan.images, tasks)
     params = {name: plan.loose[name].detach() for name in plan.loose if name in used}
-    return generic.squares_for(model, params, plan.images, tasks) if params else None
+    return generic.sum_for(model, params, plan.images, tasks, power) if params else None
 
 
-def _add_loose(
-    squares: generic.Squares, images: Tensor, p: Mapping[str, Tensor], todo: list[Pass], sums: Params
-) -> None:
+def _add_loose(add: generic.Sum, images: Tensor, todo: list[Seed], sums: Params) -> None:
     for at in range(0, len(todo), BLOCK):
-        seeds = [(one.task, cotangent(p[one.task], one).to(images)) for one in todo[at : at + BLOCK]]
-        for name, total in squares(images, seeds).items():
+        seeds = [{task: rows.to(images) for task, rows in seed().items()} for seed in todo[at : at + BLOCK]]
+        for name, total in add(images, seeds).items():
             sums[name] += total

@@ -1,21 +1,22 @@
-"""Per-sample squares of any parameter of any model by torch.func, at the price of a second forward pass."""
+"""Per-sample gradients of any parameter of any model by torch.func, at the price of a second forward pass."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from taskgraft.curvature.products import Power, powers
 from taskgraft.types import Params
 
-# Bytes of per-sample gradients alive at once (the gradient and its square): small beside a chunk's activations.
+# Bytes of per-sample gradients alive at once (the gradient and its power): small beside a chunk's activations.
 BUDGET = 64 * 2**20
 
-Seeds = Sequence[tuple[str, Tensor]]  # for each backward pass its task and d log p / dz [B, K]
-Squares = Callable[[Tensor, Seeds], Params]  # (images, seeds) -> name -> sum over images and passes
+Seeds = Sequence[Mapping[str, Tensor]]  # for each backward pass task -> gradient at the logits [B, K], 0 if absent
+Sum = Callable[[Tensor, Seeds], Params]  # (images, seeds) -> name -> sum over images and passes
 
 
 def reached(model: nn.Module, params: Params, images: Tensor, tasks: Sequence[str]) -> set[str]:
@@ -29,37 +30,37 @@ def reached(model: nn.Module, params: Params, images: Tensor, tasks: Sequence[st
     return {name for name, grad in zip(values, grads, strict=True) if grad is not None}
 
 
-def squares_for(model: nn.Module, params: Params, images: Tensor, tasks: Sequence[str]) -> Squares:
+def sum_for(model: nn.Module, params: Params, images: Tensor, tasks: Sequence[str], power: Power) -> Sum:
     """Choose between the vectorised way and the loop by trying the former on `images`."""
 
     def vectorised(images: Tensor, seeds: Seeds) -> Params:
-        return _vectorised(model, params, images, seeds)
+        return _vectorised(model, params, images, seeds, power)
 
     def looped(images: Tensor, seeds: Seeds) -> Params:
-        return _looped(model, params, images, seeds)
+        return _looped(model, params, images, seeds, power)
 
     with torch.no_grad():
         outputs = model(images)
     try:
-        vectorised(images, [(task, torch.ones_like(outputs[task])) for task in tasks])
+        vectorised(images, [{task: torch.ones_like(outputs[task]) for task in tasks}])
     except (RuntimeError, ValueError):  # what vmap raises for operations that it cannot batch
         return looped
     return vectorised
 
 
-def _vectorised(model: nn.Module, params: Params, images: Tensor, seeds: Seeds) -> Params:
-    tasks = [task for task, _ in seeds]
+def _vectorised(model: nn.Module, params: Params, images: Tensor, seeds: Seeds, power: Power) -> Params:
+    tasks = {task for seed in seeds for task in seed}
 
-    def one(image: Tensor, *rows: Tensor) -> Params:
+    def one(image: Tensor, rows: list[Params]) -> Params:
         def logits(values: Params) -> dict[str, Tensor]:
             outputs = functional_call(model, values, (image[None],))
-            return {task: outputs[task][0] for task in set(tasks)}
+            return {task: outputs[task][0] for task in tasks}
 
         outputs, pull = vjp(logits, params)[:2]
         total = {name: torch.zeros_like(value) for name, value in params.items()}
-        for task, row in zip(tasks, rows, strict=True):
-            seed = {t: row if t == task else torch.zeros_like(z) for t, z in outputs.items()}
-            total = {name: total[name] + grad.square() for name, grad in pull(seed)[0].items()}
+        for row in rows:
+            seed = {task: row.get(task, torch.zeros_like(z)) for task, z in outputs.items()}
+            total = {name: total[name] + powers(grad, power) for name, grad in pull(seed)[0].items()}
         return total
 
     entry = sum(value.numel() * value.element_size() for value in params.values())
@@ -67,22 +68,27 @@ def _vectorised(model: nn.Module, params: Params, images: Tensor, seeds: Seeds) 
     sums = {name: torch.zeros_like(value) for name, value in params.items()}
     for at in range(0, len(images), step):
         with sdpa_kernel(SDPBackend.MATH):  # vmap runs the fused attention kernels one image at a time, and warns
-            squares = vmap(one)(images[at : at + step], *(seed[at : at + step] for _, seed in seeds))
-        for name, values in squares.items():
+            rows = [{task: values[at : at + step] for task, values in seed.items()} for seed in seeds]
+            found = vmap(one)(images[at : at + step], rows)
+        for name, values in found.items():
             sums[name] += values.sum(0)
     return sums
 
 
-def _looped(model: nn.Module, params: Params, images: Tensor, seeds: Seeds) -> Params:
+def _looped(model: nn.Module, params: Params, images: Tensor, seeds: Seeds, power: Power) -> Params:
     values = {name: value.detach().requires_grad_() for name, value in params.items()}
     sums = {name: torch.zeros_like(value) for name, value in params.items()}
     for i in range(len(images)):
         outputs = functional_call(model, values, (images[i : i + 1],))
-        for task, seed in seeds:
+        for seed in seeds:
+            given = {task: rows[i : i + 1] for task, rows in seed.items() if outputs[task].requires_grad}
+            if not given:
+                continue  # these tasks depend on none of the parameters
+            logits = [outputs[task] for task in given]
             grads = torch.autograd.grad(
-                outputs[task], list(values.values()), seed[i : i + 1], retain_graph=True, allow_unused=True
+                logits, list(values.values()), list(given.values()), retain_graph=True, allow_unused=True
             )
             for name, grad in zip(values, grads, strict=True):
                 if grad is not None:
-                    sums[name].addcmul_(grad, grad)
+                    sums[name] += powers(grad, power)
     return sums

@@ -1,8 +1,8 @@
-"""Per-sample squares of the layers that are known: what each torch function does with its parameters.
+"""Per-sample gradients of the layers that are known: what each torch function does with its parameters.
 
 A rule reads the arguments of a call and answers with a `Reading`: its parameters by role, its input, and how to
-add Σ_i (Σ_l per-position gradient)² to running sums, given the input `a`, the gradient `g` at the output, and the
-number of samples. `None` means: not understood; the call's parameters take the generic path.
+add Σ_i |Σ_l per-position gradient|^power to running sums, given the input `a`, the gradient `g` at the output, the
+number of samples and the power. `None` means: not understood; the call's parameters take the generic path.
 """
 
 from __future__ import annotations
@@ -16,23 +16,25 @@ from torch.nn import functional as F
 
 from taskgraft.curvature.products import (
     Geometry,
+    Power,
     add_conv_depthwise,
     add_conv_grouped,
     add_conv_pairs,
     add_dense,
     few_pairs,
     pad_same,
+    powers,
 )
 
 Sums = dict[str, Tensor]  # role -> running sum
-Add = Callable[[Tensor, Tensor, int, Sums], None]  # (a, g, samples, sums)
+Add = Callable[[Tensor, Tensor, int, Sums, Power], None]  # (a, g, samples, sums, power)
 
 
 class Reading(NamedTuple):
     """What one call did.
 
     `params` by role; `input` (None if the call has none but parameters); `add` as above; `folded` if a sample
-    may take several rows of dimension 0; `taps_first` if the sum of a kernel is best laid out [k, k, O, C].
+    may take several rows of dimension 0; `taps_first` if a kernel's sum of squares is best laid out [k, k, O, C].
     """
 
     params: dict[str, Tensor]
@@ -52,14 +54,14 @@ def _pair(value: Any) -> tuple[int, int]:
 
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Reading:
-    """Read y = a Wᵀ + b over any number of positions: (Σ_l g_l a_l)² and (Σ_l g_l)²."""
+    """Read y = a Wᵀ + b over any number of positions: gradients Σ_l g_l a_l and Σ_l g_l."""
 
-    def add(a: Tensor, g: Tensor, samples: int, sums: Sums) -> None:
+    def add(a: Tensor, g: Tensor, samples: int, sums: Sums, power: Power) -> None:
         a_BLD, g_BLO = (x.reshape(samples, -1, x.shape[-1]) for x in (a, g))
         if "weight" in sums:
-            add_dense(sums["weight"], a_BLD, g_BLO)
+            add_dense(sums["weight"], a_BLD, g_BLO, power)
         if "bias" in sums:
-            sums["bias"].add_(g_BLO.sum(1).square().sum(0))
+            sums["bias"].add_(powers(g_BLO.sum(1), power).sum(0))
 
     return Reading(_affine(weight, bias), input, add, folded=True)
 
@@ -79,41 +81,42 @@ def conv2d(
     border = (0, 0) if isinstance(padding, str) else _pair(padding)
     geometry = Geometry((weight.shape[2], weight.shape[3]), _pair(stride), border, _pair(dilation))
     same = padding == "same"
-    add_kernel, taps_first = _convolution(pad_same(input[:1], geometry) if same else input, weight, geometry, groups)
+    size = (pad_same(input[:1], geometry) if same else input).shape[2:]
+    taps = few_pairs((size[0], size[1]), geometry) if groups == 1 else None
 
-    def add(a: Tensor, g: Tensor, samples: int, sums: Sums) -> None:
+    def add(a: Tensor, g: Tensor, samples: int, sums: Sums, power: Power) -> None:
         if "weight" in sums:
-            add_kernel(sums["weight"], pad_same(a, geometry) if same else a, g)
+            image = pad_same(a, geometry) if same else a
+            if taps and power == 2:
+                add_conv_pairs(sums["weight"], image, g, taps)
+            else:
+                _add_kernel(sums["weight"], image, g, geometry, groups, power)
         if "bias" in sums:
-            sums["bias"].add_(g.sum((2, 3)).square().sum(0))
+            sums["bias"].add_(powers(g.sum((2, 3)), power).sum(0))
 
-    return Reading(_affine(weight, bias), input, add, taps_first=taps_first)
+    return Reading(_affine(weight, bias), input, add, taps_first=taps is not None)
 
 
-def _convolution(
-    input: Tensor, weight: Tensor, geometry: Geometry, groups: int
-) -> tuple[Callable[[Tensor, Tensor, Tensor], None], bool]:
-    """Choose the cheapest exact way to add a kernel's squares, given (sum, a, g); is [k, k, O, C] best for it?"""
-    taps = few_pairs((input.shape[2], input.shape[3]), geometry) if groups == 1 else None
-    if taps:
-        return lambda total, a, g: add_conv_pairs(total, a, g, taps), True
-    if groups == input.shape[1] == len(weight):
-        return lambda total, a, g: add_conv_depthwise(total, a, g, geometry), False
-    if groups == 1 and geometry[:3] == ((1, 1), (1, 1), (0, 0)):  # 1 × 1: linear at every pixel
-        return lambda total, a, g: add_dense(total[:, :, 0, 0], *(x.flatten(2).mT for x in (a, g))), False
-    return lambda total, a, g: add_conv_grouped(total, a, g, geometry, groups), False
+def _add_kernel(total: Tensor, a: Tensor, g: Tensor, geometry: Geometry, groups: int, power: Power) -> None:
+    """Add the powers of a kernel's per-sample gradients in the cheapest way that stores them."""
+    if groups == a.shape[1] == g.shape[1]:
+        add_conv_depthwise(total, a, g, geometry, power)
+    elif groups == 1 and geometry[:3] == ((1, 1), (1, 1), (0, 0)):  # 1 × 1: linear at every pixel
+        add_dense(total[:, :, 0, 0], a.flatten(2).mT, g.flatten(2).mT, power)
+    else:
+        add_conv_grouped(total, a, g, geometry, groups, power)
 
 
 def _normalised(centre: Callable[[Tensor], Tensor], scale: Tensor | None = None) -> Add:
-    """Build the rule of y = γ·x̂ + β, γ and β [C] along dimension 1: (Σ_l g x̂)² and (Σ_l g)², x̂ = scale·centre(a)."""
+    """Build the rule of y = γ·x̂ + β, γ and β [C] along dimension 1: Σ_l g x̂, Σ_l g, x̂ = scale·centre(a), scale > 0."""
 
-    def add(a: Tensor, g: Tensor, samples: int, sums: Sums) -> None:
+    def add(a: Tensor, g: Tensor, samples: int, sums: Sums, power: Power) -> None:
         if "weight" in sums:
             grads_BC = centre(a).mul_(g).flatten(2).sum(2) if a.dim() > 2 else centre(a).mul_(g)
-            squares = grads_BC.square_().sum(0)
-            sums["weight"].add_(squares if scale is None else squares * scale.square())
+            sum_C = powers(grads_BC, power).sum(0)
+            sums["weight"].add_(sum_C if scale is None else sum_C * scale**power)
         if "bias" in sums:
-            sums["bias"].add_((g.flatten(2).sum(2) if g.dim() > 2 else g).square().sum(0))
+            sums["bias"].add_(powers(g.flatten(2).sum(2) if g.dim() > 2 else g, power).sum(0))
 
     return add
 
@@ -161,27 +164,27 @@ def layer_norm(
     """Read layer normalisation over the last dimensions; the others but the sample's are positions."""
     shape = tuple(normalized_shape)
 
-    def add(a: Tensor, g: Tensor, samples: int, sums: Sums) -> None:
+    def add(a: Tensor, g: Tensor, samples: int, sums: Sums, power: Power) -> None:
         if "weight" in sums:
             product = F.layer_norm(a, shape, eps=eps).mul_(g)
-            sums["weight"].add_(product.reshape(samples, -1, *shape).sum(1).square().sum(0))
+            sums["weight"].add_(powers(product.reshape(samples, -1, *shape).sum(1), power).sum(0))
         if "bias" in sums:
-            sums["bias"].add_(g.reshape(samples, -1, *shape).sum(1).square().sum(0))
+            sums["bias"].add_(powers(g.reshape(samples, -1, *shape).sum(1), power).sum(0))
 
     return Reading(_affine(weight, bias), input, add, folded=True)
 
 
 def _broadcast(param: Tensor, other: Tensor, times: bool) -> Reading | None:
-    """Read x + p or x·p, p repeated over samples and perhaps positions: those are summed, then squared."""
+    """Read x + p or x·p, p repeated over samples and perhaps positions: the latter are summed first."""
     shape = (1,) * (other.dim() - param.dim()) + tuple(param.shape)
     if param.dim() > other.dim() or shape[:1] != (1,):
         return None
 
-    def add(a: Tensor, g: Tensor, samples: int, sums: Sums) -> None:
+    def add(a: Tensor, g: Tensor, samples: int, sums: Sums, power: Power) -> None:
         product = g * a if times else g
         rest = [d for d in range(1, g.dim()) if shape[d] == 1 and g.shape[d] > 1]
-        squares = (product.sum(rest, keepdim=True) if rest else product).square().sum(0)
-        sums["value"].add_(squares.reshape(sums["value"].shape))
+        total = powers(product.sum(rest, keepdim=True) if rest else product, power).sum(0)
+        sums["value"].add_(total.reshape(sums["value"].shape))
 
     return Reading({"value": param}, other, add)
 
@@ -199,11 +202,11 @@ def expand(param: Tensor, *sizes: Any, known: Callable[[Any], bool]) -> Reading 
     if not known(param) or param.dim() == 0 or param.shape[0] != 1:
         return None
 
-    def add(a: Tensor, g: Tensor, samples: int, sums: Sums) -> None:
+    def add(a: Tensor, g: Tensor, samples: int, sums: Sums, power: Power) -> None:
         shape = (1,) * (g.dim() - param.dim()) + tuple(param.shape)
         rest = [d for d in range(1, g.dim()) if shape[d] == 1 and g.shape[d] > 1]
-        squares = (g.sum(rest, keepdim=True) if rest else g).square().sum(0)
-        sums["value"].add_(squares.reshape(sums["value"].shape))
+        total = powers(g.sum(rest, keepdim=True) if rest else g, power).sum(0)
+        sums["value"].add_(total.reshape(sums["value"].shape))
 
     return Reading({"value": param}, None, add)
 

@@ -35,7 +35,7 @@ class Plan(NamedTuple):
 def look(model: nn.Module, read: Read, count: int, params: Params, tasks: Sequence[str]) -> Plan:
     """Run a few images through the model in eval mode.
 
-    Raises ValueError if the images, the logits or the tasks are not what the Fisher diagonal needs.
+    Raises ValueError if the images, the logits or the tasks are not what per-sample gradients need.
     """
     few = min(count, PROBE)
     images = read(0, few)

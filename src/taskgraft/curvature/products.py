@@ -1,14 +1,15 @@
-"""Sums over samples of squared products: Σ_i (Σ_l g_il a_il)², the heart of the Fisher diagonal.
+"""Sums over samples of powers of products: Σ_i |Σ_l g_il a_il|^power, the heart of Fisher and sensitivity.
 
 i counts samples (B), l positions (L): tokens or pixels of the output. Two exact ways, chosen by cost:
  - pairs: (Σ_l g_l a_l)² = Σ_{l ≤ l'} (2 − [l = l']) (g_l g_l') (a_l a_l'), so samples and pairs together are the
-   inner dimension of one matrix product and no gradient of a single sample is ever stored;
- - per sample: the weight gradients of a few samples at a time, squared while they lie in the cache.
+   inner dimension of one matrix product and no gradient of a single sample is ever stored; magnitudes multiply
+   only if there is one position, |g a| = |g| |a|;
+ - per sample: the weight gradients of a few samples at a time, squared (or made positive) in the cache.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -21,20 +22,33 @@ STORE = 20
 # Entries of per-sample gradients held at once: 2 MB of float32, about a core's second-level cache.
 TILE = 2**19
 
+Power = Literal[1, 2]  # of the magnitude of a sample's gradient: 2 for the Fisher, 1 for the sensitivity
 
-def add_squares(total: Tensor, grads: Tensor) -> None:
-    """Add Σ_i grads[i]² to `total`; grads [B, *total.shape] is overwritten."""
-    if len(grads) <= 8:  # one fused pass over each large row beats square, then sum
-        for row in grads:
+
+def powers(grads: Tensor, power: Power) -> Tensor:
+    """Give |grads|^power, entry by entry."""
+    return grads.square() if power == 2 else grads.abs()
+
+
+def add_powers(total: Tensor, grads: Tensor, power: Power) -> None:
+    """Add Σ_i |grads[i]|^power to `total`; grads [B, *total.shape] is overwritten."""
+    if len(grads) > 8:
+        total.add_((grads.square_() if power == 2 else grads.abs_()).sum(0))
+        return
+    for row in grads:  # adding large rows one by one beats a sum over them, the fused square above all
+        if power == 2:
             total.addcmul_(row, row)
-    else:
-        total.add_(grads.square_().sum(0))
+        else:
+            total.add_(row.abs_())
 
 
-def add_dense(total_OD: Tensor, a_BLD: Tensor, g_BLO: Tensor) -> None:
-    """Add Σ_i (Σ_l g_il a_il)² of a linear layer to `total_OD`."""
+def add_dense(total_OD: Tensor, a_BLD: Tensor, g_BLO: Tensor, power: Power) -> None:
+    """Add Σ_i |Σ_l g_il a_il|^power of a linear layer to `total_OD`."""
     size, positions, _ = a_BLD.shape
-    if positions * (positions + 1) // 2 <= positions + STORE:
+    if power == 1 and positions == 1:
+        total_OD.addmm_(g_BLO[:, 0].abs().T, a_BLD[:, 0].abs())
+        return
+    if power == 2 and positions * (positions + 1) // 2 <= positions + STORE:
         left, right = torch.triu_indices(positions, positions, device=a_BLD.device)
         twice = torch.where(left == right, 1, 2).to(a_BLD.dtype)
         pairs_a = (a_BLD[:, left] * a_BLD[:, right]).flatten(0, 1)
@@ -45,7 +59,7 @@ def add_dense(total_OD: Tensor, a_BLD: Tensor, g_BLO: Tensor) -> None:
     room = total_OD.new_empty(step, *total_OD.shape)
     for at in range(0, size, step):
         g, a = g_BLO[at : at + step], a_BLD[at : at + step]
-        add_squares(total_OD, torch.bmm(g.transpose(1, 2), a, out=room[: len(a)]))
+        add_powers(total_OD, torch.bmm(g.transpose(1, 2), a, out=room[: len(a)]), power)
 
 
 def pad_same(a: Tensor, geometry: Geometry) -> Tensor:
@@ -106,8 +120,8 @@ def add_conv_pairs(total: Tensor, a: Tensor, g: Tensor, taps: tuple[Taps, Taps])
                 total[:, :, u, v].addmm_(torch.cat(left).T, torch.cat(right))
 
 
-def add_conv_depthwise(total: Tensor, a: Tensor, g: Tensor, geometry: Geometry) -> None:
-    """Add Σ_i (Σ_l g_il a_il)² of a convolution with one input channel for each output channel.
+def add_conv_depthwise(total: Tensor, a: Tensor, g: Tensor, geometry: Geometry, power: Power) -> None:
+    """Add Σ_i |Σ_l g_il a_il|^power of a convolution with one input channel for each output channel.
 
     The gradient of a kernel is the correlation of image and output gradient, so a forward convolution gives it with
     g as the kernel and stride and dilation exchanged: up to 40 times as fast as oneDNN's own backward pass.
@@ -117,11 +131,11 @@ def add_conv_depthwise(total: Tensor, a: Tensor, g: Tensor, geometry: Geometry) 
     _, stride, padding, dilation = geometry
     grads = F.conv2d(images, kernels, None, dilation, padding, stride, len(kernels))
     rows, columns = geometry.kernel  # more come out where the stride leaves pixels unused
-    add_squares(total, grads[0, :, :rows, :columns].reshape(len(a), *total.shape))
+    add_powers(total, grads[0, :, :rows, :columns].reshape(len(a), *total.shape), power)
 
 
-def add_conv_grouped(total: Tensor, a: Tensor, g: Tensor, geometry: Geometry, groups: int) -> None:
-    """Add Σ_i (Σ_l g_il a_il)² of any convolution: every sample becomes a group of one wide convolution.
+def add_conv_grouped(total: Tensor, a: Tensor, g: Tensor, geometry: Geometry, groups: int, power: Power) -> None:
+    """Add Σ_i |Σ_l g_il a_il|^power of any convolution: every sample becomes a group of one wide convolution.
 
     total [O, C/groups, k, k]; a [B, C, H, W]; g [B, O, h, w]. Source: Rochette et al. 2019, "Efficient
     per-example gradient computations in convolutional neural networks".
@@ -140,4 +154,4 @@ def add_conv_grouped(total: Tensor, a: Tensor, g: Tensor, geometry: Geometry, gr
             places[2],
             size * groups,
         )
-        add_squares(total, grads.view(size, *total.shape))
+        add_powers(total, grads.view(size, *total.shape), power)
