@@ -1,13 +1,14 @@
-"""A backbone and one linear head per task; what the whole package calls the model.
+"""A backbone and linear heads; what the whole package calls the model.
 
 Heads are separate layers, multiplied one by one: a product's bits may depend on how many columns it has, and old
-answers must not change when a task is added. Bundles store them as one joint layer.
+answers must not change when a task is added. Bundles of plain classifiers store them as one joint layer.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +16,25 @@ from torch import Tensor, nn
 from taskgraft import seeds
 from taskgraft.problem import Problem
 from taskgraft.settings import Softmax
+from taskgraft.stages import LAST
 from taskgraft.types import Outputs, Params, Task
 
 
+class Part(NamedTuple):
+    """One head: rows of which task, reading which columns of the features."""
+
+    task: str
+    start: int
+    stop: int
+
+
 class Classifier(nn.Module):
-    """Images [B, ...] -> {task: logits [B, K]}. The newest task is the last."""
+    """Images [B, ...] -> {task: logits [B, K]}. The newest head is the last.
+
+    A plain classifier has one head for each task, on features [B, D] of the backbone. With `extras` the backbone also
+    shows its stages (`stages.staged`), each extra makes further columns of them, and each head reads its own columns.
+    A task whose classes were added to has several heads; its logits are theirs side by side.
+    """
 
     def __init__(
         self,
@@ -27,32 +42,59 @@ class Classifier(nn.Module):
         heads: Sequence[nn.Linear],
         tasks: Sequence[Task],
         softmax: Softmax = "per-task",
+        *,
+        extras: Sequence[nn.Module] = (),
+        parts: Sequence[Part] | None = None,
     ) -> None:
-        """`backbone` maps images to features [B, D]; `heads` hold one linear layer for each task."""
+        """`parts` tells of each head what it is; without it there is one head for each task."""
         super().__init__()
         self.backbone = backbone
+        self.extras = nn.ModuleList(extras)
         self.heads = nn.ModuleList(heads)
         self.tasks = tuple(tasks)
         self.softmax: Softmax = softmax
+        plain = [Part(task.name, 0, head.in_features) for task, head in zip(tasks, heads, strict=parts is None)]
+        self.parts = tuple(plain if parts is None else parts)
+        self.settled = len(self.extras)  # so many extras are older than the newest head
 
     def forward(self, images: Tensor) -> Outputs:
-        """Answer all tasks from one pass through the backbone."""
-        return self.answer(self.backbone(images))
+        """Answer all tasks from one pass."""
+        return self.answer(self.features(images))
+
+    def features(self, images: Tensor) -> Tensor:
+        """Columns [B, D] that the heads read: the backbone's, then those of each extra."""
+        given = self.backbone(images)
+        if isinstance(given, Tensor):
+            return given
+        last, seen = given
+        return torch.cat([last, *(extra({**seen, LAST: last}, images) for extra in self.extras)], 1)
+
+    def answer(self, features: Tensor) -> Outputs:
+        """Logits of every task from features [B, D]."""
+        rows: dict[str, list[Tensor]] = {}
+        for part, head in zip(self.parts, self.heads, strict=True):
+            whole = part.stop - part.start == features.shape[1]
+            own = features if whole else features[:, part.start : part.stop].contiguous()
+            rows.setdefault(part.task, []).append(head(own))
+        return {task: found[0] if len(found) == 1 else torch.cat(found, 1) for task, found in rows.items()}
 
     def linears(self) -> list[nn.Linear]:
         """The heads, oldest first."""
         return [head for head in self.heads if isinstance(head, nn.Linear)]
 
-    def answer(self, features: Tensor) -> Outputs:
-        """Logits of every task from features [B, D]."""
-        return {task.name: head(features) for task, head in zip(self.tasks, self.heads, strict=True)}
 
-
-def wrap(net: nn.Module, head: str, tasks: Sequence[Task], softmax: Softmax = "per-task") -> Classifier:
+def wrap(
+    net: nn.Module,
+    head: str,
+    tasks: Sequence[Task],
+    softmax: Softmax = "per-task",
+    parts: Sequence[tuple[str, int]] = (),
+) -> Classifier:
     """Take a network whose last layer is the linear layer named `head` (such as "fc" or "head.fc").
 
-    The layer's rows are divided among `tasks` in order. The network is copied, not changed. Raises Problem when
-    there is no such linear layer or the number of rows is not the number of classes.
+    The layer's rows are divided among `tasks` in order; `parts` (task, rows) tells, oldest first, of the heads that
+    tasks with added classes have. The network is copied, not changed. Raises Problem when there is no such linear
+    layer or the number of rows is not the number of classes.
     """
     names = dict(net.named_modules())
     layer = names.get(head)
@@ -68,16 +110,17 @@ def wrap(net: nn.Module, head: str, tasks: Sequence[Task], softmax: Softmax = "p
         )
     net = copy.deepcopy(net)
     net.set_submodule(head, nn.Identity())
-    heads, start = [], 0
+    bias = layer.bias if layer.bias is not None else torch.zeros(rows, dtype=layer.weight.dtype)
+    sizes = list(parts) or [(task.name, len(task.classes)) for task in tasks]
+    width, starts, row = layer.in_features, {}, 0
     for task in tasks:
-        part = nn.Linear(layer.in_features, len(task.classes), dtype=layer.weight.dtype)
-        stop = start + len(task.classes)
-        with torch.no_grad():
-            part.weight.copy_(layer.weight[start:stop])
-            part.bias.copy_(layer.bias[start:stop] if layer.bias is not None else torch.zeros(stop - start))
-        heads.append(part)
-        start = stop
-    return Classifier(net, heads, tasks, softmax)
+        starts[task.name], row = row, row + len(task.classes)
+    heads = []
+    for name, size in sizes:
+        rows_of = slice(starts[name], starts[name] + size)
+        heads.append(_linear(layer.weight[rows_of], bias[rows_of]))
+        starts[name] += size
+    return Classifier(net, heads, tasks, softmax, parts=[Part(name, 0, width) for name, _ in sizes])
 
 
 def grow(classifier: Classifier, task: Task, seed: int) -> Classifier:
@@ -89,40 +132,117 @@ def grow(classifier: Classifier, task: Task, seed: int) -> Classifier:
     known = [old.name for old in classifier.tasks]
     if task.name in known:
         raise Problem(
-            f"the model already has a task {task.name!r} (tasks: {', '.join(known)}); choose another --task name"
+            f"the model already has a task {task.name!r} (tasks: {', '.join(known)}); choose another --task name, "
+            f"or add classes to it with --into {task.name}"
         )
     if len(task.classes) < 2:
         raise Problem(f"task {task.name!r} has {len(task.classes)} class; a classifier needs at least two")
-    grown = copy.deepcopy(classifier)
-    like = classifier.linears()[0].weight
-    features = like.shape[1]
-    head = nn.Linear(features, len(task.classes), device=like.device, dtype=like.dtype)
-    rng = seeds.generator(seed, "head", task.name)
-    bound = features**-0.5
-    with torch.no_grad():
-        for part in (head.weight, head.bias):
-            part.copy_(torch.from_numpy(rng.uniform(-bound, bound, tuple(part.shape))))
-    grown.heads.append(head)
-    grown.tasks = (*classifier.tasks, task)
-    return grown
+    plain = Part(task.name, 0, classifier.linears()[0].in_features)  # the oldest head reads the backbone's own features
+    return _grown(classifier, task.classes, plain, (*classifier.tasks, task), seed)
+
+
+def widen(classifier: Classifier, task: str, classes: Sequence[str], seed: int) -> Classifier:
+    """A copy in which an old task has further classes, behind a head of their own; old rows stay bit-identical.
+
+    Raises Problem when there is no such task or no class is new.
+    """
+    known = {old.name: old for old in classifier.tasks}
+    if task not in known:
+        raise Problem(f"--into {task!r}: the model has no such task; it has {', '.join(known)}")
+    added = tuple(name for name in classes if name not in known[task].classes)
+    if not added:
+        raise Problem(f"--into {task!r}: the model knows all {len(classes)} classes already; nothing is to be added")
+    if classifier.softmax == "joint":
+        raise Problem("--into works with one softmax a task; leave --softmax joint out")
+    wider = known[task]._replace(classes=(*known[task].classes, *added))
+    tasks = tuple(wider if old.name == task else old for old in classifier.tasks)
+    same = next(part for part in classifier.parts if part.task == task)
+    return _grown(classifier, added, same, tasks, seed)
 
 
 def inherited(classifier: Classifier) -> Params:
-    """The parameters that the parent has too: backbone and old heads, never the newest head."""
-    newest = f"heads.{len(classifier.heads) - 1}."
+    """The parameters that the parent has too: all but the newest head and what only that head reads."""
+    newest = (f"heads.{len(classifier.heads) - 1}.", *_own_extras(classifier))
     return {name: value for name, value in classifier.named_parameters() if not name.startswith(newest)}
 
 
-def freeze_norms(classifier: Classifier) -> None:
-    """Put every BatchNorm layer in eval mode: it keeps the parent's running statistics."""
+def newest(classifier: Classifier) -> str:
+    """The name of the task that the newest head belongs to."""
+    return classifier.parts[-1].task
+
+
+def old_widths(classifier: Classifier) -> dict[str, int]:
+    """How many classes of each task are older than the newest head."""
+    widths: dict[str, int] = {}
+    for part, head in zip(classifier.parts[:-1], classifier.linears()[:-1], strict=True):
+        widths[part.task] = widths.get(part.task, 0) + head.out_features
+    return widths
+
+
+def hold_still(classifier: Classifier, norm: str) -> None:
+    """Put in eval mode what must not move: all BatchNorm layers (norm "frozen"), and parts in which nothing learns.
+
+    A BatchNorm layer's statistics follow the images in train mode even where its weights are frozen.
+    """
     for module in classifier.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):  # pyright: ignore[reportPrivateUsage]
+        learns = [value.requires_grad for value in module.parameters()]
+        fixed = norm == "frozen" and isinstance(module, nn.modules.batchnorm._BatchNorm)
+        if fixed or (learns and not any(learns)):
             module.eval()
 
 
+def freeze(classifier: Classifier) -> Classifier:
+    """Let nothing learn but the newest head and what only that head reads."""
+    for value in inherited(classifier).values():
+        value.requires_grad_(False)
+    return classifier
+
+
+def read_columns(classifier: Classifier, start: int, stop: int) -> None:
+    """Let the newest head read the columns start..stop; it begins at zero, since nothing is known of them."""
+    old, name = classifier.linears()[-1], newest(classifier)
+    classifier.heads[-1] = _linear(old.weight.new_zeros(old.out_features, stop - start), torch.zeros_like(old.bias))
+    classifier.parts = (*classifier.parts[:-1], Part(name, start, stop))
+
+
 def joint_layer(classifier: Classifier) -> tuple[Tensor, Tensor]:
-    """All heads as one layer, old rows then new rows: weight [sum K, D] and bias [sum K]."""
+    """All heads as one layer, task by task and oldest rows first: weight [sum K, D] and bias [sum K]."""
+    order = [i for task in classifier.tasks for i, part in enumerate(classifier.parts) if part.task == task.name]
+    heads = classifier.linears()
     return (
-        torch.cat([head.weight.detach() for head in classifier.linears()]),
-        torch.cat([head.bias.detach() for head in classifier.linears()]),
+        torch.cat([heads[i].weight.detach() for i in order]),
+        torch.cat([heads[i].bias.detach() for i in order]),
     )
+
+
+def _grown(
+    classifier: Classifier, classes: Sequence[str], part: Part, tasks: tuple[Task, ...], seed: int
+) -> Classifier:
+    grown = copy.deepcopy(classifier)
+    like = classifier.linears()[0].weight
+    grown.heads.append(_drawn(part.task, len(classes), part.stop - part.start, like, seed))
+    grown.parts = (*classifier.parts, part)
+    grown.tasks = tasks
+    grown.settled = len(classifier.extras)
+    return grown
+
+
+def _own_extras(classifier: Classifier) -> tuple[str, ...]:
+    """Prefixes of the extras that came with the newest head."""
+    return tuple(f"extras.{i}." for i in range(classifier.settled, len(classifier.extras)))
+
+
+def _drawn(name: str, rows: int, width: int, like: Tensor, seed: int) -> nn.Linear:
+    rng, bound = seeds.generator(seed, "head", name), width**-0.5
+    weight, bias = (torch.from_numpy(rng.uniform(-bound, bound, shape)).to(like) for shape in ((rows, width), (rows,)))
+    return _linear(weight, bias)
+
+
+def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
+    rows, width = weight.shape
+    head = nn.utils.skip_init(nn.Linear, width, rows, device=weight.device, dtype=weight.dtype)  # draws nothing
+    assert isinstance(head, nn.Linear)
+    with torch.no_grad():
+        head.weight.copy_(weight)
+        head.bias.copy_(bias)
+    return head

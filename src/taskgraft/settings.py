@@ -18,7 +18,7 @@ Augment = Literal["none", "shift", "shift+flip", "crop+flip"]
 class Range(NamedTuple):
     """A hyper-parameter's interval: `low`..`high` is searched (`log` says on which scale).
 
-    Legal is everything from `at_least` on, or everything over `above`; neither means the interval itself.
+    Legal is everything from `at_least` on, or everything over `above`; neither means from `low` on; up to `at_most`.
     """
 
     low: float
@@ -26,9 +26,12 @@ class Range(NamedTuple):
     log: bool = False
     at_least: float | None = None
     above: float | None = None
+    at_most: float | None = None
 
     def allows(self, value: float) -> bool:
         """Whether a value is legal."""
+        if self.at_most is not None and value > self.at_most:
+            return False
         if self.above is not None:
             return value > self.above
         return value >= (self.low if self.at_least is None else self.at_least)
@@ -37,6 +40,7 @@ class Range(NamedTuple):
         """The legal and the usual values in words."""
         bound = f"at least {self.low if self.at_least is None else self.at_least:g}"
         bound = bound if self.above is None else f"above {self.above:g}"
+        bound = bound if self.at_most is None else f"{bound} and at most {self.at_most:g}"
         return f"must be {bound} (usual values: {self.low:g} to {self.high:g})"
 
 
@@ -48,7 +52,7 @@ class Run:
     batch: Annotated[int, Range(8, 256, log=True, at_least=1), "images a step"] = 32
     rate: Annotated[float, Range(1e-4, 1e-1, log=True, above=0), "learning rate"] = 0.01
     optimiser: Annotated[Literal["sgd", "adamw"], "optimiser"] = "sgd"
-    momentum: Annotated[float, Range(0, 0.99, at_least=0), "momentum of sgd"] = 0.9
+    momentum: Annotated[float, Range(0, 0.99, at_least=0, at_most=0.9999), "momentum of sgd"] = 0.9
     decay: Annotated[float, Range(0, 0.1, at_least=0), "weight decay; pulls old weights away from the parent"] = 0.0
     schedule: Annotated[Literal["cosine", "constant"], "course of the rate over the steps"] = "cosine"
     ramp: Annotated[int, Range(0, 1000, at_least=0), "steps over which the rate rises from 0"] = 0

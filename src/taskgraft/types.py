@@ -37,13 +37,18 @@ class Images(NamedTuple):
 
 
 class Sources(NamedTuple):
-    """What a method may learn from: the new task's images and, if there are any, a sample of old ones."""
+    """What a method may learn from: the new task's images and, if there are any, a sample of old ones.
+
+    `score(model)` is the mean validation accuracy over tasks, with agreement with the parent for a task that has no
+    validation images; None where nothing can be measured.
+    """
 
     new: Images
     old: Images | None
     views: int  # fixed views of each image; 0 = a fresh one every epoch
     augment: str
     seed: int
+    score: Callable[[Any], float] | None = None
 
 
 class Batch(NamedTuple):
@@ -63,14 +68,15 @@ class Batch(NamedTuple):
 class Step(NamedTuple):
     """What a method sees of one step.
 
-    `answer(params, images)` gives the logits that the classifier would give with these parameters and buffers
-    in eval mode, without gradients.
+    `old` task -> how many of its classes are the parent's. `answer(params, images)` gives the logits that the
+    classifier would give with these parameters and buffers in eval mode, without gradients.
     """
 
     batch: Batch
     outputs: Outputs
     softmax: Softmax
     answer: Callable[[Params, Tensor], Outputs]
+    old: dict[str, int]
 
 
 class Move(NamedTuple):
@@ -82,10 +88,13 @@ class Move(NamedTuple):
 
 
 class Quadratic(NamedTuple):
-    """(strength / 2) sum_j importance_j (theta_j - anchor_j)^2; `implicit` = applied as a proximal step."""
+    """(strength / 2) sum_j importance_j (theta_j - anchor_j)^2; `implicit` = applied as a proximal step.
+
+    `importance` None = 1 everywhere.
+    """
 
     anchor: Params
-    importance: Params
+    importance: Params | None
     strength: float
     implicit: bool
 

@@ -1,4 +1,7 @@
-"""A bundle on disk: a folder that plain timm loads as one joint classifier, old rows then new rows."""
+"""A bundle on disk: a folder that plain timm loads as one joint classifier, old rows then new rows.
+
+A child with taps or branches is more than that: its tensors bear taskgraft's own names, and config.json says so.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from taskgraft import tree
-from taskgraft.bundle import weights
+from taskgraft.bundle import structure, weights
 from taskgraft.classifier import Classifier, joint_layer, wrap
 from taskgraft.data import preprocess
 from taskgraft.data.preprocess import Preprocess
@@ -62,6 +65,8 @@ class _Graft(BaseModel):
     parent: dict[str, Any]
     method: str
     lineage: list[dict[str, Any]] = []
+    heads: list[structure.HeadShape] = []  # empty: one head for each task, on the backbone's own features
+    extras: list[structure.ExtraShape] = []  # not empty: plain timm cannot rebuild the model
 
 
 class _Config(BaseModel):
@@ -75,12 +80,12 @@ class _Config(BaseModel):
 def write(folder: Path, bundle: Bundle, *, method: str, parent: dict[str, Any]) -> None:
     """Write config.json, model.safetensors, memory.safetensors and cards/ into `folder`, each atomically."""
     classifier = bundle.classifier
-    weight, bias = joint_layer(classifier)
-    tensors = {name: value.detach().cpu().contiguous() for name, value in classifier.backbone.state_dict().items()}
-    tensors |= {
-        f"{bundle.head}.weight": weight.cpu().contiguous(),
-        f"{bundle.head}.bias": bias.cpu().contiguous(),
-    }
+    if len(classifier.extras):
+        tensors = dict(classifier.state_dict())
+    else:
+        weight, bias = joint_layer(classifier)
+        layer = {f"{bundle.head}.weight": weight, f"{bundle.head}.bias": bias}
+        tensors = {**classifier.backbone.state_dict(), **layer}
     _tensors(folder / "model.safetensors", tensors)
     if bundle.memory:
         _tensors(folder / "memory.safetensors", dict(tree.flatten(bundle.memory)))
@@ -106,16 +111,9 @@ def read(folder: Path) -> Bundle:
     tensors, _, _ = weights.load(folder / "model.safetensors")
     if not timm.is_model(config.architecture):
         raise Problem(f"{folder}: timm does not know the architecture {config.architecture!r}; upgrade timm")
-    net = timm.create_model(config.architecture, num_classes=config.num_classes, **config.model_args)
-    try:
-        net.load_state_dict(tensors, strict=True)
-    except RuntimeError as error:
-        raise Problem(
-            f"{folder}/model.safetensors does not fit its config.json: {str(error).splitlines()[-1].strip()[:200]}"
-        ) from error
     memory, cards = _beside(folder)
     return Bundle(
-        wrap(net, graft.head, tasks, graft.softmax),
+        _classifier(folder, config, tasks, tensors),
         preprocess.from_timm(config.pretrained_cfg),
         memory,
         str(folder),
@@ -128,6 +126,24 @@ def read(folder: Path) -> Bundle:
         config.model_args,
         folder,
     )
+
+
+def _classifier(folder: Path, config: _Config, tasks: list[Task], tensors: dict[str, torch.Tensor]) -> Classifier:
+    """The network that config.json describes, with all tensors loaded."""
+    graft = config.taskgraft
+    net = timm.create_model(config.architecture, num_classes=config.num_classes, **config.model_args)
+    whole = net
+    if graft.extras:
+        whole = structure.rebuild(net, graft.head, tasks, graft.softmax, graft.heads, graft.extras)
+    try:
+        whole.load_state_dict(tensors, strict=True)
+    except RuntimeError as error:
+        raise Problem(
+            f"{folder}/model.safetensors does not fit its config.json: {str(error).splitlines()[-1].strip()[:200]}"
+        ) from error
+    if isinstance(whole, Classifier):
+        return whole
+    return wrap(net, graft.head, tasks, graft.softmax, [(shape.task, shape.rows) for shape in graft.heads])
 
 
 def _beside(folder: Path) -> tuple[Memory, dict[str, dict[str, Any]]]:
@@ -156,6 +172,11 @@ def _tasks(folder: Path, config: _Config) -> list[Task]:
         tasks.append(Task(entry.name, tuple(entry.classes)))
     if row != config.num_classes or len({task.name for task in tasks}) != len(tasks):
         raise Problem(f"{folder}/config.json: the tasks cover {row} of {config.num_classes} rows; the file is damaged")
+    sizes = dict.fromkeys((task.name for task in tasks), 0)
+    for shape in config.taskgraft.heads:
+        sizes[shape.task] = sizes.get(shape.task, 0) + shape.rows
+    if config.taskgraft.heads and sizes != {task.name: len(task.classes) for task in tasks}:
+        raise Problem(f"{folder}/config.json: the heads do not have the rows of the tasks; the file is damaged")
     return tasks
 
 
@@ -180,6 +201,9 @@ def _config(bundle: Bundle, method: str, parent: dict[str, Any]) -> dict[str, An
             "tasks": tasks,
             "softmax": bundle.classifier.softmax,
             "head": bundle.head,
+            "heads": [shape.model_dump(mode="json") for shape in structure.heads(bundle.classifier)],
+            "extras": [shape.model_dump(mode="json") for shape in structure.extras(bundle.classifier)],
+            "plain_timm": not len(bundle.classifier.extras),
             "parent": parent,
             "method": method,
             "lineage": list(bundle.lineage),

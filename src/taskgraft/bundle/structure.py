@@ -1,0 +1,82 @@
+"""A classifier's shape as plain values, and back: which heads read what, and what was grafted beside the backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from torch import nn
+
+from taskgraft import stages
+from taskgraft.classifier import Classifier, Part
+from taskgraft.problem import Problem
+from taskgraft.settings import Softmax
+from taskgraft.types import Task
+
+
+class HeadShape(BaseModel):
+    """One head: rows of a task, and the columns of the features that it reads."""
+
+    model_config = ConfigDict(extra="forbid")
+    task: str
+    rows: int = Field(ge=1, le=100_000)
+    columns: tuple[int, int]
+
+
+class ExtraShape(BaseModel):
+    """What makes further columns: pooled stages ("taps"), or a copy of the last stages ("branch")."""
+
+    model_config = ConfigDict(extra="forbid")
+    kind: Literal["taps", "branch"]
+    at: list[str] = Field(min_length=1, max_length=1000)
+    thumbnail: int = Field(default=0, ge=0, le=64)
+    width: int = Field(default=1, ge=1, le=1_000_000)
+
+
+def heads(classifier: Classifier) -> list[HeadShape]:
+    """The heads, oldest first."""
+    return [
+        HeadShape(task=part.task, rows=head.out_features, columns=(part.start, part.stop))
+        for part, head in zip(classifier.parts, classifier.linears(), strict=True)
+    ]
+
+
+def extras(classifier: Classifier) -> list[ExtraShape]:
+    """What stands beside the backbone; nothing for a classifier that plain timm can load."""
+    found = []
+    for extra in classifier.extras:
+        if isinstance(extra, stages.Pooled):
+            found.append(ExtraShape(kind="taps", at=list(extra.at), thumbnail=extra.thumbnail, width=len(extra.centre)))
+        elif isinstance(extra, stages.Tail):
+            found.append(ExtraShape(kind="branch", at=[extra.point]))
+        else:
+            raise Problem(f"a {type(extra).__name__} beside the backbone cannot be stored in a bundle")
+    return found
+
+
+def rebuild(
+    net: nn.Module,
+    head: str,
+    tasks: Sequence[Task],
+    softmax: Softmax,
+    wanted: Sequence[HeadShape],
+    beside: Sequence[ExtraShape],
+) -> Classifier:
+    """A classifier of this shape without its weights, on a fresh network; raises Problem where they do not fit."""
+    net.set_submodule(head, nn.Identity())
+    made: list[nn.Module] = []
+    for extra in beside:
+        if extra.kind == "taps":
+            made.append(stages.Pooled(extra.at, extra.thumbnail, extra.width))
+        else:
+            made.append(stages.Tail(extra.at[0], stages.tail(net, extra.at[0])))
+    points = [point for extra in beside for point in extra.at if point != stages.LAST]
+    return Classifier(
+        stages.staged(net, list(dict.fromkeys(points))),
+        [nn.Linear(shape.columns[1] - shape.columns[0], shape.rows) for shape in wanted],
+        tasks,
+        softmax,
+        extras=made,
+        parts=[Part(shape.task, *shape.columns) for shape in wanted],
+    )

@@ -1,0 +1,52 @@
+"""What the heads read: the columns for each image, and extras that make further columns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from taskgraft import data
+from taskgraft.classifier import Classifier, read_columns
+from taskgraft.types import Images
+
+
+def features_of(classifier: Classifier, images: Images, size: int = 32) -> Tensor:
+    """The columns that the heads read for each image [N, D], in eval mode, without gradients; modes are restored."""
+    modes = [(module, module.training) for module in classifier.modules()]
+    classifier.eval()
+    read = reader(images, classifier)
+    with torch.inference_mode():
+        parts = [classifier.features(read(first, first + size)) for first in range(0, len(images.pixels), size)]
+    for module, training in modes:
+        module.training = training
+    return torch.cat(parts).clone()
+
+
+def attach(classifier: Classifier, extra: nn.Module, images: Images) -> int:
+    """Add an extra and let the newest head read it, beside the extras that came with this head already.
+
+    Returns the first of its columns.
+    """
+    few = sample(images, 2)
+    before = features_of(classifier, few).shape[1]
+    start = before if len(classifier.extras) == classifier.settled else classifier.parts[-1].start
+    classifier.extras.append(extra.to(next(classifier.parameters()).device))
+    read_columns(classifier, start, features_of(classifier, few).shape[1])
+    return before
+
+
+def sample(images: Images, count: int) -> Images:
+    """`count` images from all of a set: sets lie class by class."""
+    total = len(images.pixels)
+    rows = torch.linspace(0, total - 1, min(count, total)).long()
+    labels = {task: target[rows] for task, target in images.labels.items()}
+    names = tuple(images.names[row] for row in rows.tolist())
+    return images._replace(pixels=images.pixels[rows], labels=labels, names=names)
+
+
+def reader(images: Images, classifier: Classifier) -> Callable[[int, int], Tensor]:
+    """`read(start, stop)`: those images, ready for the classifier, on its device."""
+    device = next(classifier.parameters()).device
+    return lambda start, stop: data.ready(images, start, stop).to(device)
