@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from taskgraft import tree
-from taskgraft.classifier import freeze_norms, grow, inherited, joint_layer, wrap
+from taskgraft.classifier import grow, hold_still, inherited, joint_layer, wrap
 from taskgraft.problem import Problem
 from taskgraft.types import Task
 from toys import NEW, OLD, parent, same
@@ -100,7 +100,7 @@ def test_what_is_inherited_is_all_but_the_newest_head() -> None:
 def test_frozen_norms_keep_their_statistics() -> None:
     grown = grow(parent(), NEW, 0).train()
     buffers = {name: value.clone() for name, value in grown.named_buffers()}
-    freeze_norms(grown)
+    hold_still(grown, "frozen")
     grown(images() * 5 + 3)
     assert same(dict(grown.named_buffers()), buffers)
     grown.train()

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from taskgraft import methods, seeds, tree
 from taskgraft.bundle.parents import create
-from taskgraft.classifier import Classifier, grow, wrap
+from taskgraft.classifier import Classifier, grow, inherited, wrap
 from taskgraft.loop import steps
 from taskgraft.loop.state import TrainState
 from taskgraft.method import Method
@@ -49,7 +49,21 @@ def parent(arch: str = "test_resnet", **options: Any) -> Classifier:
 
 
 def sources(count: int = 20, run: Run = RUN) -> Sources:
-    return Sources(pictures(count, NEW, 5), None, run.views, run.augment, run.seed)
+    """New pictures, an old sample for those who use one, and a Score that likes what has moved least."""
+    start = parent().linears()[0].weight
+
+    def score(model: Classifier) -> float:
+        return -float((model.linears()[0].weight - start).abs().sum().detach())
+
+    return Sources(pictures(count, NEW, 5), pictures(9, OLD, 7), run.views, run.augment, run.seed, score)
+
+
+def past_of(child: Classifier) -> dict[str, Any]:
+    """What a parent's bundle may carry: si's recorded importance, without which it refuses."""
+    names = list(inherited(child))
+    values = dict(child.named_parameters())
+    kept = {name: torch.full_like(values[name], 0.5 + i % 3).detach() for i, name in enumerate(names)}
+    return {"si": {"importance": kept}}
 
 
 def started(notation: str, run: Run = RUN, model: Classifier | None = None) -> tuple[TrainState, Method, Sources]:
@@ -58,7 +72,16 @@ def started(notation: str, run: Run = RUN, model: Classifier | None = None) -> t
     images = sources(run=run)
     child = grow(model or parent(), NEW, run.seed)
     child.softmax = run.softmax
-    return steps.start(child, method, images, {}, run), method, images
+    return steps.start(child, method, images, past_of(child), run), method, images
+
+
+def finished(notation: str, run: Run = RUN, model: Classifier | None = None) -> tuple[Classifier, dict[str, Any]]:
+    """The child and what it keeps, after the last step and the method's own end."""
+    state, method, images = started(notation, run, model)
+    state = steps.fit(state, method, images, run)
+    if not method.finish:
+        return state.classifier, {}
+    return method.finish(state.classifier, state.memory, images)
 
 
 def trained(notation: str, run: Run = RUN) -> TrainState:

@@ -11,7 +11,7 @@ from taskgraft.record import Predictions
 from taskgraft.types import Images
 
 
-def predict(classifier: Classifier, images: Images, size: int = 128) -> Predictions:
+def predict(classifier: Classifier, images: Images, size: int = 32) -> Predictions:
     """Logits of every task on every image, in eval mode and full precision; modes are restored.
 
     Labels of tasks that the classifier lacks are left out.

@@ -63,9 +63,10 @@ def quadratic(params: Params, penalty: Quadratic) -> Tensor:
     equation 3; the founding text's lambda is strength / 2.
     """
     total = torch.zeros((), dtype=torch.float64)
-    for name, anchor in penalty.anchor.items():
+    for name, anchor in sorted(penalty.anchor.items()):  # a restored memory has another order, and sums round
         moved = params[name].detach() - anchor
-        total += (moved.square() * penalty.importance[name]).sum().double().cpu()
+        weight = 1.0 if penalty.importance is None else penalty.importance[name]
+        total += (moved.square() * weight).sum().double().cpu()
     return total * (penalty.strength / 2)
 
 

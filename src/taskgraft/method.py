@@ -12,7 +12,7 @@ from taskgraft.problem import Problem
 from taskgraft.types import Batch, Memory, Move, Params, Quadratic, Sources, Step, Terms
 
 T = TypeVar("T")
-Adapt = Callable[[Classifier], Classifier]
+Adapt = Callable[[Classifier, Sources], Classifier]
 Remember = Callable[[Classifier, Sources, Memory], Memory]
 Mix = Callable[[Batch, Memory, np.random.Generator], Batch]
 Response = Callable[[Step, Memory], Terms]
@@ -24,7 +24,7 @@ Finish = Callable[[Classifier, Memory, Sources], tuple[Classifier, Memory]]
 class Method(NamedTuple):
     """How forgetting is prevented: in data space, function space or weight space; before, during, after."""
 
-    adapt: Adapt | None = None  # once, before the optimiser exists
+    adapt: Adapt | None = None  # once, before the optimiser exists; gets a copy (taps, branch, lora, frozen)
     remember: Remember | None = None  # once; (classifier, sources, what the parent's bundle kept) -> memory
     mix: Mix | None = None  # each step: data space (replay)
     response: Response | None = None  # each step: function space, named scalars (distill)
@@ -46,9 +46,9 @@ def compose(parts: Mapping[str, Method]) -> Method:
     own memory under its name. `compose({})` is fine-tuning; `compose({"m": m})` does what `m` does.
     """
 
-    def adapt(classifier: Classifier) -> Classifier:
+    def adapt(classifier: Classifier, sources: Sources) -> Classifier:
         for part in parts.values():
-            classifier = part.adapt(classifier) if part.adapt else classifier
+            classifier = part.adapt(classifier, sources) if part.adapt else classifier
         return classifier
 
     def remember(classifier: Classifier, sources: Sources, past: Memory) -> Memory:

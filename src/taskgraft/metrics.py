@@ -47,8 +47,13 @@ def accuracy(predictions: Predictions, task: str) -> float:
 
 
 def agreement(parent: Predictions, child: Predictions, task: str) -> NDArray[np.float64]:
-    """1.0 where child and parent give the same answer for an old task, whatever the labels; [N]."""
-    return (answers(parent, task) == answers(child, task)).astype(np.float64)
+    """1.0 where child and parent give the same answer for an old task, whatever the labels; [N].
+
+    Of classes that the child has added to the task, nothing is asked: the parent could not answer with them.
+    """
+    known = child.logits[task][:, : parent.logits[task].shape[1]]
+    same = child._replace(logits={**child.logits, task: known})
+    return (answers(parent, task) == answers(same, task)).astype(np.float64)
 
 
 def interval(values: NDArray[np.float64], seed: int = 0) -> Interval:

@@ -62,6 +62,7 @@ class TaskResult(BaseModel):
     name: str
     classes: tuple[str, ...]
     new: bool
+    of: str = ""  # the task whose outputs these are, where the name is another: classes added to an old task
     parent: Interval | None = None
     child: Interval | None = None
     forgetting: Interval | None = None  # parent - child, paired over images

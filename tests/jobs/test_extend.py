@@ -168,7 +168,7 @@ def test_plain_timm_loads_the_child(alice: Path, new_pictures: Path, old_picture
 def test_a_third_task_on_the_child(alice: Path, new_pictures: Path, old_pictures: Path, tmp_path: Path) -> None:
     method = "ewc(images=16) + distill"
     both = extended(alice, new_pictures, old_pictures, tmp_path / "both", method=method).out
-    assert open_parent(str(both)).memory["ewc"]["fisher"]
+    assert open_parent(str(both)).memory["ewc"]["importance"]
     third = extended(
         both, old_pictures, new_pictures, tmp_path / "three", task="shape again", method=method,
         old_val=(old_pictures, new_pictures),

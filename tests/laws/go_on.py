@@ -13,6 +13,6 @@ from toys import NEW, RUN, mark, parent, sources, weights
 
 for number, text in enumerate(sys.argv[2:]):
     method = methods.build(methods.parse(text))
-    blank = steps.prepare(grow(parent(), NEW, RUN.seed), method, RUN)
+    blank = steps.prepare(grow(parent(), NEW, RUN.seed), method, sources(), RUN)
     path = states.checkpoints(Path(sys.argv[1]) / str(number))[0]
     print(mark(weights(steps.fit(states.restore(path, blank), method, sources(), RUN))))

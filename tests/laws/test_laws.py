@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from dataclasses import replace
@@ -18,16 +19,39 @@ from taskgraft.loop import state as states
 from taskgraft.loop import steps
 from taskgraft.method import compose
 from taskgraft.types import Memory
-from toys import NEW, OLD, RUN, mark, parent, pictures, same, sources, started, trained, weights
+from toys import NEW, OLD, RUN, finished, mark, parent, past_of, pictures, same, sources, started, trained, weights
 
-SUM = "ewc(images=16) + distill"
 VARIANTS = {
     "finetune": ["finetune"],
+    "frozen": ["frozen"],
+    "taps": ["taps", "taps(backbone=trained)"],
+    "branch": ["branch(shared=0.5)"],
     "distill": ["distill", "distill(teacher=live)", "distill(scale=none)"],
+    "lwf": ["lwf"],
+    "l2sp": ["l2sp", "l2sp(implicit=False)"],
     "ewc": ["ewc(images=16)", "ewc(images=16, implicit=False, strength=1.0)", "ewc(images=16, labels=exact)"],
+    "mas": ["mas(images=16)"],
+    "si": ["si", "si(implicit=False)"],
+    "lora": ["lora(rank=2)"],
+    "wise": ["wise", "wise(weight=0.5)"],
+    "replay": ["replay"],
 }
-ALL = [SUM, *(text for texts in VARIANTS.values() for text in texts)]
-WITH_STRENGTH = [text for text in ALL if text not in ("finetune", SUM)]
+SUMS = [
+    "ewc(images=16) + distill",
+    "taps(backbone=trained) + distill + wise",
+    "branch(shared=0.5) + taps",
+    "lora(rank=2) + distill",
+    "l2sp + mas(images=16) + si + replay",
+]
+ALL = [*SUMS, *(text for texts in VARIANTS.values() for text in texts)]
+WITH_STRENGTH = [
+    text
+    for name, texts in VARIANTS.items()
+    for text in texts
+    if "strength" in {field.name for field in dataclasses.fields(methods.METHODS[name])}  # pyright: ignore
+]
+KEEPS_OLD = ["frozen", "taps", "branch(shared=0.5)", "branch(shared=0.5) + taps"]
+CHANGES = [text for text in ALL if text not in KEEPS_OLD]
 
 
 def test_every_method_is_under_these_laws() -> None:
@@ -47,12 +71,12 @@ def test_strength_0_is_bitwise_finetune(text: str, optimiser: str, softmax: str)
 
 def test_a_positive_strength_is_not_finetune() -> None:
     free = weights(trained("finetune"))
-    assert not any(same(weights(trained(text)), free) for text in [*WITH_STRENGTH, SUM])
+    assert not any(same(weights(trained(text)), free) for text in [*WITH_STRENGTH, SUMS[0]])
 
 
 def test_a_huge_strength_pins_what_ewc_protects() -> None:
     start, _, _ = started("ewc(images=16)")
-    anchor, fisher = start.memory["ewc"]["anchor"], start.memory["ewc"]["fisher"]
+    anchor, fisher = start.memory["ewc"]["anchor"], start.memory["ewc"]["importance"]
 
     def moved(text: str) -> float:
         now = weights(trained(text))
@@ -79,7 +103,7 @@ def test_memory_is_tensors_without_gradients_and_round_trips(text: str, tmp_path
     kept = dict(tree.flatten(start.memory))
     assert not any(value.requires_grad for value in kept.values())
     states.save(tmp_path, start)
-    again = states.restore(states.checkpoints(tmp_path)[0], started("finetune")[0])
+    again = states.restore(states.checkpoints(tmp_path)[0], replace(started(text)[0], memory={}))
     assert same(dict(tree.flatten(again.memory)), kept)
 
 
@@ -94,7 +118,7 @@ def test_stopping_changes_no_bit(text: str, tmp_path: Path) -> None:
     np.random.default_rng().random(5)
     torch.rand(5)
     path = states.save(tmp_path, half)
-    blank = steps.prepare(grow(parent(), NEW, RUN.seed), method, RUN)
+    blank = steps.prepare(grow(parent(), NEW, RUN.seed), method, images, RUN)
     rest = steps.fit(states.restore(path, blank), method, images, RUN)
     assert same(weights(rest), weights(whole))
 
@@ -184,22 +208,21 @@ def test_relabelling_the_classes_permutes_the_answers(text: str) -> None:
                 head.weight[order], head.bias[order] = head.weight.clone(), head.bias.clone()
             new = images.new._replace(labels={NEW.name: order[images.new.labels[NEW.name]]})
             images = images._replace(new=new)
-        end = steps.fit(steps.start(child, method, images, {}, RUN), method, images, RUN)
+        end = steps.fit(steps.start(child, method, images, past_of(child), RUN), method, images, RUN)
         return torch.from_numpy(predict(end.classifier, images.new).logits[NEW.name])
 
     torch.testing.assert_close(answers(True)[:, order], answers(False), rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("text", ["finetune", "distill", "ewc(images=16)", SUM])
+@pytest.mark.parametrize("text", ALL)
 def test_what_is_kept_extends_a_third_task_without_old_images(text: str) -> None:
-    end = trained(text)
+    classifier, kept = finished(text)
     method, images = methods.build(methods.parse(text)), sources()
-    classifier, kept = method.finish(end.classifier, end.memory, images) if method.finish else (end.classifier, {})
     third = OLD._replace(name="size")
     more = images._replace(new=pictures(16, third, 9))
     child = grow(classifier, third, 4)
     past: Memory = tree.unflatten(dict(tree.flatten(kept)))
     last = steps.fit(steps.start(child, method, more, past, RUN), method, more, RUN)
     assert [task.name for task in last.classifier.tasks] == ["shape", "paint", "size"]
-    if "ewc" in text:  # the Fisher covers what was the new head
-        assert float(last.memory["ewc"]["fisher"]["heads.1.weight"].sum()) > 0
+    for name in set(last.memory) & {"ewc", "mas", "si"}:  # the importance covers what was the new head
+        assert float(last.memory[name]["importance"]["heads.1.weight"].sum()) > 0

@@ -29,6 +29,11 @@ def quadratic(
     return Quadratic(noise(seed, names, dtype), importance, strength, implicit)
 
 
+def importance_of(item: Quadratic, name: str) -> Tensor:
+    assert item.importance is not None
+    return item.importance[name]
+
+
 def values(some: Params) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in some.items()}
 
@@ -44,7 +49,7 @@ def test_the_explicit_gradient_is_that_of_the_formula() -> None:
         theta[name].grad = start[name].clone()
     add_gradients(theta, [item])
     total = sum(
-        (item.importance[name] * (theta[name] - item.anchor[name]) ** 2).sum() * item.strength / 2
+        (importance_of(item, name) * (theta[name] - item.anchor[name]) ** 2).sum() * item.strength / 2
         for name in item.anchor
     )
     assert isinstance(total, Tensor)
@@ -63,10 +68,10 @@ def test_the_implicit_step_is_the_closed_form_minimiser() -> None:
     before = values(theta)
     step_towards(theta, [item], rate)
     for name, anchor in item.anchor.items():
-        pull = rate * item.strength * item.importance[name]
+        pull = rate * item.strength * importance_of(item, name)
         torch.testing.assert_close(theta[name].detach(), (before[name] + pull * anchor) / (1 + pull))
         slope = (theta[name].detach() - before[name]) / rate
-        slope += item.strength * item.importance[name] * (theta[name].detach() - anchor)
+        slope += item.strength * importance_of(item, name) * (theta[name].detach() - anchor)
         assert float(slope.abs().max()) < 1e-12  # of |t - theta|^2 / (2 rate) + the quadratic
     assert torch.equal(theta["free"], before["free"])
 
@@ -98,7 +103,7 @@ def test_two_implicit_penalties_are_one_with_both_pulls() -> None:
     step_towards(theta, [one, two], rate)
     step_towards(alone, [one], rate)
     torch.testing.assert_close(theta["a"], alone["a"], rtol=1e-6, atol=1e-7)
-    first, second = (rate * item.strength * item.importance["b"] for item in (one, two))
+    first, second = (rate * item.strength * importance_of(item, "b") for item in (one, two))
     start = noise(0, tuple(SHAPES))["b"]
     wanted = (start + first * one.anchor["b"] + second * two.anchor["b"]) / (1 + first + second)
     torch.testing.assert_close(theta["b"].detach(), wanted)

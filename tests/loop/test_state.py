@@ -23,7 +23,7 @@ QUICK = replace(RUN, warmup=0)
 
 def at(step: int, optimiser: str = "sgd") -> TrainState:
     run = replace(QUICK, optimiser=optimiser)
-    state = steps.prepare(grow(parent(), NEW, 3), EMPTY, run)
+    state = steps.prepare(grow(parent(), NEW, 3), EMPTY, sources(), run)
     memory = {"m": {"deep": {"f": torch.rand(3), "i": torch.tensor([1, -5])}, "b": torch.tensor([True, False])}}
     state = replace(state, memory=memory)
     for _ in range(step):
@@ -32,7 +32,7 @@ def at(step: int, optimiser: str = "sgd") -> TrainState:
 
 
 def blank(optimiser: str = "sgd") -> TrainState:
-    return steps.prepare(grow(parent(), NEW, 9), EMPTY, replace(QUICK, optimiser=optimiser))
+    return steps.prepare(grow(parent(), NEW, 9), EMPTY, sources(), replace(QUICK, optimiser=optimiser))
 
 
 def saved(folder: Path, *numbers: int) -> list[Path]:

@@ -6,10 +6,11 @@ import dataclasses
 from typing import Any, Literal, get_args, get_origin
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from taskgraft.methods import ALIASES, METHODS, Plan, build, parse, show
+from taskgraft.methods.sums import senseless
 from taskgraft.problem import Problem
 from taskgraft.settings import Option, options
 
@@ -20,11 +21,12 @@ def values(option: Option) -> st.SearchStrategy[Any]:
     if option.kind is bool:
         return st.booleans()
     assert option.extent is not None
-    low = option.extent.at_least if option.extent.at_least is not None else option.extent.above
-    assert low is not None
+    extent = option.extent
+    low = next(bound for bound in (extent.at_least, extent.above, extent.low) if bound is not None)
+    high = 1e300 if extent.at_most is None else extent.at_most
     if option.kind is int:
-        return st.integers(int(low), 10**9)
-    return st.floats(low, 1e300, exclude_min=option.extent.above is not None)
+        return st.integers(int(low), int(min(high, 10**9)))
+    return st.floats(low, high, exclude_min=extent.above is not None)
 
 
 @st.composite
@@ -34,6 +36,7 @@ def plans(draw: st.DrawFn) -> Plan:
     for name in chosen or ["finetune"]:
         given = {key: draw(values(option)) for key, option in options(METHODS[name]).items()}
         plan[name] = METHODS[name](**given)
+    assume(senseless(plan) is None)
     return plan
 
 
@@ -65,13 +68,13 @@ def test_an_alias_is_its_method() -> None:
     assert ALIASES.keys().isdisjoint(METHODS)
     for alias, name in ALIASES.items():
         assert parse(alias) == parse(name)
-    assert show(parse("lwf(temperature=4)")) == "distill(temperature=4)"
+    assert show(parse("baseline")) == "finetune"
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("destil", "method 'destil' does not exist; did you mean 'distill'. there are finetune, distill, ewc"),
+        ("destil", "method 'destil' does not exist; did you mean 'distill'. there are finetune, frozen, taps"),
         ("ewc + qqq", "method 'qqq' does not exist; there are finetune"),
         ("ewc(strenght=3)", "ewc has no setting 'strenght'; did you mean 'strength'. it has strength, labels"),
         ("finetune(strength=3)", "finetune has no setting 'strength'; it has none"),
@@ -89,7 +92,15 @@ def test_an_alias_is_its_method() -> None:
         ("ewc(implicit=1)", "give True or False"),
         ("distill(scale=None)", "give one of T2, none"),
         ("ewc + ewc(strength=3)", "names 'ewc' twice; once is enough"),
-        ("lwf + distill", "names 'distill' twice"),
+        ("lwf + distill", "lwf is distillation with the published settings; name one of the two"),
+        ("frozen + ewc", "frozen freezes everything old, so there is nothing for ewc to do; leave frozen or ewc out"),
+        ("taps + distill", r"taps freezes everything old, .* write taps\(backbone=trained\)"),
+        ("branch + wise", "nothing for wise to do"),
+        ("frozen + taps", "taps freezes the backbone already; leave frozen out"),
+        ("branch + taps(backbone=trained)", r"branch freezes the backbone .* write branch \+ taps"),
+        ("lora + ewc", "ewc acts on the weights that lora freezes"),
+        ("lora + wise", "wise acts on the weights that lora freezes"),
+        ("branch(shared=2)", "must be at least 0 and at most 1"),
         ("ewc(strength=1, strength=2)", "names 'strength' twice|cannot be read"),
         ("ewc + finetune", "finetune protects nothing"),
         ("ewc - distill", r"methods are joined by \+"),
@@ -123,6 +134,14 @@ def test_any_text_is_read_or_refused(text: str) -> None:
     assert parse(show(plan)) == plan
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["taps(backbone=trained) + distill + wise", "distill + ewc", "branch + taps", "lora + distill", "ewc + mas + si"],
+)
+def test_a_sensible_sum_is_read(text: str) -> None:
+    assert show(parse(text)) == text
+
+
 def test_strength_0_is_legal() -> None:
     for name, kind in METHODS.items():
         if "strength" in options(kind):
@@ -133,6 +152,16 @@ def test_a_method_uses_the_slots_it_names() -> None:
     used = {name: {k for k, v in build(parse(name))._asdict().items() if v} for name in METHODS}
     assert used == {
         "finetune": set(),
+        "frozen": {"adapt"},
+        "taps": {"adapt"},
+        "branch": {"adapt"},
         "distill": {"remember", "response"},
+        "lwf": {"remember", "response"},
+        "l2sp": {"remember", "weight"},
         "ewc": {"remember", "weight", "finish"},
+        "mas": {"remember", "weight", "finish"},
+        "si": {"remember", "weight", "observe", "finish"},
+        "lora": {"adapt", "finish"},
+        "wise": {"remember", "finish"},
+        "replay": {"remember", "mix", "finish"},
     }

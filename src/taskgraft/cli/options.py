@@ -31,7 +31,14 @@ OldVal = Annotated[
         help="old validation pictures, to measure forgetting; once for each old task",
     ),
 ]
-TaskName = Annotated[str, typer.Option("--task", rich_help_panel="Data", help="name of the new task")]
+TaskName = Annotated[str, typer.Option("--task", rich_help_panel="Data", help="name of the task that is learnt")]
+NewTask = Annotated[str, typer.Option("--task", rich_help_panel="Data", help="name of the new task")]
+Into = Annotated[
+    str,
+    typer.Option(
+        "--into", rich_help_panel="Data", help="instead of --task: an old task, of which DATA shows more classes"
+    ),
+]
 Arch = Annotated[
     str | None, typer.Option("--arch", rich_help_panel="Parent", help="timm architecture of a file of weights")
 ]

@@ -13,8 +13,10 @@ from taskgraft.cli.options import (
     Arch,
     Cache,
     Input,
+    Into,
     Labels,
     Method,
+    NewTask,
     Old,
     OldVal,
     ParentTask,
@@ -59,6 +61,9 @@ def train(
         str | None, typer.Option(help="start from the backbone of this model", rich_help_panel="Parent")
     ] = None,
     wanted: Input = None,
+    keep: Annotated[
+        str, typer.Option(help="record for the first extension: ewc, mas, si or a sum", rich_help_panel="Method")
+    ] = "",
     cache: Cache = "",
     resume: Resume = False,
 ) -> None:
@@ -68,7 +73,7 @@ def train(
 
     with console.watching() as watch:
         done = job.train(
-            data, out, task=task, model=model, weights=weights, wanted=wanted, run=run,
+            data, out, task=task, model=model, weights=weights, wanted=wanted, run=run, keep=keep,
             cache=cache_folder(cache), resume=resume, command=_command(), watch=watch,
         )  # fmt: skip
     console.out([*report.verdict_run(done.record), f"model and report: {out}/report.html"])
@@ -79,7 +84,8 @@ def extend(
     data: Data,
     out: Out,
     run: Run,
-    task: TaskName,
+    task: NewTask = "",
+    into: Into = "",
     method: Method = "distill",
     old: Old = None,
     old_val: OldVal = None,
@@ -94,8 +100,24 @@ def extend(
     from taskgraft import report
     from taskgraft.jobs.extend import carry_out
     from taskgraft.jobs.request import Request
+    from taskgraft.problem import Problem
 
-    request = Request(parent, data, task, method, run, old, tuple(old_val or ()), arch, labels, wanted, parent_task)
+    if bool(task) == bool(into):
+        raise Problem("give --task NAME for a new task, or --into TASK for more classes of an old one")
+    request = Request(
+        parent,
+        data,
+        task or into,
+        method,
+        run,
+        old,
+        tuple(old_val or ()),
+        arch,
+        labels,
+        wanted,
+        parent_task,
+        bool(into),
+    )
     with console.watching() as watch:
         done = carry_out(request, out, cache=cache_folder(cache), resume=resume, command=_command(), watch=watch)
     console.out([*report.verdict_run(done.record), f"model and report: {out}/report.html"])

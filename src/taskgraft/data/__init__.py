@@ -2,6 +2,6 @@
 
 from taskgraft.data.manifest import DataSet, open_images
 from taskgraft.data.preprocess import Preprocess
-from taskgraft.data.views import batch_at, ready, view_of
+from taskgraft.data.views import augmented, batch_at, ready, view_of
 
-__all__ = ["DataSet", "Preprocess", "batch_at", "open_images", "ready", "view_of"]
+__all__ = ["DataSet", "Preprocess", "augmented", "batch_at", "open_images", "ready", "view_of"]

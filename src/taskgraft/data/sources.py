@@ -35,12 +35,17 @@ def gather(
     seed: int,
     cache: Path | None,
     watch: Watch,
+    classes: Sequence[str] | None = None,
 ) -> Inputs:
     """Open the new task's images and those of old `tasks`; which old task a folder is of, its classes tell.
 
-    Raises Problem for data that cannot be used, or classes that no old task has.
+    `classes` are the task's where it is an old one that gets more. Raises Problem for data that cannot be used, or
+    classes that no old task has.
     """
-    new = open_images(data, task, wanted, seed=seed, others=tasks, cache_folder=cache, progress=_bar(watch, data))
+    others = [other for other in tasks if other.name != task]
+    new = open_images(
+        data, task, wanted, seed=seed, classes=classes, others=others, cache_folder=cache, progress=_bar(watch, data)
+    )
     if new.train is None or new.val is None:
         raise Problem(f"{data}: both training and validation pictures are needed; found only one of them")
     described = {"new": _describe(data, new)}
@@ -57,6 +62,11 @@ def gather(
                 opened[part].append(images)
             described[f"old {part}: {owner.name}"] = _describe(path, found)
     return Inputs(new, _joined(opened["train"]), _joined(opened["val"]), described)
+
+
+def classes_at(path: Path, task: str) -> tuple[str, ...]:
+    """The class names that the pictures at a path have for a task, sorted."""
+    return tuple(sorted({e.labels[task] for e in list_images(path, task).entries if task in e.labels}))
 
 
 def owner_of(path: Path, tasks: Sequence[Task]) -> Task:

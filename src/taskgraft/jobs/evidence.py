@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,20 +15,27 @@ from taskgraft.record import Predictions, Record, TaskResult, save_predictions, 
 from taskgraft.settings import Run
 
 
-def task_results(sets: Mapping[str, Predictions]) -> tuple[TaskResult, ...]:
-    """Each task before and after.
+def task_results(sets: Mapping[str, Predictions], newest: str) -> tuple[TaskResult, ...]:
+    """Each task before and after; classes that were added to an old task have a result of their own.
 
-    `sets` holds the child's predictions on the new task's validation images ("new") and on old ones ("old",
-    where there are any), and the parent's ("new-parent", "old-parent", where there is a parent).
+    `sets` holds the child's predictions on the new images for validation ("new") and on old ones ("old", where there
+    are any), and the parent's ("new-parent", "old-parent", where there is a parent). `newest` is the task learnt.
     """
-    names = list(sets["new"].classes)
-    return tuple(_result(name, name == names[-1], sets) for name in names)
+    known = sets["new-parent"].classes if "new-parent" in sets else {}
+    old = [_result(name, name, classes, False, sets) for name, classes in known.items()]
+    added = sets["new"].classes[newest][len(known.get(newest, ())) :]
+    return (*old, _result(label_of(newest, known), newest, added, True, sets))
 
 
-def _result(task: str, new: bool, sets: Mapping[str, Predictions]) -> TaskResult:
+def label_of(newest: str, known: Collection[str]) -> str:
+    """What results of the new images are called: by the task, or by its added classes where the task is old."""
+    return f"{newest}, added classes" if newest in known else newest
+
+
+def _result(name: str, task: str, classes: tuple[str, ...], new: bool, sets: Mapping[str, Predictions]) -> TaskResult:
     child = sets["new"] if new else sets.get("old")
     before = None if new else sets.get("old-parent")
-    result = TaskResult(name=task, classes=sets["new"].classes[task], new=new)
+    result = TaskResult(name=name, classes=classes, new=new, of="" if name == task else task)
     changes = {}
     if child is not None and task in child.labels:
         after = metrics.correct(child, task)

@@ -7,21 +7,20 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from taskgraft import methods, metrics
+from taskgraft import methods
 from taskgraft.bundle import Bundle, open_parent, read
-from taskgraft.classifier import Classifier, grow
-from taskgraft.data.sources import Inputs, gather
-from taskgraft.inference import predict
-from taskgraft.jobs import evidence
+from taskgraft.classifier import Classifier, grow, widen
+from taskgraft.data.sources import Inputs, classes_at, gather
+from taskgraft.jobs import evidence, measuring
 from taskgraft.jobs.request import Request, checked
-from taskgraft.loop import folder, precision, steps
-from taskgraft.loop.session import Fitted, Measured, fit_in
+from taskgraft.loop import folder, steps
+from taskgraft.loop.session import Fitted, Measured, fit_in, resolve
 from taskgraft.loop.state import TrainState
 from taskgraft.method import Method
 from taskgraft.problem import Problem
 from taskgraft.record import Clock, Line, Predictions, Record, TaskResult, load_predictions, versions
 from taskgraft.settings import Run
-from taskgraft.types import Sources, Task, Watch
+from taskgraft.types import Memory, Sources, Task, Watch
 
 
 class Extension(NamedTuple):
@@ -47,6 +46,7 @@ def extend(
     labels: Path | None = None,
     wanted: str | None = None,
     parent_task: str = "parent",
+    into: bool = False,
     cache: Path | None = None,
     resume: bool = False,
     watch: Watch = Watch(),  # noqa: B008 - immutable
@@ -57,7 +57,7 @@ def extend(
     where decoded pixels are kept (None = in memory only). Raises Problem for bad input before anything is written.
     """
     request = Request(
-        str(parent), Path(data), task, method, run, old, tuple(old_val), arch, labels, wanted, parent_task
+        str(parent), Path(data), task, method, run, old, tuple(old_val), arch, labels, wanted, parent_task, into
     )
     return carry_out(request, Path(out), cache=cache, resume=resume, watch=watch)
 
@@ -81,20 +81,21 @@ def carry_out(
         wanted=request.wanted,
         task=request.parent_task,
     )
-    if request.task in [task.name for task in parent.classifier.tasks]:
-        grow(parent.classifier, Task(request.task, ("", "")), 0)  # says what is wrong, before pictures are read
+    child = _grown(request, parent.classifier)  # says what is wrong, before pictures are read
     for line in parent.found:
         watch.say(f"parent: {line}")
+    own = {task.name: task.classes for task in child.tasks}
     found = gather(
-        request.data, request.task, parent.classifier.tasks, parent.preprocess,
+        request.data, request.task, parent.classifier.tasks, parent.preprocess, classes=own.get(request.task),
         old=request.old, old_val=request.old_val, seed=request.run.seed, cache=cache, watch=watch,
     )  # fmt: skip
+    child = child if request.into else grow(parent.classifier, found.new.tasks[0], request.run.seed)
     settings = _settings(request, parent, found)
     if folder.examine(out, settings, resume) == "done":
         watch.say(f"{out} holds this run, finished; nothing was done")
         return load(out)
     with folder.held(out):
-        job = _Job(request, methods.build(plan), parent, found, out, cache, command, watch)
+        job = _Job(request, methods.build(plan), parent, child, found, out, cache, command, watch)
         try:
             return _train(job, settings, clock.lap("reading"))
         except Problem:
@@ -113,10 +114,20 @@ def load(out: Path) -> Extension:
     return Extension(read(out), record, load_predictions(out / "predictions.npz"), out)
 
 
+def _grown(request: Request, parent: Classifier) -> Classifier:
+    """The parent, with room for added classes; a task's classes are not known before its pictures are read."""
+    if request.into:
+        return widen(parent, request.task, classes_at(request.data, request.task), request.run.seed)
+    if request.task in [task.name for task in parent.tasks]:
+        grow(parent, Task(request.task, ("", "")), 0)
+    return parent
+
+
 class _Job(NamedTuple):
     request: Request
     method: Method
     parent: Bundle
+    child: Classifier
     found: Inputs
     out: Path
     cache: Path | None
@@ -125,32 +136,38 @@ class _Job(NamedTuple):
 
 
 def _train(job: _Job, settings: dict[str, Any], clock: Clock) -> Extension:
-    request, parent, found, watch = job.request, job.parent, job.found, job.watch
-    child = grow(parent.classifier, found.new.tasks[0], request.run.seed)
+    request, parent, child, found, watch = job.request, job.parent, job.child, job.found, job.watch
     child.softmax = request.run.softmax
     assert found.new.train is not None
-    sources = Sources(found.new.train, found.old, request.run.views, request.run.augment, request.run.seed)
-    run, reason = _resolve(job, child, sources, settings)
-    before = _predictions(parent.classifier, found)
-    for task, share in _accuracies(before, "old").items():
+    before = measuring.predictions(parent.classifier, found)
+
+    def score(classifier: Classifier) -> float:
+        now = measure(classifier)
+        return sum({**now.agreement, **now.accuracy}.values()) / len({**now.agreement, **now.accuracy})
+
+    sources = Sources(found.new.train, found.old, request.run.views, request.run.augment, request.run.seed, score)
+    run, reason = resolve(job.out, child, sources, request.run, job.cache, settings, job.command)
+    for task, share in measuring.accuracies(before, request.task).items():
         count = int((before["old"].labels[task] >= 0).sum())
         watch.say(f"parent: {task} {share:.1%} on {count} validation pictures")
     if run.softmax == "joint":
         watch.say("one softmax over all tasks: for reproduction only, since the new task pushes the old ones out")
 
     def measure(classifier: Classifier) -> Measured:
-        now = _predictions(classifier, found)
-        accuracy = _accuracies(now, "old") | _accuracies(now, "new")
-        return Measured(accuracy, _agreements(before["new"], now["new"]))
+        now = measuring.predictions(classifier, found, before if measuring.unchanged(classifier) else {})
+        return Measured(
+            measuring.accuracies(now, request.task, before), measuring.agreements(before["new"], now["new"])
+        )
 
     def begin() -> TrainState:
         return steps.start(child, job.method, sources, parent.memory, run)
 
     def blank() -> TrainState:
-        return steps.prepare(child, job.method, run)
+        return steps.prepare(child, job.method, sources, run)
 
-    measured = [task.name for task in child.tasks[:-1] if "old" in before and task.name in before["old"].labels]
-    choosing = [task.name for task in child.tasks] if len(measured) == len(child.tasks) - 1 else []
+    measured = list(measuring.accuracies(before, request.task))
+    whole = len(measured) == len(parent.classifier.tasks)
+    choosing = [*measured, evidence.label_of(request.task, before["new"].classes)] if whole else []
     fitted = fit_in(job.out, begin, blank, job.method, sources, run, measure, choosing, watch)
     clock = clock.lap("training and validation")
     return _finish(job, run, reason, fitted, sources, before, clock)
@@ -166,35 +183,26 @@ def _finish(
     clock: Clock,
 ) -> Extension:
     """Let the method finish, measure once more, write the bundle; the run counts as done after that."""
+    request = job.request
     classifier, memory = fitted.state.classifier, fitted.state.memory
-    kept = job.parent.memory
+    kept, news = job.parent.memory, {}
     if job.method.finish:
         classifier, news = job.method.finish(classifier, memory, sources)
-        kept = {**kept, **news}
-    after = _predictions(classifier, job.found)
+        kept = {**kept, **{name: memory for name, memory in news.items() if memory}}
+    after = measuring.predictions(classifier, job.found)
     sets = after | {f"{name}-parent": value for name, value in before.items()}
     clock = clock.lap("finishing")
-    record = _record(job, run, reason, fitted, sets, clock)
+    record = _record(job, run, reason, fitted, classifier, sets, clock, news)
     bundle = job.parent._replace(
         classifier=classifier,
         memory=kept,
         source=str(job.out),
         home=job.out,
         lineage=(*job.parent.lineage, evidence.ancestor(record)),
-        cards=_cards(job, sets),
+        cards=measuring.cards(job.parent.cards, job.found, sets, request.task),
     )
     evidence.publish(job.out, bundle, record, sets, job.found.new)
     return Extension(bundle, record, sets, job.out)
-
-
-def _resolve(job: _Job, child: Classifier, sources: Sources, settings: dict[str, Any]) -> tuple[Run, str]:
-    """What "auto" becomes: chosen on the first start, kept for every resume."""
-    if (job.out / "run.json").exists():
-        stored = folder.resolved(job.out)
-        return Run(**stored["run"]), stored["reason"]
-    run, reason = precision.choose(child, sources, job.request.run, job.cache)
-    folder.open_run(job.out, settings, {"run": asdict(run), "reason": reason}, job.command)
-    return run, reason
 
 
 def _settings(request: Request, parent: Bundle, found: Inputs) -> dict[str, Any]:
@@ -210,47 +218,26 @@ def _settings(request: Request, parent: Bundle, found: Inputs) -> dict[str, Any]
     }
 
 
-def _predictions(classifier: Classifier, found: Inputs) -> dict[str, Predictions]:
-    assert found.new.val is not None
-    sets = {"new": predict(classifier, found.new.val)}
-    return sets | ({"old": predict(classifier, found.old_val)} if found.old_val else {})
-
-
-def _accuracies(sets: dict[str, Predictions], name: str) -> dict[str, float]:
-    if name not in sets:
-        return {}
-    tasks = [task for task, target in sets[name].labels.items() if (target >= 0).any()]
-    newest = list(sets[name].classes)[-1]
-    return {task: metrics.accuracy(sets[name], task) for task in tasks if name == "old" or task == newest}
-
-
-def _agreements(parent: Predictions, child: Predictions) -> dict[str, float]:
-    return {task: float(metrics.agreement(parent, child, task).mean()) for task in parent.classes}
-
-
-def _cards(job: _Job, sets: dict[str, Predictions]) -> dict[str, dict[str, Any]]:
-    """The parent's cards, one for the new task, and one for an old task that had none but can be measured."""
-    cards = dict(job.parent.cards)
-    for task in job.found.new.tasks[:1]:
-        trained = job.found.described["new"]["counts"]
-        cards[task.name] = evidence.card(sets["new"], task.name, trained, "new validation images, when it was learnt")
-    for task in sets["old-parent"].labels if "old-parent" in sets else ():
-        if task not in cards:
-            cards[task] = evidence.card(sets["old-parent"], task, {}, "old validation images, by the parent")
-    return cards
-
-
 def _parent_history(parent: Bundle) -> tuple[Line, ...]:
     """The parent's own training, where its bundle has it."""
     file = parent.home / "metrics.jsonl" if parent.home else None
     return tuple(folder.history(parent.home)) if parent.home and file and file.exists() else ()
 
 
-def _record(job: _Job, run: Run, reason: str, fitted: Fitted, sets: dict[str, Predictions], clock: Clock) -> Record:
+def _record(
+    job: _Job,
+    run: Run,
+    reason: str,
+    fitted: Fitted,
+    classifier: Classifier,
+    sets: dict[str, Predictions],
+    clock: Clock,
+    news: Memory,
+) -> Record:
     request, parent = job.request, job.parent
-    tasks = evidence.task_results(sets)
-    chosen = metrics.score(fitted.history, [task.name for task in tasks])
-    classifier = fitted.state.classifier
+    tasks = evidence.task_results(sets, request.task)
+    known = [task.child.mean for task in tasks if task.child]
+    score = sum(known) / len(known) if len(known) == len(tasks) else None
     total = sum(value.numel() for value in classifier.parameters())
     inherited = sum(value.numel() for value in parent.classifier.parameters())
     return Record(
@@ -269,20 +256,22 @@ def _record(job: _Job, run: Run, reason: str, fitted: Fitted, sets: dict[str, Pr
         data=job.found.described,
         choices=evidence.choices(run, Run(), {"precision": reason}),
         tasks=tasks,
-        score=chosen[0] if chosen else None,
+        score=score,
         step=fitted.step,
         history=fitted.history,
         parent_history=_parent_history(parent),
         parameters={"child": total, "parent": inherited, "added": total - inherited},
         seconds=clock.seconds(),
         versions=versions(),
-        notes=_notes(job, tasks, chosen is not None),
+        notes=_notes(job, tasks, score is not None, news),
     )
 
 
-def _notes(job: _Job, tasks: tuple[TaskResult, ...], scored: bool) -> tuple[str, ...]:
+def _notes(job: _Job, tasks: tuple[TaskResult, ...], scored: bool, news: Memory) -> tuple[str, ...]:
     notes = evidence.warnings_of(tasks, job.found.described)
-    if "ewc" in job.request.method and job.found.old is None and not job.parent.memory.get("ewc"):
+    if "wise" in news:
+        notes.append(f"wise went {float(news['wise']['weight']):.0%} of the way from the parent to the trained child")
+    if "ewc" in methods.parse(job.request.method) and job.found.old is None and not job.parent.memory.get("ewc"):
         notes.append(
             "no old sample was given: the Fisher information comes from the new images and the parent's own answers"
         )

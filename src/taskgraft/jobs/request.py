@@ -30,11 +30,14 @@ class Request:
     labels: Path | None = None
     wanted: str | None = None  # the preprocessing line
     parent_task: str = "parent"  # what to call the task of a model that comes without names
+    into: bool = False  # `task` is an old one, and DATA shows further classes of it
 
 
 def checked(request: Request) -> tuple[Request, Plan]:
     """The request with its method written the one way, and the method's settings; raises Problem for bad values."""
     plan = methods.parse(request.method)
+    if "lwf" in plan and not request.run.warmup:
+        raise Problem("lwf is warm-up, then joint training: give --warmup 1 or more, or use distill")
     for name in (request.task, request.parent_task):
         if not TASK_NAME.fullmatch(name):
             raise Problem(
@@ -45,7 +48,8 @@ def checked(request: Request) -> tuple[Request, Plan]:
 
 def command_line(request: Request, out: Path) -> str:
     """The `taskgraft extend` command that repeats a request, with every setting that is not a default."""
-    words = ["taskgraft", "extend", request.parent, str(request.data), str(out), "--task", request.task]
+    words = ["taskgraft", "extend", request.parent, str(request.data), str(out)]
+    words += ["--into" if request.into else "--task", request.task]
     words += ["--method", request.method]
     given = {
         "--old": [request.old],

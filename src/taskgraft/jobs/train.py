@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from taskgraft import metrics, seeds
+from taskgraft import methods, metrics, seeds
 from taskgraft.bundle import Bundle, open_parent
 from taskgraft.bundle.parents import create
 from taskgraft.classifier import Classifier, wrap
@@ -17,13 +17,15 @@ from taskgraft.data.sources import Inputs, gather
 from taskgraft.inference import predict
 from taskgraft.jobs import evidence
 from taskgraft.jobs.extend import Extension, load
-from taskgraft.loop import folder, precision, steps
-from taskgraft.loop.session import Measured, fit_in
+from taskgraft.loop import folder, steps
+from taskgraft.loop.session import Measured, fit_in, resolve
 from taskgraft.method import Method
 from taskgraft.problem import Problem
 from taskgraft.record import Clock, Predictions, Record, fingerprint, versions
 from taskgraft.settings import LEARN, Run, validate
 from taskgraft.types import Memory, Sources, Watch
+
+RECORDERS = ("ewc", "mas", "si")
 
 
 def train(
@@ -35,6 +37,7 @@ def train(
     weights: str | None = None,
     wanted: str | None = None,
     run: Run = LEARN,
+    keep: str = "",
     cache: Path | None = None,
     resume: bool = False,
     command: str = "taskgraft.train",
@@ -43,9 +46,11 @@ def train(
     """Train a classifier of one task into the run folder and bundle `out`.
 
     `model` is a timm name, trained from random weights drawn from the seed; `weights` starts from the backbone of
-    a parent that `open_parent` opens. Raises Problem for bad input before anything is written.
+    a parent that `open_parent` opens. `keep` names methods (ewc, mas, si) whose memory the bundle carries for its
+    first extension. Raises Problem for bad input before anything is written.
     """
     clock, run = Clock.start(), validate(run)
+    recorder = _recorder(keep)
     backbone = open_parent(weights) if weights else None
     start = backbone.preprocess if backbone else create(model, 2)[2]
     chosen = preprocess.parse(wanted, start) if wanted else start
@@ -56,13 +61,23 @@ def train(
         "run": asdict(run),
         "preprocess": chosen.show(),
         "data": found.described["new"]["fingerprint"],
+        **({"keep": keep} if keep else {}),
     }
     if folder.examine(out, settings, resume) == "done":
         watch.say(f"{out} holds this run, finished; nothing was done")
         return load(out)
     with folder.held(out):
         bundle = _begin(model, backbone, found, chosen, run)
-        return _carry_out(bundle, found, run, settings, out, cache, command, watch, clock.lap("reading"))
+        return _carry_out(bundle, found, run, recorder, settings, out, cache, command, watch, clock.lap("reading"))
+
+
+def _recorder(keep: str) -> Method:
+    """The methods whose memory is kept for the first extension; raises Problem for those that keep nothing."""
+    plan = methods.parse(keep) if keep else {}
+    idle = [name for name in plan if name not in RECORDERS]
+    if idle:
+        raise Problem(f"--keep {keep!r}: {idle[0]} records nothing in training; of use are {', '.join(RECORDERS)}")
+    return methods.build(plan)
 
 
 def _begin(model: str, backbone: Bundle | None, found: Inputs, chosen: preprocess.Preprocess, run: Run) -> Bundle:
@@ -83,6 +98,7 @@ def _carry_out(
     bundle: Bundle,
     found: Inputs,
     run: Run,
+    recorder: Method,
     settings: dict[str, Any],
     out: Path,
     cache: Path | None,
@@ -94,12 +110,7 @@ def _carry_out(
         raise Problem("both training and validation pictures are needed")
     sources = Sources(found.new.train, None, run.views, run.augment, run.seed)
     val, task = found.new.val, found.new.tasks[0].name
-    if (out / "run.json").exists():
-        stored = folder.resolved(out)
-        run, reason = Run(**stored["run"]), stored["reason"]
-    else:
-        run, reason = precision.choose(bundle.classifier, sources, run, cache)
-        folder.open_run(out, settings, {"run": asdict(run), "reason": reason}, command)
+    run, reason = resolve(out, bundle.classifier, sources, run, cache, settings, command)
 
     def measure(classifier: Classifier) -> Measured:
         return Measured({task: metrics.accuracy(predict(classifier, val), task)}, {})
@@ -107,13 +118,14 @@ def _carry_out(
     empty: Memory = {}
     fitted = fit_in(
         out,
-        lambda: steps.start(bundle.classifier, Method(), sources, empty, run),
-        lambda: steps.prepare(bundle.classifier, Method(), run),
-        Method(), sources, run, measure, [task], watch,
+        lambda: steps.start(bundle.classifier, recorder, sources, empty, run),
+        lambda: steps.prepare(bundle.classifier, recorder, sources, run),
+        recorder, sources, run, measure, [task], watch,
     )  # fmt: skip
+    kept = recorder.finish(fitted.state.classifier, fitted.state.memory, sources)[1] if recorder.finish else {}
     sets: dict[str, Predictions] = {"new": predict(fitted.state.classifier, val)}
     clock = clock.lap("training and validation")
-    tasks = evidence.task_results(sets)
+    tasks = evidence.task_results(sets, task)
     size = sum(value.numel() for value in fitted.state.classifier.parameters())
     chosen = metrics.score(fitted.history, [task])
     record = Record(
@@ -134,6 +146,8 @@ def _carry_out(
         notes=tuple(evidence.warnings_of(tasks, found.described)),
     )
     card = evidence.card(sets["new"], task, found.described["new"]["counts"], "validation images, when it was learnt")
-    trained = bundle._replace(classifier=fitted.state.classifier, source=str(out), home=out, cards={task: card})
+    trained = bundle._replace(
+        classifier=fitted.state.classifier, memory=kept, source=str(out), home=out, cards={task: card}
+    )
     evidence.publish(out, trained, record, sets, found.new)
     return Extension(trained, record, sets, out)

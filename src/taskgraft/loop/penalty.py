@@ -27,6 +27,9 @@ def add_gradients(params: Params, penalties: Collection[Quadratic]) -> None:
                 theta = params[name]
                 if theta.grad is None:  # heads of old tasks, where no term of the loss touches them
                     theta.grad = torch.zeros_like(theta)
+                if item.importance is None:
+                    theta.grad.add_(theta - anchor, alpha=item.strength)
+                    continue
                 for gradient, at, held, weight in _blocks(theta.grad, theta, anchor, item.importance[name]):
                     gradient.addcmul_(at - held, weight, value=item.strength)
 
@@ -49,6 +52,10 @@ def step_towards(params: Params, penalties: Collection[Quadratic], rate: float) 
 
 def _pull(params: Params, item: Quadratic, rate: float) -> None:
     for name, anchor in item.anchor.items():
+        if item.importance is None:
+            share = rate * item.strength
+            params[name].lerp_(anchor, share / (share + 1.0))
+            continue
         for theta, held, weight in _blocks(params[name], anchor, item.importance[name]):
             share = weight * (rate * item.strength)
             theta.lerp_(held, share.div_(share + 1.0))
@@ -59,10 +66,14 @@ def _pull_all(params: Params, items: list[Quadratic], rate: float) -> None:
         touching = [item for item in items if name in item.anchor]
         if not touching:
             continue
-        pulls = [rate * item.strength * item.importance[name] for item in touching]
+        pulls = [rate * item.strength * _importance(item, name) for item in touching]
         below = 1 + torch.stack(pulls).sum(0)
         toward = [pull / below * (item.anchor[name] - value) for pull, item in zip(pulls, touching, strict=True)]
         value.add_(torch.stack(toward).sum(0))
+
+
+def _importance(item: Quadratic, name: str) -> Tensor:
+    return torch.ones_like(item.anchor[name]) if item.importance is None else item.importance[name]
 
 
 def _blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:

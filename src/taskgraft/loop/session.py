@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from safetensors.torch import load_file, save_file
 
 from taskgraft import metrics, tree
 from taskgraft.classifier import Classifier
-from taskgraft.loop import folder, state, steps
+from taskgraft.loop import folder, precision, state, steps
 from taskgraft.loop.state import TrainState
 from taskgraft.method import Method
 from taskgraft.record import Line, atomic
@@ -31,6 +32,24 @@ class Fitted(NamedTuple):
     state: TrainState
     history: tuple[Line, ...]
     step: int  # whose weights were kept
+
+
+def resolve(
+    out: Path,
+    classifier: Classifier,
+    sources: Sources,
+    run: Run,
+    cache: Path | None,
+    settings: Mapping[str, Any],
+    command: str,
+) -> tuple[Run, str]:
+    """What "auto" becomes and why: chosen on the first start, which opens the run, and kept for every resume."""
+    if (out / "run.json").exists():
+        stored = folder.resolved(out)
+        return Run(**stored["run"]), stored["reason"]
+    run, reason = precision.choose(classifier, sources, run, cache)
+    folder.open_run(out, settings, {"run": asdict(run), "reason": reason}, command)
+    return run, reason
 
 
 def fit_in(

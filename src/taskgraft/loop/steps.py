@@ -10,35 +10,29 @@ import torch
 from torch import Tensor, nn
 
 from taskgraft import data, losses, seeds
-from taskgraft.classifier import Classifier, freeze_norms
+from taskgraft.classifier import Classifier, hold_still, newest, old_widths
+from taskgraft.features import features_of
 from taskgraft.loop import penalty
 from taskgraft.loop.state import TrainState
 from taskgraft.method import Method
 from taskgraft.problem import Problem
 from taskgraft.settings import Run, rate_at
-from taskgraft.types import Images, Memory, Move, Outputs, Params, Sources, Step
+from taskgraft.types import Memory, Move, Outputs, Params, Sources, Step
 
 
 def start(classifier: Classifier, method: Method, sources: Sources, past: Memory, run: Run) -> TrainState:
-    """A run before its first step: warm the new head, adapt, remember.
+    """A run before its first step: adapt, warm the new head, remember.
 
     `past` is what the parent's bundle kept for its next extension.
     """
-    classifier = warm(classifier, sources, run)
-    state = prepare(classifier, method, run)
-    memory = method.remember(state.classifier, sources, past) if method.remember else {}
-    return replace(state, memory=memory)
+    classifier = warm(_adapted(classifier, method, sources), sources, run)
+    memory = method.remember(classifier, sources, past) if method.remember else {}
+    return _begun(classifier, memory, run)
 
 
-def prepare(classifier: Classifier, method: Method, run: Run) -> TrainState:
+def prepare(classifier: Classifier, method: Method, sources: Sources, run: Run) -> TrainState:
     """A state whose memory is still empty: what a checkpoint is restored into."""
-    classifier = method.adapt(classifier) if method.adapt else classifier
-    if run.precision != "fp32":
-        classifier = classifier.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    learning = [value for value in classifier.parameters() if value.requires_grad]
-    if not learning:
-        raise Problem("no parameter is left to learn: every one is frozen")
-    return TrainState(run.seed, 0, classifier, _optimiser(learning, run), {})
+    return _begun(_adapted(classifier, method, sources), {}, run)
 
 
 def fit(
@@ -64,8 +58,7 @@ def advance(state: TrainState, method: Method, sources: Sources, run: Run) -> tu
     """
     classifier, memory, step = state.classifier, state.memory, state.step
     classifier.train()
-    if run.norm == "frozen":
-        freeze_norms(classifier)
+    hold_still(classifier, run.norm)
     device = next(classifier.parameters()).device
     batch = data.batch_at(sources, step, run.batch)
     images = batch.images.contiguous() if run.precision == "fp32" and batch.images.dim() == 4 else batch.images
@@ -77,7 +70,8 @@ def advance(state: TrainState, method: Method, sources: Sources, run: Run) -> tu
     outputs = _forward(classifier, batch.images, run, seeds.derive(state.seed, "forward", step))
     terms = {"data": losses.cross_entropy(outputs, batch.labels, run.softmax)}
     if method.response:
-        terms |= method.response(Step(batch, outputs, run.softmax, _answerer(classifier)), memory)
+        seen = Step(batch, outputs, run.softmax, _answerer(classifier), old_widths(classifier))
+        terms |= method.response(seen, memory)
     total = torch.stack(list(terms.values())).sum()
     state.optimiser.zero_grad(set_to_none=True)
     total.backward()
@@ -86,7 +80,7 @@ def advance(state: TrainState, method: Method, sources: Sources, run: Run) -> tu
     logged = step == 0 or (step + 1) % run.log_every == 0 or step + 1 == run.steps
     if logged:
         terms |= {name: losses.quadratic(params, item) for name, item in penalties.items()}
-    seen = _gradients(params) if method.observe else {}
+    pure = _gradients(params) if method.observe else {}
     penalty.add_gradients(params, penalties.values())
     _guard(total, params, run, state, sources, batch.place)
     before = {name: value.detach().clone() for name, value in params.items()} if method.observe else {}
@@ -97,7 +91,7 @@ def advance(state: TrainState, method: Method, sources: Sources, run: Run) -> tu
     penalty.step_towards(params, penalties.values(), rate)
     if method.observe:
         after = {name: value.detach() for name, value in params.items()}
-        memory = method.observe(memory, Move(before, after, seen))
+        memory = method.observe(memory, Move(before, after, pure))
     values = {name: value.item() for name, value in terms.items()} if logged else {}
     return replace(state, step=step + 1, memory=memory), values
 
@@ -109,7 +103,6 @@ def warm(classifier: Classifier, sources: Sources, run: Run) -> Classifier:
     """
     if not run.warmup:
         return classifier
-    classifier = copy.deepcopy(classifier)
     features = features_of(classifier, sources.new)
     head = classifier.heads[-1]
     optimiser = torch.optim.AdamW(head.parameters(), lr=0.01, weight_decay=0.0)
@@ -117,7 +110,7 @@ def warm(classifier: Classifier, sources: Sources, run: Run) -> Classifier:
     for step in range(run.warmup):
         rows = torch.from_numpy(seeds.generator(run.seed, "warmup", step).integers(0, len(features), size))
         labels = {task: target[rows].to(features.device) for task, target in sources.new.labels.items()}
-        own = {classifier.tasks[-1].name: labels[classifier.tasks[-1].name]}
+        own = {newest(classifier): labels[newest(classifier)]}
         loss = losses.cross_entropy(classifier.answer(features[rows.to(features.device)]), own, run.softmax)
         optimiser.zero_grad()
         loss.backward(inputs=list(head.parameters()))
@@ -125,19 +118,18 @@ def warm(classifier: Classifier, sources: Sources, run: Run) -> Classifier:
     return classifier
 
 
-def features_of(classifier: Classifier, images: Images, size: int = 256) -> Tensor:
-    """What the backbone makes of each image [N, D], in eval mode, without gradients; modes are restored."""
-    modes = [(module, module.training) for module in classifier.modules()]
-    classifier.eval()
-    device = next(classifier.parameters()).device
-    with torch.inference_mode():
-        parts = [
-            classifier.backbone(data.ready(images, first, first + size).to(device))
-            for first in range(0, len(images.pixels), size)
-        ]
-    for module, training in modes:
-        module.training = training
-    return torch.cat(parts).clone()
+def _adapted(classifier: Classifier, method: Method, sources: Sources) -> Classifier:
+    classifier = copy.deepcopy(classifier)
+    return method.adapt(classifier, sources) if method.adapt else classifier
+
+
+def _begun(classifier: Classifier, memory: Memory, run: Run) -> TrainState:
+    if run.precision != "fp32":
+        classifier = classifier.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    learning = [value for value in classifier.parameters() if value.requires_grad]
+    if not learning:
+        raise Problem("no parameter is left to learn: every one is frozen")
+    return TrainState(run.seed, 0, classifier, _optimiser(learning, run), memory)
 
 
 def _forward(classifier: Classifier, images: Tensor, run: Run, seed: int) -> Outputs:

@@ -12,18 +12,39 @@ import re
 from typing import Any
 
 from taskgraft.method import Method, Settings, compose
+from taskgraft.methods.branch import Branch
 from taskgraft.methods.distill import Distill
 from taskgraft.methods.ewc import Ewc
 from taskgraft.methods.finetune import Finetune
+from taskgraft.methods.frozen import Frozen
+from taskgraft.methods.l2sp import L2sp
+from taskgraft.methods.lora import Lora
+from taskgraft.methods.lwf import Lwf
+from taskgraft.methods.mas import Mas
+from taskgraft.methods.replay import Replay
+from taskgraft.methods.si import Si
+from taskgraft.methods.sums import senseless
+from taskgraft.methods.taps import Taps
+from taskgraft.methods.wise import Wise
 from taskgraft.problem import Problem
 from taskgraft.settings import options
 
 METHODS: dict[str, type[Settings]] = {
     "finetune": Finetune,
+    "frozen": Frozen,
+    "taps": Taps,
+    "branch": Branch,
     "distill": Distill,
+    "lwf": Lwf,
+    "l2sp": L2sp,
     "ewc": Ewc,
+    "mas": Mas,
+    "si": Si,
+    "lora": Lora,
+    "wise": Wise,
+    "replay": Replay,
 }
-ALIASES = {"lwf": "distill", "baseline": "finetune"}
+ALIASES = {"baseline": "finetune"}
 
 Plan = dict[str, Settings]  # name -> settings, in the order in which they act
 
@@ -40,8 +61,9 @@ def parse(text: str) -> Plan:
         if name in plan:
             raise Problem(f"method {text!r} names {name!r} twice; once is enough")
         plan[name] = settings
-    if "finetune" in plan and len(plan) > 1:
-        raise Problem(f"method {text!r}: finetune protects nothing and adds nothing to a sum; leave it out")
+    reason = senseless(plan)
+    if reason:
+        raise Problem(f"method {text!r}: {reason}")
     return plan
 
 

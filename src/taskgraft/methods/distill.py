@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from taskgraft import losses, tree
-from taskgraft.classifier import Classifier
+from taskgraft.classifier import Classifier, old_widths
 from taskgraft.method import Method
 from taskgraft.problem import Problem
 from taskgraft.settings import Range
@@ -51,12 +51,12 @@ class Distill:
 
         def response(step: Step, memory: Memory) -> Terms:
             own = step.batch.place >= 0  # images that a method mixed in have no recorded answer
-            outputs, images = _grouped(step.outputs, step.softmax), step.batch.images
+            outputs, images = _grouped(step.outputs, step), step.batch.images
             if not bool(own.all()):
                 outputs = {name: logits[own] for name, logits in outputs.items()}
                 images = images[own]
             if self.teacher == "live":
-                answers = _grouped(step.answer(memory["parent"], images), step.softmax)
+                answers = _grouped(step.answer(memory["parent"], images), step)
             else:
                 answers = _recorded(step, memory, images, step.batch.place[own], step.batch.view[own])
             terms = [
@@ -72,25 +72,24 @@ def _recorded(step: Step, memory: Memory, images: Tensor, index: Tensor, view: T
     """The parent's logits of these views; those not yet known are computed and kept."""
     missing = ~memory["known"][index, view]
     if bool(missing.any()):
-        found = _grouped(step.answer(memory["parent"], images[missing.to(images.device)]), step.softmax)
+        found = _grouped(step.answer(memory["parent"], images[missing.to(images.device)]), step)
         for name, logits in found.items():
             memory["answers"][name][index[missing], view[missing]] = logits.half().cpu()
         memory["known"][index[missing], view[missing]] = True
     return {name: kept[index, view].float() for name, kept in memory["answers"].items()}
 
 
-def _grouped(outputs: Outputs, softmax: str) -> Outputs:
-    """The logits that share a softmax: each old task's, or all at once where one softmax is joint.
+def _grouped(outputs: Outputs, step: Step) -> Outputs:
+    """The logits that share a softmax: the parent's classes of each old task, or all at once where one is joint.
 
     Joint is the founding text's set-up: its responses are softmaxed over the extended model's outputs.
     """
-    if softmax == "joint":
+    if step.softmax == "joint":
         return {JOINT: torch.cat(list(outputs.values()), dim=1)}
-    return dict(list(outputs.items())[:-1])
+    return {task: outputs[task][:, :width] for task, width in step.old.items()}
 
 
 def _widths(classifier: Classifier) -> dict[str, int]:
-    sizes = {task.name: len(task.classes) for task in classifier.tasks}
     if classifier.softmax == "joint":
-        return {JOINT: sum(sizes.values())}
-    return dict(list(sizes.items())[:-1])
+        return {JOINT: sum(len(task.classes) for task in classifier.tasks)}
+    return old_widths(classifier)

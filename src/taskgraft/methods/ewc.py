@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-import torch
-
-from taskgraft import curvature, data, tree
-from taskgraft.classifier import Classifier, inherited
+from taskgraft import curvature, importance
+from taskgraft.classifier import Classifier
+from taskgraft.features import reader, sample
+from taskgraft.importance import Measure
 from taskgraft.method import Method
 from taskgraft.problem import Problem
 from taskgraft.settings import Range
@@ -35,60 +35,34 @@ class Ewc:
         """Uses `remember` (anchor and Fisher), `weight` and `finish` (the next extension's Fisher)."""
 
         def remember(classifier: Classifier, sources: Sources, past: Memory) -> Memory:
-            names = list(inherited(classifier))
-            fisher = past.get("fisher") or self._fisher(classifier, sources, names)
-            anchor = tree.state(classifier)
-            return {
-                "anchor": {name: anchor[name] for name in names},
-                "fisher": {name: torch.empty_like(anchor[name]).copy_(fisher[name]) for name in names},
-            }
+            if sources.old is None and self.labels == "empirical" and len(classifier.parts) > 1:
+                raise Problem(
+                    "ewc(labels=empirical) needs labelled old images: give --old DIR, or labels=sampled or exact"
+                )
+            return importance.held(classifier, sources, past, self._fisher(classifier, sources.seed))
 
         def weight(params: Params, memory: Memory) -> dict[str, Quadratic]:
-            return {"ewc": Quadratic(memory["anchor"], memory["fisher"], self.strength, self.implicit)}
+            return {"ewc": Quadratic(*importance.pulled(memory), self.strength, self.implicit)}
 
         def finish(classifier: Classifier, memory: Memory, sources: Sources) -> tuple[Classifier, Memory]:
-            """Add the new task's Fisher to the old ones': the heads are independent, so Fishers add."""
-            names = [name for name, _ in classifier.named_parameters()]
-            new = classifier.tasks[-1:]
-            labels = "exact" if self.labels == "exact" else "sampled"
-            added = _measure(classifier, sources.new, names, [new[0].name], self, labels, sources.seed)
-            for name, old in memory["fisher"].items():
-                added[name] = added[name] + old
-            return classifier, {"fisher": added}
+            return classifier, importance.kept(classifier, memory, sources, self._fisher(classifier, sources.seed))
 
         return Method(remember=remember, weight=weight, finish=finish)
 
-    def _fisher(self, classifier: Classifier, sources: Sources, names: list[str]) -> Params:
-        old = [task.name for task in classifier.tasks[:-1]]
-        if sources.old is None and self.labels == "empirical":
-            raise Problem("ewc(labels=empirical) needs labelled old images: give --old DIR, or labels=sampled or exact")
-        images = sources.old or sources.new
-        if self.labels == "empirical":
-            old = [name for name in old if name in images.labels]
-        return _measure(classifier, images, names, old, self, self.labels, sources.seed)
+    def _fisher(self, classifier: Classifier, seed: int) -> Measure:
+        def measure(images: Images, names: list[str], tasks: list[str]) -> Params:
+            chosen = sample(images, self.images)
+            counted = [task for task in tasks if task in images.labels] if self.labels == "empirical" else tasks
+            return curvature.fisher_diagonal(
+                classifier,
+                reader(chosen, classifier),
+                len(chosen.pixels),
+                names,
+                counted,
+                labels=self.labels,
+                targets={task: target for task, target in chosen.labels.items() if task in counted},
+                draws=self.draws,
+                seed=seed,
+            )
 
-
-def _measure(
-    classifier: Classifier,
-    images: Images,
-    names: list[str],
-    tasks: list[str],
-    wanted: Ewc,
-    labels: Literal["sampled", "exact", "empirical"],
-    seed: int,
-) -> Params:
-    device = next(classifier.parameters()).device
-    count = min(wanted.images, len(images.pixels))
-    spread = torch.linspace(0, len(images.pixels) - 1, count).long()  # sets lie class by class: take from all of it
-    chosen = images._replace(pixels=images.pixels[spread])
-    return curvature.fisher_diagonal(
-        classifier,
-        lambda start, stop: data.ready(chosen, start, stop).to(device),
-        count,
-        names,
-        tasks,
-        labels=labels,
-        targets={task: target[spread] for task, target in images.labels.items() if task in tasks},
-        draws=wanted.draws,
-        seed=seed,
-    )
+        return measure

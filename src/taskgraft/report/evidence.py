@@ -57,11 +57,11 @@ class Evidence(NamedTuple):
 def gather(task: TaskResult, predictions: Mapping[str, Predictions]) -> Evidence | None:
     """The evidence on one task; None without labelled images."""
     for key in ("new", "old") if task.new else ("old", "new"):
-        child = predictions.get(key)
-        if child is not None and _labelled(child, task.name):
+        child, of = predictions.get(key), task.of or task.name
+        if child is not None and _labelled(child, of):
             parent = predictions.get(f"{key}-parent")
-            usable = parent is not None and task.name in parent.logits and parent.ids == child.ids
-            return _measure(task.name, child, parent if usable else None)
+            usable = not task.new and parent is not None and of in parent.logits and parent.ids == child.ids
+            return _measure(of, child, parent if usable else None)._replace(task=task.name)
     return None
 
 
@@ -133,7 +133,11 @@ def disagreements(task: str, predictions: Mapping[str, Predictions]) -> tuple[Ch
         return ()
     if parent.ids != child.ids:
         return ()
-    was, now = metrics.answers(parent, task), metrics.answers(child, task)
+    known = child.logits[task][:, : parent.logits[task].shape[1]]  # classes added since cannot agree
+    was, now = (
+        metrics.answers(parent, task),
+        metrics.answers(child._replace(logits={**child.logits, task: known}), task),
+    )
     return tuple(_change(task, child, int(i), was, now, None) for i in np.flatnonzero(was != now))
 
 

@@ -1,0 +1,55 @@
+"""What the methods that hold weights share: an anchor, an importance for each weight, and both through a chain."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from taskgraft.classifier import Classifier, inherited, newest, old_widths
+from taskgraft.types import Images, Memory, Params, Sources
+
+Measure = Callable[[Images, list[str], list[str]], Params]  # (images, parameters, tasks) -> importance of each
+
+
+def held(classifier: Classifier, sources: Sources, past: Memory, measure: Measure) -> Memory:
+    """Anchor and importance of everything inherited.
+
+    What the parent's bundle kept counts; tasks that it does not cover are measured on the old sample, or else on the
+    new images, and added: the heads are independent, so importances add.
+    """
+    if not old_widths(classifier):
+        return {}  # a first task: there is nothing to hold yet
+    names = list(inherited(classifier))
+    known: Params = past.get("importance", {})
+    missing = {p.task for i, p in enumerate(classifier.parts[:-1]) if f"heads.{i}.weight" not in known}
+    images = sources.old or sources.new
+    found = measure(images, names, sorted(missing)) if missing else {}
+    state = dict(classifier.named_parameters())
+    return {
+        "anchor": {name: state[name].detach().clone() for name in names},
+        "importance": {name: _sum(state[name], found.get(name), known.get(name)) for name in names},
+    }
+
+
+def kept(classifier: Classifier, memory: Memory, sources: Sources, measure: Measure) -> Memory:
+    """For the next extension: the new task's importance, added to the old tasks'."""
+    names = [name for name, _ in classifier.named_parameters()]
+    added = measure(sources.new, names, [newest(classifier)])
+    for name, old in memory.get("importance", {}).items():
+        added[name] = added[name] + old
+    return {"importance": added}
+
+
+def pulled(memory: Memory) -> tuple[Params, Params]:
+    """The anchor and the importance in a memory; both are empty where nothing is held."""
+    return memory.get("anchor", {}), memory.get("importance", {})
+
+
+def _sum(like: Tensor, *parts: Tensor | None) -> Tensor:
+    total = torch.zeros_like(like, memory_format=torch.preserve_format, requires_grad=False)
+    for part in parts:
+        if part is not None:
+            total += part.to(total.device)
+    return total

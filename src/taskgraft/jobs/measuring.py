@@ -1,0 +1,81 @@
+"""What is measured of a run: predictions on both validation sets, and the numbers and cards made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from taskgraft import metrics
+from taskgraft.classifier import Classifier, inherited, old_widths
+from taskgraft.data.sources import Inputs
+from taskgraft.inference import predict
+from taskgraft.jobs import evidence
+from taskgraft.record import Predictions
+
+
+def predictions(
+    classifier: Classifier, found: Inputs, known: Mapping[str, Predictions] = MappingProxyType({})
+) -> dict[str, Predictions]:
+    """On the new and the old validation images; what is `known` of the old ones is not asked again."""
+    assert found.new.val is not None
+    sets = {"new": predict(classifier, found.new.val)}
+    if found.old_val is None:
+        return sets
+    return sets | {"old": known["old"] if "old" in known else predict(classifier, found.old_val)}
+
+
+def accuracies(
+    sets: Mapping[str, Predictions], newest: str, parent: Mapping[str, Predictions] | None = None
+) -> dict[str, float]:
+    """Accuracy on the old images of each task that they are labelled for, and on the new ones beside a `parent`."""
+    found = {}
+    if "old" in sets:
+        tasks = [task for task, target in sets["old"].labels.items() if (target >= 0).any()]
+        found = {task: metrics.accuracy(sets["old"], task) for task in tasks}
+    if parent is not None:
+        found[evidence.label_of(newest, parent["new"].classes)] = metrics.accuracy(sets["new"], newest)
+    return found
+
+
+def unchanged(classifier: Classifier) -> bool:
+    """Whether nothing that answers the old tasks can learn: then their answers need no second look while training."""
+    plain = (
+        classifier.softmax == "per-task" and len(old_widths(classifier)) == len(classifier.tasks) - 1
+    )  # no old task has got further classes
+    return plain and not any(value.requires_grad for value in inherited(classifier).values())
+
+
+def agreements(parent: Predictions, child: Predictions) -> dict[str, float]:
+    """Share of the new images on which the child answers each old task as the parent does."""
+    return {task: float(metrics.agreement(parent, child, task).mean()) for task in parent.classes}
+
+
+def cards(
+    known: Mapping[str, dict[str, Any]], found: Inputs, sets: Mapping[str, Predictions], newest: str
+) -> dict[str, dict[str, Any]]:
+    """The parent's cards, one for the new task, and one for an old task that had none but can be measured."""
+    made = dict(known)
+    widened = newest in sets["new-parent"].classes
+    if widened and "old" in sets and newest in sets["old"].labels:
+        both, where = (
+            _joined(sets["old"], sets["new"], newest),
+            "old and new validation images, when classes were added",
+        )
+    else:
+        both, where = sets["new"], "new validation images, when it was learnt"
+    trained = dict(known.get(newest, {}).get("train_counts", {})) | found.described["new"]["counts"]
+    made[newest] = evidence.card(both, newest, {name: n for name, n in trained.items() if n}, where)
+    for task in sets["old-parent"].labels if "old-parent" in sets else ():
+        if task not in made:
+            made[task] = evidence.card(sets["old-parent"], task, {}, "old validation images, by the parent")
+    return made
+
+
+def _joined(one: Predictions, two: Predictions, task: str) -> Predictions:
+    """One task's predictions on two sets of images."""
+    labels = {task: np.concatenate([one.labels[task], two.labels[task]])}
+    logits = {task: np.concatenate([one.logits[task], two.logits[task]])}
+    return Predictions({task: one.classes[task]}, one.softmax, (*one.ids, *two.ids), labels, logits)

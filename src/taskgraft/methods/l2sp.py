@@ -1,0 +1,33 @@
+"""L2-SP: hold every weight equally."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from taskgraft.classifier import Classifier, inherited
+from taskgraft.method import Method
+from taskgraft.settings import Range
+from taskgraft.types import Memory, Params, Quadratic, Sources
+
+
+@dataclass(frozen=True)
+class L2sp:
+    """Pull every inherited weight towards the parent's with equal force (Li, Grandvalet, Davoine 2018).
+
+    (strength / 2) sum_j (theta_j - parent_j)^2; the paper's alpha is strength. Needs no image to set up.
+    """
+
+    strength: Annotated[float, Range(1e-3, 1e2, log=True, at_least=0)] = 0.1
+    implicit: bool = True
+
+    def build(self) -> Method:
+        """Uses `remember` (the anchor) and `weight`."""
+
+        def remember(classifier: Classifier, sources: Sources, past: Memory) -> Memory:
+            return {"anchor": {name: value.detach().clone() for name, value in inherited(classifier).items()}}
+
+        def weight(params: Params, memory: Memory) -> dict[str, Quadratic]:
+            return {"l2sp": Quadratic(memory["anchor"], None, self.strength, self.implicit)}
+
+        return Method(remember=remember, weight=weight)

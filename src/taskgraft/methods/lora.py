@@ -1,0 +1,64 @@
+"""LoRA: change the backbone by low-rank updates only, merged at the end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from torch import nn
+
+from taskgraft import seeds
+from taskgraft.classifier import Classifier, freeze
+from taskgraft.method import Method
+from taskgraft.problem import Problem
+from taskgraft.settings import Range
+from taskgraft.types import Memory, Sources
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Learn a low-rank update of each linear and convolutional layer of the backbone (Hu et al. 2022); needs peft.
+
+    W + (alpha / rank) B A with A, B of `rank`; merged into W at the end, so the child costs what the parent does. It
+    limits how weights move, not what is forgotten: join it with distill. Grouped convolutions stay as they are.
+    """
+
+    rank: Annotated[int, Range(2, 64, log=True, at_least=1)] = 8
+    alpha: Annotated[float, Range(1, 64, log=True, above=0)] = 16.0
+
+    def build(self) -> Method:
+        """Uses `adapt` (adapters in, the rest frozen) and `finish` (adapters merged)."""
+
+        def adapt(classifier: Classifier, sources: Sources) -> Classifier:
+            try:
+                from peft import LoraConfig, inject_adapter_in_model
+            except ImportError as error:
+                raise Problem("lora needs peft: pip install 'taskgraft[lora]'", code=3) from error
+            wanted = [name for name, module in classifier.backbone.named_modules() if _fits(module)]
+            if not wanted:
+                raise Problem(
+                    f"lora finds no linear or plain convolutional layer in {type(classifier.backbone).__name__}"
+                )
+            freeze(classifier)
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seeds.derive(sources.seed, "lora"))
+                config = LoraConfig(r=self.rank, lora_alpha=self.alpha, target_modules=wanted)  # pyright: ignore
+                classifier.backbone = inject_adapter_in_model(config, classifier.backbone)
+            return classifier
+
+        def finish(classifier: Classifier, memory: Memory, sources: Sources) -> tuple[Classifier, Memory]:
+            from peft.tuners.tuners_utils import BaseTunerLayer
+
+            for name, module in list(classifier.backbone.named_modules()):
+                if isinstance(module, BaseTunerLayer):
+                    module.merge()
+                    classifier.backbone.set_submodule(name, module.get_base_layer())
+            del classifier.backbone.peft_config  # a later extension starts from a plain network
+            return classifier.requires_grad_(True), {}
+
+        return Method(adapt=adapt, finish=finish)
+
+
+def _fits(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1)

@@ -1,0 +1,44 @@
+"""Learning without forgetting as it was published."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+
+from taskgraft import losses, tree
+from taskgraft.classifier import Classifier
+from taskgraft.method import Method
+from taskgraft.settings import Range
+from taskgraft.types import Memory, Sources, Step, Terms
+
+
+@dataclass(frozen=True)
+class Lwf:
+    """Warm the new head, then train all with distillation on the batch's own images (Li and Hoiem 2016).
+
+    strength * sum over old tasks of mean_i KL(parent / T || child / T), without the factor T^2, T = 2. The warm-up is
+    the run's (`--warmup`). `distill` is the same idea with the gradient's size independent of T and answers recorded.
+    """
+
+    strength: Annotated[float, Range(1e-2, 1e2, log=True, at_least=0)] = 1.0
+    temperature: Annotated[float, Range(1, 8, above=0)] = 2.0
+
+    def build(self) -> Method:
+        """Uses `remember` (the parent) and `response`."""
+
+        def remember(classifier: Classifier, sources: Sources, past: Memory) -> Memory:
+            return {"parent": tree.state(classifier)}
+
+        def response(step: Step, memory: Memory) -> Terms:
+            if not step.old:
+                return {}
+            answers = step.answer(memory["parent"], step.batch.images)
+            terms = [
+                losses.distillation(step.outputs[task][:, :width], answers[task][:, :width], self.temperature, "none")
+                for task, width in step.old.items()
+            ]
+            return {"lwf": self.strength * torch.stack(terms).sum()}
+
+        return Method(remember=remember, response=response)

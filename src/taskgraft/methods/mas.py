@@ -1,0 +1,49 @@
+"""Memory aware synapses: hold each weight as tightly as the size of the outputs depends on it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from taskgraft import curvature, importance
+from taskgraft.classifier import Classifier
+from taskgraft.features import reader, sample
+from taskgraft.importance import Measure
+from taskgraft.method import Method
+from taskgraft.settings import Range
+from taskgraft.types import Images, Memory, Params, Quadratic, Sources
+
+
+@dataclass(frozen=True)
+class Mas:
+    """Pull each weight towards the parent's in proportion to the outputs' sensitivity to it (Aljundi et al. 2018).
+
+    (strength / 2) sum_j Omega_j (theta_j - parent_j)^2 with Omega_j = mean_i |d ||z(x_i)||^2 / d theta_j|; the paper's
+    lambda is strength / 2. Needs no labels, so the new images serve where there is no old sample.
+    """
+
+    strength: Annotated[float, Range(1e-3, 1e3, log=True, at_least=0)] = 1.0
+    images: Annotated[int, Range(64, 65536, at_least=1)] = 1024
+    implicit: bool = True
+
+    def build(self) -> Method:
+        """Uses `remember` (anchor and sensitivity), `weight` and `finish` (the next extension's sensitivity)."""
+
+        def remember(classifier: Classifier, sources: Sources, past: Memory) -> Memory:
+            return importance.held(classifier, sources, past, self._sensitivity(classifier))
+
+        def weight(params: Params, memory: Memory) -> dict[str, Quadratic]:
+            return {"mas": Quadratic(*importance.pulled(memory), self.strength, self.implicit)}
+
+        def finish(classifier: Classifier, memory: Memory, sources: Sources) -> tuple[Classifier, Memory]:
+            return classifier, importance.kept(classifier, memory, sources, self._sensitivity(classifier))
+
+        return Method(remember=remember, weight=weight, finish=finish)
+
+    def _sensitivity(self, classifier: Classifier) -> Measure:
+        def measure(images: Images, names: list[str], tasks: list[str]) -> Params:
+            chosen = sample(images, self.images)
+            read = reader(chosen, classifier)
+            return curvature.output_sensitivity(classifier, read, len(chosen.pixels), names, tasks)
+
+        return measure

@@ -1,0 +1,75 @@
+"""Replay: mix a sample of old images into every batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import numpy as np
+import torch
+
+from taskgraft import data
+from taskgraft.classifier import Classifier, old_widths
+from taskgraft.method import Method
+from taskgraft.problem import Problem
+from taskgraft.settings import Range
+from taskgraft.types import Batch, Images, Memory, Sources
+
+
+@dataclass(frozen=True)
+class Replay:
+    """Add labelled old images to each batch, `share` of them for each new one (Ratcliff 1990; Chaudhry et al. 2019).
+
+    Needs `--old`. With all old training images this is joint training, the upper bound of every other method.
+    `keep` stores the old sample in the bundle for the next extension: pictures then travel with the model.
+    """
+
+    share: Annotated[float, Range(0.1, 2.0, above=0)] = 1.0
+    keep: bool = False
+
+    def build(self) -> Method:
+        """Uses `remember` (the old sample), `mix` and `finish` (the sample once more, if it is to be kept)."""
+
+        def remember(classifier: Classifier, sources: Sources, past: Memory) -> Memory:
+            old = sources.old
+            if old is None and not past:
+                raise Problem("replay mixes in old images: give a sample of them with --old DIR, or use distill")
+            if old is None:
+                return past
+            known = {task: target for task, target in old.labels.items() if task in old_widths(classifier)}
+            flips = torch.tensor(int("flip" in sources.augment))
+            return {
+                "pixels": old.pixels.clone(), "labels": {task: target.clone() for task, target in known.items()},
+                "mean": torch.tensor(old.mean), "std": torch.tensor(old.std), "flips": flips,
+            }  # fmt: skip
+
+        def mix(batch: Batch, memory: Memory, rng: np.random.Generator) -> Batch:
+            count = max(1, round(self.share * len(batch.images)))
+            rows = rng.integers(0, len(memory["pixels"]), count)
+            old = Images(memory["pixels"], {}, (), _floats(memory["mean"]), _floats(memory["std"]))
+            augment = "shift+flip" if bool(memory["flips"]) else "shift"
+            views = data.augmented(old, rows, rng.integers(0, 2**31, count), augment, int(rng.integers(0, 2**31)))
+            labels = {task: target[torch.from_numpy(rows)] for task, target in memory["labels"].items()}
+            return _joined(batch, views, labels)
+
+        def finish(classifier: Classifier, memory: Memory, sources: Sources) -> tuple[Classifier, Memory]:
+            return classifier, memory if self.keep else {}
+
+        return Method(remember=remember, mix=mix, finish=finish)
+
+
+def _joined(batch: Batch, images: torch.Tensor, labels: dict[str, torch.Tensor]) -> Batch:
+    """The batch with further images behind its own; -1 is the label of a task that an image has none for."""
+    device, own, more = batch.images.device, len(batch.images), len(images)
+    both = {}
+    for task in sorted({*batch.labels, *labels}):
+        new = batch.labels.get(task, torch.full((own,), -1, device=device))
+        old = labels.get(task, torch.full((more,), -1)).to(device)
+        both[task] = torch.cat([new, old])
+    nowhere = torch.full((more,), -1)
+    place, view = torch.cat([batch.place, nowhere]), torch.cat([batch.view, nowhere])
+    return Batch(torch.cat([batch.images, images.to(device)]), both, place, view)
+
+
+def _floats(values: torch.Tensor) -> tuple[float, ...]:
+    return tuple(values.tolist())

@@ -1,0 +1,71 @@
+"""Synaptic intelligence: hold each weight as tightly as it contributed to the loss's fall in earlier training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+
+from taskgraft import importance
+from taskgraft.classifier import Classifier, inherited, old_widths
+from taskgraft.method import Method
+from taskgraft.problem import Problem
+from taskgraft.settings import Range
+from taskgraft.types import Memory, Move, Params, Quadratic, Sources
+
+
+@dataclass(frozen=True)
+class Si:
+    """Pull each weight towards the parent's in proportion to its share in earlier learning (Zenke et al. 2017).
+
+    (strength / 2) sum_j Omega_j (theta_j - parent_j)^2, Omega_j = sum over tasks of the path integral of -gradient *
+    movement, divided by (total movement)^2 + damping, and not below 0; the paper's c is strength / 2. The path of
+    earlier training must have been recorded: `train --keep si`, or an extension with si. Of a foreign checkpoint
+    nothing is known, and si(strength=0) records for the next extension.
+    """
+
+    strength: Annotated[float, Range(1e-2, 1e4, log=True, at_least=0)] = 2.0
+    damping: Annotated[float, Range(1e-4, 1.0, log=True, above=0)] = 0.1
+    implicit: bool = True
+
+    def build(self) -> Method:
+        """Uses `remember`, `weight`, `observe` (the path) and `finish` (the next extension's importance)."""
+
+        def remember(classifier: Classifier, sources: Sources, past: Memory) -> Memory:
+            learning = {name: value for name, value in classifier.named_parameters() if value.requires_grad}
+            start = {name: value.detach().clone() for name, value in learning.items()}
+            memory: Memory = {"start": start, "path": {name: torch.zeros_like(v) for name, v in start.items()}}
+            if not old_widths(classifier) or not self.strength:
+                return memory
+            known: Params = past.get("importance", {})
+            names = list(inherited(classifier))
+            blind = [name for name in names if name not in known]
+            if blind:
+                raise Problem(
+                    "si protects by the recorded path of earlier training, which this parent does not carry "
+                    f"(nothing of {blind[0]!r}): train it with --keep si, use ewc or mas, or record by si(strength=0)"
+                )
+            return memory | {
+                "anchor": {name: start[name].clone() for name in names},
+                "importance": {name: torch.empty_like(start[name]).copy_(known[name]) for name in names},
+            }
+
+        def weight(params: Params, memory: Memory) -> dict[str, Quadratic]:
+            return {"si": Quadratic(*importance.pulled(memory), self.strength, self.implicit)}
+
+        def observe(memory: Memory, move: Move) -> Memory:
+            for name, path in memory["path"].items():
+                path.addcmul_(move.gradient[name], move.after[name] - move.before[name], value=-1)
+            return memory
+
+        def finish(classifier: Classifier, memory: Memory, sources: Sources) -> tuple[Classifier, Memory]:
+            found = {}
+            now = dict(classifier.named_parameters())
+            for name, path in memory["path"].items():
+                moved = now[name].detach() - memory["start"][name]
+                found[name] = (path / (moved.square() + self.damping)).clamp(min=0)
+                found[name] += memory.get("importance", {}).get(name, 0.0)
+            return classifier, {"importance": found}
+
+        return Method(remember=remember, weight=weight, observe=observe, finish=finish)

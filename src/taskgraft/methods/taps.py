@@ -1,0 +1,45 @@
+"""Taps: the new head reads every stage of the network, not only the last one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import torch
+
+from taskgraft import stages
+from taskgraft.classifier import Classifier, freeze
+from taskgraft.features import attach, features_of, sample
+from taskgraft.method import Method
+from taskgraft.settings import Range
+from taskgraft.types import Sources
+
+IMAGES = 1024  # from which mean and deviation of the columns are taken
+
+
+@dataclass(frozen=True)
+class Taps:
+    """Let the new head read mean and deviation of each stage's channels and a thumbnail (Head2Toe, Evci et al. 2022).
+
+    What the last layer threw away is often still in the early ones. With `backbone="frozen"` old answers stay
+    bit-identical; "trained" lets all weights learn and is to be joined with a method that protects them.
+    """
+
+    backbone: Literal["frozen", "trained"] = "frozen"
+    thumbnail: Annotated[int, Range(0, 16, at_least=0, at_most=64)] = 4
+    stages: Annotated[int, Range(2, 32, at_least=1)] = 12
+
+    def build(self) -> Method:
+        """Uses `adapt`: the backbone shows its stages, and the new head reads them all."""
+
+        def adapt(classifier: Classifier, sources: Sources) -> Classifier:
+            known = stages.points(classifier.backbone)
+            places = torch.linspace(0, len(known) - 1, min(self.stages, len(known))).round().long().tolist()
+            chosen = [*(known[place] for place in places), stages.LAST]
+            classifier.backbone = stages.staged(classifier.backbone, chosen[:-1])
+            tap = stages.Pooled(chosen, self.thumbnail)
+            start = attach(classifier, tap, sources.new)
+            tap.standardise(features_of(classifier, sample(sources.new, IMAGES))[:, start:])
+            return classifier if self.backbone == "trained" else freeze(classifier)
+
+        return Method(adapt=adapt)

@@ -1,0 +1,51 @@
+"""Wise: afterwards, go back part of the way to the parent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+
+from taskgraft import tree
+from taskgraft.classifier import Classifier
+from taskgraft.method import Method
+from taskgraft.problem import Problem
+from taskgraft.settings import Range
+from taskgraft.types import Memory, Sources
+
+
+@dataclass(frozen=True)
+class Wise:
+    """Interpolate all weights between the parent with its warmed head and the child (WiSE-FT, Wortsman et al. 2022).
+
+    `weight` 1 is the child, above 0; 0 = of `points` weights the one with the best validation Score is taken, where
+    agreement with the parent stands in for old accuracy that cannot be measured. Costs no training.
+    """
+
+    weight: Annotated[float, Range(0.1, 1.0, at_least=0, at_most=1)] = 0.0
+    points: Annotated[int, Range(2, 20, at_least=1)] = 5
+
+    def build(self) -> Method:
+        """Uses `remember` (where training began) and `finish`."""
+
+        def remember(classifier: Classifier, sources: Sources, past: Memory) -> Memory:
+            return {"start": tree.state(classifier)}
+
+        def finish(classifier: Classifier, memory: Memory, sources: Sources) -> tuple[Classifier, Memory]:
+            end = tree.state(classifier)
+
+            def at(weight: float) -> Classifier:
+                classifier.load_state_dict(tree.lerp(memory["start"], end, weight))
+                return classifier
+
+            if self.weight:
+                return at(self.weight), {"weight": torch.tensor(self.weight)}
+            if sources.score is None:
+                raise Problem("wise chooses its weight on validation images, and there are none; set wise(weight=0.5)")
+            path = [place / self.points for place in range(1, self.points + 1)]
+            scores = [sources.score(at(weight)) for weight in path]
+            best = path[max(range(len(path)), key=lambda place: scores[place])]
+            return at(best), {"weight": torch.tensor(best), "path": torch.tensor([path, scores])}
+
+        return Method(remember=remember, finish=finish)
