@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from taskgraft.bundle import Bundle, open_parent
-    from taskgraft.classifier import Classifier, wrap
+    from taskgraft.classifier import Classifier, grow, wrap
     from taskgraft.inference import predict
     from taskgraft.jobs.check import check
     from taskgraft.jobs.compare import Arm, compare
     from taskgraft.jobs.demo import demo
     from taskgraft.jobs.evaluate import evaluate
     from taskgraft.jobs.extend import Extension, extend, load
+    from taskgraft.jobs.learn import learn
     from taskgraft.jobs.train import train
     from taskgraft.problem import Problem
     from taskgraft.settings import Run
@@ -36,6 +37,8 @@ _PLACES = {
     "demo": "jobs.demo",
     "evaluate": "jobs.evaluate",
     "extend": "jobs.extend",
+    "grow": "classifier",
+    "learn": "jobs.learn",
     "load": "jobs.extend",
     "open_parent": "bundle",
     "predict": "inference",
@@ -58,6 +61,8 @@ __all__ = [
     "demo",
     "evaluate",
     "extend",
+    "grow",
+    "learn",
     "load",
     "open_parent",
     "predict",

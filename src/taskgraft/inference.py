@@ -4,11 +4,23 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from taskgraft import data
 from taskgraft.classifier import Classifier
 from taskgraft.record import Predictions
 from taskgraft.types import Images
+
+
+def arithmetic(classifier: Classifier, images: Images) -> int:
+    """Operations of one forward pass on one image, a multiplication and an addition counted as two."""
+    device = next(classifier.parameters()).device
+    modes = [(module, module.training) for module in classifier.modules()]
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        classifier.eval()(data.ready(images, 0, 1).to(device))
+    for module, training in modes:
+        module.training = training
+    return counter.get_total_flops()
 
 
 def predict(classifier: Classifier, images: Images, size: int = 32) -> Predictions:

@@ -67,6 +67,7 @@ class TaskResult(BaseModel):
     child: Interval | None = None
     forgetting: Interval | None = None  # parent - child, paired over images
     agreement: Interval | None = None  # same answer as the parent on the new task's validation images
+    test: Interval | None = None  # on a test split, scored once, which chose nothing
     separate: float | None = None  # accuracy of a model trained for this task alone, where there is one
 
 
@@ -88,8 +89,10 @@ class Record(BaseModel):
     history: tuple[Line, ...]
     parent_history: tuple[Line, ...] = ()  # the parent's own training, where its bundle has it
     parameters: dict[str, int]
+    arithmetic: dict[str, int] = {}  # operations of one forward pass on one image, of child and parent
     seconds: dict[str, float]
     versions: dict[str, str]
+    plain: bool = True  # whether plain timm can load the model
     notes: tuple[str, ...] = ()
 
 

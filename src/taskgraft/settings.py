@@ -11,6 +11,7 @@ from taskgraft.problem import Problem
 
 Softmax = Literal["per-task", "joint"]
 Precision = Literal["auto", "fp32", "fp32-channels-last", "bf16"]
+METHOD = "branch"  # by the evidence in docs/choosing.md
 LARGEST = sys.float_info.max  # also refuses NaN, infinities, and whole numbers that no float can hold
 Augment = Literal["none", "shift", "shift+flip", "crop+flip"]
 
@@ -50,8 +51,8 @@ class Run:
 
     steps: Annotated[int, Range(100, 10000, log=True, at_least=1), "steps of training"] = 300
     batch: Annotated[int, Range(8, 256, log=True, at_least=1), "images a step"] = 32
-    rate: Annotated[float, Range(1e-4, 1e-1, log=True, above=0), "learning rate"] = 0.01
-    optimiser: Annotated[Literal["sgd", "adamw"], "optimiser"] = "sgd"
+    rate: Annotated[float, Range(1e-4, 1e-1, log=True, above=0), "learning rate"] = 0.001
+    optimiser: Annotated[Literal["sgd", "adamw"], "optimiser"] = "adamw"
     momentum: Annotated[float, Range(0, 0.99, at_least=0, at_most=0.9999), "momentum of sgd"] = 0.9
     decay: Annotated[float, Range(0, 0.1, at_least=0), "weight decay; pulls old weights away from the parent"] = 0.0
     schedule: Annotated[Literal["cosine", "constant"], "course of the rate over the steps"] = "cosine"

@@ -155,7 +155,7 @@ def test_without_old_images_agreement_stands_in(alice: Path, new_pictures: Path,
 
 def test_plain_timm_loads_the_child(alice: Path, new_pictures: Path, old_pictures: Path, tmp_path: Path) -> None:
     out = tmp_path / "both"
-    done = extended(alice, new_pictures, old_pictures, out)
+    done = extended(alice, new_pictures, old_pictures, out, method="distill")
     plain = timm.create_model(f"local-dir:{out}", pretrained=True).eval()
     found = open_images(new_pictures, "paint", done.bundle.preprocess, seed=0)
     assert found.val
@@ -224,7 +224,7 @@ def test_predictions_file_is_what_the_models_say(
 
 @pytest.mark.parametrize(
     ("method", "views", "said"),
-    [("distill", 0, "needs fixed views"), ("ewc(labels=empirical)", 8, "needs labelled old images")],
+    [("distill", 0, "needs fixed views"), ("ewc(labels=empirical)", 8, "needs labelled images")],
 )
 def test_a_request_refused_at_its_start_leaves_the_folder_free(
     alice: Path, new_pictures: Path, old_pictures: Path, tmp_path: Path, method: str, views: int, said: str

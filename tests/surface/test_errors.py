@@ -100,7 +100,7 @@ def extend(place: Place, *flags: object) -> list[object]:
         (["--method", "destill"], ["did you mean 'distill'"]),
         (["--rate", "0"], ["rate 0.0: must be above 0"]),
         (["--rate", "-0.1"], ["must be above 0"]),
-        (["--rate", "nan"], ["rate nan: give a number such as 0.01"]),
+        (["--rate", "nan"], ["rate nan: give a number such as 0.001"]),
         (["--steps", "0"], ["steps 0: must be at least 1"]),
         (["--batch", "0"], ["batch 0: must be at least 1"]),
         (["--precision", "fp8"], ["precision 'fp8': give one of auto, fp32"]),
@@ -192,7 +192,7 @@ def test_an_output_folder_with_another_run(place: Place, command) -> None:
     assert command(*extend(place, "--method", "finetune")).code == 0
     before = contents(place.out)
     told = command(*extend(place, "--method", "ewc", "--rate", "0.5"))
-    refused(told, "holds another run", "method was 'finetune', is 'ewc'", "run.rate was 0.01, is 0.5", "another OUT")
+    refused(told, "holds another run", "method was 'finetune', is 'ewc'", "run.rate was 0.001, is 0.5", "another OUT")
     assert contents(place.out) == before
     again = command(*extend(place, "--method", "finetune"))
     assert again.code == 0  # the same command finds its work done

@@ -42,7 +42,7 @@ def open_parent(
     if path.is_dir():
         bundle = _folder(path, labels, task)
     elif path.suffix in FILES or path.exists():
-        bundle = _file(path, arch, labels, task)
+        bundle = _file(path, arch, labels, task, wanted)
     elif source.startswith("hf-hub:") or timm.is_model(source):
         bundle = _named(source, labels, task)
     else:
@@ -63,6 +63,14 @@ def create(arch: str, classes: int, **options: Any) -> tuple[nn.Module, str, Pre
     return net, head_of(net, arch), preprocess.from_timm(net.pretrained_cfg)  # pyright: ignore[reportArgumentType]
 
 
+def sized(arch: str, wanted: Preprocess) -> dict[str, Any]:
+    """The timm options that an input size needs: networks of fixed size, such as ViTs, are built for theirs."""
+    config = timm.get_pretrained_cfg(arch) if timm.is_model(arch) else None
+    if config is None or not config.fixed_input_size or config.input_size[-1] == wanted.size:
+        return {}
+    return {"img_size": wanted.size}
+
+
 def head_of(net: nn.Module, arch: str) -> str:
     """The name of a timm network's one linear classifier layer; raises Problem where it has another kind."""
     name = net.pretrained_cfg.get("classifier")  # pyright: ignore
@@ -73,7 +81,7 @@ def head_of(net: nn.Module, arch: str) -> str:
     return name
 
 
-def _file(path: Path, arch: str | None, labels: Path | None, task: str) -> Bundle:
+def _file(path: Path, arch: str | None, labels: Path | None, task: str, wanted: str | None) -> Bundle:
     tensors, rest, found = weights.load(path)
     if arch is None:
         named = rest.get("arch")
@@ -83,9 +91,16 @@ def _file(path: Path, arch: str | None, labels: Path | None, task: str) -> Bundl
         found.append(f"architecture {arch} from its entry 'arch'")
     names = _labels(path, labels)
     net, head, default = create(arch, len(names))
+    options = sized(arch, preprocess.parse(wanted or "", default))
+    if options and any(name in tensors and tensors[name].shape != v.shape for name, v in net.state_dict().items()):
+        net, head, _ = create(arch, len(names), **options)
+    else:
+        options = {}
     _load(net, tensors, path, arch, head, names)
     found.append(f"{len(tensors)} tensors matched")
-    return Bundle(wrap(net, head, [Task(task, names)]), default, {}, str(path), digest(path), arch, head, tuple(found))
+    classifier = wrap(net, head, [Task(task, names)])
+    mark = digest(path)
+    return Bundle(classifier, default, {}, str(path), mark, arch, head, tuple(found), options=options)
 
 
 def _folder(path: Path, labels: Path | None, task: str) -> Bundle:

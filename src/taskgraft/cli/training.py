@@ -25,7 +25,7 @@ from taskgraft.cli.options import (
     cache_folder,
     with_run,
 )  # fmt: skip
-from taskgraft.settings import LEARN, Run
+from taskgraft.settings import LEARN, METHOD, Run
 
 Parent = Annotated[str, typer.Argument(help="a bundle, a file of weights, a timm folder or a timm name")]
 Data = Annotated[Path, typer.Argument(help="pictures: folder per class, train/ and val/ above it, or a CSV table")]
@@ -86,7 +86,7 @@ def extend(
     run: Run,
     task: NewTask = "",
     into: Into = "",
-    method: Method = "distill",
+    method: Method = METHOD,
     old: Old = None,
     old_val: OldVal = None,
     arch: Arch = None,

@@ -74,7 +74,9 @@ def compare(
             run = replace(request.run, seed=seed, softmax="per-task", schedule="cosine")
             run = replace(run, steps=round(separate * run.steps), rate=max([request.run.rate, *rates]))
             watch.say(f"seed {seed}: a model for {request.task} alone")
-            found = _try(replace(request, method="finetune", run=run), out, "separate", cache, watch, failures)
+            found = _try(
+                replace(request, method="finetune", run=run, old_val=()), out, "separate", cache, watch, failures
+            )
             if found:
                 alone.append(max(line.accuracy.get(request.task, 0.0) for line in found.record.history))
     comparison = Comparison(

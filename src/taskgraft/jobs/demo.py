@@ -10,7 +10,7 @@ from taskgraft.jobs.compare import Arm, arms, compare
 from taskgraft.jobs.request import Request
 from taskgraft.jobs.train import train
 from taskgraft.record import Comparison
-from taskgraft.settings import LEARN, Run
+from taskgraft.settings import LEARN, METHOD, Run
 from taskgraft.types import Watch
 
 SIZE = 64
@@ -51,7 +51,7 @@ def demo(
     train(makes, parent, task="make", wanted=INPUT, run=learn, cache=cache, resume=True, command=command, watch=watch)
     chosen = arms(["finetune", "ewc(strength=1e6)", "distill"], [0.001, 0.0001], TEXT)
     default = Run(steps=TEXT.steps, eval_every=TEXT.eval_every, log_every=TEXT.log_every, save_every=TEXT.save_every)
-    chosen.append(Arm("taskgraft's default", "distill", default))
+    chosen.append(Arm("taskgraft's default", METHOD, default))
     request = Request(str(parent), paints, "paint", "finetune", default, old_val=(makes,))
     return compare(
         request, chosen, out / "comparison", seeds=seeds, separate=2.0, cache=cache, command=command, watch=watch

@@ -43,6 +43,8 @@ def _result(name: str, task: str, classes: tuple[str, ...], new: bool, sets: Map
         if before is not None:
             held = metrics.correct(before, task)
             changes |= {"parent": metrics.interval(held), "forgetting": metrics.interval(held - after)}
+    if new and "test" in sets:
+        changes["test"] = metrics.interval(metrics.correct(sets["test"], task))
     parent = sets.get("new-parent")
     if parent is not None and not new:
         changes["agreement"] = metrics.interval(metrics.agreement(parent, sets["new"], task))
@@ -90,6 +92,12 @@ def choices(run: Run, default: Run, reasons: Mapping[str, str]) -> tuple[tuple[s
 def warnings_of(tasks: Sequence[TaskResult], described: Mapping[str, Any]) -> list[str]:
     """What a reader must know before believing the numbers."""
     notes = [f"{name}: {note}" for name, part in described.items() for note in part["notes"]]
+    notes += [
+        f"on {task.test.n} test pictures, which chose nothing, {task.name} reaches {task.test.mean:.1%} "
+        f"(95 % interval {task.test.low:.1%} to {task.test.high:.1%})"
+        for task in tasks
+        if task.test
+    ]
     notes += [
         f"the parent is near chance on {task.name}: check the preprocessing and the order of its class names"
         for task in tasks

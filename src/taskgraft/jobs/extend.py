@@ -19,7 +19,7 @@ from taskgraft.loop.state import TrainState
 from taskgraft.method import Method
 from taskgraft.problem import Problem
 from taskgraft.record import Clock, Line, Predictions, Record, TaskResult, load_predictions, versions
-from taskgraft.settings import Run
+from taskgraft.settings import METHOD, Run
 from taskgraft.types import Memory, Sources, Task, Watch
 
 
@@ -38,7 +38,7 @@ def extend(
     out: str | Path,
     *,
     task: str,
-    method: str = "distill",
+    method: str = METHOD,
     run: Run = Run(),  # noqa: B008 - immutable
     old: Path | None = None,
     old_val: Sequence[Path] = (),
@@ -190,7 +190,7 @@ def _finish(
         classifier, news = job.method.finish(classifier, memory, sources)
         kept = {**kept, **{name: memory for name, memory in news.items() if memory}}
     after = measuring.predictions(classifier, job.found)
-    sets = after | {f"{name}-parent": value for name, value in before.items()}
+    sets = after | {f"{name}-parent": value for name, value in before.items()} | measuring.tested(classifier, job.found)
     clock = clock.lap("finishing")
     record = _record(job, run, reason, fitted, classifier, sets, clock, news)
     bundle = job.parent._replace(
@@ -261,8 +261,10 @@ def _record(
         history=fitted.history,
         parent_history=_parent_history(parent),
         parameters={"child": total, "parent": inherited, "added": total - inherited},
+        arithmetic=measuring.arithmetic_of(classifier, parent.classifier, job.found),
         seconds=clock.seconds(),
         versions=versions(),
+        plain=not len(classifier.extras),
         notes=_notes(job, tasks, score is not None, news),
     )
 

@@ -11,7 +11,7 @@ import numpy as np
 from taskgraft import metrics
 from taskgraft.classifier import Classifier, inherited, old_widths
 from taskgraft.data.sources import Inputs
-from taskgraft.inference import predict
+from taskgraft.inference import arithmetic, predict
 from taskgraft.jobs import evidence
 from taskgraft.record import Predictions
 
@@ -25,6 +25,11 @@ def predictions(
     if found.old_val is None:
         return sets
     return sets | {"old": known["old"] if "old" in known else predict(classifier, found.old_val)}
+
+
+def tested(classifier: Classifier, found: Inputs) -> dict[str, Predictions]:
+    """On the new task's test images, where there are any: asked once, at the end."""
+    return {"test": predict(classifier, found.new.test)} if found.new.test else {}
 
 
 def accuracies(
@@ -51,6 +56,12 @@ def unchanged(classifier: Classifier) -> bool:
 def agreements(parent: Predictions, child: Predictions) -> dict[str, float]:
     """Share of the new images on which the child answers each old task as the parent does."""
     return {task: float(metrics.agreement(parent, child, task).mean()) for task in parent.classes}
+
+
+def arithmetic_of(child: Classifier, parent: Classifier, found: Inputs) -> dict[str, int]:
+    """What one image costs, before and after."""
+    assert found.new.val is not None
+    return {"child": arithmetic(child, found.new.val), "parent": arithmetic(parent, found.new.val)}
 
 
 def cards(

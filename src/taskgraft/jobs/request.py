@@ -10,7 +10,7 @@ from pathlib import Path
 from taskgraft import methods
 from taskgraft.methods import Plan
 from taskgraft.problem import Problem
-from taskgraft.settings import Run, validate
+from taskgraft.settings import METHOD, Run, validate
 
 TASK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _-]{0,63}")  # it becomes a file name
 
@@ -22,7 +22,7 @@ class Request:
     parent: str
     data: Path
     task: str
-    method: str = "distill"
+    method: str = METHOD
     run: Run = field(default_factory=Run)
     old: Path | None = None  # a sample of old images, for the methods that use one
     old_val: tuple[Path, ...] = ()  # old validation images, a folder for each old task that has any

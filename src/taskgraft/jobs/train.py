@@ -10,12 +10,12 @@ import torch
 
 from taskgraft import methods, metrics, seeds
 from taskgraft.bundle import Bundle, open_parent
-from taskgraft.bundle.parents import create
+from taskgraft.bundle.parents import create, sized
 from taskgraft.classifier import Classifier, wrap
 from taskgraft.data import preprocess
 from taskgraft.data.sources import Inputs, gather
 from taskgraft.inference import predict
-from taskgraft.jobs import evidence
+from taskgraft.jobs import evidence, measuring
 from taskgraft.jobs.extend import Extension, load
 from taskgraft.loop import folder, steps
 from taskgraft.loop.session import Measured, fit_in, resolve
@@ -89,9 +89,10 @@ def _begin(model: str, backbone: Bundle | None, found: Inputs, chosen: preproces
             head = torch.nn.Linear(width, len(task.classes))
             classifier = Classifier(backbone.classifier.backbone, [head], [task], run.softmax)
             return backbone._replace(classifier=classifier, preprocess=chosen, memory={}, cards={}, home=None)
-        net, name, _ = create(model, len(task.classes))
+        options = sized(model, chosen)
+        net, name, _ = create(model, len(task.classes), **options)
     mark = fingerprint([model, str(run.seed)])
-    return Bundle(wrap(net, name, [task], run.softmax), chosen, {}, model, mark, model, name)
+    return Bundle(wrap(net, name, [task], run.softmax), chosen, {}, model, mark, model, name, options=options)
 
 
 def _carry_out(
@@ -124,6 +125,7 @@ def _carry_out(
     )  # fmt: skip
     kept = recorder.finish(fitted.state.classifier, fitted.state.memory, sources)[1] if recorder.finish else {}
     sets: dict[str, Predictions] = {"new": predict(fitted.state.classifier, val)}
+    sets |= measuring.tested(fitted.state.classifier, found)
     clock = clock.lap("training and validation")
     tasks = evidence.task_results(sets, task)
     size = sum(value.numel() for value in fitted.state.classifier.parameters())

@@ -13,6 +13,7 @@ from taskgraft import data, losses, seeds
 from taskgraft.classifier import Classifier, hold_still, newest, old_widths
 from taskgraft.features import features_of
 from taskgraft.loop import penalty
+from taskgraft.loop.allocator import keep_freed_memory
 from taskgraft.loop.state import TrainState
 from taskgraft.method import Method
 from taskgraft.problem import Problem
@@ -43,6 +44,7 @@ def fit(
     on_step: Callable[[TrainState, dict[str, float]], None] | None = None,
 ) -> TrainState:
     """Advance to the last step; `on_step` sees each new state and, on logged steps, the terms of the objective."""
+    keep_freed_memory()
     while state.step < run.steps:
         state, terms = advance(state, method, sources, run)
         if on_step:

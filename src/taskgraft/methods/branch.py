@@ -24,7 +24,7 @@ class Branch:
     forgets, and two, which cost twice; parameters and arithmetic are stated in the report.
     """
 
-    shared: Annotated[float, Range(0.0, 1.0, at_most=1.0)] = 0.25
+    shared: Annotated[float, Range(0.0, 1.0, at_most=1.0)] = 0.1
 
     def build(self) -> Method:
         """Uses `adapt`: a copy of the last stages is attached, everything older is frozen."""

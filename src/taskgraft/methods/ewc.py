@@ -35,10 +35,6 @@ class Ewc:
         """Uses `remember` (anchor and Fisher), `weight` and `finish` (the next extension's Fisher)."""
 
         def remember(classifier: Classifier, sources: Sources, past: Memory) -> Memory:
-            if sources.old is None and self.labels == "empirical" and len(classifier.parts) > 1:
-                raise Problem(
-                    "ewc(labels=empirical) needs labelled old images: give --old DIR, or labels=sampled or exact"
-                )
             return importance.held(classifier, sources, past, self._fisher(classifier, sources.seed))
 
         def weight(params: Params, memory: Memory) -> dict[str, Quadratic]:
@@ -52,15 +48,19 @@ class Ewc:
     def _fisher(self, classifier: Classifier, seed: int) -> Measure:
         def measure(images: Images, names: list[str], tasks: list[str]) -> Params:
             chosen = sample(images, self.images)
-            counted = [task for task in tasks if task in images.labels] if self.labels == "empirical" else tasks
+            unlabelled = [task for task in tasks if task not in images.labels]
+            if self.labels == "empirical" and unlabelled:
+                raise Problem(
+                    f"ewc(labels=empirical) needs labelled images of {unlabelled[0]!r}: give --old, or labels=sampled"
+                )
             return curvature.fisher_diagonal(
                 classifier,
                 reader(chosen, classifier),
                 len(chosen.pixels),
                 names,
-                counted,
+                tasks,
                 labels=self.labels,
-                targets={task: target for task, target in chosen.labels.items() if task in counted},
+                targets={task: target for task, target in chosen.labels.items() if task in tasks},
                 draws=self.draws,
                 seed=seed,
             )

@@ -32,7 +32,7 @@ def model_card(record: Record) -> str:
         head.append(f"| {_plain(task.name)} | {len(task.classes)} | {before} | {now} | {lost} |")
     head += [
         "",
-        "Its last layer joins all tasks; the rows of each are in `config.json` under `taskgraft.tasks`.",
+        _how_to_load(record),
         "",
     ]
     head += [f"- {_plain(note)}" for note in record.notes]
@@ -48,6 +48,15 @@ def model_card(record: Record) -> str:
         "",
     ]
     return "\n".join(head)
+
+
+def _how_to_load(record: Record) -> str:
+    if record.plain:
+        return "Its last layer joins all tasks; the rows of each are in `config.json` under `taskgraft.tasks`."
+    return (
+        "It is more than one linear layer on one backbone, so plain timm cannot rebuild it. `taskgraft.open_parent` "
+        "can; `config.json` describes it under `taskgraft.heads` and `taskgraft.extras`."
+    )
 
 
 def _plain(text: str) -> str:

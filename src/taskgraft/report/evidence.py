@@ -58,7 +58,7 @@ def gather(task: TaskResult, predictions: Mapping[str, Predictions]) -> Evidence
     """The evidence on one task; None without labelled images."""
     for key in ("new", "old") if task.new else ("old", "new"):
         child, of = predictions.get(key), task.of or task.name
-        if child is not None and _labelled(child, of):
+        if child is not None and _labelled(child, of) and (task.new or child.labels[of].max() < len(task.classes)):
             parent = predictions.get(f"{key}-parent")
             usable = not task.new and parent is not None and of in parent.logits and parent.ids == child.ids
             return _measure(of, child, parent if usable else None)._replace(task=task.name)

@@ -90,7 +90,7 @@ def _cost_lines(record: Record) -> tuple[str, ...]:
     if more is not None:
         whole = record.parameters.get("parent")
         share = f", {wording.part(more, whole)} of the parent's" if whole else ""
-        lines.append(f"{wording.several(more, 'parameter')}{' added' if whole else ''}{share}.")
+        lines.append(f"{wording.several(more, 'parameter')}{' added' if whole else ''}{share}{summary.slower(record)}.")
     known = [task for task in summary.old_tasks(record) if task.forgetting is not None]
     losses = sorted(known, key=loss, reverse=True)
     lines += [_loss_line(task) for task in losses[:3]]

@@ -130,6 +130,13 @@ def added(record: Record) -> int | None:
     return found["child"] - found["parent"] if {"child", "parent"} <= set(found) else None
 
 
+def slower(record: Record) -> str:
+    """How much more arithmetic an image costs than the parent took; nothing where it is under a tenth more."""
+    counts = record.arithmetic
+    times = counts["child"] / counts["parent"] if counts.get("parent") else 1.0
+    return f"; each image takes {times:.2g} times the parent's arithmetic" if times > 1.1 else ""
+
+
 def seconds(record: Record) -> float:
     """Wall time of a run: its total, else the sum of its parts."""
     return record.seconds.get("total", sum(record.seconds.values()))

@@ -139,7 +139,7 @@ def _cost(record: Record) -> str:
     if whole == 0:
         return f"{spent}, {wording.several(more, 'parameter')}"
     share = f" ({wording.part(more, whole)} of the parent's)" if whole else ""
-    return f"{spent}, {wording.several(more, 'parameter')} added{share}"
+    return f"{spent}, {wording.several(more, 'parameter')} added{share}{summary.slower(record)}"
 
 
 def _gap(record: Record) -> str:

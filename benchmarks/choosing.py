@@ -1,0 +1,165 @@
+"""Every method on four pairs of tasks and two kinds of network: the evidence behind the default method.
+
+    .venv/bin/python benchmarks/choosing.py OUT PAIR [PAIR ...] --shared DIR --made DIR
+
+`--shared` holds the car data and the checkpoint, `--made` what benchmarks/pairs.py wrote and, for makes-colours, a timm
+folder `lite0` with ImageNet weights. Parents are trained into OUT. Runs are not repeated, so the same command goes on;
+results/choosing.json keeps the numbers of every pair.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from taskgraft.jobs.compare import Arm, compare
+from taskgraft.jobs.request import Request
+from taskgraft.jobs.train import train
+from taskgraft.metrics import over_seeds
+from taskgraft.record import Arrangement, Comparison, versions
+from taskgraft.settings import LEARN, METHOD, Run
+from taskgraft.types import Watch
+
+RESULTS = Path(__file__).parent / "results" / "choosing.json"
+LOW = "finetune (low rate)"
+METHODS = ("frozen", "taps", "l2sp", "ewc", "mas", "distill", "lwf", "distill + ewc", "wise", "lora + distill")
+# One backbone, one pass: longer, on more varied views, the new head on all stages, then part of the way back.
+ONE = "taps(backbone=trained) + distill(strength=10) + wise"
+ONE_RUN: dict[str, Any] = {
+    "steps": 600, "augment": "crop+flip", "views": 32, "optimiser": "sgd", "rate": 0.02, "clip": 5.0,
+}  # fmt: skip
+PARENTS = {  # old task, new task, model, input, steps
+    "makes-colours": ("a.csv", "b.csv", "make", "colour", "", "", 600),
+    "fashion": ("a", "b", "first", "second", "resnet18", "32 squash bilinear half", 600),
+    "fashion-vit": ("a", "b", "first", "second", "vit_tiny_patch16_224", "64 squash bilinear half", 600),
+    "digits": ("a", "b", "even", "odd", "test_resnet", "32 squash bilinear half", 400),
+}
+
+
+def request_of(name: str, shared: Path, made: Path, out: Path, watch: Watch) -> Request:
+    """What a pair asks for; its parent is trained when it is missing."""
+    if name == "cars-colours":
+        return Request(
+            str(shared / "checkpoints/cars196_tf_efficientnet_lite0.pth.tar"), shared / "data/colours", "colour",
+            old_val=(shared / "data/cars/val",), arch="tf_efficientnet_lite0",
+            labels=shared / "checkpoints/cars196_labels.txt", wanted="96 squash bilinear imagenet",
+            parent_task="model",
+        )  # fmt: skip
+    old, new, task, other, model, wanted, steps = PARENTS[name]
+    data = made / name.removesuffix("-vit")
+    start: dict[str, Any] = {"model": model, "wanted": wanted} if model else {"weights": f"local-dir:{made}/lite0"}
+    parent = out / name / "parent"
+    train(data / old, parent, task=task, run=replace(LEARN, steps=steps), resume=True, watch=watch, **start)
+    return Request(str(parent), data / new, other, old_val=(data / old,))
+
+
+def arms(run: Run, wanted: str) -> list[Arm]:
+    """The default, the baseline at two rates, and every other method, at the same settings but where it is said."""
+    found = [
+        Arm("finetune", "finetune", run),
+        Arm(LOW, "finetune", replace(run, rate=run.rate / 10)),
+        Arm(f"{METHOD} (default)", METHOD, run),
+    ]
+    found += [Arm(method, method, run) for method in METHODS]
+    found.append(Arm("one backbone", ONE, replace(run, **ONE_RUN)))
+    chosen = [word.strip() for word in wanted.split(";") if word.strip()]
+    return [arm for arm in found if not chosen or arm.label in chosen]
+
+
+def rows(comparison: Comparison) -> list[dict[str, Any]]:
+    """A row for each arrangement; `closed` is the share of the distance from low-rate finetune to two models."""
+    alone = [value for values in comparison.separate.values() for value in values]
+    floor = next((_mean(a, _score) for a in comparison.arrangements if a.label == LOW and a.records), None)
+    found = []
+    for arrangement in comparison.arrangements:
+        if not arrangement.records:
+            continue
+        tasks = arrangement.records[0].tasks
+        parent = float(np.mean([task.parent.mean for task in tasks if task.parent]))
+        bound = (parent + float(np.mean(alone))) / 2 if alone else None
+        scores = [_score(record) for record in arrangement.records]
+        row: dict[str, Any] = {"label": arrangement.label, "method": arrangement.method, "seeds": len(scores)}
+        for key, of in (("score", _score), ("old", _old), ("new", _new), ("forgetting", _lost), ("agreement", _agreed)):
+            row[key] = over_seeds([of(record) for record in arrangement.records])
+        if bound is not None and floor is not None and bound > floor:
+            row["closed"] = over_seeds([(score - floor) / (bound - floor) for score in scores])
+        record = arrangement.records[0]
+        row["parameters"] = record.parameters["child"] / record.parameters["parent"]
+        row["arithmetic"] = record.arithmetic["child"] / record.arithmetic["parent"]
+        row["seconds"] = float(np.median([record.seconds["total"] for record in arrangement.records]))
+        row["test"] = [task.test.mean for record in arrangement.records for task in record.tasks if task.test]
+        found.append(row)
+    return found
+
+
+def proxies(comparison: Comparison) -> list[dict[str, Any]]:
+    """Of every run: what agreement on the new images said, and what was forgotten in truth."""
+    return [
+        {"label": arrangement.label, "lost_agreement": 1 - _agreed(record), "forgetting": _lost(record)}
+        for arrangement in comparison.arrangements
+        for record in arrangement.records
+    ]
+
+
+def _score(record: Any) -> float:
+    return record.score
+
+
+def _old(record: Any) -> float:
+    return float(np.mean([task.child.mean for task in record.tasks if not task.new]))
+
+
+def _new(record: Any) -> float:
+    return record.tasks[-1].child.mean
+
+
+def _lost(record: Any) -> float:
+    return float(np.mean([task.forgetting.mean for task in record.tasks if not task.new]))
+
+
+def _agreed(record: Any) -> float:
+    return float(np.mean([task.agreement.mean for task in record.tasks if not task.new]))
+
+
+def _mean(arrangement: Arrangement, of: Any) -> float:
+    return float(np.mean([of(record) for record in arrangement.records]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("names", nargs="+", choices=["cars-colours", *PARENTS])
+    parser.add_argument("--shared", type=Path, default=Path("../shared"))
+    parser.add_argument("--made", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--arms", default="", help="only these, by label, separated by semicolons")
+    parser.add_argument("--precision", default="auto")
+    given = parser.parse_args()
+    watch = Watch(say=lambda line: print(line, flush=True))
+    run = Run(eval_every=50, save_every=10_000, precision=given.precision)
+    for name in given.names:
+        request = replace(request_of(name, given.shared, given.made, given.out, watch), run=run)
+        cache = given.out / "cache"
+        found = compare(
+            request, arms(run, given.arms), given.out / name / "runs", seeds=given.seeds, cache=cache, watch=watch
+        )
+        stored = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+        stored[name] = {
+            "rows": rows(found), "proxies": proxies(found), "separate": found.separate, "failures": found.failures,
+            "run": request.run.__dict__, "versions": versions(),
+        }  # fmt: skip
+        RESULTS.parent.mkdir(exist_ok=True)
+        RESULTS.write_text(json.dumps(stored, indent=1))
+        for row in stored[name]["rows"]:
+            print(
+                row["label"], *(f"{key} {100 * row[key][0]:.1f}" for key in ("score", "old", "new")), row.get("closed")
+            )
+
+
+if __name__ == "__main__":
+    main()

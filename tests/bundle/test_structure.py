@@ -1,0 +1,90 @@
+"""Children that are more than one linear layer on one backbone go to disk and come back as they were."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from taskgraft.bundle import Bundle, files
+from taskgraft.classifier import Classifier, grow, widen
+from taskgraft.data.preprocess import Preprocess
+from taskgraft.inference import predict
+from taskgraft.problem import Problem
+from toys import NEW, OLD, RUN, finished, parent, pictures
+
+SIZE = Preprocess(size=32, crop="squash")
+
+
+def stored(classifier: Classifier, folder: Path, arch: str = "test_resnet") -> Bundle:
+    head = {"test_resnet": "fc", "test_efficientnet": "classifier"}[arch]
+    bundle = Bundle(classifier.eval(), SIZE, {}, "here", "0" * 64, arch, head)
+    folder.mkdir(parents=True, exist_ok=True)
+    files.write(folder, bundle, method="x", parent={})
+    return files.read(folder)
+
+
+def answers(classifier: Classifier) -> dict[str, np.ndarray]:
+    return predict(classifier, pictures(12, NEW, 8)).logits
+
+
+def equal(one: Classifier, two: Classifier) -> bool:
+    left, right = answers(one), answers(two)
+    return list(left) == list(right) and all(np.array_equal(left[task], right[task]) for task in left)
+
+
+@pytest.mark.parametrize("arch", ["test_resnet", "test_efficientnet"])
+@pytest.mark.parametrize("text", ["taps", "branch(shared=0.5)", "branch(shared=0.5) + taps", "taps(backbone=trained)"])
+def test_a_grafted_child_comes_back_bit_for_bit(text: str, arch: str, tmp_path: Path) -> None:
+    child, _ = finished(text, model=parent(arch))
+    again = stored(child, tmp_path / "b", arch).classifier
+    assert equal(child, again)
+    assert again.parts == child.parts
+    assert not json.loads((tmp_path / "b/config.json").read_text())["taskgraft"]["plain_timm"]
+
+
+def test_a_chain_of_taps_branch_and_added_classes_comes_back(tmp_path: Path) -> None:
+    first, _ = finished("taps")
+    second = stored(first, tmp_path / "one").classifier
+    wider = widen(second, NEW.name, ("violet", "brown"), 5)
+    again = stored(wider, tmp_path / "two").classifier
+    assert equal(wider, again)
+    assert [task.classes for task in again.tasks] == [OLD.classes, (*NEW.classes, "violet", "brown")]
+    third = grow(again, OLD._replace(name="size"), 2)
+    assert equal(third, stored(third, tmp_path / "three").classifier)
+
+
+def test_added_classes_join_the_rows_of_their_task(tmp_path: Path) -> None:
+    child, _ = finished("distill")
+    wider = widen(child, OLD.name, ("oval",), 5)
+    again = stored(wider, tmp_path / "b")
+    assert equal(wider, again.classifier)
+    config = json.loads((tmp_path / "b/config.json").read_text())
+    assert config["label_names"] == [*OLD.classes, "oval", *NEW.classes]
+    assert [entry["range"] for entry in config["taskgraft"]["tasks"]] == [[0, 4], [4, 8]]
+
+
+def test_a_damaged_structure_is_refused(tmp_path: Path) -> None:
+    child, _ = finished("taps")
+    stored(child, tmp_path / "b")
+    good = json.loads((tmp_path / "b/config.json").read_text())
+    for change, message in (
+        ({"extras": [{"kind": "taps", "at": ["nowhere"], "width": 9}]}, "has no stage 'nowhere'"),
+        ({"extras": [{"kind": "magic", "at": ["x"]}]}, "damaged"),
+        ({"extras": []}, "does not fit"),
+        ({"heads": good["taskgraft"]["heads"][:1]}, "do not have the rows"),
+    ):
+        (tmp_path / "b/config.json").write_text(json.dumps({**good, "taskgraft": {**good["taskgraft"], **change}}))
+        with pytest.raises(Problem, match=message):
+            files.read(tmp_path / "b")
+
+
+def test_growing_a_grafted_child_leaves_its_answers_alone() -> None:
+    child, _ = finished("branch(shared=0.5) + taps")
+    before = answers(child)
+    after = answers(grow(child, OLD._replace(name="size"), RUN.seed))
+    assert all(np.array_equal(before[task], after[task]) for task in before)
+    assert torch.equal(child.linears()[0].weight, grow(child, OLD._replace(name="size"), 1).linears()[0].weight)

@@ -1,0 +1,104 @@
+"""More classes for an old task, what the first task records, and what a grafted child is worth afterwards."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import taskgraft
+from taskgraft.data import open_images
+from taskgraft.jobs.train import train
+from taskgraft.problem import Problem
+from taskgraft.settings import Run
+from toys import NEW, OLD, folder_of
+
+RUN = Run(steps=30, batch=8, warmup=20, eval_every=10, save_every=10, precision="fp32")
+MORE = OLD._replace(classes=("oval", "star"))
+
+
+@pytest.fixture(scope="module")
+def more_pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("more")
+    folder_of(root / "train", MORE, 24, 5)
+    folder_of(root / "val", MORE, 12, 6)
+    return root
+
+
+@pytest.mark.parametrize("method", ["distill", "branch", "ewc(images=16)"])
+def test_added_classes_join_an_old_task(
+    alice: Path, more_pictures: Path, old_pictures: Path, tmp_path: Path, method: str
+) -> None:
+    done = taskgraft.extend(
+        alice, more_pictures, tmp_path / "wide", task="shape", into=True, method=method, run=RUN, old_val=[old_pictures]
+    )
+    assert [task.classes for task in done.bundle.classifier.tasks] == [(*OLD.classes, *MORE.classes)]
+    old, new = done.record.tasks
+    assert (old.name, old.new, new.name, new.new) == ("shape", False, "shape, added classes", True)
+    assert old.child
+    assert new.child
+    assert done.record.score == pytest.approx((old.child.mean + new.child.mean) / 2)
+    assert new.classes == MORE.classes
+    card = done.bundle.cards["shape"]
+    assert np.shape(card["confusion"]) == (5, 6)
+    assert np.sum(card["confusion"]) == 36  # measured on old and new pictures
+    again = taskgraft.load(tmp_path / "wide").bundle.classifier
+    found = open_images(more_pictures, "shape", done.bundle.preprocess, seed=0, classes=again.tasks[0].classes)
+    assert found.val
+    logits = taskgraft.predict(again, found.val).logits["shape"]
+    np.testing.assert_allclose(logits, done.predictions["new"].logits["shape"], atol=1e-5)
+
+
+def test_a_widened_model_learns_another_task(
+    alice: Path, more_pictures: Path, new_pictures: Path, old_pictures: Path, tmp_path: Path
+) -> None:
+    method = "distill + ewc(images=16)"
+    wide = taskgraft.extend(
+        alice, more_pictures, tmp_path / "wide", task="shape", into=True, method=method, run=RUN
+    ).out
+    both = taskgraft.extend(wide, new_pictures, tmp_path / "both", task="paint", method=method, run=RUN)
+    assert [len(task.classes) for task in both.bundle.classifier.tasks] == [5, 4]
+    assert both.bundle.memory["ewc"]["importance"]["heads.1.weight"].shape[0] == 2  # the added rows have a head
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [("size", "has no such task; it has shape"), ("shape", "knows all 3 classes already")],
+)
+def test_what_cannot_be_added_is_refused(
+    alice: Path, old_pictures: Path, tmp_path: Path, task: str, message: str
+) -> None:
+    with pytest.raises(Problem, match=message):
+        taskgraft.extend(alice, old_pictures, tmp_path / "x", task=task, into=True, run=RUN)
+    assert not (tmp_path / "x").exists()
+
+
+def test_the_first_task_records_what_its_extension_needs(
+    old_pictures: Path, new_pictures: Path, alice: Path, tmp_path: Path
+) -> None:
+    first = train(
+        old_pictures, tmp_path / "first", task="shape", model="test_resnet", wanted="32 squash bilinear half",
+        run=RUN, keep="ewc(images=16) + si",
+    )  # fmt: skip
+    assert set(first.bundle.memory) == {"ewc", "si"}
+    kept = taskgraft.open_parent(str(first.out)).memory["si"]["importance"]
+    assert kept["heads.0.weight"].shape == (3, 96)
+    both = taskgraft.extend(first.out, new_pictures, tmp_path / "both", task="paint", method="si", run=RUN)
+    assert "si" in both.record.history[-1].terms
+    with pytest.raises(Problem, match="which this parent does not carry"):
+        taskgraft.extend(alice, new_pictures, tmp_path / "x", task="paint", method="si", run=RUN)
+    with pytest.raises(Problem, match="distill records nothing"):
+        train(old_pictures, tmp_path / "y", keep="distill")
+
+
+def test_the_report_states_what_a_branch_costs(
+    alice: Path, new_pictures: Path, old_pictures: Path, tmp_path: Path
+) -> None:
+    done = taskgraft.extend(alice, new_pictures, tmp_path / "both", task=NEW.name, run=RUN, old_val=[old_pictures])
+    assert done.record.method == "branch"
+    assert done.record.tasks[0].forgetting
+    assert (done.record.tasks[0].forgetting.low, done.record.tasks[0].forgetting.high) == (0, 0)
+    assert 1.5 < done.record.arithmetic["child"] / done.record.arithmetic["parent"] < 2
+    assert "times the parent" in (tmp_path / "both/report.html").read_text()
+    assert "plain timm cannot rebuild it" in (tmp_path / "both/README.md").read_text()
