@@ -1,0 +1,91 @@
+"""A chain of five tasks without any old image: what each step forgets, against fine-tuning and separate models.
+
+    .venv/bin/python benchmarks/chain.py OUT --shared DIR --made DIR [--steps 200] [--seeds 1]
+
+cars (196 models) -> colours -> Fashion-MNIST 0-4 -> digits even -> Fashion-MNIST 5-9, on one EfficientNet-Lite0 at 96 px. Every extension sees the pictures of its own task alone; validation pictures of all earlier tasks measure it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from taskgraft.jobs.extend import carry_out
+from taskgraft.jobs.request import Request
+from taskgraft.record import versions
+from taskgraft.settings import Run
+from taskgraft.types import Watch
+
+RESULTS = Path(__file__).parent / "results" / "chain.json"
+METHODS = ("finetune", "distill + ewc", "branch")
+
+
+def tasks(shared: Path, made: Path) -> list[tuple[str, Path]]:
+    return [
+        ("colour", shared / "data/colours"),
+        ("garment", made / "fashion/a"),
+        ("even", made / "digits/a"),
+        ("footwear", made / "fashion/b"),
+    ]
+
+
+def first(shared: Path) -> Request:
+    return Request(
+        str(shared / "checkpoints/cars196_tf_efficientnet_lite0.pth.tar"), Path(), "", arch="tf_efficientnet_lite0",
+        labels=shared / "checkpoints/cars196_labels.txt", wanted="96 squash bilinear imagenet", parent_task="model",
+    )  # fmt: skip
+
+
+def chain(method: str, run: Run, given: argparse.Namespace, watch: Watch) -> list[dict[str, float]]:
+    """Accuracy of every task after every step, oldest first; the first entry is the parent's."""
+    request, cars = first(given.shared), given.shared / "data/cars/val"
+    seen: tuple[Path, ...] = (cars,)
+    found: list[dict[str, float]] = []
+    for name, data in tasks(given.shared, given.made):
+        place = given.out / method.replace(" ", "") / f"seed-{run.seed}" / name
+        asked = replace(request, data=data, task=name, method=method, run=run, old_val=seen)
+        done = carry_out(asked, place, cache=given.out / "cache", resume=True, watch=watch)
+        before = {task.name: task.parent.mean for task in done.record.tasks if task.parent}
+        found = found or [before]
+        found.append({task.name: task.child.mean for task in done.record.tasks if task.child})
+        print(method, name, {task: round(100 * value, 1) for task, value in found[-1].items()}, flush=True)
+        request, seen = Request(str(place), Path(), ""), (*seen, data)
+    return found
+
+
+def separate(run: Run, given: argparse.Namespace, watch: Watch) -> dict[str, float]:
+    """Each task learnt alone from the same checkpoint with four times the steps."""
+    found = {}
+    for name, data in tasks(given.shared, given.made):
+        place = given.out / "separate" / f"seed-{run.seed}" / name
+        asked = replace(
+            first(given.shared), data=data, task=name, method="finetune", run=replace(run, steps=4 * run.steps)
+        )
+        done = carry_out(asked, place, cache=given.out / "cache", resume=True, watch=watch)
+        found[name] = max(line.accuracy.get(name, 0.0) for line in done.record.history)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--shared", type=Path, default=Path("../shared"))
+    parser.add_argument("--made", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--precision", default="auto")
+    given = parser.parse_args()
+    watch = Watch()
+    stored: dict[str, object] = {"versions": versions(), "steps": given.steps, "runs": []}
+    for seed in range(given.seeds):
+        every = max(1, given.steps // 2)
+        run = Run(steps=given.steps, eval_every=every, save_every=10_000, seed=seed, precision=given.precision)
+        runs = {method: chain(method, run, given, watch) for method in METHODS}
+        stored["runs"] = [*stored["runs"], {"seed": seed, "chains": runs, "separate": separate(run, given, watch)}]
+        RESULTS.write_text(json.dumps(stored, indent=1))
+
+
+if __name__ == "__main__":
+    main()

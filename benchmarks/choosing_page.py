@@ -1,0 +1,108 @@
+"""Write the tables and figures of docs/choosing.md from results/choosing.json.
+
+    .venv/bin/python benchmarks/choosing_page.py
+
+Replaces what stands between the two markers in docs/choosing.md and the pictures beside it.
+"""
+
+from __future__ import annotations
+
+import json
+from math import isnan
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+HERE = Path(__file__).parent
+RESULTS, PAGE = HERE / "results" / "choosing.json", HERE.parent / "docs" / "choosing.md"
+BEGIN, END = "<!-- tables: made by benchmarks/choosing_page.py -->", "<!-- end of tables -->"
+TITLES = {
+    "cars-colours": "cars (196 models) → colours; EfficientNet-Lite0, 96 px, a foreign checkpoint",
+    "makes-colours": "makes → colours on the cars' own pictures, disjoint halves; EfficientNet-Lite0",
+    "fashion": "Fashion-MNIST classes 0-4 → 5-9; ResNet-18, 32 px",
+    "fashion-vit": "Fashion-MNIST classes 0-4 → 5-9; ViT-tiny, 64 px, trained from nothing",
+    "digits": "digits even → odd (scikit-learn); a small ResNet, 32 px",
+}
+HEAD = ("method", "Score", "A", "B", "forgetting", "closed", "agreement", "parameters", "arithmetic", "seconds")
+
+
+def points(pair: list[float] | None) -> str:
+    if pair is None:
+        return "–"
+    mean, half = pair
+    return f"{100 * mean:.1f}" if half is None or isnan(half) else f"{100 * mean:.1f} ± {100 * half:.1f}"
+
+
+def table(name: str, found: dict[str, Any]) -> list[str]:
+    alone = [value for values in found["separate"].values() for value in values]
+    seeds = sorted({row["seeds"] for row in found["rows"]})
+    lines = [f"### {TITLES[name]}", ""]
+    if alone:
+        lines += [
+            f"A model for B alone, four times the steps: {100 * np.mean(alone):.1f} (best step, {len(alone)} seeds). "
+            f"Seeds a row: {', '.join(map(str, seeds))}.",
+            "",
+        ]
+    lines += ["| " + " | ".join(HEAD) + " |", "|---|" + "---:|" * (len(HEAD) - 1)]
+    for row in sorted(found["rows"], key=lambda row: -row["score"][0]):
+        cells = [points(row.get(key)) for key in ("score", "old", "new", "forgetting", "closed", "agreement")]
+        cells += [f"{row['parameters']:.2f}", f"{row['arithmetic']:.2f}", f"{row['seconds']:.0f}"]
+        lines.append(f"| {row['label']} | " + " | ".join(cells) + " |")
+    return [*lines, *[f"\nFailed: {label}: {reason}" for label, reason in found["failures"]], ""]
+
+
+def frontier(stored: dict[str, Any], path: Path) -> None:
+    """Old accuracy kept against new accuracy, a panel for each pair."""
+    figure, axes = plt.subplots(1, len(stored), figsize=(4.2 * len(stored), 4), squeeze=False)
+    for axis, (name, found) in zip(axes[0], stored.items(), strict=True):
+        for number, row in enumerate(found["rows"]):
+            style = {"marker": "os^Dv<>Pp*hX"[number % 12], "color": f"C{number % 10}", "s": 45}
+            axis.scatter(-100 * row["forgetting"][0], 100 * row["new"][0], label=row["label"], **style)
+        axis.set_title(name)
+        axis.set_xlabel("change of A (points)")
+        axis.grid(alpha=0.3)
+    axes[0][0].set_ylabel("accuracy of B (%)")
+    axes[0][0].legend(fontsize=6, loc="lower left")
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+def calibration(stored: dict[str, Any], path: Path) -> float:
+    """Agreement lost on new images against accuracy truly lost; returns the rank correlation over all runs."""
+    figure, axis = plt.subplots(figsize=(6, 5))
+    everything: list[tuple[float, float]] = []
+    for name, found in stored.items():
+        pairs = [(100 * p["lost_agreement"], 100 * p["forgetting"]) for p in found["proxies"]]
+        everything += pairs
+        axis.scatter(*np.array(pairs).T, label=name, s=18)
+    top = max(value for pair in everything for value in pair)
+    axis.plot([0, top], [0, top], linewidth=0.8, color="grey", label="if the proxy were exact")
+    axis.set_xlabel("agreement lost on the new task's images (points)")
+    axis.set_ylabel("accuracy of A truly lost (points)")
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    first, second = (np.argsort(np.argsort(column)) for column in np.array(everything).T)
+    return float(np.corrcoef(first, second)[0, 1])
+
+
+def main() -> None:
+    stored = json.loads(RESULTS.read_text())
+    stored = {name: stored[name] for name in TITLES if name in stored}
+    rank = calibration(stored, PAGE.with_name("agreement.png"))
+    frontier(stored, PAGE.with_name("frontier.png"))
+    lines = [line for name, found in stored.items() for line in table(name, found)]
+    lines += [f"Rank correlation of lost agreement and true forgetting over all runs above: {rank:.2f}.", ""]
+    before, _, rest = PAGE.read_text().partition(BEGIN)
+    _, _, after = rest.partition(END)
+    PAGE.write_text(before + "\n".join([BEGIN, "", *lines, END]) + after)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""Twenty car models withheld from a parent, then added with their pictures alone, against retraining on all.
+
+    .venv/bin/python benchmarks/into.py OUT --shared DIR --weights FOLDER [--steps 800]
+
+`--weights` is a timm folder with ImageNet weights of tf_efficientnet_lite0. The tables are written beside a copy of the
+pictures in OUT; nothing is written to the shared folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from taskgraft import metrics
+from taskgraft.jobs.extend import Extension, carry_out
+from taskgraft.jobs.request import Request
+from taskgraft.jobs.train import train
+from taskgraft.record import versions
+from taskgraft.settings import LEARN, Run
+from taskgraft.types import Watch
+
+RESULTS = Path(__file__).parent / "results" / "into.json"
+WITHHELD = 20
+ARMS = ("finetune", "distill", "distill(strength=4) + wise", "frozen", "taps", "branch")
+
+
+def tables(shared: Path, out: Path) -> tuple[Path, Path, Path]:
+    """Tables of the 176 kept models, of the 20 withheld ones (every ninth by name), and of all."""
+    pictures = out / "cars"
+    if not pictures.exists():
+        shutil.copytree(shared / "data/cars", pictures)
+    rows = list(csv.DictReader((pictures / "manifest.csv").open()))
+    names = sorted({row["model"] for row in rows})
+    held = set(names[4 :: len(names) // WITHHELD][:WITHHELD])
+    written = []
+    for name, wanted in (("kept", set(names) - held), ("withheld", held), ("all", set(names))):
+        path = pictures / f"{name}.csv"
+        with path.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["path", "model", "split"])
+            writer.writerows((row["path"], row["model"], row["split"]) for row in rows if row["model"] in wanted)
+        written.append(path)
+    return written[0], written[1], written[2]
+
+
+def balanced(done: Extension) -> dict[str, float]:
+    """Accuracy on the old classes and on the added ones, each among all classes, and the mean over all pictures."""
+    old, new = (metrics.correct(done.predictions[name], "model") for name in ("old", "new"))
+    return {"old": float(old.mean()), "new": float(new.mean()), "all": float(np.concatenate([old, new]).mean())}
+
+
+def whole(done: Extension, withheld: Path) -> dict[str, float]:
+    """The same for a model trained on all classes at once."""
+    names = {row["model"] for row in csv.DictReader(withheld.open())}
+    found = done.predictions["new"]
+    hits = metrics.correct(found, "model")
+    added = np.array([found.classes["model"][label] in names for label in found.labels["model"]])
+    return {"old": float(hits[~added].mean()), "new": float(hits[added].mean()), "all": float(hits.mean())}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--shared", type=Path, default=Path("../shared"))
+    parser.add_argument("--weights", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--precision", default="auto")
+    given = parser.parse_args()
+    kept, withheld, every = tables(given.shared, given.out)
+    watch, cache = Watch(), given.out / "cache"
+    learn = replace(LEARN, steps=given.steps, eval_every=200, precision=given.precision)
+    source = f"local-dir:{given.weights}"
+    common = {"task": "model", "weights": source, "run": learn, "cache": cache, "resume": True, "watch": watch}
+    parent = train(kept, given.out / "parent", **common)
+    results: dict[str, object] = {"parent": {"old": parent.record.tasks[0].child.mean}}
+    print("parent", results["parent"], flush=True)
+    run = Run(eval_every=100, save_every=10_000, precision=given.precision)
+    for method in ARMS:
+        request = Request(str(parent.out), withheld, "model", method, run, old_val=(kept,), into=True)
+        place = given.out / method.replace(" ", "")
+        results[method] = balanced(carry_out(request, place, cache=cache, resume=True, watch=watch))
+        print(method, results[method], flush=True)
+    results["retrained on all"] = whole(train(every, given.out / "all", **common), withheld)
+    print("all", results["retrained on all"], flush=True)
+    RESULTS.write_text(json.dumps({"versions": versions(), "steps": given.steps, "results": results}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
