@@ -2,7 +2,8 @@
 
     .venv/bin/python benchmarks/chain.py OUT --shared DIR --made DIR [--steps 200] [--seeds 1]
 
-cars (196 models) -> colours -> Fashion-MNIST 0-4 -> digits even -> Fashion-MNIST 5-9, on one EfficientNet-Lite0 at 96 px. Every extension sees the pictures of its own task alone; validation pictures of all earlier tasks measure it.
+cars (196 models) -> colours -> Fashion-MNIST 0-4 -> even digits -> Fashion-MNIST 5-9, on one EfficientNet-Lite0, 96 px.
+Every extension sees the pictures of its own task alone; validation pictures of all earlier tasks measure it.
 """
 
 from __future__ import annotations

@@ -29,9 +29,9 @@ RESULTS = Path(__file__).parent / "results" / "choosing.json"
 LOW = "finetune (low rate)"
 METHODS = ("frozen", "taps", "l2sp", "ewc", "mas", "distill", "lwf", "distill + ewc", "wise", "lora + distill")
 # One backbone, one pass: longer, on more varied views, the new head on all stages, then part of the way back.
-ONE = "taps(backbone=trained) + distill(strength=10) + wise"
+ONE = "taps(backbone=trained) + distill(strength=4) + wise"
 ONE_RUN: dict[str, Any] = {
-    "steps": 600, "augment": "crop+flip", "views": 32, "optimiser": "sgd", "rate": 0.02, "clip": 5.0,
+    "steps": 600, "batch": 64, "augment": "crop+flip", "views": 32, "optimiser": "sgd", "rate": 0.02, "clip": 5.0,
 }  # fmt: skip
 PARENTS = {  # old task, new task, model, input, steps
     "makes-colours": ("a.csv", "b.csv", "make", "colour", "", "", 600),

@@ -131,7 +131,7 @@ def compare(
     task: TaskName,
     methods: Annotated[
         str, typer.Option(help="methods to compare, separated by semicolons", rich_help_panel="Method")
-    ] = "finetune; ewc; distill",
+    ] = "finetune; distill; branch",
     rates: Annotated[
         str, typer.Option(help="learning rates, separated by commas [default: --rate]", rich_help_panel="Training")
     ] = "",
