@@ -31,10 +31,11 @@ METHODS = ("frozen", "taps", "l2sp", "ewc", "mas", "distill", "lwf", "distill + 
 # One backbone, one pass: longer, on more varied views, the new head on all stages, then part of the way back.
 ONE = "taps(backbone=trained) + distill(strength=4) + wise"
 ONE_RUN: dict[str, Any] = {
-    "steps": 600, "batch": 64, "augment": "crop+flip", "views": 32, "optimiser": "sgd", "rate": 0.02, "clip": 5.0,
+    "steps": 600, "save_every": 5000, "augment": "crop+flip", "views": 32,
+    "optimiser": "sgd", "rate": 0.02, "clip": 5.0,
 }  # fmt: skip
 PARENTS = {  # old task, new task, model, input, steps
-    "makes-colours": ("a.csv", "b.csv", "make", "colour", "", "", 600),
+    "makes-colours": ("a.csv", "b.csv", "make", "colour", "", "64 squash bilinear imagenet", 600),
     "fashion": ("a", "b", "first", "second", "resnet18", "32 squash bilinear half", 600),
     "fashion-vit": ("a", "b", "first", "second", "vit_tiny_patch16_224", "64 squash bilinear half", 600),
     "digits": ("a", "b", "even", "odd", "test_resnet", "32 squash bilinear half", 400),
@@ -52,7 +53,10 @@ def request_of(name: str, shared: Path, made: Path, out: Path, watch: Watch) -> 
         )  # fmt: skip
     old, new, task, other, model, wanted, steps = PARENTS[name]
     data = made / name.removesuffix("-vit")
-    start: dict[str, Any] = {"model": model, "wanted": wanted} if model else {"weights": f"local-dir:{made}/lite0"}
+    start: dict[str, Any] = {
+        "wanted": wanted,
+        **({"model": model} if model else {"weights": f"local-dir:{made}/lite0"}),
+    }
     parent = out / name / "parent"
     train(data / old, parent, task=task, run=replace(LEARN, steps=steps), resume=True, watch=watch, **start)
     return Request(str(parent), data / new, other, old_val=(data / old,))

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+import taskgraft
 from taskgraft.jobs.evaluate import evaluate
+from taskgraft.settings import Run
 
 SHARED = Path(__file__).parents[3] / "shared"
 needs = pytest.mark.skipif(not (SHARED / "data/cars").is_dir(), reason="the real pictures of cars are not here")
@@ -23,3 +26,22 @@ def test_a_foreign_checkpoint_measures_as_its_makers_say() -> None:
     )
     assert found["images"] == 873
     assert found["accuracy"] == pytest.approx(0.741, abs=0.005)
+
+
+@needs
+def test_the_default_keeps_every_old_answer_and_learns_the_new_task(tmp_path: Path) -> None:
+    done = taskgraft.extend(
+        SHARED / "checkpoints/cars196_tf_efficientnet_lite0.pth.tar",
+        SHARED / "data/colours",
+        tmp_path / "both",
+        task="colour",
+        run=Run(steps=20, eval_every=20, precision="fp32-channels-last"),
+        arch="tf_efficientnet_lite0",
+        labels=SHARED / "checkpoints/cars196_labels.txt",
+        wanted="96 squash bilinear imagenet",
+        parent_task="model",
+    )
+    before, after = done.predictions["new-parent"].logits["model"], done.predictions["new"].logits["model"]
+    assert np.array_equal(before, after)
+    assert done.record.tasks[1].child
+    assert done.record.tasks[1].child.mean > 0.75

@@ -12,7 +12,7 @@ def model_card(record: Record) -> str:
     names = [task.name for task in record.tasks]
     head = [
         "---",
-        "library_name: timm",
+        f"library_name: {'timm' if record.plain else 'taskgraft'}",
         "pipeline_tag: image-classification",
         "tags: [image-classification, timm, taskgraft]",
         "---",
