@@ -57,12 +57,12 @@ def chain(method: str, run: Run, given: argparse.Namespace, watch: Watch) -> lis
 
 
 def separate(run: Run, given: argparse.Namespace, watch: Watch) -> dict[str, float]:
-    """Each task learnt alone from the same checkpoint with four times the steps."""
+    """Each task learnt alone from the same checkpoint with twice the steps."""
     found = {}
     for name, data in tasks(given.shared, given.made):
         place = given.out / "separate" / f"seed-{run.seed}" / name
         asked = replace(
-            first(given.shared), data=data, task=name, method="finetune", run=replace(run, steps=4 * run.steps)
+            first(given.shared), data=data, task=name, method="finetune", run=replace(run, steps=2 * run.steps)
         )
         done = carry_out(asked, place, cache=given.out / "cache", resume=True, watch=watch)
         found[name] = max(line.accuracy.get(name, 0.0) for line in done.record.history)

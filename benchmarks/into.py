@@ -27,7 +27,7 @@ from taskgraft.types import Watch
 
 RESULTS = Path(__file__).parent / "results" / "into.json"
 WITHHELD = 20
-ARMS = ("finetune", "distill", "distill(strength=4) + wise", "frozen", "taps", "branch")
+ARMS = ("frozen", "distill", "branch", "finetune")
 
 
 def tables(shared: Path, out: Path) -> tuple[Path, Path, Path]:
@@ -80,7 +80,7 @@ def main() -> None:
     parent = train(kept, given.out / "parent", **common)
     results: dict[str, object] = {"parent": {"old": parent.record.tasks[0].child.mean}}
     print("parent", results["parent"], flush=True)
-    run = Run(eval_every=100, save_every=10_000, precision=given.precision)
+    run = Run(steps=150, eval_every=75, save_every=10_000, precision=given.precision)
     for method in ARMS:
         request = Request(str(parent.out), withheld, "model", method, run, old_val=(kept,), into=True)
         place = given.out / method.replace(" ", "")
