@@ -18,11 +18,12 @@ READY := .venv/ready
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test mutants lint bench clean
 
 help:
 	@echo "make demo    train, extend and report on the embedded data into $(OUT)/ (OUT=folder)"
 	@echo "make test    all tests (WORKERS=$(WORKERS), ARGS='-k name')"
+	@echo "make mutants deliberate defects, each of which the tests must notice (ARGS='D3 lora')"
 	@echo "make lint    style, types and the order of the modules"
 	@echo "make bench   the comparisons in benchmarks/"
 	@echo "make clean   remove the environment, caches and demo-run/"
@@ -32,6 +33,9 @@ demo: $(READY)
 
 test: $(READY)
 	OMP_NUM_THREADS=$(THREADS) MKL_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+
+mutants: $(READY)
+	$(BIN)/python tests/mutants.py $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check

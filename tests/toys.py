@@ -24,7 +24,8 @@ from taskgraft.types import Images, Sources, Task
 OLD = Task("shape", ("round", "square", "thin"))
 NEW = Task("paint", ("red", "green", "blue", "grey"))
 RUN = Run(
-    steps=6, batch=8, rate=0.02, warmup=5, views=2, eval_every=3, log_every=1, save_every=2, precision="fp32", seed=3
+    steps=6, batch=8, optimiser="sgd", rate=0.02, warmup=5, views=2, eval_every=3, log_every=1, save_every=2,
+    precision="fp32", seed=3,
 )  # fmt: skip
 
 

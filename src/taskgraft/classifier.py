@@ -218,7 +218,7 @@ def joint_layer(classifier: Classifier) -> tuple[Tensor, Tensor]:
 def _grown(
     classifier: Classifier, classes: Sequence[str], part: Part, tasks: tuple[Task, ...], seed: int
 ) -> Classifier:
-    grown = copy.deepcopy(classifier)
+    grown = copy.deepcopy(classifier).requires_grad_(True)  # a method may have frozen what it handed on
     like = classifier.linears()[0].weight
     grown.heads.append(_drawn(part.task, len(classes), part.stop - part.start, like, seed))
     grown.parts = (*classifier.parts, part)

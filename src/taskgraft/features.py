@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from taskgraft import data
-from taskgraft.classifier import Classifier, read_columns
-from taskgraft.types import Images
+from taskgraft.classifier import Classifier, newest, old_widths, read_columns
+from taskgraft.types import Images, Sources
+
+RECALL = 0.9
 
 
 def features_of(classifier: Classifier, images: Images, size: int = 32) -> Tensor:
@@ -35,6 +37,24 @@ def attach(classifier: Classifier, extra: nn.Module, images: Images) -> int:
     classifier.extras.append(extra.to(next(classifier.parameters()).device))
     read_columns(classifier, start, features_of(classifier, few).shape[1])
     return before
+
+
+def balance(classifier: Classifier, sources: Sources) -> None:
+    """Shift the rows that were added to an old task, so that RECALL of their own training images are answered by them.
+
+    Old and added rows have never competed on an old image; without a shift whichever are louder take everything. Where
+    old images of the task were there to learn from, nothing is shifted.
+    """
+    task = newest(classifier)
+    width, labels = old_widths(classifier).get(task, 0), sources.new.labels[newest(classifier)]
+    seen = bool(((labels >= 0) & (labels < width)).any()) or (sources.old is not None and task in sources.old.labels)
+    if not width or seen or not bool((labels >= width).any()):
+        return
+    columns = features_of(classifier, sources.new)
+    with torch.no_grad():
+        logits = classifier.answer(columns)[task][(labels >= width).to(columns.device)]
+        margin = logits[:, width:].max(1).values - logits[:, :width].max(1).values
+        classifier.linears()[-1].bias.sub_(margin.quantile(1 - RECALL))
 
 
 def sample(images: Images, count: int) -> Images:

@@ -41,6 +41,18 @@ def cross_entropy(outputs: Outputs, labels: Mapping[str, Tensor], softmax: Softm
     return total
 
 
+def among_added(outputs: Outputs, labels: Mapping[str, Tensor], task: str, width: int) -> tuple[Outputs, Params]:
+    """Outputs and labels in which the classes that were added to `task`, from `width` on, compete among themselves.
+
+    Nothing is changed where an image of an old class is there to compete with: the classes then share one softmax.
+    """
+    target = labels.get(task)
+    if not width or target is None or bool(((target >= 0) & (target < width)).any()):
+        return outputs, dict(labels)
+    shifted = torch.where(target >= 0, target - width, target)
+    return {**outputs, task: outputs[task][:, width:]}, {**labels, task: shifted}
+
+
 def distillation(logits: Tensor, teacher: Tensor, temperature: float, scale: Scale = "T2") -> Tensor:
     """T^2 mean_i KL(softmax(teacher_i / T) || softmax(logits_i / T)); a scalar >= 0, 0 where they agree.
 

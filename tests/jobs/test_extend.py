@@ -138,7 +138,7 @@ def test_a_finished_run_is_read_and_another_one_refused(
     first = extended(alice, new_pictures, old_pictures, out)
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     assert extended(alice, new_pictures, old_pictures, out).record == first.record
-    with pytest.raises(Problem, match=r"run\.rate was 0\.01, is 0\.02"):
+    with pytest.raises(Problem, match=r"run\.rate was 0\.001, is 0\.02"):
         extended(alice, new_pictures, old_pictures, out, run=Run(**{**vars(RUN), "rate": 0.02}))
     assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
 

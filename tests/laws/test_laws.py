@@ -226,3 +226,48 @@ def test_what_is_kept_extends_a_third_task_without_old_images(text: str) -> None
     assert [task.name for task in last.classifier.tasks] == ["shape", "paint", "size"]
     for name in set(last.memory) & {"ewc", "mas", "si"}:  # the importance covers what was the new head
         assert float(last.memory[name]["importance"]["heads.1.weight"].sum()) > 0
+
+
+@pytest.mark.parametrize("text", KEEPS_OLD)
+@pytest.mark.parametrize("arch", ["test_resnet", "test_efficientnet"])
+def test_what_freezes_the_old_keeps_old_logits_bit_for_bit(text: str, arch: str) -> None:
+    old, images = parent(arch), pictures(20, NEW, 8)
+    child, _ = finished(text, replace(RUN, steps=12), old)
+    assert np.array_equal(predict(child, images).logits[OLD.name], predict(old, images).logits[OLD.name])
+    assert RUN.norm == "train"  # statistics of BatchNorm would follow the new images
+
+
+@pytest.mark.parametrize("arch", ["test_resnet", "test_efficientnet"])
+def test_merged_lora_computes_the_same_under_the_parents_names(arch: str) -> None:
+    state, method, images = started("lora(rank=2)", model=parent(arch))
+    state = steps.fit(state, method, images, RUN)
+    before = predict(state.classifier, images.new).logits
+    assert method.finish
+    merged, _ = method.finish(state.classifier, state.memory, images)
+    grown = grow(parent(arch), NEW, RUN.seed)
+    assert {name: value.shape for name, value in tree.state(merged).items()} == {
+        name: value.shape for name, value in tree.state(grown).items()
+    }
+    for task, logits in predict(merged, images.new).logits.items():
+        np.testing.assert_allclose(logits, before[task], rtol=1e-4, atol=1e-5)
+    assert not same(tree.state(merged.backbone), tree.state(grown.backbone))
+
+
+def test_wise_at_1_is_the_child_and_near_0_the_parent_with_its_warmed_head() -> None:
+    child, begun = weights(trained("finetune")), weights(started("finetune")[0])
+    assert same(tree.state(finished("wise(weight=1)")[0]), child)
+    near = tree.state(finished("wise(weight=1e-6)")[0])
+    for name, value in begun.items():
+        if value.is_floating_point():
+            torch.testing.assert_close(near[name], value, rtol=1e-4, atol=1e-4)
+    assert not same(child, begun)
+
+
+@pytest.mark.parametrize("text", ["ewc(images=16)", "ewc(images=16, labels=exact)", "mas(images=16)"])
+def test_importance_depends_on_neither_batch_nor_mode(text: str) -> None:
+    name, found = text.partition("(")[0], []
+    for batch, lively in ((2, False), (8, True), (20, True)):
+        start, _, _ = started(text, replace(RUN, batch=batch), parent().train(lively))
+        found.append(start.memory[name]["importance"])
+    assert same(found[0], found[1])
+    assert same(found[0], found[2])

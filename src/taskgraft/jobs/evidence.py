@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -114,4 +115,5 @@ def publish(out: Path, bundle: Bundle, record: Record, sets: Mapping[str, Predic
     write_text(out / "README.md", report.model_card(record))
     write(out, bundle, method=record.method, parent=record.parent)
     folder.close_run(out)
+    shutil.rmtree(out / "state", ignore_errors=True)  # the model is whole; checkpoints may hold replayed pictures
     write_text(out / "report.html", report.render_run(record, dict(sets)))

@@ -11,6 +11,7 @@ from taskgraft import methods
 from taskgraft.bundle import Bundle, open_parent, read
 from taskgraft.classifier import Classifier, grow, widen
 from taskgraft.data.sources import Inputs, classes_at, gather
+from taskgraft.features import balance
 from taskgraft.jobs import evidence, measuring
 from taskgraft.jobs.request import Request, checked
 from taskgraft.loop import folder, steps
@@ -189,6 +190,7 @@ def _finish(
     if job.method.finish:
         classifier, news = job.method.finish(classifier, memory, sources)
         kept = {**kept, **{name: memory for name, memory in news.items() if memory}}
+    balance(classifier, sources)
     after = measuring.predictions(classifier, job.found)
     sets = after | {f"{name}-parent": value for name, value in before.items()} | measuring.tested(classifier, job.found)
     clock = clock.lap("finishing")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from taskgraft import methods
 from taskgraft.classifier import Classifier
-from taskgraft.loop import precision, steps
+from taskgraft.features import balance
+from taskgraft.loop import steps
 from taskgraft.method import Method
 from taskgraft.settings import METHOD, Run, validate
 from taskgraft.types import Images, Sources
@@ -34,14 +37,16 @@ def learn(
 
     `wrap` makes a classifier of a module and `grow` adds a task to it; the classifier given is not changed. `memory` is
     what the last `learn` returned, `old` a sample of old images, `score` a validation Score for methods that choose by
-    one (wise). Raises Problem for settings that are not legal or a method that lacks what it needs.
+    one (wise). Precision "auto" is fp32 here; the child is in eval mode. Raises Problem for settings that are not legal
+    or a method that lacks what it needs.
     """
     plan = methods.build(methods.parse(method)) if isinstance(method, str) else method
     sources = Sources(images, old, run.views, run.augment, run.seed, score)
-    run, _ = precision.choose(classifier, sources, validate(run), None)
+    run = replace(validate(run), precision="fp32" if run.precision == "auto" else run.precision)
     past = dict(memory or {})
+    classifier = copy.deepcopy(classifier)
+    classifier.softmax = run.softmax
     state = steps.fit(steps.start(classifier, plan, sources, past, run), plan, sources, run)
-    if not plan.finish:
-        return Learned(state.classifier, past)
-    child, kept = plan.finish(state.classifier, state.memory, sources)
-    return Learned(child, {**past, **{name: part for name, part in kept.items() if part}})
+    child, kept = plan.finish(state.classifier, state.memory, sources) if plan.finish else (state.classifier, {})
+    balance(child, sources)
+    return Learned(child.eval(), {**past, **{name: part for name, part in kept.items() if part}})

@@ -21,7 +21,7 @@ def add_gradients(params: Params, penalties: Collection[Quadratic]) -> None:
     """Add strength * importance * (theta - anchor) to the gradients, for the penalties that are explicit."""
     with torch.no_grad():
         for item in penalties:
-            if item.implicit:
+            if item.implicit or not item.strength:
                 continue
             for name, anchor in item.anchor.items():
                 theta = params[name]

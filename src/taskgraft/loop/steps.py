@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from taskgraft import data, losses, seeds
 from taskgraft.classifier import Classifier, hold_still, newest, old_widths
-from taskgraft.features import features_of
+from taskgraft.features import balance, features_of
 from taskgraft.loop import penalty
 from taskgraft.loop.allocator import keep_freed_memory
 from taskgraft.loop.state import TrainState
@@ -27,6 +27,7 @@ def start(classifier: Classifier, method: Method, sources: Sources, past: Memory
     `past` is what the parent's bundle kept for its next extension.
     """
     classifier = warm(_adapted(classifier, method, sources), sources, run)
+    balance(classifier, sources)
     memory = method.remember(classifier, sources, past) if method.remember else {}
     return _begun(classifier, memory, run)
 
@@ -70,7 +71,7 @@ def advance(state: TrainState, method: Method, sources: Sources, run: Run) -> tu
     if method.mix:
         batch = method.mix(batch, memory, seeds.generator(state.seed, "mix", step))
     outputs = _forward(classifier, batch.images, run, seeds.derive(state.seed, "forward", step))
-    terms = {"data": losses.cross_entropy(outputs, batch.labels, run.softmax)}
+    terms = {"data": _data_loss(classifier, outputs, batch.labels, run)}
     if method.response:
         seen = Step(batch, outputs, run.softmax, _answerer(classifier), old_widths(classifier))
         terms |= method.response(seen, memory)
@@ -113,11 +114,17 @@ def warm(classifier: Classifier, sources: Sources, run: Run) -> Classifier:
         rows = torch.from_numpy(seeds.generator(run.seed, "warmup", step).integers(0, len(features), size))
         labels = {task: target[rows].to(features.device) for task, target in sources.new.labels.items()}
         own = {newest(classifier): labels[newest(classifier)]}
-        loss = losses.cross_entropy(classifier.answer(features[rows.to(features.device)]), own, run.softmax)
+        loss = _data_loss(classifier, classifier.answer(features[rows.to(features.device)]), own, run)
         optimiser.zero_grad()
         loss.backward(inputs=list(head.parameters()))
         optimiser.step()
     return classifier
+
+
+def _data_loss(classifier: Classifier, outputs: Outputs, labels: dict[str, Tensor], run: Run) -> Tensor:
+    added = newest(classifier)
+    competing, own = losses.among_added(outputs, labels, added, old_widths(classifier).get(added, 0))
+    return losses.cross_entropy(competing, own, run.softmax)
 
 
 def _adapted(classifier: Classifier, method: Method, sources: Sources) -> Classifier:

@@ -34,10 +34,14 @@ class Lwf:
         def response(step: Step, memory: Memory) -> Terms:
             if not step.old:
                 return {}
-            answers = step.answer(memory["parent"], step.batch.images)
+            own = step.batch.place >= 0  # not the images that a method mixed in
+            answers = step.answer(memory["parent"], step.batch.images[own])
             terms = [
-                losses.distillation(step.outputs[task][:, :width], answers[task][:, :width], self.temperature, "none")
+                losses.distillation(
+                    step.outputs[task][own][:, :width], answers[task][:, :width], self.temperature, "none"
+                )
                 for task, width in step.old.items()
+                for logits in (step.outputs[task],)
             ]
             return {"lwf": self.strength * torch.stack(terms).sum()}
 

@@ -36,12 +36,10 @@ class Si:
             learning = {name: value for name, value in classifier.named_parameters() if value.requires_grad}
             start = {name: value.detach().clone() for name, value in learning.items()}
             memory: Memory = {"start": start, "path": {name: torch.zeros_like(v) for name, v in start.items()}}
-            if not old_widths(classifier) or not self.strength:
-                return memory
             known: Params = past.get("importance", {})
-            names = list(inherited(classifier))
-            blind = [name for name in names if name not in known]
-            if blind:
+            names = [name for name in inherited(classifier) if name in known]
+            blind = [name for name in inherited(classifier) if name not in known]
+            if blind and self.strength and old_widths(classifier):
                 raise Problem(
                     "si protects by the recorded path of earlier training, which this parent does not carry "
                     f"(nothing of {blind[0]!r}): train it with --keep si, use ewc or mas, or record by si(strength=0)"

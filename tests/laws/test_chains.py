@@ -1,0 +1,111 @@
+"""Laws of longer lives: methods that alternate along a chain of tasks, and old tasks that get further classes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from taskgraft import learn, methods
+from taskgraft.bundle.files import Bundle, read, write
+from taskgraft.bundle.parents import create
+from taskgraft.classifier import Classifier, grow, widen
+from taskgraft.inference import predict
+from taskgraft.loop import steps
+from taskgraft.types import Memory, Task
+from toys import OLD, RUN, parent, pictures, sources
+
+CHAINS = [
+    ("ewc(images=16)", "branch(shared=0.5)", "ewc(images=16)"),
+    ("taps", "distill", "taps"),
+    ("frozen", "mas(images=16)", "branch(shared=0.5) + taps"),
+    ("lora(rank=2)", "l2sp", "wise(weight=0.5)"),
+]
+WIDER = OLD._replace(classes=(*OLD.classes, "star", "cross"))
+WIDEN = ["finetune", "distill", "ewc(images=16)", "branch(shared=0.5)", "taps", "mas(images=16) + lwf"]
+
+
+def through_disk(folder: Path, child: Classifier, memory: Memory) -> tuple[Classifier, Memory]:
+    """Written as a bundle and read again."""
+    _, head, preprocess = create("test_resnet", 2)
+    folder.mkdir()
+    write(folder, Bundle(child, preprocess, memory, "", "", "test_resnet", head), method="", parent={})
+    bundle = read(folder)
+    return bundle.classifier, bundle.memory
+
+
+def lived(chain: tuple[str, ...], folder: Path | None) -> list[Classifier]:
+    """The classifiers after each task of a chain, handed on in memory or through a folder."""
+    model, memory, found = parent(), {}, []
+    for number, text in enumerate(chain):
+        task = Task(f"task {number}", ("red", "green", "blue", "grey"))
+        model, memory = learn(
+            grow(model, task, number), pictures(20, task, number), method=text, run=RUN, memory=memory,
+        )  # fmt: skip
+        if folder:
+            model, memory = through_disk(folder / str(number), model, memory)
+        found.append(model)
+    return found
+
+
+@pytest.mark.parametrize("chain", CHAINS, ids=" → ".join)
+def test_methods_may_alternate_along_a_chain_of_bundles(chain: tuple[str, ...], tmp_path: Path) -> None:
+    models, images = lived(chain, tmp_path), pictures(12, OLD, 3)
+    assert [task.name for task in models[-1].tasks] == ["shape", "task 0", "task 1", "task 2"]
+    before = parent()
+    for text, after in zip(chain, models, strict=True):
+        one, two = predict(before, images).logits, predict(after, images).logits
+        kept = text.startswith(("branch", "frozen")) or text == "taps"
+        for task in one:
+            assert np.array_equal(one[task], two[task]) == kept, (text, task)
+        moved = [bool((left != right).any()) for left, right in zip(
+            before.backbone.state_dict().values(), after.backbone.state_dict().values(), strict=True
+        )]  # fmt: skip
+        assert any(moved) != kept
+        before = after
+
+
+@pytest.mark.parametrize("chain", CHAINS, ids=" → ".join)
+def test_a_chain_in_memory_is_the_chain_of_bundles(chain: tuple[str, ...], tmp_path: Path) -> None:
+    images = pictures(12, OLD, 3)
+    one, two = (predict(lived(chain, folder)[-1], images).logits for folder in (None, tmp_path))
+    for task, logits in two.items():
+        np.testing.assert_allclose(one[task], logits, rtol=1e-3, atol=1e-3)
+
+
+def test_an_importance_lives_on_through_a_task_that_does_not_use_it() -> None:
+    a, b, c = (Task(name, ("x", "y")) for name in "abc")
+    first = learn(grow(parent(), a, 1), pictures(20, a, 1), method="ewc(images=16)", run=RUN)
+    child = grow(first.classifier, b, 1)
+    second = learn(child, pictures(20, b, 2), method="branch(shared=0.5)", run=RUN, memory=first.memory)
+    kept, now = first.memory["ewc"]["importance"], second.memory["ewc"]["importance"]
+    assert all(torch.equal(now[name], value) for name, value in kept.items())
+    last = grow(second.classifier, c, 1)
+    method, images = methods.build(methods.parse("ewc(images=16)")), sources()
+    more = images._replace(new=pictures(20, c, 3), old=None)
+    held = steps.start(last, method, more, second.memory, RUN).memory["ewc"]["importance"]
+    assert held.keys() == dict(last.named_parameters()).keys() - {"heads.3.weight", "heads.3.bias"}
+    assert sum(float(value.sum()) for name, value in held.items() if name.startswith("extras.0.")) > 0
+    for name, value in kept.items():
+        assert (held[name] >= value).all()
+    assert float(held["heads.2.weight"].sum()) > 0  # of the branch's task nothing was kept, so it is measured
+
+
+@pytest.mark.parametrize("text", WIDEN)
+def test_added_classes_leave_the_old_rows_as_they_were_before_step_one(text: str) -> None:
+    images, old = pictures(20, WIDER, 5), parent()
+    wide = widen(old, OLD.name, WIDER.classes, RUN.seed)
+    assert wide.tasks == (WIDER,)
+    method, given = methods.build(methods.parse(text)), sources()._replace(new=images, old=None)
+    begun = steps.start(wide, method, given, {}, RUN).classifier
+    before, first = predict(old, images).logits[OLD.name], predict(begun, images).logits[OLD.name]
+    assert first.shape == (20, len(OLD.classes) + 2)
+    assert np.array_equal(first[:, : len(OLD.classes)], before)
+    end = learn(wide, images, method=text, run=replace(RUN, steps=12)).classifier
+    last = predict(end, images).logits[OLD.name]
+    assert last.shape == (20, 5)
+    assert np.array_equal(last[:, :3], before) == (text in ("branch(shared=0.5)", "taps"))
+    assert not np.array_equal(last[:, 3:], first[:, 3:])

@@ -1,0 +1,271 @@
+"""Deliberate defects, each of which its tests must notice: `make mutants`. Not collected by pytest.
+
+Every mutation is applied alone to a copy of src/, which the tests then import in place of the package. A mutant that
+survives, and a text that is no longer found, are failures of this script.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[1]
+FILES = {
+    "laws": "tests/laws/test_laws.py",
+    "chains": "tests/laws/test_chains.py",
+    "defects": "tests/reference/test_defects.py",
+    "training": "tests/reference/test_defects_of_training.py",
+    "methods": "tests/reference/test_methods.py",
+    "structure": "tests/reference/test_methods_of_structure.py",
+}
+
+
+class Mutant(NamedTuple):
+    """One defect: where, which text becomes which, and the tests (file key, start of names) that must fail."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: str
+
+
+LAWS = [
+    Mutant("distill has a strength of its own", "methods/distill.py", "self.strength * torch.stack",
+           "(self.strength + 1e-3) * torch.stack", "laws test_strength_0_is_bitwise_finetune"),
+    Mutant("the proximal step is left out", "loop/steps.py", "penalty.step_towards(params, penalties.values(), rate)",
+           "penalty.step_towards(params, (), rate)", "laws test_a_positive_strength_is_not_finetune"),
+    Mutant("the pull is bounded", "loop/penalty.py", "theta.lerp_(held, share.div_(share + 1.0))",
+           "theta.lerp_(held, share.div_(share + 1.0).clamp(max=0.9))", "laws test_a_huge_strength_pins_what_ewc"),
+    Mutant("distillation is bounded", "methods/distill.py", "self.strength * torch.stack",
+           "min(self.strength, 0.01) * torch.stack", "laws test_a_huge_strength_pins_the_answers"),
+    Mutant("an anchor has a graph", "methods/l2sp.py", "value.detach().clone()", "value.clone()",
+           "laws test_memory_is_tensors_without_gradients_and_round_trips[l2sp"),
+    Mutant("the optimiser starts anew", "loop/state.py",
+           '_unpack(state.optimiser, _read(path / "optimiser.safetensors"))', "pass",
+           "laws test_stopping_changes_no_bit[ewc(images=16)]"),
+    Mutant("seeds differ by process", "seeds.py", "int.from_bytes(hashlib", "(hash(text) & 1) ^ int.from_bytes(hashlib",
+           "laws test_a_new_process"),
+    Mutant("warm-up moves statistics", "features.py", "    classifier.eval()\n    read = reader",
+           "    read = reader", "training test_d14"),
+    Mutant("a grown copy passes through half precision", "classifier.py", "grown = copy.deepcopy(classifier)",
+           "grown = copy.deepcopy(classifier).half().float()",
+           "laws test_before_step_one_the_old_logits_are_the_parents[test_resnet-fine"),
+    Mutant("another view's answer is recorded", "methods/distill.py",
+           '[name][index[missing], view[missing]] = logits', '[name][index[missing], 1 - view[missing]] = logits',
+           "laws test_recorded_answers_are_the_parents"),
+    Mutant("the teacher is asked again", "methods/distill.py",
+           'memory["known"][index[missing], view[missing]] = True', "pass", "laws test_the_teacher_is_asked_once"),
+    Mutant("every slot is always used", "method.py", "if slot in used})", "})", "laws test_composing_one_method"),
+    Mutant("only the first of a sum answers", "method.py",
+           "part.response(step, memory.get(name, {})) for name, part in parts.items() if",
+           "part.response(step, memory.get(name, {})) for name, part in list(parts.items())[:1] if",
+           "laws test_the_order_of_a_sum"),
+    Mutant("late classes are favoured", "losses.py", "outputs[task].float(), target",
+           "outputs[task].float() + torch.arange(outputs[task].shape[1]), target",
+           "laws test_relabelling_the_classes_permutes_the_answers[frozen]"),
+    Mutant("si forgets the newest head", "methods/si.py",
+           'for name, path in memory["path"].items():\n                m',
+           'for name, path in [(n, memory["path"][n]) for n in inherited(classifier)]:\n                m',
+           "laws test_what_is_kept_extends_a_third_task_without_old_images[si"),
+    Mutant("frozen statistics move", "classifier.py", "(learns and not any(learns))", "False",
+           "laws test_what_freezes_the_old"),
+    Mutant("lora is dropped, not merged", "methods/lora.py", "module.merge()", "pass",
+           "laws test_merged_lora structure test_lora"),
+    Mutant("wise counts from the child", "methods/wise.py", 'memory["start"], end, weight',
+           'end, memory["start"], weight', "laws test_wise_at_1"),
+    Mutant("importance is measured in train mode", "curvature/__init__.py", "        model.eval()\n", "",
+           "laws test_importance_depends defects test_d04"),
+    Mutant("kept importance is not read", "importance.py", "found.get(name), known.get(name))", "found.get(name))",
+           "chains test_an_importance_lives_on"),
+    Mutant("a grown head claims old extras", "classifier.py", "grown.settled = len(classifier.extras)",
+           "grown.settled = 0", "chains test_an_importance_lives_on"),
+    Mutant("heads come back from disk reading one column", "bundle/structure.py",
+           "parts=[Part(shape.task, *shape.columns) for shape in wanted]",
+           "parts=[Part(shape.task, shape.columns[0], shape.columns[0] + 1) for shape in wanted]",
+           "chains test_methods_may_alternate"),
+    Mutant("added classes stand before old ones", "classifier.py", "torch.cat(found, 1)", "torch.cat(found[::-1], 1)",
+           "chains test_added_classes"),
+]  # fmt: skip
+
+DEFECTS = [
+    Mutant("D1 the mean is over a chunk", "curvature/__init__.py", "(total / count)", "(total / chunk)",
+           "defects test_d01"),
+    Mutant("D1 the gradient is the batch's mean", "curvature/__init__.py",
+           "return {one.task: cotangent(p[one.task], one)}",
+           "return {one.task: cotangent(p[one.task], one).mean(0, True).expand(len(p[one.task]), -1)}",
+           "defects test_d01"),
+    Mutant("D2 weights are held from the second extension on", "importance.py", "if not old_widths(classifier):",
+           "if len(old_widths(classifier)) < 2:", "defects test_d02"),
+    Mutant("D2 answers are kept from the second extension on", "methods/lwf.py", "if not step.old:",
+           "if len(step.old) < 2:", "defects test_d02"),
+    Mutant("D3 the teacher is in train mode", "loop/steps.py",
+           "        classifier.eval()\n        with torch.no_grad():",
+           "        classifier.train()\n        with torch.no_grad():", "defects test_d03"),
+    Mutant("D4 modes are not put back", "curvature/__init__.py", "            module.training = mode",
+           "            module.training = False", "defects test_d04"),
+    Mutant("D5 the recorded picture is not normalised", "methods/distill.py",
+           "images[missing.to(images.device)])", "images[missing.to(images.device)] * 0.25 + 0.5)", "defects test_d05"),
+    Mutant("D6 weighted by p once more", "curvature/labels.py", "torch.full((rows,), c), p_BK[:, c])",
+           "torch.full((rows,), c), p_BK[:, c] ** 2)", "defects test_d06"),
+    Mutant("D7 draws depend on the chunk", "curvature/labels.py", "uniforms(seed, task, start, rows, draws)",
+           "uniforms(seed, task, 0, rows, draws)", "defects test_d07"),
+    Mutant("D8 half of the earlier importance", "importance.py", "added[name] + old", "(added[name] + old) / 2",
+           "defects test_d08_the_importance"),
+    Mutant("D9 the strength is bounded", "losses.py", "(penalty.strength / 2)", "(min(penalty.strength, 2.0) / 2)",
+           "defects test_d09_four"),
+    Mutant("D9 a second constant in lwf", "methods/lwf.py", "self.strength * torch", "3 * self.strength**0.5 * torch",
+           "defects test_d09_four"),
+    Mutant("D9 importances are cut off", "curvature/__init__.py", "(total / count).contiguous()",
+           "(total / count).clamp(max=1e4).contiguous()", "defects test_d09_no_importance"),
+    Mutant("D9 importances are raised", "curvature/__init__.py", "(total / count).contiguous()",
+           "(total / count).clamp(min=1e-8).contiguous()", "defects test_d09_no_importance"),
+    Mutant("D10 no displacement", "methods/si.py", 'now[name].detach() - memory["start"][name]',
+           "torch.zeros_like(path)", "defects test_d10"),
+    Mutant("D11 forgetting is the child's accuracy", "jobs/evidence.py", "metrics.interval(held - after)",
+           "metrics.interval(after)", "training test_d11_forgetting"),
+    Mutant("D11 measured on training pictures", "jobs/measuring.py", "predict(classifier, found.old_val)",
+           "predict(classifier, found.new.train)", "training test_d11_forgetting"),
+    Mutant("D11 distill stores what it learns from", "methods/distill.py",
+           'memory: Memory = {"parent": tree.state(classifier)}',
+           'memory: Memory = {"parent": tree.state(classifier), "pixels": sources.new.pixels.clone()}',
+           "training test_d11_a_bundle"),
+    Mutant("D11 replay keeps pictures unasked", "methods/replay.py", "memory if self.keep else {}", "memory",
+           "training test_d11_only_replay methods test_replay_adds"),
+    Mutant("D12 T instead of T squared", "losses.py", "divergence * temperature**2", "divergence * temperature",
+           "training test_d12 methods test_lwf_and_distill"),
+    Mutant("D13 decay by default", "settings.py", "from the parent\"] = 0.0", "from the parent\"] = 2e-4",
+           "training test_d13_weight_decay"),
+    Mutant("D13 old rows get gradients of 0", "loop/steps.py", "total = torch.stack(list(terms.values())).sum()",
+           "total = torch.stack([*terms.values(), *(0 * v.sum() for v in classifier.parameters())]).sum()",
+           "training test_d13_rows"),
+    Mutant("D14 statistics start anew", "classifier.py", "grown = copy.deepcopy(classifier)",
+           "grown = copy.deepcopy(classifier)\n    for m in grown.modules():\n"
+           "        m.reset_running_stats() if isinstance(m, nn.BatchNorm2d) else None", "training test_d14"),
+    Mutant("D15 the penalty has a graph", "losses.py", "params[name].detach() - anchor", "params[name] - anchor",
+           "training test_d15"),
+    Mutant("D15 the penalty's gradient is counted as the loss's", "loop/steps.py",
+           "    pure = _gradients(params) if method.observe else {}\n"
+           "    penalty.add_gradients(params, penalties.values())\n",
+           "    penalty.add_gradients(params, penalties.values())\n"
+           "    pure = _gradients(params) if method.observe else {}\n", "training test_d15 methods test_si_is"),
+    Mutant("D16 old logits are masked", "classifier.py", ".append(head(own))",
+           ".append(head(own) if head is self.heads[-1] else head(own) - 1000.0)", "training test_d16"),
+    Mutant("D17 test pictures choose", "jobs/measuring.py", 'sets = {"new": predict(classifier, found.new.val)}',
+           'sets = {"new": predict(classifier, found.new.test or found.new.val)}', "training test_d17"),
+    Mutant("D18 importances are 0", "importance.py", "total += part.to(total.device)",
+           "total += 0 * part.to(total.device)", "defects test_d18"),
+]  # fmt: skip
+
+METHODS = [
+    Mutant("l2sp pulls half", "loop/penalty.py", "alpha=item.strength)", "alpha=item.strength / 2)",
+           "methods test_l2sp"),
+    Mutant("l2sp steps too far", "loop/penalty.py", "params[name].lerp_(anchor, share / (share + 1.0))",
+           "params[name].lerp_(anchor, share)", "methods test_l2sp"),
+    Mutant("mas measures the norm by half", "curvature/__init__.py", "task: 2 * outputs[task].detach()",
+           "task: outputs[task].detach()", "methods test_mas_and_ewc"),
+    Mutant("ewc squares importances", "loop/penalty.py", "gradient.addcmul_(at - held, weight, value=item.strength)",
+           "gradient.addcmul_(at - held, weight**2, value=item.strength)", "methods test_mas_and_ewc"),
+    Mutant("si turns the path around", "methods/si.py", "value=-1)", "value=1)", "methods test_si_is"),
+    Mutant("si rewards drifting", "methods/si.py", ".clamp(min=0)", "", "methods test_si_never"),
+    Mutant("si protects by nothing", "methods/si.py", "            if blind:", "            if not names:",
+           "methods test_si_without"),
+    Mutant("lwf has T squared", "methods/lwf.py", 'self.temperature, "none")', 'self.temperature, "T2")',
+           "methods test_lwf_and_distill"),
+    Mutant("frozen is not", "methods/frozen.py", "return freeze(classifier)", "return classifier",
+           "methods test_frozen"),
+    Mutant("wise takes the worst", "methods/wise.py", "best = path[max(", "best = path[min(", "methods test_wise"),
+    Mutant("wise leaves statistics behind", "tree.py", "weight) if value.is_floating_point() else",
+           'weight) if value.is_floating_point() and "running" not in name else', "methods test_wise"),
+    Mutant("replay ignores its share", "methods/replay.py", "round(self.share * len(batch.images))",
+           "len(batch.images)", "methods test_replay_adds"),
+    Mutant("replay calls new images class 0", "methods/replay.py", "torch.full((own,), -1,", "torch.full((own,), 0,",
+           "methods test_replay_adds"),
+    Mutant("replay wants its sample again", "methods/replay.py", "if old is None and not past:", "if old is None:",
+           "methods test_replay_that_was_kept"),
+    Mutant("lora's rank is not its rank", "methods/lora.py", "r=self.rank,", "r=4 * self.rank,", "structure test_lora"),
+    Mutant("branch always starts at the first stage", "methods/branch.py", "round(self.shared * (len(known) - 1))", "0",
+           "structure test_branch"),
+    Mutant("branch's copy is the original", "stages.py", "fx.GraphModule(copy.deepcopy(net), rest)",
+           "fx.GraphModule(net, rest)", "structure test_branch"),
+    Mutant("taps read the last stage alone", "methods/taps.py", "[*(known[place] for place in places), stages.LAST]",
+           "[stages.LAST]", "structure test_taps_find"),
+    Mutant("taps are not centred", "stages.py", "self.centre = columns.mean(0)",
+           "self.centre = torch.zeros_like(columns[0])", "structure test_taps_give"),
+]  # fmt: skip
+
+
+def collected() -> list[str]:
+    """The ids of all tests that a mutant may name."""
+    command = [sys.executable, "-m", "pytest", "-q", "--collect-only", "-p", "no:cacheprovider", *FILES.values()]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return [line for line in done.stdout.splitlines() if "::" in line]
+
+
+def named(mutant: Mutant, known: list[str]) -> list[str]:
+    """The ids of a mutant's tests; each of its words is the start of a test's name, after its file's key."""
+    words = mutant.tests.split()
+    starts = tuple(f"{FILES[key]}::{start}" for key, start in zip(words[::2], words[1::2], strict=True))
+    return [name for name in known if name.startswith(starts)]
+
+
+def tested(home: Path, names: list[str]) -> tuple[int, str]:
+    """Pytest's exit code for tests on the package in `home`, 1 = at least one failed, and what it said."""
+    command = [sys.executable, "-m", "pytest", "-qx", "-p", "no:cacheprovider", *names]
+    done = subprocess.run(command, cwd=ROOT, env=environment(home), capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout
+
+
+def environment(home: Path) -> dict[str, str]:
+    """The copy comes before the installed package, on one thread, and leaves no compiled files in the tree."""
+    return {**os.environ, "PYTHONPATH": str(home), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+def verdict(home: Path, mutant: Mutant, known: list[str]) -> str:
+    """Apply a mutant, run its tests, take it back; say what came of it."""
+    path = home / "taskgraft" / mutant.file
+    text, names = path.read_text(encoding="utf-8"), named(mutant, known)
+    if mutant.old not in text or not names:
+        return "NOT FOUND" if names else "NO TESTS"
+    path.write_text(text.replace(mutant.old, mutant.new), encoding="utf-8")
+    try:
+        code, _ = tested(home, names)
+        return {0: "SURVIVED", 1: "caught"}.get(code, f"BROKEN {code}")
+    finally:
+        path.write_text(text, encoding="utf-8")
+
+
+def main(wanted: list[str]) -> int:
+    """Run all mutants, or those whose names contain one of the words given; 1 if any is not caught."""
+    chosen = [m for m in (*LAWS, *DEFECTS, *METHODS) if not wanted or any(word in m.name for word in wanted)]
+    with tempfile.TemporaryDirectory() as folder:
+        home = Path(folder) / "src"
+        shutil.copytree(ROOT / "src", home, ignore=shutil.ignore_patterns("__pycache__"))
+        code = "import taskgraft, torch; print(taskgraft.__file__)"
+        found = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, env=environment(home), capture_output=True, text=True, check=True
+        ).stdout.strip()
+        assert Path(found).is_relative_to(home), f"the tests would import {found}, not the copy"
+        known = collected()
+        code, said = tested(home, list(dict.fromkeys(name for mutant in chosen for name in named(mutant, known))))
+        if code != 0:
+            print(f"{said}\nthe tests fail without any mutation; mend that first")
+            return 1
+        width = max(len(mutant.name) for mutant in chosen)
+        print(f"{'mutant':{width}}  {'result':9}  tests")
+        results = []
+        for mutant in chosen:
+            results.append(verdict(home, mutant, known))
+            print(f"{mutant.name:{width}}  {results[-1]:9}  {mutant.tests}", flush=True)
+    caught = results.count("caught")
+    print(f"{caught} of {len(results)} caught")
+    return int(caught != len(results))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

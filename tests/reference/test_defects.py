@@ -1,0 +1,286 @@
+"""Defects of other continual-learning code, D1 to D10 and D18: importance, teachers, who can be protected."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from reference.by_hand import (
+    PLAIN,
+    RUN,
+    WIDTH,
+    child_of,
+    close,
+    closed_form_path,
+    drift,
+    fisher,
+    foreign,
+    keeping,
+    vectors,
+    watched,
+    worked_with,
+)
+from reference.test_curvature import COUNT, agree, build, definition, drawn
+from taskgraft import Images, Task, data, learn, losses, methods, tree, wrap
+from taskgraft.classifier import Classifier, inherited
+from taskgraft.curvature import fisher_diagonal, output_sensitivity
+from taskgraft.features import reader
+from taskgraft.method import Method, compose
+from taskgraft.types import Memory, Params, Sources, Step, Terms
+from toys import NEW, OLD, pictures, same
+
+OLDS = pictures(20, OLD, 2)
+THIRD = NEW._replace(name="third")
+
+
+def importance(memory: Memory, name: str = "ewc") -> Params:
+    return memory[name]["importance"]
+
+
+def old_part(model: Classifier, values: Params) -> Params:
+    return {name: values[name] for name, _ in model.named_parameters()}
+
+
+def test_d01_the_fisher_is_the_mean_of_squares_whatever_the_batch_and_the_chunk() -> None:
+    """Squared batch-mean gradients (Avalanche, PyCIL, PILOT, CapyMOA, gmumcl; times B: FACIL, clarena, clearn)."""
+    found = [
+        importance(worked_with("ewc(images=20, labels=empirical)", replace(RUN, batch=batch), OLDS))
+        for batch in (2, 8, 20)
+    ]
+    assert same(found[0], found[1])
+    assert same(found[0], found[2])
+    model, targets = foreign(), OLDS.labels[OLD.name]
+    wanted = fisher(model, OLDS, OLD.name, lambda i, p: F.one_hot(targets[i], len(p)))
+    close(found[0], wanted, rtol=1e-3)
+    for chunk in (1, 3, 20):
+        close(
+            fisher_diagonal(
+                model, reader(OLDS, model), 20, list(wanted), [OLD.name],
+                labels="empirical", targets=OLDS.labels, chunk=chunk,
+            ),
+            wanted,
+            rtol=1e-3,
+        )  # fmt: skip
+    F.cross_entropy(model.eval()(data.ready(OLDS, 0, 20))[OLD.name], targets).backward()
+    for factor in (1, 20):  # the two wrong formulas are far off, so the test can tell
+        wrong = sum(float(p.grad.square().sum()) * factor for p in model.parameters() if p.grad is not None)
+        assert not 0.7 < wrong / sum(float(value.sum()) for value in wanted.values()) < 1.4
+
+
+WHERE = {  # weights are held where old pictures need them, answers on the pictures that are learnt from
+    "ewc(images=20, strength=1e4)": OLD, "mas(images=20, strength=10)": OLD, "l2sp(strength=10)": OLD,
+    "distill": NEW, "lwf": NEW,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "task"), WHERE.items())
+def test_d02_a_network_that_we_did_not_train_is_protected_from_the_first_step(text: str, task: Task) -> None:
+    """Nothing is protected before the framework has trained a first task itself: Avalanche (issue 1165)."""
+    run, before, unseen = replace(RUN, steps=30, rate=0.05, norm="frozen"), foreign(), pictures(30, task, 9)
+    method, seen = watched(text)
+    after = learn(child_of(before, run), pictures(20, NEW, 5), method=method, run=run, old=OLDS).classifier
+    free = learn(child_of(before, run), pictures(20, NEW, 5), method="finetune", run=run).classifier
+    assert drift(before, after, unseen) < 0.6 * drift(before, free, unseen)
+    active = [sum(map(float, (*terms.values(), *held.values()))) for terms, held in zip(*seen[1:], strict=True)]
+    assert all(value > 0 for value in active[1:])  # before the first step nothing has moved
+
+
+@pytest.mark.parametrize("text", ["distill", "distill(teacher=live)", "lwf"])
+def test_d03_the_teacher_answers_in_eval_mode_and_stays_as_it_is(text: str) -> None:
+    """The teacher is left in train mode, so that dropout and the batch change its answers: Avalanche."""
+    parent, seen = foreign(), []
+    method = methods.build(methods.parse(text))
+
+    def response(step: Step, memory: Memory) -> Terms:
+        terms = method.response(step, memory) if method.response else {}
+        answers = step.answer(memory[text.split("(")[0]]["parent"], step.batch.images)
+        seen.append((step.batch.images, answers[OLD.name]))
+        return terms
+
+    spying = keeping(text)._replace(response=response)
+    memory = learn(child_of(parent), pictures(20, NEW, 5), method=spying, run=RUN).memory[text.split("(")[0]]
+    with torch.no_grad():
+        for images, answers in seen:
+            torch.testing.assert_close(answers, parent.eval()(images)[OLD.name], rtol=1e-5, atol=1e-5)
+    state = tree.state(parent)
+    assert same({name: memory["parent"][name] for name in state}, state)
+
+
+def test_d04_importance_is_measured_in_eval_mode_and_leaves_the_model_alone() -> None:
+    """Measured in train mode: PyCIL, PILOT, FACIL, LibContinual, Avalanche's MAS, mammoth (a batch of one)."""
+    for text in ("ewc(images=20)", "mas(images=20)"):
+        lively, calm = (
+            worked_with(text, replace(RUN, norm="frozen"), OLDS, parent)
+            for parent in (foreign().train(), foreign().eval())
+        )
+        assert same(importance(lively, text[:3]), importance(calm, text[:3]))
+    model = foreign().train()
+    model.backbone.get_submodule("norm").eval()
+    modes, state = [module.training for module in model.modules()], tree.state(model)
+    names = [name for name, _ in model.named_parameters()]
+    found = fisher_diagonal(model, reader(OLDS, model), 20, names, [OLD.name], labels="exact")
+    output_sensitivity(model, reader(OLDS, model), 20, names, [OLD.name])
+    assert modes == [module.training for module in model.modules()]
+    assert same(tree.state(model), state)
+    close(found, fisher(model, OLDS, OLD.name, lambda i, p: p), rtol=1e-3)  # the definition runs in eval mode
+
+
+def test_d05_the_recorded_answer_is_the_teachers_on_the_very_view() -> None:
+    """Recorded on pictures that are not normalised as those learnt from: mammoth; of another view: torchdistill."""
+    new = pictures(20, NEW, 5)._replace(mean=(0.2, 0.5, 0.7), std=(0.1, 0.3, 0.25))
+    kept = learn(child_of(foreign()), new, method=keeping("distill"), run=RUN).memory["distill"]
+    rows, views = kept["known"].nonzero(as_tuple=True)
+    assert set(views.tolist()) == {0, 1}
+    shown = data.view_of(Sources(new, None, RUN.views, RUN.augment, RUN.seed), rows.numpy(), views.numpy())
+    with torch.no_grad():
+        wanted, bare = (foreign().eval()(images)[OLD.name] for images in (shown, data.ready(new, 0, 20)[rows]))
+    torch.testing.assert_close(kept["answers"][OLD.name][rows, views].float(), wanted, rtol=2e-3, atol=2e-3)
+    assert float((wanted - bare).abs().max()) > 0.02  # the views differ enough for the test to tell
+
+
+def test_d06_the_fisher_is_the_expectation_over_the_models_own_labels() -> None:
+    """Each image is weighted by p(true label): mammoth; a quarter of the exact value in its own example."""
+    shuffled = OLDS._replace(labels={OLD.name: OLDS.labels[OLD.name].flip(0)})
+    for labels in ("exact", "sampled"):
+        text = f"ewc(images=20, labels={labels})"
+        assert same(importance(worked_with(text, old=OLDS)), importance(worked_with(text, old=shuffled)))
+    found = importance(worked_with("ewc(images=20, labels=exact)", old=OLDS))
+    close(found, fisher(foreign(), OLDS, OLD.name, lambda i, p: p), rtol=1e-3)
+
+
+@pytest.mark.parametrize("count", [1, 2, COUNT])
+@pytest.mark.parametrize("draws", [1, 3])
+def test_d07_sampled_labels_work_for_any_batch(count: int, draws: int) -> None:
+    """Sampling draws B labels for each of B rows and then fails for B > 1: FACIL."""
+    model, images = build("mlp")
+    names = [name for name, _ in model.named_parameters()]
+    wanted = definition(model, images[:count], lambda task, i, p: drawn(task, i, p, draws))
+    for chunk in (1, 2, 64):
+        found = fisher_diagonal(
+            model, lambda i, j: images[i : min(j, count)], count, names, ["a", "b"], draws=draws, seed=3, chunk=chunk
+        )
+        agree(found, wanted)
+
+
+def test_d08_the_importance_of_the_first_task_enters_a_chain_whole() -> None:
+    """The first task's importance is blended with zeros: FACIL (halved), LibContinual (times 0.2)."""
+    text = "ewc(images=20, labels=exact)"
+    first = learn(foreign(), OLDS, method=text, run=RUN)
+    alone = fisher(first.classifier, OLDS, OLD.name, lambda i, p: p)
+    close(importance(first.memory), alone, rtol=2e-3)
+    held = learn(child_of(first.classifier), pictures(20, NEW, 5), method=keeping(text), run=RUN, memory=first.memory)
+    assert same(old_part(first.classifier, importance(held.memory)), importance(first.memory))
+    second = learn(child_of(first.classifier), pictures(20, NEW, 5), method=text, run=RUN, memory=first.memory)
+    added = fisher(second.classifier, pictures(20, NEW, 5), NEW.name, lambda i, p: p)
+    both = {name: value + importance(first.memory).get(name, 0) for name, value in added.items()}
+    close(importance(second.memory), both, rtol=2e-3)
+
+
+def test_d08_recording_with_si_at_strength_0_keeps_what_was_recorded_before() -> None:
+    """As above, for the path integral: an extension that only records must add to the earlier tasks' importance."""
+    first = learn(foreign(), OLDS, method="si", run=RUN)
+    later = learn(
+        child_of(first.classifier), pictures(20, NEW, 5), method="si(strength=0)", run=RUN, memory=first.memory
+    )
+    before, after = importance(first.memory, "si"), importance(later.memory, "si")
+    assert float(before["heads.0.weight"].sum()) > 0
+    assert all((after[name] >= value).all() for name, value in before.items())
+
+
+WITH_STRENGTH = [
+    "ewc(images=20, {})",
+    "mas(images=20, {})",
+    "l2sp({})",
+    "distill({})",
+    "distill(scale=none, {})",
+    "lwf({})",
+]
+
+
+@pytest.mark.parametrize("text", WITH_STRENGTH)
+def test_d09_four_times_the_strength_is_four_times_the_penalty(text: str) -> None:
+    """Hidden constants and clips beside the strength: PyCIL (fishermax 1e-4, lambda 1000, T 2), LibContinual."""
+    method, seen = watched(text.format("strength=1"))
+    end = learn(child_of(foreign()), pictures(20, NEW, 5), method=method, run=RUN, old=OLDS).classifier
+    step, memory = seen.steps[-1]
+
+    def value(strength: float) -> float:
+        made = methods.build(methods.parse(text.format(f"strength={strength}")))
+        terms = made.response(step, memory) if made.response else {}
+        held = made.weight(dict(end.named_parameters()), memory) if made.weight else {}
+        return sum(float(one.detach()) for one in terms.values()) + sum(
+            float(losses.quadratic(dict(end.named_parameters()), item)) for item in held.values()
+        )
+
+    assert value(1) > 0
+    assert value(4) == pytest.approx(4 * value(1), rel=1e-6)
+
+
+def test_d09_no_importance_is_clipped_from_above_or_below() -> None:
+    """Fishers are clipped at 1e-4 (PyCIL, PILOT) or raised to 1e-8, an L2 on every weight (clearn)."""
+    scale = torch.ones(WIDTH)
+    scale[0], scale[1] = 1e4, 0.0
+    images = vectors(20, OLD, 2)
+    found = []
+    for factor in (torch.ones(WIDTH), scale):
+        net = nn.Sequential(nn.Flatten(), nn.Linear(WIDTH, len(OLD.classes)))
+        with torch.no_grad():
+            net[1].weight.copy_(torch.linspace(-0.5, 0.5, 18).reshape(3, WIDTH) / factor.clamp(min=1))  # pyright: ignore
+            net[1].weight[:, 1] = 0  # pyright: ignore[reportIndexIssue, reportOptionalSubscript]
+            net[1].bias.zero_()  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess, reportCallIssue]
+        stretched = images._replace(pixels=images.pixels * factor)
+        memory = worked_with(
+            "ewc(images=20, labels=exact)", old=stretched, parent=wrap(net, "1", [OLD]), new=vectors(20, NEW, 5)
+        )
+        found.append(importance(memory)["heads.0.weight"])
+    torch.testing.assert_close(found[1][:, 0], 1e8 * found[0][:, 0], rtol=1e-3, atol=0)
+    assert float(found[1][:, 0].max()) > 1e5
+    assert not found[1][:, 1].any()
+
+
+def test_d10_the_path_integral_is_the_closed_form_from_the_start_of_the_task() -> None:
+    """The displacement is taken from the last step, so that it is 0 and the importance is W / eps: clearn."""
+    x, target, damping = torch.tensor([1.0, 2.0, 0.5, 0.0]), torch.tensor([0.3, -0.7, 1.1]), 0.05
+    net = nn.Sequential(nn.Identity(), nn.Linear(4, 3))
+    images = Images(x.repeat(8, 1), {OLD.name: torch.full((8,), -1)}, tuple("abcdefgh"))  # no label: no data term
+
+    def pull(step: Step, memory: Memory) -> Terms:
+        return {"pull": 0.5 * (step.outputs[OLD.name] - target).square().sum(1).mean()}
+
+    si = methods.parse(f"si(damping={damping})")["si"].build()
+    falls = []
+    for rate, steps in ((0.05, 7), (0.001, 50)):
+        run = replace(PLAIN, rate=rate, steps=steps)
+        wanted = closed_form_path(rate, steps, x, net(x).detach() - target)
+        end = learn(wrap(net, "1", [OLD]), images, method=compose({"si": si, "pull": Method(response=pull)}), run=run)
+        omega = wanted[0] / (wanted[1].square() + damping)
+        torch.testing.assert_close(importance(end.memory, "si")["heads.0.weight"], omega[:, :4], rtol=1e-3, atol=1e-7)
+        torch.testing.assert_close(importance(end.memory, "si")["heads.0.bias"], omega[:, 4], rtol=1e-3, atol=1e-7)
+        head = end.classifier.linears()[0]
+        now = (head(x) - target).detach().square().sum() / 2
+        falls.append(float(wanted[0].sum() / ((net(x) - target).detach().square().sum() / 2 - now)))
+    assert falls[1] == pytest.approx(1, abs=0.01)  # the path sums to the fall of the loss for small rates
+    assert falls[0] > 1.1
+
+
+@pytest.mark.parametrize("text", ["ewc(images=20)", "mas(images=20)", "si", "l2sp"])
+def test_d18_importances_and_penalties_are_above_0(text: str) -> None:
+    """A release whose importances were all zero: Avalanche (issue 1099)."""
+    first = learn(foreign(), OLDS, method="si", run=RUN) if text == "si" else None
+    parent = first.classifier if first else foreign()
+    method, seen = watched(text)
+    learn(
+        child_of(parent), pictures(20, NEW, 5), method=method, run=RUN, old=OLDS, memory=first.memory if first else {}
+    )
+    assert all(sum(values.values()) > 0 for values in seen.penalties[1:])
+    if text != "l2sp":
+        found = importance(seen.steps[-1][1], text.split("(")[0])
+        assert found.keys() == inherited(child_of(parent)).keys()
+        backbone = [value for name, value in found.items() if name.startswith("backbone.")]
+        assert sum(float(value.sum()) for value in backbone) > 0
+        assert all(float(value.min()) >= 0 for value in found.values())
+        assert float(found["heads.0.weight"].sum()) > 0

@@ -1,0 +1,206 @@
+"""Each method against a plain loop, a closed form, or what its paper says of it."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from reference.by_hand import (
+    PLAIN,
+    RUN,
+    Loss,
+    child_of,
+    close,
+    fisher,
+    perceptron,
+    sensitivity,
+    squares,
+    trained_by_hand,
+    vectors,
+    watched,
+)
+from taskgraft import Problem, learn, methods, tree
+from taskgraft.classifier import Classifier, grow, inherited
+from taskgraft.types import Batch, Memory, Move, Outputs, Params
+from toys import NEW, OLD, same
+
+IMAGES, OLDS = vectors(20, NEW, 5), vectors(12, OLD, 7)
+
+
+def weights(classifier: Classifier) -> Params:
+    return {name: value.detach() for name, value in classifier.named_parameters()}
+
+
+def anchor_of(child: Classifier) -> Params:
+    return {name: value.detach().clone() for name, value in inherited(child).items()}
+
+
+@pytest.mark.parametrize("implicit", [True, False])
+def test_l2sp_is_descent_with_its_pull(implicit: bool) -> None:
+    child, strength = child_of(perceptron()), 0.7
+    anchor, pull = anchor_of(child), PLAIN.rate * strength
+    found = learn(child, IMAGES, method=f"l2sp(strength={strength}, implicit={implicit})", run=PLAIN).classifier
+
+    def proximal(name: str, value: Tensor) -> Tensor:
+        return (value + pull * anchor[name]) / (1 + pull) if name in anchor else value
+
+    if implicit:
+        wanted, _ = trained_by_hand(child, IMAGES, PLAIN, then=proximal)
+    else:
+        wanted, _ = trained_by_hand(child, IMAGES, PLAIN, also=squares(anchor, None, strength))
+    close(weights(found), wanted)
+
+
+@pytest.mark.parametrize("text", ["mas(strength={}, implicit=False)", "ewc(labels=exact, strength={}, implicit=False)"])
+def test_mas_and_ewc_are_descent_with_the_naive_loops_importance(text: str) -> None:
+    child, strength = child_of(perceptron()), 0.5
+    if text.startswith("mas"):
+        whole = sensitivity(child, OLDS, OLD.name)
+    else:
+        whole = fisher(child, OLDS, OLD.name, lambda i, p: p)
+    anchor = anchor_of(child)
+    importance = {name: whole[name] for name in anchor}
+    wanted, _ = trained_by_hand(child, IMAGES, PLAIN, also=squares(anchor, importance, strength))
+    free, _ = trained_by_hand(child, IMAGES, PLAIN)
+    close(weights(learn(child, IMAGES, method=text.format(strength), run=PLAIN, old=OLDS).classifier), wanted, 1e-3)
+    with pytest.raises(AssertionError):
+        close(free, wanted, 1e-3)
+
+
+def test_si_is_descent_with_the_recorded_path_and_records_the_data_term_alone() -> None:
+    child, strength, damping = child_of(perceptron()), 8.0, 0.05
+    anchor = anchor_of(child)
+    known = {name: 1.5 + torch.sin(torch.arange(value.numel())).reshape(value.shape) for name, value in anchor.items()}
+    text = f"si(strength={strength}, damping={damping}, implicit=False)"
+    second = learn(child, IMAGES, method=text, run=PLAIN, memory={"si": {"importance": known}})
+    wanted, path = trained_by_hand(child, IMAGES, PLAIN, also=squares(anchor, known, strength))
+    close(weights(second.classifier), wanted, 1e-3)
+    start = weights(child)
+    added = {n: (path[n] / ((wanted[n] - start[n]).square() + damping)).clamp(min=0) for n in wanted}
+    close(second.memory["si"]["importance"], {n: v + known.get(n, 0) for n, v in added.items()}, 2e-3)
+
+
+def test_si_never_rewards_drifting() -> None:
+    """Decay carries weights uphill, which makes parts of the path negative; the importance is not."""
+    method, walked = methods.build(methods.parse("si(damping=0.05)")), {}
+
+    def observe(memory: Memory, move: Move) -> Memory:
+        for name, gradient in move.gradient.items():
+            walked[name] = walked.get(name, 0) - gradient * (move.after[name] - move.before[name])
+        return method.observe(memory, move) if method.observe else memory
+
+    start = perceptron()
+    run = replace(RUN, steps=20, decay=1.0, clip=0.0, warmup=0)
+    end = learn(start, OLDS, method=method._replace(observe=observe), run=run)
+    assert any(bool((path < 0).any()) for path in walked.values())
+    moved = {name: value - weights(start)[name] for name, value in weights(end.classifier).items()}
+    wanted = {name: (path / (moved[name].square() + 0.05)).clamp(min=0) for name, path in walked.items()}
+    close(end.memory["si"]["importance"], wanted)
+
+
+def test_si_without_a_recorded_path_says_so() -> None:
+    with pytest.raises(Problem, match=r"does not carry.*train it with --keep si, use ewc or mas"):
+        learn(child_of(perceptron()), IMAGES, method="si", run=PLAIN)
+
+
+def answers_kept(child: Classifier, strength: float, temperature: float, factor: float) -> Loss:
+    """strength * factor * KL between softened answers; the teacher in eval mode."""
+    teacher = copy.deepcopy(child).eval()
+
+    def loss(params: Params, batch: Batch, outputs: Outputs) -> Tensor:
+        with torch.no_grad():
+            target = (teacher(batch.images)[OLD.name] / temperature).softmax(1)
+        own = (outputs[OLD.name] / temperature).softmax(1)
+        return strength * factor * (target * (target.log() - own.log())).sum(1).mean()
+
+    return loss
+
+
+@pytest.mark.parametrize(
+    ("text", "factor"),
+    [
+        ("lwf(strength=3, temperature=2)", 1),
+        ("distill(strength=3, temperature=2)", 4),
+        ("distill(strength=3, temperature=2, teacher=live)", 4),
+        ("distill(strength=3, temperature=2, scale=none)", 1),
+    ],
+)
+def test_lwf_and_distill_are_descent_with_the_divergence_written_out(text: str, factor: float) -> None:
+    child = child_of(perceptron())
+    found = learn(child, IMAGES, method=text, run=PLAIN).classifier
+    wanted, _ = trained_by_hand(child, IMAGES, PLAIN, also=answers_kept(child, 3, 2, factor))
+    close(weights(found), wanted, 5e-3 if "recorded" in text or "distill" in text else 1e-4)
+
+
+def test_distill_in_memory_takes_one_softmax_over_all_tasks() -> None:
+    run = replace(PLAIN, softmax="joint")
+    child = learn(child_of(perceptron()), IMAGES, method="distill", run=run).classifier
+    assert child.softmax == "joint"
+
+
+def test_frozen_is_descent_of_the_new_head_alone_on_calm_features() -> None:
+    child = child_of(perceptron())
+    found = learn(child, IMAGES, method="frozen", run=PLAIN).classifier
+    wanted, _ = trained_by_hand(child, IMAGES, PLAIN, frozen=True)
+    close(weights(found), wanted)
+    assert same(tree.state(found.backbone), tree.state(child.backbone))
+    assert not torch.equal(found.linears()[-1].weight, child.linears()[-1].weight)
+
+
+def test_wise_takes_the_weight_of_the_best_score() -> None:
+    """A Score that peaks inside, and one that grows towards the parent; BatchNorm's statistics go along."""
+    child = child_of(perceptron())
+    end = tree.state(learn(child, IMAGES, method="finetune", run=PLAIN).classifier)
+    start = tree.state(child)
+    far = end["heads.1.weight"] - start["heads.1.weight"]
+
+    def way(model: Classifier) -> float:
+        return float(((model.linears()[1].weight.detach() - start["heads.1.weight"]) / far).mean())
+
+    for aim, wanted in ((0.6, 0.6), (0.0, 0.2), (2.0, 1.0)):
+        found = learn(child, IMAGES, method="wise(points=5)", run=PLAIN, score=lambda m, a=aim: -abs(way(m) - a))
+        assert float(found.memory["wise"]["weight"]) == pytest.approx(wanted)
+        got = tree.state(found.classifier)
+        moved = [name for name in got if got[name].is_floating_point()]
+        assert "backbone.1.running_var" in moved
+        assert not torch.equal(end["backbone.1.running_var"], start["backbone.1.running_var"])
+        close(
+            {name: got[name] for name in moved},
+            {name: start[name] + wanted * (end[name] - start[name]) for name in moved},
+        )
+
+
+def test_replay_adds_its_share_of_labelled_old_images() -> None:
+    method, seen = watched("replay(share=0.5)")
+    child = child_of(perceptron())
+    found = learn(child, IMAGES, method=method, run=PLAIN, old=OLDS)
+    assert found.memory == {}
+    chosen = set()
+    for step, _ in seen.steps:
+        batch = step.batch
+        assert len(batch.images) == 8 + 4
+        assert batch.labels[NEW.name][8:].tolist() == batch.labels[OLD.name][:8].tolist()[:4] == [-1] * 4
+        assert batch.labels[OLD.name][:8].tolist() == batch.place[8:].tolist() * 2 == [-1] * 8
+        assert torch.equal(batch.images[:8], IMAGES.pixels[batch.place[:8]])
+        rows = [int((OLDS.pixels == image).all(1).nonzero()[0, 0]) for image in batch.images[8:]]
+        assert batch.labels[OLD.name][8:].tolist() == OLDS.labels[OLD.name][rows].tolist()
+        assert step.outputs[OLD.name].requires_grad
+        chosen |= set(rows)
+    assert len(chosen) > 5
+    assert not torch.equal(found.classifier.linears()[0].weight, child.linears()[0].weight)  # old labels are learnt
+
+
+def test_replay_that_was_kept_needs_no_old_sample_again() -> None:
+    first = learn(child_of(perceptron()), IMAGES, method="replay(keep=True)", run=PLAIN, old=OLDS)
+    assert torch.equal(first.memory["replay"]["pixels"], OLDS.pixels)
+    third = grow(first.classifier, NEW._replace(name="third"), 1)
+    more = IMAGES._replace(labels={"third": IMAGES.labels[NEW.name]})
+    method, seen = watched("replay")
+    learn(third, more, method=method, run=PLAIN, memory=first.memory)
+    assert (seen.steps[0][0].batch.labels[OLD.name][8:] >= 0).all()
+    with pytest.raises(Problem, match="give a sample of them with --old DIR"):
+        learn(third, more, method="replay", run=PLAIN)

@@ -1,0 +1,123 @@
+"""Methods that change the network's shape or freeze its weights: what their papers say of them, checked."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from reference.by_hand import RUN, child_of
+from taskgraft import Images, data, learn, methods, predict, stages, tree, wrap
+from taskgraft.classifier import Classifier, grow
+from taskgraft.features import features_of
+from taskgraft.types import Memory, Params, Sources
+from toys import NEW, OLD, parent, pictures
+
+
+def weights(classifier: Classifier) -> Params:
+    return {name: value.detach() for name, value in classifier.named_parameters()}
+
+
+def test_lora_starts_as_the_parent_learns_low_ranks_and_merges() -> None:
+    images, child = pictures(20, NEW, 5), child_of(parent())
+    method, before = methods.build(methods.parse("lora(rank=2)")), []
+
+    def finish(classifier: Classifier, memory: Memory, sources: Sources) -> tuple[Classifier, Memory]:
+        before.append(predict(classifier, images).logits)
+        assert method.finish
+        return method.finish(classifier, memory, sources)
+
+    assert method.adapt
+    adapted = method.adapt(copy.deepcopy(child), Sources(images, None, 0, "none", 0))
+    assert (predict(adapted, images).logits[OLD.name] == predict(child, images).logits[OLD.name]).all()
+    found = learn(child, images, method=method._replace(finish=finish), run=RUN).classifier
+    assert tree.state(found).keys() == tree.state(child).keys()
+    for task, logits in predict(found, images).logits.items():
+        torch.testing.assert_close(torch.from_numpy(logits), torch.from_numpy(before[0][task]), rtol=1e-4, atol=1e-5)
+    ranks = {}
+    for name, value in weights(found).items():
+        moved = (value - weights(child)[name]).double()
+        if name.startswith("backbone") and value.dim() > 1:
+            ranks[name] = int(torch.linalg.matrix_rank(moved.flatten(1), atol=1e-6)) if value.shape[-1] == 1 else -1
+        elif name.startswith(("backbone", "heads.0")):
+            assert not moved.any(), name
+    assert any(0 < rank <= 2 for rank in ranks.values())
+    assert all(rank <= 2 for rank in ranks.values())
+    assert torch.equal(found.linears()[0].weight, child.linears()[0].weight)
+
+
+@pytest.mark.parametrize("shared", [0.0, 0.5, 1.0])
+def test_branch_trains_a_copy_of_the_last_stages_alone(shared: float) -> None:
+    images, old = pictures(20, NEW, 5), parent()
+    child = learn(child_of(old), images, method=f"branch(shared={shared})", run=RUN).classifier
+    assert (predict(child, images).logits[OLD.name] == predict(old, images).logits[OLD.name]).all()
+    known = stages.points(old.backbone)
+    tail = stages.tail(old.backbone, known[round(shared * (len(known) - 1))])
+    own = {name.removeprefix("extras.0.net."): v for name, v in weights(child).items() if name.startswith("extras")}
+    assert own.keys() == {name for name, _ in tail.named_parameters()}
+    assert all(not torch.equal(own[name], value) for name, value in tail.named_parameters() if value.dim() > 1)
+    count = sum(value.numel() for value in old.parameters()) + sum(value.numel() for value in tail.parameters())
+    assert sum(value.numel() for value in child.parameters()) == count + 4 * (child.linears()[1].in_features + 1)
+    with torch.no_grad():  # nothing is shared: the copy may become anything
+        for value in child.extras.parameters():
+            value.fill_(7)
+    assert (predict(child, images).logits[OLD.name] == predict(old, images).logits[OLD.name]).all()
+
+
+class Forgetful(nn.Module):
+    """Its first stage sees all colours, its second only the first channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.fc = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 4, 1), nn.Linear(4, len(OLD.classes))
+        with torch.no_grad():
+            self.one.weight.copy_(torch.eye(3)[:, :, None, None])
+            self.two.weight[:, 1:] = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.two(self.one(x)).mean((2, 3)))
+
+
+def blue_or_green(count: int, seed: int) -> Images:
+    """Pictures with equal red; the class is the channel that is bright."""
+    labels = torch.arange(count) % 2
+    pixels = torch.randint(90, 110, (count, 8, 8, 3), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+    pixels[torch.arange(count), :, :, 1 + labels] += 40
+    return Images(pixels, {"light": labels}, tuple(map(str, range(count))), (0.5,) * 3, (0.25,) * 3)
+
+
+def test_taps_find_an_answer_that_only_an_early_stage_has() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        old = wrap(Forgetful(), "fc", [OLD])
+    child = grow(old, NEW._replace(name="light", classes=("green", "blue")), 0)
+    unseen, share = blue_or_green(40, 2), {}
+    for text in ("frozen", "taps(thumbnail=0)"):
+        found = learn(child, blue_or_green(40, 1), method=text, run=replace(RUN, warmup=100, steps=20)).classifier
+        answers = torch.from_numpy(predict(found, unseen).logits["light"]).argmax(1)
+        share[text] = float((answers == unseen.labels["light"]).float().mean())
+    assert share["taps(thumbnail=0)"] == 1.0
+    assert share["frozen"] < 0.8
+
+
+def test_taps_give_standardised_columns_of_every_stage_and_keep_old_answers() -> None:
+    images, old = pictures(20, NEW, 5), parent()
+    child = learn(child_of(old), images, method="taps(thumbnail=3)", run=RUN).classifier
+    assert (predict(child, images).logits[OLD.name] == predict(old, images).logits[OLD.name]).all()
+    start = old.linears()[0].in_features
+    columns = features_of(child, images)[:, start:]
+    spread = columns.std(0, correction=0) * columns.shape[1] ** 0.5 / stages.NORM
+    assert float(columns.mean(0).abs().max()) < 1e-3
+    assert float(spread.max()) < 1.001
+    assert float((spread > 0.999).float().mean()) > 0.7  # the others hardly vary at all
+    points = [*stages.points(old.backbone), stages.LAST]
+    read = stages.staged(copy.deepcopy(old.backbone).eval(), points[:-1])
+    with torch.no_grad():
+        last, seen = read(data.ready(images, 0, 2))
+    channels = sum(2 * value.shape[1] for value in seen.values()) + last.shape[1] + 3 * 3 * 3
+    assert columns.shape[1] == channels == child.linears()[1].in_features
+    assert F.linear(columns, child.linears()[1].weight, child.linears()[1].bias).shape == (20, 4)
