@@ -173,7 +173,7 @@ METHODS = [
            "gradient.addcmul_(at - held, weight**2, value=item.strength)", "methods test_mas_and_ewc"),
     Mutant("si turns the path around", "methods/si.py", "value=-1)", "value=1)", "methods test_si_is"),
     Mutant("si rewards drifting", "methods/si.py", ".clamp(min=0)", "", "methods test_si_never"),
-    Mutant("si protects by nothing", "methods/si.py", "            if blind:", "            if not names:",
+    Mutant("si protects by nothing", "methods/si.py", "if blind and self.strength and", "if False and",
            "methods test_si_without"),
     Mutant("lwf has T squared", "methods/lwf.py", 'self.temperature, "none")', 'self.temperature, "T2")',
            "methods test_lwf_and_distill"),

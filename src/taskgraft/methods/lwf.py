@@ -34,14 +34,12 @@ class Lwf:
         def response(step: Step, memory: Memory) -> Terms:
             if not step.old:
                 return {}
-            own = step.batch.place >= 0  # not the images that a method mixed in
-            answers = step.answer(memory["parent"], step.batch.images[own])
+            new = step.batch.place >= 0  # not the images that a method mixed in
+            answers = step.answer(memory["parent"], step.batch.images[new])
+            own = {task: step.outputs[task][new][:, :width] for task, width in step.old.items()}
             terms = [
-                losses.distillation(
-                    step.outputs[task][own][:, :width], answers[task][:, :width], self.temperature, "none"
-                )
+                losses.distillation(own[task], answers[task][:, :width], self.temperature, "none")
                 for task, width in step.old.items()
-                for logits in (step.outputs[task],)
             ]
             return {"lwf": self.strength * torch.stack(terms).sum()}
 
