@@ -1,13 +1,12 @@
 """Three pairs of tasks on real pictures, as folders and tables that `taskgraft train` and `extend` read.
 
-    .venv/bin/python benchmarks/pairs.py OUT [--shared ../shared] [--link]
+    .venv/bin/python benchmarks/pairs.py OUT [--shared ../shared]
 
 makes-colours: Stanford Cars; a = make, b = colour; no picture and no car model stands in both tables.
 fashion: Fashion-MNIST; a = classes 0 to 4, b = classes 5 to 9.
 digits: scikit-learn's 8 × 8 digits; a = the even ones, b = the odd ones.
 
-taskgraft reads no file outside its table's folder, so makes-colours needs --link: hard links below OUT, no copies.
-Without it OUT holds the tables and one symbolic link, which taskgraft refuses.
+taskgraft reads no file outside its table's folder, so the cars' pictures are copied below OUT, outside the project.
 
 Every choice of pictures is a hash of a name and SEED, or the order of the source: a second run writes the same files.
 """
@@ -19,7 +18,7 @@ import csv
 import gzip
 import hashlib
 import io
-import os
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -63,7 +62,7 @@ def key(text: str) -> int:
 # ---- makes-colours -------------------------------------------------------------------------------------------
 
 
-def makes_colours(out: Path, cars: Path, confidence: float, link: bool) -> list[Count]:
+def makes_colours(out: Path, cars: Path, confidence: float) -> list[Count]:
     """Write a.csv (make) and b.csv (colour), each on the car models of one half; pictures stay where they are."""
     manifest = cars / "manifest.csv"
     if not manifest.is_file():
@@ -77,7 +76,7 @@ def makes_colours(out: Path, cars: Path, confidence: float, link: bool) -> list[
     print(f"makes-colours: {len(halves[1]) - len(sure)} of b have no colour or one below confidence {confidence:g}")
     makes, colours = frequent(halves[0], "make", rows), frequent(sure, "colour", rows)
     out.mkdir(parents=True, exist_ok=True)
-    place([row["path"] for row in (*makes, *colours)], cars, out / "cars", link)
+    place([row["path"] for row in (*makes, *colours)], cars, out / "cars")
     return [table(out / "a.csv", makes, "make"), table(out / "b.csv", colours, "colour")]
 
 
@@ -99,24 +98,13 @@ def frequent(rows: list[dict[str, str]], column: str, everything: list[dict[str,
     return [row for row in rows if count[row[column]] >= LEAST]
 
 
-def place(paths: list[str], cars: Path, folder: Path, link: bool) -> None:
-    """Make the tables' pictures reachable below them: one symbolic link, or hard links with `link`."""
-    if folder.is_symlink():
-        folder.unlink()
-    if not link:
-        if not folder.exists():
-            folder.symlink_to(cars.resolve(), target_is_directory=True)
-        return
+def place(paths: list[str], cars: Path, folder: Path) -> None:
+    """Copy the tables' pictures below them."""
     for path in paths:
         target = folder / path
         target.parent.mkdir(parents=True, exist_ok=True)
         if not target.exists():
-            try:
-                os.link(cars / path, target)
-            except OSError as error:
-                raise SystemExit(
-                    f"{target}: no hard link: {error.strerror}; OUT must be on the disk of --shared"
-                ) from error
+            shutil.copyfile(cars / path, target)
 
 
 def table(path: Path, rows: list[dict[str, str]], column: str) -> Count:
@@ -213,15 +201,10 @@ def main() -> None:
     parser.add_argument("--shared", type=Path, default=Path("../shared"), help="root of the local data (data/cars)")
     parser.add_argument("--fashion", type=Path, default=FASHION_DEBIAN, help="folder of Fashion-MNIST's four .gz files")
     parser.add_argument("--confidence", type=float, default=CONFIDENCE, help="least confidence of a colour")
-    parser.add_argument(
-        "--link",
-        action="store_true",
-        help="hard links to the cars' pictures below OUT: taskgraft reads no file outside its table's folder",
-    )
     parser.add_argument("--only", choices=("makes-colours", "fashion", "digits"), help="write this pair alone")
     args = parser.parse_args()
     pairs: dict[str, Callable[[Path], list[Count]]] = {
-        "makes-colours": lambda out: makes_colours(out, args.shared / "data" / "cars", args.confidence, args.link),
+        "makes-colours": lambda out: makes_colours(out, args.shared / "data" / "cars", args.confidence),
         "fashion": lambda out: fashion(out, args.fashion),
         "digits": digits,
     }
