@@ -58,17 +58,21 @@ def table(name: str, found: dict[str, Any]) -> list[str]:
 
 def frontier(stored: dict[str, Any], path: Path) -> None:
     """Old accuracy kept against new accuracy, a panel for each pair."""
-    figure, axes = plt.subplots(1, len(stored), figsize=(4.2 * len(stored), 4), squeeze=False)
+    figure, axes = plt.subplots(1, len(stored), figsize=(4.2 * len(stored), 4.4), squeeze=False)
+    labels = list(dict.fromkeys(row["label"] for found in stored.values() for row in found["rows"]))
+    shown = {}
     for axis, (name, found) in zip(axes[0], stored.items(), strict=True):
-        for number, row in enumerate(found["rows"]):
+        for row in found["rows"]:
+            number = labels.index(row["label"])
             style = {"marker": "os^Dv<>Pp*hX"[number % 12], "color": f"C{number % 10}", "s": 45}
-            axis.scatter(-100 * row["forgetting"][0], 100 * row["new"][0], label=row["label"], **style)
+            shown[row["label"]] = axis.scatter(-100 * row["forgetting"][0], 100 * row["new"][0], **style)
+        axis.margins(0.15)
         axis.set_title(name)
         axis.set_xlabel("change of A (points)")
         axis.grid(alpha=0.3)
     axes[0][0].set_ylabel("accuracy of B (%)")
-    axes[0][0].legend(fontsize=6, loc="lower left")
-    figure.tight_layout()
+    figure.legend(shown.values(), shown.keys(), fontsize=8, loc="lower center", ncols=7)
+    figure.tight_layout(rect=(0, 0.07, 1, 1))
     figure.savefig(path, dpi=110)
 
 
