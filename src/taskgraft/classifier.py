@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from taskgraft import seeds
 from taskgraft.problem import Problem
 from taskgraft.settings import Softmax
-from taskgraft.stages import LAST
+from taskgraft.stages import LAST, Tail, shown
 from taskgraft.types import Outputs, Params, Task
 
 
@@ -56,6 +56,7 @@ class Classifier(nn.Module):
         plain = [Part(task.name, 0, head.in_features) for task, head in zip(tasks, heads, strict=parts is None)]
         self.parts = tuple(plain if parts is None else parts)
         self.settled = len(self.extras)  # so many extras are older than the newest head
+        self._lean: list[fx.GraphModule] | None = None
 
     def forward(self, images: Tensor) -> Outputs:
         """Answer all tasks from one pass."""
@@ -68,6 +69,17 @@ class Classifier(nn.Module):
             return given
         last, seen = given
         return torch.cat([last, *(extra({**seen, LAST: last}, images) for extra in self.extras)], 1)
+
+    def newest_logits(self, images: Tensor) -> Tensor:
+        """Logits [B, K] of the newest head alone, the same bits; stages that only older heads read are left out."""
+        own = [extra for extra in self.extras[self.settled :] if isinstance(extra, Tail)]
+        if not own or len(own) < len(self.extras) - self.settled or not isinstance(self.backbone, fx.GraphModule):
+            part = self.parts[-1]
+            return self.heads[-1](self.features(images)[:, part.start : part.stop].contiguous())
+        if self._lean is None:  # in a list: its submodules are the backbone's, and are not to be counted twice
+            self._lean = [shown(self.backbone, [extra.point for extra in own])]
+        seen = self._lean[0](images)
+        return self.heads[-1](torch.cat([extra(seen, images) for extra in own], 1))
 
     def answer(self, features: Tensor) -> Outputs:
         """Logits of every task from features [B, D]."""
@@ -223,7 +235,7 @@ def _grown(
     grown.heads.append(_drawn(part.task, len(classes), part.stop - part.start, like, seed))
     grown.parts = (*classifier.parts, part)
     grown.tasks = tasks
-    grown.settled = len(classifier.extras)
+    grown.settled, grown._lean = len(classifier.extras), None
     return grown
 
 

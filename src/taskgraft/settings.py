@@ -49,7 +49,7 @@ class Range(NamedTuple):
 class Run:
     """Settings common to all methods; each with its legal values and what it means."""
 
-    steps: Annotated[int, Range(100, 10000, log=True, at_least=1), "steps of training"] = 300
+    steps: Annotated[int, Range(100, 10000, log=True, at_least=1), "steps of training"] = 1200
     batch: Annotated[int, Range(8, 256, log=True, at_least=1), "images a step"] = 32
     rate: Annotated[float, Range(1e-4, 1e-1, log=True, above=0), "learning rate"] = 0.001
     optimiser: Annotated[Literal["sgd", "adamw"], "optimiser"] = "adamw"
@@ -64,8 +64,8 @@ class Run:
     precision: Annotated[Precision, "arithmetic; auto times each once on this machine"] = "auto"
     views: Annotated[int, Range(1, 64, at_least=0), "fixed views of each image; 0 = new ones every epoch"] = 8
     augment: Annotated[Augment, "how views differ from the picture"] = "shift+flip"
-    eval_every: Annotated[int, Range(1, 1000, at_least=1), "steps between validations"] = 25
-    log_every: Annotated[int, Range(1, 1000, at_least=1), "steps between logged losses"] = 25
+    eval_every: Annotated[int, Range(1, 1000, at_least=1), "steps between validations"] = 50
+    log_every: Annotated[int, Range(1, 1000, at_least=1), "steps between logged losses"] = 50
     save_every: Annotated[int, Range(1, 10000, at_least=1), "steps between checkpoints"] = 100
     seed: Annotated[int, Range(0, 2**32, at_least=0), "every random number derives from it"] = 0
 

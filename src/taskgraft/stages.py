@@ -48,6 +48,19 @@ def staged(net: nn.Module, wanted: Sequence[str]) -> fx.GraphModule:
     return fx.GraphModule(net, graph)
 
 
+def shown(net: fx.GraphModule, wanted: Sequence[str]) -> fx.GraphModule:
+    """A staged network that gives {point: tensor} alone and computes nothing behind them. It shares the submodules."""
+    graph = fx.Graph()
+    places: dict[fx.Node, fx.Node] = {}
+    graph.graph_copy(net.graph, places)
+    seen = _seen(_output(net.graph))
+    graph.output({name: places[seen[name]] for name in wanted})
+    lean = fx.GraphModule(net, graph)
+    lean.graph.eliminate_dead_code()
+    lean.recompile()
+    return lean
+
+
 def tail(net: nn.Module, point: str) -> fx.GraphModule:
     """A copy of what follows a point: output of the point -> features. Parameters are copied, not shared."""
     graph = _traced(net)

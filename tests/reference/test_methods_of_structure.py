@@ -121,3 +121,17 @@ def test_taps_give_standardised_columns_of_every_stage_and_keep_old_answers() ->
     channels = sum(2 * value.shape[1] for value in seen.values()) + last.shape[1] + 3 * 3 * 3
     assert columns.shape[1] == channels == child.linears()[1].in_features
     assert F.linear(columns, child.linears()[1].weight, child.linears()[1].bias).shape == (20, 4)
+
+
+@pytest.mark.parametrize("notation", ["finetune", "taps", "branch", "branch(shared=0.5)"])
+def test_the_newest_head_alone_gives_the_same_bits(notation: str) -> None:
+    images, method = pictures(8, NEW, 5), methods.build(methods.parse(notation))
+    child = child_of(parent())
+    if method.adapt:
+        child = method.adapt(child, Sources(images, None, 0, "none", 0))
+    child.eval()
+    ready = data.ready(images, 0, 8)
+    whole = child(ready)[NEW.name]
+    for model in (child, copy.deepcopy(child)):
+        assert torch.equal(model.newest_logits(ready), whole)
+        assert not [name for name in model.state_dict() if "_lean" in name]

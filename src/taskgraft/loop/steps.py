@@ -18,7 +18,7 @@ from taskgraft.loop.state import TrainState
 from taskgraft.method import Method
 from taskgraft.problem import Problem
 from taskgraft.settings import Run, rate_at
-from taskgraft.types import Memory, Move, Outputs, Params, Sources, Step
+from taskgraft.types import Batch, Memory, Move, Outputs, Params, Sources, Step
 
 
 def start(classifier: Classifier, method: Method, sources: Sources, past: Memory, run: Run) -> TrainState:
@@ -59,7 +59,7 @@ def advance(state: TrainState, method: Method, sources: Sources, run: Run) -> tu
     Returns the terms of the objective on every `log_every`th step, else nothing. Raises Problem (code 4) before
     the update when loss or gradient is not finite.
     """
-    classifier, memory, step = state.classifier, state.memory, state.step
+    classifier, memory, seed, step = state.classifier, state.memory, state.seed, state.step
     classifier.train()
     hold_still(classifier, run.norm)
     device = next(classifier.parameters()).device
@@ -69,8 +69,8 @@ def advance(state: TrainState, method: Method, sources: Sources, run: Run) -> tu
         images=images.to(device), labels={task: target.to(device) for task, target in batch.labels.items()}
     )
     if method.mix:
-        batch = method.mix(batch, memory, seeds.generator(state.seed, "mix", step))
-    outputs = _forward(classifier, batch.images, run, seeds.derive(state.seed, "forward", step))
+        batch = method.mix(batch, memory, seeds.generator(seed, "mix", step))
+    outputs = _forward(_needed(classifier, method, batch, run), batch.images, run, seeds.derive(seed, "forward", step))
     terms = {"data": _data_loss(classifier, outputs, batch.labels, run)}
     if method.response:
         seen = Step(batch, outputs, run.softmax, _answerer(classifier), old_widths(classifier))
@@ -141,7 +141,15 @@ def _begun(classifier: Classifier, memory: Memory, run: Run) -> TrainState:
     return TrainState(run.seed, 0, classifier, _optimiser(learning, run), memory)
 
 
-def _forward(classifier: Classifier, images: Tensor, run: Run, seed: int) -> Outputs:
+def _needed(classifier: Classifier, method: Method, batch: Batch, run: Run) -> Callable[[Tensor], Outputs]:
+    """The whole classifier, or its newest head where nothing in the objective reads the older ones."""
+    task = newest(classifier)
+    if method.response or run.softmax == "joint" or set(batch.labels) != {task} or task in old_widths(classifier):
+        return classifier
+    return lambda images: {task: classifier.newest_logits(images)}
+
+
+def _forward(classifier: Callable[[Tensor], Outputs], images: Tensor, run: Run, seed: int) -> Outputs:
     with torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):
         torch.manual_seed(seed)  # dropout and drop-path are functions of the step
         with torch.autocast(images.device.type, torch.bfloat16, enabled=run.precision == "bf16"):
