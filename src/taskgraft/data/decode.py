@@ -61,8 +61,11 @@ def content(path: Path) -> tuple[str, str | None]:
 def decode(path: Path, wanted: Preprocess | None) -> Decoded:
     """Open, check, fully decode and bring to size; without `wanted` only check."""
     found = read_bytes(path)
-    if isinstance(found, str):
-        return Decoded(None, found)
+    return Decoded(None, found) if isinstance(found, str) else decode_bytes(found, wanted)
+
+
+def decode_bytes(found: bytes, wanted: Preprocess | None) -> Decoded:
+    """The same for a picture that is in memory already."""
     try:
         with Image.open(io.BytesIO(found), formats=FORMATS) as image:
             width, height = image.size
