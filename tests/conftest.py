@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from taskgraft.jobs.extend import extend
 from taskgraft.jobs.train import train
 from taskgraft.settings import Run
 from toys import NEW, OLD, folder_of
@@ -36,4 +37,23 @@ def alice(tmp_path_factory: pytest.TempPathFactory, old_pictures: Path) -> Path:
     run = Run(steps=30, batch=12, rate=0.05, warmup=0, eval_every=10, precision="fp32")
     out = tmp_path_factory.mktemp("alice") / "bundle"
     train(old_pictures, out, task="shape", model="test_resnet", wanted="32 squash bilinear half", run=run)
+    return out
+
+
+SHORT = Run(steps=20, batch=8, warmup=20, eval_every=20, precision="fp32")
+
+
+@pytest.fixture(scope="session")
+def plain(tmp_path_factory: pytest.TempPathFactory, alice: Path, old_pictures: Path, new_pictures: Path) -> Path:
+    """A child of one backbone with the tasks shape and paint."""
+    out = tmp_path_factory.mktemp("plain") / "bundle"
+    extend(alice, new_pictures, out, task="paint", method="finetune", run=SHORT, old_val=[old_pictures / "val"])
+    return out
+
+
+@pytest.fixture(scope="session")
+def branched(tmp_path_factory: pytest.TempPathFactory, alice: Path, old_pictures: Path, new_pictures: Path) -> Path:
+    """A child with a branch beside the backbone; the same tasks."""
+    out = tmp_path_factory.mktemp("branched") / "bundle"
+    extend(alice, new_pictures, out, task="paint", method="branch", run=SHORT, old_val=[old_pictures / "val"])
     return out

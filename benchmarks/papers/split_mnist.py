@@ -60,7 +60,7 @@ def batched(strength: float) -> Method:
     """EWC with the widespread defect: the square of a batch's mean gradient, averaged over the batches."""
 
     def remember(classifier: Classifier, sources: Sources, past: Memory) -> Memory:
-        return importance.held(classifier, sources, past, _measure(classifier))
+        return importance.held(classifier, sources, past, _measure(classifier), "batched")
 
     def weight(params: Params, memory: Memory) -> dict[str, Quadratic]:
         return {"ewc": Quadratic(*importance.pulled(memory), strength, False)}

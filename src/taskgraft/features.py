@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from taskgraft import data
 from taskgraft.classifier import Classifier, newest, old_widths, read_columns
-from taskgraft.types import Images, Sources
+from taskgraft.types import Images, Outputs, Params, Sources
 
 RECALL = 0.9
 
@@ -26,6 +26,16 @@ def features_of(classifier: Classifier, images: Images, size: int = 32) -> Tenso
     return torch.cat(parts).clone()
 
 
+def answers_of(classifier: Classifier, images: Tensor) -> Outputs:
+    """Logits of every task on ready images [B, ...], in eval mode, without gradients; modes are restored."""
+    modes = [(module, module.training) for module in classifier.modules()]
+    with torch.inference_mode():
+        outputs: Outputs = classifier.eval()(images.to(next(classifier.parameters()).device))
+    for module, training in modes:
+        module.training = training
+    return outputs
+
+
 def attach(classifier: Classifier, extra: nn.Module, images: Images) -> int:
     """Add an extra and let the newest head read it, beside the extras that came with this head already.
 
@@ -37,6 +47,11 @@ def attach(classifier: Classifier, extra: nn.Module, images: Images) -> int:
     classifier.extras.append(extra.to(next(classifier.parameters()).device))
     read_columns(classifier, start, features_of(classifier, few).shape[1])
     return before
+
+
+def once(sources: Sources, name: str, make: Callable[[], Params]) -> Params:
+    """What `make` computes; in a search, what it computed for the first trial that asked under this name."""
+    return sources.once(name, make) if sources.once else make()
 
 
 def balance(classifier: Classifier, sources: Sources) -> None:

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from taskgraft.classifier import Classifier, inherited, newest, old_widths
+from taskgraft.features import once
 from taskgraft.types import Images, Memory, Params, Sources
 
 Measure = Callable[[Images, list[str], list[str]], Params]  # (images, parameters, tasks) -> importance of each
 
 
-def held(classifier: Classifier, sources: Sources, past: Memory, measure: Measure) -> Memory:
-    """Anchor and importance of everything inherited.
+def held(classifier: Classifier, sources: Sources, past: Memory, measure: Measure, name: str) -> Memory:
+    """Anchor and importance of everything inherited; `name` says what is measured, and how.
 
     What the parent's bundle kept counts; tasks that it does not cover are measured on the old sample, or else on the
     new images, and added: the heads are independent, so importances add.
@@ -25,7 +26,7 @@ def held(classifier: Classifier, sources: Sources, past: Memory, measure: Measur
     known: Params = past.get("importance", {})
     missing = {p.task for i, p in enumerate(classifier.parts[:-1]) if f"heads.{i}.weight" not in known}
     images = sources.old or sources.new
-    found = measure(images, names, sorted(missing)) if missing else {}
+    found = once(sources, name, lambda: measure(images, names, sorted(missing))) if missing else {}
     state = dict(classifier.named_parameters())
     return {
         "anchor": {name: state[name].detach().clone() for name in names},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 
 class Problem(Exception):
     """Something the user can mend: what was wrong, where, and what to do, in one line.
@@ -13,3 +15,10 @@ class Problem(Exception):
         """Keep the message and the exit code."""
         super().__init__(message)
         self.code = code
+
+
+def need(extra: str, *packages: str) -> None:
+    """Raise Problem (code 3) where a package of one of taskgraft's extras is not installed."""
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        raise Problem(f"this needs {', '.join(missing)}; install with: pip install 'taskgraft[{extra}]'", code=3)

@@ -20,6 +20,7 @@ class Range(NamedTuple):
     """A hyper-parameter's interval: `low`..`high` is searched (`log` says on which scale).
 
     Legal is everything from `at_least` on, or everything over `above`; neither means from `low` on; up to `at_most`.
+    `searched` tells whether a search leaves it open by itself: what only sharpens a measurement is not.
     """
 
     low: float
@@ -28,6 +29,7 @@ class Range(NamedTuple):
     at_least: float | None = None
     above: float | None = None
     at_most: float | None = None
+    searched: bool = True
 
     def allows(self, value: float) -> bool:
         """Whether a value is legal."""

@@ -13,6 +13,7 @@ Params = dict[str, Tensor]
 Memory = dict[str, Any]  # nested dictionaries of tensors, nothing else: saves without pickle
 Terms = dict[str, Tensor]  # the summands of the objective by name, each a scalar
 Outputs = dict[str, Tensor]  # task name -> logits [B, K]
+Once = Callable[[str, Callable[[], Params]], Params]  # (name, make): what `make` gave the first time under this name
 
 
 class Task(NamedTuple):
@@ -40,7 +41,8 @@ class Sources(NamedTuple):
     """What a method may learn from: the new task's images and, if there are any, a sample of old ones.
 
     `score(model)` is the mean validation accuracy over tasks, with agreement with the parent for a task that has no
-    validation images; None where nothing can be measured.
+    validation images; None where nothing can be measured. `once(name, make)` gives what `make` gave the first time
+    under this name, to all trials of a search; None outside of one.
     """
 
     new: Images
@@ -49,6 +51,7 @@ class Sources(NamedTuple):
     augment: str
     seed: int
     score: Callable[[Any], float] | None = None
+    once: Once | None = None
 
 
 class Batch(NamedTuple):
@@ -100,7 +103,11 @@ class Quadratic(NamedTuple):
 
 
 class Watch(NamedTuple):
-    """Where a long run tells what it does; silent by default. `progress(what, done, total)`."""
+    """Where a long run tells what it does; silent by default.
+
+    `progress(what, done, total)`; `logged(line)` gets each line of the metrics once it is on disk.
+    """
 
     say: Callable[[str], None] = lambda line: None
     progress: Callable[[str, int, int], None] = lambda what, done, total: None
+    logged: Callable[[Any], None] = lambda line: None

@@ -535,4 +535,4 @@ def test_excluded_images_are_listed_with_their_reasons(run_page):
 def test_the_next_command_after_a_comparison_with_folders(comparison):
     kept = tuple(one.model_copy(update={"folders": ("best one/seed-0",)}) for one in comparison.arrangements)
     line = report.verdict_comparison(comparison.model_copy(update={"arrangements": kept}))[4]
-    assert line.endswith("taskgraft evaluate 'out/best one/seed-0' IMAGES")
+    assert line.endswith("taskgraft predict 'out/best one/seed-0' IMAGES")

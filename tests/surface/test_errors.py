@@ -210,7 +210,7 @@ def test_a_bad_table_is_refused_with_its_line(place: Place, command) -> None:
 
 @pytest.mark.parametrize("name", ["a lot of nothing", "model"])
 def test_a_report_of_nothing(place: Place, command, name: str) -> None:
-    refused(command("report", place.root / name), "holds neither record.json nor comparison.json")
+    refused(command("report", place.root / name), "holds no finished run, comparison or search")
 
 
 def test_wrong_rates_and_arrangements(place: Place, command) -> None:

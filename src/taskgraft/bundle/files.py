@@ -89,10 +89,14 @@ def write(folder: Path, bundle: Bundle, *, method: str, parent: dict[str, Any]) 
     _tensors(folder / "model.safetensors", tensors)
     if bundle.memory:
         _tensors(folder / "memory.safetensors", dict(tree.flatten(bundle.memory)))
-    (folder / "cards").mkdir(exist_ok=True)
     for task, card in bundle.cards.items():
-        write_json(folder / "cards" / f"{task}.json", card)
+        write_card(folder, task, card)
     write_json(folder / "config.json", _config(bundle, method, parent))  # last: with it the bundle is whole
+
+
+def write_card(folder: Path, task: str, card: dict[str, Any]) -> None:
+    """Write the card of one task into a bundle, atomically; nothing else changes."""
+    write_json(folder / "cards" / f"{task}.json", card)
 
 
 def read(folder: Path) -> Bundle:

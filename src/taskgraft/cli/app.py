@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from taskgraft import __version__
-from taskgraft.cli import inspecting, training
+from taskgraft.cli import hosting, inspecting, searching, training, using
 from taskgraft.problem import Problem
 
 app = typer.Typer(
@@ -39,7 +39,10 @@ def common(
 
 
 training.register(app)
+searching.register(app)
 inspecting.register(app)
+using.register(app)
+hosting.register(app)
 
 
 def main() -> None:
@@ -54,7 +57,8 @@ def main() -> None:
         sys.exit(problem.code)
     except SystemExit as end:
         if end.code == 130:  # typer has turned the interruption into this
-            print("taskgraft: stopped; the same command with --resume goes on", file=sys.stderr)
+            again = "" if {"tune", "compare", "demo", "auto"} & set(sys.argv) else " with --resume"
+            print(f"taskgraft: stopped; the same command{again} goes on", file=sys.stderr)
         raise
     except BrokenPipeError:
         sys.stderr.close()

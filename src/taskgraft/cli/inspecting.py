@@ -53,12 +53,13 @@ def evaluate(
 
 
 def report(
-    run: Annotated[Path, typer.Argument(help="OUT folder of train, extend or compare")],
+    run: Annotated[Path, typer.Argument(help="OUT folder of train, extend, compare or tune")],
 ) -> None:
-    """Write the report of a finished run or comparison again; needs neither the pictures nor torch."""
+    """Write the report of a finished run, comparison or search again; needs neither the pictures nor torch."""
     from taskgraft import report as pages
     from taskgraft.problem import Problem
     from taskgraft.record import Comparison, Record, load_predictions, write_text
+    from taskgraft.search.result import Found
 
     if (run / "comparison.json").is_file():
         comparison = Comparison.model_validate_json((run / "comparison.json").read_text(encoding="utf-8"))
@@ -66,12 +67,16 @@ def report(
         pages.write_figures(comparison, run)
         write_text(run / "report.html", pages.render_comparison(comparison))
         console.out([*pages.verdict_comparison(comparison), f"report: {run}/report.html"])
+    elif (run / "search.json").is_file():
+        found = Found.model_validate_json((run / "search.json").read_text(encoding="utf-8"))
+        pages.write_search(found, run)
+        console.out([*pages.verdict_search(found), f"report: {run}/report.html"])
     elif (run / "record.json").is_file():
         record = Record.model_validate_json((run / "record.json").read_text(encoding="utf-8"))
         write_text(run / "report.html", pages.render_run(record, load_predictions(run / "predictions.npz")))
         console.out([*pages.verdict_run(record), f"report: {run}/report.html"])
     else:
-        raise Problem(f"{run} holds neither record.json nor comparison.json; give the OUT folder of a finished run")
+        raise Problem(f"{run} holds no finished run, comparison or search; give the OUT folder of one")
 
 
 def methods(

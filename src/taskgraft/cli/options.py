@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import inspect
+import shlex
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -73,21 +75,46 @@ Resume = Annotated[
     bool, typer.Option("--resume", rich_help_panel="Output", help="go on with an interrupted run in OUT")
 ]
 
+Track = Annotated[
+    str,
+    typer.Option("--track", rich_help_panel="Output", help="also tell a tracker: tensorboard | mlflow | wandb"),
+]
+
+Budget = Annotated[
+    str, typer.Option("--budget", rich_help_panel="Method", help="of --method auto: stop after so long, such as 15m")
+]
+MaxForgetting = Annotated[
+    str,
+    typer.Option(
+        "--max-forgetting", rich_help_panel="Method",
+        help="of --method auto: take the best new task with at most so much forgotten, such as 1%",
+    ),
+]  # fmt: skip
+Jobs = Annotated[
+    int, typer.Option("--jobs", min=1, rich_help_panel="Hardware", help="of --method auto: worker processes")
+]
 HIDDEN = ("log_every",)
 PANELS = {"precision": "Hardware", "seed": "Training", "softmax": "Method", "norm": "Method"}
 
 
 def with_run(base: Run) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command a flag for every field of Run; it is called with `run`, that is `base` with what was given."""
+    return with_flags(base, "run", "Training")
+
+
+def with_flags(base: Any, argument: str, panel: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command a flag for every field of a dataclass of settings, and call it with them as one argument."""
+    known = options(type(base))
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "run"]
-        flags = [_flag(name, option, getattr(base, name)) for name, option in options(Run).items()]
+        own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != argument]
+        flags = [_flag(name, option, getattr(base, name), panel) for name, option in known.items()]
 
         @functools.wraps(command)
         def wrapper(**given: Any) -> None:
-            changes = {name: given.pop(name) for name in options(Run)}
-            command(**given, run=replace(base, **{name: value for name, value in changes.items() if value is not None}))
+            changes = {name: given.pop(name) for name in known}
+            settings = replace(base, **{name: value for name, value in changes.items() if value is not None})
+            command(**given, **{argument: settings})
 
         signature = inspect.Signature([*own, *flags])
         wrapper.__signature__ = signature  # pyright: ignore[reportAttributeAccessIssue]
@@ -108,7 +135,7 @@ def cache_folder(text: str) -> Path | None:
     return platformdirs.user_cache_path("taskgraft")
 
 
-def _flag(name: str, option: Any, default: Any) -> inspect.Parameter:
+def _flag(name: str, option: Any, default: Any, panel: str) -> inspect.Parameter:
     kind = option.kind
     meaning = option.meaning
     if get_origin(kind) is Literal:
@@ -116,9 +143,14 @@ def _flag(name: str, option: Any, default: Any) -> inspect.Parameter:
     info = typer.Option(
         "--" + name.replace("_", "-"),
         help=f"{meaning} [default: {default}]",
-        rich_help_panel=PANELS.get(name, "Training"),
+        rich_help_panel=PANELS.get(name, panel),
         hidden=name in HIDDEN,
         metavar=None,
     )
     annotation = Annotated[kind | None, info]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def command_line() -> str:
+    """The command as it was given, for the record."""
+    return "taskgraft " + shlex.join(sys.argv[1:])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -11,10 +11,13 @@ import typer
 from taskgraft.cli import console
 from taskgraft.cli.options import (
     Arch,
+    Budget,
     Cache,
     Input,
     Into,
+    Jobs,
     Labels,
+    MaxForgetting,
     Method,
     NewTask,
     Old,
@@ -22,9 +25,12 @@ from taskgraft.cli.options import (
     ParentTask,
     Resume,
     TaskName,
+    Track,
     cache_folder,
+    command_line,
     with_run,
 )  # fmt: skip
+from taskgraft.problem import Problem, need
 from taskgraft.settings import LEARN, METHOD, Run
 
 Parent = Annotated[str, typer.Argument(help="a bundle, a file of weights, a timm folder or a timm name")]
@@ -65,16 +71,18 @@ def train(
         str, typer.Option(help="record for the first extension: ewc, mas, si or a sum", rich_help_panel="Method")
     ] = "",
     cache: Cache = "",
+    track: Track = "",
     resume: Resume = False,
 ) -> None:
     """Train a classifier of one task: the parent of later extensions."""
     from taskgraft import report
     from taskgraft.jobs import train as job
+    from taskgraft.jobs.tracking import tracked
 
-    with console.watching() as watch:
+    with console.watching() as watch, tracked(track, out, asdict(run), watch) as watch:
         done = job.train(
             data, out, task=task, model=model, weights=weights, wanted=wanted, run=run, keep=keep,
-            cache=cache_folder(cache), resume=resume, command=_command(), watch=watch,
+            cache=cache_folder(cache), resume=resume, command=command_line(), watch=watch,
         )  # fmt: skip
     console.out([*report.verdict_run(done.record), f"model and report: {out}/report.html"])
 
@@ -94,13 +102,17 @@ def extend(
     wanted: Input = None,
     parent_task: ParentTask = "parent",
     cache: Cache = "",
+    budget: Budget = "",
+    max_forgetting: MaxForgetting = "",
+    jobs: Jobs = 1,
+    track: Track = "",
     resume: Resume = False,
 ) -> None:
     """Extend a trained classifier with a new task; the old tasks' training pictures are not needed."""
     from taskgraft import report
     from taskgraft.jobs.extend import carry_out
     from taskgraft.jobs.request import Request
-    from taskgraft.problem import Problem
+    from taskgraft.jobs.tracking import tracked
 
     if bool(task) == bool(into):
         raise Problem("give --task NAME for a new task, or --into TASK for more classes of an old one")
@@ -118,8 +130,20 @@ def extend(
         parent_task,
         bool(into),
     )
-    with console.watching() as watch:
-        done = carry_out(request, out, cache=cache_folder(cache), resume=resume, command=_command(), watch=watch)
+    asked = {"cache": cache_folder(cache), "command": command_line()}
+    with console.watching() as watch, tracked(track, out, asdict(run), watch) as watch:
+        if method == "auto":
+            need("tune", "optuna")
+            from taskgraft.jobs.auto import auto
+            from taskgraft.search.wish import Crew
+
+            done = auto(
+                request, out, budget=budget, max_forgetting=max_forgetting, crew=Crew(jobs), **asked, watch=watch
+            )
+        elif budget or max_forgetting or jobs > 1:
+            raise Problem("--budget, --max-forgetting and --jobs belong to --method auto, which searches")
+        else:
+            done = carry_out(request, out, resume=resume, **asked, watch=watch)
     console.out([*report.verdict_run(done.record), f"model and report: {out}/report.html"])
 
 
@@ -165,7 +189,7 @@ def compare(
             seeds=seeds,
             separate=separate,
             cache=cache_folder(cache),
-            command=_command(),
+            command=command_line(),
             watch=watch,
         )
     table = report.table_markdown(found)
@@ -182,7 +206,7 @@ def demo(
     from taskgraft.jobs.demo import demo
 
     with console.watching() as watch:
-        found = demo(out, seeds=seeds, cache=cache_folder(cache), command=_command(), watch=watch)
+        found = demo(out, seeds=seeds, cache=cache_folder(cache), command=command_line(), watch=watch)
     table = report.table_markdown(found)
     console.out([
         table,
@@ -192,15 +216,7 @@ def demo(
     ])  # fmt: skip
 
 
-def _command() -> str:
-    import shlex
-
-    return "taskgraft " + shlex.join(sys.argv[1:])
-
-
 def _numbers(text: str) -> list[float]:
-    from taskgraft.problem import Problem
-
     try:
         return [float(part) for part in text.split(",") if part.strip()]
     except ValueError as error:

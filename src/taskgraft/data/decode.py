@@ -64,12 +64,12 @@ def decode(path: Path, wanted: Preprocess | None) -> Decoded:
     return Decoded(None, found) if isinstance(found, str) else decode_bytes(found, wanted)
 
 
-def decode_bytes(found: bytes, wanted: Preprocess | None) -> Decoded:
-    """The same for a picture that is in memory already."""
+def decode_bytes(found: bytes, wanted: Preprocess | None, most: int = MAX_PIXELS) -> Decoded:
+    """The same for a picture that is in memory already, of at most `most` pixels."""
     try:
         with Image.open(io.BytesIO(found), formats=FORMATS) as image:
             width, height = image.size
-            reason = _refuse(width, height)
+            reason = _refuse(width, height, min(most, MAX_PIXELS))
             if reason:
                 return Decoded(None, reason, width, height)
             image.load()
@@ -96,9 +96,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _refuse(width: int, height: int) -> str | None:
-    if width * height > MAX_PIXELS:
-        return f"{width}x{height} is more than {MAX_PIXELS} pixels"
+def _refuse(width: int, height: int, most: int) -> str | None:
+    if width * height > most:
+        return f"{width}x{height} is more than {most} pixels"
     if min(width, height) < MIN_SIDE:
         return f"{width}x{height} is smaller than {MIN_SIDE} pixels"
     if max(width, height) / min(width, height) > MAX_ASPECT:

@@ -51,9 +51,9 @@ def list_images(data: Path, task: str, columns: tuple[str, ...] = ()) -> Listing
 
 def _folders(root: Path, task: str) -> Listing:
     skipped: list[tuple[str, str]] = []
-    inside = list(_entries(root, root, skipped))
-    splits = [item for item in inside if item.is_dir() and item.name.lower() in SPLITS]
-    others = [item for item in inside if item.is_dir() and item not in splits]
+    found = list(inside(root, root, skipped))
+    splits = [item for item in found if item.is_dir() and item.name.lower() in SPLITS]
+    others = [item for item in found if item.is_dir() and item not in splits]
     if splits and others:
         raise Problem(
             f"{root} holds both split folders ({splits[0].name}) and others ({others[0].name}); "
@@ -62,7 +62,7 @@ def _folders(root: Path, task: str) -> Listing:
     entries: list[Entry] = []
     for base in splits or [root]:
         split = SPLITS[base.name.lower()] if splits else None
-        for item in _entries(base, root, skipped) if splits else inside:
+        for item in inside(base, root, skipped) if splits else found:
             where = item.relative_to(root).as_posix()
             if not item.is_dir():
                 if item.suffix.lower() not in TEXT:
@@ -83,7 +83,7 @@ def _class_folder(
 ) -> Iterator[Entry]:
     label = unicodedata.normalize("NFC", folder.name)
     found = False
-    for item in _entries(folder, root, skipped):
+    for item in inside(folder, root, skipped):
         where = item.relative_to(root).as_posix()
         if item.is_dir():
             raise Problem(
@@ -96,22 +96,27 @@ def _class_folder(
         raise Problem(f"class folder {folder.relative_to(root).as_posix()!r} holds no picture; fill or remove it")
 
 
-def _entries(folder: Path, root: Path, skipped: list[tuple[str, str]]) -> Iterator[Path]:
+def inside(folder: Path, root: Path, skipped: list[tuple[str, str]]) -> Iterator[Path]:
     """What lies in a folder, in a fixed order; hidden files and links that leave the root are skipped."""
     try:
         names = sorted(os.listdir(folder))
     except OSError as error:
         raise Problem(f"{folder} cannot be read: {error.strerror}") from error
-    inside = _real(root)
+    home = _real(root)
     for name in names:
         item = folder / name
         where = item.relative_to(root).as_posix()
         if name.startswith(".") or name.lower() in JUNK:
             skipped.append((where, "hidden or system file"))
-        elif item.is_symlink() and not _real(item).is_relative_to(inside):
+        elif item.is_symlink() and not _real(item).is_relative_to(home):
             skipped.append((where, "a link to outside the data folder"))
         else:
             yield item
+
+
+def leaves(root: Path, path: Path) -> bool:
+    """Whether a path, links followed, lies outside a folder."""
+    return not _real(path).is_relative_to(_real(root))
 
 
 def _real(path: Path) -> Path:
@@ -120,7 +125,7 @@ def _real(path: Path) -> Path:
 
 
 def _table(path: Path, task: str, columns: tuple[str, ...]) -> Listing:
-    rows = _rows(path)
+    rows = rows_of(path)
     number, header = next(rows, (1, {}))
     names = tuple(header)
     key = next((name for name in ("path", "file_name", "filename") if name in names), None)
@@ -129,7 +134,7 @@ def _table(path: Path, task: str, columns: tuple[str, ...]) -> Listing:
     own = _label_column(path, task, names, key)
     wanted = {task: own, **{column: column for column in columns if column in names}}
     root, entries, skipped, seen = path.parent, [], [], set()
-    for number, row in _rows(path):
+    for number, row in rows_of(path):
         where = (row[key] or "").strip()
         labels = {name: (row[column] or "").strip() for name, column in wanted.items()}
         labels = {name: unicodedata.normalize("NFC", label) for name, label in labels.items() if label}
@@ -138,7 +143,7 @@ def _table(path: Path, task: str, columns: tuple[str, ...]) -> Listing:
             raise Problem(f"{path} line {number}: the path is blank")
         if split is not None and split not in SPLITS:
             raise Problem(f"{path} line {number}: split {split!r} is none of {', '.join(SPLITS)}")
-        if not _real(root / where).is_relative_to(_real(root)):
+        if leaves(root, root / where):
             raise Problem(f"{path} line {number}: {where!r} leaves the table's folder; only files below it are read")
         if where in seen:
             raise Problem(f"{path} line {number}: {where!r} stands in the table twice; keep one row")
@@ -163,7 +168,7 @@ def _label_column(path: Path, task: str, names: tuple[str, ...], key: str) -> st
     raise Problem(f"{path}: which column holds the labels? --task NAME picks one of {', '.join(free) or '(none)'}")
 
 
-def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
+def rows_of(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     """Rows of a table with their line numbers, as text."""
     if path.suffix.lower() not in TABLES:
         raise Problem(f"{path} is a file but no table; give a folder, or a .csv, .tsv or .parquet file")

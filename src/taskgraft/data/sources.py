@@ -61,7 +61,7 @@ def gather(
             if images is not None:
                 opened[part].append(images)
             described[f"old {part}: {owner.name}"] = _describe(path, found)
-    return Inputs(new, _joined(opened["train"]), _joined(opened["val"]), described)
+    return Inputs(new, joined(opened["train"]), joined(opened["val"]), described)
 
 
 def classes_at(path: Path, task: str) -> tuple[str, ...]:
@@ -88,7 +88,8 @@ def owner_of(path: Path, tasks: Sequence[Task]) -> Task:
     return max(overlap, key=lambda task: overlap[task])
 
 
-def _joined(parts: Sequence[Images]) -> Images | None:
+def joined(parts: Sequence[Images]) -> Images | None:
+    """Several sets of images as one; a task that a set is not labelled for is -1 there. None for no set."""
     if len(parts) < 2:
         return parts[0] if parts else None
     tasks = {task for part in parts for task in part.labels}

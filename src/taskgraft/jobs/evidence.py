@@ -8,12 +8,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from taskgraft import metrics, report
+from taskgraft import calibration, metrics, report
 from taskgraft.bundle import Bundle, write
 from taskgraft.data.manifest import DataSet, write_lists
 from taskgraft.loop import folder
 from taskgraft.record import Predictions, Record, TaskResult, save_predictions, write_text
 from taskgraft.settings import Run
+from taskgraft.shares.card import describe
 
 
 def task_results(sets: Mapping[str, Predictions], newest: str) -> tuple[TaskResult, ...]:
@@ -56,9 +57,12 @@ def card(predictions: Predictions, task: str, trained: Mapping[str, int], measur
     """The task card: what a later user must know of a task once its images are gone.
 
     Class counts of the training images, the confusion matrix [K, K + 1] on validation images (rows true, columns
-    answered, the last one: lost to another task), accuracy and calibration error.
+    answered, the last one: lost to another task), accuracy and calibration error; the temperature, what it brings
+    (on images that did not choose it), and what `distribution` corrects shares with. Without enough images for a
+    temperature, `temperature` is None.
     """
-    labels = predictions.labels[task]
+    labels, logits = predictions.labels[task], predictions.logits[task]
+    fitted = calibration.calibrate(logits, labels)
     return {
         "task": task,
         "classes": list(predictions.classes[task]),
@@ -66,8 +70,11 @@ def card(predictions: Predictions, task: str, trained: Mapping[str, int], measur
         "images": int((labels >= 0).sum()),
         "train_counts": dict(trained),
         "accuracy": metrics.accuracy(predictions, task),
-        "calibration_error": metrics.calibration_error(predictions.logits[task], labels),
+        "calibration_error": metrics.calibration_error(logits, labels),
+        "temperature": fitted.temperature if fitted else None,
+        "calibration": fitted._asdict() if fitted else None,
         "confusion": metrics.confusion(predictions, task).tolist(),
+        **describe(logits, labels, fitted.temperature if fitted else 1.0),
     }
 
 

@@ -67,7 +67,7 @@ def arithmetic_of(child: Classifier, parent: Classifier, found: Inputs) -> dict[
 def cards(
     known: Mapping[str, dict[str, Any]], found: Inputs, sets: Mapping[str, Predictions], newest: str
 ) -> dict[str, dict[str, Any]]:
-    """The parent's cards, one for the new task, and one for an old task that had none but can be measured."""
+    """The parent's cards, one for the new task, and new ones of old tasks that could be measured on the child."""
     made = dict(known)
     widened = newest in sets["new-parent"].classes
     if widened and "old" in sets and newest in sets["old"].labels:
@@ -79,10 +79,17 @@ def cards(
         both, where = sets["new"], "new validation images, when it was learnt"
     trained = dict(known.get(newest, {}).get("train_counts", {})) | found.described["new"]["counts"]
     made[newest] = evidence.card(both, newest, {name: n for name, n in trained.items() if n}, where)
-    for task in sets["old-parent"].labels if "old-parent" in sets else ():
-        if task not in made:
-            made[task] = evidence.card(sets["old-parent"], task, {}, "old validation images, by the parent")
+    for task in sets["old"].labels if "old" in sets else ():
+        if task != newest and _better(sets["old"], task, made.get(task)):
+            counts = made.get(task, {}).get("train_counts", {})
+            made[task] = evidence.card(sets["old"], task, counts, "old validation images, by the child")
     return made
+
+
+def _better(old: Predictions, task: str, card: Mapping[str, Any] | None) -> bool:
+    """Whether the old images at hand tell more of the child's answers than the card that came with the parent."""
+    images = int((old.labels[task] >= 0).sum())
+    return images > 0 and (card is None or "mean_posterior" not in card or images >= card.get("images", 0))
 
 
 def _joined(one: Predictions, two: Predictions, task: str) -> Predictions:

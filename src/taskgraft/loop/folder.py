@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from taskgraft.problem import Problem
 from taskgraft.record import Line, flush, write_json, write_text
 
-OWN = {"run.json", ".lock", "metrics.jsonl", "state", "log.txt", "command.txt"}
+OWN = {"run.json", ".lock", "metrics.jsonl", "state", "log.txt", "command.txt", "tensorboard", "search"}
 
 
 @contextmanager

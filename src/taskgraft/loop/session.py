@@ -62,8 +62,9 @@ def fit_in(
     measure: Callable[[Classifier], Measured],
     choosing: Sequence[str],
     watch: Watch,
+    until: int | None = None,
 ) -> Fitted:
-    """Run to the last step, from the newest sound checkpoint in `out` if there is one.
+    """Run to the last step or the step `until`, from the newest sound checkpoint in `out` if there is one.
 
     `begin` makes a started state, `blank` one to restore into. Of the evaluated steps the one with the best mean
     accuracy over the tasks `choosing` is kept; the last one where `choosing` is empty.
@@ -80,10 +81,12 @@ def fit_in(
         current, lines = begin(), folder.rewind(out, -1)
         lines.append(Line(step=0, **measure(current.classifier)._asdict()))
         folder.append(out, lines[0])
+        watch.logged(lines[0])
         state.save(store, current)
 
     def on_step(now: TrainState, terms: dict[str, float]) -> None:
-        evaluated = now.step % run.eval_every == 0 or now.step == run.steps
+        last = now.step in (run.steps, until)
+        evaluated = now.step % run.eval_every == 0 or last
         if terms or evaluated:
             measured = measure(now.classifier) if evaluated else Measured({}, {})
             rate = rate_at(run, now.step - 1)
@@ -91,16 +94,17 @@ def fit_in(
             before = metrics.score(lines, choosing)
             lines.append(line)
             folder.append(out, line)
+            watch.logged(line)
             if metrics.score(lines, choosing) != before:
                 with atomic(best_file) as aside:
                     kept = tree.state(now.classifier)
                     save_file({name: value.contiguous() for name, value in kept.items()}, aside)
             watch.say(describe(line, run))
-        if now.step % run.save_every == 0 or now.step == run.steps:
+        if now.step % run.save_every == 0 or last:
             state.save(store, now)
         watch.progress("training", now.step, run.steps)
 
-    current = steps.fit(current, method, sources, run, on_step)
+    current = steps.fit(current, method, sources, run, on_step, until)
     best = metrics.score(lines, choosing) if choosing else None
     step = best[1] if best else current.step
     if step != current.step:

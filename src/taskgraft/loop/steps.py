@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from taskgraft import data, losses, seeds
 from taskgraft.classifier import Classifier, hold_still, newest, old_widths
-from taskgraft.features import balance, features_of
+from taskgraft.features import balance, features_of, once
 from taskgraft.loop import penalty
 from taskgraft.loop.allocator import keep_freed_memory
 from taskgraft.loop.state import TrainState
@@ -43,10 +43,14 @@ def fit(
     sources: Sources,
     run: Run,
     on_step: Callable[[TrainState, dict[str, float]], None] | None = None,
+    until: int | None = None,
 ) -> TrainState:
-    """Advance to the last step; `on_step` sees each new state and, on logged steps, the terms of the objective."""
+    """Advance to the last step, or to the step `until`.
+
+    `on_step` sees each new state and, on logged steps, the terms of the objective.
+    """
     keep_freed_memory()
-    while state.step < run.steps:
+    while state.step < min(run.steps, run.steps if until is None else until):
         state, terms = advance(state, method, sources, run)
         if on_step:
             on_step(state, terms)
@@ -106,7 +110,7 @@ def warm(classifier: Classifier, sources: Sources, run: Run) -> Classifier:
     """
     if not run.warmup:
         return classifier
-    features = features_of(classifier, sources.new)
+    features = once(sources, "features", lambda: {"columns": features_of(classifier, sources.new)})["columns"]
     head = classifier.heads[-1]
     optimiser = torch.optim.AdamW(head.parameters(), lr=0.01, weight_decay=0.0)
     size = min(128, len(features))

@@ -117,7 +117,7 @@ def _settings(node: ast.expr, text: str) -> tuple[str, Settings]:
             raise Problem(f"{name} has no setting {key!r}; {hint}it has {', '.join(known) or 'none'}")
         if key in values:
             raise Problem(f"method {text!r} names {key!r} twice; once is enough")
-        values[key] = _constant(value)
+        values[key] = constant(value)
         reason = known[key].refusal(values[key])
         if reason:
             raise Problem(f"{name}({key}={ast.unparse(value)}): {reason}")
@@ -126,7 +126,8 @@ def _settings(node: ast.expr, text: str) -> tuple[str, Settings]:
     return name, METHODS[name](**values)
 
 
-def _constant(node: ast.expr) -> Any:
+def constant(node: ast.expr) -> Any:
+    """A value as the notation writes it; words need no quotes."""
     if isinstance(node, ast.Name):  # words need no quotes: labels=exact
         return {"true": True, "false": False}.get(node.id.lower(), node.id)
     try:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from taskgraft import losses, tree
+from taskgraft import data, losses, tree
 from taskgraft.classifier import Classifier, old_widths
+from taskgraft.features import answers_of, once
 from taskgraft.method import Method
 from taskgraft.problem import Problem
-from taskgraft.settings import Range
-from taskgraft.types import Memory, Outputs, Sources, Step, Terms
+from taskgraft.settings import Range, Softmax
+from taskgraft.types import Memory, Outputs, Params, Sources, Step, Terms
 
+ROWS = 32  # images a pass, where all views are answered at once
 JOINT = "all outputs"  # the one entry of the teacher's answers where one softmax runs over all tasks
 
 
@@ -42,21 +46,19 @@ class Distill:
                     raise Problem(
                         "distill(teacher=recorded) needs fixed views: give --views 1 or more, or teacher=live"
                     )
-                shape = (len(sources.new.pixels), sources.views)
-                memory["known"] = torch.zeros(shape, dtype=torch.bool)
-                memory["answers"] = {
-                    name: torch.zeros(*shape, width, dtype=torch.float16) for name, width in _widths(classifier).items()
-                }
+                shape, shared = (len(sources.new.pixels), sources.views), sources.once is not None
+                memory["known"] = torch.full(shape, shared, dtype=torch.bool)
+                memory["answers"] = once(sources, "answers", lambda: _room(classifier, sources, filled=shared))
             return memory
 
         def response(step: Step, memory: Memory) -> Terms:
             own = step.batch.place >= 0  # images that a method mixed in have no recorded answer
-            outputs, images = _grouped(step.outputs, step), step.batch.images
+            outputs, images = _grouped(step.outputs, step.softmax, step.old), step.batch.images
             if not bool(own.all()):
                 outputs = {name: logits[own] for name, logits in outputs.items()}
                 images = images[own]
             if self.teacher == "live":
-                answers = _grouped(step.answer(memory["parent"], images), step)
+                answers = _grouped(step.answer(memory["parent"], images), step.softmax, step.old)
             else:
                 answers = _recorded(step, memory, images, step.batch.place[own], step.batch.view[own])
             terms = [
@@ -72,21 +74,37 @@ def _recorded(step: Step, memory: Memory, images: Tensor, index: Tensor, view: T
     """The parent's logits of these views; those not yet known are computed and kept."""
     missing = ~memory["known"][index, view]
     if bool(missing.any()):
-        found = _grouped(step.answer(memory["parent"], images[missing.to(images.device)]), step)
+        asked = step.answer(memory["parent"], images[missing.to(images.device)])
+        found = _grouped(asked, step.softmax, step.old)
         for name, logits in found.items():
             memory["answers"][name][index[missing], view[missing]] = logits.half().cpu()
         memory["known"][index[missing], view[missing]] = True
     return {name: kept[index, view].float() for name, kept in memory["answers"].items()}
 
 
-def _grouped(outputs: Outputs, step: Step) -> Outputs:
+def _room(classifier: Classifier, sources: Sources, filled: bool) -> Params:
+    """Room for the parent's logits of every view [N, V, K]; `filled` with all of them, for the trials of a search."""
+    count = len(sources.new.pixels)
+    room = {name: torch.zeros(count, sources.views, k, dtype=torch.float16) for name, k in _widths(classifier).items()}
+    if filled:
+        for view in range(sources.views):
+            for first in range(0, count, ROWS):
+                index = np.arange(first, min(first + ROWS, count))
+                images = data.view_of(sources, index, np.full(len(index), view))
+                outputs = _grouped(answers_of(classifier, images), classifier.softmax, old_widths(classifier))
+                for name, logits in outputs.items():
+                    room[name][first : first + ROWS, view] = logits.half().cpu()
+    return room
+
+
+def _grouped(outputs: Outputs, softmax: Softmax, old: Mapping[str, int]) -> Outputs:
     """The logits that share a softmax: the parent's classes of each old task, or all at once where one is joint.
 
     Joint is the founding text's set-up: its responses are softmaxed over the extended model's outputs.
     """
-    if step.softmax == "joint":
+    if softmax == "joint":
         return {JOINT: torch.cat(list(outputs.values()), dim=1)}
-    return {task: outputs[task][:, :width] for task, width in step.old.items()}
+    return {task: outputs[task][:, :width] for task, width in old.items()}
 
 
 def _widths(classifier: Classifier) -> dict[str, int]:

@@ -27,15 +27,16 @@ class Ewc:
 
     strength: Annotated[float, Range(1e0, 1e6, log=True, at_least=0)] = 1e3
     labels: Literal["sampled", "exact", "empirical"] = "sampled"
-    draws: Annotated[int, Range(1, 16, at_least=1)] = 1
-    images: Annotated[int, Range(64, 65536, at_least=1)] = 1024
+    draws: Annotated[int, Range(1, 16, at_least=1, searched=False)] = 1
+    images: Annotated[int, Range(64, 65536, at_least=1, searched=False)] = 1024
     implicit: bool = True
 
     def build(self) -> Method:
         """Uses `remember` (anchor and Fisher), `weight` and `finish` (the next extension's Fisher)."""
 
         def remember(classifier: Classifier, sources: Sources, past: Memory) -> Memory:
-            return importance.held(classifier, sources, past, self._fisher(classifier, sources.seed))
+            name = f"Fisher of {self.images} images, {self.labels} labels, {self.draws} draws"
+            return importance.held(classifier, sources, past, self._fisher(classifier, sources.seed), name)
 
         def weight(params: Params, memory: Memory) -> dict[str, Quadratic]:
             return {"ewc": Quadratic(*importance.pulled(memory), self.strength, self.implicit)}

@@ -23,14 +23,15 @@ class Mas:
     """
 
     strength: Annotated[float, Range(1e-3, 1e3, log=True, at_least=0)] = 1.0
-    images: Annotated[int, Range(64, 65536, at_least=1)] = 1024
+    images: Annotated[int, Range(64, 65536, at_least=1, searched=False)] = 1024
     implicit: bool = True
 
     def build(self) -> Method:
         """Uses `remember` (anchor and sensitivity), `weight` and `finish` (the next extension's sensitivity)."""
 
         def remember(classifier: Classifier, sources: Sources, past: Memory) -> Memory:
-            return importance.held(classifier, sources, past, self._sensitivity(classifier))
+            name = f"sensitivity of {self.images} images"
+            return importance.held(classifier, sources, past, self._sensitivity(classifier), name)
 
         def weight(params: Params, memory: Memory) -> dict[str, Quadratic]:
             return {"mas": Quadratic(*importance.pulled(memory), self.strength, self.implicit)}

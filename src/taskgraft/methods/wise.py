@@ -23,8 +23,8 @@ class Wise:
     agreement with the parent stands in for old accuracy that cannot be measured. Costs no training.
     """
 
-    weight: Annotated[float, Range(0.1, 1.0, at_least=0, at_most=1)] = 0.0
-    points: Annotated[int, Range(2, 20, at_least=1)] = 5
+    weight: Annotated[float, Range(0.1, 1.0, at_least=0, at_most=1, searched=False)] = 0.0
+    points: Annotated[int, Range(2, 20, at_least=1, searched=False)] = 5
 
     def build(self) -> Method:
         """Uses `remember` (where training began) and `finish`."""

@@ -5,7 +5,9 @@ No torch in here, and neither plotly nor matplotlib before something is drawn.
 
 from taskgraft.report.card import model_card
 from taskgraft.report.comparison_page import render_comparison
+from taskgraft.report.distribution_page import render_shares, table_shares, write_shares
 from taskgraft.report.run_page import render_run
+from taskgraft.report.search_page import render_search, search_markdown, verdict_search, write_search
 from taskgraft.report.stills import write_figures
 from taskgraft.report.summary import table_markdown
 from taskgraft.report.verdict import verdict_comparison, verdict_run
@@ -14,8 +16,15 @@ __all__ = [
     "model_card",
     "render_comparison",
     "render_run",
+    "render_search",
+    "render_shares",
+    "search_markdown",
     "table_markdown",
+    "table_shares",
     "verdict_comparison",
     "verdict_run",
+    "verdict_search",
     "write_figures",
+    "write_search",
+    "write_shares",
 ]

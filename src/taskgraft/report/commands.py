@@ -43,18 +43,18 @@ def more_seeds(command: str) -> str:
 
 
 def used(command: str) -> str:
-    """The extended model measured on other labelled images."""
-    return _join("taskgraft", "evaluate", places(command, "extend")[2], "IMAGES")
+    """The extended model asked about other images."""
+    return _join("taskgraft", "predict", places(command, "extend")[2], "IMAGES")
 
 
 def used_from(command: str, folder: str) -> str:
-    """A model that a comparison left in a folder below its own, measured on other labelled images."""
+    """A model that a comparison left in a folder below its own, asked about other images."""
     words = _words(command)
     own = places(command, "compare")[2]
     if "demo" in words:
         own = next((word for word in words[words.index("demo") + 1 :] if not word.startswith("-")), "demo-run")
         own += "/comparison"
-    return _join("taskgraft", "evaluate", f"{own}/{folder}", "IMAGES")
+    return _join("taskgraft", "predict", f"{own}/{folder}", "IMAGES")
 
 
 def extended(command: str) -> str:

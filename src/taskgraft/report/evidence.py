@@ -8,7 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from taskgraft import metrics
+from taskgraft import calibration, metrics
+from taskgraft.calibration import Calibration
 from taskgraft.record import Predictions, TaskResult
 
 ELSEWHERE = "(another task's class)"  # under a joint softmax
@@ -50,6 +51,8 @@ class Evidence(NamedTuple):
     results: tuple[ClassResult, ...]
     bins: tuple[Bin, ...]
     calibration: float
+    fitted: Calibration | None  # a temperature; None with too few images
+    calibrated: tuple[Bin, ...]  # each half of the images under the temperature that the other half chose
     lost: tuple[Change, ...]  # right before, wrong now
     gained: int  # wrong before, right now
 
@@ -77,6 +80,9 @@ def _measure(task: str, child: Predictions, parent: Predictions | None) -> Evide
     if parent is not None:  # its file may carry no labels: they are the child's
         before = metrics.confusion(parent._replace(labels={task: labels}), task)
     lost, gained = _lost(task, child, parent) if parent is not None else ((), 0)
+    known = labels >= 0
+    fitted = calibration.calibrate(child.logits[task], labels)
+    scaled = calibration.cross_fitted(child.logits[task][known], labels[known]) if fitted else None
     return Evidence(
         task,
         child.classes[task],
@@ -84,6 +90,8 @@ def _measure(task: str, child: Predictions, parent: Predictions | None) -> Evide
         _results(child.classes[task], counts, before),
         _bins(child.logits[task], labels),
         metrics.calibration_error(child.logits[task], labels),
+        fitted,
+        () if scaled is None else _bins(scaled, labels[known]),
         lost,
         gained,
     )

@@ -29,7 +29,7 @@ def plain_text(text: str, most: int = LONG) -> str:
 
 def lines(chart: Chart) -> Spec:
     """A chart's panels above each other."""
-    data, layout = [], _layout(_axis("step", range=[chart.start, _roomy(chart)]))
+    data, layout = [], frame(axis("step", range=[chart.start, _roomy(chart)]))
     shown: set[str] = set()
     height = (1 - GAP * (len(chart.panels) - 1)) / len(chart.panels)
     for i, panel in enumerate(chart.panels):
@@ -51,7 +51,8 @@ def _roomy(chart: Chart) -> float:
     return chart.end + 0.015 * (chart.end - chart.start)
 
 
-def _layout(x: Spec) -> Spec:
+def frame(x: Spec) -> Spec:
+    """The frame of every plot: fonts, margins, legend below; `x` is its axis."""
     return {
         "autosize": True,
         "paper_bgcolor": "rgba(0,0,0,0)",
@@ -80,7 +81,8 @@ def _layout(x: Spec) -> Spec:
     }
 
 
-def _axis(title: str, **more: Any) -> Spec:
+def axis(title: str, **more: Any) -> Spec:
+    """An axis with its title, in the style of all."""
     return {
         "title": {"text": title, "standoff": 8},
         "automargin": True,
@@ -94,10 +96,10 @@ def _axis(title: str, **more: Any) -> Spec:
 
 
 def _y_axis(panel: Panel, domain: list[float]) -> Spec:
-    axis = _axis(panel.axis, domain=domain)
+    own = axis(panel.axis, domain=domain)
     if panel.unit:
-        return {**axis, "range": [-2, 102], "dtick": 20}
-    return {**axis, "type": "log", "dtick": 1, "tickformat": "~g"} if panel.log else {**axis, "rangemode": "tozero"}
+        return {**own, "range": [-2, 102], "dtick": 20}
+    return {**own, "type": "log", "dtick": 1, "tickformat": "~g"} if panel.log else {**own, "rangemode": "tozero"}
 
 
 def _title(text: str, top: float) -> list[Spec]:
@@ -162,8 +164,8 @@ def _scaled(values: Sequence[float | None], factor: float) -> list[float | None]
 
 def scatter(rows: Sequence[Row], looks: Sequence[Style], names: tuple[str, str]) -> Spec:
     """Old accuracy against new accuracy of each arrangement, with its intervals over seeds."""
-    layout = _layout(_axis(f"{plain_text(names[0])}: accuracy (%)"))
-    layout["yaxis"] = _axis(f"{plain_text(names[1])}: accuracy (%)")
+    layout = frame(axis(f"{plain_text(names[0])}: accuracy (%)"))
+    layout["yaxis"] = axis(f"{plain_text(names[1])}: accuracy (%)")
     data = []
     for row, look in zip(rows, looks, strict=True):
         if row.old is None or row.new is None:
@@ -200,8 +202,8 @@ def confusion(counts: Sequence[Sequence[int]], classes: Sequence[str], answers: 
     """A confusion matrix: rows are true classes, columns answers, colours shares of the row."""
     sums = [max(sum(row), 1) for row in counts]
     shares = [[100 * cell / total for cell in row] for row, total in zip(counts, sums, strict=True)]
-    layout = _layout(_axis("answer", **_ticks(answers), tickangle=-45))
-    layout["yaxis"] = _axis("true class", autorange="reversed", **_ticks(classes))
+    layout = frame(axis("answer", **_ticks(answers), tickangle=-45))
+    layout["yaxis"] = axis("true class", autorange="reversed", **_ticks(classes))
     layout["xaxis"] |= {"showgrid": False, "ticks": ""}
     layout["yaxis"] |= {"showgrid": False, "ticks": ""}
     trace = {
@@ -230,27 +232,37 @@ def _ticks(names: Sequence[str]) -> Spec:
     }
 
 
-def reliability(tasks: Sequence[tuple[str, Sequence[Bin]]]) -> Spec:
-    """Accuracy over confidence of each task, with the diagonal of a calibrated model."""
-    layout = _layout(_axis("confidence (%)", range=[0, 102], dtick=20))
-    layout["yaxis"] = _axis("accuracy (%)", range=[0, 102], dtick=20)
+def reliability(tasks: Sequence[tuple[str, Sequence[Bin], Sequence[Bin]]]) -> Spec:
+    """Accuracy over confidence of each task, before and after its temperature, with the diagonal of a calibrated model.
+
+    After is the solid line; it may be empty.
+    """
+    layout = frame(axis("confidence (%)", range=[0, 102], dtick=20))
+    layout["yaxis"] = axis("accuracy (%)", range=[0, 102], dtick=20)
     diagonal = {"x": [0, 100], "y": [0, 100], "mode": "lines", "type": "scatter", "name": "calibrated"}
     data: list[Spec] = [{**diagonal, "line": {"color": "@muted", "dash": "dash", "width": 1}, "hoverinfo": "skip"}]
-    for i, (name, bins) in enumerate(tasks):
-        most = max((one.images for one in bins), default=1)
-        colour = f"@{('red', 'blue', 'green', 'purple', 'orange', 'sky')[i % 6]}"
-        sizes = [round(4 + 10 * (one.images / most) ** 0.5, 1) for one in bins]
-        data.append(
-            {
-                "type": "scatter",
-                "mode": "lines+markers",
-                "name": plain_text(name),
-                "x": [100 * one.confidence for one in bins],
-                "y": [100 * one.accuracy for one in bins],
-                "customdata": [one.images for one in bins],
-                "line": {"color": colour, "width": 2},
-                "marker": {"symbol": MARKERS[i % len(MARKERS)], "size": sizes, "color": colour, "opacity": 1},
-                "hovertemplate": "%{customdata} images at %{x:.1f} confidence: %{y:.1f} right",
-            }
-        )
+    for i, (name, before, after) in enumerate(tasks):
+        look = f"@{('red', 'blue', 'green', 'purple', 'orange', 'sky')[i % 6]}", MARKERS[i % len(MARKERS)]
+        if after:
+            data.append(_bins(f"{name}, before", before, *look, "dot"))
+            data.append(_bins(f"{name}, calibrated", after, *look, "solid"))
+        else:
+            data.append(_bins(name, before, *look, "solid"))
     return {"data": data, "layout": layout}
+
+
+def _bins(name: str, bins: Sequence[Bin], colour: str, marker: str, dash: str) -> Spec:
+    most = max((one.images for one in bins), default=1)
+    symbol = marker if dash == "solid" else f"{marker}-open"
+    sizes = [round(4 + 10 * (one.images / most) ** 0.5, 1) for one in bins]
+    return {
+        "type": "scatter",
+        "mode": "lines+markers",
+        "name": plain_text(name),
+        "x": [100 * one.confidence for one in bins],
+        "y": [100 * one.accuracy for one in bins],
+        "customdata": [one.images for one in bins],
+        "line": {"color": colour, "width": 2, "dash": dash},
+        "marker": {"symbol": symbol, "size": sizes, "color": colour, "opacity": 1},
+        "hovertemplate": "%{customdata} images at %{x:.1f} confidence: %{y:.1f} right",
+    }

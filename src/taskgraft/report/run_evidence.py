@@ -8,7 +8,7 @@ import numpy as np
 
 from taskgraft.record import Record
 from taskgraft.report import plots, wording
-from taskgraft.report.evidence import ELSEWHERE, Change, Evidence, confusions
+from taskgraft.report.evidence import ELSEWHERE, Bin, Change, Evidence, confusions
 from taskgraft.report.page import Block, Fold, Plot, Section, Table, Text
 from taskgraft.report.wording import percent, several, signed, typeset
 
@@ -117,19 +117,42 @@ def reliability_section(evidence: Sequence[Evidence]) -> Section:
     """How far confidence can be believed."""
     if not evidence:
         return Section("reliability", "Can its confidence be believed?", ())
-    tables = tuple(_bins(one) for one in evidence)
+    tables = tuple(_bins(one.task, bins) for one in evidence for bins in (one.bins, one.calibrated) if bins)
     errors = "; ".join(f"{one.task} {percent(one.calibration)}" for one in evidence)
     caption = (
         "Accuracy of the images whose confidence is alike. On the diagonal confidence can be read as "
         "accuracy; below it the model is too sure. Large marks are many images. "
-        f"Expected calibration error (points): {errors}."
+        f"Expected calibration error before (points): {errors}."
     )
     title = "Reliability diagram"
-    spec = plots.reliability([(one.task, one.bins) for one in evidence])
+    spec = plots.reliability([(one.task, one.bins, one.calibrated) for one in evidence])
     plot = Plot("reliability-plot", title, caption, f"Line chart. {title}. {caption}", spec, tables, "square")
-    return Section("reliability", "Can its confidence be believed?", (plot,))
+    return Section("reliability", "Can its confidence be believed?", (plot, *_temperatures(evidence)))
 
 
-def _bins(one: Evidence) -> Table:
-    rows = tuple((percent(b.confidence), percent(b.accuracy), wording.count(b.images)) for b in one.bins)
-    return Table(f"{one.task}: accuracy by confidence", ("Confidence (%)", "Accuracy (%)", "Images"), rows, ())
+def _bins(task: str, bins: Sequence[Bin]) -> Table:
+    rows = tuple((percent(b.confidence), percent(b.accuracy), wording.count(b.images)) for b in bins)
+    return Table(f"{task}: accuracy by confidence", ("Confidence (%)", "Accuracy (%)", "Images"), rows, ())
+
+
+def _temperatures(evidence: Sequence[Evidence]) -> tuple[Block, ...]:
+    """What a temperature brings for each task."""
+    rows = tuple(
+        (
+            one.task,
+            f"{one.fitted.temperature:.3f}",
+            wording.count(one.fitted.images),
+            f"{one.fitted.loss_before:.3f} → {one.fitted.loss_after:.3f}",
+            f"{percent(one.fitted.error_before)} → {percent(one.fitted.error_after)}",
+        )
+        for one in evidence
+        if one.fitted
+    )
+    if not rows:
+        return ()
+    head = ("Task", "Temperature", "Images", "Log-loss", "Calibration error (points)")
+    text = (
+        "The task card keeps the temperature: `taskgraft predict` divides by it, and the weights stay as they are. "
+        "After is measured on images that did not choose it: each half under the temperature of the other half."
+    )
+    return (Table("What a temperature brings, before → after", head, rows), Text(text, "note"))

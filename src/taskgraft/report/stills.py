@@ -52,7 +52,7 @@ def draw(chart: Chart) -> Figure:
     for axes, panel in zip(grid[:, 0], chart.panels, strict=True):
         _panel(axes, panel, chart)
     grid[-1, 0].set_xlabel("step", color=LIGHT["ink"])
-    figure.suptitle(_literal(chart.title), x=0.01, ha="left", fontsize=13, fontweight="bold", color=LIGHT["ink"])
+    figure.suptitle(literal(chart.title), x=0.01, ha="left", fontsize=13, fontweight="bold", color=LIGHT["ink"])
     _legend(figure, list(grid[:, 0]))
     return figure
 
@@ -65,7 +65,7 @@ def _panel(axes: Axes, panel: Panel, chart: Chart) -> None:
     if panel.unit:
         axes.set_ylim(-2, 102)
     if panel.title:
-        axes.set_title(_literal(panel.title), loc="left", fontsize=10.5, color=LIGHT["ink"])
+        axes.set_title(literal(panel.title), loc="left", fontsize=10.5, color=LIGHT["ink"])
     if chart.mark is not None:
         axes.axvline(chart.mark, color=LIGHT["muted"], linewidth=0.8, linestyle=":")
     axes.grid(color=LIGHT["grid"], linewidth=0.8)
@@ -92,7 +92,7 @@ def _curve(axes: Axes, one: Curve, unit: str) -> None:
         marker=MARKERS.get(one.marker, ""),
         markersize=4.5,
         markevery=max(1, len(one.x) // 10),
-        label=_literal(one.name) if one.listed else None,
+        label=literal(one.name) if one.listed else None,
     )
 
 
@@ -115,7 +115,7 @@ def _legend(figure: Figure, grid: list[Axes]) -> None:
     )
 
 
-def _literal(text: str) -> str:
+def literal(text: str) -> str:
     """A name without what matplotlib reads in one: $ starts a formula, a first _ hides a legend entry."""
     cut = " ".join(text.split())
     cut = cut if len(cut) <= 70 else f"{cut[:69]}…"

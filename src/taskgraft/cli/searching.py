@@ -1,0 +1,75 @@
+"""The command that searches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from taskgraft.cli import console
+from taskgraft.cli.options import (
+    Arch,
+    Cache,
+    Input,
+    Labels,
+    Old,
+    OldVal,
+    ParentTask,
+    TaskName,
+    cache_folder,
+    command_line,
+    with_flags,
+    with_run,
+)
+from taskgraft.problem import need
+from taskgraft.search.wish import Crew, Wish
+from taskgraft.settings import Run
+
+EXAMPLE = (
+    "Example: taskgraft tune demo-run/alice demo-run/data/paints search --task paint "
+    "--old-val demo-run/data/makes --method 'distill(strength=[0.3, 1, 3])' --sampler grid"
+)
+OPEN = "a method or a sum; open values as strength=1..100 or strength=[1, 10]; nothing open = everything"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the application."""
+    flagged = with_flags(Wish(), "wish", "Search")(with_flags(Crew(), "crew", "Hardware")(tune))
+    app.command(epilog=EXAMPLE)(with_run(Run())(flagged))
+
+
+def tune(
+    parent: Annotated[str, typer.Argument(help="a bundle, a file of weights, a timm folder or a timm name")],
+    data: Annotated[Path, typer.Argument(help="pictures: folder per class, train/ and val/ above it, or a CSV table")],
+    out: Annotated[Path, typer.Argument(help="folder of the search; the same command goes on in it")],
+    run: Run,
+    wish: Wish,
+    crew: Crew,
+    task: TaskName,
+    method: Annotated[str, typer.Option(rich_help_panel="Method", help=OPEN)] = "distill + wise",
+    settings: Annotated[
+        str, typer.Option("--space", help="settings of the run: 'rate=1e-4..1e-2'", rich_help_panel="Search")
+    ] = "",
+    old: Old = None,
+    old_val: OldVal = None,
+    arch: Arch = None,
+    labels: Labels = None,
+    wanted: Input = None,
+    parent_task: ParentTask = "parent",
+    cache: Cache = "",
+) -> None:
+    """Search strengths, rates, temperature: a frontier of old and new accuracy, and three choices on it as bundles."""
+    need("tune", "optuna")
+    from taskgraft import report
+    from taskgraft.jobs import tune as job
+    from taskgraft.jobs.request import Request
+    from taskgraft.search import space
+
+    searched = space.parse(method, settings, run)
+    request = Request(parent, data, task, "finetune", run, old, tuple(old_val or ()), arch, labels, wanted, parent_task)
+    with console.watching() as watch:
+        found = job.tune(
+            request, searched, out, wish=wish, crew=crew, cache=cache_folder(cache), command=command_line(), watch=watch
+        )
+    console.out([*report.verdict_search(found), f"search, frontier and report: {out}/report.html"])

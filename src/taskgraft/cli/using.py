@@ -1,0 +1,200 @@
+"""Commands that use a model on pictures without labels, and the one that makes its probabilities trustworthy."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from taskgraft.cli import console
+from taskgraft.cli.options import Arch, Cache, Input, Labels, ParentTask, cache_folder
+
+Model = Annotated[str, typer.Argument(help="a bundle, or any parent that `extend` opens")]
+Paths = Annotated[
+    list[str], typer.Argument(help="pictures, videos, folders of them; - reads paths from stdin, one a line")
+]
+Every = Annotated[str, typer.Option(help="time between the frames of a video that are looked at, such as 0.5s or 40ms")]
+Batch = Annotated[int, typer.Option(min=1, help="pictures of one pass", rich_help_panel="Hardware")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the application."""
+    app.command(epilog="Example: taskgraft predict demo-run/alice demo-run/data/makes --top 3 --out answers.csv")(
+        predict
+    )
+    app.command(epilog="Example: taskgraft distribution demo-run/alice demo-run/data/makes --out shares")(distribution)
+    app.command(epilog="Example: taskgraft calibrate demo-run/alice demo-run/data/makes")(calibrate)
+
+
+def predict(
+    model: Model,
+    paths: Paths,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="file to write: .jsonl, .csv or .parquet [default: JSON lines on stdout]"),
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, help="answers of each task, the most probable first")] = 1,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="probabilities without the temperatures of the task cards")
+    ] = False,
+    every: Every = "0.5s",
+    resume: Annotated[bool, typer.Option("--resume", help="go on with an interrupted run into --out")] = False,
+    batch: Batch = 32,
+    ray: Annotated[
+        str | None,
+        typer.Option(help="share the work over a Ray cluster: its address, or local", rich_help_panel="Hardware"),
+    ] = None,
+    arch: Arch = None,
+    labels: Labels = None,
+    wanted: Input = None,
+    parent_task: ParentTask = "parent",
+) -> None:
+    """Answer all tasks for pictures and videos, in one pass: labels and probabilities, in the order given.
+
+    A picture that cannot be read gets a row with an error; exit 1 if nothing could be read. Under torchrun every
+    process takes its share of the work into --out.
+    """
+    from taskgraft.jobs import predict as job
+    from taskgraft.jobs.rows import line
+    from taskgraft.problem import Problem
+
+    given, shard = _paths(paths), (int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
+    asked = job.Asked(model, top, raw, _seconds(every), batch, arch, labels, wanted, parent_task)
+    if out is None and (resume or ray or shard[1] > 1):
+        raise Problem("--resume, --ray and torchrun need --out FILE: answers on stdout are not kept")
+    with console.watching() as watch:
+        if out is None:
+            done = _print_rows(job.answer(asked, given, watch), line)
+        elif ray:
+            done = job.predict_on_ray(ray, out, asked, given, resume=resume, watch=watch)
+        else:
+            done = job.predict_to(out, asked, given, resume=resume, shard=shard, watch=watch)
+        if done.bad:
+            watch.say(f"{done.bad} of {done.read + done.bad} could not be read; their rows say why")
+        if not done.done:
+            watch.say(f"this share is done; {out} is written when all are (the same command with --resume sees to it)")
+    if done.bad and not done.read:
+        raise typer.Exit(1)
+
+
+def _print_rows(rows: Any, line: Any) -> Any:
+    from taskgraft.jobs.predict import Summary
+
+    read = bad = 0
+    for row in rows:
+        console.out([line(row)])
+        read, bad = read + ("tasks" in row), bad + ("error" in row)
+    return Summary(read, bad)
+
+
+def distribution(
+    model: Model,
+    paths: Annotated[
+        list[str],
+        typer.Argument(
+            help="pictures, videos, folders of them; or one table with a column path, and track or clip; - reads stdin"
+        ),
+    ],
+    task: Annotated[list[str] | None, typer.Option(help="task to estimate; may be repeated [default: all]")] = None,
+    joint: Annotated[
+        list[str] | None, typer.Option(help="two tasks, for the shares of pairs, such as make,colour")
+    ] = None,
+    estimator: Annotated[
+        str, typer.Option(help="emq, pacc or naive; naive counts answers and corrects nothing")
+    ] = "emq",
+    block: Annotated[float, typer.Option(help="seconds of a video that are resampled as one")] = 10.0,
+    every: Every = "0.5s",
+    out: Annotated[
+        Path | None, typer.Option(help="folder for distribution.json, distribution.png, distribution.html")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    batch: Batch = 32,
+    arch: Arch = None,
+    labels: Labels = None,
+    wanted: Input = None,
+    parent_task: ParentTask = "parent",
+) -> None:
+    """Estimate the share of each class, corrected for the model's errors, with 95 % intervals.
+
+    What corrects is the task card, which train and extend measured. The naive count stands beside it.
+    """
+    from typing import cast, get_args
+
+    from taskgraft import report
+    from taskgraft.jobs import distribution as job
+    from taskgraft.problem import Problem
+    from taskgraft.shares.measure import Estimator
+
+    if estimator not in get_args(Estimator):
+        raise Problem(f"--estimator {estimator!r} is none of {', '.join(get_args(Estimator))}")
+    pairs = [tuple(name.strip() for name in text.split(",")) for text in joint or ()]
+    if any(len(pair) != 2 for pair in pairs):
+        raise Problem("--joint takes two tasks with a comma between them, such as make,colour")
+    with console.watching() as watch:
+        found = job.distribution(
+            model, _paths(paths), tasks=task or (), joint=cast(list[tuple[str, str]], pairs),
+            estimator=cast(Estimator, estimator), block=block, out=out, watch=watch, every=_seconds(every),
+            batch=batch, arch=arch, labels=labels, wanted=wanted, parent_task=parent_task,
+        )  # fmt: skip
+    lines = [found.model_dump_json(indent=2)] if as_json else report.table_shares(found)
+    if out is not None and not as_json:
+        lines.append(f"page, figure and JSON: {out}/distribution.html")
+    console.out(lines)
+
+
+def calibrate(
+    model: Annotated[Path, typer.Argument(help="a bundle: the OUT folder of train or extend")],
+    data: Annotated[Path, typer.Argument(help="labelled pictures that the model was not trained on")],
+    task: Annotated[
+        str | None, typer.Option(help="task that the labels are of [default: found by its classes]")
+    ] = None,
+    cache: Cache = "",
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """Fit a task's temperature on labelled pictures, and write its task card anew. The weights do not change."""
+    from taskgraft.jobs import calibrate as job
+
+    with console.watching() as watch:
+        card = job.calibrate(model, data, task=task, cache=cache_folder(cache), watch=watch)
+    found = card["calibration"]
+    if as_json:
+        console.out([json.dumps({"task": card["task"], **found}, indent=2, ensure_ascii=False)])
+        return
+    console.out([
+        f"{card['task']}: temperature {found['temperature']:.3f}, from {found['images']} pictures",
+        f"  log-loss {found['loss_before']:.4f} before, {found['loss_after']:.4f} after",
+        f"  calibration error {found['error_before']:.4f} before, {found['error_after']:.4f} after",
+        "  (after: each half of the pictures under the temperature that the other half chose)",
+        f"card: {model}/cards/{card['task']}.json",
+    ])  # fmt: skip
+
+
+def _paths(given: list[str]) -> list[str]:
+    """The paths of the command line, with those on stdin in the place of -."""
+    found: list[str] = []
+    for path in given:
+        if path == "-":
+            found += [os.fsdecode(name) for name in sys.stdin.buffer.read().splitlines() if name.strip()]
+        else:
+            found.append(path)
+    return found
+
+
+def _seconds(text: str) -> float:
+    """Seconds from "0.5s", "500ms" or "0.5"."""
+    import math
+
+    from taskgraft.problem import Problem
+
+    factor = 1e-3 if text.endswith("ms") else 1.0
+    try:
+        value = factor * float(text.removesuffix("ms").removesuffix("s"))
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise Problem(f"--every {text!r}: give a time above 0, such as 0.5s or 40ms")
+    return value

@@ -1,0 +1,53 @@
+"""A task's temperature, fitted on labelled pictures; only the task card of a bundle changes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from taskgraft.bundle import open_parent
+from taskgraft.bundle.files import write_card
+from taskgraft.calibration import FEWEST
+from taskgraft.data import open_images
+from taskgraft.data.sources import owner_of
+from taskgraft.inference import predict
+from taskgraft.jobs import evidence
+from taskgraft.problem import Problem
+from taskgraft.types import Watch
+
+
+def calibrate(
+    model: str | Path,
+    data: Path,
+    *,
+    task: str | None = None,
+    cache: Path | None = None,
+    watch: Watch = Watch(),  # noqa: B008 - immutable
+) -> dict[str, Any]:
+    """Measure one task's card anew on labelled pictures, with a temperature, and put it into the bundle `model`.
+
+    Weights and logits do not change: `predict` divides by the temperature. Returns the card, with loss and
+    calibration error before and after (two-fold: no picture is judged under a temperature that it chose). Raises
+    Problem for what is no bundle, an unknown task, and fewer than FEWEST pictures.
+    """
+    bundle = open_parent(str(model)) if (Path(model) / "config.json").is_file() else None
+    if bundle is None or bundle.home is None:
+        raise Problem(
+            f"{model} is no bundle: calibrate needs the OUT folder of train or extend, where the card is kept"
+        )
+    tasks = {known.name: known for known in bundle.classifier.tasks}
+    if task is not None and task not in tasks:
+        raise Problem(f"the model has no task {task!r}; it has {', '.join(tasks)}")
+    owner = tasks[task] if task else owner_of(data, bundle.classifier.tasks)
+    found = open_images(
+        data, owner.name, bundle.preprocess, seed=0, classes=owner.classes, cache_folder=cache, whole="val",
+        progress=lambda done, total: watch.progress(f"reading {data.name}", done, total),
+    )  # fmt: skip
+    if found.val is None or len(found.val.pixels) < FEWEST:
+        count = 0 if found.val is None else len(found.val.pixels)
+        raise Problem(f"{data} has {count} pictures of {owner.name}; a temperature needs at least {FEWEST}")
+    predictions = predict(bundle.classifier, found.val)
+    trained = bundle.cards.get(owner.name, {}).get("train_counts", {})
+    card = evidence.card(predictions, owner.name, trained, f"{data.name}, by calibrate")
+    write_card(bundle.home, owner.name, card)
+    return card

@@ -1,0 +1,74 @@
+"""A model opened and put behind HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+from taskgraft.bundle import Bundle, open_parent
+from taskgraft.problem import Problem
+from taskgraft.serving.limits import Limits, checked
+from taskgraft.types import Watch
+
+NEEDS = ("fastapi", "uvicorn", "python_multipart", "prometheus_client")
+
+
+def serve(
+    model: str | Path,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    token: str | None = None,
+    insecure: bool = False,
+    backend: str = "torch",
+    name: str | None = None,
+    limits: Limits = Limits(),  # noqa: B008 - immutable
+    trial: bool = False,
+    arch: str | None = None,
+    labels: Path | None = None,
+    wanted: str | None = None,
+    parent_task: str = "parent",
+    watch: Watch = Watch(),  # noqa: B008 - immutable
+) -> dict[str, Any]:
+    """Serve `model` until SIGTERM or SIGINT; returns what was served.
+
+    `trial` opens everything, answers one grey picture through the whole path, and returns. Raises Problem for bad
+    settings, a model that cannot be opened, or a port that is taken, before anybody is answered.
+    """
+    missing = [need for need in NEEDS if importlib.util.find_spec(need) is None]
+    if missing:
+        raise Problem(f"serving needs {', '.join(missing)}; install with: pip install 'taskgraft[serve]'", code=3)
+    from taskgraft.serving import model as models
+    from taskgraft.serving import run
+
+    checked(limits)
+    local = run.admit(host, token, insecure=insecure)
+    door = run.listen(host, port)
+    with door:
+        bundle = open_parent(str(model), arch=arch, labels=labels, wanted=wanted, task=parent_task)
+        for found in bundle.found:
+            watch.say(f"model: {found}")
+        served = models.load(bundle, backend, name)
+        if trial:
+            asyncio.run(_try(served, bundle, limits))
+        else:
+            watch.say(f"serving {served.name} ({backend}): tasks {', '.join(served.labels)}")
+            run.serve(served, bundle.preprocess, limits, door, token=token, local=local, watch=watch)
+    return served.about
+
+
+async def _try(served: Any, bundle: Bundle, limits: Limits) -> None:
+    """One grey picture as a client sends it: decoded by a worker, answered by the model."""
+    import io
+
+    from PIL import Image
+
+    from taskgraft.serving import service
+
+    file = io.BytesIO()
+    Image.new("RGB", (64, 64), "grey").save(file, "PNG")
+    found = service.assemble(served, bundle.preprocess, limits)
+    async with service.running(found):
+        await service.read(found, await service.pixels_of(found, [file.getvalue()]))

@@ -1,0 +1,154 @@
+"""Where the workers of a search run: in this process, in processes of this machine, or on a Ray cluster."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+from collections.abc import Callable
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from typing import Any
+
+from taskgraft.jobs import fitting
+from taskgraft.jobs.fitting import Opened
+from taskgraft.jobs.work import Search, queue_of, work
+from taskgraft.problem import Problem, need
+from taskgraft.search.wish import Crew
+from taskgraft.types import Watch
+
+RESTARTS = 3  # of a worker that dies again and again
+
+
+def run(search: Search, marks: dict[str, Any], opened: Opened, crew: Crew, watch: Watch) -> None:
+    """Let a crew work until the search is over or its time is up. Raises Problem as a worker raised it."""
+    if crew.ray:
+        _on_ray(search, marks, crew, watch)
+    elif crew.jobs == 1:
+        work(search, queue_of(search, marks), opened, watch)
+    else:
+        _in_processes(search, marks, crew, watch)
+
+
+def begin(search: Search, marks: dict[str, Any], threads: int, gpu: int | None, watch: Watch) -> None:
+    """A worker in a process of its own: opens everything itself, then works."""
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu)
+    import torch
+
+    torch.set_num_threads(threads)
+    opened = fitting.open_all(search.request, search.cache, Watch())
+    work(search, queue_of(search, marks), opened, watch)
+
+
+def _in_processes(search: Search, marks: dict[str, Any], crew: Crew, watch: Watch) -> None:
+    import torch
+
+    gpus = torch.cuda.device_count()
+    threads = crew.threads or max(1, (os.cpu_count() or 1) // crew.jobs)
+
+    def start(number: int) -> tuple[SpawnProcess, Connection]:
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe(duplex=False)
+        gpu = number % gpus if gpus else None
+        process = context.Process(target=_child, args=(search, marks, threads, gpu, theirs), daemon=True)
+        process.start()
+        theirs.close()
+        return process, ours
+
+    running = {number: start(number) for number in range(crew.jobs)}
+    deaths = dict.fromkeys(running, 0)
+    try:
+        while running:
+            wait([*(pipe for _, pipe in running.values())], timeout=1.0)
+            for number, (process, pipe) in list(running.items()):
+                _hear(pipe, watch)
+                if process.is_alive():
+                    continue
+                _hear(pipe, watch)
+                del running[number]
+                if process.exitcode == 0:
+                    continue
+                deaths[number] += 1
+                if deaths[number] > RESTARTS:
+                    raise Problem(f"worker {number + 1} died {deaths[number]} times; see what the trials say", code=4)
+                watch.say(f"worker {number + 1} died (exit {process.exitcode}); another one takes its place")
+                running[number] = start(number)
+    finally:
+        for process, _ in running.values():
+            process.terminate()
+        for process, _ in running.values():
+            process.join()
+
+
+def _hear(pipe: Connection, watch: Watch) -> None:
+    """Pass on what a worker said; raises the Problem that it met."""
+    try:
+        while pipe.poll():
+            kind, *content = pipe.recv()
+            if kind == "problem":
+                raise Problem(content[0], code=content[1])
+            watch.say(content[0])
+    except (EOFError, ConnectionError):
+        return
+
+
+def _child(search: Search, marks: dict[str, Any], threads: int, gpu: int | None, pipe: Connection) -> None:
+    def say(line: str) -> None:
+        pipe.send(("say", line))
+
+    try:
+        begin(search, marks, threads, gpu, Watch(say=say))
+    except Problem as problem:
+        pipe.send(("problem", str(problem), problem.code))
+    except KeyboardInterrupt:
+        return  # the process that began this one says so
+
+
+def _on_ray(search: Search, marks: dict[str, Any], crew: Crew, watch: Watch) -> None:
+    """As many workers as the cluster has room for; they share OUT and the storage, as processes do."""
+    ray = _ray()
+    address = None if crew.ray == "local" else crew.ray
+    _answers(crew.ray)
+    threads = crew.threads or 1
+    try:
+        ray.init(address=address, num_cpus=crew.jobs * threads if address is None else None, include_dashboard=False,
+                 log_to_driver=False, configure_logging=False)  # fmt: skip
+    except Exception as error:  # many kinds, each meaning that the cluster cannot be reached
+        raise Problem(f"--ray {crew.ray}: no cluster answers there ({str(error).splitlines()[0][:160]})") from error
+    try:
+        room = int(ray.cluster_resources().get("CPU", 1)) // threads
+        count = min(crew.jobs, room) if crew.jobs > 1 else max(1, room)
+        watch.say(f"{count} workers on Ray, {threads} thread{'s' if threads > 1 else ''} each")
+        task: Callable[..., Any] = ray.remote(num_cpus=threads, max_retries=RESTARTS)(_remote)
+        for problem in ray.get([task.remote(search, marks, threads) for _ in range(count)]):  # pyright: ignore
+            if problem:
+                raise Problem(problem[0], code=problem[1])
+    finally:
+        ray.shutdown()
+
+
+def _remote(search: Search, marks: dict[str, Any], threads: int) -> tuple[str, int] | None:
+    try:
+        begin(search, marks, threads, None, Watch())
+    except Problem as problem:
+        return str(problem), problem.code
+    return None
+
+
+def _answers(address: str) -> None:
+    """Raises Problem where nothing listens at HOST:PORT; Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except OSError as error:
+        raise Problem(f"--ray {address}: no cluster answers there ({error.strerror or error})") from error
+
+
+def _ray() -> Any:
+    need("ray", "ray")
+    import ray
+
+    return ray

@@ -1,0 +1,258 @@
+"""The report of a search: frontier, choices with commands, every trial, what it cost."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+from taskgraft.record import write_text
+from taskgraft.report import search_plots, wording
+from taskgraft.report.page import (
+    Block,
+    Card,
+    Code,
+    Fold,
+    Page,
+    Plot,
+    Plots,
+    Section,
+    Table,
+    Text,
+    chart_plot,
+    pairs,
+    render,
+)
+from taskgraft.report.wording import NOTHING, percent, typeset
+from taskgraft.search.result import Chosen, Found, Tried
+
+
+class Optimum(NamedTuple):
+    """The best trial of an arrangement: which methods act, at which of the rates."""
+
+    arrangement: str
+    best: Tried
+    trials: int
+
+
+def optima(found: Found) -> list[Optimum]:
+    """The best complete trial of each arrangement, as in the founding text; the lowest of several rates is "low"."""
+    done = [one for one in found.trials if one.state == "complete" and one.score is not None]
+    rates = {one.run["rate"] for one in done}
+    few = 1 < len(rates) <= 3  # where the rate is a dimension like any other, there is no "low" one
+    groups: dict[str, list[Tried]] = {}
+    for one in done:
+        low = few and one.run["rate"] == min(rates)
+        groups.setdefault(one.arrangement + (" (low rate)" if low else ""), []).append(one)
+    best = {name: max(own, key=lambda one: (one.score or 0.0, -one.number)) for name, own in groups.items()}
+    return [Optimum(name, best[name], len(own)) for name, own in groups.items()]
+
+
+def search_markdown(found: Found) -> str:
+    """The optimum of each arrangement as a Markdown table, with the choices below it."""
+    agreement = " (agreement)" if found.proxy else ""
+    lines = [
+        f"| arrangement | optimum | rate | Score | Score_A{agreement} | Score_B | step | trials |",
+        "|---|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for row in optima(found):
+        cells = _numbers(row.best)
+        lines.append(f"| {row.arrangement} | `{row.best.method}` | {' | '.join(cells)} | {row.trials} |")
+    lines += ["", *(f"- {_said(choice)}" for choice in found.choices), ""]
+    return "\n".join(lines)
+
+
+def write_search(found: Found, out: Path) -> None:
+    """Write table.md and report.html of a search."""
+    write_text(out / "table.md", search_markdown(found))
+    write_text(out / "report.html", render_search(found))
+
+
+def verdict_search(found: Found) -> list[str]:
+    """Plain lines for the terminal: the choices, what it cost, what sharing saved."""
+    cost = found.cost
+    share = cost["steps"] / max(1.0, cost["steps without stopping"])
+    lines = [_said(choice) for choice in found.choices]
+    lines.append(
+        f"{_count(found, 'complete')} trials complete, {_count(found, 'stopped')} stopped early, "
+        f"{_count(found, 'failed')} failed; {cost['steps']:,.0f} steps ({share:.0%} of all trials run out) in "
+        f"{wording.duration(cost['seconds'])}; sharing saved {wording.duration(cost['seconds saved by sharing'])}"
+    )
+    return lines
+
+
+def render_search(found: Found) -> str:
+    """The HTML report of a search, in one offline file."""
+    sections = (
+        _choices_section(found),
+        _frontier_section(found),
+        _optima_section(found),
+        _settings_section(found),
+        _curves_section(found),
+        _trials_section(found),
+        _cost_section(found),
+    )
+    best = found.choices[0]
+    page = Page(
+        f"Search: {found.title}",
+        "taskgraft · search",
+        typeset(f"{_said(best)}."),
+        _cards(found),
+        tuple(section for section in sections if section.blocks),
+        "Every number is from validation images, which chose among the trials, unless a test split is named. "
+        "This page needs no network.",
+    )
+    return render(page)
+
+
+def _cards(found: Found) -> tuple[Card, ...]:
+    best = found.choices[0]
+    one = best.candidate
+    answer = "Nothing" if one is None else one.method
+    lines = (
+        ()
+        if one is None
+        else (f"Score {percent(one.score)}: old {percent(one.old.mean)}, new {percent(one.new.mean)}.",)
+    )
+    cost = found.cost
+    follow = f"{cost['trials']:.0f} trials, {cost['steps']:,.0f} steps."
+    saved = f"Sharing saved {wording.duration(cost['seconds saved by sharing'])}."
+    return (
+        Card("What is best?", answer, lines, tone="good" if one else "unknown"),
+        Card("What did it cost?", wording.duration(cost["seconds"]), (follow, saved)),
+        Card(
+            "What next?",
+            "Use it.",
+            ("One seed chose among the trials; other seeds tell how much of it was luck.",),
+            f"taskgraft predict {best.folder} PICTURES" if best.folder else "",
+        ),
+    )
+
+
+def _choices_section(found: Found) -> Section:
+    rows = []
+    for choice in found.choices:
+        one = choice.candidate
+        if one is None:
+            rows.append((choice.rule, "no trial fulfils it", *[NOTHING] * 6))
+            continue
+        test = NOTHING if choice.test is None else wording.measured(choice.test)
+        optimism = NOTHING if choice.optimism is None else wording.signed(choice.optimism)
+        rows.append((
+            choice.rule, str(one.trial), one.method, percent(one.score), wording.measured(one.old),
+            wording.measured(one.new), test, optimism,
+        ))  # fmt: skip
+    head = ("Choice", "Trial", "Method", "Score", "Old (%)", "New (%)", "New, test (%)", "Optimism")
+    table = Table("Three choices on the frontier, with 95 % intervals", head, tuple(rows), (0, 2), code=(2,))
+    proxy = "agreement with the parent, a proxy: no old validation images were given"
+    said = Text(
+        f"Old is {proxy if found.proxy else 'the mean accuracy of the old tasks'}. Test images chose nothing and were "
+        "asked once, for the choices alone; optimism is validation minus test.",
+        "note",
+    )
+    codes: list[Block] = [
+        Code(f"{choice.rule}; its bundle is in {choice.folder}. To train it anew:", choice.command)
+        for choice in found.choices
+        if choice.command
+    ]
+    return Section("choices", "Choices", (table, said, *codes))
+
+
+def _frontier_section(found: Found) -> Section:
+    head = ("Trial", "Method", "Rate", f"{found.tasks[0]} … (%)", f"{found.tasks[-1]} (%)", "Score")
+    rows = tuple(
+        (str(c.trial), c.method, f"{c.rate:g}", wording.measured(c.old), wording.measured(c.new), percent(c.score))
+        for c in found.frontier
+    )
+    caption = "Up and right is better. Bars are 95 % intervals over images; hollow points were stopped early."
+    plot = Plot(
+        "frontier-plot", "Old against new accuracy of every trial", caption, f"Scatter plot. {caption}",
+        search_plots.frontier(found), (Table("The frontier", head, rows, (0, 1), code=(1,)),), "large",
+    )  # fmt: skip
+    return Section("frontier", "Frontier", (plot,))
+
+
+def _optima_section(found: Found) -> Section:
+    rows = tuple((row.arrangement, row.best.method, *_numbers(row.best), str(row.trials)) for row in optima(found))
+    head = ("Arrangement", "Optimum", "Rate", "Score", "Score_A (%)", "Score_B (%)", "Step", "Trials")
+    table = Table("The best trial of each arrangement", head, rows, (0, 1), code=(1,))
+    return Section("optima", "Optima", (table,) if rows else ())
+
+
+def _settings_section(found: Found) -> Section:
+    blocks: list[Block] = []
+    lines = search_plots.coordinates(found)
+    said = "A line for each trial; the best quarter by Score is coloured. Each axis has its own scale."
+    if lines:
+        blocks.append(Plot("coordinates", "Parallel coordinates", said, f"Parallel coordinates. {said}", lines, ()))
+    hint = "Circles: old accuracy; squares: new accuracy; hollow: stopped early."
+    slices = tuple(
+        Plot(f"slice{i}", key, hint, f"Accuracies over {key}. {hint}", search_plots.slice_of(found, key), (), "small")
+        for i, key in enumerate(found.space)
+    )
+    blocks.append(Plots(slices))
+    if any(math.isfinite(value) for own in found.importance.values() for value in own.values()):
+        said = "Share of the spread among trials that a setting explains (PED-ANOVA); few trials make it rough."
+        blocks.append(
+            Plot("importance", "Importance", said, f"Bar chart. {said}", search_plots.importance(found), (), "small")
+        )
+    blocks += pairs("What was searched", ("Setting", "Values"), list(found.space.items()))
+    return Section("settings", "Settings", tuple(blocks))
+
+
+def _curves_section(found: Found) -> Section:
+    chart = search_plots.curves(found)
+    return Section("curves", "Learning curves", (chart_plot(chart),) if chart.panels[0].curves else ())
+
+
+def _trials_section(found: Found) -> Section:
+    rows = tuple(
+        (str(one.number), one.state, one.method, f"{one.run.get('rate', math.nan):g}", f"{one.reached}", 
+         percent(one.score), percent(one.old), percent(one.new), wording.duration(one.seconds), one.reason or "",
+         one.folder)
+        for one in found.trials
+    )  # fmt: skip
+    head = ("Trial", "State", "Method", "Rate", "Steps", "Score", "Old (%)", "New (%)", "Time", "Reason", "Folder")
+    table = Table("Every trial", head, rows, (0, 1, 2, 9, 10), code=(2,))
+    return Section("trials", "Trials", (table,) if len(rows) <= 60 else (Fold(f"All {len(rows)} trials", table),))
+
+
+def _cost_section(found: Found) -> Section:
+    saved: dict[str, float] = {}
+    for one in found.trials:
+        for name, seconds in one.saved.items():
+            saved[name] = saved.get(name, 0.0) + seconds
+    cost = found.cost
+    rows = [
+        (name, wording.duration(v) if "seconds" in name or name == "this start" else f"{v:,.0f}")
+        for name, v in cost.items()
+    ]
+    shared = [(name, wording.duration(seconds)) for name, seconds in saved.items()]
+    blocks: list[Block] = [
+        *pairs("Cost", ("What", "How much"), rows),
+        *pairs("What sharing saved: computed once, used by all trials", ("What", "Time"), shared),
+        *pairs("Versions", ("What", "Version"), list(found.versions.items())),
+        Code("The whole search:", found.command),
+        *(Text(note) for note in found.notes),
+    ]
+    return Section("cost", "Cost, and how to repeat it", tuple(blocks))
+
+
+def _numbers(one: Tried) -> tuple[str, ...]:
+    return f"{one.run['rate']:g}", percent(one.score), percent(one.old), percent(one.new), str(one.step)
+
+
+def _said(choice: Chosen) -> str:
+    one = choice.candidate
+    if one is None:
+        return f"{choice.rule}: no trial fulfils it"
+    test = "" if choice.test is None else f"; on {choice.test.n} test images new {percent(choice.test.mean)}"
+    place = f"; {choice.folder}" if choice.folder else ""
+    return (
+        f"{choice.rule}: {one.method}, rate {one.rate:g}: Score {percent(one.score)} "
+        f"(old {percent(one.old.mean)}, new {percent(one.new.mean)}){test}{place}"
+    )
+
+
+def _count(found: Found, state: str) -> int:
+    return sum(one.state == state for one in found.trials)

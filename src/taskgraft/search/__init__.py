@@ -1,0 +1,1 @@
+"""Search: what to try (`space`, `sampling`), how far (`halving`), who does it (`queue`), what to take (`choices`)."""

@@ -1,0 +1,1 @@
+"""A model behind HTTP: the Open Inference Protocol, a plain /predict, metrics, and a page for people."""

@@ -1,0 +1,119 @@
+"""Requests that come at the same time are answered by one pass of the model, after a short wait for more of them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from taskgraft.serving.limits import Limits, Refusal
+from taskgraft.serving.model import Answer, Run
+
+
+class Asked(NamedTuple):
+    """Pixels [n, S, S, 3] of one request, and where its answer goes."""
+
+    pixels: NDArray[np.uint8]
+    answer: asyncio.Future[Answer]
+
+
+@dataclass(frozen=True)
+class Batcher:
+    """The queue before the model. `load` counts pictures let in and not answered yet; one thread runs the model."""
+
+    run: Run
+    limits: Limits
+    queue: asyncio.Queue[Asked]
+    thread: ThreadPoolExecutor
+    load: dict[str, int]
+    note: Callable[[int], None]  # told the size of every batch
+
+
+def batcher(run: Run, limits: Limits, note: Callable[[int], None]) -> Batcher:
+    """A batcher that nobody has asked yet."""
+    return Batcher(run, limits, asyncio.Queue(), ThreadPoolExecutor(1, "model"), {"pictures": 0}, note)
+
+
+@contextmanager
+def admitted(waiting: Batcher, count: int) -> Iterator[None]:
+    """Hold a place for `count` pictures; raises Refusal 422 for too many at once, 429 where the queue is full."""
+    limits = waiting.limits
+    if count > limits.max_batch:
+        raise Refusal(422, f"{count} pictures in one request; at most {limits.max_batch} are taken")
+    if waiting.load["pictures"] + count > limits.max_queue:
+        raise Refusal(429, "too many pictures are waiting; try again", retry=1)
+    waiting.load["pictures"] += count
+    try:
+        yield
+    finally:
+        waiting.load["pictures"] -= count
+
+
+async def ask(waiting: Batcher, pixels: NDArray[np.uint8]) -> Answer:
+    """The model's logits on pixels [n, S, S, 3]; raises Refusal 503 where they take too long."""
+    answer = asyncio.get_running_loop().create_future()
+    waiting.queue.put_nowait(Asked(pixels, answer))
+    try:
+        return await asyncio.wait_for(answer, waiting.limits.request_seconds)
+    except TimeoutError:
+        raise Refusal(503, f"no answer within {waiting.limits.request_seconds:g} s", retry=5) from None
+
+
+async def work(waiting: Batcher) -> None:
+    """Answer forever: gather a batch, run the model, hand out the rows."""
+    left: list[Asked] = []
+    while True:
+        batch = [entry for entry in await _gathered(waiting, left) if not entry.answer.done()]
+        if not batch:
+            continue
+        pixels = np.concatenate([entry.pixels for entry in batch])
+        waiting.note(len(pixels))
+        try:
+            found = await asyncio.get_running_loop().run_in_executor(waiting.thread, waiting.run, pixels)
+        except Exception as error:  # whatever the runtime raises must reach those who wait, and not end this loop
+            for entry in batch:
+                if not entry.answer.done():
+                    entry.answer.set_exception(error)
+            continue
+        start = 0
+        for entry in batch:
+            stop = start + len(entry.pixels)
+            if not entry.answer.done():
+                entry.answer.set_result({task: logits[start:stop] for task, logits in found.items()})
+            start = stop
+
+
+async def _gathered(waiting: Batcher, left: list[Asked]) -> list[Asked]:
+    """The next batch: as many as fit, and no wait where nobody else is on the way. `left` keeps what did not fit."""
+    batch = [left.pop() if left else await waiting.queue.get()]
+    count = len(batch[0].pixels)
+    loop = asyncio.get_running_loop()
+    end = loop.time() + waiting.limits.max_delay / 1000
+    while count < waiting.limits.max_batch:
+        entry = await _one_more(waiting, count, end - loop.time())
+        if entry is None:
+            break
+        if count + len(entry.pixels) > waiting.limits.max_batch:
+            left.append(entry)
+            break
+        batch.append(entry)
+        count += len(entry.pixels)
+    return batch
+
+
+async def _one_more(waiting: Batcher, count: int, seconds: float) -> Asked | None:
+    """What is in the queue already costs no time; only an empty one is waited at, if somebody is on the way."""
+    if not waiting.queue.empty():
+        return waiting.queue.get_nowait()
+    if seconds <= 0 or count >= waiting.load["pictures"]:
+        return None
+    try:
+        return await asyncio.wait_for(waiting.queue.get(), seconds)
+    except TimeoutError:
+        return None

@@ -1,0 +1,139 @@
+"""What all routes share: the model, its queue, the decoders, and how a body becomes pixels and pixels an answer."""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from starlette.requests import ClientDisconnect, Request
+
+from taskgraft.data.preprocess import Preprocess
+from taskgraft.serving import batching, decoding, gauges, model
+from taskgraft.serving.batching import Batcher
+from taskgraft.serving.decoding import Decoders
+from taskgraft.serving.gauges import Gauges
+from taskgraft.serving.limits import Limits, Refusal
+from taskgraft.serving.model import Reading, Served
+
+READERS = 64  # bodies that may come in at the same time: what they hold in memory is bounded by it
+ENCODINGS = {"gzip": 31, "deflate": 15}  # zlib's window sizes
+
+
+@dataclass(frozen=True)
+class Service:
+    """A server's parts. `state`: "draining" 0 or 1, "requests" under way, "bodies" coming in."""
+
+    served: Served
+    limits: Limits
+    waiting: Batcher
+    decoders: Decoders
+    gauges: Gauges
+    state: dict[str, int]
+
+
+def assemble(served: Served, wanted: Preprocess, limits: Limits) -> Service:
+    """Start the decoders and put the parts together; the model answers within `running`."""
+    pool = decoding.start(wanted, limits)
+    state = {"draining": 0, "requests": 0, "bodies": 0}
+    found = gauges.gauges(lambda: waiting.load["pictures"], lambda: pool.replaced[0], lambda: not state["draining"])
+    waiting = batching.batcher(served.run, limits, found.batches.observe)
+    return Service(served, limits, waiting, pool, found, state)
+
+
+@asynccontextmanager
+async def running(service: Service) -> AsyncIterator[None]:
+    """While this lasts, the queue is worked off."""
+    worker = asyncio.create_task(batching.work(service.waiting))
+    try:
+        yield
+    finally:
+        worker.cancel()
+        decoding.stop(service.decoders)
+        service.waiting.thread.shutdown(wait=False, cancel_futures=True)
+
+
+@contextmanager
+def under_way(service: Service) -> Iterator[None]:
+    """A request that will be answered, come what may; raises Refusal 503 once the server is stopping."""
+    if service.state["draining"]:
+        raise Refusal(503, "the server is stopping; ask another one", retry=5)
+    if service.waiting.load["pictures"] >= service.limits.max_queue:  # known before the body is read
+        raise Refusal(429, "too many pictures are waiting; try again", retry=1)
+    service.state["requests"] += 1
+    try:
+        yield
+    finally:
+        service.state["requests"] -= 1
+
+
+async def body_of(service: Service, request: Request) -> bytes:
+    """The body, unpacked; raises Refusal 413 as soon as it is too large, 408 for one that does not come, 415, 429."""
+    most = service.limits.max_body * 2**20
+    encoding = request.headers.get("content-encoding", "identity").lower()
+    if encoding != "identity" and encoding not in ENCODINGS:
+        raise Refusal(415, f"Content-Encoding must be {', '.join(ENCODINGS)} or left out")
+    length = request.headers.get("content-length", "0")
+    if length.isdecimal() and int(length) > most:
+        raise Refusal(413, f"the body has more than {service.limits.max_body} MiB")
+    if service.state["bodies"] >= READERS:
+        raise Refusal(429, "too many requests are coming in; try again", retry=1)
+    service.state["bodies"] += 1
+    try:
+        body = await asyncio.wait_for(_received(request, most), service.limits.request_seconds)
+    except TimeoutError:
+        raise Refusal(408, f"the body did not come within {service.limits.request_seconds:g} s") from None
+    except ClientDisconnect:
+        raise Refusal(400, "the connection was closed before the body was whole") from None
+    finally:
+        service.state["bodies"] -= 1
+    if body is None:
+        raise Refusal(413, f"the body has more than {service.limits.max_body} MiB")
+    return body if encoding == "identity" else await asyncio.to_thread(_unpacked, body, ENCODINGS[encoding], most)
+
+
+async def pixels_of(service: Service, pictures: list[bytes]) -> NDArray[np.uint8]:
+    """Encoded pictures to pixels [n, S, S, 3]; raises Refusal 422 that says which one cannot be used, and why."""
+    found = await asyncio.gather(
+        *(decoding.decoded(service.decoders, picture) for picture in pictures), return_exceptions=True
+    )
+    for number, pixels in enumerate(found):
+        if isinstance(pixels, Refusal):
+            place = f"picture {number + 1} of {len(pictures)}: " if len(pictures) > 1 else ""
+            raise Refusal(pixels.status, place + pixels.message, pixels.retry)
+        if isinstance(pixels, BaseException):
+            raise pixels
+    return np.stack([pixels for pixels in found if not isinstance(pixels, BaseException)])
+
+
+async def read(service: Service, pixels: NDArray[np.uint8]) -> dict[str, Reading]:
+    """What the model says of pixels [n, S, S, 3], task by task."""
+    return model.read(service.served, await batching.ask(service.waiting, pixels))
+
+
+async def _received(request: Request, most: int) -> bytes | None:
+    parts, total = [], 0
+    async for chunk in request.stream():
+        total += len(chunk)
+        if total > most:
+            return None
+        parts.append(chunk)
+    return b"".join(parts)
+
+
+def _unpacked(body: bytes, window: int, most: int) -> bytes:
+    """A compressed body in full; never more than `most` bytes of it."""
+    unpacker = zlib.decompressobj(window)
+    try:
+        whole = unpacker.decompress(body, most + 1)
+    except zlib.error:
+        raise Refusal(400, "the body is not compressed as its Content-Encoding says") from None
+    if len(whole) > most:
+        raise Refusal(413, f"the body has more than {most // 2**20} MiB when unpacked")
+    if not unpacker.eof or unpacker.unused_data:
+        raise Refusal(400, "the compressed body is not whole")
+    return whole

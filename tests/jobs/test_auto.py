@@ -1,0 +1,49 @@
+"""`extend --method auto`: a search over methods and rates whose choice is an ordinary child."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import taskgraft
+from taskgraft import Problem, Run
+from taskgraft.jobs import auto as job
+from taskgraft.jobs.request import Request
+
+RUN = Run(steps=4, batch=8, warmup=5, eval_every=2, save_every=2, views=1, precision="fp32")
+
+
+@pytest.fixture
+def asked(alice: Path, new_pictures: Path, old_pictures: Path, monkeypatch: pytest.MonkeyPatch) -> Request:
+    monkeypatch.setattr(job, "RATES", (0.001,))
+    return Request(str(alice), new_pictures, "paint", run=RUN, old_val=(old_pictures / "val",))
+
+
+def test_the_best_of_the_portfolio_is_left_in_out(asked: Request, tmp_path: Path) -> None:
+    out = tmp_path / "both"
+    done = job.auto(asked, out)
+    tried = {line.split("`")[1] for line in (out / "search" / "table.md").read_text().splitlines() if "`" in line}
+    assert tried
+    assert done.record.method.split("(")[0].split(" ")[0] in {
+        name.split("(")[0].split(" ")[0] for name in job.PORTFOLIO
+    }
+    assert [task.name for task in taskgraft.open_parent(str(out)).classifier.tasks] == ["shape", "paint"]
+    for name in ("record.json", "report.html", "search/report.html", "predictions.npz"):
+        assert (out / name).is_file(), name
+    before = (out / "record.json").read_bytes()
+    assert job.auto(asked, out).record == done.record
+    assert (out / "record.json").read_bytes() == before
+
+
+def test_a_limit_on_forgetting_decides(asked: Request, tmp_path: Path) -> None:
+    done = job.auto(asked, tmp_path / "both", max_forgetting="0%")
+    (old, _) = done.record.tasks
+    assert old.forgetting
+    assert old.forgetting.mean <= 0.0
+
+
+def test_other_files_in_out_are_left_alone(asked: Request, tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("x")
+    with pytest.raises(Problem, match="already holds other files"):
+        job.auto(asked, tmp_path)

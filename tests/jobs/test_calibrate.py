@@ -1,0 +1,69 @@
+"""A new card from labelled pictures: the temperature and nothing but the card changes."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import taskgraft
+from taskgraft.bundle import read
+from taskgraft.problem import Problem
+from taskgraft.record import digest
+from toys import NEW, OLD, folder_of
+
+
+@pytest.fixture
+def model(alice: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(alice, tmp_path / "model"))
+
+
+def contested(folder: Path) -> Path:
+    """Sixty pictures, six of them in the folder of another class: a model that is sure of all is too sure."""
+    folder_of(folder, OLD, 60, 9)
+    for file in sorted((folder / "round").iterdir())[:6]:
+        file.rename(folder / "thin" / f"moved-{file.name}")
+    return folder
+
+
+def test_only_the_card_changes(model: Path, tmp_path: Path) -> None:
+    before = {path: digest(path) for path in model.rglob("*") if path.is_file()}
+    known = read(model).cards["shape"]
+    card = taskgraft.calibrate(model, contested(tmp_path / "other"))
+    after = {path: digest(path) for path in model.rglob("*") if path.is_file()}
+    assert {path for path in after if after[path] != before.get(path)} == {model / "cards/shape.json"}
+    assert before.keys() == after.keys()
+    stored = read(model).cards["shape"]
+    assert stored == card
+    assert card["images"] == card["calibration"]["images"] == 60
+    assert card["train_counts"] == known["train_counts"]
+    assert card["temperature"] != known["temperature"]
+    assert "other" in card["measured_on"]
+
+
+def test_probabilities_follow_the_card_and_labels_do_not(model: Path, tmp_path: Path, old_pictures: Path) -> None:
+    folder = old_pictures / "val"
+    first = list(taskgraft.predict_files(model, [folder]))
+    raw = list(taskgraft.predict_files(model, [folder], raw=True))
+    taskgraft.calibrate(model, contested(tmp_path / "other"))
+    second = list(taskgraft.predict_files(model, [folder]))
+    assert raw == list(taskgraft.predict_files(model, [folder], raw=True))
+
+    def column(rows: list[dict], key: str) -> list:
+        return [row["tasks"]["shape"][key] for row in rows]
+
+    assert column(first, "label") == column(second, "label")
+    assert not np.allclose(column(first, "probability"), column(second, "probability"))
+
+
+@pytest.mark.parametrize("what", ["few", "foreign", "task", "no bundle"])
+def test_what_cannot_be_calibrated_is_said(model: Path, tmp_path: Path, what: str) -> None:
+    data = folder_of(tmp_path / "data", NEW if what == "foreign" else OLD, 12 if what == "few" else 30, 9)
+    wanted = {"few": "12 pictures", "foreign": "lack", "task": "no task 'paint'", "no bundle": "is no bundle"}[what]
+    given = "test_resnet" if what == "no bundle" else model
+    before = digest(model / "cards/shape.json")
+    with pytest.raises(Problem, match=wanted):
+        taskgraft.calibrate(given, data, task="paint" if what == "task" else None)
+    assert digest(model / "cards/shape.json") == before

@@ -1,0 +1,166 @@
+"""Class shares of pictures, tables and videos, by a trained model with its own task card."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import taskgraft
+from films import cut, film, stills
+from taskgraft import report
+from taskgraft.bundle import read
+from taskgraft.cli import main
+from taskgraft.jobs import distribution as job
+from taskgraft.problem import Problem
+from taskgraft.shares import Distribution
+from taskgraft.types import Watch
+from toys import OLD, pictures
+
+TRACKS = [0, 0, 1, 0, 2, 0, 0, 1, 0, 0, 1, 0]  # 8 of 12 round, 3 square, 1 thin
+FRAMES = 10  # of a track: one second
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return film(tmp_path_factory.mktemp("film") / "camera.mp4", stills(OLD, TRACKS, FRAMES))
+
+
+@pytest.fixture
+def frames(tmp_path: Path) -> Path:
+    """A table of frames of tracks: one long track of class 0, ten short ones of class 1."""
+    images = pictures(300, OLD, 21)
+    labels = images.labels["shape"].numpy()
+    lines = ["path,track"]
+    for track, (k, count) in enumerate([(0, 40)] + [(1, 2)] * 10):
+        for number, row in enumerate(np.flatnonzero(labels == k)[track * 3 : track * 3 + count]):
+            name = f"{track}-{number}.png"
+            Image.fromarray(images.pixels[row].numpy()).save(tmp_path / name)
+            lines.append(f"{name},t{track}")
+    (tmp_path / "frames.csv").write_text("\n".join(lines) + "\n")
+    return tmp_path / "frames.csv"
+
+
+def shares(found: Distribution) -> dict[str, tuple[float, float, float]]:
+    return {one.name: (one.low, one.share, one.high) for one in found.tasks[0].classes}
+
+
+def test_training_leaves_a_card_that_corrects(alice: Path) -> None:
+    card = read(alice).cards["shape"]
+    assert 0 < card["temperature"] < 20
+    assert card["calibration"]["images"] == card["images"] == 24
+    assert np.allclose(np.sum(card["mean_posterior"], axis=1), 1, atol=1e-3)
+
+
+def test_a_video_of_known_tracks_has_their_shares(alice: Path, clip: Path) -> None:
+    found = taskgraft.distribution(alice, [clip], every=0.1, block=1.0)
+    (task,) = found.tasks
+    assert (task.images, task.units, task.unit) == (120, 12, "block of 1 s")
+    for name, wanted in zip(OLD.classes, (8 / 12, 3 / 12, 1 / 12), strict=True):
+        low, share, high = shares(found)[name]
+        assert share == pytest.approx(wanted, abs=0.06)
+        assert low <= wanted <= high
+        assert high - low > 0.1  # of 12 tracks, not of 120 frames
+    assert 6 < task.effective < 30
+    assert "frames are counted, not vehicles" in found.notes[0]
+    assert found.unreadable == 0
+
+
+def test_a_video_cut_in_the_middle_keeps_what_was_read_and_says_so(alice: Path, clip: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    half = cut(clip, 0.5, tmp_path / "half.mp4")
+    found = taskgraft.distribution(alice, [half], every=0.1, block=1.0, watch=Watch(say=said.append))
+    (task,) = found.tasks
+    assert 40 <= task.images <= 80
+    assert found.unreadable == 1
+    assert any("half.mp4: " in line and "cut off at" in line for line in said)
+    seen = TRACKS[: task.units]
+    assert shares(found)["round"][1] == pytest.approx(seen.count(0) / len(seen), abs=0.12)
+    said.clear()
+    rows = list(taskgraft.predict_files(alice, [half], every=0.5, watch=Watch(say=said.append)))
+    assert any("cut off at" in line for line in said)
+    assert "tasks" in rows[0]
+    assert "cut off at" in rows[-1]["error"]
+
+
+def test_a_track_column_counts_vehicles(alice: Path, frames: Path) -> None:
+    found = taskgraft.distribution(alice, [frames])
+    assert (found.tasks[0].unit, found.tasks[0].units, found.tasks[0].images) == ("track", 11, 60)
+    low, share, high = shares(found)["square"]
+    assert share == pytest.approx(10 / 11, abs=0.06)
+    assert low <= 10 / 11 <= high
+    assert found.notes == ()
+    plain = frames.with_name("plain.csv")
+    plain.write_text("\n".join(line.split(",")[0] for line in frames.read_text().splitlines()))
+    assert shares(taskgraft.distribution(alice, [plain]))["square"][1] == pytest.approx(1 / 3, abs=0.06)
+
+
+def test_numbered_frames_without_tracks_are_noticed(alice: Path, tmp_path: Path, old_pictures: Path) -> None:
+    file = next((old_pictures / "val").rglob("*.png"))
+    for number in range(30):
+        (tmp_path / f"frame_{number:04d}.png").write_bytes(file.read_bytes())
+    found = taskgraft.distribution(alice, [tmp_path])
+    assert "the number after that of the picture before" in found.notes[0]
+    assert taskgraft.distribution(alice, [old_pictures / "val"]).notes == ()
+
+
+def test_the_folder_holds_page_figure_and_numbers(alice: Path, old_pictures: Path, tmp_path: Path) -> None:
+    found = taskgraft.distribution(alice, [old_pictures / "val"], out=tmp_path / "shares")
+    assert json.loads((tmp_path / "shares/distribution.json").read_text()) == json.loads(found.model_dump_json())
+    with Image.open(tmp_path / "shares/distribution.png") as picture:
+        assert picture.size[0] > 1000
+    page = (tmp_path / "shares/distribution.html").read_text()
+    assert "Shares of shape" in page
+    assert 'src="http' not in page
+    lines = report.table_shares(found)
+    assert [line for line in lines if line.startswith("  round ")]
+    for name, (_, share, _) in shares(found).items():
+        assert share == pytest.approx(1 / 3, abs=0.08), name
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("path,track\n../a.png,1\n", "line 2: '../a.png' is blank or leaves"),
+        ("file,track\na.png,1\n", "needs a column 'path'"),
+        ("path,track\na.png,1\na.png,1\n", "line 3: 'a.png' stands in the table twice"),
+        ("path,track\n", "names no picture"),
+    ],
+)
+def test_bad_tables_are_refused(alice: Path, tmp_path: Path, text: str, reason: str) -> None:
+    (tmp_path / "a.csv").write_text(text)
+    with pytest.raises(Problem, match=reason.replace("(", r"\(")):
+        job.distribution(alice, [tmp_path / "a.csv"])
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["--task", "colour"], "no task 'colour'; it has shape"),
+        (["--joint", "shape"], "--joint takes two tasks"),
+        (["--joint", "shape,shape"], "two different tasks"),
+        (["--estimator", "best"], "none of emq, pacc, naive"),
+        (["--block", "0"], "seconds above 0"),
+    ],
+)
+def test_wrong_words_are_refused_in_one_line(
+    alice: Path, old_pictures: Path, words: list[str], reason: str, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(sys, "argv", ["taskgraft", "distribution", str(alice), str(old_pictures / "val"), *words])
+    with pytest.raises(SystemExit) as end:
+        main()
+    told = capsys.readouterr()
+    assert (end.value.code, told.out, len(told.err.splitlines())) == (2, "", 1)
+    assert reason in told.err
+
+
+def test_nothing_readable_is_not_a_share_of_nothing(alice: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"no picture")
+    with pytest.raises(Problem, match="could be read") as told:
+        job.distribution(alice, [tmp_path])
+    assert told.value.code == 1

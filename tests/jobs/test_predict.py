@@ -1,0 +1,226 @@
+"""Answers to pictures without labels: rows in order, files in parts, the same whatever stops or shares the work."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as parquet
+import pytest
+import torch
+from PIL import Image
+
+import taskgraft
+from films import film, stills
+from taskgraft.bundle import Bundle, open_parent, write
+from taskgraft.classifier import grow
+from taskgraft.cli import main
+from taskgraft.data import Preprocess
+from taskgraft.jobs import parts
+from taskgraft.jobs import predict as job
+from taskgraft.jobs.predict import Asked, predict_files, predict_to
+from taskgraft.metrics import probabilities
+from taskgraft.problem import Problem
+from toys import NEW, OLD, folder_of, parent, pictures
+
+WANTED = Preprocess(32, "squash", 1.0, "bilinear", (0.5,) * 3, (0.5,) * 3)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of two tasks, one of which has a temperature."""
+    home = tmp_path_factory.mktemp("two") / "both"
+    home.mkdir()
+    card = {"task": "shape", "classes": list(OLD.classes), "temperature": 2.0}
+    two = grow(parent(), NEW, 0).eval()
+    write(home, Bundle(two, WANTED, {}, "here", "0", "test_resnet", "fc", cards={"shape": card}), method="", parent={})
+    return home
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Nine pictures in two folders, a damaged one, text, a hidden file and a link to outside."""
+    root = tmp_path / "pictures"
+    folder_of(root, OLD, 9, 1, size=20)
+    (root / "round" / "5.png").write_bytes(b"no picture")
+    (root / "notes.txt").write_text("text")
+    (root / ".hidden.png").write_bytes(b"")
+    (tmp_path / "outside.png").write_bytes(b"")
+    (root / "link.png").symlink_to(tmp_path / "outside.png")
+    (root / "circle").symlink_to(root)
+    return root
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_every_picture_has_a_row_in_order(model: Path, folder: Path) -> None:
+    rows = list(predict_files(model, [folder], top=2, batch=4))
+    names = [Path(row["id"]).relative_to(folder).as_posix() for row in rows]
+    assert names == sorted(names)
+    assert len(names) == 10
+    bad = [row for row in rows if "error" in row]
+    assert [Path(row["id"]).name for row in bad] == ["5.png"]
+    assert "not a picture" in bad[0]["error"]
+    good = next(row for row in rows if "tasks" in row)
+    assert set(good["tasks"]) == {"shape", "paint"}
+    answer = good["tasks"]["shape"]
+    assert next(one["label"] for one in answer["top"]) == answer["label"]
+    assert answer["top"][0]["probability"] >= answer["top"][1]["probability"]
+
+
+def test_the_answers_are_the_models(model: Path, folder: Path) -> None:
+    images = pictures(9, OLD, 1, 20)
+    bundle = open_parent(str(model))
+    resized = torch.stack([
+        torch.from_numpy(np.array(Image.fromarray(p.numpy()).resize((32, 32), Image.Resampling.BILINEAR)))
+        for p in images.pixels
+    ])  # fmt: skip
+    own = taskgraft.predict(bundle.classifier, images._replace(pixels=resized, mean=WANTED.mean, std=WANTED.std))
+    by_name = {Path(row["id"]).stem: row for row in predict_files(model, [folder]) if "tasks" in row}
+    raw = {Path(row["id"]).stem: row for row in predict_files(model, [folder], raw=True) if "tasks" in row}
+    for number in by_name:
+        logits = {task: values[int(number)][None] for task, values in own.logits.items()}
+        for task, temperature in (("shape", 2.0), ("paint", 1.0)):
+            shares = probabilities(logits[task], temperature)[0]
+            assert by_name[number]["tasks"][task]["label"] == own.classes[task][shares.argmax()]
+            assert by_name[number]["tasks"][task]["probability"] == pytest.approx(shares.max(), abs=1e-5)
+            plain = probabilities(logits[task])[0].max()
+            assert raw[number]["tasks"][task]["probability"] == pytest.approx(plain, abs=1e-5)
+
+
+def test_a_path_given_twice_counts_once_and_a_copy_twice(model: Path, folder: Path, tmp_path: Path) -> None:
+    one = folder / "round" / "0.png"
+    copy = tmp_path / "copy.png"
+    copy.write_bytes(one.read_bytes())
+    rows = list(predict_files(model, [copy, one, one, copy]))
+    assert [row["id"] for row in rows] == [str(copy), str(one)]
+    assert rows[0]["tasks"] == rows[1]["tasks"]
+
+
+def test_tables_hold_what_lines_hold(model: Path, folder: Path, tmp_path: Path) -> None:
+    for suffix in ("jsonl", "csv", "parquet"):
+        done = predict_to(tmp_path / f"a.{suffix}", Asked(str(model), top=2), [folder], chunk=4)
+        assert done[:3] == (9, 1, True)
+        assert not parts.home(tmp_path / f"a.{suffix}").exists()
+    lines = read(tmp_path / "a.jsonl")
+    assert lines == list(predict_files(model, [folder], top=2))
+    with (tmp_path / "a.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    columns = parquet.read_table(tmp_path / "a.parquet").to_pylist()
+    assert len(lines) == len(table) == len(columns) == 10
+    for line, row, values in zip(lines, table, columns, strict=True):
+        assert line["id"] == row["id"] == values["id"]
+        assert line.get("error", "") == row["error"] == (values["error"] or "")
+        for task, answer in line.get("tasks", {}).items():
+            second = answer["top"][1]
+            assert answer["label"] == row[f"{task}.label"] == values[f"{task}.label"]
+            assert second["label"] == row[f"{task}.2.label"] == values[f"{task}.2.label"]
+            assert second["probability"] == float(row[f"{task}.2.probability"]) == values[f"{task}.2.probability"]
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
+def test_a_run_that_was_stopped_goes_on_to_the_same_file(
+    model: Path, folder: Path, tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = Asked(str(model), batch=2)
+    predict_to(tmp_path / f"whole.{suffix}", asked, [folder], chunk=3)
+    out, given, made = tmp_path / f"a.{suffix}", job._answered, []
+
+    def stopping(*arguments: Any) -> Any:
+        for number, row in enumerate(given(*arguments)):
+            if len(made) == 2 and number == 1:
+                raise KeyboardInterrupt
+            yield row
+        made.append(1)
+
+    monkeypatch.setattr(job, "_answered", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        predict_to(out, asked, [folder], chunk=3)
+    monkeypatch.setattr(job, "_answered", given)
+    assert not out.exists()
+    with pytest.raises(Problem, match="--resume goes on"):
+        predict_to(out, asked, [folder], chunk=3)
+    with pytest.raises(Problem, match="top was 1, is 2"):
+        predict_to(out, asked._replace(top=2), [folder], chunk=3, resume=True)
+    kept = {path.name: path.stat().st_mtime_ns for path in parts.home(out).glob(f"*.{suffix}")}
+    assert len(kept) == 2
+    counted: list[int] = []
+    monkeypatch.setattr(job, "_answered", lambda *given_: counted.append(1) or given(*given_))
+    assert predict_to(out, asked, [folder], chunk=3, resume=True)[:3] == (9, 1, True)
+    assert len(counted) == 2  # of four parts, two were whole
+    assert out.read_bytes() == (tmp_path / f"whole.{suffix}").read_bytes()
+    assert predict_to(out, asked, [folder], chunk=3, resume=True).read == 0
+    with pytest.raises(Problem, match="exists"):
+        predict_to(out, asked, [folder], chunk=3)
+
+
+def test_workers_share_the_work_and_the_last_one_joins(model: Path, folder: Path, tmp_path: Path) -> None:
+    asked, out = Asked(str(model), batch=2), tmp_path / "a.jsonl"
+    predict_to(tmp_path / "whole.jsonl", asked, [folder], chunk=2)
+    first = predict_to(out, asked, [folder], chunk=2, shard=(1, 3))
+    assert (first.done, out.exists()) == (False, False)
+    assert not predict_to(out, asked, [folder], chunk=2, shard=(0, 3)).done
+    last = predict_to(out, asked, [folder], chunk=2, shard=(2, 3))
+    assert last[:3] == (9, 1, True)
+    assert out.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+    assert predict_to(out, asked, [folder], chunk=2, shard=(0, 3)).done  # a worker that is late
+    assert [path.name for path in tmp_path.iterdir() if "parts" in path.name or "lock" in path.name] == []
+
+
+def test_videos_stand_in_line_with_pictures(model: Path, folder: Path, tmp_path: Path) -> None:
+    clip = film(tmp_path / "b.mkv", stills(OLD, [0, 1], 5))
+    rows = list(predict_files(model, [folder / "round" / "0.png", clip, folder / "thin"], every=0.25))
+    names = [Path(row["id"]).name for row in rows]
+    assert names == [
+        "0.png",
+        *(f"b.mkv@{time}s" for time in ("0.000", "0.300", "0.500", "0.800")),
+        "2.png",
+        "5.png",
+        "8.png",
+    ]
+
+
+@pytest.mark.parametrize("what", ["nothing", "missing", "suffix"])
+def test_what_cannot_be_done_is_said_before_anything_is_written(model: Path, tmp_path: Path, what: str) -> None:
+    (tmp_path / "empty").mkdir()
+    paths = [tmp_path / ("none" if what == "missing" else "empty")]
+    out = tmp_path / ("a.xlsx" if what == "suffix" else "a.csv")
+    wanted = {"nothing": "no picture or video", "missing": "does not exist", "suffix": "suffix"}[what]
+    with pytest.raises(Problem, match=wanted):
+        predict_to(out, Asked(str(model)), paths)
+    assert {path.name for path in tmp_path.iterdir()} == {"empty"}
+
+
+def test_the_command_keeps_stdout_clean(
+    model: Path, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def command(*words: object, given: str = "") -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["taskgraft", *map(str, words)])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(given.encode())))
+        with pytest.raises(SystemExit) as end:
+            main()
+        told = capsys.readouterr()
+        return int(end.value.code or 0), told.out, told.err
+
+    names = [str(folder / "round" / name) for name in ("0.png", "5.png")]
+    code, out, err = command("predict", model, "-", given="\n".join(names) + "\n")
+    assert code == 0
+    assert [json.loads(line)["id"] for line in out.splitlines()] == names
+    assert "1 of 2 could not be read" in err
+    code, out, _ = command("predict", model, names[1])
+    assert code == 1
+    assert "error" in json.loads(out)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    code, out, err = command("predict", model, names[0])
+    assert (code, out) == (2, "")
+    assert "need --out" in err
+    code, out, err = command("predict", model, names[0], "--every", "0s", "--out", folder / "a.csv")
+    assert (code, out) == (2, "")
+    assert "--every" in err

@@ -1,0 +1,91 @@
+"""Trackers get what is on disk; whatever they do, the run ends as it would without them."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from taskgraft import Problem, Watch
+from taskgraft.jobs import tracking
+from taskgraft.record import Line
+from taskgraft.types import Watch as Whole
+
+LINES = [Line(step=step, rate=0.1, terms={"data": 1.0}, accuracy={"paint": 0.5}) for step in range(3)]
+
+
+def told(out: Path, name: str = "tensorboard") -> list[str]:
+    said: list[str] = []
+    with tracking.tracked(name, out, {"rate": 0.1}, Watch(say=said.append)) as watch:
+        for line in LINES:
+            watch.logged(line)
+    return said
+
+
+def test_tensorboard_holds_every_value(tmp_path: Path) -> None:
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    assert told(tmp_path) == []
+    folder = next((tmp_path / "tensorboard").rglob("events.*")).parent
+    found = events.EventAccumulator(str(folder)).Reload()
+    assert [(one.step, one.value) for one in found.Scalars("accuracy/paint")] == [(0, 0.5), (1, 0.5), (2, 0.5)]
+    assert set(found.Tags()["scalars"]) >= {"accuracy/paint", "loss/data", "rate"}
+
+
+class Broken:
+    """A tracker whose server is down."""
+
+    def __init__(self, **place: Any) -> None:
+        pass
+
+    def start(self) -> None:
+        pass
+
+    def store_init_configuration(self, values: dict[str, Any]) -> None:
+        pass
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        raise ConnectionError("the server is down")
+
+    def finish(self) -> None:
+        pass
+
+
+class Hanging(Broken):
+    """A tracker whose server never answers."""
+
+    over = threading.Event()
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        self.over.wait(60)
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"), [(Broken, "failed and is left out: ConnectionError"), (Hanging, "did not take")]
+)
+def test_a_tracker_that_is_down_costs_a_line(
+    kind: type, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("tensorboard")
+    monkeypatch.setitem(__import__("accelerate.tracking", fromlist=[""]).LOGGER_TYPE_TO_CLASS, "tensorboard", kind)
+    monkeypatch.setattr(tracking, "PATIENCE", 0.2)
+    Hanging.over.clear()
+    found = told(tmp_path)
+    Hanging.over.set()
+    assert len(found) == 1
+    assert said in found[0]
+
+
+def test_without_a_tracker_nothing_is_added(tmp_path: Path) -> None:
+    watch = Whole()
+    with tracking.tracked("", tmp_path, {}, watch) as same:
+        assert same is watch
+
+
+def test_an_unknown_or_missing_tracker_is_refused() -> None:
+    with pytest.raises(Problem, match="give tensorboard, mlflow, wandb"):
+        tracking.check("excel")
+    with pytest.raises(Problem, match="pip install mlflow") as caught:
+        tracking.check("mlflow")
+    assert caught.value.code == 3

@@ -1,0 +1,84 @@
+"""What trials share: made once for a name and a key, by whoever comes first, and whole or not at all."""
+
+from __future__ import annotations
+
+import multiprocessing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from taskgraft.loop.shared import once_in
+
+VALUES = {"a": torch.arange(6.0).view(2, 3), "b": torch.ones(4, dtype=torch.float16)}
+
+
+def counted(folder: Path, key: str, calls: list[str], saved: list[tuple[str, float]]) -> Any:
+    once = once_in(folder, key, lambda name, seconds: saved.append((name, seconds)))
+
+    def ask(name: str) -> dict[str, torch.Tensor]:
+        def make() -> dict[str, torch.Tensor]:
+            calls.append(name)
+            return VALUES
+
+        return once(name, make)
+
+    return ask
+
+
+def test_made_once_and_read_as_it_was(tmp_path: Path) -> None:
+    calls: list[str] = []
+    saved: list[tuple[str, float]] = []
+    ask = counted(tmp_path, "parent", calls, saved)
+    first, second = ask("Fisher"), ask("Fisher")
+    assert calls == ["Fisher"]
+    assert [name for name, _ in saved] == ["Fisher"]
+    for name, value in VALUES.items():
+        assert torch.equal(first[name], value)
+        assert torch.equal(second[name], value)
+        assert second[name].dtype == value.dtype
+
+
+def test_another_name_or_key_is_another_thing(tmp_path: Path) -> None:
+    calls: list[str] = []
+    counted(tmp_path, "parent", calls, [])("features")
+    counted(tmp_path, "parent", calls, [])("answers")
+    counted(tmp_path, "another parent", calls, [])("features")
+    assert calls == ["features", "answers", "features"]
+
+
+@pytest.mark.parametrize("damage", [b"", b"half of it", None])
+def test_a_damaged_file_is_made_again(damage: bytes | None, tmp_path: Path) -> None:
+    calls: list[str] = []
+    ask = counted(tmp_path, "parent", calls, [])
+    ask("features")
+    (file,) = tmp_path.glob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:-3] if damage is None else damage)
+    assert torch.equal(ask("features")["a"], VALUES["a"])
+    assert len(calls) == 2
+
+
+def slow(folder: Path, pipe: Any) -> None:
+    made = []
+
+    def make() -> dict[str, torch.Tensor]:
+        made.append(1)
+        multiprocessing.Event().wait(0.5)
+        return VALUES
+
+    once_in(folder, "parent", lambda name, seconds: None)("answers", make)
+    pipe.send(len(made))
+
+
+def test_two_processes_wait_for_one(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    pipes = []
+    for _ in range(2):
+        ours, theirs = context.Pipe(duplex=False)
+        process = context.Process(target=slow, args=(tmp_path, theirs))
+        process.start()
+        pipes.append((process, ours))
+    assert sum(pipe.recv() for _, pipe in pipes) == 1
+    for process, _ in pipes:
+        process.join()
