@@ -100,9 +100,9 @@ def test_what_trials_share_is_computed_once_and_changes_nothing(
 def test_stopped_trials_spend_less_and_the_last_goes_on_from_where_it_stood(place: Place, tmp_path: Path) -> None:
     said: list[str] = []
     found = searched(place, tmp_path / "s", prune="yes", watch=Watch(say=said.append))
-    assert found.rungs == (2, 8)
+    assert found.rungs == (2, 4, 8)
     assert sorted(one.state for one in found.trials) == ["complete", "stopped", "stopped", "stopped"]
-    assert found.cost["steps"] == 3 * 2 + 8
+    assert found.cost["steps"] == 2 * 2 + 4 + 8
     best = next(one for one in found.trials if one.state == "complete")
     looked = [line for line in best.history if line.accuracy]
     assert [line.step for line in looked] == [0, 2, 4, 6, 8]

@@ -11,7 +11,7 @@ from taskgraft.search.halving import ETA, Due, Seen, cost, due, fitting, rungs
 
 
 def test_rungs_lie_on_evaluated_steps() -> None:
-    assert rungs(1200, 50, True) == (100, 300, 1200)
+    assert rungs(1200, 50, True) == (100, 150, 300, 600, 1200)
     assert rungs(1200, 50, False) == (1200,)
     assert rungs(40, 20, True) == (20, 40)
     assert rungs(10, 20, True) == (10,)
@@ -58,7 +58,7 @@ def test_all_failed_is_over() -> None:
 def test_a_place_that_waits_holds_the_rung() -> None:
     wave = [Seen({10: 0.5}), Seen({10: 0.9}), Seen({10: 0.1}), Seen({})]
     assert due(wave, (10, 40)) == [Due(3, 10)]
-    assert due([*wave[:3], Seen({10: 0.2})], (10, 40)) == [Due(1, 40)]
+    assert due([*wave[:3], Seen({10: 0.2})], (10, 40)) == [Due(1, 40), Due(0, 40)]
 
 
 def test_a_budget_decides_the_size_of_a_wave() -> None:

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-ETA = 4  # of so many trials one goes on
-LEVELS = 3
+ETA = 2  # of so many trials one goes on
+LEVELS = 5  # the first comparison is after 1 / ETA^4 of the steps
 
 
 class Seen(NamedTuple):
