@@ -74,6 +74,15 @@ def test_atomic_leaves_the_old_file_when_the_block_raises(tmp_path: Path) -> Non
     assert [item.name for item in tmp_path.iterdir()] == ["x.txt"]
 
 
+def test_what_a_library_writes_for_its_owner_alone_others_may_read(tmp_path: Path) -> None:
+    (tmp_path / "usual").write_text("x")
+    with record.atomic(tmp_path / "x.txt") as aside:
+        aside.write_text("x")
+        aside.chmod(0o600)
+    assert (tmp_path / "x.txt").stat().st_mode == (tmp_path / "usual").stat().st_mode
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["usual", "x.txt"]
+
+
 def test_atomic_says_when_nothing_was_written(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), record.atomic(tmp_path / "x.txt"):
         pass

@@ -185,11 +185,23 @@ def atomic(path: Path) -> Iterator[Path]:
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         yield aside
+        os.chmod(aside, _usual_mode(aside))
         flush(aside)
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
     flush(path.parent)
+
+
+def _usual_mode(beside: Path) -> int:
+    """What the user's umask gives a new file; safetensors writes files that nobody else may read."""
+    probe = beside.with_name(f"{beside.name}.mode")
+    handle = os.open(probe, os.O_CREAT | os.O_WRONLY, 0o666)
+    try:
+        return os.fstat(handle).st_mode & 0o777
+    finally:
+        os.close(handle)
+        probe.unlink()
 
 
 def flush(path: Path) -> None:

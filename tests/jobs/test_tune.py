@@ -186,6 +186,28 @@ def test_killed_with_all_its_workers_it_goes_on_to_the_same_choice(
     assert "best Score" in ended.stdout
 
 
+def test_workers_end_with_the_search_that_began_them(place: Place, tmp_path: Path) -> None:
+    out = tmp_path / "s"
+    started = subprocess.Popen(command(place, out, "--jobs", "2"), start_new_session=True, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list(out.glob("trials/*")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    started.kill()
+    started.wait()
+    while time.monotonic() < deadline and running(started.pid):
+        time.sleep(0.1)
+    assert not running(started.pid)
+
+
+def running(group: int) -> bool:
+    """Whether a process of the group is left."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
 def test_two_machines_on_one_database_share_the_work(whole: tuple[Found, Path], place: Place, tmp_path: Path) -> None:
     out = tmp_path / "s"
     with postgresql() as url:

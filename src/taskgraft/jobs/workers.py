@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import socket
+import threading
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
@@ -97,12 +99,21 @@ def _child(search: Search, marks: dict[str, Any], threads: int, gpu: int | None,
     def say(line: str) -> None:
         pipe.send(("say", line))
 
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         begin(search, marks, threads, gpu, Watch(say=say))
     except Problem as problem:
         pipe.send(("problem", str(problem), problem.code))
     except KeyboardInterrupt:
         return  # the process that began this one says so
+
+
+def _end_with_parent() -> None:
+    """A worker whose search was killed must not go on alone."""
+    parent = multiprocessing.parent_process()
+    assert parent
+    wait([parent.sentinel])
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _on_ray(search: Search, marks: dict[str, Any], crew: Crew, watch: Watch) -> None:
