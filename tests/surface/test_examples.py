@@ -18,7 +18,12 @@ from taskgraft.settings import Run
 
 COMMANDS = typer.main.get_command(app).commands  # pyright: ignore[reportAttributeAccessIssue]
 LESS = ["--steps", "2", "--batch", "4", "--warmup", "2", "--eval-every", "1", "--precision", "fp32", "--cache", "none"]
-MORE = {"train": [*LESS, "--model", "test_resnet"], "extend": LESS, "compare": [*LESS, "--seeds", "1"]}
+MORE = {
+    "train": [*LESS, "--model", "test_resnet"],
+    "extend": LESS,
+    "compare": [*LESS, "--seeds", "1"],
+    "tune": LESS,
+}
 
 
 @pytest.fixture(scope="module")

@@ -77,6 +77,8 @@ def predict(
             watch.say(f"{done.bad} of {done.read + done.bad} could not be read; their rows say why")
         if not done.done:
             watch.say(f"this share is done; {out} is written when all are (the same command with --resume sees to it)")
+    if out is not None and done.done:
+        console.out([f"{done.read} answered, {done.bad} not readable: {out}"])
     if done.bad and not done.read:
         raise typer.Exit(1)
 
