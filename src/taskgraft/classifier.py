@@ -235,7 +235,8 @@ def _grown(
     grown.heads.append(_drawn(part.task, len(classes), part.stop - part.start, like, seed))
     grown.parts = (*classifier.parts, part)
     grown.tasks = tasks
-    grown.settled, grown._lean = len(classifier.extras), None
+    grown.settled = len(classifier.extras)
+    grown._lean = None
     return grown
 
 
