@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from search.databases import postgresql
 from taskgraft import Problem, Run, Watch, open_parent
@@ -274,3 +275,10 @@ def test_the_command_of_a_choice_trains_nearly_the_same_model(
     images = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     for task, logits in one.classifier.eval()(images).items():
         assert torch.allclose(logits, two.classifier.eval()(images)[task], atol=0.05)
+
+
+def test_views_that_no_epoch_reaches_are_not_answered(place: Place, tmp_path: Path) -> None:
+    searched(place, tmp_path / "s", "distill(strength=[1])", "views=64")
+    answers = [load_file(file) for file in (tmp_path / "s" / "shared").glob("*.safetensors")]
+    shapes = [tuple(found["shape"].shape) for found in answers if "shape" in found]
+    assert shapes == [(40, 2, 3)]  # 8 steps of 8 pictures show 40 pictures in two epochs
