@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from taskgraft.jobs.tune import tune
 from taskgraft.search import space
 from taskgraft.search.result import Found
 from taskgraft.search.wish import Crew, Wish
+from toys import NEW, folder_of
 
 RUN = Run(steps=8, batch=8, warmup=5, eval_every=2, save_every=2, views=2, precision="fp32", rate=0.01)
 METHOD, RATES = "distill(strength=[0.1, 10]) + wise(points=2)", "rate=[0.01, 0.1]"
@@ -224,6 +226,20 @@ def test_two_machines_on_one_database_share_the_work(whole: tuple[Found, Path], 
     assert results(Found.model_validate_json((out / "search.json").read_text())) == results(whole[0])
     finished = [line for text in said for line in text.splitlines() if "Score" in line and line.startswith("trial")]
     assert len(finished) == len(set(finished)) <= 4
+
+
+def test_test_pictures_are_asked_for_the_choices_alone(place: Place, new_pictures: Path, tmp_path: Path) -> None:
+    parts = tmp_path / "paints"
+    shutil.copytree(new_pictures, parts)
+    folder_of(parts / "test", NEW, 20, 9)
+    found = searched((place[0], parts, place[2]), tmp_path / "s")
+    best = found.choices[0]
+    assert best.candidate
+    assert best.test
+    assert best.test.n == 20
+    assert best.optimism == pytest.approx(best.candidate.new.mean - best.test.mean)
+    assert "on 20 test images" in (tmp_path / "s" / "table.md").read_text()
+    assert not list((tmp_path / "s" / "trials").glob("*/predictions.npz"))
 
 
 def test_another_parent_or_space_is_refused_in_the_same_folder(whole: tuple[Found, Path], place: Place) -> None:

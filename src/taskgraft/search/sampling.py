@@ -22,9 +22,10 @@ from optuna.trial import FrozenTrial
 
 from taskgraft import seeds
 from taskgraft.problem import Problem
-from taskgraft.search.space import Among, Params, Space
+from taskgraft.search.space import Among, Between, Params, Space
 
 SINGLE = ("cmaes", "gp", "qmc")  # samplers of Optuna's that people ask for, and that know one objective only
+DIGITS = 3
 PATIENCE = 10  # times a sampler may repeat itself before a trial is tried twice
 SAMPLERS: dict[str, Callable[[int, int], BaseSampler]] = {
     "random": lambda seed, count: RandomSampler(seed=seed),
@@ -62,14 +63,22 @@ def suggest(
     tried = [trial.params for trial in known]
     for turn in range(PATIENCE * count):
         asked = study.ask(distributions(space))
-        if asked.params in tried and turn < (PATIENCE - 1) * count:  # a space may have no more than was tried
+        params = {key: _short(value, space.open[key]) for key, value in asked.params.items()}
+        if params in tried and turn < (PATIENCE - 1) * count:  # a space may have no more than was tried
             continue
         system = study.get_trials(deepcopy=False)[asked.number].system_attrs
-        found.append(Suggestion(dict(asked.params), dict(system)))
-        tried.append(asked.params)
+        found.append(Suggestion(params, dict(system)))
+        tried.append(params)
         if len(found) == count:
             break
     return found
+
+
+def _short(value: Any, extent: Between | Among) -> Any:
+    """A number with the digits that a person would write; no search tells more of them apart."""
+    if isinstance(extent, Among) or not isinstance(value, float):
+        return value
+    return min(max(float(f"{value:.{DIGITS}g}"), extent.low), extent.high)
 
 
 def distributions(space: Space) -> dict[str, BaseDistribution]:
