@@ -8,10 +8,8 @@ from typing import Any
 from taskgraft.bundle import open_parent
 from taskgraft.bundle.files import write_card
 from taskgraft.calibration import FEWEST
-from taskgraft.data import open_images
-from taskgraft.data.sources import owner_of
 from taskgraft.inference import predict
-from taskgraft.jobs import evidence
+from taskgraft.jobs import evidence, measuring
 from taskgraft.problem import Problem
 from taskgraft.types import Watch
 
@@ -35,14 +33,7 @@ def calibrate(
         raise Problem(
             f"{model} is no bundle: calibrate needs the OUT folder of train or extend, where the card is kept"
         )
-    tasks = {known.name: known for known in bundle.classifier.tasks}
-    if task is not None and task not in tasks:
-        raise Problem(f"the model has no task {task!r}; it has {', '.join(tasks)}")
-    owner = tasks[task] if task else owner_of(data, bundle.classifier.tasks)
-    found = open_images(
-        data, owner.name, bundle.preprocess, seed=0, classes=owner.classes, cache_folder=cache, whole="val",
-        progress=lambda done, total: watch.progress(f"reading {data.name}", done, total),
-    )  # fmt: skip
+    owner, found = measuring.labelled(bundle, data, task, cache, watch)
     if found.val is None or len(found.val.pixels) < FEWEST:
         count = 0 if found.val is None else len(found.val.pixels)
         raise Problem(f"{data} has {count} pictures of {owner.name}; a temperature needs at least {FEWEST}")

@@ -9,9 +9,8 @@ import numpy as np
 
 from taskgraft import metrics
 from taskgraft.bundle import open_parent
-from taskgraft.data import open_images
-from taskgraft.data.sources import owner_of
 from taskgraft.inference import predict
+from taskgraft.jobs import measuring
 from taskgraft.problem import Problem
 from taskgraft.types import Watch
 
@@ -33,14 +32,7 @@ def evaluate(
     Raises Problem when the model lacks `task` or the pictures have classes that it does not know.
     """
     bundle = open_parent(model, arch=arch, labels=labels, wanted=wanted, task=parent_task)
-    tasks = {known.name: known for known in bundle.classifier.tasks}
-    if task is not None and task not in tasks:
-        raise Problem(f"the model has no task {task!r}; it has {', '.join(tasks)}")
-    owner = tasks[task] if task else owner_of(data, bundle.classifier.tasks)
-    found = open_images(
-        data, owner.name, bundle.preprocess, seed=0, classes=owner.classes, cache_folder=cache, whole="val",
-        progress=lambda done, total: watch.progress(f"reading {data.name}", done, total),
-    )  # fmt: skip
+    owner, found = measuring.labelled(bundle, data, task, cache, watch)
     if found.val is None:
         raise Problem(f"{data} holds no picture to measure on")
     predictions = predict(bundle.classifier, found.val)

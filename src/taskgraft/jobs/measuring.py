@@ -3,17 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from taskgraft import metrics
+from taskgraft.bundle import Bundle
 from taskgraft.classifier import Classifier, inherited, old_widths
-from taskgraft.data.sources import Inputs
+from taskgraft.data.manifest import DataSet, open_images
+from taskgraft.data.sources import Inputs, owner_of
 from taskgraft.inference import arithmetic, predict
 from taskgraft.jobs import evidence
+from taskgraft.problem import Problem
 from taskgraft.record import Predictions
+from taskgraft.types import Task, Watch
+
+
+def labelled(bundle: Bundle, data: Path, task: str | None, cache: Path | None, watch: Watch) -> tuple[Task, DataSet]:
+    """The pictures at a path and the task that their labels are of, found by its classes where none is named.
+
+    Raises Problem when the model lacks the task or the pictures have classes that it does not know.
+    """
+    tasks = {known.name: known for known in bundle.classifier.tasks}
+    if task is not None and task not in tasks:
+        raise Problem(f"the model has no task {task!r}; it has {', '.join(tasks)}")
+    owner = tasks[task] if task else owner_of(data, bundle.classifier.tasks)
+    found = open_images(
+        data, owner.name, bundle.preprocess, seed=0, classes=owner.classes, cache_folder=cache, whole="val",
+        progress=lambda done, total: watch.progress(f"reading {data.name}", done, total),
+    )  # fmt: skip
+    return owner, found
 
 
 def predictions(
