@@ -291,6 +291,14 @@ def test_a_taken_port_is_a_problem() -> None:
         run.listen("127.0.0.1", door.getsockname()[1])
 
 
+def test_small_answers_are_sent_at_once() -> None:
+    with run.listen("127.0.0.1", 0) as door, socket.create_connection(door.getsockname()) as client:
+        accepted, _ = door.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            assert client.getpeername() == door.getsockname()
+
+
 def test_pictures_are_decoded_by_the_same_rules(server: Running) -> None:
     pool = server.service.decoders
     file, turned = io.BytesIO(), Image.Exif()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +47,12 @@ def serve(
     checked(limits)
     local = run.admit(host, token, insecure=insecure)
     door = run.listen(host, port)
-    with door:
-        bundle = open_parent(str(model), arch=arch, labels=labels, wanted=wanted, task=parent_task)
+    with door, ThreadPoolExecutor(1, "model") as thread:
+        opened = thread.submit(open_parent, str(model), arch=arch, labels=labels, wanted=wanted, task=parent_task)
+        bundle = opened.result()
         for found in bundle.found:
             watch.say(f"model: {found}")
-        served = models.load(bundle, backend, name)
+        served = thread.submit(models.load, bundle, backend, name, thread).result()
         if trial:
             asyncio.run(_try(served, bundle, limits))
         else:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taskgraft.serving.limits import Limits, Refusal
-from taskgraft.serving.model import Answer, Run
+from taskgraft.serving.model import Answer, Run, Served
 
 
 class Asked(NamedTuple):
@@ -35,9 +35,9 @@ class Batcher:
     note: Callable[[int], None]  # told the size of every batch
 
 
-def batcher(run: Run, limits: Limits, note: Callable[[int], None]) -> Batcher:
+def batcher(served: Served, limits: Limits, note: Callable[[int], None]) -> Batcher:
     """A batcher that nobody has asked yet."""
-    return Batcher(run, limits, asyncio.Queue(), ThreadPoolExecutor(1, "model"), {"pictures": 0}, note)
+    return Batcher(served.run, limits, asyncio.Queue(), served.thread, {"pictures": 0}, note)
 
 
 @contextmanager

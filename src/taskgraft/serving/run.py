@@ -40,7 +40,11 @@ def listen(host: str, port: int) -> socket.socket:
     """An open port; 0 picks a free one. Raises Problem where it cannot be had."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=2048)
+        door = socket.create_server((host, port), family=family, backlog=2048)
+        # asyncio does so only for a socket that names its protocol: else an answer's body waits 40 ms for the
+        # client's delayed acknowledgement of its headers (Nagle); what is accepted here inherits it
+        door.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return door
     except (OSError, OverflowError) as error:
         raise Problem(
             f"{host} port {port} cannot be opened: {error}; choose another --port or --host", code=3

@@ -41,7 +41,7 @@ def assemble(served: Served, wanted: Preprocess, limits: Limits) -> Service:
     pool = decoding.start(wanted, limits)
     state = {"draining": 0, "requests": 0, "bodies": 0}
     found = gauges.gauges(lambda: waiting.load["pictures"], lambda: pool.replaced[0], lambda: not state["draining"])
-    waiting = batching.batcher(served.run, limits, found.batches.observe)
+    waiting = batching.batcher(served, limits, found.batches.observe)
     return Service(served, limits, waiting, pool, found, state)
 
 
