@@ -143,23 +143,27 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--arms", default="", help="only these, by label, separated by semicolons")
     parser.add_argument("--precision", default="auto")
+    parser.add_argument("--steps", type=int, default=Run().steps)
+    parser.add_argument("--separate", type=float, default=4.0, help="as of `taskgraft compare`; 0 = none")
     given = parser.parse_args()
     watch = Watch(say=lambda line: print(line, flush=True))
-    run = Run(eval_every=50, save_every=10_000, precision=given.precision)
+    run = Run(steps=given.steps, eval_every=50, save_every=10_000, precision=given.precision)
     for name in given.names:
         request = replace(request_of(name, given.shared, given.made, given.out, watch), run=run)
         cache = given.out / "cache"
         found = compare(
-            request, arms(run, given.arms), given.out / name / "runs", seeds=given.seeds, cache=cache, watch=watch
-        )
+            request, arms(run, given.arms), given.out / name / "runs", seeds=given.seeds, separate=given.separate,
+            cache=cache, watch=watch,
+        )  # fmt: skip
         stored = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-        stored[name] = {
+        key = name if given.steps == Run().steps else f"{name}, {given.steps} steps"
+        stored[key] = {
             "rows": rows(found), "proxies": proxies(found), "separate": found.separate, "failures": found.failures,
             "run": request.run.__dict__, "versions": versions(),
         }  # fmt: skip
         RESULTS.parent.mkdir(exist_ok=True)
         RESULTS.write_text(json.dumps(stored, indent=1))
-        for row in stored[name]["rows"]:
+        for row in stored[key]["rows"]:
             print(
                 row["label"], *(f"{key} {100 * row[key][0]:.1f}" for key in ("score", "old", "new")), row.get("closed")
             )

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from taskgraft import data
+from taskgraft import data, parallel
 from taskgraft.classifier import Classifier, newest, old_widths, read_columns
 from taskgraft.types import Images, Outputs, Params, Sources
 
@@ -18,12 +18,18 @@ def features_of(classifier: Classifier, images: Images, size: int = 32) -> Tenso
     """The columns that the heads read for each image [N, D], in eval mode, without gradients; modes are restored."""
     modes = [(module, module.training) for module in classifier.modules()]
     classifier.eval()
-    read = reader(images, classifier)
+    read, count = reader(images, classifier), len(images.pixels)
+    own = parallel.part(count)
     with torch.inference_mode():
-        parts = [classifier.features(read(first, first + size)) for first in range(0, len(images.pixels), size)]
+        parts = [
+            classifier.features(read(first, min(first + size, own.stop))) for first in range(own.start, own.stop, size)
+        ]
+        if not parts:  # more processes than images: the width still has to be known
+            parts = [classifier.features(read(0, 1))[:0]]
+        found = parallel.gathered(torch.cat(parts), count)
     for module, training in modes:
         module.training = training
-    return torch.cat(parts).clone()
+    return found.clone()
 
 
 def answers_of(classifier: Classifier, images: Tensor) -> Outputs:

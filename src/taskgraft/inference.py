@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from taskgraft import data
+from taskgraft import data, parallel
 from taskgraft.classifier import Classifier
 from taskgraft.record import Predictions
-from taskgraft.types import Images
+from taskgraft.types import Images, Outputs
 
 
 def arithmetic(classifier: Classifier, images: Images) -> int:
@@ -30,12 +30,13 @@ def predict(classifier: Classifier, images: Images, size: int = 32) -> Predictio
     """
     modes = [(module, module.training) for module in classifier.modules()]
     classifier.eval()
-    device = next(classifier.parameters()).device
-    parts = []
+    device, count = next(classifier.parameters()).device, len(images.pixels)
+    own = parallel.part(count)
+    parts: list[Outputs] = [{task.name: torch.empty(0, len(task.classes)) for task in classifier.tasks}]
     with torch.inference_mode():
-        for first in range(0, len(images.pixels), size):
-            outputs = classifier(data.ready(images, first, first + size).to(device))
-            parts.append({task: logits.float().cpu().numpy() for task, logits in outputs.items()})
+        for first in range(own.start, own.stop, size):
+            outputs = classifier(data.ready(images, first, min(first + size, own.stop)).to(device))
+            parts.append({task: logits.float().cpu() for task, logits in outputs.items()})
     for module, training in modes:
         module.training = training
     classes = {task.name: task.classes for task in classifier.tasks}
@@ -44,5 +45,5 @@ def predict(classifier: Classifier, images: Images, size: int = 32) -> Predictio
         classifier.softmax,
         images.names,
         {task: target.numpy().astype(np.int64) for task, target in images.labels.items() if task in classes},
-        {task: np.concatenate([part[task] for part in parts]) for task in classes},
+        {task: parallel.gathered(torch.cat([part[task] for part in parts]), count).numpy() for task in classes},
     )

@@ -168,9 +168,9 @@ def test_the_teacher_is_asked_once_for_each_view(monkeypatch: pytest.MonkeyPatch
     asked: list[int] = []
     real = steps._answerer
 
-    def counting(classifier):
-        answer = real(classifier)
-        return lambda params, images: (asked.append(len(images)), answer(params, images))[1]
+    def counting(*given):
+        answer = real(*given)
+        return lambda params, chosen: (asked.append(int(chosen.sum())), answer(params, chosen))[1]
 
     monkeypatch.setattr(steps, "_answerer", counting)
     trained("distill", replace(RUN, steps=20))  # 160 places, 20 images x 2 views

@@ -11,6 +11,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from taskgraft.cli.launch import leads
+
 QUIET_FOR = 15.0  # seconds between plain progress lines where there is no terminal
 
 
@@ -19,6 +21,9 @@ def watching() -> Iterator[Any]:
     """A `Watch` that prints to stderr; bars on a terminal, a plain line now and then elsewhere."""
     from taskgraft.types import Watch
 
+    if not leads():
+        yield Watch()
+        return
     console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     if not console.is_terminal:
         yield Watch(say=lambda line: print(line, file=sys.stderr, flush=True), progress=_plain())
@@ -30,7 +35,8 @@ def watching() -> Iterator[Any]:
 
 def out(lines: list[str]) -> None:
     """Results: on stdout, for people and pipes."""
-    print("\n".join(lines), flush=True)
+    if leads():
+        print("\n".join(lines), flush=True)
 
 
 def _plain() -> Callable[[str, int, int], None]:

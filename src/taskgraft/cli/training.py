@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from taskgraft.cli import console
+from taskgraft.cli.launch import with_processes
 from taskgraft.cli.options import (
     Arch,
     Budget,
@@ -51,8 +52,8 @@ EXAMPLES = {
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the application."""
-    app.command(epilog=EXAMPLES["train"])(with_run(LEARN)(train))
-    app.command(epilog=EXAMPLES["extend"])(with_run(Run())(extend))
+    app.command(epilog=EXAMPLES["train"])(with_processes(with_run(LEARN)(train)))
+    app.command(epilog=EXAMPLES["extend"])(with_processes(with_run(Run())(extend)))
     app.command(epilog=EXAMPLES["compare"])(with_run(Run())(compare))
     app.command(epilog=EXAMPLES["demo"])(demo)
 

@@ -17,6 +17,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from taskgraft import parallel
 from taskgraft.curvature import generic
 from taskgraft.curvature.labels import Labels, Pass, cotangent, passes
 from taskgraft.curvature.plan import Plan, Read, look
@@ -118,14 +119,16 @@ def _mean_power(
         sums = {name: _zeros(p, power == 2 and name in plan.taps_first) for name, p in params.items()}
         loose = _loose_sum(model, plan, tasks, power)
         chunk = chunk or max(1, min(CHUNK, CHUNK_BYTES // plan.bytes_per_image))
-        for start in range(0, count, chunk):
-            images = read(start, min(start + chunk, count))
+        own = parallel.part(count)
+        for start in range(own.start, own.stop, chunk):
+            images = read(start, min(start + chunk, own.stop))
             outputs, tape = _forward(model, images, plan, sums, power)
             todo = seeds(outputs, start)
             _backward(outputs, tape, todo)
             del outputs, tape  # frees the graph before the next one grows
             if loose:
                 _add_loose(loose, images, todo, sums)
+    parallel.added_up(sums.values())
     return {name: (total / count).contiguous() for name, total in sums.items()}
 
 

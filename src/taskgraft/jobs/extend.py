@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
-from taskgraft import methods
+from taskgraft import methods, parallel
 from taskgraft.bundle import Bundle, read
 from taskgraft.classifier import Classifier
 from taskgraft.features import balance
@@ -16,7 +16,7 @@ from taskgraft.jobs.fitting import Job, Trained
 from taskgraft.jobs.request import Request
 from taskgraft.loop import folder
 from taskgraft.problem import Problem
-from taskgraft.record import Clock, Line, Predictions, Record, TaskResult, load_predictions, versions
+from taskgraft.record import Clock, Line, Predictions, Record, TaskResult, load_predictions, shown, versions
 from taskgraft.settings import METHOD, Run
 from taskgraft.types import Memory, Watch
 
@@ -71,9 +71,10 @@ def carry_out(
 ) -> Extension:
     """Do what a request asks; raises Problem for bad input before anything is written."""
     clock = Clock.start()
+    folder.suited(out, request.sources())
     opened = fitting.open_all(request, cache, watch)
     settings = fitting.settings_of(opened)
-    if folder.examine(out, settings, resume) == "done":
+    if parallel.told(lambda: folder.examine(out, settings, resume)) == "done":
         watch.say(f"{out} holds this run, finished; nothing was done")
         return load(out)
     with folder.held(out):
@@ -82,7 +83,8 @@ def carry_out(
             trained, clock = fitting.train(job, settings, clock.lap("reading"))
             return _finish(job, trained, clock)
         except Problem:
-            folder.withdraw(out)
+            if parallel.chief():
+                folder.withdraw(out)
             raise
 
 
@@ -117,7 +119,7 @@ def _finish(job: Job, trained: Trained, clock: Clock) -> Extension:
         lineage=(*parent.lineage, evidence.ancestor(record)),
         cards=measuring.cards(parent.cards, found, sets, request.task),
     )
-    evidence.publish(job.out, bundle, record, sets, found.new)
+    parallel.told(lambda: evidence.publish(job.out, bundle, record, sets, found.new))
     return Extension(bundle, record, sets, job.out)
 
 
@@ -147,7 +149,7 @@ def _record(
         method=request.method,
         run=asdict(run),
         parent={
-            "source": request.parent,
+            "source": shown(request.parent),
             "digest": parent.digest,
             "architecture": parent.arch,
             "tasks": [task.name for task in parent.classifier.tasks],

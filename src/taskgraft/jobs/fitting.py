@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from taskgraft import parallel
 from taskgraft.bundle import Bundle, open_parent
 from taskgraft.classifier import Classifier, grow, widen
 from taskgraft.data.sources import Inputs, classes_at, gather
@@ -72,10 +73,13 @@ def open_all(request: Request, cache: Path | None, watch: Watch) -> Opened:
     for line in parent.found:
         watch.say(f"parent: {line}")
     own = {task.name: task.classes for task in child.tasks}
-    found = gather(
+    found = parallel.chief_first(lambda: gather(
         request.data, request.task, parent.classifier.tasks, parent.preprocess, classes=own.get(request.task),
         old=request.old, old_val=request.old_val, seed=request.run.seed, cache=cache, watch=watch,
-    )  # fmt: skip
+    ))  # fmt: skip
+    for task in () if request.into else parent.classifier.tasks:
+        if set(task.classes) == set(found.new.tasks[0].classes):
+            watch.say(f"the classes are those of the old task {task.name}; if they mean the same, use --into {task.name}")
     child = child if request.into else grow(parent.classifier, found.new.tasks[0], request.run.seed)
     return Opened(request, plan, parent, child, found)
 

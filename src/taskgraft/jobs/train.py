@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from taskgraft import methods, metrics, seeds
+from taskgraft import methods, metrics, parallel, seeds
 from taskgraft.bundle import Bundle, open_parent
 from taskgraft.bundle.parents import create, sized
 from taskgraft.classifier import Classifier, wrap
@@ -50,11 +50,14 @@ def train(
     first extension. Raises Problem for bad input before anything is written.
     """
     clock, run = Clock.start(), validate(run)
+    folder.suited(out, [data])
     recorder = _recorder(keep)
     backbone = open_parent(weights) if weights else None
     start = backbone.preprocess if backbone else create(model, 2)[2]
     chosen = preprocess.parse(wanted, start) if wanted else start
-    found = gather(data, task, (), chosen, old=None, old_val=(), seed=run.seed, cache=cache, watch=watch)
+    found = parallel.chief_first(
+        lambda: gather(data, task, (), chosen, old=None, old_val=(), seed=run.seed, cache=cache, watch=watch)
+    )
     settings: dict[str, Any] = {
         "task": task,
         "model": backbone.digest if backbone else model,
@@ -63,7 +66,7 @@ def train(
         "data": found.described["new"]["fingerprint"],
         **({"keep": keep} if keep else {}),
     }
-    if folder.examine(out, settings, resume) == "done":
+    if parallel.told(lambda: folder.examine(out, settings, resume)) == "done":
         watch.say(f"{out} holds this run, finished; nothing was done")
         return load(out)
     with folder.held(out):
@@ -151,5 +154,5 @@ def _carry_out(
     trained = bundle._replace(
         classifier=fitted.state.classifier, memory=kept, source=str(out), home=out, cards={task: card}
     )
-    evidence.publish(out, trained, record, sets, found.new)
+    parallel.told(lambda: evidence.publish(out, trained, record, sets, found.new))
     return Extension(trained, record, sets, out)

@@ -5,22 +5,33 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
+from taskgraft import parallel
 from taskgraft.problem import Problem
-from taskgraft.record import Line, flush, write_json, write_text
+from taskgraft.record import Line, flush, shown, write_json, write_text
 
 OWN = {"run.json", ".lock", "metrics.jsonl", "state", "log.txt", "command.txt", "tensorboard", "search"}
 
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Hold a run folder alone; raises Problem naming who holds it. The lock dies with its process."""
+    """Hold a run folder alone; raises Problem naming who holds it. The lock dies with its process.
+
+    Of several processes of one run the chief holds it for all.
+    """
+    with ExitStack() as stack:
+        parallel.told(lambda: stack.enter_context(_alone(folder)))
+        yield
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -39,6 +50,23 @@ def held(folder: Path) -> Iterator[None]:
     finally:
         note.unlink(missing_ok=True)
         lock.release()
+
+
+def suited(folder: Path, sources: Iterable[Path]) -> None:
+    """Raise Problem for an OUT that cannot be: among the pictures that are read, too long, or with a name that is no text.
+
+    Tables may lie beside OUT: only what they list is read.
+    """
+    if shown(str(folder)) != str(folder):
+        raise Problem(f"{shown(str(folder))} is no UTF-8; choose another OUT")
+    try:
+        folder.exists()
+    except OSError as error:
+        raise Problem(f"{str(folder)[:80]}… cannot be used: {error.strerror}; choose another OUT") from error
+    place = Path(os.path.realpath(folder))
+    for source in sources:
+        if source.is_dir() and place.is_relative_to(os.path.realpath(source)):
+            raise Problem(f"{folder} lies in {source}, whose pictures are read; choose an OUT elsewhere")
 
 
 def examine(folder: Path, settings: Mapping[str, Any], resume: bool) -> str:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from safetensors.torch import load_file, save_file
 
-from taskgraft import metrics, tree
+from taskgraft import metrics, parallel, tree
 from taskgraft.classifier import Classifier
 from taskgraft.loop import folder, precision, state, steps
 from taskgraft.loop.state import TrainState
@@ -44,12 +44,17 @@ def resolve(
     command: str,
 ) -> tuple[Run, str]:
     """What "auto" becomes and why: chosen on the first start, which opens the run, and kept for every resume."""
-    if (out / "run.json").exists():
-        stored = folder.resolved(out)
-        return Run(**stored["run"]), stored["reason"]
-    run, reason = precision.choose(classifier, sources, run, cache)
-    folder.open_run(out, settings, {"run": asdict(run), "reason": reason}, command)
-    return run, reason
+
+    def chosen() -> tuple[dict[str, Any], str]:
+        if (out / "run.json").exists():
+            stored = folder.resolved(out)
+            return stored["run"], stored["reason"]
+        found, reason = precision.choose(classifier, sources, run, cache)
+        folder.open_run(out, settings, {"run": asdict(found), "reason": reason}, command)
+        return asdict(found), reason
+
+    found, reason = parallel.told(chosen)
+    return Run(**found), reason
 
 
 def fit_in(
@@ -70,19 +75,21 @@ def fit_in(
     accuracy over the tasks `choosing` is kept; the last one where `choosing` is empty.
     """
     store, best_file = out / "state", out / "state" / "best.safetensors"
-    checkpoint, damaged = state.newest(store)
+    checkpoint, damaged = parallel.told(lambda: state.newest(store))
     for line in damaged:
         watch.say(line)
     if checkpoint:
         current = state.restore(checkpoint, blank())
-        lines = folder.rewind(out, current.step)
+        lines = parallel.told(lambda: folder.rewind(out, current.step))
         watch.say(f"going on from step {current.step}")
     else:
-        current, lines = begin(), folder.rewind(out, -1)
+        current, lines = begin(), parallel.told(lambda: folder.rewind(out, -1))
+        parallel.same(state.tensors(current))
         lines.append(Line(step=0, **measure(current.classifier)._asdict()))
-        folder.append(out, lines[0])
+        if parallel.chief():
+            folder.append(out, lines[0])
+            state.save(store, current)
         watch.logged(lines[0])
-        state.save(store, current)
 
     def on_step(now: TrainState, terms: dict[str, float]) -> None:
         last = now.step in (run.steps, until)
@@ -93,23 +100,28 @@ def fit_in(
             line = Line(step=now.step, rate=rate, terms=terms, **measured._asdict())
             before = metrics.score(lines, choosing)
             lines.append(line)
-            folder.append(out, line)
+            if parallel.chief():
+                folder.append(out, line)
+                if metrics.score(lines, choosing) != before:
+                    _keep(best_file, now.classifier)
             watch.logged(line)
-            if metrics.score(lines, choosing) != before:
-                with atomic(best_file) as aside:
-                    kept = tree.state(now.classifier)
-                    save_file({name: value.contiguous() for name, value in kept.items()}, aside)
             watch.say(describe(line, run))
-        if now.step % run.save_every == 0 or last:
+        if parallel.chief() and (now.step % run.save_every == 0 or last):
             state.save(store, now)
         watch.progress("training", now.step, run.steps)
 
     current = steps.fit(current, method, sources, run, on_step, until)
     best = metrics.score(lines, choosing) if choosing else None
     step = best[1] if best else current.step
+    parallel.told(lambda: None)  # the chief has written the last file by now
     if step != current.step:
         current.classifier.load_state_dict({name: value.clone() for name, value in load_file(best_file).items()})
     return Fitted(current, tuple(lines), step)
+
+
+def _keep(file: Path, classifier: Classifier) -> None:
+    with atomic(file) as aside:
+        save_file({name: value.contiguous() for name, value in tree.state(classifier).items()}, aside)
 
 
 def describe(line: Line, run: Run) -> str:

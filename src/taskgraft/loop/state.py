@@ -34,6 +34,11 @@ class TrainState:
     memory: Memory
 
 
+def tensors(state: TrainState) -> list[Tensor]:
+    """What a state holds before its first step; the tensors themselves, no copies."""
+    return [*state.classifier.state_dict().values(), *dict(tree.flatten(state.memory)).values()]
+
+
 def save(folder: Path, state: TrainState) -> Path:
     """Write a checkpoint `folder/step-N`; it appears whole or not at all. Older ones go once it is there."""
     final = folder / f"step-{state.step:09d}"

@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from taskgraft import data, losses, seeds
+from taskgraft import data, losses, parallel, seeds
 from taskgraft.classifier import Classifier, hold_still, newest, old_widths
 from taskgraft.features import balance, features_of, once
 from taskgraft.loop import penalty
@@ -68,21 +68,21 @@ def advance(state: TrainState, method: Method, sources: Sources, run: Run) -> tu
     hold_still(classifier, run.norm)
     device = next(classifier.parameters()).device
     batch = data.batch_at(sources, step, run.batch)
-    images = batch.images.contiguous() if run.precision == "fp32" and batch.images.dim() == 4 else batch.images
-    batch = batch._replace(
-        images=images.to(device), labels={task: target.to(device) for task, target in batch.labels.items()}
-    )
     if method.mix:
         batch = method.mix(batch, memory, seeds.generator(seed, "mix", step))
-    outputs = _forward(_needed(classifier, method, batch, run), batch.images, run, seeds.derive(seed, "forward", step))
+    own = batch.images[parallel.part(len(batch.images))]
+    own = (own.contiguous() if run.precision == "fp32" and own.dim() == 4 else own).to(device)
+    batch = batch._replace(labels={task: target.to(device) for task, target in batch.labels.items()})
+    outputs = _forward(_needed(classifier, method, batch, run), own, len(batch.images), run, _noise(seed, step))
     terms = {"data": _data_loss(classifier, outputs, batch.labels, run)}
     if method.response:
-        seen = Step(batch, outputs, run.softmax, _answerer(classifier), old_widths(classifier))
+        seen = Step(batch, outputs, run.softmax, _answerer(classifier, batch.images, own), old_widths(classifier))
         terms |= method.response(seen, memory)
     total = torch.stack(list(terms.values())).sum()
     state.optimiser.zero_grad(set_to_none=True)
     total.backward()
     params: Params = {name: value for name, value in classifier.named_parameters() if value.requires_grad}
+    parallel.added_up(value.grad for value in params.values() if value.grad is not None)
     penalties = method.weight(params, memory) if method.weight else {}
     logged = step == 0 or (step + 1) % run.log_every == 0 or step + 1 == run.steps
     if logged:
@@ -153,24 +153,37 @@ def _needed(classifier: Classifier, method: Method, batch: Batch, run: Run) -> C
     return lambda images: {task: classifier.newest_logits(images)}
 
 
-def _forward(classifier: Callable[[Tensor], Outputs], images: Tensor, run: Run, seed: int) -> Outputs:
-    with torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):
-        torch.manual_seed(seed)  # dropout and drop-path are functions of the step
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=run.precision == "bf16"):
-            return classifier(images)
+def _noise(seed: int, step: int) -> int:
+    """The seed of dropout and drop-path, which are functions of the step, and differ between processes."""
+    return seeds.derive(seed, "forward", step, *([parallel.rank()] if parallel.rank() else []))
 
 
-def _answerer(classifier: Classifier) -> Callable[[Params, Tensor], Outputs]:
-    """A function that answers with other weights, in eval mode, in full precision."""
+def _forward(classifier: Callable[[Tensor], Outputs], own: Tensor, count: int, run: Run, seed: int) -> Outputs:
+    """The logits of all `count` images of the batch, of which `own` are this process's."""
+    with torch.random.fork_rng(devices=[own.device] if own.is_cuda else []):
+        torch.manual_seed(seed)
+        with torch.autocast(own.device.type, torch.bfloat16, enabled=run.precision == "bf16"):
+            with parallel.synchronised():
+                outputs = classifier(own)
+            return {task: parallel.gathered(logits, count) for task, logits in outputs.items()}
 
-    def answer(params: Params, images: Tensor) -> Outputs:
+
+def _answerer(classifier: Classifier, images: Tensor, own: Tensor) -> Callable[[Params, Tensor], Outputs]:
+    """A function that answers with other weights, in eval mode, in full precision, on some of a batch's images.
+
+    `images` [B, ...] lie on the CPU; `own` are this process's, ready for the classifier.
+    """
+
+    def answer(params: Params, chosen: Tensor) -> Outputs:
         modes = [(module, module.training) for module in classifier.modules()]
+        count = int(chosen.sum())
+        rows = own if count == len(images) else images[chosen][parallel.part(count)].to(own.device)
         classifier.eval()
         with torch.no_grad():
-            outputs: Outputs = torch.func.functional_call(classifier, params, (images,))
+            outputs: Outputs = torch.func.functional_call(classifier, params, (rows,))
         for module, training in modes:
             module.training = training
-        return outputs
+        return {task: parallel.gathered(logits, count) for task, logits in outputs.items()}
 
     return answer
 

@@ -53,14 +53,13 @@ class Distill:
 
         def response(step: Step, memory: Memory) -> Terms:
             own = step.batch.place >= 0  # images that a method mixed in have no recorded answer
-            outputs, images = _grouped(step.outputs, step.softmax, step.old), step.batch.images
+            outputs = _grouped(step.outputs, step.softmax, step.old)
             if not bool(own.all()):
                 outputs = {name: logits[own] for name, logits in outputs.items()}
-                images = images[own]
             if self.teacher == "live":
-                answers = _grouped(step.answer(memory["parent"], images), step.softmax, step.old)
+                answers = _grouped(step.answer(memory["parent"], own), step.softmax, step.old)
             else:
-                answers = _recorded(step, memory, images, step.batch.place[own], step.batch.view[own])
+                answers = _recorded(step, memory, own)
             terms = [
                 losses.distillation(logits, answers[name].to(logits.device), self.temperature, self.scale)
                 for name, logits in outputs.items()
@@ -70,15 +69,16 @@ class Distill:
         return Method(remember=remember, response=response)
 
 
-def _recorded(step: Step, memory: Memory, images: Tensor, index: Tensor, view: Tensor) -> Outputs:
-    """The parent's logits of these views; those not yet known are computed and kept."""
-    missing = ~memory["known"][index, view]
+def _recorded(step: Step, memory: Memory, own: Tensor) -> Outputs:
+    """The parent's logits of the views `own` [B] bool; those not yet known are computed and kept."""
+    index, view = step.batch.place, step.batch.view
+    missing = own & ~memory["known"][index, view]
     if bool(missing.any()):
-        asked = step.answer(memory["parent"], images[missing.to(images.device)])
-        found = _grouped(asked, step.softmax, step.old)
+        found = _grouped(step.answer(memory["parent"], missing), step.softmax, step.old)
         for name, logits in found.items():
             memory["answers"][name][index[missing], view[missing]] = logits.half().cpu()
         memory["known"][index[missing], view[missing]] = True
+    index, view = index[own], view[own]
     return {name: kept[index, view].float() for name, kept in memory["answers"].items()}
 
 

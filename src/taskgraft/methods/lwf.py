@@ -35,7 +35,7 @@ class Lwf:
             if not step.old:
                 return {}
             new = step.batch.place >= 0  # not the images that a method mixed in
-            answers = step.answer(memory["parent"], step.batch.images[new])
+            answers = step.answer(memory["parent"], new)
             own = {task: step.outputs[task][new][:, :width] for task, width in step.old.items()}
             terms = [
                 losses.distillation(own[task], answers[task][:, :width], self.temperature, "none")

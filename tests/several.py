@@ -1,0 +1,103 @@
+"""Work done by several processes that are one run, for the tests: spawn them, let each call a function of this file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from taskgraft import Problem, inference, parallel, tree
+from taskgraft.features import features_of
+from taskgraft.loop import steps
+from toys import OLD, RUN, finished, parent, pictures, started
+
+
+def together(count: int, folder: Path, function: Callable[[], Any]) -> list[Any]:
+    """What `function` returns in each of `count` processes."""
+    torch.multiprocessing.spawn(_one, (count, str(folder), function), nprocs=count)
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(count)]
+
+
+def _one(rank: int, count: int, folder: str, function: Callable[[], Any]) -> None:
+    torch.set_num_threads(1)
+    store = torch.distributed.FileStore(f"{folder}/store", count)
+    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=count)
+    os.environ["RANK"] = str(rank)
+    found = function()
+    torch.save(found, f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+METHODS = (
+    "finetune", "distill", "distill(teacher=live)", "lwf", "ewc(images=20)", "mas(images=20)", "si", "taps", "branch",
+    "wise", "replay + distill", "ewc(images=20) + distill",
+)  # fmt: skip
+
+
+def every_method() -> dict[str, dict[str, Tensor]]:
+    """The child's weights and what it keeps, after a run of each method."""
+    found = {}
+    for notation in METHODS:
+        child, memory = finished(notation)
+        found[notation] = {**tree.state(child), **{f"kept/{name}": v for name, v in tree.flatten(memory)}}
+    return found
+
+
+def after_three_steps() -> dict[str, Tensor]:
+    """A run's state in mid-way: weights, and the answers recorded so far."""
+    state, method, images = started("distill")
+    state = steps.fit(state, method, images, RUN, until=3)
+    return {**tree.state(state.classifier), **dict(tree.flatten(state.memory))}
+
+
+def measures() -> dict[str, Tensor]:
+    """Logits and features on numbers of images that do not divide evenly, down to one."""
+    model, found = parent(), {}
+    for count in (7, 1):
+        images = pictures(count, OLD, 3)
+        found[f"logits {count}"] = torch.from_numpy(inference.predict(model, images, 2).logits[OLD.name])
+        found[f"features {count}"] = features_of(model, images, 2)
+    return found
+
+
+def normalised() -> dict[str, Tensor]:
+    """BatchNorm's output, gradients and running statistics on this process's share of 7 images."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        images, weight, bias = torch.randn(7, 3, 4, 5) * 3 + 10, torch.rand(3), torch.rand(3)
+        slope = torch.randn(7, 3, 4, 5)
+    mean, var = torch.zeros(3), torch.ones(3)
+    own = images[parallel.part(7)].requires_grad_()
+    weight, bias = weight.requires_grad_(), bias.requires_grad_()
+    with parallel.synchronised():
+        output = F.batch_norm(own, mean, var, weight, bias, True, 0.1, 1e-5)
+    whole = parallel.gathered(output, 7)
+    (whole * slope).sum().backward()
+    assert weight.grad is not None
+    assert bias.grad is not None
+    assert own.grad is not None
+    parallel.added_up([weight.grad, bias.grad])
+    inner = parallel.gathered(own.grad, 7)
+    return {"output": whole.detach(), "images": inner, "weight": weight.grad, "bias": bias.grad, "m": mean, "v": var}
+
+
+def orders() -> list[str]:
+    """What the chief makes and what it refuses reaches all; and who works first."""
+    said = [parallel.told(lambda: f"made by {parallel.rank()}")]
+    try:
+        parallel.told(refuse)
+    except Problem as problem:
+        said.append(f"{problem} ({problem.code})")
+    said.append(parallel.chief_first(lambda: f"own {parallel.rank()}"))
+    values = torch.full((3,), float(parallel.rank()))
+    parallel.same([values])
+    return [*said, str(values.tolist())]
+
+
+def refuse() -> None:
+    raise Problem("no room", code=3)
