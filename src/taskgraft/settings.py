@@ -64,6 +64,11 @@ class Run:
     norm: Annotated[Literal["train", "frozen"], "BatchNorm's statistics move with the new images, or stay"] = "train"
     softmax: Annotated[Softmax, "one softmax a task, or one over all (to reproduce; forgets)"] = "per-task"
     precision: Annotated[Precision, "arithmetic; auto times each once on this machine"] = "auto"
+    pieces: Annotated[
+        int,
+        Range(1, 64, at_least=1, searched=False),
+        "pieces a batch goes through in; doubled when memory runs out",
+    ] = 1
     views: Annotated[int, Range(1, 64, at_least=0), "fixed views of each image; 0 = new ones every epoch"] = 8
     augment: Annotated[Augment, "how views differ from the picture"] = "shift+flip"
     eval_every: Annotated[int, Range(1, 1000, at_least=1), "steps between validations"] = 50

@@ -12,7 +12,6 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -50,8 +49,14 @@ def with_processes(command: Callable[..., None]) -> Callable[..., None]:
     def wrapper(gpus: int = 1, max_restarts: int = 3, **given: Any) -> None:
         if gpus > 1 and not inside():
             raise typer.Exit(launch(gpus, max_restarts))
+        if not inside():
+            command(**given)
+            return
+        from taskgraft import parallel
+
         again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-        command(**{**given, "resume": given["resume"] or again})
+        with parallel.join():
+            command(**{**given, "resume": given["resume"] or again})
 
     signature = inspect.Signature([*own, *flags])
     wrapper.__signature__ = signature  # pyright: ignore[reportAttributeAccessIssue]
@@ -62,15 +67,6 @@ def with_processes(command: Callable[..., None]) -> Callable[..., None]:
 def inside() -> bool:
     """Whether this process is one of a group that a launcher started."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "LOCAL_RANK" in os.environ
-
-
-def joined() -> AbstractContextManager[None]:
-    """Be part of the group while this lasts, if this process is one of a group."""
-    if not inside():
-        return nullcontext()
-    from taskgraft import parallel
-
-    return parallel.join()
 
 
 def leads() -> bool:

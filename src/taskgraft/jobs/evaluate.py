@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from taskgraft import metrics
+from taskgraft import metrics, parallel
 from taskgraft.bundle import open_parent
 from taskgraft.inference import predict
 from taskgraft.jobs import measuring
@@ -32,6 +32,7 @@ def evaluate(
     Raises Problem when the model lacks `task` or the pictures have classes that it does not know.
     """
     bundle = open_parent(model, arch=arch, labels=labels, wanted=wanted, task=parent_task)
+    bundle.classifier.to(parallel.device())
     owner, found = measuring.labelled(bundle, data, task, cache, watch)
     if found.val is None:
         raise Problem(f"{data} holds no picture to measure on")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from taskgraft import methods, parallel
-from taskgraft.bundle import Bundle, read
+from taskgraft.bundle import Bundle, digests, read
 from taskgraft.classifier import Classifier
 from taskgraft.features import balance
 from taskgraft.jobs import evidence, fitting, measuring
@@ -16,7 +16,7 @@ from taskgraft.jobs.fitting import Job, Trained
 from taskgraft.jobs.request import Request
 from taskgraft.loop import folder
 from taskgraft.problem import Problem
-from taskgraft.record import Clock, Line, Predictions, Record, TaskResult, load_predictions, shown, versions
+from taskgraft.record import Clock, Line, Predictions, Record, TaskResult, digest, load_predictions, shown, versions
 from taskgraft.settings import METHOD, Run
 from taskgraft.types import Memory, Watch
 
@@ -155,9 +155,11 @@ def _record(
             "tasks": [task.name for task in parent.classifier.tasks],
             "preprocess": parent.preprocess.show(),
             "lineage": list(parent.lineage),
+            **({"files": digests.of(parent.home)} if parent.home else {}),
+            **({"labels": digest(request.labels)} if request.labels else {}),
         },
         data=job.opened.found.described,
-        choices=evidence.choices(run, Run(), {"precision": trained.reason}),
+        choices=evidence.choices(run, Run(), _reasons(trained, request.run)),
         tasks=tasks,
         score=score,
         step=fitted.step,
@@ -170,6 +172,12 @@ def _record(
         plain=not len(classifier.extras),
         notes=_notes(job, tasks, score is not None, news),
     )
+
+
+def _reasons(trained: Trained, asked: Run) -> dict[str, str]:
+    """Why settings are what they are, where neither the user nor the default says it."""
+    more = trained.run.pieces > asked.pieces
+    return {"precision": trained.reason, **({"pieces": "memory ran out at fewer"} if more else {})}
 
 
 def _notes(job: Job, tasks: tuple[TaskResult, ...], scored: bool, news: Memory) -> tuple[str, ...]:

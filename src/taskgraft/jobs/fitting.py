@@ -69,6 +69,7 @@ def open_all(request: Request, cache: Path | None, watch: Watch) -> Opened:
         wanted=request.wanted,
         task=request.parent_task,
     )
+    parent.classifier.to(parallel.device())
     child = _grown(request, parent.classifier)  # says what is wrong, before pictures are read
     for line in parent.found:
         watch.say(f"parent: {line}")
@@ -79,7 +80,9 @@ def open_all(request: Request, cache: Path | None, watch: Watch) -> Opened:
     ))  # fmt: skip
     for task in () if request.into else parent.classifier.tasks:
         if set(task.classes) == set(found.new.tasks[0].classes):
-            watch.say(f"the classes are those of the old task {task.name}; if they mean the same, use --into {task.name}")
+            watch.say(
+                f"the classes are those of the old task {task.name}; if they mean the same, use --into {task.name}"
+            )
     child = child if request.into else grow(parent.classifier, found.new.tasks[0], request.run.seed)
     return Opened(request, plan, parent, child, found)
 
@@ -137,7 +140,7 @@ def train(job: Job, settings: dict[str, Any], clock: Clock) -> tuple[Trained, Cl
 
     choosing = chosen_by(job.opened, before)
     fitted = fit_in(job.out, begin, blank, job.method, sources, run, measure, choosing, watch, job.until)
-    return Trained(run, reason, fitted, sources, before), clock.lap("training and validation")
+    return Trained(fitted.run, reason, fitted, sources, before), clock.lap("training and validation")
 
 
 def views_shown(opened: Opened) -> int:

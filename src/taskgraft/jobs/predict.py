@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from taskgraft import inference
+from taskgraft import inference, parallel
 from taskgraft.bundle import Bundle, open_parent
 from taskgraft.classifier import Classifier
 from taskgraft.data import stream
@@ -191,6 +191,7 @@ def opened(asked: Asked, watch: Watch) -> Bundle:
     bundle = open_parent(asked.model, arch=asked.arch, labels=asked.labels, wanted=asked.wanted, task=asked.parent_task)
     for line in bundle.found if bundle.home is None else ():
         watch.say(f"model: {line}")
+    bundle.classifier.to(parallel.device())
     return bundle
 
 

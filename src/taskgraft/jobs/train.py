@@ -71,6 +71,7 @@ def train(
         return load(out)
     with folder.held(out):
         bundle = _begin(model, backbone, found, chosen, run)
+        bundle.classifier.to(parallel.device())
         return _carry_out(bundle, found, run, recorder, settings, out, cache, command, watch, clock.lap("reading"))
 
 
@@ -126,6 +127,7 @@ def _carry_out(
         lambda: steps.prepare(bundle.classifier, recorder, sources, run),
         recorder, sources, run, measure, [task], watch,
     )  # fmt: skip
+    run = fitted.run
     kept = recorder.finish(fitted.state.classifier, fitted.state.memory, sources)[1] if recorder.finish else {}
     sets: dict[str, Predictions] = {"new": predict(fitted.state.classifier, val)}
     sets |= measuring.tested(fitted.state.classifier, found)

@@ -53,7 +53,7 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def suited(folder: Path, sources: Iterable[Path]) -> None:
-    """Raise Problem for an OUT that cannot be: among the pictures that are read, too long, or with a name that is no text.
+    """Raise Problem for an OUT that cannot be: among the pictures that are read, too long, or no text.
 
     Tables may lie beside OUT: only what they list is read.
     """
@@ -125,6 +125,12 @@ def withdraw(folder: Path) -> None:
 def resolved(folder: Path) -> dict[str, Any]:
     """What the settings became when the run was first started."""
     return json.loads((folder / "run.json").read_text())["resolved"]
+
+
+def resolve_anew(folder: Path, changes: Mapping[str, Any]) -> None:
+    """Keep what the settings became later, for a resume."""
+    stored = json.loads((folder / "run.json").read_text())
+    write_json(folder / "run.json", {**stored, "resolved": {**stored["resolved"], **changes}})
 
 
 def close_run(folder: Path) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from safetensors.torch import load_file, save_file
 
 from taskgraft import metrics, parallel, tree
@@ -14,6 +15,7 @@ from taskgraft.classifier import Classifier
 from taskgraft.loop import folder, precision, state, steps
 from taskgraft.loop.state import TrainState
 from taskgraft.method import Method
+from taskgraft.problem import Problem
 from taskgraft.record import Line, atomic
 from taskgraft.settings import Run, rate_at
 from taskgraft.types import Sources, Watch
@@ -32,6 +34,7 @@ class Fitted(NamedTuple):
     state: TrainState
     history: tuple[Line, ...]
     step: int  # whose weights were kept
+    run: Run  # with the pieces that memory allowed
 
 
 def resolve(
@@ -75,13 +78,9 @@ def fit_in(
     accuracy over the tasks `choosing` is kept; the last one where `choosing` is empty.
     """
     store, best_file = out / "state", out / "state" / "best.safetensors"
-    checkpoint, damaged = parallel.told(lambda: state.newest(store))
-    for line in damaged:
-        watch.say(line)
-    if checkpoint:
-        current = state.restore(checkpoint, blank())
-        lines = parallel.told(lambda: folder.rewind(out, current.step))
-        watch.say(f"going on from step {current.step}")
+    found = _newest(out, blank, watch)
+    if found:
+        current, lines = found
     else:
         current, lines = begin(), parallel.told(lambda: folder.rewind(out, -1))
         parallel.same(state.tensors(current))
@@ -110,13 +109,51 @@ def fit_in(
             state.save(store, now)
         watch.progress("training", now.step, run.steps)
 
-    current = steps.fit(current, method, sources, run, on_step, until)
+    while True:
+        try:
+            current = steps.fit(current, method, sources, run, on_step, until)
+            break
+        except RuntimeError as error:
+            run = _smaller(out, run, error, watch)
+        # the step broke off somewhere in its middle: BatchNorm's statistics may have moved already
+        found = _newest(out, blank, watch)
+        assert found, "a run has a checkpoint from its start on"
+        current, lines[:] = found
     best = metrics.score(lines, choosing) if choosing else None
     step = best[1] if best else current.step
     parallel.told(lambda: None)  # the chief has written the last file by now
     if step != current.step:
         current.classifier.load_state_dict({name: value.clone() for name, value in load_file(best_file).items()})
-    return Fitted(current, tuple(lines), step)
+    return Fitted(current, tuple(lines), step, run)
+
+
+def _newest(out: Path, blank: Callable[[], TrainState], watch: Watch) -> tuple[TrainState, list[Line]] | None:
+    """The newest sound checkpoint with the lines up to it; None where there is no checkpoint."""
+    checkpoint, damaged = parallel.told(lambda: state.newest(out / "state"))
+    for line in damaged:
+        watch.say(line)
+    if not checkpoint:
+        return None
+    current = state.restore(checkpoint, blank())
+    watch.say(f"going on from step {current.step}")
+    return current, parallel.told(lambda: folder.rewind(out, current.step))
+
+
+def _smaller(out: Path, run: Run, error: RuntimeError, watch: Watch) -> Run:
+    """The run in twice as many pieces after memory ran out, for the run folder too; any other error goes on its way."""
+    if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+        raise error
+    pieces = 2 * run.pieces
+    if pieces > run.batch or parallel.size() > 1:  # one process of several cannot turn back alone
+        raise Problem(
+            f"memory is exhausted by a batch of {run.batch} in {run.pieces} piece(s); give --pieces {pieces} or a "
+            "smaller --batch", code=4,
+        ) from error  # fmt: skip
+    torch.cuda.empty_cache()
+    run = replace(run, pieces=pieces)
+    folder.resolve_anew(out, {"run": asdict(run)})
+    watch.say(f"memory ran out: batches of {run.batch} now go through in {pieces} pieces")
+    return run
 
 
 def _keep(file: Path, classifier: Classifier) -> None:

@@ -14,6 +14,7 @@ from taskgraft.classifier import Classifier, hold_still, newest, old_widths
 from taskgraft.features import balance, features_of, once
 from taskgraft.loop import penalty
 from taskgraft.loop.allocator import keep_freed_memory
+from taskgraft.loop.forward import forward
 from taskgraft.loop.state import TrainState
 from taskgraft.method import Method
 from taskgraft.problem import Problem
@@ -73,7 +74,8 @@ def advance(state: TrainState, method: Method, sources: Sources, run: Run) -> tu
     own = batch.images[parallel.part(len(batch.images))]
     own = (own.contiguous() if run.precision == "fp32" and own.dim() == 4 else own).to(device)
     batch = batch._replace(labels={task: target.to(device) for task, target in batch.labels.items()})
-    outputs = _forward(_needed(classifier, method, batch, run), own, len(batch.images), run, _noise(seed, step))
+    wanted = _needed(classifier, method, batch, run)
+    outputs, back = forward(classifier, wanted, own, len(batch.images), run, step)
     terms = {"data": _data_loss(classifier, outputs, batch.labels, run)}
     if method.response:
         seen = Step(batch, outputs, run.softmax, _answerer(classifier, batch.images, own), old_widths(classifier))
@@ -81,6 +83,7 @@ def advance(state: TrainState, method: Method, sources: Sources, run: Run) -> tu
     total = torch.stack(list(terms.values())).sum()
     state.optimiser.zero_grad(set_to_none=True)
     total.backward()
+    back()
     params: Params = {name: value for name, value in classifier.named_parameters() if value.requires_grad}
     parallel.added_up(value.grad for value in params.values() if value.grad is not None)
     penalties = method.weight(params, memory) if method.weight else {}
@@ -151,21 +154,6 @@ def _needed(classifier: Classifier, method: Method, batch: Batch, run: Run) -> C
     if method.response or run.softmax == "joint" or set(batch.labels) != {task} or task in old_widths(classifier):
         return classifier
     return lambda images: {task: classifier.newest_logits(images)}
-
-
-def _noise(seed: int, step: int) -> int:
-    """The seed of dropout and drop-path, which are functions of the step, and differ between processes."""
-    return seeds.derive(seed, "forward", step, *([parallel.rank()] if parallel.rank() else []))
-
-
-def _forward(classifier: Callable[[Tensor], Outputs], own: Tensor, count: int, run: Run, seed: int) -> Outputs:
-    """The logits of all `count` images of the batch, of which `own` are this process's."""
-    with torch.random.fork_rng(devices=[own.device] if own.is_cuda else []):
-        torch.manual_seed(seed)
-        with torch.autocast(own.device.type, torch.bfloat16, enabled=run.precision == "bf16"):
-            with parallel.synchronised():
-                outputs = classifier(own)
-            return {task: parallel.gathered(logits, count) for task, logits in outputs.items()}
 
 
 def _answerer(classifier: Classifier, images: Tensor, own: Tensor) -> Callable[[Params, Tensor], Outputs]:

@@ -45,6 +45,11 @@ def join() -> Iterator[None]:
         dist.destroy_process_group()
 
 
+def device() -> torch.device:
+    """Where this process computes: its GPU, or the processor where there is none (CUDA_VISIBLE_DEVICES chooses)."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
 def size() -> int:
     """How many processes the run has."""
     return dist.get_world_size() if dist.is_initialized() else 1

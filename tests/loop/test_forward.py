@@ -1,0 +1,89 @@
+"""A batch in pieces: the same loss and gradient as at once, and what happens when memory runs out."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from taskgraft import Problem, Run, extend, tree
+from taskgraft.classifier import Classifier
+from taskgraft.loop import steps
+from taskgraft.types import Watch
+from toys import RUN, finished, started
+
+FROZEN = replace(RUN, norm="frozen")  # BatchNorm in training mode sees pieces, and rightly answers otherwise
+
+
+@pytest.mark.parametrize(
+    "notation", ["finetune", "distill", "replay + lwf", "ewc(images=20) + si(strength=0)", "branch"]
+)
+@pytest.mark.parametrize("pieces", [3, 8])
+def test_pieces_change_nothing_but_memory(notation: str, pieces: int) -> None:
+    whole, kept = finished(notation, FROZEN)
+    child, memory = finished(notation, replace(FROZEN, pieces=pieces))
+    wanted = {**tree.state(whole), **dict(tree.flatten(kept))}
+    found = {**tree.state(child), **dict(tree.flatten(memory))}
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        distance = (found[name].double() - value.double()).norm() / value.double().norm().clamp(min=1e-9)
+        assert distance < 1e-5, f"{name}: {distance:.1e}"
+
+
+def test_statistics_move_once_a_step() -> None:
+    state, method, sources = started("finetune", replace(RUN, pieces=2))
+    counts = {name: value for name, value in state.classifier.named_buffers() if name.endswith("num_batches_tracked")}
+    before = {name: int(value) for name, value in counts.items()}
+    steps.advance(state, method, sources, replace(RUN, pieces=2))
+    assert {int(value) - before[name] for name, value in counts.items()} == {2}  # one for each piece
+
+
+RUN_OUT = Run(steps=8, batch=8, warmup=5, eval_every=4, save_every=2, precision="fp32", norm="frozen")
+
+
+def short_of_memory(monkeypatch: pytest.MonkeyPatch, most: int, first: int) -> None:
+    """From the training pass number `first` on, more than `most` images with a graph do not fit."""
+    real, passes = Classifier.forward, [0]
+
+    def forward(self: Classifier, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        if self.training and torch.is_grad_enabled():
+            passes[0] += 1
+            if passes[0] >= first and len(images) > most:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return real(self, images)
+
+    monkeypatch.setattr(Classifier, "forward", forward)
+
+
+def test_memory_that_runs_out_halves_the_pieces_and_keeps_the_batch(
+    alice: Path, old_pictures: Path, new_pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict = {"task": "paint", "method": "distill", "run": RUN_OUT, "old_val": [old_pictures]}
+    whole = extend(alice, new_pictures, tmp_path / "whole", **asked)
+    short_of_memory(monkeypatch, 2, 5)
+    said: list[str] = []
+    done = extend(alice, new_pictures, tmp_path / "short", **asked, watch=Watch(say=said.append))
+    assert [line for line in said if line.startswith("memory ran out")] == [
+        "memory ran out: batches of 8 now go through in 2 pieces",
+        "memory ran out: batches of 8 now go through in 4 pieces",
+    ]
+    assert said.count("going on from step 4") == 2
+    assert json.loads((tmp_path / "short" / "run.json").read_text())["resolved"]["run"]["pieces"] == 4
+    assert done.record.run["pieces"] == 4
+    assert ("pieces", "4", "memory ran out at fewer") in done.record.choices
+    for name, value in whole.bundle.classifier.state_dict().items():
+        torch.testing.assert_close(done.bundle.classifier.state_dict()[name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_memory_that_no_piece_fits_is_a_problem(
+    alice: Path, old_pictures: Path, new_pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short_of_memory(monkeypatch, 0, 1)
+    with pytest.raises(Problem, match="memory is exhausted by a batch of 8 in 8 piece") as told:
+        extend(
+            alice, new_pictures, tmp_path / "out", task="paint", method="distill", run=RUN_OUT, old_val=[old_pictures]
+        )
+    assert told.value.code == 4
