@@ -150,10 +150,10 @@ DEFECTS = [
     Mutant("D15 the penalty has a graph", "losses.py", "params[name].detach() - anchor", "params[name] - anchor",
            "training test_d15"),
     Mutant("D15 the penalty's gradient is counted as the loss's", "loop/steps.py",
-           "    pure = _gradients(params) if method.observe else {}\n"
+           "    pure = _gradients(params, penalties.values()) if method.observe else None\n"
            "    penalty.add_gradients(params, penalties.values())\n",
            "    penalty.add_gradients(params, penalties.values())\n"
-           "    pure = _gradients(params) if method.observe else {}\n", "training test_d15 methods test_si_is"),
+           "    pure = _gradients(params, penalties.values()) if method.observe else None\n", "training test_d15 methods test_si_is"),
     Mutant("D16 old logits are masked", "classifier.py", ".append(head(own))",
            ".append(head(own) if head is self.heads[-1] else head(own) - 1000.0)", "training test_d16"),
     Mutant("D17 test pictures choose", "jobs/measuring.py", 'sets = {"new": predict(classifier, found.new.val)}',

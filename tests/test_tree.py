@@ -45,8 +45,3 @@ def test_lerp_is_exact_at_its_ends_and_linear_between() -> None:
     assert between["n"].item() == 7
     with pytest.raises(KeyError, match="names differ"):
         tree.lerp(start, {"w": end["w"]}, 0.5)
-
-
-def test_to_keeps_the_nesting() -> None:
-    moved = tree.to({"a": {"b": torch.ones(2)}}, torch.device("meta"))
-    assert moved["a"]["b"].device.type == "meta"

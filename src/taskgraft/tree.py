@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from taskgraft.types import Memory, Params
+
+BLOCK = 2**18  # elements: four float32 operands take 4 MiB, within a core's share of the last cache
 
 
 def state(module: nn.Module) -> Params:
@@ -43,11 +46,6 @@ def unflatten(flat: Mapping[str, Tensor]) -> Memory:
     return memory
 
 
-def to(memory: Memory, device: torch.device) -> Memory:
-    """Move every tensor of a nested dictionary to a device."""
-    return unflatten({path: value.to(device) for path, value in flatten(memory)})
-
-
 def lerp(start: Params, end: Params, weight: float) -> Params:
     """Interpolate start + weight (end - start); integer buffers are taken from `end`, 0 and 1 are exact.
 
@@ -59,3 +57,19 @@ def lerp(start: Params, end: Params, weight: float) -> Params:
         name: torch.lerp(value, end[name], weight) if value.is_floating_point() else end[name].clone()
         for name, value in start.items()
     }
+
+
+def blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Matching pieces of tensors of one shape that fit a processor's cache; writing to one writes to its tensor.
+
+    Tensors that lie in memory alike and without gaps are cut in the order of memory; others come whole.
+    """
+    first, size = tensors[0], tensors[0].numel()
+    alike = all(value.stride() == first.stride() for value in tensors)
+    dense = first.is_contiguous() or (first.dim() == 4 and first.is_contiguous(memory_format=torch.channels_last))
+    if size <= BLOCK or not alike or not dense:
+        yield tensors
+        return
+    flat = [value.detach().as_strided((size,), (1,)) for value in tensors]
+    for start, stop in pairwise([*range(0, size, BLOCK), size]):
+        yield tuple(value[start:stop] for value in flat)

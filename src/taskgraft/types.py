@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -23,6 +23,14 @@ class Task(NamedTuple):
     classes: tuple[str, ...]
 
 
+class Names(Protocol):
+    """Names by row: a tuple, or columns that stay on disk until they are looked at."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, row: int, /) -> str: ...
+    def __iter__(self) -> Iterator[str]: ...
+
+
 class Images(NamedTuple):
     """Pictures at training size with their labels.
 
@@ -32,7 +40,7 @@ class Images(NamedTuple):
 
     pixels: Tensor
     labels: dict[str, Tensor]
-    names: tuple[str, ...]
+    names: Names
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
 
@@ -59,7 +67,7 @@ class Batch(NamedTuple):
 
     `images` [B, ...] float; `labels` task -> [B] int64, -1 = not labelled; `place` [B] is each image's row
     in `Sources.new`, -1 for images that a method mixed in; `view` [B] which fixed view it is.
-    `place` and `view` stay on the CPU, so that looking something up by them never waits for a device.
+    `images`, `place` and `view` stay on the CPU, so that looking something up by them never waits for a device.
     """
 
     images: Tensor
@@ -71,8 +79,9 @@ class Batch(NamedTuple):
 class Step(NamedTuple):
     """What a method sees of one step.
 
-    `old` task -> how many of its classes are the parent's. `answer(params, images)` gives the logits that the
-    classifier would give with these parameters and buffers in eval mode, without gradients.
+    `old` task -> how many of its classes are the parent's. `answer(params, chosen)` gives the logits that the
+    classifier would give with these parameters and buffers in eval mode, without gradients, on the batch's images
+    `chosen` [B] bool (on the CPU).
     """
 
     batch: Batch
@@ -83,11 +92,16 @@ class Step(NamedTuple):
 
 
 class Move(NamedTuple):
-    """One optimiser step, seen from the weights: before, after, and the gradient without weight penalties."""
+    """One optimiser step, seen from the weights.
+
+    `gradient` / `scale` is that of the objective without weight penalties, for the parameters that it reached; clipping
+    has shortened it by `scale`.
+    """
 
     before: Params
     after: Params
     gradient: Params
+    scale: Tensor | float = 1.0
 
 
 class Quadratic(NamedTuple):

@@ -181,7 +181,8 @@ def test_d15_a_penalty_is_arithmetic_on_weights_and_builds_no_graph(implicit: bo
     made = methods.build(methods.parse(f"l2sp(strength={strength}, implicit={implicit})"))
 
     def observe(memory: Memory, move: Move) -> Memory:
-        moves.append(Move(*({name: value.clone() for name, value in part.items()} for part in move)))
+        before, after, gradient = ({name: value.clone() for name, value in part.items()} for part in move[:3])
+        moves.append(Move(before, after, {name: value / move.scale for name, value in gradient.items()}))
         return memory
 
     parent_ = child_of(perceptron())
@@ -189,7 +190,8 @@ def test_d15_a_penalty_is_arithmetic_on_weights_and_builds_no_graph(implicit: bo
     anchor = {name: value.detach() for name, value in inherited(parent_).items()}
     for move in moves:  # the loss's own gradient never contains the penalty
         for name, start in anchor.items():
-            before, gradient = move.before[name], move.gradient[name]
+            before = move.before[name]
+            gradient = move.gradient.get(name, torch.zeros_like(before))
             if implicit:
                 wanted = (before - rate * gradient + rate * strength * start) / (1 + rate * strength)
             else:

@@ -6,15 +6,13 @@ would write and read each intermediate from memory, which costs several times as
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
-from itertools import pairwise
+from collections.abc import Collection
 
 import torch
 from torch import Tensor
 
+from taskgraft import tree
 from taskgraft.types import Params, Quadratic
-
-BLOCK = 2**18  # elements: four float32 operands take 4 MiB, within a core's share of the last cache
 
 
 def add_gradients(params: Params, penalties: Collection[Quadratic]) -> None:
@@ -30,7 +28,7 @@ def add_gradients(params: Params, penalties: Collection[Quadratic]) -> None:
                 if item.importance is None:
                     theta.grad.add_(theta - anchor, alpha=item.strength)
                     continue
-                for gradient, at, held, weight in _blocks(theta.grad, theta, anchor, item.importance[name]):
+                for gradient, at, held, weight in tree.blocks(theta.grad, theta, anchor, item.importance[name]):
                     gradient.addcmul_(at - held, weight, value=item.strength)
 
 
@@ -56,7 +54,7 @@ def _pull(params: Params, item: Quadratic, rate: float) -> None:
             share = rate * item.strength
             params[name].lerp_(anchor, share / (share + 1.0))
             continue
-        for theta, held, weight in _blocks(params[name], anchor, item.importance[name]):
+        for theta, held, weight in tree.blocks(params[name], anchor, item.importance[name]):
             share = weight * (rate * item.strength)
             theta.lerp_(held, share.div_(share + 1.0))
 
@@ -74,19 +72,3 @@ def _pull_all(params: Params, items: list[Quadratic], rate: float) -> None:
 
 def _importance(item: Quadratic, name: str) -> Tensor:
     return torch.ones_like(item.anchor[name]) if item.importance is None else item.importance[name]
-
-
-def _blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Matching pieces of tensors of one shape; writing to a piece writes to its tensor.
-
-    Tensors that lie in memory alike and without gaps are cut in the order of memory; others come whole.
-    """
-    first, size = tensors[0], tensors[0].numel()
-    alike = all(value.stride() == first.stride() for value in tensors)
-    dense = first.is_contiguous() or (first.dim() == 4 and first.is_contiguous(memory_format=torch.channels_last))
-    if size <= BLOCK or not alike or not dense:
-        yield tensors
-        return
-    flat = [value.detach().as_strided((size,), (1,)) for value in tensors]
-    for start, stop in pairwise([*range(0, size, BLOCK), size]):
-        yield tuple(value[start:stop] for value in flat)

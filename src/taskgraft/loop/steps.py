@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 
 import torch
@@ -19,7 +19,7 @@ from taskgraft.loop.state import TrainState
 from taskgraft.method import Method
 from taskgraft.problem import Problem
 from taskgraft.settings import Run, rate_at
-from taskgraft.types import Batch, Memory, Move, Outputs, Params, Sources, Step
+from taskgraft.types import Batch, Memory, Move, Outputs, Params, Quadratic, Sources, Step
 
 
 def start(classifier: Classifier, method: Method, sources: Sources, past: Memory, run: Run) -> TrainState:
@@ -90,18 +90,18 @@ def advance(state: TrainState, method: Method, sources: Sources, run: Run) -> tu
     logged = step == 0 or (step + 1) % run.log_every == 0 or step + 1 == run.steps
     if logged:
         terms |= {name: losses.quadratic(params, item) for name, item in penalties.items()}
-    pure = _gradients(params) if method.observe else {}
+    pure = _gradients(params, penalties.values()) if method.observe else None
     penalty.add_gradients(params, penalties.values())
-    _guard(total, params, run, state, sources, batch.place)
+    scale = _guard(total, params, run, state, sources, batch.place)
     before = {name: value.detach().clone() for name, value in params.items()} if method.observe else {}
     rate = rate_at(run, step)
     for group in state.optimiser.param_groups:
         group["lr"] = rate
     state.optimiser.step()
     penalty.step_towards(params, penalties.values(), rate)
-    if method.observe:
+    if method.observe and pure:
         after = {name: value.detach() for name, value in params.items()}
-        memory = method.observe(memory, Move(before, after, pure))
+        memory = method.observe(memory, Move(before, after, *pure(scale)))
     values = {name: value.item() for name, value in terms.items()} if logged else {}
     return replace(state, step=step + 1, memory=memory), values
 
@@ -182,14 +182,24 @@ def _optimiser(params: list[nn.Parameter], run: Run) -> torch.optim.Optimizer:
     return torch.optim.AdamW(params, run.rate, weight_decay=run.decay, fused=True)
 
 
-def _gradients(params: Params) -> Params:
-    return {
-        name: torch.zeros_like(value) if value.grad is None else value.grad.detach().clone()
-        for name, value in params.items()
-    }
+def _gradients(
+    params: Params, penalties: Collection[Quadratic]
+) -> Callable[[Tensor | float], tuple[Params, Tensor | float]]:
+    """The gradients as they are now and by what they were shortened, to be asked for after the step.
+
+    Copied only where an explicit penalty is about to be added to them.
+    """
+    now = {name: value.grad for name, value in params.items() if value.grad is not None}
+    if any(item.strength and not item.implicit for item in penalties):
+        copied = {name: value.clone() for name, value in now.items()}
+        return lambda scale: (copied, 1.0)
+    return lambda scale: (now, scale)
 
 
-def _guard(total: Tensor, params: Params, run: Run, state: TrainState, sources: Sources, index: Tensor) -> None:
+def _guard(
+    total: Tensor, params: Params, run: Run, state: TrainState, sources: Sources, index: Tensor
+) -> Tensor | float:
+    """Refuse what is not finite, and clip; returns by what the gradients were shortened."""
     gradients = [value.grad for value in params.values() if value.grad is not None]
     norm = nn.utils.get_total_norm(gradients, foreach=True)
     if not bool(torch.isfinite(norm) & torch.isfinite(total)):
@@ -200,6 +210,8 @@ def _guard(total: Tensor, params: Params, run: Run, state: TrainState, sources: 
             "Lower --rate, or set --clip 1",
             code=4,
         )
-    if run.clip:
-        scale = torch.clamp(run.clip / (norm + 1e-6), max=1.0)
-        torch._foreach_mul_(gradients, scale)  # pyright: ignore[reportPrivateImportUsage]
+    if not run.clip:
+        return 1.0
+    scale = torch.clamp(run.clip / (norm + 1e-6), max=1.0)
+    torch._foreach_mul_(gradients, scale)  # pyright: ignore[reportPrivateImportUsage]
+    return scale

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import torch
 
-from taskgraft import importance
+from taskgraft import importance, tree
 from taskgraft.classifier import Classifier, inherited, old_widths
 from taskgraft.method import Method
 from taskgraft.problem import Problem
@@ -53,8 +53,11 @@ class Si:
             return {"si": Quadratic(*importance.pulled(memory), self.strength, self.implicit)}
 
         def observe(memory: Memory, move: Move) -> Memory:
-            for name, path in memory["path"].items():
-                path.addcmul_(move.gradient[name], move.after[name] - move.before[name], value=-1)
+            for name, gradient in move.gradient.items():
+                if name in memory["path"]:
+                    now, then = move.after[name], move.before[name]
+                    for path, slope, new, old in tree.blocks(memory["path"][name], gradient, now, then):
+                        path.addcmul_(slope, (old - new).div_(move.scale))
             return memory
 
         def finish(classifier: Classifier, memory: Memory, sources: Sources) -> tuple[Classifier, Memory]:
