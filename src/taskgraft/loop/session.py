@@ -78,17 +78,7 @@ def fit_in(
     accuracy over the tasks `choosing` is kept; the last one where `choosing` is empty.
     """
     store, best_file = out / "state", out / "state" / "best.safetensors"
-    found = _newest(out, blank, watch)
-    if found:
-        current, lines = found
-    else:
-        current, lines = begin(), parallel.told(lambda: folder.rewind(out, -1))
-        parallel.same(state.tensors(current))
-        lines.append(Line(step=0, **measure(current.classifier)._asdict()))
-        if parallel.chief():
-            folder.append(out, lines[0])
-            state.save(store, current)
-        watch.logged(lines[0])
+    current, lines = _newest(out, blank, watch) or _first(out, begin(), measure, watch)
 
     def on_step(now: TrainState, terms: dict[str, float]) -> None:
         last = now.step in (run.steps, until)
@@ -125,6 +115,20 @@ def fit_in(
     if step != current.step:
         current.classifier.load_state_dict({name: value.clone() for name, value in load_file(best_file).items()})
     return Fitted(current, tuple(lines), step, run)
+
+
+def _first(
+    out: Path, current: TrainState, measure: Callable[[Classifier], Measured], watch: Watch
+) -> tuple[TrainState, list[Line]]:
+    """A state before its first step, made the same in all processes, measured and saved."""
+    parallel.told(lambda: folder.rewind(out, -1))
+    parallel.same(state.tensors(current))
+    line = Line(step=0, **measure(current.classifier)._asdict())
+    if parallel.chief():
+        folder.append(out, line)
+        state.save(out / "state", current)
+    watch.logged(line)
+    return current, [line]
 
 
 def _newest(out: Path, blank: Callable[[], TrainState], watch: Watch) -> tuple[TrainState, list[Line]] | None:

@@ -78,7 +78,7 @@ def advance(state: TrainState, method: Method, sources: Sources, run: Run) -> tu
     outputs, back = forward(classifier, wanted, own, len(batch.images), run, step)
     terms = {"data": _data_loss(classifier, outputs, batch.labels, run)}
     if method.response:
-        seen = Step(batch, outputs, run.softmax, _answerer(classifier, batch.images, own), old_widths(classifier))
+        seen = Step(batch, outputs, run.softmax, _answerer(classifier, batch.images, own, run), old_widths(classifier))
         terms |= method.response(seen, memory)
     total = torch.stack(list(terms.values())).sum()
     state.optimiser.zero_grad(set_to_none=True)
@@ -156,8 +156,8 @@ def _needed(classifier: Classifier, method: Method, batch: Batch, run: Run) -> C
     return lambda images: {task: classifier.newest_logits(images)}
 
 
-def _answerer(classifier: Classifier, images: Tensor, own: Tensor) -> Callable[[Params, Tensor], Outputs]:
-    """A function that answers with other weights, in eval mode, in full precision, on some of a batch's images.
+def _answerer(classifier: Classifier, images: Tensor, own: Tensor, run: Run) -> Callable[[Params, Tensor], Outputs]:
+    """A function that answers with other weights, in eval mode and the run's arithmetic, on some of a batch's images.
 
     `images` [B, ...] lie on the CPU; `own` are this process's, ready for the classifier.
     """
@@ -167,7 +167,7 @@ def _answerer(classifier: Classifier, images: Tensor, own: Tensor) -> Callable[[
         count = int(chosen.sum())
         rows = own if count == len(images) else images[chosen][parallel.part(count)].to(own.device)
         classifier.eval()
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(own.device.type, torch.bfloat16, enabled=run.precision == "bf16"):
             outputs: Outputs = torch.func.functional_call(classifier, params, (rows,))
         for module, training in modes:
             module.training = training
