@@ -25,7 +25,7 @@ help:
 	@echo "make test    all tests (WORKERS=$(WORKERS), ARGS='-k name')"
 	@echo "make mutants deliberate defects, each of which the tests must notice (ARGS='D3 lora')"
 	@echo "make lint    style, types and the order of the modules"
-	@echo "make bench   the comparisons in benchmarks/"
+	@echo "make bench   taskgraft's speed and its peers', turn by turn (ARGS='--only steps --quick')"
 	@echo "make clean   remove the environment, caches and demo-run/"
 
 demo: $(READY)
@@ -44,11 +44,10 @@ lint: $(READY)
 	$(BIN)/lint-imports
 
 bench: $(READY)
-	@for script in benchmarks/*.py; do \
-		if test -e "$$script"; then echo "== $$script" && $(BIN)/python "$$script" $(ARGS) || exit 1; fi; done
+	$(BIN)/python -m benchmarks.speed $(ARGS)
 
 clean:
-	rm -rf .venv demo-run build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv benchmarks/.peers benchmarks/.work demo-run build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # torch and torchvision come first and by exact version: a plain requirement may be satisfied by a CPU-only
