@@ -22,6 +22,9 @@ FILES = {
     "training": "tests/reference/test_defects_of_training.py",
     "methods": "tests/reference/test_methods.py",
     "structure": "tests/reference/test_methods_of_structure.py",
+    "parallel": "tests/parallel/test_equal.py",
+    "pieces": "tests/loop/test_forward.py",
+    "costs": "tests/laws/test_costs.py",
 }
 
 
@@ -153,7 +156,8 @@ DEFECTS = [
            "    pure = _gradients(params, penalties.values()) if method.observe else None\n"
            "    penalty.add_gradients(params, penalties.values())\n",
            "    penalty.add_gradients(params, penalties.values())\n"
-           "    pure = _gradients(params, penalties.values()) if method.observe else None\n", "training test_d15 methods test_si_is"),
+           "    pure = _gradients(params, penalties.values()) if method.observe else None\n",
+           "training test_d15 methods test_si_is"),
     Mutant("D16 old logits are masked", "classifier.py", ".append(head(own))",
            ".append(head(own) if head is self.heads[-1] else head(own) - 1000.0)", "training test_d16"),
     Mutant("D17 test pictures choose", "jobs/measuring.py", 'sets = {"new": predict(classifier, found.new.val)}',
@@ -200,6 +204,35 @@ METHODS = [
 ]  # fmt: skip
 
 
+TOGETHER = [
+    Mutant("gradients are not added up", "loop/steps.py",
+           "    parallel.added_up(value.grad for value in params.values() if value.grad is not None)\n", "",
+           "parallel test_two_processes_are_one"),
+    Mutant("each process has statistics of its own", "loop/forward.py", "        parallel.synchronised(),\n", "",
+           "parallel test_two_processes_are_one"),
+    Mutant("a gradient knows nothing of the others' statistics", "parallel/norm.py",
+           "        dist.all_reduce(whole)\n", "", "parallel test_batch_statistics parallel test_two_processes_are_one"),
+    Mutant("each process measures its Fisher alone", "curvature/__init__.py",
+           "    parallel.added_up(sums.values())\n", "", "parallel test_two_processes_are_one[ewc"),
+    Mutant("gathered rows are shifted", "parallel/group.py", "ctx.rows = part(count)", "ctx.rows = part(count - 1)",
+           "parallel test_three parallel test_batch_statistics"),
+    Mutant("dropout's noise shifts statistics twice", "loop/forward.py",
+           "        value.copy_(statistics[name])  # the second time counts\n", "        pass\n",
+           "pieces test_statistics_move_once"),
+    Mutant("pieces learn from the first piece's gradient", "loop/forward.py", "            start += len(part)\n", "",
+           "pieces test_pieces_change_nothing"),
+    Mutant("a step that ran out of memory is not repeated", "loop/session.py",
+           "        current, lines[:] = found\n", "        pass\n", "pieces test_memory_that_runs_out"),
+    Mutant("the teacher is asked at every step", "methods/distill.py",
+           '        memory["known"][index[missing], view[missing]] = True\n', "        pass\n",
+           "costs test_recorded laws test_the_teacher_is_asked_once"),
+    Mutant("weights are copied whole in the penalty", "loop/penalty.py",
+           "        for theta, held, weight in tree.blocks(params[name], anchor, item.importance[name]):",
+           "        for theta, held, weight in [(params[name].clone(), anchor.clone(), item.importance[name])]:",
+           "costs test_a_penalty_is laws test_a_positive"),
+]  # fmt: skip
+
+
 def collected() -> list[str]:
     """The ids of all tests that a mutant may name."""
     command = [sys.executable, "-m", "pytest", "-q", "--collect-only", "-p", "no:cacheprovider", *FILES.values()]
@@ -242,7 +275,7 @@ def verdict(home: Path, mutant: Mutant, known: list[str]) -> str:
 
 def main(wanted: list[str]) -> int:
     """Run all mutants, or those whose names contain one of the words given; 1 if any is not caught."""
-    chosen = [m for m in (*LAWS, *DEFECTS, *METHODS) if not wanted or any(word in m.name for word in wanted)]
+    chosen = [m for m in (*LAWS, *DEFECTS, *METHODS, *TOGETHER) if not wanted or any(word in m.name for word in wanted)]
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder) / "src"
         shutil.copytree(ROOT / "src", home, ignore=shutil.ignore_patterns("__pycache__"))
