@@ -7,12 +7,19 @@ from pathlib import Path
 import pytest
 import torch
 
+from openings import Openings, below
 from taskgraft.jobs.extend import extend
 from taskgraft.jobs.train import train
 from taskgraft.settings import Run
 from toys import NEW, OLD, folder_of
 
 torch.set_num_threads(1)  # two test processes share two cores
+
+
+@pytest.fixture
+def openings() -> Openings:
+    """`with openings(folder) as read:` collects the files below a folder that are opened."""
+    return below
 
 
 @pytest.fixture(scope="session")

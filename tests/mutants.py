@@ -211,7 +211,7 @@ TOGETHER = [
     Mutant("each process has statistics of its own", "loop/forward.py", "        parallel.synchronised(),\n", "",
            "parallel test_two_processes_are_one"),
     Mutant("a gradient knows nothing of the others' statistics", "parallel/norm.py",
-           "        dist.all_reduce(whole)\n", "", "parallel test_batch_statistics parallel test_two_processes_are_one"),
+           "        dist.all_reduce(whole)\n", "", "parallel test_batch_statistics parallel test_two_processes"),
     Mutant("each process measures its Fisher alone", "curvature/__init__.py",
            "    parallel.added_up(sums.values())\n", "", "parallel test_two_processes_are_one[ewc"),
     Mutant("gathered rows are shifted", "parallel/group.py", "ctx.rows = part(count)", "ctx.rows = part(count - 1)",

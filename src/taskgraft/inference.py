@@ -43,7 +43,7 @@ def predict(classifier: Classifier, images: Images, size: int = 32) -> Predictio
     return Predictions(
         classes,
         classifier.softmax,
-        images.names,
+        tuple(images.names),
         {task: target.numpy().astype(np.int64) for task, target in images.labels.items() if task in classes},
         {task: parallel.gathered(torch.cat([part[task] for part in parts]), count).numpy() for task in classes},
     )

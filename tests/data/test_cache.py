@@ -4,124 +4,199 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
-from taskgraft.data import cache
+from taskgraft.data import cache, ledger
 from taskgraft.data.preprocess import Preprocess
+from taskgraft.problem import Problem
 from toys import NEW, folder_of
 
 WANTED = Preprocess(16, "squash", 0.875, "bilinear")
+ROW = 16 * 16 * 3
 
 
 @pytest.fixture
-def files(tmp_path: Path) -> list[Path]:
-    return sorted(folder_of(tmp_path / "data", NEW, 8, 1, size=20).rglob("*.png"))
+def root(tmp_path: Path) -> Path:
+    return folder_of(tmp_path / "data", NEW, 8, 1, size=20)
 
 
-def stored(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
+def paths(root: Path) -> list[str]:
+    return sorted(path.relative_to(root).as_posix() for path in root.rglob("*.png"))
 
 
-def test_a_second_load_decodes_nothing_and_gives_equal_pixels(tmp_path: Path, files: list[Path]) -> None:
+def load(root: Path, home: Path, names: Sequence[str] = (), wanted: Preprocess = WANTED) -> cache.Pixels:
+    names = names or paths(root)
+    store = cache.Store(home, "it", ledger.look_up(home, root, names))
+    return cache.load(root, names, wanted, store)
+
+
+def files(home: Path, pattern: str) -> list[Path]:
+    return sorted(home.glob(f"pixels/*/{pattern}"))
+
+
+def test_a_second_load_decodes_nothing_and_gives_equal_pixels(tmp_path: Path, root: Path) -> None:
     home = tmp_path / "cache"
-    first, second = cache.load(files, WANTED, home), cache.load(files, WANTED, home)
+    first, second = load(root, home), load(root, home)
     assert (first.decoded, second.decoded) == (8, 0)
     assert torch.equal(first.pixels, second.pixels)
-    assert first[1:3] == second[1:3]
-    memory = cache.load(files, WANTED, None)
+    assert (first.digests == second.digests).all()
+    memory = cache.load(root, paths(root), WANTED)
     assert torch.equal(memory.pixels, first.pixels)
-    assert memory.decoded == 8
+    assert (memory.decoded, memory.key) == (8, None)
     assert memory.pixels.float().std() > 10  # they are pictures, not zeros
-    assert len(stored(home)) == 2  # a pair, and nothing left over
+    assert [path.name for path in files(home, "*")] == [f"{first.key}.npy", f"{first.key}.u8"]  # nothing left over
 
 
-def test_progress_is_told_for_every_file(files: list[Path]) -> None:
+def test_progress_is_told_for_every_file(root: Path) -> None:
     told: list[tuple[int, int]] = []
-    cache.load(files, WANTED, None, lambda done, total: told.append((done, total)))
+    cache.load(root, paths(root), WANTED, None, lambda done, total: told.append((done, total)))
     assert told == [(row + 1, 8) for row in range(8)]
 
 
-def test_changed_content_is_decoded_again(tmp_path: Path, files: list[Path]) -> None:
-    first = cache.load(files, WANTED, tmp_path / "cache")
-    stat = files[0].stat()
-    files[0].write_bytes(files[1].read_bytes())
-    os.utime(files[0], ns=(stat.st_atime_ns, stat.st_mtime_ns))  # the time of change is not what counts
-    second = cache.load(files, WANTED, tmp_path / "cache")
-    assert second.decoded == 8
+def test_only_what_is_new_is_decoded(tmp_path: Path, root: Path) -> None:
+    first = load(root, tmp_path / "cache")
+    names = paths(root)
+    stat = (root / names[0]).stat()
+    (root / names[0]).write_bytes((root / names[1]).read_bytes())
+    os.utime(root / names[0], ns=(stat.st_atime_ns, stat.st_mtime_ns))  # the time of change is not what counts
+    Image.new("RGB", (20, 20), "red").save(root / names[2])
+    second = load(root, tmp_path / "cache")
+    assert second.decoded == 1
     assert torch.equal(second.pixels[0], first.pixels[1])
-    assert second.digests[0] == first.digests[1]
+    assert (second.pixels[2, ..., 0] == 255).all()
+    assert torch.equal(second.pixels[3:], first.pixels[3:])
+    assert (second.digests[0] == first.digests[1]).all()
 
 
-def test_another_order_or_size_or_filter_has_a_key_of_its_own(tmp_path: Path, files: list[Path]) -> None:
+def test_another_size_or_filter_is_decoded_and_another_order_is_copied(tmp_path: Path, root: Path) -> None:
     home = tmp_path / "cache"
-    first = cache.load(files, WANTED, home)
-    assert torch.equal(cache.load(files[::-1], WANTED, home).pixels, first.pixels.flip(0))
-    assert cache.load(files, WANTED._replace(size=24), home).pixels.shape == (8, 24, 24, 3)
-    assert cache.load(files, WANTED._replace(interpolation="nearest"), home).decoded == 8
-    assert len(stored(home)) == 8
+    first = load(root, home)
+    turned = load(root, home, paths(root)[::-1])
+    assert turned.decoded == 0
+    assert torch.equal(turned.pixels, first.pixels.flip(0))
+    assert load(root, home, wanted=WANTED._replace(size=24)).pixels.shape == (8, 24, 24, 3)
+    assert load(root, home, wanted=WANTED._replace(interpolation="nearest")).decoded == 8
+    assert len(files(home, "*.u8")) == 4
 
 
-def test_normalisation_does_not_change_the_pixels_and_shares_them(tmp_path: Path, files: list[Path]) -> None:
-    cache.load(files, WANTED, tmp_path)
-    assert cache.load(files, WANTED._replace(mean=(0.0,) * 3, std=(1.0,) * 3), tmp_path).decoded == 0
+def test_normalisation_does_not_change_the_pixels_and_shares_them(tmp_path: Path, root: Path) -> None:
+    load(root, tmp_path / "cache")
+    assert load(root, tmp_path / "cache", wanted=WANTED._replace(mean=(0.0,) * 3, std=(1.0,) * 3)).decoded == 0
 
 
-def test_the_name_of_a_file_does_not_matter(tmp_path: Path, files: list[Path]) -> None:
-    cache.load(files, WANTED, tmp_path / "cache")
-    moved = [path.rename(path.with_name(f"moved-{path.name}")) for path in files]
-    assert cache.load(moved, WANTED, tmp_path / "cache").decoded == 0
+def test_the_name_of_a_file_does_not_matter(tmp_path: Path, root: Path) -> None:
+    load(root, tmp_path / "cache")
+    for name in paths(root):
+        (root / name).rename((root / name).with_name(f"moved-{Path(name).name}"))
+    assert load(root, tmp_path / "cache").decoded == 0
 
 
 @pytest.mark.parametrize("keep", [None, 1.0, 0.5, 0.0])
-def test_a_half_written_cache_is_made_again(tmp_path: Path, files: list[Path], keep: float | None) -> None:
+def test_a_half_written_file_is_made_again(tmp_path: Path, root: Path, keep: float | None) -> None:
     home = tmp_path / "cache"
-    first = cache.load(files, WANTED, home).pixels.clone()
-    array, reasons = next(home.glob("*.npy")), next(home.glob("*.json"))
+    first = load(root, home).pixels.clone()
+    (pixels,), (digests,) = files(home, "*.u8"), files(home, "*.npy")
     if keep is None:
-        array.unlink()
+        pixels.unlink()
     elif keep == 1.0:
-        reasons.unlink()
+        digests.unlink()
     else:
-        os.truncate(array, int(keep * array.stat().st_size))
-    again = cache.load(files, WANTED, home)
+        os.truncate(pixels, int(keep * pixels.stat().st_size))
+    again = load(root, home)
     assert again.decoded == 8
     assert torch.equal(again.pixels, first)
-    assert cache.load(files, WANTED, home).decoded == 0
+    assert load(root, home).decoded == 0
 
 
-@pytest.mark.parametrize("text", ["[null", "[null]", "7", ""])
-def test_damaged_reasons_are_made_again(tmp_path: Path, files: list[Path], text: str) -> None:
-    cache.load(files, WANTED, tmp_path / "cache")
-    next((tmp_path / "cache").glob("*.json")).write_text(text)
-    assert cache.load(files, WANTED, tmp_path / "cache").decoded == 8
+@pytest.mark.parametrize("text", [b"", b"\x93NUMPY", b"nothing of the kind"])
+def test_damaged_digests_are_made_again(tmp_path: Path, root: Path, text: bytes) -> None:
+    load(root, tmp_path / "cache")
+    files(tmp_path / "cache", "*.npy")[0].write_bytes(text)
+    assert load(root, tmp_path / "cache").decoded == 8
 
 
-def test_reasons_survive(tmp_path: Path, files: list[Path]) -> None:
-    files[2].write_bytes(b"no picture")
-    files[5].write_bytes(b"")
-    first, second = (cache.load(files, WANTED, tmp_path / "cache") for _ in range(2))
-    assert second.decoded == 0
-    assert first.reasons == second.reasons
-    assert [row for row, reason in enumerate(second.reasons) if reason] == [2, 5]
-    assert second.reasons[5] == "empty"
-    assert not second.pixels[2].any()
+def test_what_cannot_be_used_has_a_reason_and_no_row(tmp_path: Path, root: Path) -> None:
+    names = paths(root)
+    (root / names[2]).write_bytes(b"no picture")
+    (root / names[5]).write_bytes(b"")
+    whole = cache.load(root, [name for row, name in enumerate(names) if row not in (2, 5)], WANTED)
+    for found in (load(root, tmp_path / "cache"), cache.load(root, names, WANTED)):
+        assert sorted(found.reasons) == [2, 5]
+        assert found.reasons[2].startswith("not a picture")
+        assert found.reasons[5] == "empty"
+        assert torch.equal(found.pixels, whole.pixels)
 
 
-def test_writing_into_loaded_pixels_leaves_the_cache_alone(tmp_path: Path, files: list[Path]) -> None:
-    first = cache.load(files, WANTED, tmp_path / "cache")
+class Stopped(Exception):
+    """Somebody pressed a key."""
+
+
+def stopped_at(row: int) -> cache.Progress:
+    def tell(done: int, total: int) -> None:
+        if done == row:
+            raise Stopped
+
+    return tell
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_whoever_was_stopped_goes_on_after_the_last_whole_shard(
+    tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch, changed: bool
+) -> None:
+    monkeypatch.setattr(cache, "SHARD", 3 * ROW)
+    monkeypatch.setattr(ledger, "SETTLED", 0.0)  # the files are only just written
+    home, names = tmp_path / "cache", paths(root)
+    (root / names[1]).write_bytes(b"no picture")
+    with pytest.raises(Stopped):
+        cache.load(root, names, WANTED, cache.Store(home, "it", ledger.look_up(home, root, names)), stopped_at(8))
+    for name in ("pixels", "digests"):  # half of the next shard
+        with files(home, f"it.begun/{name}")[0].open("ab") as file:
+            file.write(b"half")
+    if changed:
+        Image.new("RGB", (20, 20), "red").save(root / names[0])
+    found = load(root, home, names)
+    assert found.decoded == (4 if changed else 2)  # of two whole shards, five pictures are there
+    assert torch.equal(found.pixels, cache.load(root, names, WANTED).pixels)
+    assert list(found.reasons) == [1]
+    assert len(files(home, "*")) == 2
+
+
+def test_an_unfinished_file_that_is_damaged_is_begun_again(
+    tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache, "SHARD", 3 * ROW)
+    monkeypatch.setattr(ledger, "SETTLED", 0.0)
+    home, names = tmp_path / "cache", paths(root)
+    with pytest.raises(Stopped):
+        cache.load(root, names, WANTED, cache.Store(home, "it", ledger.look_up(home, root, names)), stopped_at(8))
+    os.truncate(files(home, "it.begun/pixels")[0], 5 * ROW)
+    found = load(root, home, names)
+    assert found.decoded == 8
+    assert torch.equal(found.pixels, cache.load(root, names, WANTED).pixels)
+
+
+def test_writing_into_loaded_pixels_leaves_the_cache_alone(tmp_path: Path, root: Path) -> None:
+    first = load(root, tmp_path / "cache")
     wanted = first.pixels.clone()
     first.pixels.zero_()
-    assert torch.equal(cache.load(files, WANTED, tmp_path / "cache").pixels, wanted)
+    assert torch.equal(load(root, tmp_path / "cache").pixels, wanted)
+
+
+def test_a_cache_that_cannot_be_written_is_a_line(tmp_path: Path, root: Path) -> None:
+    (tmp_path / "cache").write_text("a file")
+    with pytest.raises(Problem, match=r"cannot be written: .*choose another --cache FOLDER"):
+        load(root, tmp_path / "cache")
 
 
 def test_pillows_warnings_do_not_leak(tmp_path: Path) -> None:
     Image.new("1", (10_000, 10_000)).save(tmp_path / "x.png")
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        found = cache.load([tmp_path / "x.png"], WANTED, None)
+        found = cache.load(tmp_path, ["x.png"], WANTED)
     assert told == []
-    assert found.reasons == ("10000x10000 is more than 89478485 pixels",)
+    assert found.reasons == {0: "10000x10000 is more than 89478485 pixels"}

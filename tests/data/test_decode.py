@@ -206,3 +206,50 @@ def test_a_digest_is_of_the_bytes(tmp_path: Path) -> None:
     two.write_bytes(b"abd")
     assert decode.content(one) == ("ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad", None)
     assert decode.content(two)[0] != decode.content(one)[0]
+
+
+def photograph(side: int, orientation: int = 1) -> bytes:
+    """A large JPEG with detail at every scale, a third of it flat."""
+    rng = np.random.default_rng(0)
+    image = sum(
+        (
+            np.kron(rng.normal(0, 30, (side // cell, side // cell, 3)), np.ones((cell, cell, 1)))
+            for cell in (4, 20, 100)
+        ),
+        np.full((side, side, 3), 128.0),
+    )
+    image[: side // 3] = (200, 60, 30)
+    exif, found = Image.Exif(), io.BytesIO()
+    exif[0x0112] = orientation
+    Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(found, "JPEG", quality=92, exif=exif)
+    return found.getvalue()
+
+
+@pytest.mark.parametrize("crop", ["squash", "center", "border"])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_large_jpeg_is_decoded_at_a_reduced_scale_and_looks_the_same(
+    monkeypatch: pytest.MonkeyPatch, crop: str, orientation: int
+) -> None:
+    wanted, blob = Preprocess(48, crop, 0.875, "bilinear"), photograph(1000, orientation)
+    reduced = decode.decode_bytes(blob, wanted)
+    monkeypatch.setattr(decode, "SPARE", 10**6)
+    full = decode.decode_bytes(blob, wanted)
+    assert reduced.pixels is not None
+    assert full.pixels is not None
+    assert (reduced.width, reduced.height) == (1000, 1000)
+    off = np.abs(reduced.pixels.astype(int) - full.pixels)
+    assert 0 < off.mean() < 0.7
+    assert np.percentile(off, 99) <= 4
+
+
+def test_a_jpeg_that_is_not_far_larger_than_wanted_is_decoded_in_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted, blob = Preprocess(48, "squash", 0.875, "bilinear"), photograph(300)  # half of it is less than 4 x 48
+    found = decode.decode_bytes(blob, wanted).pixels
+    monkeypatch.setattr(decode, "SPARE", 10**6)
+    np.testing.assert_array_equal(found, decode.decode_bytes(blob, wanted).pixels)
+
+
+def test_a_truncated_large_jpeg_is_refused_at_any_scale(tmp_path: Path) -> None:
+    whole = photograph(1000)
+    (tmp_path / "x.jpg").write_bytes(whole[: len(whole) // 2])
+    assert reason(tmp_path / "x.jpg").startswith("damaged: ")

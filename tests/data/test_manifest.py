@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,20 @@ import pytest
 import torch
 from PIL import Image
 
-from taskgraft.data import DataSet, Preprocess, open_images
-from taskgraft.data.manifest import counts, write_lists
+from openings import Openings
+from taskgraft.data import DataSet, Preprocess, ledger, open_images
+from taskgraft.data.sets import counts, write_lists
 from taskgraft.problem import Problem
 from taskgraft.types import Task
 from toys import NEW, OLD, folder_of
 
 WANTED = Preprocess(16, "squash", 0.875, "bilinear")
+
+
+@pytest.fixture(autouse=True)
+def _settled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files of a test are only just written; elsewhere they are not relied on for some seconds."""
+    monkeypatch.setattr(ledger, "SETTLED", 0.0)
 
 
 def opened(data: Path, task: str = NEW.name, **options: Any) -> DataSet:
@@ -57,8 +65,11 @@ def test_the_pixels_are_those_of_the_named_file(tmp_path: Path) -> None:
         for value in values:
             flat(tmp_path / label / f"{value}.png", value)
     found = opened(tmp_path, "x")
-    for images in (found.train, found.val):
+    cached = [opened(tmp_path, "x", cache_folder=tmp_path / ".cache", seed=seed) for seed in (0, 0, 1)]
+    assert [part.decoded for part in cached] == [10, 0, 0]
+    for images in (part for each in (found, *cached) for part in (each.train, each.val)):
         assert images is not None
+        assert len(images.pixels) == len(images.names)
         for name, pixels in zip(images.names, images.pixels, strict=True):
             assert (pixels == int(Path(name).stem)).all()
 
@@ -72,7 +83,9 @@ def test_a_folder_without_splits_is_split_by_content(tmp_path: Path) -> None:
     again = opened(tmp_path)
     assert again.val is not None
     assert again.val.names == found.val.names
-    assert opened(tmp_path, seed=1).splits != found.splits
+    other = opened(tmp_path, seed=1).val
+    assert other is not None
+    assert other.names != found.val.names
 
 
 def test_a_train_folder_alone_gives_some_to_validation(tmp_path: Path) -> None:
@@ -119,6 +132,135 @@ def test_one_class_is_refused(tmp_path: Path) -> None:
         opened(tmp_path)
 
 
+def alike(one: DataSet, two: DataSet) -> bool:
+    """Whether two sets are equal but for the work that they took."""
+    for name in ("train", "val", "test"):
+        left, right = getattr(one, name), getattr(two, name)
+        if (left is None) != (right is None):
+            return False
+        if left is not None and not (
+            torch.equal(left.pixels, right.pixels)
+            and tuple(left.names) == tuple(right.names)
+            and all(torch.equal(left.labels[task], right.labels[task]) for task in left.labels | right.labels)
+            and left[3:] == right[3:]
+        ):
+            return False
+    rest = ("tasks", "excluded", "kind", "fingerprint", "notes")
+    return all(getattr(one, name) == getattr(two, name) for name in rest)
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_a_second_start_opens_no_picture(tmp_path: Path, given: bool, openings: Openings) -> None:
+    root = split(tmp_path / "data", train=40) if given else folder_of(tmp_path / "data", NEW, 40, 1, size=16)
+    picture = next(root.rglob("7.png"))
+    picture.write_text("no picture")
+    home = tmp_path / "cache"
+    with openings(root) as read:
+        first = opened(root, cache_folder=home)
+    assert (first.decoded, len(set(read))) == ((48, 48) if given else (40, 40))
+    assert len(read) == len(set(read))  # once: hashed and decoded from the same bytes
+    choices: tuple[dict[str, Any], ...] = ({}, {"seed": 1}, {"others": (OLD,)})
+    for options in choices:  # the same, and what no file has to be opened for
+        with openings(root) as read:
+            again = opened(root, cache_folder=home, **options)
+        assert (again.decoded, read) == (0, [])
+        assert alike(again, opened(root, **options))
+    with openings(root) as read:
+        larger = open_images(root, NEW.name, WANTED._replace(size=24), seed=0, cache_folder=home)
+    assert len(read) == larger.decoded == len(set(first.splits()))  # the damaged one is known
+
+
+@pytest.mark.parametrize("keep_time", [True, False])
+def test_a_change_is_seen_and_costs_one_file(tmp_path: Path, keep_time: bool, openings: Openings) -> None:
+    root, home = split(tmp_path / "data"), tmp_path / "cache"
+    first = opened(root, cache_folder=home)
+    picture = root / "train" / "red" / "0.png"
+    before, size = picture.stat(), len(picture.read_bytes())
+    flat(picture, 9)
+    picture.write_bytes(picture.read_bytes().ljust(size, b"\0"))  # same size
+    if keep_time:
+        os.utime(picture, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with openings(root) as read:
+        second = opened(root, cache_folder=home)
+    assert (second.decoded, read) == (1, [str(picture)])
+    assert second.fingerprint != first.fingerprint
+    assert alike(second, opened(root))
+    flat(root / "val" / "red" / "new.png", 11)
+    third = opened(root, cache_folder=home)
+    assert (third.decoded, third.val is not None and len(third.val.names)) == (1, 9)
+    picture.unlink()
+    fourth = opened(root, cache_folder=home)
+    assert fourth.decoded == 0
+    assert alike(fourth, opened(root))
+
+
+def test_what_was_written_a_moment_ago_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, openings: Openings
+) -> None:
+    monkeypatch.setattr(ledger, "SETTLED", 3600.0)
+    root, home = split(tmp_path / "data"), tmp_path / "cache"
+    opened(root, cache_folder=home)
+    with openings(root) as read:
+        assert opened(root, cache_folder=home).decoded == 0  # read, but known by what it holds
+    assert len(read) == 24
+
+
+def test_where_the_system_tells_no_time_of_change_everything_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, openings: Openings
+) -> None:
+    monkeypatch.setattr(ledger, "TELLS", False)
+    root = split(tmp_path / "data")
+    for _ in range(2):
+        with openings(root) as read:
+            found = opened(root, cache_folder=tmp_path / "cache")
+    assert (found.decoded, len(read)) == (0, 24)
+
+
+def test_a_folder_that_was_moved_with_its_pictures_is_seen(tmp_path: Path) -> None:
+    for number, name in enumerate(("a/0.png", "a/1.png", "b/2.png", "b/3.png")):
+        flat(tmp_path / "data" / name, 30 * number)
+    opened(tmp_path / "data", cache_folder=tmp_path / "cache")
+    (tmp_path / "data" / "b").rename(tmp_path / "data" / "a" / "b")  # no file has changed, nor has their order
+    with pytest.raises(Problem, match="a/b is a folder inside the class folder 'a'"):
+        opened(tmp_path / "data", cache_folder=tmp_path / "cache")
+
+
+def test_a_table_is_as_unchanged_as_its_pictures(tmp_path: Path, openings: Openings) -> None:
+    for number in range(8):
+        flat(tmp_path / "data" / f"{number}.png", 20 * number)
+    table, home = tmp_path / "data" / "t.csv", tmp_path / "cache"
+    lines = ["path,paint", *(f"{number}.png,{NEW.classes[number % 2]}" for number in range(8))]
+    table.write_text("\n".join(lines) + "\n")
+    first = opened(table, cache_folder=home)
+    with openings(tmp_path / "data") as read:
+        second = opened(table, cache_folder=home)
+    assert set(read) <= {str(table)}
+    assert alike(first, second)
+    table.write_text("\n".join([*lines[:-1], f"7.png,{NEW.classes[0]}"]) + "\n")
+    third = opened(table, cache_folder=home)
+    assert third.decoded == 0
+    assert third.fingerprint != first.fingerprint
+    flat(tmp_path / "data" / "3.png", 250)
+    fourth = opened(table, cache_folder=home)
+    assert fourth.decoded == 1
+    assert alike(fourth, opened(table))
+
+
+def test_no_set_is_copied_into_memory(tmp_path: Path) -> None:
+    root = folder_of(tmp_path / "data", NEW, 40, 1, size=16)
+    (root / "red" / "0.png").write_text("no picture")
+    for _ in range(2):
+        found = opened(root, cache_folder=tmp_path / "cache")
+        assert found.train is not None
+        assert found.val is not None
+        start, size = found.train.pixels.data_ptr(), found.train.pixels.nbytes
+        assert found.val.pixels.data_ptr() == start + size  # neighbours in one mapping
+        with Path("/proc/self/maps").open() as file:
+            maps = [line.split() for line in file if line.rstrip().endswith(".u8")]
+        assert any(int(low, 16) <= start < int(high, 16) for low, high in (line[0].split("-") for line in maps))
+    assert len(list((tmp_path / "cache").rglob("*.u8"))) == 1
+
+
 def test_a_few_unreadable_pictures_are_excluded_with_reasons_and_many_stop(tmp_path: Path) -> None:
     root = split(tmp_path / "data", train=32, val=8)
     broken = sorted((root / "train" / "red").iterdir())
@@ -133,7 +275,11 @@ def test_a_few_unreadable_pictures_are_excluded_with_reasons_and_many_stop(tmp_p
     write_lists(tmp_path / "out", found)
     with (tmp_path / "out" / "excluded.csv").open(newline="") as file:
         assert [tuple(row) for row in csv.reader(file)] == [("path", "reason"), *found.excluded]
-    assert len((tmp_path / "out" / "split.csv").read_text().splitlines()) == 39
+    with (tmp_path / "out" / "split.csv").open(newline="") as file:
+        rows = [tuple(row) for row in csv.reader(file)]
+    assert rows[0] == ("path", "split")
+    assert found.val is not None
+    assert sorted(rows[1:]) == sorted((name, name.split("/")[0]) for name in [*found.train.names, *found.val.names])
     broken[2].write_text("no picture")
     with pytest.raises(Problem, match=r"3 of 40 pictures cannot be used, first 'train/red/.*\(not a picture"):
         opened(root)

@@ -1,87 +1,275 @@
-"""Pixels at training size in one memory-mapped uint8 file, keyed by content: a second run decodes nothing."""
+"""Pixels at training size in memory-mapped files, by content: what was decoded once is never decoded again.
+
+A file holds the pictures of one set, in its order, row after row, with nothing before or between them; so any run of
+rows is a tensor that takes no memory until it is looked at. Files are made shard by shard: whoever is stopped goes on
+after the last whole shard. A picture that stands in another file of the cache is copied from there.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import os
+import shutil
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from filelock import FileLock
+from numpy.typing import NDArray
 from torch import Tensor
 
-from taskgraft.data import decode
+from taskgraft.data import decode, stored
+from taskgraft.data.ledger import Known
 from taskgraft.data.preprocess import Preprocess
-from taskgraft.record import atomic, fingerprint
+from taskgraft.data.stored import DIGEST, Shown
+from taskgraft.problem import Problem
+from taskgraft.record import atomic, fingerprint, write_json
 
 Progress = Callable[[int, int], None]
+GROUP = 8  # pictures that a thread takes at a time
+BLOCK = 1024  # pictures that a pool is given at a time, since it takes in all at once
+SHARD = 64 * 2**20  # bytes of pixels after which finished work is safe: seconds of decoding
 
 
 class Pixels(NamedTuple):
-    """`pixels` [N, size, size, 3] uint8, a row for each file asked for; `reasons` [N], None where decoded."""
+    """`pixels` [M, size, size, 3] uint8: the M of N files that can be used, in order; `reasons` for the others, by row.
+
+    `digests` [N, 32] are SHA-256 of the contents, zeros where a file could not be opened. `decoded` counts the
+    pictures that this call decoded; `key` is the file's name in the cache, None in memory.
+    """
 
     pixels: Tensor
-    digests: tuple[str, ...]
-    reasons: tuple[str | None, ...]
-    decoded: int  # how many pictures this call decoded
+    digests: NDArray[np.uint8]
+    reasons: Mapping[int, str]
+    decoded: int
+    key: str | None
 
 
-def load(files: Sequence[Path], wanted: Preprocess, folder: Path | None, progress: Progress | None = None) -> Pixels:
-    """Decode files to uint8 pixels, or map them from the cache in `folder` (None = keep them in memory).
+class Store(NamedTuple):
+    """A cache folder, what unfinished work of this caller is called there, and what need not be read again."""
 
-    The key is made of every file's content, its order, the preprocessing and the version of the decoding rules.
+    folder: Path
+    name: str
+    known: Known
+
+
+class _Row(NamedTuple):
+    digest: bytes
+    pixels: NDArray[np.uint8] | None
+    reason: str | None
+    decoded: bool
+
+
+class _Begun(NamedTuple):
+    """How far a file is: entries done, rows written, digests of all done, reasons by entry."""
+
+    done: int
+    good: int
+    digests: bytes
+    reasons: dict[int, str]
+
+
+def load(
+    root: Path, paths: Sequence[str], wanted: Preprocess, store: Store | None = None, progress: Progress | None = None
+) -> Pixels:
+    """Decode the files at `paths` below a root to uint8 pixels: into memory, or into a store, or map them from there.
+
+    Raises Problem where the store cannot be written.
     """
-    threads = max(1, os.cpu_count() or 1)
-    with ThreadPoolExecutor(threads) as pool, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow warns of what the rules already decide
-        contents = list(pool.map(decode.content, files))
-        digests = tuple(digest for digest, _ in contents)
-        geometry = wanted._replace(mean=(0.0,) * 3, std=(1.0,) * 3).show()  # pixels are kept before normalisation
-        key = fingerprint([decode.VERSION, geometry, *digests])[:32]
-        stored = _open(folder, key) if folder else None
-        if stored:
-            return Pixels(*stored, decoded=0)._replace(digests=digests)
-        shape = (len(files), wanted.size, wanted.size, 3)
-        if folder is None:
-            pixels = np.empty(shape, np.uint8)
-            reasons = _fill(pixels, files, wanted, pool, progress)
-        else:
-            with atomic(folder / f"{key}.npy") as aside:
-                pixels = np.lib.format.open_memmap(aside, mode="w+", dtype=np.uint8, shape=shape)
-                reasons = _fill(pixels, files, wanted, pool, progress)
-                pixels.flush()
-            with atomic(folder / f"{key}.json") as aside:  # last: the pair is whole once this exists
-                aside.write_text(json.dumps(reasons))
-            pixels = np.load(folder / f"{key}.npy", mmap_mode="c")
-    return Pixels(torch.from_numpy(pixels), digests, tuple(reasons), len(files))
+    if store is None:
+        return _in_memory(root, paths, wanted, progress)
+    home, known = home_of(store.folder, wanted), store.known
+    if known.sure.all():
+        good = [row for row in range(len(paths)) if row not in known.reasons]
+        key = _key(known.digests[good])
+        pixels = stored.open_file(home, key, len(good), wanted.size)
+        if pixels is not None:
+            return Pixels(pixels, known.digests, known.reasons, 0, key)
+    with _writable(store.folder):
+        home.mkdir(parents=True, exist_ok=True)
+        return _build(home / f"{store.name}.begun", root, paths, wanted, known, progress)
 
 
-def _fill(
-    pixels: np.ndarray,
-    files: Sequence[Path],
-    wanted: Preprocess,
-    pool: ThreadPoolExecutor,
-    progress: Progress | None,
-) -> list[str | None]:
-    reasons: list[str | None] = []
-    for row, found in enumerate(pool.map(lambda file: decode.decode(file, wanted), files)):
-        pixels[row] = 0 if found.pixels is None else found.pixels
-        reasons.append(found.reason)
-        if progress:
-            progress(row + 1, len(files))
-    return reasons
-
-
-def _open(folder: Path, key: str) -> tuple[Tensor, tuple[str, ...], tuple[str | None, ...]] | None:
+@contextlib.contextmanager
+def alone(folder: Path, data: Path) -> Iterator[str]:
+    """Let one process at a time fill the cache from a data path: whoever waited finds the work done. Gives its name."""
+    name = fingerprint([os.path.realpath(data)])[:16]
+    lock = FileLock(folder / "locks" / name)
+    with _writable(folder):
+        Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
     try:
-        reasons = json.loads((folder / f"{key}.json").read_text())
-        pixels = np.load(folder / f"{key}.npy", mmap_mode="c")  # copy-on-write: torch wants it writable
-    except (OSError, ValueError, EOFError):
-        return None
-    if not isinstance(reasons, list) or len(reasons) != len(pixels):
-        return None
-    return torch.from_numpy(pixels), (), tuple(reasons)
+        yield name
+    finally:
+        lock.release()
+
+
+@contextlib.contextmanager
+def _writable(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise Problem(
+            f"the cache {folder} cannot be written: {error.strerror or error}; make room, "
+            "or choose another --cache FOLDER, or --cache none",
+            code=3,
+        ) from error
+
+
+def home_of(folder: Path, wanted: Preprocess) -> Path:
+    """Where files of one geometry and one version of the decoding rules lie."""
+    geometry = wanted._replace(mean=(0.0,) * 3, std=(1.0,) * 3).show()  # pixels are kept before normalisation
+    return folder / "pixels" / fingerprint([decode.VERSION, geometry])[:16]
+
+
+def discard(folder: Path, wanted: Preprocess, key: str) -> None:
+    """Remove a file from the cache; whoever has it mapped keeps it."""
+    _remove(home_of(folder, wanted), key)
+
+
+def _remove(home: Path, key: str) -> None:
+    for suffix in (".npy", ".u8"):
+        with contextlib.suppress(OSError):
+            (home / f"{key}{suffix}").unlink()
+
+
+def _in_memory(root: Path, paths: Sequence[str], wanted: Preprocess, progress: Progress | None) -> Pixels:
+    count = len(paths)
+    pixels = np.empty((count, wanted.size, wanted.size, 3), np.uint8)
+    digests, reasons, good = np.zeros((count, DIGEST), np.uint8), {}, 0
+    with _pool() as pool:
+        for first in range(0, count, BLOCK):
+            rows = range(first, min(first + BLOCK, count))
+            for row, found in _each(pool, lambda row: _read(root / paths[row], wanted, stored.nothing), rows):
+                good = _keep(found, row, pixels, good, digests[row], reasons)
+                if progress:
+                    progress(row + 1, count)
+    return Pixels(torch.from_numpy(pixels[:good]), digests, reasons, count, None)
+
+
+def _build(
+    place: Path, root: Path, paths: Sequence[str], wanted: Preprocess, known: Known, progress: Progress | None
+) -> Pixels:
+    """Write the file of these pictures, from where an earlier attempt stopped; `place` is for what is unfinished."""
+    home, row_bytes, count = place.parent, wanted.size * wanted.size * 3, len(paths)
+    mark = known.mark()
+    begun, left = _resume(place, mark, row_bytes)
+    shown = stored.shown_in(home, wanted.size)
+    digests, reasons = np.zeros((count, DIGEST), np.uint8), begun.reasons
+    digests[: begun.done] = np.frombuffer(begun.digests, np.uint8).reshape(-1, DIGEST)
+    good, decoded, shard = begun.good, 0, max(1, SHARD // row_bytes)
+
+    def one(row: int) -> _Row:
+        if known.sure[row] and row in known.reasons:
+            return _Row(known.digests[row].tobytes(), None, known.reasons[row], False)
+        digest = known.digests[row].tobytes()
+        pixels = shown(digest) if known.sure[row] else None
+        return _read(root / paths[row], wanted, shown) if pixels is None else _Row(digest, pixels, None, False)
+
+    with _pool() as pool, (place / "pixels").open("ab") as file, (place / "digests").open("ab") as marks:
+        for first in range(begun.done, count, shard):
+            rows = range(first, min(first + shard, count))
+            block, kept = np.empty((len(rows), wanted.size, wanted.size, 3), np.uint8), 0
+            for row, found in _each(pool, one, rows):
+                kept = _keep(found, row, block, kept, digests[row], reasons)
+                decoded += found.decoded
+                if progress:
+                    progress(row + 1, count)
+            file.write(block[:kept].data)
+            marks.write(digests[rows.start : rows.stop].data)
+            good += kept
+            for written in (file, marks):
+                written.flush()
+                os.fsync(written.fileno())
+            write_json(place / "begun.json", {"mark": mark, "done": rows.stop, "good": good, "reasons": reasons})
+    key = _finish(place, digests, reasons)
+    if left not in (None, key):
+        _remove(home, left)
+    pixels = stored.open_file(home, key, good, wanted.size)
+    if pixels is None:
+        raise OSError(f"{key} is gone before it was used")
+    return Pixels(pixels, digests, reasons, decoded, key)
+
+
+def _each(pool: ThreadPoolExecutor, make: Callable[[int], _Row], rows: range) -> Iterator[tuple[int, _Row]]:
+    """What `make` gives for each row, in order; threads get some rows at a time, since handing one over costs time."""
+    groups = [rows[start : start + GROUP] for start in range(0, len(rows), GROUP)]
+    for group, found in zip(groups, pool.map(lambda group: [make(row) for row in group], groups), strict=True):
+        yield from zip(group, found, strict=True)
+
+
+def _keep(
+    found: _Row, row: int, pixels: NDArray[np.uint8], at: int, digest: NDArray[np.uint8], reasons: dict[int, str]
+) -> int:
+    """Put a picture where the next good one goes, or note why it is none; the number of good ones so far."""
+    if found.digest:
+        digest[:] = np.frombuffer(found.digest, np.uint8)
+    if found.pixels is None:
+        reasons[row] = found.reason or "cannot be read"
+        return at
+    pixels[at] = found.pixels
+    return at + 1
+
+
+def _read(file: Path, wanted: Preprocess, shown: Shown) -> _Row:
+    """Read a file's bytes, once, and decode them unless what they hold has been decoded before."""
+    found = decode.read_bytes(file)
+    if isinstance(found, str):
+        return _Row(b"", None, found, True)
+    digest = hashlib.sha256(found).digest()
+    pixels = shown(digest)
+    if pixels is not None:
+        return _Row(digest, pixels, None, False)
+    made = decode.decode_bytes(found, wanted)
+    return _Row(digest, made.pixels, made.reason, True)
+
+
+def _resume(place: Path, mark: str, row_bytes: int) -> tuple[_Begun, str | None]:
+    """What an earlier attempt left that is whole; what it wrote beyond that is cut off.
+
+    If files have changed since, that becomes a file of its own, whose key is given: pictures are taken from there.
+    """
+    pixels, marks, left = place / "pixels", place / "digests", None
+    try:
+        said = json.loads((place / "begun.json").read_text())
+        done, good = int(said["done"]), int(said["good"])
+        reasons = {int(row): str(reason) for row, reason in said["reasons"].items()}
+        if pixels.stat().st_size >= good * row_bytes and marks.stat().st_size >= done * DIGEST:
+            os.truncate(pixels, good * row_bytes)
+            os.truncate(marks, done * DIGEST)
+            if said["mark"] == mark:
+                return _Begun(done, good, marks.read_bytes(), reasons), None
+            left = _finish(place, np.fromfile(marks, np.uint8).reshape(-1, DIGEST), reasons)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass  # nothing whole: from the start
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir()
+    return _Begun(0, 0, b"", {}), left
+
+
+def _finish(place: Path, digests: NDArray[np.uint8], reasons: Mapping[int, str]) -> str:
+    """Give a file its name, by the contents in it; the digests beside it come last and say that it is whole."""
+    good = digests[[row for row in range(len(digests)) if row not in reasons]]
+    key = _key(good)
+    os.replace(place / "pixels", place.with_name(f"{key}.u8"))
+    with atomic(place.with_name(f"{key}.npy")) as aside, aside.open("wb") as file:
+        np.save(file, good)
+    shutil.rmtree(place, ignore_errors=True)
+    return key
+
+
+def _key(digests: NDArray[np.uint8]) -> str:
+    return fingerprint([digests.tobytes().hex()])[:32]
+
+
+@contextlib.contextmanager
+def _pool() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(max(1, os.cpu_count() or 1)) as pool, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow warns of what the rules already decide
+        yield pool

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from taskgraft.data.formats import Entry, Listing
 from taskgraft.problem import Problem
-from taskgraft.record import write_text
+from taskgraft.record import shown, write_asked
 
 
 class Curated(NamedTuple):
@@ -42,7 +42,7 @@ def group(listing: Listing, task: str, pattern: str | None, min_images: int) -> 
         if (new := renamed[entry.labels[task]])
     )
     kept = {new for new in renamed.values() if new}
-    if len(kept) < 2:
+    if len(kept) < 2 and (pattern or min_images):
         raise Problem(f"--min-images {min_images} leaves {len(kept)} class(es) of {len(names)}; two are needed")
     return Curated(entries, renamed, small)
 
@@ -50,7 +50,8 @@ def group(listing: Listing, task: str, pattern: str | None, min_images: int) -> 
 def write_manifest(path: Path, root: Path, entries: tuple[Entry, ...], task: str) -> None:
     """Write `path, split, <task>` as CSV; paths are relative to the table's own folder or its parents' below it.
 
-    Raises Problem when the table would lie where it cannot name the pictures.
+    Raises Problem when the table would lie where it cannot name the pictures, replace another file, or name a file
+    whose name is no text.
     """
     home = path.resolve().parent
     if not root.resolve().is_relative_to(home):
@@ -60,8 +61,13 @@ def write_manifest(path: Path, root: Path, entries: tuple[Entry, ...], task: str
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["path", "split", task])
     for entry in entries:
-        writer.writerow([(prefix / entry.path).as_posix(), entry.split or "", entry.labels[task]])
-    write_text(path, text.getvalue())
+        where = (prefix / entry.path).as_posix()
+        if shown(where) != where:
+            raise Problem(f"{shown(where)} has a name that is no UTF-8; rename it, so that a table can name it")
+        writer.writerow([where, entry.split or "", entry.labels[task]])
+    if path.exists() and path.read_text(encoding="utf-8", errors="replace") != text.getvalue():
+        raise Problem(f"{path} exists and holds something else; choose another file for the table")
+    write_asked(path, text.getvalue())
 
 
 def _merge(name: str, pattern: str) -> str | None:

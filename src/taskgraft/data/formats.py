@@ -1,24 +1,29 @@
-"""What a data path holds: folder per class, train/val/test above it, or a table. Lists files, opens none."""
+"""What a data path holds: folder per class or tar shards, train/val/test above them, or a table. Opens no picture."""
 
 from __future__ import annotations
 
 import csv
 import os
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from taskgraft.data import tars
 from taskgraft.problem import Problem
 
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 TABLES = (".csv", ".tsv", ".parquet")
+NOT_A_NAME = {"nan", "<na>"}  # what tools write for a label that is missing
 JUNK = {"thumbs.db", "desktop.ini", "__macosx", ".ipynb_checkpoints", ".ds_store"}
 TEXT = {".csv", ".tsv", ".parquet", ".txt", ".json", ".jsonl", ".md", ".yaml", ".yml"}
 
 
 class Entry(NamedTuple):
-    """One file: its path below the root, its split (None = not said) and its class for each labelled task."""
+    """One file: its path below the root, its split (None = not said) and its class for each labelled task.
+
+    A member of an archive has the path `a.tar/key.jpg`.
+    """
 
     path: str
     split: str | None
@@ -41,17 +46,69 @@ def list_images(data: Path, task: str, columns: tuple[str, ...] = ()) -> Listing
     """
     if not data.exists():
         raise Problem(f"{data} does not exist; give a folder with one sub-folder per class, or a CSV file")
-    if data.is_file():
-        return _table(data, task, columns)
-    table = data / "metadata.csv"
-    if table.is_file():
+    table = table_of(data)
+    if table:
         return _table(table, task, columns)
-    return _folders(data, task)
-
-
-def _folders(root: Path, task: str) -> Listing:
+    if data.is_file():
+        return _shards(data.parent, [(None, data)], [], (task, *columns))
     skipped: list[tuple[str, str]] = []
-    found = list(inside(root, root, skipped))
+    found = list(inside(data, data, skipped))
+    shards = list(_archives(data, found, skipped))
+    return _shards(data, shards, skipped, (task, *columns)) if shards else _folders(data, task, found, skipped)
+
+
+def table_of(data: Path) -> Path | None:
+    """The table of a data path: itself, or metadata.csv in a folder; None for other folders and archives."""
+    if data.is_dir():
+        table = data / "metadata.csv"
+        return table if table.is_file() else None
+    return None if data.suffix.lower() == tars.SUFFIX else data
+
+
+def _archives(root: Path, found: list[Path], skipped: list[tuple[str, str]]) -> Iterator[tuple[str | None, Path]]:
+    """Archives in a folder, or in its split folders, with their splits; skips what else lies among them."""
+    splits = [item for item in found if item.name.lower() in SPLITS and item.is_dir()]
+    left: list[tuple[str, str]] = []
+    groups = [(None, found)] + [(SPLITS[item.name.lower()], list(inside(item, root, left))) for item in splits]
+    shards = [(split, item) for split, items in groups for item in items if item.suffix.lower() == tars.SUFFIX]
+    folders = [item for _, items in groups for item in items if item not in splits and item.is_dir()]
+    if not shards:
+        return
+    if folders or {split for split, _ in shards} > {None}:
+        other = folders[0] if folders else next(item for split, item in shards if split is None)
+        raise Problem(
+            f"{root} holds tar archives and {other.relative_to(root).as_posix()} beside them; "
+            "use archives alone, in the folder or in train/ val/ test/"
+        )
+    files = [item for _, items in groups for item in items if item not in splits]
+    strays = [item.relative_to(root).as_posix() for item in files if item.suffix.lower() not in {*TEXT, tars.SUFFIX}]
+    skipped += [*left, *((where, "not in an archive") for where in strays)]
+    yield from shards
+
+
+def _shards(
+    root: Path, shards: list[tuple[str | None, Path]], skipped: list[tuple[str, str]], tasks: tuple[str, ...]
+) -> Listing:
+    entries: list[Entry] = []
+    shared: dict[tuple[tuple[str, str], ...], dict[str, str]] = {}
+    for split, path in shards:
+        where, left = path.relative_to(root).as_posix(), []
+        for sample in tars.samples(path, left):
+            labels = tars.labels_of(sample, tasks)
+            if isinstance(labels, str):
+                left.append((sample.name, labels))
+            elif labels:
+                same = shared.setdefault(tuple(labels.items()), labels)
+                entries.append(Entry(f"{where}/{sample.name}", split, same))
+        skipped += [(f"{where}/{name}", reason) for name, reason in left]
+    if not entries:
+        first = f"; first: {skipped[0][0]} ({skipped[0][1]})" if skipped else ""
+        raise Problem(f"{root}: no picture in the archives has a label; expected key.jpg beside key.cls{first}")
+    parts = ", ".join(sorted({split for split, _ in shards if split}))
+    return Listing(root, tuple(entries), tuple(skipped), f"tar shards {parts}".strip())
+
+
+def _folders(root: Path, task: str, found: list[Path], skipped: list[tuple[str, str]]) -> Listing:
     splits = [item for item in found if item.is_dir() and item.name.lower() in SPLITS]
     others = [item for item in found if item.is_dir() and item not in splits]
     if splits and others:
@@ -81,42 +138,66 @@ def _folders(root: Path, task: str) -> Listing:
 def _class_folder(
     folder: Path, root: Path, split: str | None, task: str, skipped: list[tuple[str, str]]
 ) -> Iterator[Entry]:
-    label = unicodedata.normalize("NFC", folder.name)
-    found = False
-    for item in inside(folder, root, skipped):
-        where = item.relative_to(root).as_posix()
-        if item.is_dir():
+    labels = {task: unicodedata.normalize("NFC", folder.name)}  # one dictionary for all: there may be a million rows
+    where = None
+    for where, item in _scan(folder, root, skipped):
+        if _is_folder(item):
             raise Problem(
                 f"{where} is a folder inside the class folder {folder.name!r}; "
                 "pictures must lie directly in their class folder: <class>/<picture>"
             )
-        found = True
-        yield Entry(where, split, {task: label})
-    if not found:
+        yield Entry(where, split, labels)
+    if where is None:
         raise Problem(f"class folder {folder.relative_to(root).as_posix()!r} holds no picture; fill or remove it")
 
 
 def inside(folder: Path, root: Path, skipped: list[tuple[str, str]]) -> Iterator[Path]:
     """What lies in a folder, in a fixed order; hidden files and links that leave the root are skipped."""
+    for _, item in _scan(folder, root, skipped):
+        yield folder / item.name
+
+
+def _scan(folder: Path, root: Path, skipped: list[tuple[str, str]]) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """The same with each one's path below the root; there may be a million, so no `Path` is made of them."""
     try:
-        names = sorted(os.listdir(folder))
+        with os.scandir(folder) as found:
+            items = sorted(found, key=lambda item: item.name)
     except OSError as error:
         raise Problem(f"{folder} cannot be read: {error.strerror}") from error
-    home = _real(root)
-    for name in names:
-        item = folder / name
-        where = item.relative_to(root).as_posix()
-        if name.startswith(".") or name.lower() in JUNK:
+    home, above = _real(root), "" if folder == root else f"{folder.relative_to(root).as_posix()}/"
+    for item in items:
+        where = f"{above}{item.name}"
+        if item.name.startswith(".") or item.name.lower() in JUNK:
             skipped.append((where, "hidden or system file"))
-        elif item.is_symlink() and not _real(item).is_relative_to(home):
+        elif item.is_symlink() and not _real(Path(item.path)).is_relative_to(home):
             skipped.append((where, "a link to outside the data folder"))
         else:
-            yield item
+            yield where, item
+
+
+def _is_folder(item: os.DirEntry[str]) -> bool:
+    """Without asking the system again, but for a link; one that leads nowhere or in a circle is no folder."""
+    return os.path.isdir(item.path) if item.is_symlink() else item.is_dir()
 
 
 def leaves(root: Path, path: Path) -> bool:
     """Whether a path, links followed, lies outside a folder."""
     return not _real(path).is_relative_to(_real(root))
+
+
+def _leaving(root: Path) -> Callable[[str], bool]:
+    """`leaves` for a million paths below one root: folders are followed once, and files only if they are links."""
+    folders: dict[str, bool] = {}
+
+    def leaving(where: str) -> bool:
+        folder, name = os.path.split(os.path.join(root, where))
+        if name in ("", "..") or os.path.islink(os.path.join(folder, name)):
+            return leaves(root, root / where)
+        if folder not in folders:
+            folders[folder] = leaves(root, Path(folder))
+        return folders[folder]
+
+    return leaving
 
 
 def _real(path: Path) -> Path:
@@ -134,6 +215,8 @@ def _table(path: Path, task: str, columns: tuple[str, ...]) -> Listing:
     own = _label_column(path, task, names, key)
     wanted = {task: own, **{column: column for column in columns if column in names}}
     root, entries, skipped, seen = path.parent, [], [], set()
+    leaving = _leaving(root)
+    shared: dict[tuple[tuple[str, str], ...], dict[str, str]] = {}
     for number, row in rows_of(path):
         where = (row[key] or "").strip()
         labels = {name: (row[column] or "").strip() for name, column in wanted.items()}
@@ -141,17 +224,21 @@ def _table(path: Path, task: str, columns: tuple[str, ...]) -> Listing:
         split = (row.get("split") or "").strip().lower() or None
         if not where:
             raise Problem(f"{path} line {number}: the path is blank")
+        wrong = [label for label in labels.values() if label.lower() in NOT_A_NAME]
+        if wrong:
+            raise Problem(f"{path} line {number}: the label {wrong[0]!r} is no name; leave it blank if there is none")
         if split is not None and split not in SPLITS:
             raise Problem(f"{path} line {number}: split {split!r} is none of {', '.join(SPLITS)}")
-        if leaves(root, root / where):
+        if leaving(where):
             raise Problem(f"{path} line {number}: {where!r} leaves the table's folder; only files below it are read")
         if where in seen:
             raise Problem(f"{path} line {number}: {where!r} stands in the table twice; keep one row")
         seen.add(where)
-        if not (root / where).exists():
+        if not os.path.exists(os.path.join(root, where)) and tars.archive_of(root / where) is None:
             skipped.append((where, f"line {number}: no such file"))
         elif labels:
-            entries.append(Entry(where, SPLITS[split] if split else None, labels))
+            same = shared.setdefault(tuple(labels.items()), labels)  # rows share their dictionaries
+            entries.append(Entry(where, SPLITS[split] if split else None, same))
     if not entries:
         raise Problem(f"{path}: no row has a label in column {own!r} and a file that exists")
     return Listing(root, tuple(entries), tuple(skipped), f"table, labels from column {own!r}")
@@ -192,5 +279,9 @@ def _parquet(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
         import pyarrow.parquet as parquet  # pyright: ignore[reportMissingImports] - an extra
     except ImportError as error:
         raise Problem("Parquet tables need the extra: pip install 'taskgraft[parquet]'", code=3) from error
-    for number, row in enumerate(parquet.read_table(path).to_pylist(), start=1):
+    try:
+        rows = parquet.read_table(path).to_pylist()
+    except (OSError, ValueError) as error:  # pyarrow's errors are of these
+        raise Problem(f"{path}: not a readable Parquet table: {str(error).splitlines()[0][:160]}") from error
+    for number, row in enumerate(rows, start=1):
         yield number, {name: "" if value is None else str(value) for name, value in row.items()}

@@ -2,39 +2,54 @@
 
 from __future__ import annotations
 
-import csv
 import difflib
-import io
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from taskgraft.data import cache, split
+from taskgraft.data import cache, kept, ledger, split
 from taskgraft.data.formats import Entry, Listing, list_images
 from taskgraft.data.preprocess import Preprocess
+from taskgraft.data.sets import SPLITS, DataSet
 from taskgraft.problem import Problem
-from taskgraft.record import fingerprint, write_text
+from taskgraft.record import fingerprint
 from taskgraft.types import Images, Task
 
 MAX_EXCLUDED = 0.05  # more than this share unreadable is a broken copy, not a few bad files
 
 
-class DataSet(NamedTuple):
-    """Verified images by split; `tasks` in the order asked for; None where there is no such split."""
+class _Asked(NamedTuple):
+    """What decides the sets, beside the pictures."""
 
-    tasks: tuple[Task, ...]
-    train: Images | None
-    val: Images | None
-    test: Images | None
-    excluded: tuple[tuple[str, str], ...]
-    splits: tuple[tuple[str, str], ...]  # path, split of every image that is used
-    kind: str
-    fingerprint: str  # over contents, labels and splits
+    data: Path
+    task: str
+    wanted: Preprocess
+    seed: int
+    classes: Sequence[str] | None
+    others: Sequence[Task]
+    whole: str | None
+
+
+class _Folder(NamedTuple):
+    """The cache, and what this data path is called there."""
+
+    path: Path
+    name: str
+
+
+class _Found(NamedTuple):
+    """Pictures that can be used: `pixels` one split after another, `placed` the split of each entry ("" = unusable)."""
+
+    pixels: torch.Tensor
+    key: str | None
+    placed: list[str]
+    digests: NDArray[np.uint8]
+    reasons: Mapping[int, str]
     decoded: int
-    notes: tuple[str, ...]
 
 
 def open_images(
@@ -53,58 +68,53 @@ def open_images(
 
     `classes` fixes the classes of `task` (an old one); without it they are those of the training pictures,
     sorted. `others` are further tasks whose columns a table may have. `whole="val"` takes a split of that name
-    where there is one and all pictures otherwise, without splitting. Raises Problem for anything that cannot be
-    understood, fewer than two classes, classes that differ between splits, or too many unreadable pictures.
+    where there is one and all pictures otherwise, without splitting. With a cache folder, pictures that have not
+    changed are neither opened nor decoded again, and pixels, names and labels are mapped from there. Raises Problem
+    for anything that cannot be understood, fewer than two classes, classes that differ between splits, or too many
+    unreadable pictures.
     """
-    listing = list_images(data, task, tuple(other.name for other in others))
-    entries = _chosen(listing, whole)
-    files = [listing.root / entry.path for entry in entries]
-    pixels = cache.load(files, wanted, cache_folder, progress)
-    good = [row for row, reason in enumerate(pixels.reasons) if reason is None]
-    bad = [(entries[row].path, reason) for row, reason in enumerate(pixels.reasons) if reason]
-    if len(bad) > MAX_EXCLUDED * len(entries):
-        raise Problem(
-            f"{data}: {len(bad)} of {len(entries)} pictures cannot be used, first {bad[0][0]!r} ({bad[0][1]}); "
-            f"mend or remove them (at most {MAX_EXCLUDED:.0%} are passed over)"
-        )
-    placed = _place(entries, good, pixels.digests, task, seed, whole)
-    own = _classes(data, task, entries, placed, classes)
-    tasks = (Task(task, own), *(other for other in others if any(other.name in e.labels for e in entries)))
-    rows = {name: [row for row in good if placed[row] == name] for name in ("train", "val", "test")}
-    names = tuple(entry.path for entry in entries)
-    sets = {name: _images(pixels.pixels, chosen, entries, names, tasks, wanted) for name, chosen in rows.items()}
-    print_of = fingerprint(f"{pixels.digests[row]} {placed[row]} {sorted(entries[row].labels.items())}" for row in good)
-    return DataSet(
+    asked = _Asked(data, task, wanted, seed, classes, others, whole)
+    if cache_folder is None:
+        return _opened(asked, None, progress)[0]
+    place = kept.place_of(cache_folder, data, wanted, [task, seed, classes, others, whole])
+    state = ledger.state_of(data)
+    found = kept.load(place, state.mark, cache_folder, wanted) if state else None
+    if found is not None:
+        return found
+    with cache.alone(cache_folder, data) as name:  # another process may just have done it
+        state = ledger.state_of(data)
+        found = kept.load(place, state.mark, cache_folder, wanted) if state else None
+        if found is None:
+            found, key = _opened(asked, _Folder(cache_folder, name), progress)
+            if state and state.settled and key:
+                kept.save(place, state.mark, found, key)
+    return found
+
+
+def _opened(asked: _Asked, folder: _Folder | None, progress: cache.Progress | None) -> tuple[DataSet, str | None]:
+    """The sets, and under which key their pixels lie in the cache."""
+    listing = list_images(asked.data, asked.task, tuple(other.name for other in asked.others))
+    entries = _chosen(listing, asked.whole)
+    found = _read(listing.root, entries, asked, folder, progress)
+    own = _classes(asked.data, asked.task, entries, found.placed, asked.classes)
+    tasks = (Task(asked.task, own), *(other for other in asked.others if any(other.name in e.labels for e in entries)))
+    sets, start = {}, 0
+    for name in SPLITS:
+        rows = _rows(found.placed, name)
+        sets[name] = _images(found.pixels[start : start + len(rows)], rows, entries, tasks, asked.wanted)
+        start += len(rows)
+    opened = DataSet(
         tasks,
         sets["train"],
         sets["val"],
         sets["test"],
-        (*listing.skipped, *bad),
-        tuple((names[row], placed[row]) for row in good),
+        (*listing.skipped, *((entries[row].path, reason) for row, reason in sorted(found.reasons.items()))),
         listing.kind,
-        print_of,
-        pixels.decoded,
-        tuple(_remarks(entries, good, placed, pixels.digests, task)),
+        fingerprint(_lines(entries, found)),
+        found.decoded,
+        tuple(_remarks(entries, found, asked.task)),
     )
-
-
-def counts(images: Images | None, task: Task) -> dict[str, int]:
-    """How many images each class has."""
-    if images is None:
-        return {}
-    found = Counter(images.labels[task.name].tolist())
-    return {name: found[row] for row, name in enumerate(task.classes)}
-
-
-def write_lists(folder: Path, found: DataSet) -> None:
-    """Write `excluded.csv` and `split.csv` into a run folder."""
-    for name, header, rows in (
-        ("excluded.csv", ("path", "reason"), found.excluded),
-        ("split.csv", ("path", "split"), found.splits),
-    ):
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows([header, *rows])
-        write_text(folder / name, text.getvalue())
+    return opened, found.key
 
 
 def _chosen(listing: Listing, whole: str | None) -> tuple[Entry, ...]:
@@ -113,34 +123,84 @@ def _chosen(listing: Listing, whole: str | None) -> tuple[Entry, ...]:
     return tuple(entry for entry in listing.entries if entry.split == whole)
 
 
+def _read(
+    root: Path, entries: Sequence[Entry], asked: _Asked, folder: _Folder | None, progress: cache.Progress | None
+) -> _Found:
+    """Read what is not known, place every picture, and bring the pixels into the order of the splits.
+
+    Pictures are read in the order of the splits that are given. Only where a split is made of their contents is it
+    another one in the end.
+    """
+    paths, given = [entry.path for entry in entries], {None: 0} | {name: at for at, name in enumerate(SPLITS)}
+    known = ledger.look_up(folder.path if folder else None, root, paths)
+    order = sorted(range(len(entries)), key=lambda row: 0 if asked.whole else given[entries[row].split])
+    first = None
+
+    def load(rows: Sequence[int]) -> cache.Pixels:
+        store = cache.Store(folder.path, folder.name, known.taken(rows)) if folder else None
+        return cache.load(root, [paths[row] for row in rows], asked.wanted, store, progress)
+
+    if not known.sure.all():
+        first = load(order)
+        reasons = {order[at]: reason for at, reason in first.reasons.items()}
+        digests = np.empty_like(known.digests)
+        digests[order] = first.digests
+        if folder:
+            ledger.note(folder.path, root, known, digests, reasons)
+        known = known._replace(digests=digests, sure=np.ones(len(entries), bool), reasons=reasons)
+    _few(asked.data, entries, known.reasons)
+    placed = _place(entries, known.reasons, known.digests, asked)
+    good = [row for row in order if row not in known.reasons]
+    final = [row for name in SPLITS for row in _rows(placed, name)]
+    if first is None or (folder and final != good):
+        last = load(final)
+        if first and folder and first.key not in (None, last.key):
+            cache.discard(folder.path, asked.wanted, first.key)
+        decoded = last.decoded + (first.decoded if first else 0)
+        return _Found(last.pixels, last.key, placed, known.digests, known.reasons, decoded)
+    place = {row: at for at, row in enumerate(good)}
+    pixels = first.pixels if final == good else first.pixels[torch.tensor([place[row] for row in final])]
+    return _Found(pixels, first.key, placed, known.digests, known.reasons, first.decoded)
+
+
+def _few(data: Path, entries: Sequence[Entry], reasons: Mapping[int, str]) -> None:
+    """Raises Problem where too many pictures cannot be used."""
+    if len(reasons) > MAX_EXCLUDED * len(entries):
+        first = min(reasons)
+        raise Problem(
+            f"{data}: {len(reasons)} of {len(entries)} pictures cannot be used, first {entries[first].path!r} "
+            f"({reasons[first]}); mend or remove them (at most {MAX_EXCLUDED:.0%} are passed over)"
+        )
+
+
+def _rows(placed: Sequence[str], name: str) -> list[int]:
+    return [row for row, part in enumerate(placed) if part == name]
+
+
 def _place(
-    entries: Sequence[Entry],
-    good: Sequence[int],
-    digests: Sequence[str],
-    task: str,
-    seed: int,
-    whole: str | None,
-) -> dict[int, str]:
-    """Row -> split, for the rows that can be used."""
-    if whole:
-        return dict.fromkeys(good, whole)
-    given = {row: entries[row].split for row in good}
-    if "val" in given.values():
-        return {row: name or "train" for row, name in given.items()}
-    free = [row for row in good if given[row] in (None, "train") and task in entries[row].labels]
-    labels = [entries[row].labels[task] for row in free]
-    parts = split.by_content([digests[row] for row in free], labels, 0.2, seed)
-    rest = {row: name or "train" for row, name in given.items()}
-    return rest | dict(zip(free, parts, strict=True))
+    entries: Sequence[Entry], reasons: Mapping[int, str], digests: NDArray[np.uint8], asked: _Asked
+) -> list[str]:
+    """The split of each entry, "" for those that cannot be used."""
+    if asked.whole:
+        return ["" if row in reasons else asked.whole for row in range(len(entries))]
+    placed = ["" if row in reasons else entry.split or "train" for row, entry in enumerate(entries)]
+    if "val" in placed:
+        return placed
+    free = [row for row, part in enumerate(placed) if part == "train" and asked.task in entries[row].labels]
+    labels = [entries[row].labels[asked.task] for row in free]
+    parts = split.by_content([digests[row].tobytes().hex() for row in free], labels, 0.2, asked.seed)
+    for row, part in zip(free, parts, strict=True):
+        placed[row] = part
+    return placed
 
 
 def _classes(
-    data: Path, task: str, entries: Sequence[Entry], placed: dict[int, str], classes: Sequence[str] | None
+    data: Path, task: str, entries: Sequence[Entry], placed: Sequence[str], classes: Sequence[str] | None
 ) -> tuple[str, ...]:
-    found: dict[str, set[str]] = {"train": set(), "val": set(), "test": set()}
-    for row, part in placed.items():
-        if task in entries[row].labels:
-            found[part].add(entries[row].labels[task])
+    found: dict[str, set[str]] = {name: set() for name in SPLITS}
+    for entry, part in zip(entries, placed, strict=True):
+        if part and task in entry.labels:
+            found[part].add(entry.labels[task])
     known = set(classes) if classes is not None else found["train"]
     for part, names in found.items():
         strange = sorted(names - known)
@@ -159,35 +219,35 @@ def _classes(
 
 
 def _images(
-    pixels: torch.Tensor,
-    rows: Sequence[int],
-    entries: Sequence[Entry],
-    names: tuple[str, ...],
-    tasks: Sequence[Task],
-    wanted: Preprocess,
+    pixels: torch.Tensor, rows: Sequence[int], entries: Sequence[Entry], tasks: Sequence[Task], wanted: Preprocess
 ) -> Images | None:
     if not rows:
         return None
     labels = {}
     for task in tasks:
         place = {name: number for number, name in enumerate(task.classes)}
-        labels[task.name] = torch.tensor([place.get(entries[row].labels.get(task.name, ""), -1) for row in rows])
-    consecutive = list(rows) == list(range(rows[0], rows[-1] + 1))
-    chosen = pixels[rows[0] : rows[-1] + 1] if consecutive else pixels[torch.tensor(rows)]
-    return Images(chosen, labels, tuple(names[row] for row in rows), wanted.mean, wanted.std)
+        found = (place.get(entries[row].labels.get(task.name, ""), -1) for row in rows)
+        labels[task.name] = torch.from_numpy(np.fromiter(found, np.int64, len(rows)))
+    return Images(pixels, labels, tuple(entries[row].path for row in rows), wanted.mean, wanted.std)
 
 
-def _remarks(
-    entries: Sequence[Entry], good: Sequence[int], placed: dict[int, str], digests: Sequence[str], task: str
-) -> list[str]:
+def _lines(entries: Sequence[Entry], found: _Found) -> Iterator[str]:
+    """What a set is told from others by: contents, splits and labels of all that is used."""
+    for row, part in enumerate(found.placed):
+        if part:
+            yield f"{found.digests[row].tobytes().hex()} {part} {sorted(entries[row].labels.items())}"
+
+
+def _remarks(entries: Sequence[Entry], found: _Found, task: str) -> list[str]:
     """What a careful person would want to know before training."""
-    seen: dict[str, int] = {}
+    good = np.flatnonzero(np.array(found.placed, dtype=object) != "")
+    marks = np.ascontiguousarray(found.digests[good]).view("S32")[:, 0]
+    _, first, which = np.unique(marks, return_index=True, return_inverse=True)
     leaks, conflicts = 0, 0
-    for row in good:
-        first = seen.setdefault(digests[row], row)
-        if first != row:
-            leaks += placed[first] != placed[row]
-            conflicts += entries[first].labels.get(task) != entries[row].labels.get(task)
+    for copy, original in zip(good.tolist(), good[first[which]].tolist(), strict=True):
+        if copy != original:
+            leaks += found.placed[original] != found.placed[copy]
+            conflicts += entries[original].labels.get(task) != entries[copy].labels.get(task)
     remarks = []
     if leaks:
         remarks.append(f"{leaks} picture(s) stand in two splits: validation is flattered by them")

@@ -22,6 +22,7 @@ NORMS = {
     "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
     "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
 }
+LARGEST = 4096  # pixels of an input's side
 WORDS = (
     "a size such as 96, a crop (squash, center, center:0.875, border), a filter (bilinear, bicubic, …), "
     "a normalisation (imagenet, half, none, or mean=R,G,B std=R,G,B)"
@@ -60,7 +61,7 @@ def parse(text: str, start: Preprocess) -> Preprocess:
     for word in text.split():
         name, _, value = word.partition("=")
         crop, _, share = word.partition(":")
-        if word.isdecimal() and 8 <= int(word) <= 4096:
+        if word.isdecimal() and 8 <= int(word) <= LARGEST:
             wanted = wanted._replace(size=int(word))
         elif crop in CROPS:
             wanted = wanted._replace(crop=crop, crop_pct=_share(share, text) if share else wanted.crop_pct)
@@ -77,8 +78,12 @@ def parse(text: str, start: Preprocess) -> Preprocess:
     return wanted
 
 
-def from_timm(config: Mapping[str, Any]) -> Preprocess:
-    """Read timm's `pretrained_cfg`; what is missing there gets timm's own defaults."""
+def from_timm(config: Mapping[str, Any], where: str = "timm") -> Preprocess:
+    """Read timm's `pretrained_cfg`; what is missing there gets timm's own defaults.
+
+    Raises Problem, which tells `where` it stands, for values that no preprocessing can have.
+    """
+    _sound(config, where)
     default = Preprocess()
     crop = str(config.get("crop_mode") or "center")
     filters = str(config.get("interpolation") or "bicubic")
@@ -90,6 +95,31 @@ def from_timm(config: Mapping[str, Any]) -> Preprocess:
         mean=tuple(config.get("mean") or default.mean),
         std=tuple(config.get("std") or default.std),
     )
+
+
+def _sound(config: Mapping[str, Any], where: str) -> None:
+    """Refuse what would be an error, or fill the memory, once pictures are there."""
+    size = config.get("input_size") or (3, 224, 224)
+    share, scale = config.get("crop_pct") or 0.875, (config.get("mean") or (0.5,) * 3, config.get("std") or (0.5,) * 3)
+    checks = {
+        "input_size": isinstance(size, list | tuple)
+        and len(size) == 3
+        and all(type(side) is int for side in size)
+        and 8 <= size[-1] <= LARGEST,
+        "crop_pct": isinstance(share, int | float) and 0 < share <= 1,
+        "mean": _three(scale[0]),
+        "std": _three(scale[1]) and min(scale[1]) > 0,
+    }
+    for name, good in checks.items():
+        if not good:
+            raise Problem(
+                f"{where}: pretrained_cfg has {name} {str(config.get(name))[:60]}, which cannot be; mend the file"
+            )
+
+
+def _three(values: Any) -> bool:
+    known = isinstance(values, list | tuple) and all(isinstance(value, int | float) for value in values)
+    return known and len(values) == 3 and all(map(math.isfinite, values))
 
 
 def to_timm(wanted: Preprocess) -> dict[str, Any]:
@@ -107,17 +137,23 @@ def to_timm(wanted: Preprocess) -> dict[str, Any]:
 def resize(image: Image.Image, wanted: Preprocess) -> Image.Image:
     """Bring an RGB picture to [size, size] by Pillow's filters."""
     size, resample = wanted.size, FILTERS[wanted.interpolation]
+    width, height = scaled(*image.size, wanted)
     if wanted.crop == "squash":
-        return image.resize((size, size), resample)
-    width, height = image.size
-    if wanted.crop == "border":
-        factor = size / max(width, height)
-        width, height = max(1, round(width * factor)), max(1, round(height * factor))
-    else:  # rounded down where torchvision and timm do: their pixels are what a parent was measured on
-        short, side = math.floor(size / wanted.crop_pct), min(width, height)
-        width, height = int(short * width / side), int(short * height / side)
+        return image.resize((width, height), resample)
     left, top = round((width - size) / 2), round((height - size) / 2)
     return image.resize((width, height), resample).crop((left, top, left + size, top + size))
+
+
+def scaled(width: int, height: int, wanted: Preprocess) -> tuple[int, int]:
+    """What a picture's sides become before it is cropped or padded."""
+    if wanted.crop == "squash":
+        return wanted.size, wanted.size
+    if wanted.crop == "border":
+        factor = wanted.size / max(width, height)
+        return max(1, round(width * factor)), max(1, round(height * factor))
+    # rounded down where torchvision and timm do: their pixels are what a parent was measured on
+    short, side = math.floor(wanted.size / wanted.crop_pct), min(width, height)
+    return int(short * width / side), int(short * height / side)
 
 
 def _numbers(values: tuple[float, ...]) -> str:

@@ -9,9 +9,11 @@ from typing import Any, NamedTuple
 import torch
 
 from taskgraft.data.formats import list_images
-from taskgraft.data.manifest import DataSet, counts, open_images
+from taskgraft.data.manifest import open_images
 from taskgraft.data.preprocess import Preprocess
+from taskgraft.data.sets import DataSet, counts
 from taskgraft.problem import Problem
+from taskgraft.record import shown
 from taskgraft.types import Images, Task, Watch
 
 
@@ -105,14 +107,14 @@ def _describe(path: Path, found: DataSet) -> dict[str, Any]:
     task = found.tasks[0]
     sets = {"train": found.train, "val": found.val, "test": found.test}
     return {
-        "source": str(path),
+        "source": shown(str(path)),
         "layout": found.kind,
         "fingerprint": found.fingerprint,
         "task": task.name,
         "classes": len(task.classes),
         "images": {name: len(images.pixels) for name, images in sets.items() if images is not None},
         "counts": counts(found.train or found.val, task),
-        "excluded": [list(pair) for pair in found.excluded[:1000]],
+        "excluded": [[shown(where), reason] for where, reason in found.excluded[:1000]],
         "excluded_count": len(found.excluded),
         "notes": list(found.notes),
     }

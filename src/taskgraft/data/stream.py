@@ -13,10 +13,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from taskgraft.data import decode, video
+from taskgraft.data import decode, tars, video
 from taskgraft.data.formats import TEXT, inside
 from taskgraft.data.preprocess import Preprocess
 from taskgraft.problem import Problem
+from taskgraft.record import shown
 
 AHEAD = 4  # pictures that are being decoded or wait, for each thread
 
@@ -48,7 +49,8 @@ class Found(NamedTuple):
 def find(paths: Iterable[str | Path]) -> Found:
     """Files in the order given, folders sorted and with all below them; a path that is given twice counts once.
 
-    Raises Problem for a path that does not exist. What lies in a folder and is text, hidden, or a link that leads out
+    The pictures of a tar archive stand for it, labelled or not. Raises Problem for a path that does not exist, and for
+    a damaged archive. What lies in a folder and is text, hidden, or a link that leads out
     of it is left out.
     """
     items: dict[str, Item] = {}
@@ -62,14 +64,18 @@ def find(paths: Iterable[str | Path]) -> Found:
             raise Problem(f"{shown(str(given))!r} is no path: {error}") from error
         if missing:
             raise Problem(f"{shown(str(given))} does not exist; give pictures, videos or folders of them")
-        for file in _below(path, skipped) if folder else (path,):
+        for file in _unpacked(_below(path, skipped) if folder else (path,), skipped):
             items.setdefault(str(file), Item(file, shown(str(file)), file.suffix.lower() in video.SUFFIXES))
     return Found(tuple(items.values()), tuple(skipped))
 
 
-def shown(name: str) -> str:
-    """A file name as text that can be written: bytes that are no UTF-8 are escaped."""
-    return name.encode("utf-8", "backslashreplace").decode()
+def _unpacked(files: Iterable[Path], skipped: list[tuple[str, str]]) -> Iterator[Path]:
+    for file in files:
+        if file.suffix.lower() != tars.SUFFIX or not file.is_file():
+            yield file
+            continue
+        skipped += [(shown(f"{file}/{name}"), reason) for name, reason in tars.contents_of(file).skipped]
+        yield from (file / name for name in tars.pictures(file))
 
 
 def read(items: Sequence[Item], wanted: Preprocess, every: float) -> Iterator[Picture]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -119,17 +118,14 @@ def _calibration(bundle: Bundle, found: Sequence[_Source], images: Images) -> tu
 def _training(bundle: Bundle, source: _Source) -> Images | None:
     """A sample of a source's training pictures, evenly spread over its list; labels are not needed."""
     listing = list_images(source.path, source.task.name)
-    files = [listing.root / entry.path for entry in listing.entries if entry.split == "train"]
-    if not files:
+    paths = [entry.path for entry in listing.entries if entry.split == "train"]
+    if not paths:
         return None
-    spread = np.linspace(0, len(files) - 1, min(CALIBRATION, len(files))).round().astype(int)
-    chosen = [files[row] for row in spread]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        pixels = cache.load(chosen, bundle.preprocess, None)
-    good = [row for row, reason in enumerate(pixels.reasons) if reason is None]
-    names = tuple(str(chosen[row]) for row in good)
-    return Images(pixels.pixels[good], {}, names, bundle.preprocess.mean, bundle.preprocess.std) if good else None
+    spread = np.linspace(0, len(paths) - 1, min(CALIBRATION, len(paths))).round().astype(int)
+    chosen = [paths[row] for row in spread]
+    found = cache.load(listing.root, chosen, bundle.preprocess, None)
+    names = tuple(str(listing.root / path) for row, path in enumerate(chosen) if row not in found.reasons)
+    return Images(found.pixels, {}, names, bundle.preprocess.mean, bundle.preprocess.std) if names else None
 
 
 def _rows(images: Images, rows: Sequence[int]) -> Images:

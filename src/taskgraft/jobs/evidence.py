@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from taskgraft import calibration, metrics, report
-from taskgraft.bundle import Bundle, write
-from taskgraft.data.manifest import DataSet, write_lists
+from taskgraft.bundle import Bundle, digests, write
+from taskgraft.data.sets import DataSet, write_lists
 from taskgraft.loop import folder
 from taskgraft.record import Predictions, Record, TaskResult, save_predictions, write_text
 from taskgraft.settings import Run
@@ -114,6 +114,15 @@ def warnings_of(tasks: Sequence[TaskResult], described: Mapping[str, Any]) -> li
     return notes
 
 
+def inputs_of(record: Record) -> dict[str, str]:
+    """The digest of everything that a run was made from, by name."""
+    parent = record.parent
+    found = {"parent": str(parent["digest"])}
+    found |= {f"parent/{name}": mark for name, mark in parent.get("files", {}).items()}
+    found |= {"labels": parent["labels"]} if "labels" in parent else {}
+    return found | {f"pictures/{name}": str(part["fingerprint"]) for name, part in record.data.items()}
+
+
 def publish(out: Path, bundle: Bundle, record: Record, sets: Mapping[str, Predictions], found: DataSet) -> None:
     """Write the bundle and everything that is read beside it; the run counts as done once the model is whole."""
     save_predictions(out / "predictions.npz", sets)
@@ -121,6 +130,7 @@ def publish(out: Path, bundle: Bundle, record: Record, sets: Mapping[str, Predic
     write_text(out / "record.json", record.model_dump_json(indent=1))
     write_text(out / "README.md", report.model_card(record))
     write(out, bundle, method=record.method, parent=record.parent)
+    digests.write(out, inputs_of(record))
     folder.close_run(out)
     shutil.rmtree(out / "state", ignore_errors=True)  # the model is whole; checkpoints may hold replayed pictures
     write_text(out / "report.html", report.render_run(record, dict(sets)))

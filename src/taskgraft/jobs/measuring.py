@@ -12,7 +12,8 @@ import numpy as np
 from taskgraft import metrics
 from taskgraft.bundle import Bundle
 from taskgraft.classifier import Classifier, inherited, old_widths
-from taskgraft.data.manifest import DataSet, open_images
+from taskgraft.data.manifest import open_images
+from taskgraft.data.sets import DataSet
 from taskgraft.data.sources import Inputs, owner_of
 from taskgraft.inference import arithmetic, predict
 from taskgraft.jobs import evidence

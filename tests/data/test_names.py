@@ -1,0 +1,35 @@
+"""Which class names are probably meant to be one."""
+
+from __future__ import annotations
+
+import pytest
+
+from taskgraft.data import names
+
+ACUTE = ("cafe\N{COMBINING ACUTE ACCENT}", "caf\N{LATIN SMALL LETTER E WITH ACUTE}")
+SAME = [
+    ("Ford", "ford"), ("sports car", "sports_car"), ("sports car", " Sports-Car "), ("van", "vans"), ("1", "1.0"),
+    ("\N{LATIN SMALL LIGATURE FI}at", "fiat"), ("bus\N{ZERO WIDTH SPACE}", "bus"), ACUTE,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("one", "two"), SAME)
+def test_written_otherwise(one: str, two: str) -> None:
+    assert names.plain(one) == names.plain(two)
+    assert names.alike([one, two, "lorry"]) == [tuple(sorted((one, two)))]
+    assert names.nearest([one], [two, "lorry"]) == [names.Near(one, two, True)]
+
+
+@pytest.mark.parametrize(
+    ("one", "two"), [("class 1", "class 2"), ("bus", "bu"), ("A4", "A5"), ("1", "10"), ("red", "green")]
+)
+def test_others_are_others(one: str, two: str) -> None:
+    assert names.alike([one, two]) == []
+    assert names.nearest([one], [two]) == []
+
+
+def test_one_typo_is_spelt_otherwise() -> None:
+    assert names.nearest(["Volkswagon Golf"], ["Volkswagen Golf", "Opel"]) == [
+        names.Near("Volkswagon Golf", "Volkswagen Golf", False)
+    ]
+    assert names.nearest(["Opel"], ["Opel"]) == []
