@@ -14,6 +14,8 @@ from torch import Tensor
 from taskgraft import tree
 from taskgraft.types import Params, Quadratic
 
+TINY = 1e-37  # keeps 0 / 0 away where a strength is so large that its inverse is no float32
+
 
 def add_gradients(params: Params, penalties: Collection[Quadratic]) -> None:
     """Add strength * importance * (theta - anchor) to the gradients, for the penalties that are explicit."""
@@ -49,14 +51,18 @@ def step_towards(params: Params, penalties: Collection[Quadratic], rate: float) 
 
 
 def _pull(params: Params, item: Quadratic, rate: float) -> None:
+    """Go a / (1 + a) of the way; computed as importance / (importance + 1 / (rate * strength)), one division less."""
+    if not item.strength * rate:
+        return
+    slack = max(1 / (rate * item.strength), TINY)
     for name, anchor in item.anchor.items():
         if item.importance is None:
             share = rate * item.strength
             params[name].lerp_(anchor, share / (share + 1.0))
             continue
         for theta, held, weight in tree.blocks(params[name], anchor, item.importance[name]):
-            share = weight * (rate * item.strength)
-            theta.lerp_(held, share.div_(share + 1.0))
+            below = weight + slack
+            theta.lerp_(held, torch.div(weight, below, out=below))
 
 
 def _pull_all(params: Params, items: list[Quadratic], rate: float) -> None:
