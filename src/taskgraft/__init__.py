@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from taskgraft.jobs.compare import Arm, compare
     from taskgraft.jobs.demo import demo
     from taskgraft.jobs.distribution import distribution
+    from taskgraft.jobs.doctor import doctor
     from taskgraft.jobs.evaluate import evaluate
     from taskgraft.jobs.export import export
     from taskgraft.jobs.extend import Extension, extend, load
@@ -48,6 +49,7 @@ _PLACES = {
     "compare": "jobs.compare",
     "demo": "jobs.demo",
     "distribution": "jobs.distribution",
+    "doctor": "jobs.doctor",
     "evaluate": "jobs.evaluate",
     "export": "jobs.export",
     "extend": "jobs.extend",
@@ -82,6 +84,7 @@ __all__ = [
     "compare",
     "demo",
     "distribution",
+    "doctor",
     "evaluate",
     "export",
     "extend",

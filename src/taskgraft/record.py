@@ -17,6 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
+from taskgraft.problem import Problem
+
 FORMAT = 1
 
 
@@ -214,9 +216,22 @@ def flush(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically."""
+    """Write a text file atomically; what is no text in it, such as bytes of a file's name, is escaped."""
     with atomic(path) as aside:
-        aside.write_text(text, encoding="utf-8")
+        aside.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def write_asked(path: Path, text: str) -> None:
+    """Write a text file where the user asked for it; raises Problem where that cannot be."""
+    try:
+        write_text(path, text)
+    except OSError as error:
+        raise Problem(f"{path} cannot be written: {error.strerror}; choose another place") from error
+
+
+def shown(name: str) -> str:
+    """A file name as text that can be written: bytes that are no UTF-8 are escaped."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def write_json(path: Path, value: object) -> None:

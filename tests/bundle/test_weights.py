@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from taskgraft.bundle import weights
+from taskgraft.bundle import unpickle, weights
 from taskgraft.problem import Problem
 from toys import same
 
@@ -37,7 +37,7 @@ def test_safetensors(tmp_path: Path) -> None:
     assert same(weights.load(tmp_path / "x.safetensors")[0], PLAIN)
 
 
-@pytest.mark.parametrize("key", weights.CONTAINERS)
+@pytest.mark.parametrize("key", unpickle.CONTAINERS)
 def test_containers(tmp_path: Path, key: str) -> None:
     path = saved(tmp_path / "x.pt", {"epoch": 3, "arch": "resnet18", "optimizer": {"lr": 0.1}, key: PLAIN})
     tensors, rest, found = weights.load(path)

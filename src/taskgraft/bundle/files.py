@@ -5,9 +5,8 @@ A child with taps or branches is more than that: its tensors bear taskgraft's ow
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import timm
 import torch
@@ -16,7 +15,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from taskgraft import tree
-from taskgraft.bundle import structure, weights
+from taskgraft.bundle import digests, structure, weights
+from taskgraft.bundle.checked import create_model, read_json
 from taskgraft.classifier import Classifier, joint_layer, wrap
 from taskgraft.data import preprocess
 from taskgraft.data.preprocess import Preprocess
@@ -53,7 +53,7 @@ class Bundle(NamedTuple):
 class _Task(BaseModel):
     model_config = ConfigDict(extra="forbid")
     name: str = Field(max_length=1024, pattern=r"^[^/\\]+$")  # it becomes a file name and a part of a path
-    classes: list[str] = Field(max_length=100_000)
+    classes: list[Annotated[str, Field(max_length=1024)]] = Field(max_length=100_000)
     range: tuple[int, int]
 
 
@@ -97,18 +97,22 @@ def write(folder: Path, bundle: Bundle, *, method: str, parent: dict[str, Any]) 
 def write_card(folder: Path, task: str, card: dict[str, Any]) -> None:
     """Write the card of one task into a bundle, atomically; nothing else changes."""
     write_json(folder / "cards" / f"{task}.json", card)
+    digests.renew(folder, f"cards/{task}.json")
 
 
 def read(folder: Path) -> Bundle:
     """Open a bundle. Raises Problem for a newer format, a damaged file, or a configuration that contradicts itself."""
     try:
-        text = (folder / "config.json").read_text(encoding="utf-8")
-        raw = json.loads(text)
+        raw = read_json(folder / "config.json")
         newer = int(raw["taskgraft"]["format"])
         if newer > FORMAT:
             raise Problem(f"{folder} is a bundle of format {newer}; this taskgraft reads up to {FORMAT}: upgrade it")
         config = _Config.model_validate(raw)
-    except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise Problem(f"{folder}/config.json is damaged: {where}: {first['msg']}") from error
+    except (ValueError, KeyError, TypeError) as error:
         raise Problem(f"{folder}/config.json is damaged: {str(error).splitlines()[0][:160]}") from error
     graft = config.taskgraft
     tasks = _tasks(folder, config)
@@ -118,7 +122,7 @@ def read(folder: Path) -> Bundle:
     memory, cards = _beside(folder)
     return Bundle(
         _classifier(folder, config, tasks, tensors),
-        preprocess.from_timm(config.pretrained_cfg),
+        preprocess.from_timm(config.pretrained_cfg, f"{folder}/config.json"),
         memory,
         str(folder),
         digest(folder / "model.safetensors"),
@@ -135,7 +139,7 @@ def read(folder: Path) -> Bundle:
 def _classifier(folder: Path, config: _Config, tasks: list[Task], tensors: dict[str, torch.Tensor]) -> Classifier:
     """The network that config.json describes, with all tensors loaded."""
     graft = config.taskgraft
-    net = timm.create_model(config.architecture, num_classes=config.num_classes, **config.model_args)
+    net = create_model(folder / "config.json", config.architecture, config.num_classes, config.model_args)
     whole = net
     if graft.extras:
         whole = structure.rebuild(net, graft.head, tasks, graft.softmax, graft.heads, graft.extras)
@@ -157,11 +161,11 @@ def _beside(folder: Path) -> tuple[Memory, dict[str, dict[str, Any]]]:
         memory = {name: value.clone() for name, value in load_file(kept).items()} if kept.exists() else {}
     except (SafetensorError, OSError) as error:
         raise Problem(f"{kept} is no sound safetensors file: {error}") from error
+    for name, value in memory.items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise Problem(f"{kept}: {name!r} holds values that are not finite; the file is damaged")
     for file in sorted((folder / "cards").glob("*.json")):
-        try:
-            cards[file.stem] = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise Problem(f"{file} is damaged: {error}") from error
+        cards[file.stem] = read_json(file)
     return tree.unflatten(memory), cards
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import timm
 from torch import Tensor, nn
 
 from taskgraft.bundle import weights
+from taskgraft.bundle.checked import create_model, read_json
 from taskgraft.bundle.files import Bundle, read
 from taskgraft.classifier import wrap
 from taskgraft.data import preprocess
@@ -109,10 +109,7 @@ def _folder(path: Path, labels: Path | None, task: str) -> Bundle:
         raise Problem(
             f"{path} holds no config.json; a bundle or a timm folder has one. For bare weights give the file itself"
         )
-    try:
-        settings = json.loads(config.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise Problem(f"{config} is no JSON: {error}") from error
+    settings = read_json(config)
     if "taskgraft" in settings:
         return read(path)
     if "architecture" not in settings:
@@ -124,11 +121,18 @@ def _folder(path: Path, labels: Path | None, task: str) -> Bundle:
     arch = str(settings["architecture"])
     given = settings.get("label_names")
     names = _labels(files[0], labels) if labels or not given else tuple(map(str, given))
-    net, head, default = create(arch, len(names), **settings.get("model_args", {}))
-    _load(net, tensors, files[0], arch, head, names)
-    wanted = preprocess.from_timm({**preprocess.to_timm(default), **settings.get("pretrained_cfg", {})})
-    classifier = wrap(net, head, [Task(task, names)])
     options = settings.get("model_args", {})
+    if not timm.is_model(arch):
+        raise Problem(f"{config}: timm does not know the architecture {arch!r}; upgrade timm")
+    net = create_model(config, arch, len(names), options)
+    head = head_of(net, arch)
+    _load(net, tensors, files[0], arch, head, names)
+    default = preprocess.from_timm(net.pretrained_cfg)  # pyright: ignore[reportArgumentType]
+    told = settings.get("pretrained_cfg", {})
+    if not isinstance(told, dict):
+        raise Problem(f"{config} is damaged: pretrained_cfg holds no named values")
+    wanted = preprocess.from_timm({**preprocess.to_timm(default), **told}, str(config))
+    classifier = wrap(net, head, [Task(task, names)])
     return Bundle(classifier, wanted, {}, str(path), digest(files[0]), arch, head, tuple(found), options=options)
 
 

@@ -1,4 +1,4 @@
-"""Commands that look: evaluate, report, methods, check."""
+"""Commands that look: evaluate, report, methods, check, doctor."""
 
 from __future__ import annotations
 
@@ -20,11 +20,17 @@ def register(app: typer.Typer) -> None:
     app.command(
         epilog="Example: taskgraft check demo-run/data/makes --group '^(.)' --write-manifest demo-run/data/initials.csv"
     )(check)
+    app.command(epilog="Example: taskgraft doctor")(doctor)
 
 
 def evaluate(
     model: Annotated[str, typer.Argument(help="a bundle, or any parent that `extend` opens")],
-    data: Annotated[Path, typer.Argument(help="labelled pictures; their validation part where there is one")],
+    data: Annotated[
+        Path | None,
+        typer.Argument(
+            help="labelled pictures; their validation part where there is one [--verify: those of the record]"
+        ),
+    ] = None,
     task: Annotated[
         str | None, typer.Option(help="task that the labels are of [default: found by its classes]")
     ] = None,
@@ -33,11 +39,20 @@ def evaluate(
     wanted: Input = None,
     parent_task: ParentTask = "parent",
     cache: Cache = "",
+    verify: Annotated[
+        bool, typer.Option("--verify", help="instead: is a bundle still what its digests, record and predictions say?")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
     """Measure a model on labelled pictures: accuracy with its interval, calibration, the worst classes."""
     from taskgraft.jobs import evaluate as job
+    from taskgraft.problem import Problem
 
+    if verify:
+        _verify(model, data, cache, as_json)
+        return
+    if data is None:
+        raise Problem("evaluate needs DATA, labelled pictures; without them there is only --verify")
     with console.watching() as watch:
         bundle_options = {"arch": arch, "labels": labels, "wanted": wanted, "parent_task": parent_task}
         found = job.evaluate(model, data, task=task, cache=cache_folder(cache), watch=watch, **bundle_options)
@@ -50,6 +65,17 @@ def evaluate(
     ]
     lines += [f"  worst: {name} {share:.0%} of {count}" for name, share, count in found["worst"]]
     console.out(lines)
+
+
+def _verify(model: str, data: Path | None, cache: str, as_json: bool) -> None:
+    from taskgraft.jobs import verify as job
+
+    with console.watching() as watch:
+        found = job.verify(model, data, cache=cache_folder(cache), watch=watch)
+    lines = found.pop("lines")
+    console.out([json.dumps(found, indent=2, ensure_ascii=False)] if as_json else lines)
+    if not found["sound"]:
+        raise typer.Exit(1)
 
 
 def report(
@@ -102,16 +128,46 @@ def methods(
 def check(
     data: Annotated[Path, typer.Argument(help="pictures: folder per class, train/ and val/ above it, or a CSV table")],
     task: Annotated[str, typer.Option(help="name of the label column of a table")] = "label",
+    against: Annotated[
+        str | None, typer.Option(help="a model: compare its class names and the size of its input with the pictures")
+    ] = None,
     group: Annotated[str | None, typer.Option(help="regular expression; class names merge by its groups")] = None,
     min_images: Annotated[int, typer.Option(min=0, help="drop classes with fewer training pictures")] = 0,
     write_manifest: Annotated[Path | None, typer.Option(help="write what remains as a CSV table")] = None,
+    html: Annotated[Path | None, typer.Option(help="write what was found as a page")] = None,
+    arch: Arch = None,
+    labels: Labels = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
-    """Look at pictures without training: classes, splits, unreadable files. Changes no picture; exit 1 if wanting."""
+    """Look at pictures without training: classes, splits, doubles, damaged files. Changes none; exit 1 if wanting."""
     from taskgraft.jobs import check as job
 
     with console.watching() as watch:
-        found = job.check(data, task, group=group, min_images=min_images, manifest=write_manifest, watch=watch)
-    console.out([json.dumps(found, indent=2, ensure_ascii=False)] if as_json else found["lines"])
+        found = job.check(
+            data, task, group=group, min_images=min_images, manifest=write_manifest, against=against, arch=arch,
+            labels=labels, html=html, watch=watch,
+        )  # fmt: skip
+    lines = found.pop("lines")
+    console.out([json.dumps(found, indent=2, ensure_ascii=False)] if as_json else lines)
+    if html and not as_json:
+        console.out([f"page: {html}"])
     if found["wanting"]:
+        raise typer.Exit(1)
+
+
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False) -> None:
+    """Look at this machine: versions, torch beside torchvision, GPU, disk, extras. Exit 1 if something blocks."""
+    from taskgraft.jobs import doctor as job
+
+    found = job.doctor()
+    blocked = any(one.state == "blocks" for one in found)
+    if as_json:
+        console.out([json.dumps({"blocked": blocked, "findings": [one._asdict() for one in found]}, indent=2)])
+    else:
+        width = max(len(one.name) for one in found)
+        marks = {"good": "  ", "note": "- ", "blocks": "! "}
+        lines = [f"{marks[one.state]}{one.name:<{width}}  {one.value}" for one in found]
+        lines += [f"{marks[one.state]}{one.name}: {one.remedy}" for one in found if one.remedy]
+        console.out([*lines, "something blocks: see the lines with !" if blocked else "nothing blocks"])
+    if blocked:
         raise typer.Exit(1)

@@ -153,4 +153,6 @@ def _flag(name: str, option: Any, default: Any, panel: str) -> inspect.Parameter
 
 def command_line() -> str:
     """The command as it was given, for the record."""
-    return "taskgraft " + shlex.join(sys.argv[1:])
+    from taskgraft.record import shown
+
+    return shown("taskgraft " + shlex.join(sys.argv[1:]))

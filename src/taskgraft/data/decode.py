@@ -137,7 +137,7 @@ def remarks(found: bytes, suffix: str) -> tuple[str, ...]:
     said = []
     with Image.open(io.BytesIO(found), formats=FORMATS) as image:
         kind = "JPEG" if image.format == "MPO" else str(image.format)  # a JPEG with a second view
-        if kind == image.format and getattr(image, "is_animated", False):
+        if kind == image.format and _moves(image):
             said.append("several frames: the first is used")
         if image.mode == "CMYK" and "icc_profile" not in image.info:
             said.append("CMYK without a colour profile: colours are approximate")
@@ -146,6 +146,14 @@ def remarks(found: bytes, suffix: str) -> tuple[str, ...]:
         if SUFFIXES.get(suffix.lower(), kind) != kind:
             said.append("named as another format: decoded by content")
     return tuple(said)
+
+
+def _moves(image: Image.Image) -> bool:
+    """Whether there is more than one frame; also where the next one is damaged."""
+    try:
+        return bool(getattr(image, "is_animated", False))
+    except Exception:  # readers of later frames raise anything
+        return True
 
 
 def _upright(image: Image.Image) -> Image.Image:

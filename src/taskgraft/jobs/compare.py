@@ -13,6 +13,7 @@ import numpy as np
 from taskgraft import methods, report
 from taskgraft.jobs.extend import Extension, carry_out
 from taskgraft.jobs.request import Request, command_line
+from taskgraft.loop import folder
 from taskgraft.problem import Problem
 from taskgraft.record import Arrangement, Comparison, Record, write_text
 from taskgraft.settings import Run
@@ -56,6 +57,7 @@ def compare(
     separate models. A finished run is not repeated and an interrupted one goes on, so the same command can be
     given again. An arrangement that fails is reported with its reason, and the others go on.
     """
+    folder.suited(out, request.sources())
     labels = [arm.label for arm in arms]
     if len(set(labels)) != len(labels) or not arms:
         raise Problem(f"arrangements must differ and there must be one at least; got {', '.join(labels) or 'none'}")

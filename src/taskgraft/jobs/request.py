@@ -32,6 +32,10 @@ class Request:
     parent_task: str = "parent"  # what to call the task of a model that comes without names
     into: bool = False  # `task` is an old one, and DATA shows further classes of it
 
+    def sources(self) -> tuple[Path, ...]:
+        """Where pictures are read from."""
+        return (self.data, *([self.old] if self.old else []), *self.old_val)
+
 
 def checked(request: Request) -> tuple[Request, Plan]:
     """The request with its method written the one way, and the method's settings; raises Problem for bad values."""

@@ -15,7 +15,7 @@ from taskgraft.jobs import fitting, measuring, outcome, tracking, work, workers
 from taskgraft.jobs.fitting import Opened
 from taskgraft.jobs.request import Request
 from taskgraft.jobs.work import Search
-from taskgraft.loop import precision, steps
+from taskgraft.loop import folder, precision, steps
 from taskgraft.problem import Problem
 from taskgraft.record import write_json, write_text
 from taskgraft.search import halving, sampling, space
@@ -49,6 +49,7 @@ def tune(
     again. Raises Problem for bad input, and where the budget ended before a trial was complete.
     """
     begun = time.time()
+    folder.suited(out, request.sources())
     limits = checked(wish, crew)
     sampling.check(wish.sampler)
     tracking.check(wish.track)

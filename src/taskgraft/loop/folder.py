@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
+import shutil
 import socket
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 
 from taskgraft import parallel
 from taskgraft.problem import Problem
 from taskgraft.record import Line, flush, shown, write_json, write_text
 
 OWN = {"run.json", ".lock", "metrics.jsonl", "state", "log.txt", "command.txt", "tensorboard", "search"}
+LEFT = re.compile(r"\..+\.\d+(\.mode)?")  # names that `record.atomic` and `state.save` write to before they rename
+DISK = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG, errno.EMFILE, errno.ENFILE, errno.ESTALE}
 
 
 @contextmanager
@@ -46,10 +52,37 @@ def _alone(folder: Path) -> Iterator[None]:
         raise Problem(f"{folder} cannot be written: {error.strerror}; choose another OUT") from error
     try:
         note.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+        _sweep(folder)
         yield
+    except (OSError, SafetensorError) as error:
+        raise _unwritable(folder, error) from error
     finally:
-        note.unlink(missing_ok=True)
+        with suppress(OSError):
+            note.unlink(missing_ok=True)
         lock.release()
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what processes that were killed left beside the files they were writing; the lock says that none lives."""
+    for left in folder.rglob(".*"):
+        if LEFT.fullmatch(left.name):
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+
+
+def _unwritable(folder: Path, error: OSError | SafetensorError) -> Exception:
+    """The Problem of a disk that is full, failing or read-only; any other error as it is."""
+    told = error.errno in DISK if isinstance(error, OSError) else "os error" in str(error)
+    if not told:
+        return error
+    reason = error.strerror if isinstance(error, OSError) else str(error)
+    try:
+        free = f"{shutil.disk_usage(folder).free / 2**20:.0f} MiB are free there"
+    except OSError:
+        free = "its disk does not answer"
+    return Problem(
+        f"{folder} cannot be written: {reason}; {free}. What was saved before is whole: make room, and the same "
+        "command with --resume goes on", code=3,
+    )  # fmt: skip
 
 
 def suited(folder: Path, sources: Iterable[Path]) -> None:

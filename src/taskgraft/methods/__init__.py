@@ -46,11 +46,17 @@ METHODS: dict[str, type[Settings]] = {
 }
 ALIASES = {"baseline": "finetune"}
 
+LONGEST = 2000  # letters of a notation: every method with every setting takes half of it
+
 Plan = dict[str, Settings]  # name -> settings, in the order in which they act
 
 
 def parse(text: str) -> Plan:
     """Read the notation. Raises Problem for a wrong name, setting or value, naming the right ones."""
+    if len(text) > LONGEST:  # also bounds how deep expressions are nested, which readers follow by recursion
+        raise Problem(
+            f"method {text[:60]!r}… is longer than {LONGEST} letters; write for example 'ewc(strength=30) + distill'"
+        )
     try:
         expression = ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:

@@ -4,6 +4,7 @@ No torch in here, and neither plotly nor matplotlib before something is drawn.
 """
 
 from taskgraft.report.card import model_card
+from taskgraft.report.check_page import render_check, table_check
 from taskgraft.report.comparison_page import render_comparison
 from taskgraft.report.distribution_page import render_shares, table_shares, write_shares
 from taskgraft.report.run_page import render_run
@@ -14,11 +15,13 @@ from taskgraft.report.verdict import verdict_comparison, verdict_run
 
 __all__ = [
     "model_card",
+    "render_check",
     "render_comparison",
     "render_run",
     "render_search",
     "render_shares",
     "search_markdown",
+    "table_check",
     "table_markdown",
     "table_shares",
     "verdict_comparison",

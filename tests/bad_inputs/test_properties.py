@@ -1,0 +1,178 @@
+"""Whatever bytes or values come: a result, or a reason in words. Nothing else leaves decoders, readers and parsers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from bad_inputs.pictures import JPEG, frames, picture, saved, sixteen
+from taskgraft import methods
+from taskgraft.bundle import Bundle, digests, read, write
+from taskgraft.data import decode, names, preprocess, twins
+from taskgraft.data.formats import list_images
+from taskgraft.data.preprocess import Preprocess
+from taskgraft.problem import Problem
+from toys import parent
+
+WANTED = Preprocess(16, "center", 0.875, "bilinear")
+SEEDS = [JPEG, saved(picture(), "PNG"), frames("GIF"), frames("WEBP"), sixteen("TIFF"), saved(picture(), "BMP")]
+TRIES = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=10), inner, max_size=4),
+    max_leaves=8,
+)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bundle")
+    write(folder, Bundle(parent(), WANTED, {}, "here", "0", "test_resnet", "fc"), method="train", parent={})
+    return folder
+
+
+@TRIES
+@given(st.sampled_from(SEEDS), st.lists(st.tuples(st.floats(0, 1), st.binary(max_size=6)), max_size=5), st.floats(0, 1))
+def test_a_picture_is_decoded_or_refused(seed: bytes, changes: list[tuple[float, bytes]], share: float) -> None:
+    data = bytearray(seed)
+    for place, new in changes:
+        at = int(place * len(data))
+        data[at : at + len(new)] = new
+    data = bytes(data[: len(data) - int(share * share * len(data))])
+    found = decode.decode_bytes(data, WANTED, 10**6)
+    assert (found.pixels is None) == bool(found.reason)
+    if found.pixels is not None:
+        assert (found.pixels.shape, found.pixels.dtype) == ((16, 16, 3), np.uint8)
+        assert all(isinstance(remark, str) for remark in decode.remarks(data, ".jpg"))
+        again = decode.decode_bytes(data, WANTED, 10**6).pixels
+        assert again is not None
+        np.testing.assert_array_equal(again, found.pixels)
+
+
+@TRIES
+@given(st.binary(max_size=300) | st.text(alphabet="path,label\n\r\"'\0;\tab.png./", max_size=120).map(str.encode))
+@example(b"path,label\na.png,x\n\0,y\n")
+@example(b"\xef\xbb\xbfpath,label\r\na.png,\r\n")
+def test_a_table_is_read_or_refused(tmp_path: Path, text: bytes) -> None:
+    (tmp_path / "a.png").write_bytes(b"x")
+    (tmp_path / "t.csv").write_bytes(text)
+    try:
+        found = list_images(tmp_path / "t.csv", "label")
+    except Problem:
+        return
+    assert {entry.path for entry in found.entries} <= {"a.png", "./a.png", "t.csv", "./t.csv", ".", "./"}
+
+
+@TRIES
+@given(st.data())
+def test_a_changed_configuration_is_opened_or_refused(bundle: Path, data: st.DataObject) -> None:
+    file = bundle / "config.json"
+    whole = file.read_text(encoding="utf-8")
+    config: Any = json.loads(whole)
+    inner = config
+    while True:
+        key = data.draw(st.sampled_from(sorted(inner)))
+        if not isinstance(inner[key], dict) or not inner[key] or data.draw(st.booleans()):
+            break
+        inner = inner[key]
+    if data.draw(st.booleans()):
+        inner[key] = data.draw(JSON)
+    else:
+        del inner[key]
+    try:
+        file.write_text(json.dumps(config), encoding="utf-8", errors="surrogatepass")
+        opened = read(bundle)
+        assert opened.classifier.tasks[0].classes == ("round", "square", "thin")
+    except Problem:
+        pass  # refused in words
+    finally:
+        file.write_text(whole, encoding="utf-8")
+
+
+@settings(TRIES, max_examples=60)
+@given(st.sampled_from(["config.json", "model.safetensors"]), st.floats(0, 1), st.binary(min_size=1, max_size=8))
+def test_a_changed_byte_is_noticed(bundle: Path, name: str, place: float, new: bytes) -> None:
+    whole = (bundle / name).read_bytes()
+    digests.write(bundle, {})
+    at = min(int(place * len(whole)), len(whole) - 1)
+    data = whole[:at] + new + whole[at + len(new) :]
+    try:
+        (bundle / name).write_bytes(data)
+        assert (name in digests.compare(bundle).changed) == (data != whole)
+        read(bundle)
+    except Problem:
+        pass  # refused in words
+    finally:
+        (bundle / name).write_bytes(whole)
+
+
+@settings(TRIES, max_examples=400)
+@given(st.text(max_size=60) | st.text(alphabet="ewcdistill+()=.,0123456789 '\"[]-", max_size=60))
+@example("(" * 5000)
+@example("ewc(strength=" + "9" * 5000 + ")")
+@example("ewc(strength=1" + "+1" * 3000 + ")")
+def test_a_method_is_parsed_or_refused(text: str) -> None:
+    try:
+        plan = methods.parse(text)
+    except Problem:
+        return
+    assert methods.parse(methods.show(plan)) == plan
+
+
+@TRIES
+@given(st.text(max_size=60) | st.text(alphabet="0123456789 .,:=abcdefghijklmnopqrstuvwxyz", max_size=60))
+def test_a_line_of_preprocessing_is_parsed_or_refused(text: str) -> None:
+    try:
+        wanted = preprocess.parse(text, WANTED)
+    except Problem:
+        return
+    assert preprocess.parse(wanted.show(), Preprocess()) == wanted
+
+
+@TRIES
+@given(st.dictionaries(st.sampled_from(["input_size", "mean", "std", "crop_pct", "crop_mode", "interpolation"]), JSON))
+def test_timms_settings_are_read_or_refused(config: dict[str, Any]) -> None:
+    try:
+        wanted = preprocess.from_timm(config)
+    except Problem:
+        return
+    assert 8 <= wanted.size <= preprocess.LARGEST
+    assert min(wanted.std) > 0
+
+
+@TRIES
+@given(st.lists(st.text(max_size=12), max_size=8))
+def test_names_that_are_alike_have_one_plain_form(given_names: list[str]) -> None:
+    for group in names.alike(given_names):
+        assert len({names.plain(name) for name in group}) == 1
+    for near in names.nearest(given_names, ["bus", "van"]):
+        assert near.name not in ("bus", "van")
+        assert near.meant in ("bus", "van")
+
+
+@settings(TRIES, max_examples=50)
+@given(st.integers(0, 40), st.integers(0, 2**32 - 1), st.integers(1, 3))
+def test_twins_are_pairs_in_order(count: int, seed: int, levels: int) -> None:
+    rng = np.random.default_rng(seed)
+    found = twins.find((rng.integers(0, levels + 1, (count, 9, 9, 3)) * (255 // (levels + 1))).astype(np.uint8))
+    assert (found.pairs[:, 0] < found.pairs[:, 1]).all()
+    flat = [row for group in twins.groups(found.pairs) for row in group]
+    assert len(flat) == len(set(flat))
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP"])
+def test_an_animation_that_is_cut_anywhere_is_decoded_or_refused(kind: str) -> None:
+    """A later frame may be damaged where the first is sound; found by the test of pictures above."""
+    whole = frames(kind)
+    read = 0
+    for end in range(0, len(whole), 3):
+        if decode.decode_bytes(whole[:end], WANTED).pixels is not None:
+            assert len(decode.remarks(whole[:end], f".{kind.lower()}")) <= 1
+            read += 1
+    assert (read > 0) == (kind == "GIF")  # a WebP says how long it is

@@ -1,0 +1,91 @@
+"""Bad inputs 55 and 56: requests. `tests/serving` holds the long lists; here each kind stands once, raw."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Sequence
+
+from bad_inputs.folders import case
+from bad_inputs.trying import Case, Place, Post, Try
+
+INFER = "/v2/models/both/infer"
+BLANK = {"name": "image", "shape": [1, 32, 32, 3], "datatype": "UINT8"}
+BYTES = {"name": "image_bytes", "shape": [1], "datatype": "BYTES"}
+
+
+def given(**changes: object) -> bytes:
+    return json.dumps({"inputs": [{**BLANK, "data": [0] * 3072, **changes}]}).encode()
+
+
+def fetched(place: str) -> bytes:
+    return json.dumps({"inputs": [{**BYTES, "data": [place]}]}).encode()
+
+
+def raw(head: str, body: bytes = b"", start: str = "POST /predict") -> Post:
+    """A request of which every byte is given; the server has to answer 4xx and go on."""
+    return Post(f"{start} HTTP/1.1\r\n{head}\r\n\r\n", body, tuple(range(400, 432)), hides=("Traceback", "/work/"))
+
+
+def local(head: str, body: bytes = b"", start: str = "POST /predict") -> Post:
+    return raw(f"Host: localhost\r\nConnection: close\r\n{head}".rstrip(), body, start)
+
+
+def requests(place: Place) -> Sequence[Try | Post]:
+    bodies = [
+        b"", b"{", b"[]", given(shape=[-1, 32, 32, 3]), given(shape=[0, 32, 32, 3]), given(shape=[2**62] * 4),
+        given(shape=[2, 32, 32, 3]), given(datatype="FP32"), given(name="x"), given(data=[0.5] * 3072),
+        given().replace(b"[0, 0", b"[NaN, 0"), b"[" * 100_000,
+    ]  # fmt: skip
+    framing = "Inference-Header-Content-Length: "
+    many = b"".join(b'--x\r\nContent-Disposition: form-data; name="f%d"\r\n\r\nx\r\n' % n for n in range(10_000))
+    bomb = gzip.compress(bytes(60 * 2**20))
+    return [
+        *(Post(INFER, body, (400, 422), ('"error"',)) for body in bodies),
+        Post("/v2/models/other/infer", given(), (404,), ('"error"',)),
+        Post("/v2/models/both/versions/9/infer", given(), (404,), ('"error"',)),
+        Post("/v2", b"", (405,), ('"error"',)),
+        *(local(f"{framing}{size}\r\nContent-Length: 8192", bytes(8192), f"POST {INFER}")
+          for size in ("-1", "0", "99999999", "9" * 400, "1e3")),
+        local("Content-Length: -1"),
+        local("Content-Length: 1\r\nContent-Length: 2", b"x"),
+        local("Content-Length: 4\r\nTransfer-Encoding: chunked", b"zzzz"),
+        local("Transfer-Encoding: chunked", b"ffffffffffffffffff\r\n"),
+        local("Content-Encoding: gzip\r\nContent-Length: " + str(len(bomb)), bomb),
+        local(f"Content-Type: multipart/form-data; boundary=x\r\nContent-Length: {len(many)}", many),
+        local("X: " + "a" * 2**20),
+        local("", start="GET /page/..%2f..%2fetc%2fpasswd"),
+        local("", start="GET /page/../../../etc/passwd"),
+        local("", start="DELETE /v2/models/both"),
+    ]  # fmt: skip
+
+
+def intruders(place: Place) -> Sequence[Try | Post]:
+    places = ("http://169.254.169.254/latest/meta-data", "file:///etc/passwd", "/etc/passwd", "\\\\host\\share")
+    return [
+        *(Post(INFER, fetched(one), (400, 422), ('"error"',), ("root:",)) for one in places),
+        *(Post("/predict", one.encode(), (422,), ("not a usable picture",)) for one in places),
+        raw("Host: evil.example\r\nConnection: close", start="GET /v2"),
+        raw("Host: localhost\r\nOrigin: http://evil.example\r\nConnection: close", start="GET /v2"),
+        raw("Host: localhost\r\nHost: evil.example\r\nConnection: close", start="GET /v2"),
+        Try(("serve", place.parent, "--host", "0.0.0.0", "--trial"), (2,), ("--token",)),
+        Try(("serve", place.parent, "--token", "short", "--trial"), (2,), ("at least 8",)),
+        Try(("predict", place.parent, "http://169.254.169.254/x.jpg"), (2,), ("does not exist",)),
+        Try(("check", "file:///etc"), (2,), ("does not exist",)),
+    ]
+
+
+CASES: list[Case] = [
+    case(
+        55,
+        "requests: JSON, shapes, types, framing, lengths, chunks, bombs, parts, headers, paths",
+        "4xx with an error, the server ready",
+        requests,
+    ),
+    case(
+        56,
+        "addresses and files as pictures, foreign Host and Origin, no or a short token",
+        "refused, nothing is fetched",
+        intruders,
+    ),
+]

@@ -1,0 +1,68 @@
+"""Signals, poor surroundings and a reader that goes away, on the real program."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+FLAGS = ["--steps", "40", "--batch", "8", "--warmup", "10", "--eval-every", "10", "--save-every", "5"]
+FLAGS += ["--precision", "fp32", "--cache", "none", "--method", "distill"]
+
+
+def words(alice: Path, new: Path, old: Path, out: Path, *more: str) -> list[str]:
+    asked = ["extend", str(alice), str(new), str(out), "--task", "paint", "--old-val", str(old)]
+    return [sys.executable, "-m", "taskgraft.cli", *asked, *FLAGS, *more]
+
+
+@pytest.fixture(scope="module")
+def calm(alice: Path, new_pictures: Path, old_pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The undisturbed run, in the poorest of surroundings: no home, no language, a narrow terminal."""
+    out = tmp_path_factory.mktemp("calm") / "both"
+    bare = {"PATH": os.environ["PATH"], "LANG": "C", "TERM": "dumb", "COLUMNS": "20", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        words(alice, new_pictures, old_pictures, out), env=bare, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "model and report:" in done.stdout
+    return out
+
+
+@pytest.mark.parametrize(("number", "times", "code"), [("SIGINT", 1, 130), ("SIGINT", 2, 130), ("SIGTERM", 1, 143)])
+def test_a_signal_loses_nothing(
+    alice: Path, new_pictures: Path, old_pictures: Path, calm: Path, tmp_path: Path, number: str, times: int, code: int
+) -> None:
+    out = tmp_path / "both"
+    command = words(alice, new_pictures, old_pictures, out)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        end = time.monotonic() + 100
+        while not (out / "state" / "step-000000010").is_dir():
+            assert process.poll() is None, "it ended before step 10"
+            assert time.monotonic() < end, "it hangs before step 10"
+            time.sleep(0.002)
+        for _ in range(times):
+            process.send_signal(signal.Signals[number])
+            time.sleep(0.02)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == code, said
+    assert "Traceback" not in said
+    assert said.splitlines()[-1] == "taskgraft: stopped; the same command with --resume goes on"
+    done = subprocess.run([*command, "--resume"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for name in ("model.safetensors", "metrics.jsonl"):
+        assert (out / name).read_bytes() == (calm / name).read_bytes(), name
+
+
+def test_a_reader_that_goes_away_is_no_error(calm: Path) -> None:
+    command = [sys.executable, "-m", "taskgraft.cli", "predict", str(calm), str(calm.parents[1])]
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    assert "Traceback" not in done.stderr
+    assert "Error" not in done.stderr
