@@ -60,7 +60,7 @@ def disturbed(folder: Path, at: int, how: str, work: Callable[[], Any]) -> tuple
 
 
 def _watch(folder: Path, count: list[int], fault: Callable[[], None]) -> None:
-    """An audit hook: Python tells it of every file that is opened for writing, renamed or removed, before it happens."""
+    """An audit hook: Python tells it of every file before it is opened for writing, renamed or removed."""
     home = str(folder)
 
     def hook(event: str, args: tuple[Any, ...]) -> None:
