@@ -18,7 +18,7 @@ READY := .venv/ready
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test mutants lint bench clean
+.PHONY: help demo test mutants lint bench docs clean
 
 help:
 	@echo "make demo    train, extend and report on the embedded data into $(OUT)/ (OUT=folder)"
@@ -26,6 +26,7 @@ help:
 	@echo "make mutants deliberate defects, each of which the tests must notice (ARGS='D3 lora')"
 	@echo "make lint    style, types and the order of the modules"
 	@echo "make bench   taskgraft's speed and its peers', turn by turn (ARGS='--only steps --quick')"
+	@echo "make docs    the documentation into build/docs/; every warning is an error"
 	@echo "make clean   remove the environment, caches and demo-run/"
 
 demo: $(READY)
@@ -45,6 +46,10 @@ lint: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks.speed $(ARGS)
+
+# The variable silences an advertisement for other generators.
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:
 	rm -rf .venv benchmarks/.peers benchmarks/.work demo-run build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -22,6 +22,7 @@ import optuna
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import FrozenTrial, TrialState, create_trial
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.pool import NullPool
 
 from taskgraft.loop.folder import differences
@@ -203,8 +204,12 @@ def _storage(storage: str, out: Path) -> BaseStorage:
         raise Problem(f"--storage {storage!r}: give a URL such as postgresql://user:password@host/database")
     need("tune", "psycopg" if storage.startswith("postgresql") else "sqlalchemy")
     url = storage.replace("postgresql://", "postgresql+psycopg://", 1)
+    engine = {"poolclass": NullPool}  # nothing is left open between two looks
     try:
-        return RDBStorage(url, engine_kwargs={"poolclass": NullPool})  # nothing is left open between two looks
+        try:
+            return RDBStorage(url, engine_kwargs=engine)
+        except IntegrityError:  # another process made the tables at the same moment: they are there now
+            return RDBStorage(url, engine_kwargs=engine)
     except Exception as error:  # SQLAlchemy and the driver raise many kinds; each means that it cannot be used
         where = storage.rsplit("@", 1)[-1]  # without the password
         reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0][:160]

@@ -1,0 +1,110 @@
+"""Every error message that a user can meet, read from the source: the `Problem(...)` calls of the package."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+from typing import NamedTuple
+
+PACKAGE = Path(__file__).parents[1] / "src" / "taskgraft"
+# Where in the package -> what somebody was doing. The first that fits counts.
+PLACES = {
+    "bundle": "Opening a checkpoint or a bundle",
+    "classifier": "Opening a checkpoint or a bundle",
+    "stages": "Opening a checkpoint or a bundle",
+    "data": "Reading pictures",
+    "methods": "Naming and joining methods",
+    "method": "Naming and joining methods",
+    "settings": "Naming and joining methods",
+    "loop": "Training, stopping, going on",
+    "parallel": "Training, stopping, going on",
+    "search": "Searching",
+    "exports": "Exporting",
+    "serving": "Serving",
+    "cli": "The command line",
+}
+OTHERS = "Running a command"
+# Functions that only shape a value; what they are given names it.
+HELPERS = {
+    "as_posix", "bool", "decode", "get_args", "join", "len", "map", "max", "min", "repr", "replace", "shown", "sorted",
+    "splitlines", "str", "strip", "unparse", "ast",
+}  # fmt: skip
+
+
+class Message(NamedTuple):
+    """One message: where it is raised, its text with ‹values› in their places, its exit code."""
+
+    path: str
+    text: str
+    code: int
+
+
+def messages() -> list[Message]:
+    """All messages of the package, in the order of files and lines; a text met twice counts once."""
+    found: dict[str, Message] = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        own = path.relative_to(PACKAGE).as_posix()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "Problem" and node.args:
+                text = " ".join(written(node.args[0]).split())
+                found.setdefault(text, Message(own, text, _code(node)))
+    return [message for message in found.values() if not _bare(message.text)]
+
+
+def written(node: ast.expr) -> str:
+    """A message as it will read: what is filled in stands between ‹ and ›, alternatives are divided by |."""
+    match node:
+        case ast.Constant(value=str(text)):
+            return text
+        case ast.JoinedStr(values=parts):
+            return "".join(written(part) for part in parts)
+        case ast.FormattedValue(value=ast.IfExp() as choice):
+            return written(choice)
+        case ast.FormattedValue(value=value):
+            return f"‹{_short(value)}›"
+        case ast.BinOp(left=left, op=ast.Add(), right=right):
+            return written(left) + written(right)
+        case ast.IfExp(body=body, orelse=orelse):
+            both = [text for text in (written(body), written(orelse)) if text]
+            return f"[{' | '.join(both)}]" if len(both) > 1 else f"[{both[0]}]"
+        case _:
+            return f"‹{_short(node)}›"
+
+
+def page() -> str:
+    """The messages as Markdown, one list for each thing that somebody was doing."""
+    groups: dict[str, list[Message]] = {}
+    for message in messages():
+        top = message.path.partition("/")[0].removesuffix(".py")
+        groups.setdefault(PLACES.get(top, OTHERS), []).append(message)
+    lines: list[str] = []
+    for title in dict.fromkeys([*PLACES.values(), OTHERS]):
+        lines += [f"## {title}", ""]
+        for message in groups.get(title, []):
+            code = "" if message.code == 2 else f" (exit code {message.code})"
+            lines.append(f"- {_literal(message.text)}{code}")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _code(call: ast.Call) -> int:
+    given = [keyword.value for keyword in call.keywords if keyword.arg == "code"] + call.args[1:]
+    return given[0].value if given and isinstance(given[0], ast.Constant) and isinstance(given[0].value, int) else 2
+
+
+def _bare(text: str) -> bool:
+    """A message that is one value alone, made elsewhere: it says nothing here."""
+    return text.startswith("‹") and text.endswith("›") and text.count("‹") == 1
+
+
+def _short(node: ast.expr) -> str:
+    """The name of a value, without how it is written out."""
+    names = [part.attr if isinstance(part, ast.Attribute) else part.id
+             for part in ast.walk(node) if isinstance(part, ast.Attribute | ast.Name)]  # fmt: skip
+    known = [name for name in names if name not in HELPERS]
+    return (known or ["value"])[0].replace("_", " ").strip()
+
+
+def _literal(text: str) -> str:
+    """Markdown that shows a text as it is, whatever signs it holds."""
+    return f"`` {text} ``" if "`" in text else f"`{text}`"
