@@ -131,6 +131,14 @@ def _shared(cases: Sequence[Table]) -> list[str]:
     return [f"**{heading(cases[0]['case'])}**\n\n" + "\n".join(lines)]
 
 
+def _whole(cases: Sequence[Table]) -> list[str]:
+    lines = [_line(["", "seconds to that Score", "seconds in all", "best Score"]), "|---|---:|---:|---:|"]
+    for row in cases[0]["rows"]:
+        told = [_spread(row) if "median" in row else "never", _spread(row["whole"]), row["score"]]
+        lines.append(_line([row["rival"], *told]))
+    return [f"**{heading(cases[0]['case'])}**\n\n" + "\n".join(lines)]
+
+
 def _growth(cases: Sequence[Table]) -> list[str]:
     found = []
     for axis in dict.fromkeys(case["case"]["axis"] for case in cases):
@@ -236,6 +244,13 @@ TITLES: dict[str, tuple[str, str, Callable[[Sequence[Table]], list[str]], Draw]]
         "benchmarks/search.py` has what sharing saves.",
         _shared,
         _draw_peaks,
+    ),
+    "whole": (
+        "A whole extension, to a given Score",
+        "From the call of `extend` on 1,000 drawn paints and a parent of drawn makes, 150 steps of 32, evaluated every "
+        "15: decoding, head warm-up, what the method remembers and every evaluation are in it. The Score is one run's.",
+        _whole,
+        plots.bars,
     ),
     "growth": (
         "Growth",

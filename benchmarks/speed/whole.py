@@ -1,0 +1,83 @@
+"""A whole `extend`, from the call to a given Score: decoding, what a method remembers, steps and evaluations."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.speed.start import WORK
+from benchmarks.speed.turns import Plan, open_houses, spread
+from benchmarks.speed.worker import House, ask, stop
+
+METHODS = ("finetune", "ewc", "distill", "taps", "branch")
+SIZE, WANTED = 64, 0.80  # pixels; the Score whose time is taken
+ROUNDS = 2
+
+
+def part(houses: Mapping[str, House], plan: Plan, say: Callable[[str], None]) -> list[dict[str, Any]]:
+    """One table: for each method the seconds to the wanted Score and to the end, and the best Score."""
+    WORK.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=WORK) as home:
+        worker = open_houses([houses["taskgraft"]], plan)["taskgraft"]
+        told = {"home": home, "quick": plan.quick}
+        say("  the drawn cars and their parent")
+        ask(worker, do="once", function="whole:prepare", case=told)
+        found: dict[str, list[dict[str, Any]]] = {}
+        for turn in range(1 if plan.quick else ROUNDS):
+            for method in METHODS[-1:] if plan.quick else METHODS:
+                say(f"  {method}, turn {turn + 1}")
+                case = {**told, "method": method, "turn": turn}
+                found.setdefault(method, []).append(ask(worker, do="once", function="whole:extended", case=case)["value"])
+        stop(worker)
+    rows = []
+    for method, runs in found.items():
+        row: dict[str, Any] = {"rival": method, "house": "taskgraft", "score": runs[0]["score"]}
+        row["whole"] = spread([run["whole"] for run in runs])
+        reached = [run["reached"] for run in runs if run["reached"] is not None]
+        rows.append(row | ({"unit": "s", **spread(reached)} if reached else {}))
+    return [{"case": {"what": f"Score {100 * WANTED:.0f} on drawn cars", "arch": "resnet18", "size": SIZE}, "rows": rows}]
+
+
+def prepare(case: Mapping[str, Any]) -> None:
+    """Draw makes and paints, and train the parent on the makes."""
+    from taskgraft import train
+    from taskgraft.data.drawn import write_cars
+    from taskgraft.settings import Run
+
+    home, few = Path(case["home"]), case["quick"]
+    count = {"train": 4 if few else 100, "val": 2 if few else 25, "size": SIZE}
+    makes = write_cars(home / "makes", label="make", seed=1, camera="street", **count)
+    write_cars(home / "paints", label="paint", seed=2, camera="factory", **count)
+    run = Run(steps=2 if few else 400, warmup=0, precision="fp32" if few else "auto")
+    train(makes, home / "parent", task="make", wanted=f"{SIZE} squash bilinear half", run=run)
+
+
+def extended(case: Mapping[str, Any]) -> dict[str, Any]:
+    """Seconds of one `extend` without any kept pixels: to the wanted Score (None = never), and to its end."""
+    from taskgraft import extend
+    from taskgraft.metrics import score
+    from taskgraft.settings import Run
+    from taskgraft.types import Watch
+
+    home, steps, lines = Path(case["home"]), 2 if case["quick"] else 150, []
+    reached: list[float] = []
+    begin = time.perf_counter()
+
+    def logged(line: Any) -> None:
+        lines.append(line)
+        best = score(lines, ("make", "paint"))
+        if not reached and best and best[0] >= WANTED:
+            reached.append(time.perf_counter() - begin)
+
+    run = Run(steps=steps, eval_every=max(1, steps // 10), warmup=min(steps, 200), precision="fp32" if steps < 9 else "auto")
+    out = home / f"{case['method']}-{case['turn']}"
+    extend(
+        home / "parent", home / "paints", out, task="paint", method=case["method"], run=run, old_val=[home / "makes"],
+        watch=Watch(logged=logged),
+    )  # fmt: skip
+    whole = time.perf_counter() - begin
+    best = score(lines, ("make", "paint"))
+    return {"whole": whole, "reached": reached[0] if reached else None, "score": round(100 * best[0], 1) if best else None}
