@@ -1,4 +1,4 @@
-"""Keep freed memory for the next step: a C library that gives large blocks back pays for every page again."""
+"""Keep freed memory for the next batch: a C library that gives large blocks back pays for every page again."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ LARGE = 2**31 - 1  # the largest that mallopt takes
 
 @functools.cache
 def keep_freed_memory() -> bool:
-    """Ask glibc to keep what training frees; whether it was asked. Steps on a CPU become up to a third faster.
+    """Ask glibc to keep what a batch frees; whether it was asked. On a CPU steps take up to a third less, answers half.
 
     Costs memory that the process holds until it ends, never more than it once used. Other C libraries are left alone.
     """

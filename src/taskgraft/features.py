@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from taskgraft import data, parallel
+from taskgraft.allocator import keep_freed_memory
 from taskgraft.classifier import Classifier, newest, old_widths, read_columns
 from taskgraft.types import Images, Outputs, Params, Sources
 
@@ -16,6 +17,7 @@ RECALL = 0.9
 
 def features_of(classifier: Classifier, images: Images, size: int = 32) -> Tensor:
     """The columns that the heads read for each image [N, D], in eval mode, without gradients; modes are restored."""
+    keep_freed_memory()
     modes = [(module, module.training) for module in classifier.modules()]
     classifier.eval()
     read, count = reader(images, classifier), len(images.pixels)

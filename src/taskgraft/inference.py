@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from taskgraft import data, parallel
+from taskgraft.allocator import keep_freed_memory
 from taskgraft.classifier import Classifier
 from taskgraft.record import Predictions
 from taskgraft.types import Images, Outputs
+
+TURNS, LEAST = 15, 3  # passes whose median is taken; LEAST of them also where they take long
+PATIENCE = 1.0  # seconds
 
 
 def arithmetic(classifier: Classifier, images: Images) -> int:
@@ -23,11 +30,34 @@ def arithmetic(classifier: Classifier, images: Images) -> int:
     return counter.get_total_flops()
 
 
+def latency(classifiers: Mapping[str, Classifier], images: Images) -> dict[str, float]:
+    """Median seconds of one forward pass on one image, by classifier; they take turns, and modes are restored."""
+    modes = [(module, module.training) for one in classifiers.values() for module in one.modules()]
+    turns: list[dict[str, float]] = []
+    end = time.perf_counter() + PATIENCE
+    with torch.inference_mode():
+        while len(turns) <= LEAST or (len(turns) <= TURNS and time.perf_counter() < end):
+            turns.append({name: _seconds(one.eval(), images) for name, one in classifiers.items()})
+    for module, training in modes:
+        module.training = training
+    settled = turns[1:]  # the first pass sets things up
+    return {name: round(float(np.median([turn[name] for turn in settled])), 6) for name in classifiers}
+
+
+def _seconds(classifier: Classifier, images: Images) -> float:
+    image = data.ready(images, 0, 1).to(next(classifier.parameters()).device)
+    start = time.perf_counter()
+    for logits in classifier(image).values():
+        logits.cpu()  # a device is waited for
+    return time.perf_counter() - start
+
+
 def predict(classifier: Classifier, images: Images, size: int = 32) -> Predictions:
     """Logits of every task on every image, in eval mode and full precision; modes are restored.
 
     Labels of tasks that the classifier lacks are left out.
     """
+    keep_freed_memory()
     modes = [(module, module.training) for module in classifier.modules()]
     classifier.eval()
     device, count = next(classifier.parameters()).device, len(images.pixels)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from taskgraft import parallel
+from taskgraft.allocator import keep_freed_memory
 from taskgraft.curvature import generic
 from taskgraft.curvature.labels import Labels, Pass, cotangent, passes
 from taskgraft.curvature.plan import Plan, Read, look
@@ -114,6 +115,7 @@ def _mean_power(
     chunk: int | None,
 ) -> Params:
     """Average |per-sample gradient|^power; `seeds(logits, start)` lists a chunk's backward passes, which add."""
+    keep_freed_memory()
     with _measuring(model):
         plan = look(model, read, count, params, tasks)
         sums = {name: _zeros(p, power == 2 and name in plan.taps_first) for name, p in params.items()}

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from taskgraft import data, losses, parallel, seeds
+from taskgraft.allocator import keep_freed_memory
 from taskgraft.classifier import Classifier, hold_still, newest, old_widths
 from taskgraft.features import balance, features_of, once
 from taskgraft.loop import penalty
-from taskgraft.loop.allocator import keep_freed_memory
 from taskgraft.loop.forward import forward
 from taskgraft.loop.state import TrainState
 from taskgraft.method import Method
