@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from taskgraft import data, parallel
 from taskgraft.allocator import keep_freed_memory
 from taskgraft.classifier import Classifier, newest, old_widths, read_columns
+from taskgraft.modes import evaluating
 from taskgraft.types import Images, Outputs, Params, Sources
 
 RECALL = 0.9
@@ -18,29 +19,22 @@ RECALL = 0.9
 def features_of(classifier: Classifier, images: Images, size: int = 32) -> Tensor:
     """The columns that the heads read for each image [N, D], in eval mode, without gradients; modes are restored."""
     keep_freed_memory()
-    modes = [(module, module.training) for module in classifier.modules()]
-    classifier.eval()
     read, count = reader(images, classifier), len(images.pixels)
     own = parallel.part(count)
-    with torch.inference_mode():
+    with evaluating(classifier), torch.inference_mode():
         parts = [
             classifier.features(read(first, min(first + size, own.stop))) for first in range(own.start, own.stop, size)
         ]
         if not parts:  # more processes than images: the width still has to be known
             parts = [classifier.features(read(0, 1))[:0]]
         found = parallel.gathered(torch.cat(parts), count)
-    for module, training in modes:
-        module.training = training
     return found.clone()
 
 
 def answers_of(classifier: Classifier, images: Tensor) -> Outputs:
     """Logits of every task on ready images [B, ...], in eval mode, without gradients; modes are restored."""
-    modes = [(module, module.training) for module in classifier.modules()]
-    with torch.inference_mode():
-        outputs: Outputs = classifier.eval()(images.to(next(classifier.parameters()).device))
-    for module, training in modes:
-        module.training = training
+    with evaluating(classifier), torch.inference_mode():
+        outputs: Outputs = classifier(images.to(next(classifier.parameters()).device))
     return outputs
 
 

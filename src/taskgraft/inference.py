@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from taskgraft import data, parallel
 from taskgraft.allocator import keep_freed_memory
 from taskgraft.classifier import Classifier
+from taskgraft.modes import evaluating
 from taskgraft.record import Predictions
 from taskgraft.types import Images, Outputs
 
@@ -22,24 +23,18 @@ PATIENCE = 1.0  # seconds
 def arithmetic(classifier: Classifier, images: Images) -> int:
     """Operations of one forward pass on one image, a multiplication and an addition counted as two."""
     device = next(classifier.parameters()).device
-    modes = [(module, module.training) for module in classifier.modules()]
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        classifier.eval()(data.ready(images, 0, 1).to(device))
-    for module, training in modes:
-        module.training = training
+    with evaluating(classifier), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        classifier(data.ready(images, 0, 1).to(device))
     return counter.get_total_flops()
 
 
 def latency(classifiers: Mapping[str, Classifier], images: Images) -> dict[str, float]:
     """Median seconds of one forward pass on one image, by classifier; they take turns, and modes are restored."""
-    modes = [(module, module.training) for one in classifiers.values() for module in one.modules()]
     turns: list[dict[str, float]] = []
     end = time.perf_counter() + PATIENCE
-    with torch.inference_mode():
+    with evaluating(*classifiers.values()), torch.inference_mode():
         while len(turns) <= LEAST or (len(turns) <= TURNS and time.perf_counter() < end):
-            turns.append({name: _seconds(one.eval(), images) for name, one in classifiers.items()})
-    for module, training in modes:
-        module.training = training
+            turns.append({name: _seconds(one, images) for name, one in classifiers.items()})
     settled = turns[1:]  # the first pass sets things up
     return {name: round(float(np.median([turn[name] for turn in settled])), 6) for name in classifiers}
 
@@ -58,17 +53,13 @@ def predict(classifier: Classifier, images: Images, size: int = 32) -> Predictio
     Labels of tasks that the classifier lacks are left out.
     """
     keep_freed_memory()
-    modes = [(module, module.training) for module in classifier.modules()]
-    classifier.eval()
     device, count = next(classifier.parameters()).device, len(images.pixels)
     own = parallel.part(count)
     parts: list[Outputs] = [{task.name: torch.empty(0, len(task.classes)) for task in classifier.tasks}]
-    with torch.inference_mode():
+    with evaluating(classifier), torch.inference_mode():
         for first in range(own.start, own.stop, size):
             outputs = classifier(data.ready(images, first, min(first + size, own.stop)).to(device))
             parts.append({task: logits.float().cpu() for task, logits in outputs.items()})
-    for module, training in modes:
-        module.training = training
     classes = {task.name: task.classes for task in classifier.tasks}
     return Predictions(
         classes,

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from taskgraft.modes import evaluating
 from taskgraft.problem import Problem
 from taskgraft.types import Params
 
@@ -139,20 +140,17 @@ def _moments(value: Tensor) -> tuple[Tensor, ...]:
 
 
 def _traced(net: nn.Module) -> fx.Graph:
-    modes = [(module, module.training) for module in net.modules()]
     tracer = fx.Tracer()
     tracer.is_leaf_module = _whole  # pyright: ignore[reportAttributeAccessIssue] - fx asks for a subclass
     try:
-        return _of_images(tracer.trace(net.eval()))  # in eval mode: dropout in the forward function stays out
+        with evaluating(net):
+            return _of_images(tracer.trace(net))  # in eval mode: dropout in the forward function stays out
     except Exception as error:  # tracing runs the network's own code, which may raise anything
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise Problem(
             f"the stages of {type(net).__name__} cannot be told apart ({reason[:120]}); "
             "use a method that needs none, such as distill or ewc"
         ) from error
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def _whole(module: nn.Module, name: str) -> bool:

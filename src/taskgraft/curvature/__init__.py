@@ -24,6 +24,7 @@ from taskgraft.curvature.labels import Labels, Pass, cotangent, passes
 from taskgraft.curvature.plan import Plan, Read, look
 from taskgraft.curvature.products import Power
 from taskgraft.curvature.tape import Call, Tape
+from taskgraft.modes import evaluating
 from taskgraft.types import Outputs, Params
 
 __all__ = ["fisher_diagonal", "output_sensitivity"]
@@ -170,17 +171,13 @@ def _check_labels(
 @contextmanager
 def _measuring(model: nn.Module) -> Iterator[None]:
     """Put the model in eval mode with no parameter requiring a gradient; put everything back afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
     flags = [(param, param.requires_grad) for param in model.parameters()]
     try:
-        model.eval()
         for param, _ in flags:
             param.requires_grad_(False)
-        with torch.inference_mode(False), torch.enable_grad():
+        with evaluating(model), torch.inference_mode(False), torch.enable_grad():
             yield
     finally:
-        for module, mode in modes:
-            module.training = mode
         for param, flag in flags:
             param.requires_grad_(flag)
 

@@ -17,6 +17,7 @@ from taskgraft.loop import penalty
 from taskgraft.loop.forward import forward
 from taskgraft.loop.state import TrainState
 from taskgraft.method import Method
+from taskgraft.modes import evaluating
 from taskgraft.problem import Problem
 from taskgraft.settings import Run, rate_at
 from taskgraft.types import Batch, Memory, Move, Outputs, Params, Quadratic, Sources, Step
@@ -163,14 +164,11 @@ def _answerer(classifier: Classifier, images: Tensor, own: Tensor, run: Run) -> 
     """
 
     def answer(params: Params, chosen: Tensor) -> Outputs:
-        modes = [(module, module.training) for module in classifier.modules()]
         count = int(chosen.sum())
         rows = own if count == len(images) else images[chosen][parallel.part(count)].to(own.device)
-        classifier.eval()
-        with torch.no_grad(), torch.autocast(own.device.type, torch.bfloat16, enabled=run.precision == "bf16"):
+        arithmetic = torch.autocast(own.device.type, torch.bfloat16, enabled=run.precision == "bf16")
+        with evaluating(classifier), torch.no_grad(), arithmetic:
             outputs: Outputs = torch.func.functional_call(classifier, params, (rows,))
-        for module, training in modes:
-            module.training = training
         return {task: parallel.gathered(logits, count) for task, logits in outputs.items()}
 
     return answer
