@@ -141,6 +141,11 @@ def test_quadratic_by_hand() -> None:
     item = Quadratic({"w": torch.tensor([0.0, 5.0])}, {"w": torch.tensor([3.0, 0.5])}, 4.0, True)
     assert float(losses.quadratic(params, item)) == 4 / 2 * (3 * 1 + 0.5 * 9)
     assert float(losses.quadratic(params, item._replace(strength=0.0))) == 0
+    two = {"v": torch.tensor([2.0]), "w": params["w"]}
+    both = Quadratic({"v": torch.tensor([0.0]), **item.anchor}, None, 4.0, True)
+    value = losses.quadratic(two, both)
+    assert float(value) == 4 / 2 * (4 + 1 + 9)  # without importance all weights count alike
+    assert value.dtype == torch.float64  # the sum of many tensors
     with pytest.raises(KeyError, match="w"):
         losses.quadratic({"free": params["free"]}, item)
 

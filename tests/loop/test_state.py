@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from taskgraft import tree
 from taskgraft.classifier import grow
@@ -61,6 +62,33 @@ def test_everything_comes_back(tmp_path: Path, optimiser: str) -> None:
     run = replace(QUICK, optimiser=optimiser)
     ends = [weights(steps.fit(state, EMPTY, sources(), run)) for state in (before, after)]
     assert same(*ends)
+
+
+@pytest.mark.parametrize("harm", ["more", "fewer"])
+def test_weights_of_another_network_are_refused(tmp_path: Path, harm: str) -> None:
+    path = states.save(tmp_path, at(1))
+    found = load_file(path / "model.safetensors")
+    name = sorted(found)[0]
+    changed = {**found, "else": torch.zeros(1)} if harm == "more" else {k: v for k, v in found.items() if k != name}
+    save_file(changed, path / "model.safetensors")
+    with pytest.raises(RuntimeError, match="else" if harm == "more" else name):
+        states.restore(path, blank())
+
+
+def test_what_belongs_to_a_weight_gets_its_layout(tmp_path: Path) -> None:
+    def last(state: TrainState) -> TrainState:
+        net = state.classifier.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        return replace(state, classifier=net)
+
+    state = last(at(1))
+    name, kernel = next((k, v) for k, v in state.classifier.named_parameters() if v.dim() == 4 and v.shape[1] > 1)
+    assert not kernel.is_contiguous()
+    memory = {"anchor": {name: kernel.detach().clone()}, "flat": {name: torch.rand(3)}, "alone": kernel.detach()[0]}
+    after = states.restore(states.save(tmp_path, replace(state, memory=memory)), last(blank()))
+    assert after.memory["anchor"][name].stride() == kernel.stride()
+    assert torch.equal(after.memory["anchor"][name], kernel.detach())
+    assert after.memory["flat"][name].shape == (3,)
+    assert not after.memory["anchor"][name].requires_grad
 
 
 def test_a_checkpoint_is_not_the_living_state(tmp_path: Path) -> None:
