@@ -11,13 +11,15 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from taskgraft.problem import Problem
+
+Kind = TypeVar("Kind", bound=BaseModel)
 
 FORMAT = 1
 
@@ -70,6 +72,7 @@ class TaskResult(BaseModel):
     forgetting: Interval | None = None  # parent - child, paired over images
     agreement: Interval | None = None  # same answer as the parent on the new task's validation images
     test: Interval | None = None  # on a test split, scored once, which chose nothing
+    identical: bool = False  # its logits are the parent's, bit for bit, on every validation image
     separate: float | None = None  # accuracy of a model trained for this task alone, where there is one
 
 
@@ -92,6 +95,7 @@ class Record(BaseModel):
     parent_history: tuple[Line, ...] = ()  # the parent's own training, where its bundle has it
     parameters: dict[str, int]
     arithmetic: dict[str, int] = {}  # operations of one forward pass on one image, of child and parent
+    latency: dict[str, float] = {}  # median seconds of one forward pass on one image, of child and parent
     seconds: dict[str, float]
     versions: dict[str, str]
     plain: bool = True  # whether plain timm can load the model
@@ -143,6 +147,14 @@ class Clock(NamedTuple):
         return {**self.laps, "total": round(sum(self.laps.values()), 2)}
 
 
+def parsed(kind: type[Kind], path: Path) -> Kind:
+    """What a file holds, as one of the models above; raises Problem where it is damaged."""
+    try:
+        return kind.model_validate_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:  # of which pydantic's own is one
+        raise Problem(f"{path} is damaged: {str(error).splitlines()[0][:160]}") from error
+
+
 def save_predictions(path: Path, sets: Mapping[str, Predictions]) -> None:
     """Write named predictions to one compressed NPZ, atomically; no pickle."""
     arrays: dict[str, NDArray[Any]] = {}
@@ -157,9 +169,15 @@ def save_predictions(path: Path, sets: Mapping[str, Predictions]) -> None:
 
 
 def load_predictions(path: Path) -> dict[str, Predictions]:
-    """Read what `save_predictions` wrote."""
-    with np.load(path, allow_pickle=False) as file:
-        arrays = dict(file)
+    """Read what `save_predictions` wrote; raises Problem for a file that is damaged, or something else."""
+    try:
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
+            return _sets(dict(file))
+    except Exception as error:  # archives and arrays of strangers raise anything
+        raise Problem(f"{path} is damaged: {type(error).__name__}: {str(error)[:160]}") from error
+
+
+def _sets(arrays: Mapping[str, NDArray[Any]]) -> dict[str, Predictions]:
     sets = {}
     for name in [key.split("|")[0] for key in arrays if key.endswith("|meta")]:
         meta = json.loads(str(arrays[f"{name}|meta"]))

@@ -1,222 +1,28 @@
 """The report from made-up records: true to its numbers, inert to hostile names, the same every time."""
 
-import json
 import math
 import re
 import subprocess
 import sys
 from base64 import b64encode
 from hashlib import sha256
-from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from made_up import (
+    COLOURS,
+    HOSTILE,
+    MAKES,
+    Reader,
+    made_up_comparison,
+    made_up_record,
+    made_up_sets,
+)
 from taskgraft import metrics, report
-from taskgraft.record import Arrangement, Comparison, Line, Predictions, Record, TaskResult
-
-MAKES = ("Audi A4", "BMW 3", "Ford Focus", "Honda Civic", "Toyota Camry", "VW Golf")
-COLOURS = ("black", "blue", "green", "grey", "red", "white")
-HOSTILE = (
-    "<script>alert(1)</script>",
-    "</script><script>alert(2)</script>",
-    "<img src=http://x.test/ onerror=alert(3)>",
-)
-ARRANGEMENTS = (  # label, method, rate, old accuracy at the end, new accuracy at the end
-    ("Baseline", "finetune", 1e-3, 0.02, 0.968),
-    ("Baseline (low rate)", "finetune", 1e-4, 0.40, 0.887),
-    ("EWC", "ewc(strength=30)", 1e-3, 0.551, 0.928),
-    ("EWC (low rate)", "ewc(strength=30)", 1e-4, 0.669, 0.887),
-    ("Distillation", "distill(strength=1)", 1e-3, 0.602, 0.81),
-    ("Distillation (low rate)", "distill(strength=1)", 1e-4, 0.734, 0.871),
-    ("Distillation and EWC", "distill(strength=1) + ewc(strength=30)", 1e-3, 0.741, 0.882),
-)
-
-
-def made_up_predictions(classes, labels, right, seed, names="new"):
-    """Logits whose answers are right on a share `right` of the images."""
-    rng = np.random.default_rng(seed)
-    task = next(iter(labels))
-    logits = {}
-    for name, own in classes.items():
-        truth = labels[task] if name == task else rng.integers(0, len(own), len(labels[task]))
-        wanted = np.where(rng.random(len(truth)) < right, truth, rng.integers(0, len(own), len(truth)))
-        values = rng.normal(0, 1, (len(truth), len(own)))
-        values[np.arange(len(truth)), wanted] += 3.5
-        logits[name] = values.astype(np.float32)
-    ids = tuple(f"{names}/{i:04d}.jpg" for i in range(len(labels[task])))
-    return Predictions(classes, "per-task", ids, labels, logits)
-
-
-def made_up_sets(old=MAKES, new=COLOURS, with_old=True, names="new", old_right=0.73):
-    labels = np.random.default_rng(5).integers(0, len(new), 400)
-    both = {"make": old, "colour": new}
-    sets = {
-        "new": made_up_predictions(both, {"colour": labels}, 0.88, 1, names),
-    }
-    logits = sets["new"].logits["make"] + np.random.default_rng(2).normal(0, 1.2, (400, len(old))).astype("f4")
-    sets["new-parent"] = sets["new"]._replace(classes={"make": old}, labels={}, logits={"make": logits})
-    if with_old:
-        known = {"make": np.random.default_rng(6).integers(0, len(old), 500)}
-        sets["old"] = made_up_predictions(both, known, old_right, 3, names)
-        sets["old-parent"] = made_up_predictions({"make": old}, known, 0.85, 4, names)
-    return sets
-
-
-def made_up_history(method, rate, old_end, new_end, seed, with_old=True, steps=600):
-    rng = np.random.default_rng(seed)
-    speed = 3 if rate > 5e-4 else 1.2
-    lines = []
-    for step in range(0, steps + 1, steps // 30):
-        t = step / steps
-        old = old_end + (0.87 - old_end) * math.exp(-2 * speed * t) + rng.normal(0, 0.012) * (step > 0)
-        new = 0.1 + (new_end - 0.1) * (1 - math.exp(-2.5 * speed * t)) + rng.normal(0, 0.01)
-        terms = {"cross-entropy": 2.3 * math.exp(-2 * speed * t) + 0.1 + abs(rng.normal(0, 0.02))}
-        terms |= {"distill": 0.4 * t**0.5} if "distill" in method else {}
-        terms |= {"ewc": 0.02 * t} if "ewc" in method else {}
-        accuracy = {"colour": min(max(new, 0.0), 1.0)} | ({"make": min(max(old, 0.0), 1.0)} if with_old else {})
-        lines.append(Line(step=step, rate=rate, terms=terms, accuracy=accuracy, agreement={"make": 0.95 - 0.1 * t}))
-    return tuple(lines)
-
-
-def made_up_record(
-    method="distill(strength=1)",
-    rate=1e-4,
-    ends=(0.734, 0.871),
-    seed=0,
-    with_old=True,
-    separate: float | None = 0.95,
-):
-    history = made_up_history(method, rate, ends[0], ends[1], seed, with_old)
-    scored = metrics.score(history, ("make", "colour"))
-    score, step = scored if scored else (None, history[-1].step)
-    kept = next(line for line in history if line.step == step)
-    sets = made_up_sets(with_old=with_old)
-    agree = metrics.interval(metrics.agreement(sets["new-parent"], sets["new"], "make"))
-    make = TaskResult(name="make", classes=MAKES, new=False, agreement=agree)
-    if with_old:
-        old, before = _hits(kept.accuracy["make"], 500), _hits(0.87, 500)
-        measured = {"parent": before, "child": old, "forgetting": before - old}
-        make = make.model_copy(update={name: metrics.interval(values) for name, values in measured.items()})
-    else:
-        old = np.zeros(0)
-    child = metrics.interval(_hits(kept.accuracy["colour"], 400))
-    colour = TaskResult(name="colour", classes=COLOURS, new=True, child=child, separate=separate)
-    if with_old:
-        score = float(old.mean() + child.mean) / 2
-    return Record(
-        command="taskgraft extend alice bob-photos out --task colour",
-        seed=seed,
-        method=method,
-        run={
-            "rate": rate,
-            "steps": 600,
-            "batch": 32,
-            "optimiser": "sgd",
-            "schedule": "cosine",
-            "norm": "train",
-        },
-        parent={"source": "alice", "digest": "ab" * 32, "architecture": "resnet18", "tasks": ["make"]},
-        data={
-            "new": {
-                "source": "bob-photos",
-                "fingerprint": "cd" * 32,
-                "images": {"train": 1600, "val": 400},
-                "counts": dict.fromkeys(COLOURS, 266),
-                "excluded": [["x.jpg", "truncated"]],
-                "excluded_count": 1,
-                "notes": [],
-            }
-        },
-        choices=(
-            ("method", method, "the founding text's best"),
-            ("norm", "train", "forgets as little as frozen here"),
-        ),
-        tasks=(make, colour),
-        score=score,
-        step=step,
-        history=history,
-        parent_history=tuple(
-            Line(step=s, accuracy={"make": 0.87 * (1 - math.exp(-s / 300))}) for s in range(0, 1201, 60)
-        ),
-        parameters={"parent": 11_270_000, "child": 11_275_130, "added": 5130},
-        seconds={"total": 744.0 + seed, "training": 700.0},
-        versions={"python": "3.11.2", "torch": "2.14.1"},
-    )
-
-
-def _hits(share, n):
-    return (np.arange(n) < round(share * n)).astype(np.float64)
-
-
-def made_up_comparison(seeds=3, with_old=True, separate=True):
-    return Comparison(
-        command=f"taskgraft compare alice bob-photos out --seeds {seeds}",
-        title="Car colour, added to a model of car makes",
-        arrangements=tuple(
-            Arrangement(
-                label=label,
-                method=method,
-                run={"rate": rate, "steps": 600, "batch": 32, "optimiser": "sgd"},
-                records=tuple(
-                    made_up_record(method, rate, (old, new), 10 * i + seed, with_old, None) for seed in range(seeds)
-                ),
-            )
-            for i, (label, method, rate, old, new) in enumerate(ARRANGEMENTS)
-        ),
-        separate={"colour": (0.95, 0.955, 0.96)[:seeds]} if separate else {},
-        failures=(("LoRA", "the loss was not finite at step 12"),),
-        notes=("Fisher information from the new task's images, labelled by the parent.",),
-    )
-
-
-class Reader(HTMLParser):
-    """Tags with their attributes, scripts' texts, tables by caption."""
-
-    def __init__(self, page):
-        super().__init__()
-        self.tags, self.scripts, self.tables = [], [], {}
-        self._caption, self._into, self._row, self._cell, self.text = "", None, [], False, []
-        self.feed(page)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        self._into = self._into if tag == "span" else tag
-        if tag == "script":
-            self.scripts.append("")
-        if tag == "caption":
-            self._caption = ""
-        if tag == "tr":
-            self._row = []
-            self.tables.setdefault(self._caption, []).append(self._row)
-        if tag in ("td", "th"):
-            self._row.append("")
-            self._cell = True
-
-    def handle_endtag(self, tag):
-        if tag in ("caption", "script", "style"):
-            self._into = None
-        if tag in ("td", "th"):
-            self._cell = False
-
-    def handle_data(self, data):
-        if self._into == "script":
-            self.scripts[-1] += data
-        elif self._into == "caption":
-            self._caption += data
-        elif self._cell:
-            self._row[-1] += data
-        if self._into != "script":
-            self.text.append(data)
-
-    @property
-    def data(self):
-        return json.loads(self.scripts[0])
-
-    def table(self, start):
-        return next(rows for caption, rows in self.tables.items() if caption.startswith(start))
+from taskgraft.record import Line
 
 
 @pytest.fixture(scope="module")
@@ -234,6 +40,14 @@ def run_page():
     return report.render_run(made_up_record(), made_up_sets())
 
 
+PICTURE = "data:image/jpeg;base64,AAAA"
+
+
+def hostile_ancestor():
+    parent = {"source": HOSTILE[0], "tasks": [HOSTILE[2]], "digest": HOSTILE[1]}
+    return {"parent": parent, "method": HOSTILE[1], "task": HOSTILE[0], "accuracy": {HOSTILE[2]: 0.5}}
+
+
 def hostile_record():
     record = made_up_record()
     old, new = (*HOSTILE, *MAKES), (*HOSTILE, *COLOURS)
@@ -246,6 +60,7 @@ def hostile_record():
         "tasks": tasks,
         "command": HOSTILE[1],
         "choices": ((HOSTILE[0], HOSTILE[1], HOSTILE[2]),),
+        "parent": {"source": f"/{HOSTILE[2]}", "architecture": HOSTILE[0], "lineage": [hostile_ancestor()]},
     }
     return record.model_copy(update=more), made_up_sets(old, new, names=HOSTILE[1])
 
@@ -263,14 +78,19 @@ def hostile_comparison():
     )
 
 
-@pytest.mark.parametrize("kind", ["run", "comparison"])
+@pytest.mark.parametrize("kind", ["run", "comparison", "pictures"])
 def test_hostile_names_are_inert(kind):
-    page = report.render_run(*hostile_record()) if kind == "run" else report.render_comparison(hostile_comparison())
+    if kind == "comparison":
+        page = report.render_comparison(hostile_comparison())
+    else:
+        page = report.render_run(*hostile_record(), *([lambda key, row: PICTURE] if kind == "pictures" else []))
     reader = Reader(page)
     assert len(reader.scripts) == 3  # data, plotly, ours: nothing that a name brought
     assert "<" not in reader.scripts[0]
     assert all("alert(" not in script for script in reader.scripts[1:])
-    assert not [attrs for tag, attrs in reader.tags if tag == "img" or any(name.startswith("on") for name in attrs)]
+    sources = [attrs.get("src") for tag, attrs in reader.tags if tag == "img"]
+    assert set(sources) == ({PICTURE} if kind == "pictures" else set())
+    assert not [attrs for _, attrs in reader.tags if any(name.startswith("on") for name in attrs)]
     assert any("<script>alert(" in text for text in reader.text)  # shown, as text
     assert any("&lt;" in text for text in _strings(reader.data["plots"]))
     assert not any("<script" in text or "<img" in text for text in _strings(reader.data["plots"]))
@@ -418,7 +238,9 @@ def test_headings_go_down_one_level_at_a_time(run_page, compared):
         assert all(after - before <= 1 for before, after in pairwise(levels))
         assert sum(tag == "table" for tag, _ in tags) == sum(tag == "caption" for tag, _ in tags)
         assert all(attrs.get("scope") for tag, attrs in tags if tag == "th")
-        assert all(attrs.get("aria-label") for _, attrs in tags if attrs.get("role") == "img")
+        plots = [attrs for _, attrs in tags if attrs.get("class") == "plot"]
+        assert plots
+        assert all(attrs["aria-label"] for attrs in plots)
         names = [attrs["id"] for _, attrs in tags if "id" in attrs]
         assert len(names) == len(set(names))
 

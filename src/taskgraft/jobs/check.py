@@ -20,13 +20,12 @@ from taskgraft.data import curate, decode, names, twins
 from taskgraft.data.formats import Entry, list_images
 from taskgraft.data.manifest import MAX_EXCLUDED
 from taskgraft.problem import Problem
-from taskgraft.record import shown, write_asked
+from taskgraft.record import shown
 from taskgraft.types import Task, Watch
 
 FEW = 10  # training pictures of a class under which nobody learns it well
 LOPSIDED = 20.0  # times as many pictures in the largest class as in the smallest, from which it is worth a word
 TINY = 32  # pixels of the shorter side under which little can be seen
-MARK = '<p class="eyebrow">taskgraft'  # what every page of ours has
 
 
 class _Look(NamedTuple):
@@ -46,6 +45,7 @@ def check(
     group: str | None = None,
     min_images: int = 0,
     manifest: Path | None = None,
+    drop_leaks: bool = False,
     against: str | None = None,
     arch: str | None = None,
     labels: Path | None = None,
@@ -54,10 +54,13 @@ def check(
 ) -> dict[str, Any]:
     """Open every picture; count classes, splits and sizes; find what is double, contradictory or probably misspelt.
 
-    `group` and `min_images` merge and drop classes by name; `against` is a model whose class names are compared.
+    `group` and `min_images` merge and drop classes by name; `drop_leaks` leaves training pictures out of `manifest`
+    that stand in another split too; `against` is a model whose class names are compared.
     Returns plain values with the "lines" to print, and in "wanting" what should be mended first. Writes nothing but
     `manifest` and the page `html`. Raises Problem for data that cannot be understood at all.
     """
+    if drop_leaks and not manifest:
+        raise Problem("--drop-leaks is of --write-manifest TABLE: give both; the pictures themselves stay as they are")
     known = _tasks(against, arch, labels) if against else None
     listing = list_images(data, task)
     curated = curate.group(listing, task, group, min_images)
@@ -83,12 +86,11 @@ def check(
         found["against"] = _compared(against, known, set(found["classes"]), task, short)
     found["wanting"] = _wanting(found, len(entries))
     if manifest:
-        curate.write_manifest(manifest, listing.root, entries, task)
+        rows = _apart(entries, looks) if drop_leaks else entries
+        curate.write_manifest(manifest, listing.root, rows, task)
     found["manifest"] = str(manifest) if manifest else None
     if html:
-        if html.exists() and MARK not in html.read_text(encoding="utf-8", errors="replace"):
-            raise Problem(f"{html} exists and is no page of taskgraft; choose another file for --html")
-        write_asked(html, report.render_check(found))
+        report.write_page(html, report.render_check(found))
     return {**found, "lines": report.table_check(found)}
 
 
@@ -171,6 +173,13 @@ def _doubles(entries: Sequence[Entry], looks: Sequence[_Look], good: Sequence[in
         "too_even_to_compare": found.even,
         "single": _single(entries, looks, good, task),
     }
+
+
+def _apart(entries: Sequence[Entry], looks: Sequence[_Look]) -> tuple[Entry, ...]:
+    """The entries without training pictures whose content stands in validation or test too."""
+    rows = list(zip(entries, looks, strict=True))
+    held = {look.digest for entry, look in rows if look.digest and entry.split in ("val", "test")}
+    return tuple(entry for entry, look in rows if entry.split != "train" or look.digest not in held)
 
 
 def _single(entries: Sequence[Entry], looks: Sequence[_Look], good: Sequence[int], task: str) -> list[str]:

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from taskgraft import metrics, parallel
+from taskgraft import metrics, parallel, report
 from taskgraft.bundle import open_parent
 from taskgraft.inference import predict
-from taskgraft.jobs import measuring
+from taskgraft.jobs import measuring, thumbnails
 from taskgraft.problem import Problem
 from taskgraft.types import Watch
 
@@ -24,10 +24,11 @@ def evaluate(
     labels: Path | None = None,
     wanted: str | None = None,
     parent_task: str = "parent",
+    html: Path | None = None,
     cache: Path | None = None,
     watch: Watch = Watch(),  # noqa: B008 - immutable
 ) -> dict[str, Any]:
-    """Accuracy with its 95 % interval, calibration error and the five worst classes of one task.
+    """Accuracy with its 95 % interval, calibration error and the five worst classes of one task; `html` gets a page.
 
     Raises Problem when the model lacks `task` or the pictures have classes that it does not know.
     """
@@ -41,6 +42,12 @@ def evaluate(
     share = metrics.interval(hits)
     counts = metrics.confusion(predictions, owner.name)
     totals = counts.sum(axis=1)
+    if html:
+        picture = thumbnails.collecting({"new": found.val}, {})
+        page = report.render_evaluation(
+            Path(model).name, str(data), predictions, owner.name, share, found.excluded, picture
+        )
+        report.write_page(html, page)
     order = sorted(np.flatnonzero(totals), key=lambda row: counts[row, row] / totals[row])
     return {
         "task": owner.name,

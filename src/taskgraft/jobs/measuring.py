@@ -15,7 +15,7 @@ from taskgraft.classifier import Classifier, inherited, old_widths
 from taskgraft.data.manifest import open_images
 from taskgraft.data.sets import DataSet
 from taskgraft.data.sources import Inputs, owner_of
-from taskgraft.inference import arithmetic, predict
+from taskgraft.inference import arithmetic, latency, predict
 from taskgraft.jobs import evidence
 from taskgraft.problem import Problem
 from taskgraft.record import Predictions
@@ -84,6 +84,12 @@ def arithmetic_of(child: Classifier, parent: Classifier, found: Inputs) -> dict[
     """What one image costs, before and after."""
     assert found.new.val is not None
     return {"child": arithmetic(child, found.new.val), "parent": arithmetic(parent, found.new.val)}
+
+
+def latency_of(child: Classifier, parent: Classifier, found: Inputs) -> dict[str, float]:
+    """How long one image takes, before and after."""
+    assert found.new.val is not None
+    return latency({"child": child, "parent": parent}, found.new.val)
 
 
 def cards(

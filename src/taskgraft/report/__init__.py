@@ -7,6 +7,9 @@ from taskgraft.report.card import model_card
 from taskgraft.report.check_page import render_check, table_check
 from taskgraft.report.comparison_page import render_comparison
 from taskgraft.report.distribution_page import render_shares, table_shares, write_shares
+from taskgraft.report.evaluation_page import render_evaluation
+from taskgraft.report.galleries import stored
+from taskgraft.report.page import write_page
 from taskgraft.report.run_page import render_run
 from taskgraft.report.search_page import render_search, search_markdown, verdict_search, write_search
 from taskgraft.report.stills import write_figures
@@ -17,10 +20,12 @@ __all__ = [
     "model_card",
     "render_check",
     "render_comparison",
+    "render_evaluation",
     "render_run",
     "render_search",
     "render_shares",
     "search_markdown",
+    "stored",
     "table_check",
     "table_markdown",
     "table_shares",
@@ -28,6 +33,7 @@ __all__ = [
     "verdict_run",
     "verdict_search",
     "write_figures",
+    "write_page",
     "write_search",
     "write_shares",
 ]

@@ -8,40 +8,6 @@ from typing import NamedTuple
 
 from taskgraft.report import wording
 
-# Okabe and Ito's colours, which colour-blind readers tell apart, in shades for light and for dark paper.
-# "red" and "blue" are the founding text's colours of task A and task B.
-LIGHT = {
-    "ink": "#1c1e21",
-    "muted": "#5c636b",
-    "grid": "#e1e4e8",
-    "paper": "#ffffff",
-    "red": "#c62828",
-    "blue": "#0072b2",
-    "vermillion": "#d55e00",
-    "green": "#009e73",
-    "purple": "#b8578f",
-    "orange": "#c98500",
-    "sky": "#3a9fdc",
-    "grey": "#6b7280",
-    "cold": "#f3f6f8",
-    "heat": "#0b5c8f",
-}
-DARK = {
-    "ink": "#e6e8ea",
-    "muted": "#a3abb3",
-    "grid": "#363c43",
-    "paper": "#15181c",
-    "red": "#ff7b72",
-    "blue": "#58b0ea",
-    "vermillion": "#ff8a3d",
-    "green": "#2fc79b",
-    "purple": "#e58fc4",
-    "orange": "#f0b429",
-    "sky": "#8fd3ff",
-    "grey": "#9aa4af",
-    "cold": "#1d2329",
-    "heat": "#2a7fb8",
-}
 SERIES = ("blue", "vermillion", "green", "purple", "orange", "sky", "red", "grey")
 DASHES = ("solid", "dash", "dot", "dashdot")
 MARKERS = ("circle", "square", "diamond", "triangle-up", "x", "cross", "star", "triangle-down")

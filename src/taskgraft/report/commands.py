@@ -66,6 +66,32 @@ def extended(command: str) -> str:
     return _join("taskgraft", "extend", out, "DATA", f"{out}-extended", "--task", "NAME")
 
 
+def following(command: str) -> list[tuple[str, str]]:
+    """What can be done with a finished run, and the command for each; nothing where its folder is not told."""
+    words, at = _words(command), _written(command)
+    if at is None:
+        return []
+    out = words[at]
+    again = [*words[:at], f"{out}-again", *(word for word in words[at + 1 :] if word != "--resume")]
+    return [
+        ("Once more, into another folder:", _join(*again)),
+        ("Are model, record and stored answers still what they were?", _join("taskgraft", "evaluate", out, "--verify")),
+        ("This page again:", _join("taskgraft", "report", out)),
+        ("Other pictures:", _join("taskgraft", "predict", out, "IMAGES")),
+        ("A page and an interface for programs:", _join("taskgraft", "serve", out)),
+        ("Another task:", _join("taskgraft", "extend", out, "DATA", f"{out}-extended", "--task", "NAME")),
+    ]
+
+
+def _written(command: str) -> int | None:
+    """Which word of a command of train or extend is the folder that it wrote."""
+    words = _words(command)
+    at = {"extend": 4, "train": 3}.get(words[1]) if words[:1] == ["taskgraft"] and len(words) > 1 else None
+    found = words[2 : at + 1] if at is not None else []
+    whole = at is not None and len(found) == at - 1 and not any(word.startswith("-") for word in found)
+    return at if whole else None
+
+
 def compared_with_old(command: str) -> str:
     """The same comparison once more into another folder, with old validation images."""
     parent, data, out = places(command, "compare")

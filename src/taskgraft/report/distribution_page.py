@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from taskgraft.record import atomic
 from taskgraft.report import share_plots, wording
-from taskgraft.report.charts import LIGHT
+from taskgraft.report.looks import LIGHT
 from taskgraft.report.page import Block, Card, Page, Plot, Section, Table, Text, render
 from taskgraft.report.stills import DOTS, WIDTH, literal
 from taskgraft.report.wording import percent, several

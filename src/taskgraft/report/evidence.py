@@ -24,12 +24,27 @@ class Bin(NamedTuple):
 
 
 class Change(NamedTuple):
-    """An image whose answer changed from parent to child; `truth` is "" where nobody labelled it."""
+    """An image whose answer changed from parent to child; `truth` is "" where nobody labelled it.
+
+    `row` is its place among the predictions, `sure` the child's confidence in its answer.
+    """
 
     name: str
     truth: str
     before: str
     after: str
+    row: int
+    sure: float
+
+
+class Confusion(NamedTuple):
+    """Images of one class that got one wrong answer: how many, their share of the class, their rows, surest first."""
+
+    truth: str
+    answer: str
+    images: int
+    share: float
+    rows: tuple[int, ...]
 
 
 class ClassResult(NamedTuple):
@@ -43,18 +58,24 @@ class ClassResult(NamedTuple):
 
 
 class Evidence(NamedTuple):
-    """Everything measured on a task's labelled validation images."""
+    """Everything measured on a task's labelled validation images, those of the set `key` ("new" or "old")."""
 
     task: str
+    key: str
     classes: tuple[str, ...]
+    ids: tuple[str, ...]
+    labels: NDArray[np.int64]  # [N], -1 = unlabelled
+    answers: NDArray[np.int64]  # [N], -1 = another task's class
+    sure: NDArray[np.float64]  # [N], confidence in the answer
     counts: NDArray[np.int64]  # [K, K + 1], as metrics.confusion
     results: tuple[ClassResult, ...]
     bins: tuple[Bin, ...]
     calibration: float
+    calibration_before: float | None  # the parent's
     fitted: Calibration | None  # a temperature; None with too few images
     calibrated: tuple[Bin, ...]  # each half of the images under the temperature that the other half chose
     lost: tuple[Change, ...]  # right before, wrong now
-    gained: int  # wrong before, right now
+    gained: tuple[Change, ...]  # wrong before, right now
 
 
 def gather(task: TaskResult, predictions: Mapping[str, Predictions]) -> Evidence | None:
@@ -64,7 +85,7 @@ def gather(task: TaskResult, predictions: Mapping[str, Predictions]) -> Evidence
         if child is not None and _labelled(child, of) and (task.new or child.labels[of].max() < len(task.classes)):
             parent = predictions.get(f"{key}-parent")
             usable = not task.new and parent is not None and of in parent.logits and parent.ids == child.ids
-            return _measure(of, child, parent if usable else None)._replace(task=task.name)
+            return _measure(of, key, child, parent if usable else None)._replace(task=task.name)
     return None
 
 
@@ -73,23 +94,29 @@ def _labelled(predictions: Predictions, task: str) -> bool:
     return task in predictions.logits and labels is not None and bool((labels >= 0).any())
 
 
-def _measure(task: str, child: Predictions, parent: Predictions | None) -> Evidence:
-    labels = child.labels[task]
+def _measure(task: str, key: str, child: Predictions, parent: Predictions | None) -> Evidence:
+    labels, logits = child.labels[task], child.logits[task]
     counts = metrics.confusion(child, task)
     before = None
     if parent is not None:  # its file may carry no labels: they are the child's
         before = metrics.confusion(parent._replace(labels={task: labels}), task)
-    lost, gained = _lost(task, child, parent) if parent is not None else ((), 0)
+    lost, gained = _moved(task, child, parent) if parent is not None else ((), ())
     known = labels >= 0
-    fitted = calibration.calibrate(child.logits[task], labels)
-    scaled = calibration.cross_fitted(child.logits[task][known], labels[known]) if fitted else None
+    fitted = calibration.calibrate(logits, labels)
+    scaled = calibration.cross_fitted(logits[known], labels[known]) if fitted else None
     return Evidence(
         task,
+        key,
         child.classes[task],
+        child.ids,
+        labels,
+        metrics.answers(child, task),
+        metrics.probabilities(logits).max(axis=1),
         counts,
         _results(child.classes[task], counts, before),
-        _bins(child.logits[task], labels),
-        metrics.calibration_error(child.logits[task], labels),
+        _bins(logits, labels),
+        metrics.calibration_error(logits, labels),
+        None if parent is None else metrics.calibration_error(parent.logits[task], labels),
         fitted,
         () if scaled is None else _bins(scaled, labels[known]),
         lost,
@@ -112,26 +139,38 @@ def _results(
     return tuple(sorted(found, key=lambda one: one.child))
 
 
-def _lost(task: str, child: Predictions, parent: Predictions) -> tuple[tuple[Change, ...], int]:
+def _moved(task: str, child: Predictions, parent: Predictions) -> tuple[tuple[Change, ...], tuple[Change, ...]]:
+    """Images that went from right to wrong, and from wrong to right."""
     labels = child.labels[task]
     was, now = metrics.answers(parent, task), metrics.answers(child, task)
     known = labels >= 0
     lost = known & (was == labels) & (now != labels)
     gained = known & (was != labels) & (now == labels)
-    return tuple(_change(task, child, int(i), was, now, labels) for i in np.flatnonzero(lost)), int(gained.sum())
+    return _changes(task, child, lost, was, now, labels), _changes(task, child, gained, was, now, labels)
 
 
-def _change(
+def _changes(
     task: str,
     child: Predictions,
-    i: int,
+    chosen: NDArray[np.bool_],
     was: NDArray[np.int64],
     now: NDArray[np.int64],
     labels: NDArray[np.int64] | None,
-) -> Change:
+) -> tuple[Change, ...]:
     names = (*child.classes[task], ELSEWHERE)  # -1 is the last
-    truth = names[labels[i]] if labels is not None else ""
-    return Change(child.ids[i], truth, names[was[i]], names[now[i]])
+    rows = np.flatnonzero(chosen)
+    sure = metrics.probabilities(child.logits[task][rows]).max(axis=1, initial=0)
+    return tuple(
+        Change(
+            child.ids[i],
+            names[labels[i]] if labels is not None else "",
+            names[was[i]],
+            names[now[i]],
+            int(i),
+            float(confidence),
+        )
+        for i, confidence in zip(rows, sure, strict=True)
+    )
 
 
 def disagreements(task: str, predictions: Mapping[str, Predictions]) -> tuple[Change, ...]:
@@ -146,22 +185,30 @@ def disagreements(task: str, predictions: Mapping[str, Predictions]) -> tuple[Ch
         metrics.answers(parent, task),
         metrics.answers(child._replace(logits={**child.logits, task: known}), task),
     )
-    return tuple(_change(task, child, int(i), was, now, None) for i in np.flatnonzero(was != now))
+    return _changes(task, child, was != now, was, now, None)
 
 
-def confusions(evidence: Evidence, most: int) -> list[tuple[str, str, int, float]]:
-    """The most frequent confusions: true class, answer, images, share of the true class's images."""
+def confusions(evidence: Evidence, most: int) -> list[Confusion]:
+    """The most frequent confusions."""
     wrong = evidence.counts.copy()
     np.fill_diagonal(wrong, 0)
     totals = evidence.counts.sum(axis=1)
     order = np.argsort(-wrong, axis=None, kind="stable")[:most]
     names = (*evidence.classes, ELSEWHERE)
-    pairs = [(int(i), int(j)) for i, j in zip(*np.unravel_index(order, wrong.shape), strict=True)]
     return [
-        (evidence.classes[i], names[j], int(wrong[i, j]), float(wrong[i, j] / totals[i]))
-        for i, j in pairs
+        Confusion(
+            evidence.classes[i], names[j], int(wrong[i, j]), float(wrong[i, j] / totals[i]), _rows(evidence, i, j)
+        )
+        for i, j in zip(*(place.tolist() for place in np.unravel_index(order, wrong.shape)), strict=True)
         if wrong[i, j]
     ]
+
+
+def _rows(evidence: Evidence, truth: int, answer: int) -> tuple[int, ...]:
+    """The images of one confusion, those of which the model was surest first."""
+    given = answer if answer < len(evidence.classes) else -1
+    rows = np.flatnonzero((evidence.labels == truth) & (evidence.answers == given))
+    return tuple(rows[np.argsort(-evidence.sure[rows], kind="stable")].tolist())
 
 
 def _bins(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> tuple[Bin, ...]:

@@ -205,10 +205,7 @@ def _agreement_of(history: Sequence[Line], name: str) -> Points:
 def loss_chart(key: str, title: str, records: Sequence[Record]) -> Chart | None:
     """Every loss term over steps, mean over runs; logarithmic where terms differ by orders of magnitude."""
     names = list(dict.fromkeys(name for one in records for line in one.history for name in line.terms))
-    found = [
-        charts.curve(name, Style(charts.SERIES[i % 8], charts.DASHES[i % 4], ""), _terms(records, name))
-        for i, name in enumerate(names)
-    ]
+    found = [charts.curve(name, _look(i), _terms(records, name)) for i, name in enumerate(names)]
     curves = [one for one in found if one is not None]
     if not curves:
         return None
@@ -217,6 +214,11 @@ def loss_chart(key: str, title: str, records: Sequence[Record]) -> Chart | None:
     caption = "Logarithmic scale; zeros are left out." if log else ""
     panel = Panel("", "loss", tuple(_positive(one) for one in curves) if log else tuple(curves), "", log)
     return Chart(key, title, caption, (panel,), 0, charts.end_of((panel,)))
+
+
+def _look(i: int) -> Style:
+    """Four dashes; from the fifth curve on markers too, since the colour-blind see eight colours as fewer."""
+    return Style(charts.SERIES[i % 8], charts.DASHES[i % 4], "" if i < 4 else charts.MARKERS[i % 8])
 
 
 def _terms(records: Sequence[Record], name: str) -> list[Points]:

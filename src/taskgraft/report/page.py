@@ -1,4 +1,4 @@
-"""One offline page from plain parts: sections of tables, plots, names and commands; plotly is in the file.
+"""One offline page from plain parts: sections of tables, plots, pictures, names and commands; plotly is in the file.
 
 Names of classes and files come from strangers. Three things keep them inert: jinja escapes all text, data for
 the script is JSON in which "<" cannot occur, and a content policy lets no script run but the two whose hashes
@@ -11,11 +11,15 @@ import base64
 import hashlib
 import json
 from collections.abc import Sequence
-from importlib import resources
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from taskgraft.report import charts, plots
-from taskgraft.report.charts import DARK, LIGHT, Chart
+from taskgraft.problem import Problem
+from taskgraft.record import write_asked
+from taskgraft.report import charts, looks, plots
+from taskgraft.report.charts import Chart
+
+MARK = '<p class="eyebrow">taskgraft'  # what every page of ours has
 
 
 class Text(NamedTuple):
@@ -74,7 +78,46 @@ class Code(NamedTuple):
     kind: str = "code"
 
 
-Block = Text | Table | Plot | Plots | Fold | Code
+class Shot(NamedTuple):
+    """A picture as a data URI, what it shows in words, and a line below it."""
+
+    source: str
+    alt: str
+    line: str
+
+
+class Group(NamedTuple):
+    """Pictures that have something in common: labelled names ("true", "BMW 3"), a line, the pictures."""
+
+    names: tuple[tuple[str, str], ...]
+    line: str
+    shots: tuple[Shot, ...]
+
+
+class Gallery(NamedTuple):
+    """Groups of pictures under one title."""
+
+    title: str
+    caption: str
+    groups: tuple[Group, ...]
+    kind: str = "gallery"
+
+
+class Link(NamedTuple):
+    """A step of a chain: what it is, and lines about it."""
+
+    title: str
+    lines: tuple[str, ...]
+
+
+class Chain(NamedTuple):
+    """Steps that follow each other."""
+
+    links: tuple[Link, ...]
+    kind: str = "chain"
+
+
+Block = Text | Table | Plot | Plots | Fold | Code | Gallery | Chain
 
 
 class Card(NamedTuple):
@@ -87,16 +130,44 @@ class Card(NamedTuple):
     tone: str = ""
 
 
+class Mark(NamedTuple):
+    """A share as text and as a place on a scale from 0 to 100, with its interval."""
+
+    text: str
+    at: float
+    low: float
+    high: float
+
+
+class Bar(NamedTuple):
+    """A task of the first screen, before and now; None where nothing was measured, or nothing was before."""
+
+    name: str
+    detail: str
+    was: Mark | None
+    now: Mark | None
+    change: str
+
+
+class Board(NamedTuple):
+    """The tasks of the first screen under their question, and how to read them."""
+
+    question: str
+    rows: tuple[Bar, ...]
+    note: str
+
+
 class Section(NamedTuple):
-    """A part of the page under its own heading."""
+    """A part of the page under its own heading; `dense` sets small tables side by side."""
 
     key: str
     title: str
     blocks: tuple[Block, ...]
+    dense: bool = False
 
 
 class Page(NamedTuple):
-    """A whole page: heading, the line above it, the sentence below it, answers, sections."""
+    """A whole page: heading, the line above it, the sentence below it, answers, sections, tasks before and now."""
 
     title: str
     eyebrow: str
@@ -104,6 +175,7 @@ class Page(NamedTuple):
     cards: tuple[Card, ...]
     sections: tuple[Section, ...]
     footer: str
+    board: Board | None = None
 
 
 def render(page: Page) -> str:
@@ -117,19 +189,22 @@ def render(page: Page) -> str:
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     library = get_plotlyjs().replace("\r\n", "\n")
-    script = _part("script.js")
+    script = looks.part("page.js")
     return environment.get_template("page.html.j2").render(
         page=page,
         policy=_policy(library, script),
-        style=Markup(_part("style.css")),
+        style=Markup(looks.sheet(looks.part("page.css"))),
         library=Markup(library),
         script=Markup(script),
-        data=Markup(inert_json({"plots": _specs(page), "light": LIGHT, "dark": DARK})),
+        data=Markup(inert_json({"plots": _specs(page), "light": looks.LIGHT, "dark": looks.DARK})),
     )
 
 
-def _part(name: str) -> str:
-    return (resources.files("taskgraft.report") / "templates" / f"{name}.html.j2").read_text(encoding="utf-8")
+def write_page(path: Path, page: str) -> None:
+    """Write a page where the user asked for it; raises Problem where that cannot be, or something else is there."""
+    if path.exists() and MARK not in path.read_text(encoding="utf-8", errors="replace"):
+        raise Problem(f"{path} exists and is no page of taskgraft; choose another file for --html")
+    write_asked(path, page)
 
 
 def _policy(*scripts: str) -> str:

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from taskgraft.record import Record
-from taskgraft.report import plots, wording
+from taskgraft.calibration import Calibration
+from taskgraft.record import TaskResult
+from taskgraft.report import galleries, plots, wording
 from taskgraft.report.evidence import ELSEWHERE, Bin, Change, Evidence, confusions
+from taskgraft.report.galleries import Picture
 from taskgraft.report.page import Block, Fold, Plot, Section, Table, Text
 from taskgraft.report.wording import percent, several, signed, typeset
 
@@ -18,14 +20,19 @@ CONFUSIONS = 20
 LISTED = 200  # images
 
 
-def answers_section(record: Record, evidence: Sequence[Evidence]) -> Section:
-    """Confusions and worst classes of every task with labelled images."""
+def answers_section(tasks: Sequence[str], evidence: Sequence[Evidence], picture: Picture) -> Section:
+    """Confusions, with pictures where there are any, and worst classes of every task with labelled images."""
     blocks: list[Block] = []
+    most = galleries.quota(len(tasks))
     for i, one in enumerate(evidence):
-        small = len(one.classes) <= MATRIX
-        blocks.append(_matrix(f"confusion{i}", one) if small else _worst_confusions(one))
+        shown = galleries.confused(one, picture, most)
+        if len(one.classes) <= MATRIX:
+            blocks += [_matrix(f"confusion{i}", one), *shown]
+        else:
+            table = _worst_confusions(one)
+            blocks += [*shown, Fold(f"{table.caption}, as a table", table)] if shown else [table]
         blocks.append(_worst_classes(one))
-    missing = [task.name for task in record.tasks if task.name not in {one.task for one in evidence}]
+    missing = [task for task in tasks if task not in {one.task for one in evidence}]
     if missing and evidence:
         blocks.append(Text(f"No labelled validation images for {', '.join(missing)}: nothing to show.", "note"))
     return Section("answers", "Which answers are wrong", tuple(blocks))
@@ -37,7 +44,7 @@ def _matrix(key: str, one: Evidence) -> Plot:
     counts = np.asarray(one.counts if lost else one.counts[:, :-1]).tolist()
     rows = tuple((name, *(str(cell) for cell in row)) for name, row in zip(one.classes, counts, strict=True))
     table = Table(f"{one.task}: images by true class and answer", ("True class", *answers), rows)
-    caption = "Rows are true classes, columns the child's answers; numbers are images, shades are shares of a row."
+    caption = "Rows are true classes, columns the answers; numbers are images, shades are shares of a row."
     title = f"{one.task}: confusion matrix"
     spec = plots.confusion(counts, one.classes, answers)
     return Plot(key, title, caption, f"Heat map. {title}. {caption}", spec, (table,), "square")
@@ -45,8 +52,8 @@ def _matrix(key: str, one: Evidence) -> Plot:
 
 def _worst_confusions(one: Evidence) -> Table:
     rows = tuple(
-        (true, answer, wording.count(images), percent(share))
-        for true, answer, images, share in confusions(one, CONFUSIONS)
+        (case.truth, case.answer, wording.count(case.images), percent(case.share))
+        for case in confusions(one, CONFUSIONS)
     )
     caption = f"{one.task}: the {CONFUSIONS} most frequent confusions of {len(one.classes)} classes"
     return Table(caption, ("True class", "Answer", "Images", "Share of the class (%)"), rows, (0, 1))
@@ -61,19 +68,24 @@ def _worst_classes(one: Evidence) -> Table:
             row += [percent(result.parent), typeset(signed(result.child - result.parent))]
         rows.append((*row, result.mistaken or wording.NOTHING))
     extra = ("Parent (%)", "Change") if compared else ()
-    head = ("Class", "Images", "Child (%)", *extra, "Mostly mistaken for")
+    own = "Child (%)" if compared else "Accuracy (%)"
+    head = ("Class", "Images", own, *extra, "Mostly mistaken for")
     return Table(f"{one.task}: worst classes", head, tuple(rows), (0, len(head) - 1))
 
 
 def changes_section(
-    record: Record, evidence: Sequence[Evidence], differing: Sequence[tuple[str, tuple[Change, ...]]]
+    tasks: Sequence[TaskResult],
+    evidence: Sequence[Evidence],
+    differing: Sequence[tuple[str, tuple[Change, ...]]],
+    picture: Picture,
 ) -> Section:
-    """Images that the parent had right and the child has wrong; without labels, whose answer changed."""
-    old = {task.name for task in record.tasks if not task.new}
+    """Images that went from right to wrong, and from wrong to right; without labels, whose answer changed."""
+    old = {task.name for task in tasks if not task.new}
+    most = galleries.quota(len(tasks))
     blocks: list[Block] = []
     for one in evidence:
         if one.task in old:
-            blocks += _lost(one)
+            blocks += _moved(one, picture, most)
     for name, changes in differing:
         lead = (
             f"{name}: nobody labelled the new images for it, so right and wrong are unknown. On "
@@ -81,32 +93,37 @@ def changes_section(
         )
         blocks.append(Text(lead, "note"))
         if changes:
+            title = f"{name}: answers that changed"
+            blocks += galleries.moved(title, "new", changes, ("parent", "child"), picture, most)
             rows = tuple((one.name, one.before, one.after) for one in changes[:LISTED])
-            table = Table(
-                _cut(f"{name}: answers that changed", len(changes)),
-                ("Image", "Parent", "Child"),
-                rows,
-                (0, 1, 2),
-            )
+            table = Table(_cut(title, len(changes)), ("Image", "Parent", "Child"), rows, (0, 1, 2))
             blocks.append(Fold(f"{name}: names of the images", table))
     return Section("changes", "Images whose answer changed", tuple(blocks))
 
 
-def _lost(one: Evidence) -> list[Block]:
+def _moved(one: Evidence, picture: Picture, most: int) -> list[Block]:
     text = (
         f"{one.task}: {several(len(one.lost), 'image')} went from right to wrong, "
-        f"{several(one.gained, 'image')} from wrong to right."
+        f"{several(len(one.gained), 'image')} from wrong to right."
     )
-    if not one.lost:
+    if not one.lost and not one.gained:
         return [Text(text)]
-    rows = tuple((change.name, change.truth, change.after) for change in one.lost[:LISTED])
-    table = Table(
-        _cut(f"{one.task}: right before, wrong now", len(one.lost)),
-        ("Image", "True class and parent's answer", "Child's answer"),
-        rows,
-        (0, 1, 2),
-    )
-    return [Text(text), Fold(f"{one.task}: names of the images from right to wrong", table)]
+    blocks: list[Block] = [Text(text)]
+    if one.lost:
+        title = f"{one.task}: right before, wrong now"
+        blocks += galleries.moved(title, one.key, one.lost, ("true", "now"), picture, most)
+        rows = tuple((change.name, change.truth, change.after) for change in one.lost[:LISTED])
+        head = ("Image", "True class and parent's answer", "Child's answer")
+        table = Table(_cut(title, len(one.lost)), head, rows, (0, 1, 2))
+        blocks.append(Fold(f"{one.task}: names of the images from right to wrong", table))
+    if one.gained:
+        title = f"{one.task}: wrong before, right now"
+        blocks += galleries.moved(title, one.key, one.gained, ("before", "true"), picture, most)
+        rows = tuple((change.name, change.before, change.truth) for change in one.gained[:LISTED])
+        head = ("Image", "Parent's answer", "True class and child's answer")
+        table = Table(_cut(title, len(one.gained)), head, rows, (0, 1, 2))
+        blocks.append(Fold(f"{one.task}: names of the images from wrong to right", table))
+    return blocks
 
 
 def _cut(caption: str, total: int) -> str:
@@ -114,20 +131,18 @@ def _cut(caption: str, total: int) -> str:
 
 
 def reliability_section(evidence: Sequence[Evidence]) -> Section:
-    """How far confidence can be believed."""
+    """How far confidence can be believed: the parent's, the child's, and what a temperature brings."""
     if not evidence:
         return Section("reliability", "Can its confidence be believed?", ())
     tables = tuple(_bins(one.task, bins) for one in evidence for bins in (one.bins, one.calibrated) if bins)
-    errors = "; ".join(f"{one.task} {percent(one.calibration)}" for one in evidence)
     caption = (
         "Accuracy of the images whose confidence is alike. On the diagonal confidence can be read as "
-        "accuracy; below it the model is too sure. Large marks are many images. "
-        f"Expected calibration error before (points): {errors}."
+        "accuracy; below it the model is too sure. Large marks are many images."
     )
     title = "Reliability diagram"
     spec = plots.reliability([(one.task, one.bins, one.calibrated) for one in evidence])
     plot = Plot("reliability-plot", title, caption, f"Line chart. {title}. {caption}", spec, tables, "square")
-    return Section("reliability", "Can its confidence be believed?", (plot, *_temperatures(evidence)))
+    return Section("reliability", "Can its confidence be believed?", (plot, *_errors(evidence)))
 
 
 def _bins(task: str, bins: Sequence[Bin]) -> Table:
@@ -135,24 +150,33 @@ def _bins(task: str, bins: Sequence[Bin]) -> Table:
     return Table(f"{task}: accuracy by confidence", ("Confidence (%)", "Accuracy (%)", "Images"), rows, ())
 
 
-def _temperatures(evidence: Sequence[Evidence]) -> tuple[Block, ...]:
-    """What a temperature brings for each task."""
+def _errors(evidence: Sequence[Evidence]) -> tuple[Block, ...]:
+    """The calibration error, the parent's too where there is one, and what a temperature brings for each task."""
+    compared = any(one.calibration_before is not None for one in evidence)
     rows = tuple(
         (
             one.task,
-            f"{one.fitted.temperature:.3f}",
-            wording.count(one.fitted.images),
-            f"{one.fitted.loss_before:.3f} → {one.fitted.loss_after:.3f}",
-            f"{percent(one.fitted.error_before)} → {percent(one.fitted.error_after)}",
+            wording.count(int((one.labels >= 0).sum())),
+            *((percent(one.calibration_before),) if compared else ()),
+            percent(one.calibration),
+            *_fitted(one.fitted),
         )
         for one in evidence
-        if one.fitted
     )
-    if not rows:
-        return ()
-    head = ("Task", "Temperature", "Images", "Log-loss", "Calibration error (points)")
+    own = ("Parent (points)", "Child (points)") if compared else ("Error (points)",)
+    head = ("Task", "Images", *own, "Calibrated (points)", "Temperature", "Log-loss")
     text = (
-        "The task card keeps the temperature: `taskgraft predict` divides by it, and the weights stay as they are. "
-        "After is measured on images that did not choose it: each half under the temperature of the other half."
+        "The expected calibration error is the mean distance of confidence from accuracy. Dividing by the temperature "
+        "calibrates; a task card keeps it for predict, distribution and serve, and the weights stay as they are. What "
+        "is called calibrated is measured on images that did not choose it: each half under the temperature of the "
+        "other half."
     )
-    return (Table("What a temperature brings, before → after", head, rows), Text(text, "note"))
+    table = Table("Expected calibration error, and what a temperature brings", head, rows)
+    return (table, Text(text, "note"))
+
+
+def _fitted(found: Calibration | None) -> tuple[str, str, str]:
+    if found is None:
+        return wording.NOTHING, wording.NOTHING, wording.NOTHING
+    losses = f"{found.loss_before:.3f} → {found.loss_after:.3f}"
+    return percent(found.error_after), f"{found.temperature:.3f}", losses

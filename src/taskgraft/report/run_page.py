@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from taskgraft.record import Predictions, Record, TaskResult
+from taskgraft.record import Interval, Predictions, Record, TaskResult
 from taskgraft.report import history, summary, wording
 from taskgraft.report.evidence import Evidence, disagreements, gather
+from taskgraft.report.galleries import Picture, no_picture
 from taskgraft.report.page import (
+    Bar,
     Block,
+    Board,
     Card,
-    Code,
-    Fold,
+    Mark,
     Page,
     Section,
     Table,
     Text,
     chart_plot,
-    pairs,
     render,
 )
 from taskgraft.report.run_evidence import answers_section, changes_section, reliability_section
+from taskgraft.report.run_origin import data_section, lineage_section, repeat_section, settings_section
 from taskgraft.report.verdict import Verdict, guessing, judge, loss
 from taskgraft.report.wording import measured, moved, percent, typeset
 
@@ -31,46 +33,121 @@ ANSWERS = {
     "poor": "No",
     "unknown": "New task learnt; old accuracy unknown",
 }
+DETAILED = 12  # old tasks with plots, tables and pictures of their own: a page of a hundred would open in no browser
+SHOWN = 4  # old tasks on the first screen: those that lost most
 
 
-FOLDED = ("counts", "excluded", "notes")  # shown elsewhere
-LISTED = 200  # images
-
-
-def render_run(record: Record, predictions: dict[str, Predictions]) -> str:
+def render_run(record: Record, predictions: dict[str, Predictions], picture: Picture = no_picture) -> str:
     """The HTML report of one run, in one offline file.
 
     `predictions`: "new" and "new-parent" are the child and the parent on the new task's validation images,
-    "old" and "old-parent" on those of the old tasks, where there are any.
+    "old" and "old-parent" on those of the old tasks, where there are any. `picture` gives the pictures that are
+    shown beside confusions and changed answers.
     """
-    found = [gather(task, predictions) for task in record.tasks]
+    detailed = _detailed(record)
+    found = [gather(task, predictions) for task in detailed]
     evidence = [one for one in found if one is not None]
     verdict = judge(record)
     sections = (
         _tasks_section(record),
         _curves_section(record),
-        answers_section(record, evidence),
-        changes_section(record, evidence, _differing(record, evidence, predictions)),
+        answers_section([task.name for task in detailed], evidence, picture),
+        changes_section(detailed, evidence, _differing(detailed, evidence, predictions), picture),
         reliability_section(evidence),
-        _settings_section(record),
-        _data_section(record),
-        _repeat_section(record),
+        lineage_section(record),
+        settings_section(record),
+        data_section(record),
+        repeat_section(record),
     )
     names = [task.name for task in summary.old_tasks(record)]
     new, old = history.new_name(record), names[0] if len(names) == 1 else f"{len(names)} old tasks"
     page = Page(
         f"Learning {new}, keeping {old}" if names else f"Learning {new}",
         "taskgraft · report of one run",
-        f"{typeset(verdict.result)}.",
+        _lead(record),
         _cards(record, verdict),
         tuple(section for section in sections if section.blocks),
         f"Method {record.method}, seed {record.seed}. This page needs no network.",
+        _board(record),
     )
     return render(page)
 
 
+def _detailed(record: Record) -> list[TaskResult]:
+    """The tasks whose single images are looked at: with very many, the new ones and those that lost most."""
+    old = sorted(summary.old_tasks(record), key=loss, reverse=True)[:DETAILED]
+    return [task for task in record.tasks if task.new or task in old]
+
+
 def _sentence(text: str) -> str:
     return typeset(text[:1].upper() + text[1:] + ".")
+
+
+def _noted(note: str) -> str:
+    """A note as a sentence."""
+    return f"{note[:1].upper()}{note[1:]}{'' if note.endswith(('.', '!', '?')) else '.'}"
+
+
+def _lead(record: Record) -> str:
+    """What was done, with what: the numbers stand below."""
+    new = summary.new_tasks(record)
+    pictures = _pictures(record)
+    shown = f" from {wording.several(pictures, 'picture')}" if pictures else ""
+    tasks = ", ".join(f"{task.name} ({_classes(task)})" for task in new)
+    what = str(record.parent.get("architecture", "classifier"))
+    step = f"step {wording.count(record.step)} was kept"
+    if not summary.old_tasks(record):
+        return f"{what} was trained on {tasks}{shown}; {step}."
+    return f"{what} learnt {tasks}{shown} by {record.method}; {step}."
+
+
+def _pictures(record: Record) -> int:
+    """How many pictures the new task was learnt from; 0 where the record does not say."""
+    part: Any = record.data.get("new", {})
+    images: Any = part.get("images", {}) if isinstance(part, Mapping) else {}
+    return int(images.get("train", 0)) if isinstance(images, Mapping) else 0
+
+
+def _classes(task: TaskResult) -> str:
+    return f"{wording.count(len(task.classes))} class{'' if len(task.classes) == 1 else 'es'}"
+
+
+def _board(record: Record) -> Board:
+    old = sorted(summary.old_tasks(record), key=loss, reverse=True)
+    rows = [_bar(task) for task in (*old[:SHOWN], *summary.new_tasks(record))]
+    notes = ["Scale from 0 to 100 % of the validation images, with 95 % intervals"]
+    if any(row.was for row in rows):
+        notes.append("hollow before, full now")
+    if len(old) > SHOWN:
+        rest = wording.several(len(old) - SHOWN, "more old task")
+        notes.append(f"{rest} lost less or could not be measured: in the table below")
+    score = "" if record.score is None else f" Score {percent(record.score)}: the mean of all tasks."
+    return Board("How good is it?", tuple(rows), f"{'; '.join(notes)}.{score}")
+
+
+def _bar(task: TaskResult) -> Bar:
+    """A task's shares, and what became of it in words."""
+    images = f", {wording.several(task.child.n, 'image')}" if task.child else ""
+    detail = f"{'new, ' if task.new else ''}{_classes(task)}{images}"
+    if task.new:
+        alone = "" if task.separate is None else f"; a model for it alone reaches {percent(task.separate)} %"
+        change = f"95 % interval {wording.span(task.child)}{alone}" if task.child else "not measured"
+    elif task.identical and task.forgetting is not None:
+        change = "every answer is the parent's, bit for bit"
+    elif task.forgetting is not None:
+        change = f"change {moved(task.forgetting)} points"
+    elif task.agreement is not None:
+        change = f"agreement with the parent {measured(task.agreement)} %, a proxy"
+    else:
+        change = "not measured"
+    return Bar(task.name, detail, _mark(task.parent), _mark(task.child), typeset(change))
+
+
+def _mark(share: Interval | None) -> Mark | None:
+    if share is None:
+        return None
+    at, low, high = (round(100 * value, 2) for value in (share.mean, share.low, share.high))
+    return Mark(f"{percent(share.mean)} %", at, low, high)
 
 
 def _cards(record: Record, verdict: Verdict) -> tuple[Card, ...]:
@@ -91,16 +168,10 @@ def _cost_lines(record: Record) -> tuple[str, ...]:
         whole = record.parameters.get("parent")
         share = f", {wording.part(more, whole)} of the parent's" if whole else ""
         lines.append(f"{wording.several(more, 'parameter')}{' added' if whole else ''}{share}{summary.slower(record)}.")
-    known = [task for task in summary.old_tasks(record) if task.forgetting is not None]
-    losses = sorted(known, key=loss, reverse=True)
-    lines += [_loss_line(task) for task in losses[:3]]
-    if not losses and summary.old_tasks(record):
-        lines.append("What the old tasks lost could not be measured.")
+    passes = [f"{1000 * record.latency[key]:.1f} ms" for key in ("parent", "child") if key in record.latency]
+    if passes:
+        lines.append(f"One picture alone takes {' → '.join(passes)} where it was trained.")
     return tuple(lines)
-
-
-def _loss_line(task: TaskResult) -> str:
-    return typeset(f"{task.name}: {moved(task.forgetting)} points of accuracy.")
 
 
 def _tasks_section(record: Record) -> Section:
@@ -158,7 +229,9 @@ def _remarks(record: Record) -> tuple[Block, ...]:
     if summary.old_tasks(record) and summary.separate_of(record) is None:
         text = "No model was trained for the new task alone, so the gap to two separate models is unknown."
         lines.append(Text(text, "note"))
-    return (*lines, *(Text(note, "note") for note in record.notes))
+    if len(summary.old_tasks(record)) > DETAILED:
+        lines.append(Text(f"Below, single images are shown of the new task and the {DETAILED} that lost most.", "note"))
+    return (*lines, *(Text(_noted(note), "note") for note in record.notes))
 
 
 def _curves_section(record: Record) -> Section:
@@ -171,80 +244,8 @@ def _curves_section(record: Record) -> Section:
 
 
 def _differing(
-    record: Record, evidence: list[Evidence], predictions: Mapping[str, Predictions]
+    tasks: Sequence[TaskResult], evidence: list[Evidence], predictions: Mapping[str, Predictions]
 ) -> list[tuple[str, tuple]]:
     known = {one.task for one in evidence}
-    names = [task.name for task in summary.old_tasks(record) if task.name not in known]
+    names = [task.name for task in tasks if not task.new and task.name not in known]
     return [(name, disagreements(name, predictions)) for name in names]
-
-
-def _settings_section(record: Record) -> Section:
-    said = {name for name, _, _ in record.choices}
-    settings = [("method", record.method), *wording.flat(record.run)]
-    rest = [(name, text) for name, text in settings if name not in said]
-    reasons = Table("Settings and why", ("Setting", "Value", "Reason"), record.choices, (0, 1, 2), code=(1,))
-    return Section(
-        "settings",
-        "Settings",
-        (
-            *((reasons,) if record.choices else ()),
-            *pairs("Other settings", ("Setting", "Value"), rest),
-        ),
-    )
-
-
-def _data_section(record: Record) -> Section:
-    blocks: list[Block] = []
-    folds: list[Block] = []
-    for name, part in record.data.items():
-        if isinstance(part, Mapping):
-            shown = {key.replace("_", " "): value for key, value in part.items() if key not in FOLDED}
-            rows = wording.flat(shown)
-            blocks += pairs(f"Data: {name}", ("What", "Value"), rows)
-            folds += _folds(name, part)
-    rest = {name: part for name, part in record.data.items() if not isinstance(part, Mapping)}
-    blocks += pairs("Data", ("What", "Value"), wording.flat(rest))
-    blocks += pairs("Parent", ("What", "Value"), wording.flat(record.parent))
-    return Section("data", "Data and parent", (*blocks, *folds))
-
-
-def _folds(name: str, part: Mapping[str, Any]) -> list[Block]:
-    """Images of each class, and what was left out and why: too long to stand open."""
-    found: list[Block] = []
-    counts = part.get("counts")
-    if isinstance(counts, Mapping) and counts:
-        rows = tuple((str(label), wording.value_text(number)) for label, number in counts.items())
-        table = Table(f"{name}: images of each class", ("Class", "Images"), rows)
-        found.append(Fold(f"{name}: images of each class", table))
-    excluded = part.get("excluded")
-    if isinstance(excluded, list | tuple) and excluded:
-        total = int(part.get("excluded_count", len(excluded)))
-        caption = f"{name}: {wording.several(total, 'excluded image')}"
-        rows = tuple(_excluded(one) for one in excluded[:LISTED])
-        shown = f" (the first {LISTED})" if len(rows) < total else ""
-        found.append(Fold(caption, Table(caption + shown, ("Image", "Reason"), rows, (0, 1))))
-    return found
-
-
-def _excluded(one: object) -> tuple[str, str]:
-    if isinstance(one, list | tuple) and len(one) == 2:
-        return str(one[0]), str(one[1])
-    if isinstance(one, Mapping) and len(one) == 2:
-        name, reason = one.values()
-        return str(name), str(reason)
-    return wording.value_text(one), ""
-
-
-def _repeat_section(record: Record) -> Section:
-    numbers = [(name, wording.count(value)) for name, value in record.parameters.items()]
-    times = [(name, wording.duration(value)) for name, value in record.seconds.items()]
-    return Section(
-        "repeat",
-        "To repeat this run",
-        (
-            Code(f"Seed {record.seed}:", record.command),
-            *pairs("Parameters", ("Part", "Parameters"), numbers),
-            *pairs("Time", ("Part", "Time"), times),
-            *pairs("Versions", ("What", "Version"), list(record.versions.items())),
-        ),
-    )

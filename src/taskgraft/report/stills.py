@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from taskgraft.record import Comparison, atomic
-from taskgraft.report.charts import LIGHT, Chart, Curve, Panel
+from taskgraft.report.charts import Chart, Curve, Panel
 from taskgraft.report.history import founding_figures
+from taskgraft.report.looks import LIGHT
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

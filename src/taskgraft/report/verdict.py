@@ -111,6 +111,8 @@ def _judgement(record: Record) -> str:
     if worst is None or worst.forgetting is None:
         return "what the old tasks lost was not measured"
     lost = worst.forgetting
+    if all(task.identical for task in summary.old_tasks(record)):
+        return f"nothing forgotten: old answers are the parent's, bit for bit ({wording.several(lost.n, 'image')})"
     if lost.low > 0:
         return f"forgetting on {worst.name}: {percent(lost.mean)} points, more than chance explains"
     if lost.high < 0:
@@ -123,6 +125,8 @@ def _judgement(record: Record) -> str:
 
 def _blind(tasks: list[TaskResult]) -> str:
     start = "old accuracy is unknown without old validation images (--old-val DIR measures it)"
+    if all(task.identical for task in tasks):
+        return f"{start}; old answers are the parent's, bit for bit, on the new images"
     known = [(task.name, task.agreement) for task in tasks if task.agreement is not None]
     if not known:
         return f"{start}; agreement with the parent was not measured either"

@@ -37,8 +37,33 @@
         displaylogo: false,
         displayModeBar: matchMedia("(hover: none)").matches ? false : "hover",
         modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
-      });
+      }).then(hush);
     }
+  };
+
+  // A screen reader gets what a plot is called, and its numbers from the table below; the letters and buttons in it
+  // would be noise to it, and to the keyboard.
+  const hush = (place) => {
+    place.querySelectorAll(".main-svg, .modebar-container").forEach((one) => one.setAttribute("aria-hidden", "true"));
+    place.querySelectorAll(".modebar-btn").forEach((one) => (one.tabIndex = -1));
+  };
+
+  // a button beside every command, where the browser lets a page copy
+  const offer = (place) => {
+    const button = document.createElement("button");
+    const say = (word) => (button.textContent = word);
+    button.type = "button";
+    button.className = "copy";
+    button.setAttribute("aria-live", "polite");
+    say("Copy");
+    button.addEventListener("click", () =>
+      navigator.clipboard.writeText(place.querySelector("code").textContent).then(
+        () => say("Copied"),
+        () => say("Not allowed")
+      )
+    );
+    place.classList.add("copied");
+    place.append(button);
   };
 
   const print = (now) => () => {
@@ -46,6 +71,7 @@
     draw();
   };
   draw();
+  if (navigator.clipboard) document.querySelectorAll("pre").forEach(offer);
   dark.addEventListener("change", draw);
   addEventListener("beforeprint", print(true));
   addEventListener("afterprint", print(false));
