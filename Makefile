@@ -18,15 +18,21 @@ READY := .venv/ready
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test mutants lint bench docs clean
+.PHONY: help demo test coverage mutants kills fuzz lock sbom lint bench docs release-check clean
 
 help:
 	@echo "make demo    train, extend and report on the embedded data into $(OUT)/ (OUT=folder)"
 	@echo "make test    all tests (WORKERS=$(WORKERS), ARGS='-k name')"
+	@echo "make coverage  the tests once more, counting which lines and branches they reach"
 	@echo "make mutants deliberate defects, each of which the tests must notice (ARGS='D3 lora')"
+	@echo "make kills   kill -9 at 200 random moments of an extend and of a tune (ARGS='extend --count 20')"
+	@echo "make fuzz    inputs that crash what reads strangers' bytes, by coverage (ARGS='--minutes 10 notations')"
 	@echo "make lint    style, types and the order of the modules"
 	@echo "make bench   taskgraft's speed and its peers', turn by turn (ARGS='--only steps --quick')"
 	@echo "make docs    the documentation into build/docs/; every warning is an error"
+	@echo "make release-check  the archives, and the wheel in an empty environment under the tests of the surface"
+	@echo "make lock    requirements.lock: the pins with the digests of their archives"
+	@echo "make sbom    the bill of materials of the environment (CycloneDX) as build/sbom.json"
 	@echo "make clean   remove the environment, caches and demo-run/"
 
 demo: $(READY)
@@ -35,8 +41,26 @@ demo: $(READY)
 test: $(READY)
 	OMP_NUM_THREADS=$(THREADS) MKL_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
+# The tests of speed and of silence would hear the counting, so this is no check of CI.
+coverage: $(READY)
+	OMP_NUM_THREADS=$(THREADS) MKL_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest -n $(WORKERS) --cov --cov-report=term $(ARGS)
+
 mutants: $(READY)
 	$(BIN)/python tests/mutants.py $(ARGS)
+
+kills: $(READY)
+	OMP_NUM_THREADS=$(THREADS) PYTHONPATH=tests $(BIN)/python -m faults.killing $(ARGS)
+
+fuzz: $(READY)
+	OMP_NUM_THREADS=$(THREADS) PYTHONPATH=tests $(BIN)/python -m fuzz.run $(ARGS)
+
+# Needs the network; the environment's own Python and platform decide which archives are named.
+lock: $(READY)
+	$(BIN)/python tests/lock.py
+
+sbom: $(READY)
+	mkdir -p build
+	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --output-file build/sbom.json .venv
 
 lint: $(READY)
 	$(BIN)/ruff check
@@ -50,6 +74,10 @@ bench: $(READY)
 # The variable silences an advertisement for other generators.
 docs: $(READY)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# Builds into build/release, and needs the network for the environment of the wheel.
+release-check: $(READY)
+	OMP_NUM_THREADS=$(THREADS) $(BIN)/python tests/release.py $(ARGS)
 
 clean:
 	rm -rf .venv benchmarks/.peers benchmarks/.work demo-run build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache

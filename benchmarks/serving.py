@@ -1,6 +1,6 @@
 """A real `taskgraft serve` under load: throughput and latency, overload, a soak, and requests made from its OpenAPI.
 
-    .venv/bin/python benchmarks/serving.py BUNDLE PICTURES --seconds 20 --soak 10
+    .venv/bin/python benchmarks/serving.py BUNDLE PICTURES --seconds 20 --soak 10 --abuse 10
 
 The server is a process of its own on this machine, asked over loopback by this one; both share the processor, so the
 figures are what a client on the same machine sees. Writes benchmarks/results/serving.json.
@@ -21,13 +21,16 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import abuse
 import httpx
 
 from taskgraft.data.formats import list_images
 
+PARTS = ("load", "openapi", "abuse")
 FACTOR = 10  # overload: times the capacity
 TIMEOUT = 60.0
 
@@ -242,19 +245,33 @@ def main() -> None:
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 64])
     parser.add_argument("--fuzz", type=int, default=200, help="examples for each operation")
     parser.add_argument("--backends", nargs="+", default=["torch", "onnx"])
+    parser.add_argument(
+        "--abuse", type=float, default=10.0, help="minutes at twice the capacity, one in twenty malformed"
+    )
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="the others keep their figures")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "serving.json")
     wanted = parser.parse_args()
     listing = list_images(wanted.pictures, "label")
     bodies = [(listing.root / entry.path).read_bytes() for entry in listing.entries[:64]]
-    found = {}
+    found = json.loads(wanted.out.read_text()) if wanted.out.is_file() and set(wanted.only) < set(PARTS) else {}
     for backend in wanted.backends:
         print(f"== {backend}", flush=True)
-        with served(wanted.bundle, "--backend", backend) as server:
-            found[backend] = asyncio.run(measure(server, bodies, wanted))
-            found[backend]["openapi"] = fuzz(server, wanted.fuzz)
-            print("openapi", found[backend]["openapi"]["passed"], flush=True)
+        flags, mine = ["--backend", backend], found.setdefault(backend, {})
+        if "load" in wanted.only:
+            with served(wanted.bundle, *flags) as server:
+                mine |= asyncio.run(measure(server, bodies, wanted))
+        if "openapi" in wanted.only:
+            with served(wanted.bundle, *flags) as server:
+                mine["openapi"] = fuzz(server, wanted.fuzz)
+            print("openapi", mine["openapi"]["passed"], flush=True)
+        if "abuse" in wanted.only:
+            serve = partial(served, wanted.bundle)
+            mine["abuse"] = abuse.run(serve, bodies, 60 * wanted.abuse, flags, resident)
+            print("abuse", json.dumps(mine["abuse"], indent=1), flush=True)
     machine = {"cores": os.cpu_count(), "processor": platform.processor() or platform.machine()}
-    result = {"bundle": Path(wanted.bundle).name, "machine": machine, "seconds_of_a_load": wanted.seconds, **found}
+    result = {**found, "bundle": Path(wanted.bundle).name, "machine": machine}
+    if "load" in wanted.only:
+        result["seconds_of_a_load"] = wanted.seconds
     wanted.out.parent.mkdir(exist_ok=True)
     wanted.out.write_text(json.dumps(result, indent=1) + "\n")
 

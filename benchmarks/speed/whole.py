@@ -30,7 +30,8 @@ def part(houses: Mapping[str, House], plan: Plan, say: Callable[[str], None]) ->
             for method in METHODS[-1:] if plan.quick else METHODS:
                 say(f"  {method}, turn {turn + 1}")
                 case = {**told, "method": method, "turn": turn}
-                found.setdefault(method, []).append(ask(worker, do="once", function="whole:extended", case=case)["value"])
+                run = ask(worker, do="once", function="whole:extended", case=case)["value"]
+                found.setdefault(method, []).append(run)
         stop(worker)
     rows = []
     for method, runs in found.items():
@@ -38,7 +39,8 @@ def part(houses: Mapping[str, House], plan: Plan, say: Callable[[str], None]) ->
         row["whole"] = spread([run["whole"] for run in runs])
         reached = [run["reached"] for run in runs if run["reached"] is not None]
         rows.append(row | ({"unit": "s", **spread(reached)} if reached else {}))
-    return [{"case": {"what": f"Score {100 * WANTED:.0f} on drawn cars", "arch": "resnet18", "size": SIZE}, "rows": rows}]
+    case = {"what": f"Score {100 * WANTED:.0f} on drawn cars", "arch": "resnet18", "size": SIZE}
+    return [{"case": case, "rows": rows}]
 
 
 def prepare(case: Mapping[str, Any]) -> None:
@@ -59,7 +61,7 @@ def extended(case: Mapping[str, Any]) -> dict[str, Any]:
     """Seconds of one `extend` without any kept pixels: to the wanted Score (None = never), and to its end."""
     from taskgraft import extend
     from taskgraft.metrics import score
-    from taskgraft.settings import Run
+    from taskgraft.settings import Precision, Run
     from taskgraft.types import Watch
 
     home, steps, lines = Path(case["home"]), 2 if case["quick"] else 150, []
@@ -72,7 +74,8 @@ def extended(case: Mapping[str, Any]) -> dict[str, Any]:
         if not reached and best and best[0] >= WANTED:
             reached.append(time.perf_counter() - begin)
 
-    run = Run(steps=steps, eval_every=max(1, steps // 10), warmup=min(steps, 200), precision="fp32" if steps < 9 else "auto")
+    arithmetic: Precision = "fp32" if case["quick"] else "auto"
+    run = Run(steps=steps, eval_every=max(1, steps // 10), warmup=min(steps, 200), precision=arithmetic)
     out = home / f"{case['method']}-{case['turn']}"
     extend(
         home / "parent", home / "paints", out, task="paint", method=case["method"], run=run, old_val=[home / "makes"],
@@ -80,4 +83,5 @@ def extended(case: Mapping[str, Any]) -> dict[str, Any]:
     )  # fmt: skip
     whole = time.perf_counter() - begin
     best = score(lines, ("make", "paint"))
-    return {"whole": whole, "reached": reached[0] if reached else None, "score": round(100 * best[0], 1) if best else None}
+    reached_at = reached[0] if reached else None
+    return {"whole": whole, "reached": reached_at, "score": round(100 * best[0], 1) if best else None}

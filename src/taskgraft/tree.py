@@ -35,13 +35,17 @@ def flatten(memory: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def unflatten(flat: Mapping[str, Tensor]) -> Memory:
-    """Undo `flatten`."""
+    """Undo `flatten`; raises ValueError where one name lies below another."""
     memory: Memory = {}
     for path, value in flat.items():
         *parents, leaf = path.split("/")
         node = memory
         for key in parents:
             node = node.setdefault(key, {})
+            if isinstance(node, Tensor):
+                raise ValueError(f"{path!r} lies below another tensor")
+        if leaf in node:
+            raise ValueError(f"{path!r} lies above another tensor")
         node[leaf] = value
     return memory
 

@@ -126,6 +126,15 @@ def test_a_timm_folder(tmp_path: Path, prefix: str) -> None:
     assert bundle.preprocess.mean == (0.1, 0.2, 0.3)
 
 
+def test_what_timm_itself_writes(tmp_path: Path) -> None:
+    """timm's own files tell the number of classes among the network's arguments; a child does not inherit it."""
+    timm.models.save_for_hf(net(), str(tmp_path), model_config={"label_names": list(NAMES)}, safe_serialization=True)
+    assert json.loads((tmp_path / "config.json").read_text())["model_args"]["num_classes"] == len(NAMES)
+    bundle = open_parent(str(tmp_path))
+    assert torch.equal(logits(bundle.classifier), logits(net()))
+    assert "num_classes" not in bundle.options
+
+
 def test_a_timm_folder_with_labels_of_its_own(tmp_path: Path, labels: Path) -> None:
     folder = timm_folder(tmp_path / "m", label_names=None)
     assert open_parent(str(folder), labels=labels).classifier.tasks[0].classes == NAMES

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -67,6 +68,12 @@ def test_added_classes_join_the_rows_of_their_task(tmp_path: Path) -> None:
     assert [entry["range"] for entry in config["taskgraft"]["tasks"]] == [[0, 4], [4, 8]]
 
 
+def moved(config: dict[str, Any], columns: list[int]) -> list[dict[str, Any]]:
+    """The heads, the newest of which reads other columns."""
+    *others, last = config["taskgraft"]["heads"]
+    return [*others, {**last, "columns": columns}]
+
+
 def test_a_damaged_structure_is_refused(tmp_path: Path) -> None:
     child, _ = finished("taps")
     stored(child, tmp_path / "b")
@@ -76,6 +83,11 @@ def test_a_damaged_structure_is_refused(tmp_path: Path) -> None:
         ({"extras": [{"kind": "magic", "at": ["x"]}]}, "damaged"),
         ({"extras": []}, "does not fit"),
         ({"heads": good["taskgraft"]["heads"][:1]}, "do not have the rows"),
+        ({"heads": []}, "extras but no heads"),
+        ({"heads": moved(good, [0, 10**9])}, "has not 4 rows of the columns"),
+        ({"heads": moved(good, [105, 1241])}, "reads columns 105 to 1241 of 1232"),
+        ({"head": "conv1"}, "'conv1' is no linear layer"),
+        ({"head": "nowhere.else"}, "is no linear layer"),
     ):
         (tmp_path / "b/config.json").write_text(json.dumps({**good, "taskgraft": {**good["taskgraft"], **change}}))
         with pytest.raises(Problem, match=message):

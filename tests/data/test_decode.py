@@ -253,3 +253,12 @@ def test_a_truncated_large_jpeg_is_refused_at_any_scale(tmp_path: Path) -> None:
     whole = photograph(1000)
     (tmp_path / "x.jpg").write_bytes(whole[: len(whole) // 2])
     assert reason(tmp_path / "x.jpg").startswith("damaged: ")
+
+
+def test_what_would_be_blown_up_is_refused() -> None:
+    """A model's own preprocessing may ask for more pixels than any picture has."""
+    file = io.BytesIO()
+    Image.new("RGB", (4, 400)).save(file, "PNG")
+    found = decode.decode_bytes(file.getvalue(), Preprocess(4096, "center", 1.0, "bilinear"))
+    assert found.pixels is None
+    assert found.reason == "4x400 would be brought to 4096x409600: more than 89478485 pixels"

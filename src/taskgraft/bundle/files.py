@@ -15,8 +15,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from taskgraft import tree
+from taskgraft.bundle import cards as task_cards
 from taskgraft.bundle import digests, structure, weights
-from taskgraft.bundle.checked import create_model, read_json
+from taskgraft.bundle.checked import create_model, read_json, told
 from taskgraft.classifier import Classifier, joint_layer, wrap
 from taskgraft.data import preprocess
 from taskgraft.data.preprocess import Preprocess
@@ -57,6 +58,14 @@ class _Task(BaseModel):
     range: tuple[int, int]
 
 
+class _Ancestor(BaseModel):
+    model_config = ConfigDict(extra="allow")
+    parent: dict[str, Any] = {}
+    task: str | None = None
+    method: str | None = None
+    accuracy: dict[str, float] = {}
+
+
 class _Graft(BaseModel):
     format: int
     tasks: list[_Task] = Field(min_length=1, max_length=1000)
@@ -64,7 +73,7 @@ class _Graft(BaseModel):
     head: str
     parent: dict[str, Any]
     method: str
-    lineage: list[dict[str, Any]] = []
+    lineage: list[_Ancestor] = []
     heads: list[structure.HeadShape] = []  # empty: one head for each task, on the backbone's own features
     extras: list[structure.ExtraShape] = []  # not empty: plain timm cannot rebuild the model
 
@@ -109,10 +118,8 @@ def read(folder: Path) -> Bundle:
             raise Problem(f"{folder} is a bundle of format {newer}; this taskgraft reads up to {FORMAT}: upgrade it")
         config = _Config.model_validate(raw)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise Problem(f"{folder}/config.json is damaged: {where}: {first['msg']}") from error
-    except (ValueError, KeyError, TypeError) as error:
+        raise Problem(f"{folder}/config.json is damaged: {told(error)}") from error
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise Problem(f"{folder}/config.json is damaged: {str(error).splitlines()[0][:160]}") from error
     graft = config.taskgraft
     tasks = _tasks(folder, config)
@@ -129,7 +136,7 @@ def read(folder: Path) -> Bundle:
         config.architecture,
         graft.head,
         (f"a taskgraft bundle with the tasks {', '.join(task.name for task in tasks)}",),
-        tuple(graft.lineage),
+        tuple(entry.model_dump(exclude_unset=True) for entry in graft.lineage),
         cards,
         config.model_args,
         folder,
@@ -142,6 +149,7 @@ def _classifier(folder: Path, config: _Config, tasks: list[Task], tensors: dict[
     net = create_model(folder / "config.json", config.architecture, config.num_classes, config.model_args)
     whole = net
     if graft.extras:
+        _heads_fit(folder, graft.heads, tensors)
         whole = structure.rebuild(net, graft.head, tasks, graft.softmax, graft.heads, graft.extras)
     try:
         whole.load_state_dict(tensors, strict=True)
@@ -154,6 +162,19 @@ def _classifier(folder: Path, config: _Config, tasks: list[Task], tensors: dict[
     return wrap(net, graft.head, tasks, graft.softmax, [(shape.task, shape.rows) for shape in graft.heads])
 
 
+def _heads_fit(folder: Path, heads: list[structure.HeadShape], tensors: dict[str, torch.Tensor]) -> None:
+    """Compare the heads that are to be made with those that are there, before memory is asked for."""
+    if not heads:
+        raise Problem(f"{folder}/config.json: it has extras but no heads; the file is damaged")
+    for number, shape in enumerate(heads):
+        found = tensors.get(f"heads.{number}.weight")
+        if found is None or tuple(found.shape) != (shape.rows, shape.columns[1] - shape.columns[0]):
+            raise Problem(
+                f"{folder}/model.safetensors does not fit its config.json: heads.{number} of {shape.task!r} "
+                f"has not {shape.rows} rows of the columns {shape.columns}"
+            )
+
+
 def _beside(folder: Path) -> tuple[Memory, dict[str, dict[str, Any]]]:
     """The memory and the task cards of a bundle."""
     kept, cards = folder / "memory.safetensors", {}
@@ -161,12 +182,13 @@ def _beside(folder: Path) -> tuple[Memory, dict[str, dict[str, Any]]]:
         memory = {name: value.clone() for name, value in load_file(kept).items()} if kept.exists() else {}
     except (SafetensorError, OSError) as error:
         raise Problem(f"{kept} is no sound safetensors file: {error}") from error
-    for name, value in memory.items():
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise Problem(f"{kept}: {name!r} holds values that are not finite; the file is damaged")
+    weights.require_finite(kept, memory)
     for file in sorted((folder / "cards").glob("*.json")):
-        cards[file.stem] = read_json(file)
-    return tree.unflatten(memory), cards
+        cards[file.stem] = task_cards.read(file)
+    try:
+        return tree.unflatten(memory), cards
+    except ValueError as error:
+        raise Problem(f"{kept} is damaged: {error}") from error
 
 
 def _tasks(folder: Path, config: _Config) -> list[Task]:

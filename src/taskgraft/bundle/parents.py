@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from taskgraft.bundle import weights
 from taskgraft.bundle.checked import create_model, read_json
 from taskgraft.bundle.files import Bundle, read
+from taskgraft.bundle.hub import fetched
 from taskgraft.classifier import wrap
 from taskgraft.data import preprocess
 from taskgraft.data.preprocess import Preprocess
@@ -30,21 +30,23 @@ def open_parent(
     labels: Path | None = None,
     wanted: str | None = None,
     task: str = "parent",
+    unnamed: bool = False,
 ) -> Bundle:
     """Open a trained classifier.
 
     `source`: a bundle folder, `local-dir:FOLDER`, a timm name, `hf-hub:NAME`, or a file of weights, which needs
     `arch` (a timm name) unless the file names it, and `labels` (a text file, one class a line, in index order).
-    `wanted` is the preprocessing line; `task` names the task of a model that has no task names. Raises Problem
-    for anything that does not fit; nothing is ever loaded with names or shapes left over.
+    `wanted` is the preprocessing line; `task` names the task of a model that has no task names. `unnamed`
+    takes numbers where class names are missing, for who wants the backbone alone. Raises Problem for anything that
+    does not fit; nothing is ever loaded with names or shapes left over.
     """
     path = Path(source.removeprefix("local-dir:"))
     if path.is_dir():
-        bundle = _folder(path, labels, task)
+        bundle = _folder(path, labels, task, unnamed)
     elif path.suffix in FILES or path.exists():
-        bundle = _file(path, arch, labels, task, wanted)
+        bundle = _file(path, arch, labels, task, wanted, unnamed)
     elif source.startswith("hf-hub:") or timm.is_model(source):
-        bundle = _named(source, labels, task)
+        bundle = _named(source, labels, task, unnamed)
     else:
         near = difflib.get_close_matches(source, timm.list_models(), n=1)
         hint = f" (did you mean the timm model {near[0]!r}?)" if near else ""
@@ -81,7 +83,7 @@ def head_of(net: nn.Module, arch: str) -> str:
     return name
 
 
-def _file(path: Path, arch: str | None, labels: Path | None, task: str, wanted: str | None) -> Bundle:
+def _file(path: Path, arch: str | None, labels: Path | None, task: str, wanted: str | None, unnamed: bool) -> Bundle:
     tensors, rest, found = weights.load(path)
     if arch is None:
         named = rest.get("arch")
@@ -89,7 +91,7 @@ def _file(path: Path, arch: str | None, labels: Path | None, task: str, wanted: 
             raise Problem(f"{path}: which architecture is it? give --arch NAME, a timm model such as resnet18")
         arch = named
         found.append(f"architecture {arch} from its entry 'arch'")
-    names = _labels(path, labels)
+    names = _numbered(path, tensors, arch) if unnamed and labels is None else _labels(path, labels)
     net, head, default = create(arch, len(names))
     options = sized(arch, preprocess.parse(wanted or "", default))
     if options and any(name in tensors and tensors[name].shape != v.shape for name, v in net.state_dict().items()):
@@ -103,7 +105,7 @@ def _file(path: Path, arch: str | None, labels: Path | None, task: str, wanted: 
     return Bundle(classifier, default, {}, str(path), mark, arch, head, tuple(found), options=options)
 
 
-def _folder(path: Path, labels: Path | None, task: str) -> Bundle:
+def _folder(path: Path, labels: Path | None, task: str, unnamed: bool) -> Bundle:
     config = path / "config.json"
     if not config.is_file():
         raise Problem(
@@ -120,10 +122,15 @@ def _folder(path: Path, labels: Path | None, task: str) -> Bundle:
     tensors, _, found = weights.load(files[0])
     arch = str(settings["architecture"])
     given = settings.get("label_names")
-    names = _labels(files[0], labels) if labels or not given else tuple(map(str, given))
     options = settings.get("model_args", {})
+    if isinstance(options, dict):  # timm writes the number of classes here too; a child has another
+        options = {name: value for name, value in options.items() if name != "num_classes"}
     if not timm.is_model(arch):
         raise Problem(f"{config}: timm does not know the architecture {arch!r}; upgrade timm")
+    if unnamed and not given:
+        names = _numbered(files[0], tensors, arch)
+    else:
+        names = _labels(files[0], labels) if labels or not given else tuple(map(str, given))
     net = create_model(config, arch, len(names), options)
     head = head_of(net, arch)
     _load(net, tensors, files[0], arch, head, names)
@@ -136,21 +143,15 @@ def _folder(path: Path, labels: Path | None, task: str) -> Bundle:
     return Bundle(classifier, wanted, {}, str(path), digest(files[0]), arch, head, tuple(found), options=options)
 
 
-def _named(source: str, labels: Path | None, task: str) -> Bundle:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            net = timm.create_model(source, pretrained=True)
-    except Exception as error:
-        raise Problem(
-            f"the weights of {source!r} could not be fetched ({type(error).__name__}: {str(error)[:120]}); without a "
-            "network give a local folder (local-dir:FOLDER) or a file of weights with --arch and --labels",
-            code=3,
-        ) from error
+def _named(source: str, labels: Path | None, task: str, unnamed: bool) -> Bundle:
+    net = fetched(source)
     arch = str(net.pretrained_cfg["architecture"])  # pyright: ignore
     head = head_of(net, arch)
     rows = int(net.get_submodule(head).out_features)  # pyright: ignore[reportArgumentType]
-    names = _labels(Path(source), labels) if labels else _imagenet(net, source)
+    if unnamed and not labels:
+        names = tuple(map(str, range(rows)))
+    else:
+        names = _labels(Path(source), labels) if labels else _imagenet(net, source)
     if len(names) != rows:
         raise Problem(f"{labels}: {len(names)} names, but the classifier of {source!r} has {rows} rows")
     wanted = preprocess.from_timm(net.pretrained_cfg)  # pyright: ignore[reportArgumentType]
@@ -165,6 +166,15 @@ def _imagenet(net: nn.Module, source: str) -> tuple[str, ...]:
     if not subset:
         raise Problem(f"{source!r} comes without class names; give --labels FILE, one name a line, in index order")
     return tuple(ImageNetInfo(subset).label_names())
+
+
+def _numbered(path: Path, tensors: dict[str, Tensor], arch: str) -> tuple[str, ...]:
+    """Numbers in the place of class names that are missing, as many as the classifier has rows."""
+    head = create(arch, 2)[1]
+    rows = tensors.get(f"{head}.weight")
+    if rows is None:
+        raise Problem(f"{path} is no {arch}: it holds no classifier {head!r}. Give the right --arch")
+    return tuple(map(str, range(len(rows))))
 
 
 def _labels(path: Path, labels: Path | None) -> tuple[str, ...]:

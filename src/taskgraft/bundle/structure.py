@@ -64,6 +64,9 @@ def rebuild(
     beside: Sequence[ExtraShape],
 ) -> Classifier:
     """A classifier of this shape without its weights, on a fresh network; raises Problem where they do not fit."""
+    layer = dict(net.named_modules()).get(head)
+    if not isinstance(layer, nn.Linear):
+        raise Problem(f"config.json: {head!r} is no linear layer of {type(net).__name__}; the file is damaged")
     net.set_submodule(head, nn.Identity())
     made: list[nn.Module] = []
     for extra in beside:
@@ -72,8 +75,14 @@ def rebuild(
         else:
             made.append(stages.Tail(extra.at[0], stages.tail(net, extra.at[0])))
     points = [point for extra in beside for point in extra.at if point != stages.LAST]
+    staged = stages.staged(net, list(dict.fromkeys(points)))
+    width = layer.in_features + sum(layer.in_features if extra.kind == "branch" else extra.width for extra in beside)
+    outside = next((shape for shape in wanted if not 0 <= shape.columns[0] < shape.columns[1] <= width), None)
+    if outside:
+        start, stop = outside.columns
+        raise Problem(f"config.json: a head of {outside.task!r} reads columns {start} to {stop} of {width}: damaged")
     return Classifier(
-        stages.staged(net, list(dict.fromkeys(points))),
+        staged,
         [nn.Linear(shape.columns[1] - shape.columns[0], shape.rows) for shape in wanted],
         tasks,
         softmax,

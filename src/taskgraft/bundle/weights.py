@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from taskgraft.bundle import pickles
 from taskgraft.problem import Problem
 
 PREFIXES = ("module.", "_orig_mod.", "model.")
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 POINTER = b"version https://git-lfs"
 
 
@@ -34,10 +36,20 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, str], list[str]]:
         if tensors and all(name.startswith(prefix) for name in tensors):
             tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
             found.append(f"prefix {prefix!r} taken off the names")
-    for name, value in tensors.items():
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise Problem(f"{path}: tensor {name!r} holds values that are not finite; the checkpoint is damaged")
+    require_finite(path, tensors)
     return tensors, rest, found
+
+
+def require_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Raise Problem for values that are not finite, and for numbers of 8 or 4 bits or with two parts."""
+    for name, value in tensors.items():
+        if not value.is_floating_point() and not value.is_complex():
+            continue
+        if value.dtype not in FLOATS:
+            kind = str(value.dtype).removeprefix("torch.")
+            raise Problem(f"{path}: tensor {name!r} holds {kind}; save the weights as float32, float16 or bfloat16")
+        if not bool(torch.isfinite(value).all()):
+            raise Problem(f"{path}: tensor {name!r} holds values that are not finite; the file is damaged")
 
 
 def _safetensors(path: Path) -> dict[str, Tensor]:

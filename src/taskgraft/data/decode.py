@@ -29,7 +29,7 @@ MAX_PIXELS = 89_478_485  # Pillow's own warning level: about a quarter of a GiB 
 MIN_SIDE = 4
 MAX_ASPECT = 100.0
 SPARE = 4  # at 4 a pixel differs from full decoding by 0.1 to 0.5 of 255 on average, at 2 by up to 1.2 (benchmarks/)
-VERSION = "4"  # of these rules; part of the cache's key
+VERSION = "5"  # of these rules; part of the cache's key
 HEIC = (b"ftypheic", b"ftypheix", b"ftyphevc", b"ftypmif1", b"ftypmsf1")
 SUFFIXES = {
     ".jpg": "JPEG", ".jpeg": "JPEG", ".jpe": "JPEG", ".jfif": "JPEG", ".png": "PNG", ".webp": "WEBP", ".bmp": "BMP",
@@ -89,10 +89,12 @@ def decode_bytes(found: bytes, wanted: Preprocess | None, most: int = MAX_PIXELS
         with Image.open(io.BytesIO(found), formats=FORMATS) as image:
             width, height = image.size
             reason = _refuse(width, height, min(most, MAX_PIXELS))
+            across, down = scaled(width, height, wanted) if wanted and not reason else (0, 0)
+            if across * down > MAX_PIXELS:
+                reason = f"{width}x{height} would be brought to {across}x{down}: more than {MAX_PIXELS} pixels"
             if reason:
                 return Decoded(None, reason, width, height)
-            if wanted is not None and image.format == "JPEG":
-                across, down = scaled(width, height, wanted)
+            if wanted and image.format == "JPEG":
                 image.draft(None, (SPARE * across, SPARE * down))
             image.load()
             rgb = to_rgb(image)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from taskgraft.data import tars
-from taskgraft.problem import Problem
+from taskgraft.problem import Problem, need
 
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 TABLES = (".csv", ".tsv", ".parquet")
@@ -224,6 +224,8 @@ def _table(path: Path, task: str, columns: tuple[str, ...]) -> Listing:
         split = (row.get("split") or "").strip().lower() or None
         if not where:
             raise Problem(f"{path} line {number}: the path is blank")
+        if "\0" in where:
+            raise Problem(f"{path} line {number}: the path {where!r} holds a zero byte; no file can be called so")
         wrong = [label for label in labels.values() if label.lower() in NOT_A_NAME]
         if wrong:
             raise Problem(f"{path} line {number}: the label {wrong[0]!r} is no name; leave it blank if there is none")
@@ -275,10 +277,9 @@ def rows_of(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
 
 
 def _parquet(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    try:
-        import pyarrow.parquet as parquet  # pyright: ignore[reportMissingImports] - an extra
-    except ImportError as error:
-        raise Problem("Parquet tables need the extra: pip install 'taskgraft[parquet]'", code=3) from error
+    need("parquet", "pyarrow", what="a Parquet table")
+    import pyarrow.parquet as parquet  # pyright: ignore[reportMissingImports] - an extra
+
     try:
         rows = parquet.read_table(path).to_pylist()
     except (OSError, ValueError) as error:  # pyarrow's errors are of these

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 
 from taskgraft.data import cache, kept, ledger, split
 from taskgraft.data.formats import Entry, Listing, list_images
+from taskgraft.data.names import nearest
 from taskgraft.data.preprocess import Preprocess
 from taskgraft.data.sets import SPLITS, DataSet
 from taskgraft.problem import Problem
@@ -205,8 +205,8 @@ def _classes(
     for part, names in found.items():
         strange = sorted(names - known)
         if strange:
-            near = difflib.get_close_matches(strange[0], sorted(known), n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            near = nearest(strange[:1], sorted(known))
+            hint = f"; did you mean {near[0].meant!r}?" if near else ""
             owner = "the model" if classes is not None else "the training pictures"
             raise Problem(
                 f"{data}: {part} has the class {strange[0]!r}, which {owner} lack{'s' * (classes is not None)}{hint}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -23,6 +24,8 @@ NORMS = {
     "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
 }
 LARGEST = 4096  # pixels of an input's side
+LEAST = 0.01  # share of a picture's side that is cut out; less would blow the picture up without bounds
+FAR = 1e6  # of a mean or a deviation; those of pixels lie between 0 and 1
 WORDS = (
     "a size such as 96, a crop (squash, center, center:0.875, border), a filter (bilinear, bicubic, …), "
     "a normalisation (imagenet, half, none, or mean=R,G,B std=R,G,B)"
@@ -61,9 +64,9 @@ def parse(text: str, start: Preprocess) -> Preprocess:
     for word in text.split():
         name, _, value = word.partition("=")
         crop, _, share = word.partition(":")
-        if word.isdecimal() and 8 <= int(word) <= LARGEST:
+        if re.fullmatch(r"[0-9]{1,4}", word) and 8 <= int(word) <= LARGEST:
             wanted = wanted._replace(size=int(word))
-        elif crop in CROPS:
+        elif crop in CROPS and (crop == "center" or not share):
             wanted = wanted._replace(crop=crop, crop_pct=_share(share, text) if share else wanted.crop_pct)
         elif word in FILTERS:
             wanted = wanted._replace(interpolation=word)
@@ -106,7 +109,7 @@ def _sound(config: Mapping[str, Any], where: str) -> None:
         and len(size) == 3
         and all(type(side) is int for side in size)
         and 8 <= size[-1] <= LARGEST,
-        "crop_pct": isinstance(share, int | float) and 0 < share <= 1,
+        "crop_pct": isinstance(share, int | float) and LEAST <= share <= 1,
         "mean": _three(scale[0]),
         "std": _three(scale[1]) and min(scale[1]) > 0,
     }
@@ -119,7 +122,7 @@ def _sound(config: Mapping[str, Any], where: str) -> None:
 
 def _three(values: Any) -> bool:
     known = isinstance(values, list | tuple) and all(isinstance(value, int | float) for value in values)
-    return known and len(values) == 3 and all(map(math.isfinite, values))
+    return known and len(values) == 3 and all(abs(value) <= FAR for value in values)
 
 
 def to_timm(wanted: Preprocess) -> dict[str, Any]:
@@ -165,7 +168,7 @@ def _triple(text: str, line: str) -> tuple[float, ...]:
         values = tuple(float(part) for part in text.split(","))
     except ValueError:
         values = ()
-    if len(values) != 3 or not all(map(math.isfinite, values)):
+    if len(values) != 3 or not all(abs(value) <= FAR for value in values):
         raise Problem(f"input {line!r}: {text!r} must be three numbers such as 0.485,0.456,0.406")
     return values
 
@@ -175,6 +178,6 @@ def _share(text: str, line: str) -> float:
         share = float(text)
     except ValueError:
         share = 0.0
-    if not 0 < share <= 1:
-        raise Problem(f"input {line!r}: the crop's share {text!r} must be above 0 and at most 1")
+    if not LEAST <= share <= 1:
+        raise Problem(f"input {line!r}: the crop's share {text!r} must be at least {LEAST} and at most 1")
     return share

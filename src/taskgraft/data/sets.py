@@ -50,6 +50,19 @@ def write_lists(folder: Path, found: DataSet) -> None:
     _write(folder / "split.csv", ("path", "split"), found.splits())
 
 
+def changes(folder: Path, found: DataSet) -> str:
+    """How the pictures of a run folder's lists and those found now differ, by name where names differ."""
+    try:
+        with (folder / "split.csv").open(encoding="utf-8", newline="") as file:
+            before = {path for path, _ in list(csv.reader(file))[1:]}
+    except (OSError, ValueError, csv.Error):
+        return "other pictures"
+    now = {shown(path) for path, _ in found.splits()}
+    parts = [(word, sorted(names)) for word, names in (("added", now - before), ("gone", before - now)) if names]
+    told = [f"{word} {', '.join(names[:3])}{f' and {len(names) - 3} more' * (len(names) > 3)}" for word, names in parts]
+    return "; ".join(told) or "the same names, but other contents, labels or splits"
+
+
 def _write(path: Path, header: tuple[str, str], rows: Iterable[tuple[str, str]]) -> None:
     with atomic(path) as aside, aside.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from taskgraft.data.decode import MAX_PIXELS, MIN_SIDE, to_rgb
 from taskgraft.data.preprocess import Preprocess, resize
-from taskgraft.problem import Problem
+from taskgraft.problem import need
 
 SUFFIXES = {
     ".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".webm",
@@ -38,10 +38,9 @@ def frames(path: Path, wanted: Preprocess, every: float) -> Iterator[Frame]:
     Frames are read one after another: memory does not grow with the video. What is damaged is passed over; a last Frame
     without pixels says what was wrong, or that nothing could be read. Raises Problem without PyAV.
     """
-    try:
-        import av
-    except ImportError as error:
-        raise Problem("videos need the extra: pip install 'taskgraft[video]'", code=3) from error
+    need("video", "av", what="a video")
+    import av
+
     try:
         info = os.stat(path)
         if not stat.S_ISREG(info.st_mode) or not info.st_size:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +12,7 @@ from taskgraft.bundle import Bundle
 from taskgraft.exports import onnx_file, openvino_file, pt2, timm_folder, triton
 from taskgraft.exports.describe import Order
 from taskgraft.exports.verify import Runner
-from taskgraft.problem import Problem
+from taskgraft.problem import Problem, need
 
 PRECISIONS = ("fp32", "int8-dynamic", "int8-static")
 
@@ -52,13 +51,7 @@ def chosen(order: Order) -> Format:
         raise Problem(f"--precision {order.precision} is written for {able} alone, not for {order.format}")
     if order.uint8 and not wanted.uint8:
         raise Problem(f"--uint8-input puts the normalisation into a graph, and {order.format} has none; leave it out")
-    missing = [name for name in wanted.needs if importlib.util.find_spec(name) is None]
-    if missing:
-        raise Problem(
-            f"--format {order.format} needs {', '.join(missing)}; "
-            f"install with: pip install 'taskgraft[{wanted.extra}]'",
-            code=3,
-        )
+    need(wanted.extra, *wanted.needs, what=f"--format {order.format}")
     return wanted
 
 

@@ -15,7 +15,7 @@ from taskgraft.data import cache, open_images
 from taskgraft.data.formats import list_images
 from taskgraft.data.sources import joined, owner_of
 from taskgraft.problem import Problem
-from taskgraft.record import Record
+from taskgraft.record import Record, parsed
 from taskgraft.types import Images, Task, Watch
 
 CALIBRATION = 256  # pictures on which int8-static measures the range of every layer
@@ -67,7 +67,7 @@ def _recorded(bundle: Bundle, notes: list[str]) -> list[_Source]:
     file = bundle.home / "record.json" if bundle.home else None
     if file is None or not file.is_file():
         return []
-    record = Record.model_validate_json(file.read_text(encoding="utf-8"))
+    record = parsed(Record, file)
     tasks = {task.name: task for task in bundle.classifier.tasks}
     found = []
     for name, part in record.data.items():
@@ -97,7 +97,7 @@ def _was_split(bundle: Bundle, source: _Source) -> bool:
     file = bundle.home / "record.json" if bundle.home else None
     if file is None or not file.is_file():
         return False
-    record = Record.model_validate_json(file.read_text(encoding="utf-8"))
+    record = parsed(Record, file)
     return Path(str(record.data.get("new", {}).get("source"))) == source.path
 
 

@@ -19,7 +19,7 @@ from taskgraft.bundle import Bundle, structure
 from taskgraft.classifier import joint_layer
 from taskgraft.exports.describe import Order, plain_name
 from taskgraft.problem import Problem
-from taskgraft.record import Record, write_text
+from taskgraft.record import Record, parsed, write_text
 from taskgraft.types import Images
 
 
@@ -109,4 +109,4 @@ def _made(bundle: Bundle) -> dict[str, Any]:
 
 def _record(bundle: Bundle) -> Record | None:
     file = bundle.home / "record.json" if bundle.home else None
-    return Record.model_validate_json(file.read_text(encoding="utf-8")) if file and file.is_file() else None
+    return parsed(Record, file) if file and file.is_file() else None

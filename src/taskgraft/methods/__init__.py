@@ -57,8 +57,9 @@ def parse(text: str) -> Plan:
         raise Problem(
             f"method {text[:60]!r}… is longer than {LONGEST} letters; write for example 'ewc(strength=30) + distill'"
         )
+    text = text.strip()
     try:
-        expression = ast.parse(text.strip(), mode="eval").body
+        expression = ast.parse(text, mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise Problem(f"method {text!r} cannot be read; write for example 'ewc(strength=30) + distill'") from error
     plan: Plan = {}
@@ -126,7 +127,8 @@ def _settings(node: ast.expr, text: str) -> tuple[str, Settings]:
         values[key] = constant(value)
         reason = known[key].refusal(values[key])
         if reason:
-            raise Problem(f"{name}({key}={ast.unparse(value)}): {reason}")
+            given = ast.get_source_segment(text, value) or ""  # as written: unparse() may recurse too deeply
+            raise Problem(f"{name}({key}={given[:60]}): {reason}")
         if known[key].kind in (int, float):
             values[key] = known[key].kind(values[key])
     return name, METHODS[name](**values)

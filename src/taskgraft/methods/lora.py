@@ -11,7 +11,7 @@ from torch import nn
 from taskgraft import seeds
 from taskgraft.classifier import Classifier, freeze
 from taskgraft.method import Method
-from taskgraft.problem import Problem
+from taskgraft.problem import Problem, need
 from taskgraft.settings import Range
 from taskgraft.types import Memory, Sources
 
@@ -31,10 +31,9 @@ class Lora:
         """Uses `adapt` (adapters in, the rest frozen) and `finish` (adapters merged)."""
 
         def adapt(classifier: Classifier, sources: Sources) -> Classifier:
-            try:
-                from peft import LoraConfig, inject_adapter_in_model
-            except ImportError as error:
-                raise Problem("lora needs peft: pip install 'taskgraft[lora]'", code=3) from error
+            need("lora", "peft", what="lora")
+            from peft import LoraConfig, inject_adapter_in_model
+
             wanted = [name for name, module in classifier.backbone.named_modules() if _fits(module)]
             if not wanted:
                 raise Problem(

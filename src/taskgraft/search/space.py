@@ -120,7 +120,11 @@ def _of_method(text: str) -> tuple[str, dict[str, Between | Among]]:
             if isinstance(keyword.value, ast.Tuple | ast.List | ast.Set) and keyword.arg in known:
                 found[f"{name}.{keyword.arg}"] = _extent(keyword.value, known[keyword.arg], f"{name}.{keyword.arg}")
                 call.keywords.remove(keyword)
-    return methods.show(methods.parse(ast.unparse(tree))), found
+    try:
+        rest = ast.unparse(tree)
+    except RecursionError as error:
+        raise Problem(f"method {text[:60]!r}… is nested too deeply; write for example 'ewc(strength=30)'") from error
+    return methods.show(methods.parse(rest)), found
 
 
 def _of_run(text: str, run: Run) -> tuple[Run, dict[str, Between | Among]]:
@@ -139,6 +143,8 @@ def _of_run(text: str, run: Run) -> tuple[Run, dict[str, Between | Among]]:
 
 
 def _read(text: str, what: str, example: str) -> ast.Expression:
+    if len(text) > methods.LONGEST:
+        raise Problem(f"{what[:60]}… is longer than {methods.LONGEST} letters; write for example {example}")
     try:
         return ast.parse(SPAN.sub(r"(\1, \2)", text.strip()), mode="eval")
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -15,6 +16,8 @@ from numpy.typing import NDArray
 from taskgraft.serving.limits import Limits, Refusal
 from taskgraft.serving.model import Answer, Run, Served
 
+PACE = 32  # pictures over which the time of one is averaged: batches even out, a change of load is soon seen
+
 
 class Asked(NamedTuple):
     """Pixels [n, S, S, 3] of one request, and where its answer goes."""
@@ -25,34 +28,60 @@ class Asked(NamedTuple):
 
 @dataclass(frozen=True)
 class Batcher:
-    """The queue before the model. `load` counts pictures let in and not answered yet; one thread runs the model."""
+    """The queue before the model; one thread runs it.
+
+    `load` counts pictures let in and not answered yet; `pace` holds the mean time from one answered picture to the next
+    while there is work ("seconds"), and when the last one was answered or the work began ("since").
+    """
 
     run: Run
     limits: Limits
     queue: asyncio.Queue[Asked]
     thread: ThreadPoolExecutor
     load: dict[str, int]
+    pace: dict[str, float]
     note: Callable[[int], None]  # told the size of every batch
 
 
 def batcher(served: Served, limits: Limits, note: Callable[[int], None]) -> Batcher:
     """A batcher that nobody has asked yet."""
-    return Batcher(served.run, limits, asyncio.Queue(), served.thread, {"pictures": 0}, note)
+    pace = {"seconds": 0.0, "since": 0.0}
+    return Batcher(served.run, limits, asyncio.Queue(), served.thread, {"pictures": 0}, pace, note)
+
+
+def check(waiting: Batcher, count: int) -> None:
+    """Raise Refusal 429 where `count` more pictures find no place, or those before them take too long.
+
+    How long they take is their number times the mean time between answers (Little's law).
+    """
+    limits, before = waiting.limits, waiting.load["pictures"]
+    if before + count > limits.max_queue or before * waiting.pace["seconds"] > limits.wait_seconds:
+        raise Refusal(429, "too many pictures are waiting; try again", retry=1)
 
 
 @contextmanager
 def admitted(waiting: Batcher, count: int) -> Iterator[None]:
-    """Hold a place for `count` pictures; raises Refusal 422 for too many at once, 429 where the queue is full."""
-    limits = waiting.limits
+    """Hold a place for `count` pictures; raises Refusal 422 for too many at once, 429 as `check` does."""
+    limits, load = waiting.limits, waiting.load
     if count > limits.max_batch:
         raise Refusal(422, f"{count} pictures in one request; at most {limits.max_batch} are taken")
-    if waiting.load["pictures"] + count > limits.max_queue:
-        raise Refusal(429, "too many pictures are waiting; try again", retry=1)
-    waiting.load["pictures"] += count
+    check(waiting, count)
+    if not load["pictures"]:
+        waiting.pace["since"] = time.monotonic()
+    load["pictures"] += count
     try:
         yield
+        _keep_pace(waiting, count)  # only for what was answered: a picture that is none would count as a quick one
     finally:
-        waiting.load["pictures"] -= count
+        load["pictures"] -= count
+
+
+def _keep_pace(waiting: Batcher, count: int) -> None:
+    pace, now = waiting.pace, time.monotonic()
+    took = (now - pace["since"]) / count
+    share = min(1.0, count / PACE) if pace["seconds"] else 1.0
+    pace["seconds"] += share * (took - pace["seconds"])
+    pace["since"] = now
 
 
 async def ask(waiting: Batcher, pixels: NDArray[np.uint8]) -> Answer:
@@ -66,27 +95,34 @@ async def ask(waiting: Batcher, pixels: NDArray[np.uint8]) -> Answer:
 
 
 async def work(waiting: Batcher) -> None:
-    """Answer forever: gather a batch, run the model, hand out the rows."""
+    """Answer forever: gather a batch, run the model, hand out the rows. Where it fails, each is asked about alone."""
     left: list[Asked] = []
     while True:
         batch = [entry for entry in await _gathered(waiting, left) if not entry.answer.done()]
-        if not batch:
+        error = await _answered(waiting, batch) if batch else None
+        if error is None:
             continue
-        pixels = np.concatenate([entry.pixels for entry in batch])
-        waiting.note(len(pixels))
-        try:
-            found = await asyncio.get_running_loop().run_in_executor(waiting.thread, waiting.run, pixels)
-        except Exception as error:  # whatever the runtime raises must reach those who wait, and not end this loop
-            for entry in batch:
-                if not entry.answer.done():
-                    entry.answer.set_exception(error)
-            continue
-        start = 0
-        for entry in batch:
-            stop = start + len(entry.pixels)
-            if not entry.answer.done():
-                entry.answer.set_result({task: logits[start:stop] for task, logits in found.items()})
-            start = stop
+        for entry in batch:  # what the model stumbles over, or has no memory for, must not fail its batch mates
+            reason = error if len(batch) == 1 else await _answered(waiting, [entry])
+            if reason is not None and not entry.answer.done():
+                entry.answer.set_exception(reason)
+
+
+async def _answered(waiting: Batcher, batch: list[Asked]) -> Exception | None:
+    """Run the model on a batch and hand out the rows; whatever the runtime raises is returned."""
+    pixels = np.concatenate([entry.pixels for entry in batch])
+    waiting.note(len(pixels))
+    try:
+        found = await asyncio.get_running_loop().run_in_executor(waiting.thread, waiting.run, pixels)
+    except Exception as error:  # it must reach those who wait, and not end the loop
+        return error
+    start = 0
+    for entry in batch:
+        stop = start + len(entry.pixels)
+        if not entry.answer.done():
+            entry.answer.set_result({task: logits[start:stop] for task, logits in found.items()})
+        start = stop
+    return None
 
 
 async def _gathered(waiting: Batcher, left: list[Asked]) -> list[Asked]:

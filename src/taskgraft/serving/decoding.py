@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import multiprocessing
+import os
 import signal
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -135,6 +136,7 @@ def _work(way: Connection, wanted: tuple[Any, ...], max_pixels: float) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server says when it is over
     most = int(max_pixels * 1e6)
     _confine(most * PER_PIXEL + SPARE)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what C libraries say of a stranger's picture is no line of the log
     preprocess = Preprocess(*wanted)
     with contextlib.suppress(EOFError, OSError):
         way.send_bytes(GOOD)

@@ -29,6 +29,9 @@ class Limits:
     max_queue: Annotated[
         int, Range(1, 10_000, at_least=1), "pictures that may wait or be worked on; more get status 429"
     ] = 256
+    wait_seconds: Annotated[
+        float, Range(0.01, 30, above=0), "seconds a request may be expected to wait for others; more get status 429"
+    ] = 10.0
     max_body: Annotated[int, Range(1, 256, at_least=1, at_most=1024), "MiB of a request's body"] = 32
     max_pixels: Annotated[float, Range(1, 89, above=0, at_most=89), "millions of pixels of one picture"] = 25.0
     decode_seconds: Annotated[float, Range(1, 60, above=0), "seconds that decoding one picture may take"] = 10.0

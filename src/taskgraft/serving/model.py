@@ -14,11 +14,12 @@ import torch
 from numpy.typing import NDArray
 
 from taskgraft import data, exports, metrics
+from taskgraft.allocator import keep_freed_memory
 from taskgraft.bundle import Bundle
 from taskgraft.exports import onnx_file, pictures, verify
 from taskgraft.exports.describe import Order, outputs, plain_name
 from taskgraft.problem import Problem
-from taskgraft.record import Predictions, Record
+from taskgraft.record import Predictions, Record, parsed
 from taskgraft.types import Images
 
 BACKENDS = ("torch", "onnx")
@@ -91,7 +92,7 @@ def read(served: Served, logits: Answer) -> dict[str, Reading]:
 def about(bundle: Bundle, name: str, backend: str) -> dict[str, Any]:
     """What the page shows: tasks, lineage, results. Of paths only their last part."""
     file = bundle.home / "record.json" if bundle.home else None
-    record = Record.model_validate_json(file.read_text(encoding="utf-8")) if file and file.is_file() else None
+    record = parsed(Record, file) if file and file.is_file() else None
     return {
         "name": name,
         "made_by": f"taskgraft {version('taskgraft')}",
@@ -127,6 +128,7 @@ def _result(task: dict[str, Any]) -> dict[str, Any]:
 
 
 def _torch(bundle: Bundle) -> Run:
+    keep_freed_memory()
     classifier, wanted = bundle.classifier.eval(), bundle.preprocess
     device = next(classifier.parameters()).device
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import AsyncGenerator
 from importlib import resources
 from typing import Annotated, Any
 
@@ -11,6 +12,7 @@ from fastapi import APIRouter, Query, Request, Response
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
+from taskgraft.report import looks
 from taskgraft.serving import batching, gauges, service
 from taskgraft.serving.answers import Choice, Picture, Predicted, TaskAnswer, refusals
 from taskgraft.serving.limits import Refusal
@@ -19,12 +21,14 @@ from taskgraft.serving.service import Service
 
 FILES = {"page.html": "text/html", "page.css": "text/css", "page.js": "text/javascript"}
 FIELDS = 16  # text fields of a form, all of which are passed over
+LARGE = 65_536  # bytes from which reading a form is left to a thread
 
 
 def routes(found: Service) -> APIRouter:
     """/predict, /about, /metrics, and the page."""
     router = APIRouter(tags=["people"])
-    page = {name: (resources.files("taskgraft.serving") / "page" / name).read_bytes() for name in FILES}
+    page = {name: (resources.files("taskgraft.serving") / "page" / name).read_text(encoding="utf-8") for name in FILES}
+    page["page.css"] = looks.sheet(page["page.css"])  # the looks of every page of taskgraft
 
     @router.post("/predict", **_documented())
     async def predict(request: Request, top: Annotated[int, Query(ge=1, le=100)] = 5) -> Predicted:
@@ -56,15 +60,15 @@ def routes(found: Service) -> APIRouter:
 
 
 async def _predict(found: Service, request: Request, top: int) -> Predicted:
-    body = await service.body_of(found, request)
-    start = time.perf_counter()
-    if not body:
-        raise Refusal(400, "the body is empty; send a picture")
-    kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
-    files = await _files(found, request, body) if kind == "multipart/form-data" else [(None, body)]
-    with batching.admitted(found.waiting, len(files)):
-        pixels = await service.pixels_of(found, [picture for _, picture in files])
-        readings = await service.read(found, pixels)
+    async with service.body_of(found, request) as body:
+        start = time.perf_counter()
+        if not body:
+            raise Refusal(400, "the body is empty; send a picture")
+        kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
+        files = await _files(found, request, body) if kind == "multipart/form-data" else [(None, body)]
+        with batching.admitted(found.waiting, len(files)):
+            pixels = await service.pixels_of(found, [picture for _, picture in files])
+            readings = await service.read(found, pixels)
     return Predicted(
         model=found.served.name,
         pictures=[
@@ -91,25 +95,35 @@ def _answer(reading: Reading, row: int, classes: tuple[str, ...], top: int) -> T
 
 async def _files(found: Service, request: Request, body: bytes) -> list[tuple[str | None, bytes]]:
     """The files of a form, in order; text fields are passed over. Raises Refusal for none, or too many parts."""
-
-    async def stream():
-        yield body
-
+    reading = _parsed(request, body, found.limits.max_batch)
     try:
-        form = await MultiPartParser(
-            request.headers, stream(), max_files=found.limits.max_batch, max_fields=FIELDS
-        ).parse()
-    except (MultiPartException, ValueError, KeyError, LookupError) as error:
+        form = await (asyncio.to_thread(asyncio.run, reading) if len(body) > LARGE else reading)
+    except (MultiPartException, ValueError, LookupError) as error:
         reason = error.message if isinstance(error, MultiPartException) else "it is damaged"
         raise Refusal(400, f"the form cannot be read: {reason}") from None
-    uploads = [entry for _, entry in form.multi_items() if isinstance(entry, UploadFile)]
-    try:
-        files = [(upload.filename, await upload.read()) for upload in uploads]
-    finally:
-        await asyncio.gather(*(upload.close() for upload in uploads))
-    if not files:
+    if not form:
         raise Refusal(400, "the form holds no file")
+    return form
+
+
+async def _parsed(request: Request, body: bytes, most: int) -> list[tuple[str | None, bytes]]:
+    """The files of a form. It never waits: all of it is in memory and stays there, no picture touches the disk."""
+
+    async def stream() -> AsyncGenerator[bytes, None]:
+        yield body
+
+    parser = MultiPartParser(request.headers, stream(), max_files=most, max_fields=FIELDS)
+    parser.spool_max_size = len(body) + 1
+    form = await parser.parse()
+    uploads = [entry for _, entry in form.multi_items() if isinstance(entry, UploadFile)]
+    files = [(_written(upload.filename), await upload.read()) for upload in uploads]
+    await form.close()
     return files
+
+
+def _written(name: str | None) -> str | None:
+    """A file's name as JSON can hold it: some of the codecs that a form may name give what is no Unicode text."""
+    return None if name is None else name.encode("utf-8", "replace").decode()
 
 
 def _documented() -> dict[str, Any]:

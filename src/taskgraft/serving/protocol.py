@@ -87,6 +87,9 @@ def parse(body: bytes, header: str | None, size: int, most: int) -> Request:
     raw = _binary(given, rest)
     binary = _flag(asked.parameters, "binary_data_output", False)
     wanted = None if asked.outputs is None else [_output(entry, binary) for entry in asked.outputs]
+    names = [entry.name for entry in wanted or ()]
+    if len(set(names)) < len(names):  # a thousand times the same answer is a way to fill the memory
+        raise Refusal(400, "an output is asked for twice; once is enough")
     start = Request(asked.id, None, [], wanted, binary)
     if given.datatype == "UINT8" and given.name == PIXELS:
         return start._replace(pixels=_pixels(given, raw, size, most))
@@ -170,19 +173,29 @@ def _pixels(given: _Given, raw: bytes | None, size: int, most: int) -> NDArray[n
     if shape[0] > most:
         raise Refusal(422, f"{shape[0]} pictures in one request; at most {most} are taken")
     count = shape[0] * size * size * 3
-    if raw is not None:
-        if len(raw) != count:
-            raise Refusal(400, f"input {given.name!r}: shape {given.shape} needs {count} bytes, {len(raw)} came")
-        return np.frombuffer(raw, np.uint8).reshape(shape).copy()  # torch wants it writable
+    if raw is None:
+        raw = _listed_bytes(given, shape)
+    if len(raw) != count:
+        raise Refusal(400, f"input {given.name!r}: shape {given.shape} needs {count} values, {len(raw)} came")
+    return np.frombuffer(raw, np.uint8).reshape(shape).copy()  # torch wants it writable
+
+
+def _listed_bytes(given: _Given, shape: tuple[int, ...]) -> bytes:
+    """The numbers of JSON data, flat or nested like its shape. No array is made of what else may stand there: one long
+    text among numbers would make every entry as long.
+    """
+    values = given.data or []
+    if values and isinstance(values[0], list):
+        for size in shape[1:]:
+            if not all(isinstance(row, list) and len(row) == size for row in values):
+                raise Refusal(400, f"input {given.name!r}: data is neither flat nor nested like its shape")
+            values = [value for row in values for value in row]
     try:
-        values = np.array(given.data)
+        if set(map(type, values)) <= {int}:  # bytes() would take true and false too
+            return bytes(values)
     except ValueError:
-        raise Refusal(400, f"input {given.name!r}: data is neither flat nor nested like its shape") from None
-    if values.size != count or (values.ndim > 1 and values.shape != shape):
-        raise Refusal(400, f"input {given.name!r}: shape {given.shape} needs {count} values, data has {values.size}")
-    if values.dtype.kind != "i" or values.min() < 0 or values.max() > 255:
-        raise Refusal(400, f"input {given.name!r}: UINT8 takes whole numbers from 0 to 255")
-    return values.astype(np.uint8).reshape(shape)
+        pass
+    raise Refusal(400, f"input {given.name!r}: UINT8 takes whole numbers from 0 to 255")
 
 
 def _pictures(given: _Given, raw: bytes | None, most: int) -> list[bytes]:
@@ -191,28 +204,29 @@ def _pictures(given: _Given, raw: bytes | None, most: int) -> list[bytes]:
         raise Refusal(400, f"input {given.name!r}: shape {shape} must be [B] or [B, 1], B at least 1")
     if shape[0] > most:
         raise Refusal(422, f"{shape[0]} pictures in one request; at most {most} are taken")
-    found = _from_text(given) if raw is None else _from_bytes(given.name, raw)
-    if len(found) != shape[0]:
-        raise Refusal(400, f"input {given.name!r}: shape {shape}, but {len(found)} elements came")
-    return found
+    return _from_text(given, shape[0]) if raw is None else _from_bytes(given.name, raw, shape[0])
 
 
-def _from_text(given: _Given) -> list[bytes]:
+def _from_text(given: _Given, count: int) -> list[bytes]:
     flat = [entry for row in given.data or [] for entry in (row if isinstance(row, list) else [row])]
+    if len(flat) != count:
+        raise Refusal(400, f"input {given.name!r}: shape {given.shape}, but {len(flat)} elements came")
     try:
         return [base64.b64decode(entry, validate=True) for entry in flat]
     except (binascii.Error, TypeError, ValueError):
         raise Refusal(400, f"input {given.name!r}: in JSON, BYTES are strings of base64") from None
 
 
-def _from_bytes(name: str, raw: bytes) -> list[bytes]:
+def _from_bytes(name: str, raw: bytes, count: int) -> list[bytes]:
     found, start = [], 0
-    while start < len(raw):
+    while start < len(raw) and len(found) <= count:
         stop = start + 4 + int.from_bytes(raw[start : start + 4], "little")
         if start + 4 > len(raw) or stop > len(raw):
             raise Refusal(400, f"input {name!r}: an element is longer than the bytes that came")
         found.append(raw[start + 4 : stop])
         start = stop
+    if len(found) != count:
+        raise Refusal(400, f"input {name!r}: its shape has {count} elements, but {len(found)} or more came")
     return found
 
 

@@ -7,20 +7,24 @@ import logging
 import signal
 import socket
 from ipaddress import ip_address
+from typing import Any
 
+import h11
 import uvicorn
 
 from taskgraft.data.preprocess import Preprocess
 from taskgraft.problem import Problem
 from taskgraft.serving import app, service
-from taskgraft.serving.guard import LOCAL
+from taskgraft.serving.guard import LOCAL, App, log, told
 from taskgraft.serving.limits import Limits, checked
 from taskgraft.serving.model import Served
 from taskgraft.serving.service import Service
 from taskgraft.types import Watch
 
+GRACE = 0.5  # seconds in which requests that are on the way while the server stops still hear that it does
 DRAIN = 30.0  # seconds that requests under way may take once the server is told to stop
 SHORTEST = 8  # characters of a token
+HEAD = 16 * 2**10  # bytes of a request line with all headers, and of a chunk's
 
 
 def admit(host: str, token: str | None, *, insecure: bool) -> bool:
@@ -58,42 +62,56 @@ def serve(
     """Answer requests at an open port until SIGTERM or SIGINT, then answer those under way and return."""
     found = service.assemble(served, wanted, checked(limits))
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
-    config = uvicorn.Config(
-        app.create(found, token=token, local=local),  # pyright: ignore[reportArgumentType]
-        log_config=None, access_log=False, server_header=False, lifespan="on", timeout_keep_alive=30,
-        timeout_graceful_shutdown=int(DRAIN), ws="none",
+    made = config(app.create(found, token=token, local=local))
+    asyncio.run(_until_told(uvicorn.Server(made), found, door, watch))
+
+
+def config(made: App) -> uvicorn.Config:
+    """How HTTP is spoken: one parser wherever it runs, and nothing believed of what proxies add."""
+    return uvicorn.Config(
+        made,  # pyright: ignore[reportArgumentType]
+        http="h11", h11_max_incomplete_event_size=HEAD, proxy_headers=False, ws="none", lifespan="on", log_config=None,
+        access_log=False, server_header=False, timeout_keep_alive=30, timeout_graceful_shutdown=int(DRAIN),
     )  # fmt: skip
-    asyncio.run(_until_told(uvicorn.Server(config), found, door, watch))
 
 
 async def _until_told(server: uvicorn.Server, found: Service, door: socket.socket, watch: Watch) -> None:
     loop = asyncio.get_running_loop()
+    loop.set_exception_handler(_failed)
     running = asyncio.create_task(server.serve(sockets=[door]))
     while not server.started and not running.done():
         await asyncio.sleep(0.01)
-    told = asyncio.Event()
+    stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):  # after uvicorn has set its own, which know no readiness
-        loop.add_signal_handler(number, _tell, told, server)
+        loop.add_signal_handler(number, _tell, stop, server)
     host, port = door.getsockname()[:2]
-    watch.say(f"ready: http://{f'[{host}]' if ':' in host else host}:{port}")
-    waiting = asyncio.create_task(told.wait())
+    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    watch.say(f"ready: {url}   try: curl --data-binary @PICTURE.jpg {url}/predict")
+    waiting = asyncio.create_task(stop.wait())
     await asyncio.wait([running, waiting], return_when=asyncio.FIRST_COMPLETED)
-    if told.is_set():
+    if stop.is_set():
         found.state["draining"] = 1
         watch.say(f"stopping: {found.state['requests']} request(s) under way are answered first")
-        end = loop.time() + DRAIN
-        while found.state["requests"] and loop.time() < end and not server.force_exit:
+        first, end = loop.time() + GRACE, loop.time() + DRAIN
+        while (found.state["requests"] or loop.time() < first) and loop.time() < end and not server.force_exit:
             await asyncio.sleep(0.02)
         server.should_exit = True
     waiting.cancel()
     await running
 
 
-def _tell(told: asyncio.Event, server: uvicorn.Server) -> None:
+def _tell(stop: asyncio.Event, server: uvicorn.Server) -> None:
     """The first signal asks, the second one insists."""
-    if told.is_set():
+    if stop.is_set():
         server.force_exit = True
-    told.set()
+    stop.set()
+
+
+def _failed(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """In the place of asyncio's own report, which quotes what a client sent; broken HTTP is no news at all."""
+    error = context.get("exception")
+    if not isinstance(error, h11.ProtocolError | ConnectionError):
+        log.error("%s: %s", context["message"], told(error) if error else "")
 
 
 def _loopback(host: str) -> bool:

@@ -20,13 +20,13 @@ from taskgraft.serving.gauges import Gauges
 from taskgraft.serving.limits import Limits, Refusal
 from taskgraft.serving.model import Reading, Served
 
-READERS = 64  # bodies that may come in at the same time: what they hold in memory is bounded by it
+BODIES = 64  # of the largest size that may be in memory together; slow clients cost what they have sent
 ENCODINGS = {"gzip": 31, "deflate": 15}  # zlib's window sizes
 
 
 @dataclass(frozen=True)
 class Service:
-    """A server's parts. `state`: "draining" 0 or 1, "requests" under way, "bodies" coming in."""
+    """A server's parts. `state`: "draining" 0 or 1, "requests" under way, "bytes" of their bodies."""
 
     served: Served
     limits: Limits
@@ -39,7 +39,7 @@ class Service:
 def assemble(served: Served, wanted: Preprocess, limits: Limits) -> Service:
     """Start the decoders and put the parts together; the model answers within `running`."""
     pool = decoding.start(wanted, limits)
-    state = {"draining": 0, "requests": 0, "bodies": 0}
+    state = {"draining": 0, "requests": 0, "bytes": 0}
     found = gauges.gauges(lambda: waiting.load["pictures"], lambda: pool.replaced[0], lambda: not state["draining"])
     waiting = batching.batcher(served, limits, found.batches.observe)
     return Service(served, limits, waiting, pool, found, state)
@@ -59,11 +59,10 @@ async def running(service: Service) -> AsyncIterator[None]:
 
 @contextmanager
 def under_way(service: Service) -> Iterator[None]:
-    """A request that will be answered, come what may; raises Refusal 503 once the server is stopping."""
+    """A request that will be answered, come what may; raises Refusal 503 once the server stops, 429 as `check`."""
     if service.state["draining"]:
         raise Refusal(503, "the server is stopping; ask another one", retry=5)
-    if service.waiting.load["pictures"] >= service.limits.max_queue:  # known before the body is read
-        raise Refusal(429, "too many pictures are waiting; try again", retry=1)
+    batching.check(service.waiting, 1)  # known before the body is read
     service.state["requests"] += 1
     try:
         yield
@@ -71,8 +70,13 @@ def under_way(service: Service) -> Iterator[None]:
         service.state["requests"] -= 1
 
 
-async def body_of(service: Service, request: Request) -> bytes:
-    """The body, unpacked; raises Refusal 413 as soon as it is too large, 408 for one that does not come, 415, 429."""
+@asynccontextmanager
+async def body_of(service: Service, request: Request) -> AsyncIterator[bytes]:
+    """The body, unpacked, for as long as it is needed.
+
+    Raises Refusal 413 as soon as it is too large, 408 for one that does not come, 415, and 429 where the bodies of all
+    requests together take too much memory. Slow clients cost only what they have sent.
+    """
     most = service.limits.max_body * 2**20
     encoding = request.headers.get("content-encoding", "identity").lower()
     if encoding != "identity" and encoding not in ENCODINGS:
@@ -80,20 +84,15 @@ async def body_of(service: Service, request: Request) -> bytes:
     length = request.headers.get("content-length", "0")
     if length.isdecimal() and int(length) > most:
         raise Refusal(413, f"the body has more than {service.limits.max_body} MiB")
-    if service.state["bodies"] >= READERS:
-        raise Refusal(429, "too many requests are coming in; try again", retry=1)
-    service.state["bodies"] += 1
+    held: list[int] = []
     try:
-        body = await asyncio.wait_for(_received(request, most), service.limits.request_seconds)
-    except TimeoutError:
-        raise Refusal(408, f"the body did not come within {service.limits.request_seconds:g} s") from None
-    except ClientDisconnect:
-        raise Refusal(400, "the connection was closed before the body was whole") from None
+        body = await _whole(service, request, most, held)
+        if encoding != "identity":
+            body = await asyncio.to_thread(_unpacked, body, ENCODINGS[encoding], most)
+            _hold(service, len(body), held)
+        yield body
     finally:
-        service.state["bodies"] -= 1
-    if body is None:
-        raise Refusal(413, f"the body has more than {service.limits.max_body} MiB")
-    return body if encoding == "identity" else await asyncio.to_thread(_unpacked, body, ENCODINGS[encoding], most)
+        service.state["bytes"] -= sum(held)
 
 
 async def pixels_of(service: Service, pictures: list[bytes]) -> NDArray[np.uint8]:
@@ -115,14 +114,36 @@ async def read(service: Service, pixels: NDArray[np.uint8]) -> dict[str, Reading
     return model.read(service.served, await batching.ask(service.waiting, pixels))
 
 
-async def _received(request: Request, most: int) -> bytes | None:
+async def _whole(service: Service, request: Request, most: int, held: list[int]) -> bytes:
+    """The body as it came."""
+    try:
+        body = await asyncio.wait_for(_received(service, request, most, held), service.limits.request_seconds)
+    except TimeoutError:
+        raise Refusal(408, f"the body did not come within {service.limits.request_seconds:g} s") from None
+    except ClientDisconnect:
+        raise Refusal(400, "the connection was closed before the body was whole") from None
+    if body is None:
+        raise Refusal(413, f"the body has more than {service.limits.max_body} MiB")
+    return body
+
+
+async def _received(service: Service, request: Request, most: int, held: list[int]) -> bytes | None:
     parts, total = [], 0
     async for chunk in request.stream():
         total += len(chunk)
         if total > most:
             return None
+        _hold(service, len(chunk), held)
         parts.append(chunk)
     return b"".join(parts)
+
+
+def _hold(service: Service, count: int, held: list[int]) -> None:
+    """Note bytes that stay in memory until their request is answered."""
+    if service.state["bytes"] + count > BODIES * service.limits.max_body * 2**20:
+        raise Refusal(429, "too many requests are in memory; try again", retry=1)
+    service.state["bytes"] += count
+    held.append(count)
 
 
 def _unpacked(body: bytes, window: int, most: int) -> bytes:

@@ -103,15 +103,14 @@ def described(found: Service) -> ModelMetadata:
 
 async def _infer(found: Service, request: Request) -> Response:
     limits, served = found.limits, found.served
-    body = await service.body_of(found, request)
-    header = request.headers.get(HEADER)
-    read = (body, header, served.size, limits.max_batch)
-    asked = await asyncio.to_thread(protocol.parse, *read) if len(body) > LARGE else protocol.parse(*read)
-    _check_names(served, asked)
-    count = len(asked.pictures) if asked.pixels is None else len(asked.pixels)
-    with batching.admitted(found.waiting, count):
-        pixels = await service.pixels_of(found, asked.pictures) if asked.pixels is None else asked.pixels
-        readings = await service.read(found, pixels)
+    async with service.body_of(found, request) as body:
+        read = (body, request.headers.get(HEADER), served.size, limits.max_batch)
+        asked = await asyncio.to_thread(protocol.parse, *read) if len(body) > LARGE else protocol.parse(*read)
+        _check_names(served, asked)
+        count = len(asked.pictures) if asked.pixels is None else len(asked.pixels)
+        with batching.admitted(found.waiting, count):
+            pixels = await service.pixels_of(found, asked.pictures) if asked.pixels is None else asked.pixels
+            readings = await service.read(found, pixels)
     tensors = [tensor for task, reading in readings.items() for tensor in _tensors(served, task, reading)]
     labels = {name: served.labels[task] for task in served.labels for name in _names(served, task)}
     content, length = protocol.answer(served.name, asked, tensors, labels)

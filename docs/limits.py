@@ -1,0 +1,78 @@
+"""The limits of what strangers may send, with the numbers that stand in the code."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from taskgraft.bundle import checked, unpickle
+from taskgraft.data import decode, preprocess, tars
+from taskgraft.methods import LONGEST
+from taskgraft.serving import decoding, guard, people, run, service
+from taskgraft.serving.limits import Limits
+from taskgraft.settings import options
+
+MIB = 2**20
+
+
+class Row(NamedTuple):
+    """One limit: what it is of, the number, what happens beyond it."""
+
+    what: str
+    number: str
+    beyond: str
+
+
+def page() -> str:
+    """Tables by who sends what."""
+    groups = {
+        "Pictures, everywhere": PICTURES, "Checkpoints and bundles": MODELS, "Requests to the server": _server(),
+        "Text": TEXT,
+    }  # fmt: skip
+    lines: list[str] = []
+    for title, rows in groups.items():
+        lines += [f"### {title}", "", "| what | limit | beyond it |", "|---|---|---|"]
+        lines += [f"| {row.what} | {row.number} | {row.beyond} |" for row in rows] + [""]
+    return "\n".join(lines)
+
+
+PICTURES = [
+    Row("formats, by content", ", ".join(decode.FORMATS), "excluded with a reason"),
+    Row("bytes of a file", f"{decode.MAX_BYTES // MIB} MiB", "excluded, not read"),
+    Row("pixels", f"{decode.MAX_PIXELS:,}, also of what it is resized to", "excluded before it is decoded"),
+    Row("smallest side", f"{decode.MIN_SIDE} pixels", "excluded"),
+    Row("longer side over shorter", f"{decode.MAX_ASPECT:g}", "excluded"),
+    Row("bytes of a label in a tar archive", f"{tars.MAX_LABEL // MIB} MiB", "the picture is excluded"),
+]
+MODELS = [
+    Row("bytes of a JSON file", f"{checked.MOST // MIB} MiB", "refused"),
+    Row("a number among a network's arguments", f"{checked.LARGEST:,}", "refused"),
+    Row("side of a model's input", f"{preprocess.LARGEST:,} pixels", "refused"),
+    Row("memory of what opens a pickle", f"{unpickle.TIMES} times the file and {unpickle.SPARE // MIB:,} MiB",
+        "refused"),
+    Row("its processor time", f"{unpickle.SECONDS} s, and 1 s for each {unpickle.SPEED // MIB} MiB", "refused"),
+]  # fmt: skip
+TEXT = [Row("letters of a method's notation", f"{LONGEST:,}", "refused")]
+
+
+def _server() -> list[Row]:
+    """The flags of `serve` with their defaults, and what cannot be set."""
+    rows = [
+        Row(f"`--{name.replace('_', '-')}`: {option.meaning}", f"{option.default:g}", "")
+        for name, option in options(Limits).items()
+    ]
+    answers = {"max_batch": "422", "max_queue": "429", "wait_seconds": "429", "max_body": "413, while it is coming",
+               "max_pixels": "422, before it is decoded", "decode_seconds": "422; the process is replaced",
+               "request_seconds": "408, 503"}  # fmt: skip
+    rows = [row._replace(beyond=answers.get(name, "")) for name, row in zip(options(Limits), rows, strict=True)]
+    pixels = Limits().max_pixels
+    spare = (pixels * 1e6 * decoding.PER_PIXEL + decoding.SPARE) / MIB
+    return [
+        *rows,
+        Row("request line and headers together", f"{run.HEAD // 2**10} KiB", "400"),
+        Row("bodies in memory together", f"{service.BODIES} of the largest size", "429"),
+        Row("text fields of a form", str(people.FIELDS), "400"),
+        Row("memory of a decoding process", f"{spare:,.0f} MiB at {pixels:g} million pixels", "422; it is replaced"),
+        Row("characters of a token", f"at least {run.SHORTEST}", "the server does not start"),
+        Row("what a client may go on sending after a refusal", f"{guard.LINGER:g} s", "the connection is closed"),
+        Row("answering after SIGTERM", f"{run.DRAIN:g} s", "what is not answered by then is lost"),
+    ]

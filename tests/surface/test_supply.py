@@ -1,0 +1,162 @@
+"""What the package rests on: lower bounds above known defects, a lock with digests, and no extra imported unasked."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+from surface.test_house import PACKAGE, PYPROJECT, ROOT, SOURCES, name, tree
+
+# The lowest version without a known weakness that matters here, and which one it was.
+FLOORS = {
+    "torch": ("2.10", "CVE-2025-32434, CVE-2026-24747: weights_only=True could be got round"),
+    "pillow": ("12.3", "decoders that wrote out of bounds"),
+    "jinja2": ("3.1.6", "CVE-2025-27516: templates that left their sandbox"),
+    "filelock": ("3.20.1", "CVE-2025-68146: a lock file that is a link"),
+    "starlette": ("0.49.1", "CVE-2025-62727: Range headers of quadratic cost"),
+    "python-multipart": ("0.0.27", "CVE-2026-42561: parts with endless headers"),
+    "h11": ("0.16", "CVE-2025-43859: chunks that a proxy reads otherwise"),
+    "onnx": ("1.19", "CVE-2025-51480: files written outside their folder"),
+    "pyarrow": ("21", "CVE-2023-47248: code run by a file"),
+    "ray": ("2.54", "CVE-2023-48022, CVE-2026-27482: jobs of strangers"),
+}
+# What the modules of an extra may import when they are imported, since nothing else imports them unasked.
+TUNING = ("search.queue", "search.sampling", "search.storage", "jobs.tune", "jobs.work", "jobs.workers", "jobs.outcome",
+          "jobs.auto")  # fmt: skip
+HOMES = {"taskgraft.serving": "serve", **{f"taskgraft.{name}": "tune" for name in TUNING}}
+# Where the name that is imported is not the name that is installed.
+IMPORTED = {
+    "python-multipart": ("multipart", "python_multipart"), "optuna": ("optuna", "sqlalchemy"),
+    "prometheus-client": ("prometheus_client",), "fastapi": ("fastapi", "starlette"),
+}  # fmt: skip
+
+
+def requirements() -> dict[str, list[Requirement]]:
+    """All requirements, by the extra that asks for them; "" asks always."""
+    project = PYPROJECT["project"]
+    groups = {"": project["dependencies"], **project["optional-dependencies"]}
+    return {extra: [Requirement(line) for line in lines] for extra, lines in groups.items()}
+
+
+def test_lower_bounds_are_above_known_defects() -> None:
+    seen = set()
+    for extra, lines in requirements().items():
+        for line in lines:
+            if line.name in FLOORS:
+                seen.add(line.name)
+                bound = next(part.version for part in line.specifier if part.operator == ">=")
+                assert Version(bound) >= Version(FLOORS[line.name][0]), f"[{extra}] {line}: {FLOORS[line.name][1]}"
+            assert line.url is None
+    assert seen == set(FLOORS)
+
+
+def test_every_requirement_has_a_lower_bound() -> None:
+    for lines in requirements().values():
+        for line in lines:
+            own = line.name == "taskgraft"
+            assert own or any(part.operator == ">=" for part in line.specifier), f"{line} may be of any age"
+
+
+def pins() -> dict[str, str]:
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    return {canonicalize_name(line.partition("==")[0]): line.partition("==")[2] for line in lines if "==" in line}
+
+
+def test_the_lock_is_the_pins_with_digests() -> None:
+    text = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+    first, *lines = text.splitlines()
+    assert first.startswith("# Made by 'make lock' on Linux x86_64, Python 3.")
+    found = re.findall(r"^([A-Za-z0-9._-]+)==([A-Za-z0-9.!+]+) \\\n    --hash=sha256:[0-9a-f]{64}$", text, re.M)
+    assert 2 * len(found) == len(lines)
+    locked = {canonicalize_name(name): version for name, version in found}
+    known = pins()
+    assert {name: version for name, version in locked.items() if known.get(name) != version} == {}
+    asked = {canonicalize_name(line.name) for lines in requirements().values() for line in lines} - {"taskgraft"}
+    assert asked <= set(locked)
+
+
+def modules_of(extra: str) -> set[str]:
+    """The top names that the packages of an extra are imported by."""
+    found: set[str] = set()
+    for line in requirements()[extra]:
+        found |= set(IMPORTED.get(line.name, (line.name.replace("-", "_"),)))
+    return found
+
+
+def optional() -> set[str]:
+    """The top names of all extras' packages that users may not have."""
+    always = {line.name for line in requirements()[""]}
+    return {
+        name for extra in requirements() if extra not in ("", "dev", "docs") for name in modules_of(extra)
+    } - always - {"taskgraft"}  # fmt: skip
+
+
+def dotted(path: Path) -> str:
+    return ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
+
+
+def home_of(module: str) -> str | None:
+    """The extra whose own module this is."""
+    parts = module.split(".")
+    if parts[1:] == ["serving"] or parts[1:3] == ["serving", "limits"]:  # limits are read by help texts
+        return None
+    return next((extra for home, extra in HOMES.items() if module == home or module.startswith(home + ".")), None)
+
+
+def at_import(body: list[ast.stmt]) -> list[ast.Import | ast.ImportFrom]:
+    """The imports that run when a module is imported; those under TYPE_CHECKING do not."""
+    found: list[ast.Import | ast.ImportFrom] = []
+    for node in body:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            found.append(node)
+        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            found += at_import(node.orelse)
+        elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            inner = [child for child in ast.iter_child_nodes(node) if isinstance(child, ast.stmt)]
+            found += at_import(inner)
+    return found
+
+
+def names_of(node: ast.Import | ast.ImportFrom) -> list[str]:
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    return [str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)]
+
+
+def test_no_module_imports_an_extra_when_it_is_imported() -> None:
+    """Extras are imported inside functions; only the extra's own modules may import it, and only they each other."""
+    extras, checked = optional(), 0
+    assert {"fastapi", "optuna", "onnx", "av", "peft", "ray", "pyarrow"} <= extras
+    for path in SOURCES:
+        own = home_of(dotted(path))
+        for node in at_import(tree(path).body):
+            for found in names_of(node):
+                checked += 1
+                place, top = f"{name(path)}:{node.lineno} imports {found}", found.partition(".")[0]
+                if top in extras:
+                    assert own is not None, place
+                    assert top in modules_of(own), place
+                assert home_of(found) in (None, own), place
+    assert checked > 500
+
+
+def test_every_module_can_be_imported_without_the_extras() -> None:
+    """In a process where they do not exist."""
+    wanted = [dotted(path) for path in SOURCES if home_of(dotted(path)) is None and path.stem != "__main__"]
+    assert len(wanted) > 100
+    code = f"""
+import importlib, sys
+sys.modules.update(dict.fromkeys({sorted(optional())!r}))  # None: it does not exist
+for name in {wanted!r}:
+    importlib.import_module(name)
+print(len(sys.modules))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]
