@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from torch import Tensor
 from taskgraft import Problem, inference, parallel, tree
 from taskgraft.features import features_of
 from taskgraft.loop import steps
-from toys import OLD, RUN, finished, parent, pictures, started
+from taskgraft.parallel.pulse import pulse
+from toys import OLD, RUN, finished, parent, pictures, started, weights
 
 
 def together(count: int, folder: Path, function: Callable[[], Any]) -> list[Any]:
@@ -102,3 +104,39 @@ def orders() -> list[str]:
 
 def refuse() -> None:
     raise Problem("no room", code=3)
+
+
+def in_trouble() -> dict[str, Any]:
+    """A gradient that is infinite in the last process alone; then that process is stopped until somebody notices."""
+    state, method, images = started("distill")
+    state = steps.fit(state, method, images, RUN, until=3)
+    before = weights(state)
+    weight = next(value for value in state.classifier.parameters() if value.requires_grad)
+    hook = weight.register_hook(lambda slope: slope * (torch.inf if parallel.rank() else 1.0))
+    try:
+        steps.advance(state, method, images, RUN)
+        said = "it went on"
+    except Problem as problem:
+        said = f"{problem} ({problem.code})"
+    hook.remove()
+    same = all(torch.equal(value, before[name]) for name, value in state.classifier.named_parameters())
+    return {"said": said, "same": same, "silent": _stopped_for_a_while()}
+
+
+def _stopped_for_a_while() -> list[int]:
+    """Which processes were found silent, while the last one was stopped; whoever finds it wakes it."""
+    store = torch.distributed.PrefixStore("signs", torch.distributed.distributed_c10d._get_default_store())
+    found: list[int] = []
+    mine = torch.tensor([float(os.getpid())], dtype=torch.float64)
+    pids = [int(pid) for pid in parallel.gathered(mine, parallel.size()).tolist()]
+
+    def silent(rank: int) -> None:
+        found.append(rank)
+        os.kill(pids[rank], signal.SIGCONT)
+
+    with pulse(store.clone(), parallel.rank(), parallel.size(), 2.0, silent):
+        if parallel.rank():
+            os.kill(os.getpid(), signal.SIGSTOP)
+        parallel.told(lambda: None)
+        parallel.gathered(mine, parallel.size())  # the first process waits here for the one that is stopped
+    return found

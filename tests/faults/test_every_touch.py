@@ -55,6 +55,7 @@ def goes_on(work: Callable[..., Any], out: Path, calm: Path, moment: int) -> Non
     work(out, resume=True)
     for name in FILES:
         assert (out / name).read_bytes() == (calm / name).read_bytes(), f"moment {moment}: {name}"
+    assert (out / "report.html").exists(), f"moment {moment}: no report"
     left = [path.name for path in out.rglob(".*") if path.name not in (".lock", ".holder")]
     assert not left, f"moment {moment}: {left}"
 

@@ -28,16 +28,17 @@ def test_what_is_missing_or_empty_is_new(tmp_path: Path, resume: bool) -> None:
     assert folder.examine(tmp_path / "gone", SETTINGS, resume) == "new"
     assert folder.examine(tmp_path, SETTINGS, resume) == "new"
     assert not (tmp_path / "gone").exists()
-    for name in (".lock", ".holder", "metrics.jsonl", "log.txt"):  # a start that came no further
+    for name in (".lock", ".holder", "metrics.jsonl", "log.txt", ".run.json.77"):  # a start that came no further
         (tmp_path / name).touch()
     assert folder.examine(tmp_path, SETTINGS, resume) == "new"
 
 
 def test_foreign_files_are_named_and_left(tmp_path: Path) -> None:
-    (tmp_path / "thesis.tex").write_text("mine")
-    with pytest.raises(Problem, match=r"already holds other files \(thesis\.tex\); choose an empty or new OUT"):
+    for name in ("thesis.tex", ".thesis.1"):
+        (tmp_path / name).write_text("mine")
+    with pytest.raises(Problem, match=r"other files \(\.thesis\.1, thesis\.tex\); choose an empty or new OUT"):
         folder.examine(tmp_path, SETTINGS, True)
-    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".thesis.1", "thesis.tex"]
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"project": "somebody else\'s"}'])

@@ -60,3 +60,14 @@ def test_the_chief_speaks_for_all(tmp_path: Path) -> None:
     first, second = several.together(2, tmp_path, several.orders)
     assert first == ["made by 0", "no room (3)", "own 0", "[0.0, 0.0, 0.0]"]
     assert second == ["made by 0", "no room (3)", "own 1", "[0.0, 0.0, 0.0]"]
+
+
+def test_trouble_in_one_process_is_everybodys(tmp_path: Path) -> None:
+    """Not finite in one: all stop, before the update. Stopped by a signal: the other notices in time."""
+    first, second = several.together(2, tmp_path, several.in_trouble)
+    assert first["said"] == second["said"]
+    assert "the gradient is not finite" in first["said"]
+    assert first["said"].endswith("(4)")
+    assert first["same"]
+    assert second["same"]
+    assert (first["silent"], second["silent"]) == ([1], [])

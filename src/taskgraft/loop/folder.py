@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import socket
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from taskgraft.problem import Problem
 from taskgraft.record import Line, flush, shown, write_json, write_text
 
 OWN = {"run.json", ".lock", "metrics.jsonl", "state", "log.txt", "command.txt", "tensorboard", "search"}
-LEFT = re.compile(r"\..+\.\d+(\.mode)?")  # names that `record.atomic` and `state.save` write to before they rename
+LEFT = re.compile(r"\.(.+)\.\d+(\.mode)?")  # names that `record.atomic` and `state.save` write to before they rename
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG, errno.EMFILE, errno.ENFILE, errno.ESTALE}
 
 
@@ -46,8 +46,7 @@ def _alone(folder: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
-        holder = note.read_text() if note.exists() else "another process"
-        raise Problem(f"{folder} is being written by {holder}; wait for it, or choose another OUT") from error
+        raise _busy(folder) from error
     except OSError as error:
         raise Problem(f"{folder} cannot be written: {error.strerror}; choose another OUT") from error
     try:
@@ -60,6 +59,23 @@ def _alone(folder: Path) -> Iterator[None]:
         with suppress(OSError):
             note.unlink(missing_ok=True)
         lock.release()
+
+
+def _busy(folder: Path) -> Problem:
+    note = folder / ".holder"
+    holder = note.read_text() if note.exists() else "another process"
+    return Problem(f"{folder} is being written by {holder}; wait for it, or choose another OUT")
+
+
+def _is_held(folder: Path) -> bool:
+    lock = FileLock(folder / ".lock", thread_local=False)
+    try:
+        with lock.acquire(timeout=0):
+            return False
+    except Timeout:
+        return True
+    except OSError:  # a folder that only can be read is written by nobody
+        return False
 
 
 def _sweep(folder: Path) -> None:
@@ -102,15 +118,19 @@ def suited(folder: Path, sources: Iterable[Path]) -> None:
             raise Problem(f"{folder} lies in {source}, whose pictures are read; choose an OUT elsewhere")
 
 
-def examine(folder: Path, settings: Mapping[str, Any], resume: bool) -> str:
+def examine(
+    folder: Path, settings: Mapping[str, Any], resume: bool, pictures: Callable[[], str] = lambda: "other pictures"
+) -> str:
     """What a folder holds: "new", "begun" (go on) or "done".
 
-    Raises Problem for foreign files, for a begun run without `resume`, and for a run with other settings, naming
-    each difference. Nothing is written.
+    Raises Problem for foreign files, for a begun run without `resume`, telling who is at it if somebody is, and for a
+    run with other settings, naming each difference; `pictures` says how those of the new task differ. Nothing is
+    written.
     """
     file = folder / "run.json"
     if not file.exists():
-        strange = sorted({item.name for item in folder.iterdir()} - OWN - {".holder"}) if folder.is_dir() else []
+        names = {item.name for item in folder.iterdir()} if folder.is_dir() else set()
+        strange = sorted(name for name in names - OWN - {".holder"} if not _begun_file(name))
         if strange:
             raise Problem(f"{folder} already holds other files ({', '.join(strange[:3])}); choose an empty or new OUT")
         return "new"
@@ -120,14 +140,22 @@ def examine(folder: Path, settings: Mapping[str, Any], resume: bool) -> str:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise Problem(f"{file} is damaged or not of a taskgraft run; choose an empty or new OUT") from error
     if differing:
-        raise Problem(
-            f"{folder} holds another run: {'; '.join(differing[:6])}. Choose another OUT, or repeat its settings"
-        )
+        news = ("data was", "data.new was")
+        told = [f"{line} ({pictures()})" if line.startswith(news) else line for line in differing[:6]]
+        raise Problem(f"{folder} holds another run: {'; '.join(told)}. Choose another OUT, or repeat its settings")
     if stored.get("done"):
         return "done"
     if not resume:
+        if _is_held(folder):
+            raise _busy(folder)
         raise Problem(f"{folder} holds this run, unfinished: add --resume to go on from its last checkpoint")
     return "begun"
+
+
+def _begun_file(name: str) -> bool:
+    """Whether this is one of a run's own files in the making, left by a start that was killed."""
+    left = LEFT.fullmatch(name)
+    return left is not None and left[1] in OWN
 
 
 def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = "") -> list[str]:
@@ -142,16 +170,22 @@ def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any], prefix: st
     return found
 
 
-def open_run(folder: Path, settings: Mapping[str, Any], resolved: Mapping[str, Any], command: str) -> None:
-    """Write run.json (what was asked, what it became) and command.txt."""
-    write_json(folder / "run.json", {"settings": settings, "resolved": resolved, "done": False})
+def open_run(
+    folder: Path,
+    settings: Mapping[str, Any],
+    resolved: Mapping[str, Any],
+    command: str,
+    place: Mapping[str, str] | None = None,
+) -> None:
+    """Write run.json (what was asked, what it became, with which versions and where) and command.txt."""
+    write_json(folder / "run.json", {"settings": settings, "resolved": resolved, "place": place or {}, "done": False})
     write_text(folder / "command.txt", command + "\n")
 
 
 def withdraw(folder: Path) -> None:
     """Take back what a run wrote when it was refused before its first checkpoint; its folder is free again."""
-    if not any((folder / "state").glob("step-*")):
-        for name in ("run.json", "command.txt", "metrics.jsonl"):
+    if not any((folder / "state").glob("step-*")) and not (folder / "config.json").exists():
+        for name in ("run.json", "command.txt", "metrics.jsonl", "split.csv", "excluded.csv"):
             (folder / name).unlink(missing_ok=True)
 
 
@@ -164,6 +198,21 @@ def resolve_anew(folder: Path, changes: Mapping[str, Any]) -> None:
     """Keep what the settings became later, for a resume."""
     stored = json.loads((folder / "run.json").read_text())
     write_json(folder / "run.json", {**stored, "resolved": {**stored["resolved"], **changes}})
+
+
+def moved(folder: Path, place: Mapping[str, str]) -> list[str]:
+    """What differs from where the run was begun: 'torch was 2.13.0, is 2.14.1'; kept for `moves`."""
+    stored = json.loads((folder / "run.json").read_text())
+    found = differences(stored.get("place") or place, place)
+    kept = sorted({*stored.get("moves", ()), *found})
+    if found and kept != stored.get("moves"):
+        write_json(folder / "run.json", {**stored, "moves": kept})
+    return found
+
+
+def moves(folder: Path) -> list[str]:
+    """All that `moved` has found in the life of a run."""
+    return json.loads((folder / "run.json").read_text()).get("moves", [])
 
 
 def close_run(folder: Path) -> None:

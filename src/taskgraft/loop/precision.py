@@ -80,14 +80,19 @@ def _seconds(trial: Classifier, batch: Batch, name: Precision, softmax: Softmax)
     return time.perf_counter() - begin
 
 
-def _key(classifier: Classifier, sources: Sources, run: Run) -> str:
-    device = next(classifier.parameters()).device
+def place(device: torch.device) -> dict[str, str]:
+    """What decides the last bits of sums beside versions: the processor, and how many threads share the work."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    return {"processor": name, "threads": str(torch.get_num_threads())}
+
+
+def _key(classifier: Classifier, sources: Sources, run: Run) -> str:
+    here = place(next(classifier.parameters()).device)
     size = sum(value.numel() for value in classifier.parameters())
     shape = tuple(sources.new.pixels.shape[1:])
     parts = (
-        name,
-        torch.get_num_threads(),
+        here["processor"],
+        here["threads"],
         torch.__version__,
         type(classifier.backbone).__name__,
         size,

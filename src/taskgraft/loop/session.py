@@ -16,7 +16,7 @@ from taskgraft.loop import folder, precision, state, steps
 from taskgraft.loop.state import TrainState
 from taskgraft.method import Method
 from taskgraft.problem import Problem
-from taskgraft.record import Line, atomic
+from taskgraft.record import Line, atomic, versions
 from taskgraft.settings import Run, rate_at
 from taskgraft.types import Sources, Watch
 
@@ -45,15 +45,22 @@ def resolve(
     cache: Path | None,
     settings: Mapping[str, Any],
     command: str,
+    watch: Watch,
 ) -> tuple[Run, str]:
-    """What "auto" becomes and why: chosen on the first start, which opens the run, and kept for every resume."""
+    """What "auto" becomes and why: chosen on the first start, which opens the run, and kept for every resume.
+
+    A resume with other versions, or on another processor, is warned of.
+    """
+    place = {**versions(), **precision.place(next(classifier.parameters()).device)}
 
     def chosen() -> tuple[dict[str, Any], str]:
         if (out / "run.json").exists():
-            stored = folder.resolved(out)
+            stored, moved = folder.resolved(out), folder.moved(out, place)
+            if moved:
+                watch.say(f"the run was begun elsewhere ({'; '.join(moved)}): equal bits are not promised")
             return stored["run"], stored["reason"]
         found, reason = precision.choose(classifier, sources, run, cache)
-        folder.open_run(out, settings, {"run": asdict(found), "reason": reason}, command)
+        folder.open_run(out, settings, {"run": asdict(found), "reason": reason}, command, place)
         return asdict(found), reason
 
     found, reason = parallel.told(chosen)
@@ -77,7 +84,7 @@ def fit_in(
     `begin` makes a started state, `blank` one to restore into. Of the evaluated steps the one with the best mean
     accuracy over the tasks `choosing` is kept; the last one where `choosing` is empty.
     """
-    store, best_file = out / "state", out / "state" / "best.safetensors"
+    store, best_file = out / "state", out / "state" / state.BEST
     current, lines = _newest(out, blank, watch) or _first(out, begin(), measure, watch)
 
     def on_step(now: TrainState, terms: dict[str, float]) -> None:
@@ -96,7 +103,7 @@ def fit_in(
             watch.logged(line)
             watch.say(describe(line, run))
         if parallel.chief() and (now.step % run.save_every == 0 or last):
-            state.save(store, now)
+            state.save(store, now, best_file)
         watch.progress("training", now.step, run.steps)
 
     while True:
@@ -137,7 +144,10 @@ def _newest(out: Path, blank: Callable[[], TrainState], watch: Watch) -> tuple[T
     for line in damaged:
         watch.say(line)
     if not checkpoint:
+        if damaged:
+            watch.say("no checkpoint is whole: the run begins again")
         return None
+    parallel.told(lambda: state.put_back(checkpoint, out / "state" / state.BEST))
     current = state.restore(checkpoint, blank())
     watch.say(f"going on from step {current.step}")
     return current, parallel.told(lambda: folder.rewind(out, current.step))

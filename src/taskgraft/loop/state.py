@@ -21,6 +21,7 @@ from taskgraft.types import Memory
 
 KEEP = 2  # checkpoints: the newest, and the one before it should the newest turn out damaged
 PARTS = ("model", "optimiser", "memory")
+BEST = "best.safetensors"
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,11 @@ def tensors(state: TrainState) -> list[Tensor]:
     return [*state.classifier.state_dict().values(), *dict(tree.flatten(state.memory)).values()]
 
 
-def save(folder: Path, state: TrainState) -> Path:
-    """Write a checkpoint `folder/step-N`; it appears whole or not at all. Older ones go once it is there."""
+def save(folder: Path, state: TrainState, best: Path | None = None) -> Path:
+    """Write a checkpoint `folder/step-N`; it appears whole or not at all. Older ones go once it is there.
+
+    `best`, where there is such a file, holds the weights of the best step so far: they are a part of it.
+    """
     final = folder / f"step-{state.step:09d}"
     aside = folder / f".step-{state.step:09d}.{os.getpid()}"
     shutil.rmtree(aside, ignore_errors=True)
@@ -54,7 +58,9 @@ def save(folder: Path, state: TrainState) -> Path:
         path = aside / f"{name}.safetensors"
         save_file({key: value.contiguous() for key, value in tensors.items()}, path)
         flush(path)
-    sums = {name: digest(aside / f"{name}.safetensors") for name in PARTS}
+    if best and best.exists():
+        _linked(best, aside / BEST)
+    sums = {path.stem: digest(path) for path in sorted(aside.iterdir())}
     resting = [key for key, value in parts["memory"].items() if value.device.type == "cpu"]
     manifest = {"step": state.step, "seed": state.seed, "sha256": sums, "cpu": resting}
     write_json(aside / "manifest.json", manifest)
@@ -67,6 +73,22 @@ def save(folder: Path, state: TrainState) -> Path:
     for old in (*checkpoints(folder)[KEEP:], *leftovers):
         shutil.rmtree(old, ignore_errors=True)
     return final
+
+
+def put_back(checkpoint: Path, best: Path) -> None:
+    """Give the best step's weights of a checkpoint their own place again: what lies there may be newer, or damaged."""
+    if (checkpoint / BEST).exists():
+        best.unlink(missing_ok=True)
+        _linked(checkpoint / BEST, best)
+
+
+def _linked(source: Path, place: Path) -> None:
+    """A second name for a file; a copy where the disk knows no such thing."""
+    try:
+        os.link(source, place)
+    except OSError:
+        shutil.copyfile(source, place)
+        flush(place)
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -103,7 +125,7 @@ def restore(path: Path, state: TrainState) -> TrainState:
 def _damage(path: Path) -> str | None:
     try:
         sums: dict[str, str] = json.loads((path / "manifest.json").read_text())["sha256"]
-        wrong = [name for name in PARTS if digest(path / f"{name}.safetensors") != sums[name]]
+        wrong = [name for name in sorted({*PARTS, *sums}) if digest(path / f"{name}.safetensors") != sums[name]]
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         return f"{type(error).__name__}: {error}"
     return f"{wrong[0]}.safetensors does not match its digest" if wrong else None

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from taskgraft.parallel.pulse import pulse
 from taskgraft.problem import Problem
 
 BUCKET = 25 * 2**20  # bytes of gradients that go over the wire together
@@ -22,10 +23,11 @@ T = TypeVar("T")
 
 
 @contextmanager
-def join() -> Iterator[None]:
+def join(patience: float, silent: Callable[[int], None]) -> Iterator[None]:
     """Be one of the processes that torchrun (or `taskgraft --gpus N`) started; alone, nothing happens.
 
-    With a GPU for each process they speak by NCCL, otherwise by gloo.
+    With a GPU for each process they speak by NCCL, otherwise by gloo. `silent` is told of a process that gave no sign
+    of life for `patience` seconds; the others would wait for it.
     """
     if "LOCAL_RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
@@ -40,7 +42,8 @@ def join() -> Iterator[None]:
     backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
     dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=PATIENCE)
     try:
-        yield
+        with pulse(store.clone(), number, count, patience, silent):
+            yield
     finally:
         dist.destroy_process_group()
 

@@ -2,7 +2,7 @@
 
 Two studies lie in the storage. "NAME work" is the queue: a piece is a trial of a wave and the step up to which it is to
 be trained; Optuna hands a waiting piece to one worker only. "NAME" gets every trial once it is over, for samplers and
-for whoever looks with Optuna's own tools. This and `sampling` are the only modules that know Optuna.
+for whoever looks with Optuna's own tools. This, `storage` and `sampling` are the modules that know Optuna.
 """
 
 from __future__ import annotations
@@ -19,16 +19,13 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import optuna
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import FrozenTrial, TrialState, create_trial
-from sqlalchemy.exc import IntegrityError
-from sqlalchemy.pool import NullPool
 
 from taskgraft.loop.folder import differences
-from taskgraft.problem import Problem, need
+from taskgraft.problem import Problem
 from taskgraft.search.sampling import Suggestion, distributions
 from taskgraft.search.space import Params, Space
+from taskgraft.search.storage import open_storage
 
 BEAT = 10.0  # seconds between two signs of life of a worker
 SILENCE = 9 * BEAT  # without a sign for so long it counts as dead
@@ -62,7 +59,7 @@ def open_queue(storage: str, name: str, out: Path, identity: Mapping[str, Any]) 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        backend = _storage(storage, out)
+        backend = open_storage(storage, out)
         work = optuna.create_study(storage=backend, study_name=f"{name} work", load_if_exists=True)
         trials = optuna.create_study(
             storage=backend, study_name=name, load_if_exists=True, directions=["maximize", "maximize"]
@@ -194,41 +191,6 @@ def finished(queue: Queue, waves: int) -> list[FrozenTrial]:
     return [found[key] for key in sorted(found)]
 
 
-def _storage(storage: str, out: Path) -> BaseStorage:
-    if not storage:
-        file = out / "study.journal"
-        lock = JournalFileSymlinkLock(str(file))
-        _mend(file, lock)
-        return JournalStorage(JournalFileBackend(str(file), lock))
-    if "://" not in storage:
-        raise Problem(f"--storage {storage!r}: give a URL such as postgresql://user:password@host/database")
-    need("tune", "psycopg" if storage.startswith("postgresql") else "sqlalchemy")
-    url = storage.replace("postgresql://", "postgresql+psycopg://", 1)
-    engine = {"poolclass": NullPool}  # nothing is left open between two looks
-    try:
-        try:
-            return RDBStorage(url, engine_kwargs=engine)
-        except IntegrityError:  # another process made the tables at the same moment: they are there now
-            return RDBStorage(url, engine_kwargs=engine)
-    except Exception as error:  # SQLAlchemy and the driver raise many kinds; each means that it cannot be used
-        where = storage.rsplit("@", 1)[-1]  # without the password
-        reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0][:160]
-        raise Problem(f"--storage {where} cannot be used: {reason}; check server, user and database") from error
-
-
-def _mend(file: Path, lock: JournalFileSymlinkLock) -> None:
-    """Cut a last line that a lost machine left half-written; whole lines before it are sound."""
-    if not file.exists() or file.read_bytes()[-1:] in (b"", b"\n"):
-        return
-    lock.acquire()
-    try:
-        content = file.read_bytes()
-        with file.open("r+b") as handle:
-            handle.truncate(content.rfind(b"\n") + 1)
-    finally:
-        lock.release()
-
-
 def _piece(trial: FrozenTrial) -> Piece | None:
     attributes = trial.user_attrs
     if "wave" not in attributes:
@@ -270,7 +232,8 @@ def _dead(queue: Queue, piece: Piece) -> bool:
     if sign != worker:
         queue.seen[piece.number] = (worker, time.monotonic())
         return False
-    return time.monotonic() - since > SILENCE
+    named = "host" in worker  # a worker says who it is as soon as it has a piece
+    return time.monotonic() - since > (SILENCE if named else BEAT)
 
 
 def _self() -> dict[str, Any]:

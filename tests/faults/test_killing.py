@@ -1,0 +1,38 @@
+"""kill -9 at random moments: a handful here; `make kills`, or TASKGRAFT_FAULTS=all, tries 200 of each."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from faults import killing
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="processes are forked")
+FEW = {"extend": 4, "tune": 2}
+
+
+@pytest.mark.parametrize("name", FEW)
+def test_every_resume_ends_in_the_same_bits(
+    name: str, alice: Path, new_pictures: Path, old_pictures: Path, tmp_path: Path
+) -> None:
+    count = 200 if os.environ.get("TASKGRAFT_FAULTS") == "all" else FEW[name]
+    work = killing.works(alice, new_pictures, old_pictures / "val")[name]
+    length = killing.calm(work, tmp_path / "calm")
+    assert len(killing.marks(work, tmp_path / "calm")) > 6
+    found = list(killing.kills(work, tmp_path / "calm", length, tmp_path, count, seed=1))
+    assert len(found) == count
+    assert not [kill for kill in found if kill.wrong]
+
+
+def test_a_difference_is_noticed(alice: Path, new_pictures: Path, old_pictures: Path, tmp_path: Path) -> None:
+    work = killing.works(alice, new_pictures, old_pictures / "val")["extend"]
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_text(name)
+        (tmp_path / name / "report.html").touch()
+    one, two = (killing.marks(work, tmp_path / name) for name in ("one", "two"))
+    assert killing.unlike(one, two, tmp_path / "two") == ["model.safetensors"]
+    assert killing.unlike(one, one, tmp_path / "one") == []
