@@ -5,12 +5,20 @@ from __future__ import annotations
 import commands
 import errors
 import figures
+import limits
 import names
+import programs
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
-PARTS = {"wrong.md": errors.page, "reference/commands.md": commands.page, "reference/python.md": names.page}
+PARTS = {
+    "recipes.md": programs.page,
+    "security.md": limits.page,
+    "wrong.md": errors.page,
+    "reference/commands.md": commands.page,
+    "reference/python.md": names.page,
+}
 MARK = "<!-- generated -->"
 
 

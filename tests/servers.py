@@ -14,7 +14,7 @@ import httpx
 import uvicorn
 
 from taskgraft.bundle import open_parent
-from taskgraft.serving import app, model, service
+from taskgraft.serving import app, model, run, service
 from taskgraft.serving.limits import Limits
 from taskgraft.serving.service import Service
 
@@ -37,8 +37,7 @@ def running(
     found = service.assemble(model.load(opened, backend, "both"), opened.preprocess, limits)
     door = socket.create_server(("127.0.0.1", 0))
     made = app.create(found, token=token)
-    config = uvicorn.Config(made, log_config=None, ws="none", access_log=False)  # pyright: ignore[reportArgumentType]
-    server = uvicorn.Server(config)
+    server = uvicorn.Server(run.config(made))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [door]}, daemon=True)
     thread.start()
     while not server.started:

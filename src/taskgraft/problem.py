@@ -17,8 +17,12 @@ class Problem(Exception):
         self.code = code
 
 
-def need(extra: str, *packages: str) -> None:
-    """Raise Problem (code 3) where a package of one of taskgraft's extras is not installed."""
+def need(extra: str, *packages: str, what: str) -> None:
+    """Raise Problem (code 3) where a package is not installed that `what` needs.
+
+    `extra` is the one of taskgraft that brings it; "" for a package that none brings.
+    """
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
-        raise Problem(f"this needs {', '.join(missing)}; install with: pip install 'taskgraft[{extra}]'", code=3)
+        install = f"'taskgraft[{extra}]'" if extra else " ".join(missing)
+        raise Problem(f"{what} needs {', '.join(missing)}; install with: pip install {install}", code=3)

@@ -74,7 +74,7 @@ def configurations(place: Place) -> Sequence[Try]:
     path.write_text("rate: !!python/object/apply:os.system ['touch trap']\nrate: 1e-4\na: &a [*a]\n\tb: 1\n")
     extend = ("extend", place.parent, place.data, place.out, *EXTEND, "--method")
     return [
-        Try(("train", place.data, place.out, *TRAIN, "--config", path), (2,), ("No such option",)),
+        Try(("train", place.data, place.out, *TRAIN, "--config", path), (2,), ("no readable TOML",)),
         Try(("train", path, place.out, *TRAIN), (2,), ("is a file but no table",)),
         Try((*extend, "distill(strenght=1)"), (2,),
             ("did you mean 'strength'",)),

@@ -75,6 +75,12 @@ def test_disk(free: float, state: str) -> None:
     assert doctor.disk("disk", Path("/x"), int(free * GIB)).state == state
 
 
+def test_a_large_cache_is_a_note_that_says_how_to_empty_it() -> None:
+    assert doctor.held("cache", Path("/x"), 3 * GIB) == Finding("cache", "3.0 GiB")
+    much = doctor.held("cache", Path("/x"), 60 * GIB)
+    assert (much.state, "delete /x" in much.remedy) == ("note", True)
+
+
 def test_places() -> None:
     assert doctor.writable("cache", Path("/x"), True).state == "good"
     assert doctor.writable("cache", Path("/x"), False).state == "blocks"

@@ -59,7 +59,7 @@ def test_the_bundle_holds_everything(alice: Path, new_pictures: Path, old_pictur
     for name in (
         "config.json", "model.safetensors", "memory.safetensors", "cards/shape.json", "cards/paint.json",
         "record.json", "metrics.jsonl", "predictions.npz", "report.html", "README.md", "run.json", "command.txt",
-        "excluded.csv", "split.csv",
+        "excluded.csv", "split.csv", "thumbnails.json",
     ):  # fmt: skip
         assert (out / name).is_file(), name
     assert [task.name for task in done.bundle.classifier.tasks] == ["shape", "paint"]
@@ -176,6 +176,7 @@ def test_a_third_task_on_the_child(alice: Path, new_pictures: Path, old_pictures
     assert [task.name for task in third.record.tasks] == ["shape", "paint", "shape again"]
     assert all(task.child for task in third.record.tasks)
     assert len(third.bundle.lineage) == 2
+    assert not any("lineage" in entry["parent"] for entry in third.bundle.lineage)  # else it doubles at every step
     assert set(third.bundle.cards) == {"shape", "paint", "shape again"}
 
 

@@ -79,6 +79,7 @@ def test_an_alias_is_its_method() -> None:
         ("ewc(strenght=3)", "ewc has no setting 'strenght'; did you mean 'strength'. it has strength, labels"),
         ("finetune(strength=3)", "finetune has no setting 'strength'; it has none"),
         ("ewc(strength=-1)", r"ewc\(strength=-1\): must be at least 0 \(usual values: 1 to 1e\+06\)"),
+        ("ewc(strength=" + "-" * 1500 + "1)", r"ewc\(strength=-{60}\): give a number such as"),
         ("distill(strength=-0.1)", r"distill\(strength=-0.1\): must be at least 0"),
         ("distill(temperature=0)", r"distill\(temperature=0\): must be above 0 \(usual values: 1 to 8\)"),
         ("distill(temperature=-2)", r"temperature=-2\): must be above 0"),

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import io
+import re
 import signal
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from taskgraft import __version__
-from taskgraft.cli import hosting, inspecting, launch, searching, training, using
+from taskgraft.cli import console, hosting, inspecting, launch, searching, training, using
 from taskgraft.problem import Problem
 
 STOPPED, TERMINATED = 130, 143  # exit codes after SIGINT and SIGTERM, as shells have them
+USAGE = typer.BadParameter.__mro__[1]  # every wrong use of the command line; typer gives it no public name
 
 app = typer.Typer(
     name="taskgraft",
@@ -64,7 +66,20 @@ def _farewell() -> None:
     if not launch.leads():
         return
     again = "" if {"tune", "compare", "demo", "auto"} & set(sys.argv) else " with --resume"
-    print(f"taskgraft: stopped; the same command{again} goes on", file=sys.stderr)
+    console.note(f"taskgraft: stopped; the same command{again} goes on")
+
+
+def _misused(error: Any) -> str:
+    """A wrong use of the command line in a line: what, what was probably meant, where to look.
+
+    Empty where only the command is missing: the help that was shown instead says it.
+    """
+    text = "".join(sign if sign.isprintable() else " " for sign in error.format_message())
+    hint = r"\.? \(Possible options: (.*)\)$|\. Did you mean (.*)\?$"
+    said = re.sub(hint, r"; did you mean \1\2?", " ".join(text.split()))
+    said = re.sub(r"^(Missing argument) '(\w+)'", lambda found: f"{found[1]} {found[2].upper()}", said)
+    place = error.ctx.command_path if error.ctx else "taskgraft"
+    return f"{said[0].lower()}{said[1:].rstrip('.')} ({place} --help lists what there is)" if said else ""
 
 
 def main() -> None:
@@ -74,16 +89,12 @@ def main() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")  # names that the terminal cannot show are escaped
     signal.signal(signal.SIGTERM, _terminated)
     try:
-        app(standalone_mode=True)
+        code = app(prog_name="taskgraft", standalone_mode=False)
     except Problem as problem:
         if debug:
             raise
-        print(f"taskgraft: {problem}", file=sys.stderr)
+        console.note(f"taskgraft: {problem}")
         sys.exit(launch.settle(problem.code))
-    except SystemExit as end:
-        if end.code == STOPPED:  # typer has turned the interruption into this
-            _farewell()
-        raise
     except _Terminated:
         if not launch.inside():  # there the launcher ends its processes, perhaps to start them again
             _farewell()
@@ -92,7 +103,13 @@ def main() -> None:
         sys.stderr.close()
         sys.exit(0)
     except Exception as error:
-        if debug:
+        misused = isinstance(error, USAGE)
+        if debug and not misused:
             raise
-        print(f"taskgraft: {launch.explained(error)} (taskgraft --debug … shows where)", file=sys.stderr)
-        sys.exit(1)
+        said = _misused(error) if misused else f"{launch.explained(error)} (taskgraft --debug … shows where)"
+        if said:
+            console.note(f"taskgraft: {said}")
+        sys.exit(2 if misused else 1)
+    if code == STOPPED:  # typer has turned the interruption into this
+        _farewell()
+    sys.exit(code or 0)

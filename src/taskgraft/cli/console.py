@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -26,11 +27,19 @@ def watching() -> Iterator[Any]:
         return
     console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     if not console.is_terminal:
-        yield Watch(say=lambda line: print(line, file=sys.stderr, flush=True), progress=_plain())
+        yield Watch(say=note, progress=_plain())
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as bars:
         yield Watch(say=lambda line: bars.console.print(line), progress=_bars(bars))
+
+
+def note(line: str) -> None:
+    """A line on stderr, whatever becomes of it: a full disk or a reader that went away must not end a training."""
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except OSError:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - from now on, and until the end
 
 
 def out(lines: list[str]) -> None:
@@ -41,13 +50,23 @@ def out(lines: list[str]) -> None:
 
 def _plain() -> Callable[[str, int, int], None]:
     last = {"time": time.monotonic()}
+    begun: dict[str, tuple[float, int]] = {}
 
     def progress(what: str, done: int, total: int) -> None:
-        if time.monotonic() - last["time"] >= QUIET_FOR:
-            last["time"] = time.monotonic()
-            print(f"{what}: {done} of {total}", file=sys.stderr, flush=True)
+        now = time.monotonic()
+        start, before = begun.setdefault(what, (now, done))
+        if now - last["time"] >= QUIET_FOR:
+            last["time"] = now
+            note(f"{what}: {done} of {total}{_left(total - done, done - before, now - start)}")
 
     return progress
+
+
+def _left(missing: int, done: int, seconds: float) -> str:
+    """How long the rest will take, if it goes on as it went."""
+    from taskgraft.report.wording import duration
+
+    return f", about {duration(missing * seconds / done)} left" if done > 0 and missing > 0 else ""
 
 
 def _bars(bars: Progress) -> Callable[[str, int, int], None]:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from taskgraft.cli import console
+from taskgraft.cli.config import config
 from taskgraft.cli.options import Arch, Cache, Input, Labels, ParentTask, cache_folder
 
 
@@ -21,6 +22,7 @@ def register(app: typer.Typer) -> None:
         epilog="Example: taskgraft check demo-run/data/makes --group '^(.)' --write-manifest demo-run/data/initials.csv"
     )(check)
     app.command(epilog="Example: taskgraft doctor")(doctor)
+    app.command(epilog="Example: taskgraft config extend")(config)
 
 
 def evaluate(
@@ -42,12 +44,15 @@ def evaluate(
     verify: Annotated[
         bool, typer.Option("--verify", help="instead: is a bundle still what its digests, record and predictions say?")
     ] = False,
+    html: Annotated[Path | None, typer.Option(help="write what was found as a page, with pictures")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
     """Measure a model on labelled pictures: accuracy with its interval, calibration, the worst classes."""
     from taskgraft.jobs import evaluate as job
     from taskgraft.problem import Problem
 
+    if verify and html:
+        raise Problem("--verify writes no page; leave --html out")
     if verify:
         _verify(model, data, cache, as_json)
         return
@@ -55,7 +60,9 @@ def evaluate(
         raise Problem("evaluate needs DATA, labelled pictures; without them there is only --verify")
     with console.watching() as watch:
         bundle_options = {"arch": arch, "labels": labels, "wanted": wanted, "parent_task": parent_task}
-        found = job.evaluate(model, data, task=task, cache=cache_folder(cache), watch=watch, **bundle_options)
+        found = job.evaluate(
+            model, data, task=task, html=html, cache=cache_folder(cache), watch=watch, **bundle_options
+        )
     if as_json:
         console.out([json.dumps(found, indent=2, ensure_ascii=False)])
         return
@@ -64,6 +71,7 @@ def evaluate(
         f"(95 % interval {found['low']:.1%} to {found['high']:.1%}), calibration error {found['calibration_error']:.3f}"
     ]
     lines += [f"  worst: {name} {share:.0%} of {count}" for name, share, count in found["worst"]]
+    lines += [f"page: {html}"] if html else []
     console.out(lines)
 
 
@@ -84,22 +92,23 @@ def report(
     """Write the report of a finished run, comparison or search again; needs neither the pictures nor torch."""
     from taskgraft import report as pages
     from taskgraft.problem import Problem
-    from taskgraft.record import Comparison, Record, load_predictions, write_text
+    from taskgraft.record import Comparison, Record, load_predictions, parsed, write_text
     from taskgraft.search.result import Found
 
     if (run / "comparison.json").is_file():
-        comparison = Comparison.model_validate_json((run / "comparison.json").read_text(encoding="utf-8"))
+        comparison = parsed(Comparison, run / "comparison.json")
         write_text(run / "table.md", pages.table_markdown(comparison))
         pages.write_figures(comparison, run)
         write_text(run / "report.html", pages.render_comparison(comparison))
         console.out([*pages.verdict_comparison(comparison), f"report: {run}/report.html"])
     elif (run / "search.json").is_file():
-        found = Found.model_validate_json((run / "search.json").read_text(encoding="utf-8"))
+        found = parsed(Found, run / "search.json")
         pages.write_search(found, run)
         console.out([*pages.verdict_search(found), f"report: {run}/report.html"])
     elif (run / "record.json").is_file():
-        record = Record.model_validate_json((run / "record.json").read_text(encoding="utf-8"))
-        write_text(run / "report.html", pages.render_run(record, load_predictions(run / "predictions.npz")))
+        record = parsed(Record, run / "record.json")
+        page = pages.render_run(record, load_predictions(run / "predictions.npz"), pages.stored(run))
+        write_text(run / "report.html", page)
         console.out([*pages.verdict_run(record), f"report: {run}/report.html"])
     else:
         raise Problem(f"{run} holds no finished run, comparison or search; give the OUT folder of one")
@@ -134,6 +143,12 @@ def check(
     group: Annotated[str | None, typer.Option(help="regular expression; class names merge by its groups")] = None,
     min_images: Annotated[int, typer.Option(min=0, help="drop classes with fewer training pictures")] = 0,
     write_manifest: Annotated[Path | None, typer.Option(help="write what remains as a CSV table")] = None,
+    drop_leaks: Annotated[
+        bool,
+        typer.Option(
+            "--drop-leaks", help="of --write-manifest: without training pictures that stand in val or test too"
+        ),
+    ] = False,
     html: Annotated[Path | None, typer.Option(help="write what was found as a page")] = None,
     arch: Arch = None,
     labels: Labels = None,
@@ -144,8 +159,8 @@ def check(
 
     with console.watching() as watch:
         found = job.check(
-            data, task, group=group, min_images=min_images, manifest=write_manifest, against=against, arch=arch,
-            labels=labels, html=html, watch=watch,
+            data, task, group=group, min_images=min_images, manifest=write_manifest, drop_leaks=drop_leaks,
+            against=against, arch=arch, labels=labels, html=html, watch=watch,
         )  # fmt: skip
     lines = found.pop("lines")
     console.out([json.dumps(found, indent=2, ensure_ascii=False)] if as_json else lines)

@@ -17,6 +17,7 @@ from typing import Annotated, Any
 
 import typer
 
+from taskgraft.cli.options import signed
 from taskgraft.problem import Problem
 
 OUTCOME = "TASKGRAFT_OUTCOME"  # a file for the exit code of an error that starting again would not mend
@@ -34,19 +35,27 @@ MaxRestarts = Annotated[
         min=0, rich_help_panel="Hardware", help="of --gpus: how often all go on from the last checkpoint after one died"
     ),
 ]
+Patience = Annotated[
+    float,
+    typer.Option(
+        min=1, rich_help_panel="Hardware",
+        help="of --gpus: after so many seconds without a sign of life a process counts as dead",
+    ),
+]  # fmt: skip
 
 
 def with_processes(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command --gpus and --max-restarts; it must know `resume`."""
+    """Give a command --gpus, --max-restarts and --patience; it must know `resume`."""
     own = list(inspect.signature(command, eval_str=True).parameters.values())
     kind = inspect.Parameter.KEYWORD_ONLY
     flags = [
         inspect.Parameter("gpus", kind, default=1, annotation=Gpus),
         inspect.Parameter("max_restarts", kind, default=3, annotation=MaxRestarts),
+        inspect.Parameter("patience", kind, default=300.0, annotation=Patience),
     ]
 
     @functools.wraps(command)
-    def wrapper(gpus: int = 1, max_restarts: int = 3, **given: Any) -> None:
+    def wrapper(gpus: int = 1, max_restarts: int = 3, patience: float = 300.0, **given: Any) -> None:
         if gpus > 1 and not inside():
             raise typer.Exit(launch(gpus, max_restarts))
         if not inside():
@@ -55,13 +64,16 @@ def with_processes(command: Callable[..., None]) -> Callable[..., None]:
         from taskgraft import parallel
 
         again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-        with parallel.join():
+        with parallel.join(patience, _hung):
             command(**{**given, "resume": given["resume"] or again})
 
-    signature = inspect.Signature([*own, *flags])
-    wrapper.__signature__ = signature  # pyright: ignore[reportAttributeAccessIssue]
-    wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in signature.parameters.values()}
-    return wrapper
+    return signed(wrapper, [*own, *flags])
+
+
+def _hung(rank: int) -> None:
+    """End this process, which may wait for another one where nothing else reaches it; the launcher sees to the rest."""
+    print(f"taskgraft: process {rank} gives no sign of life", file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 def inside() -> bool:

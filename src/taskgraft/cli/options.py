@@ -6,9 +6,10 @@ import functools
 import inspect
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import UnionType
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
@@ -75,6 +76,14 @@ Resume = Annotated[
     bool, typer.Option("--resume", rich_help_panel="Output", help="go on with an interrupted run in OUT")
 ]
 
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run",
+        rich_help_panel="Output",
+        help="check everything, say what would be done and how long it takes, write nothing",
+    ),
+]
 Track = Annotated[
     str,
     typer.Option("--track", rich_help_panel="Output", help="also tell a tracker: tensorboard | mlflow | wandb"),
@@ -116,12 +125,23 @@ def with_flags(base: Any, argument: str, panel: str) -> Callable[[Callable[..., 
             settings = replace(base, **{name: value for name, value in changes.items() if value is not None})
             command(**given, **{argument: settings})
 
-        signature = inspect.Signature([*own, *flags])
-        wrapper.__signature__ = signature  # pyright: ignore[reportAttributeAccessIssue]
-        wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in signature.parameters.values()}
-        return wrapper
+        return signed(wrapper, [*own, *flags])
 
     return decorate
+
+
+def signed(wrapper: Callable[..., None], parameters: Sequence[inspect.Parameter]) -> Callable[..., None]:
+    """Let a wrapper be seen with these parameters, from which typer makes a command's arguments and flags."""
+    wrapper.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportFunctionMemberAccess]
+    wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return wrapper
+
+
+def kind_of(annotation: Any) -> Any:
+    """The plain type of a flag: Annotated[float | None, …] -> float."""
+    kind = get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
+    parts = [part for part in get_args(kind) if part is not type(None)] if isinstance(kind, UnionType) else [kind]
+    return parts[0]
 
 
 def cache_folder(text: str) -> Path | None:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from taskgraft.cli import console
+from taskgraft.cli.config import with_config
 from taskgraft.cli.options import (
     Arch,
     Cache,
@@ -36,7 +37,7 @@ OPEN = "a method or a sum; open values as strength=1..100 or strength=[1, 10]; n
 def register(app: typer.Typer) -> None:
     """Add the command to the application."""
     flagged = with_flags(Wish(), "wish", "Search")(with_flags(Crew(), "crew", "Hardware")(tune))
-    app.command(epilog=EXAMPLE)(with_run(Run())(flagged))
+    app.command(epilog=EXAMPLE)(with_config(with_run(Run())(flagged)))
 
 
 def tune(
@@ -60,7 +61,7 @@ def tune(
     cache: Cache = "",
 ) -> None:
     """Search strengths, rates, temperature: a frontier of old and new accuracy, and three choices on it as bundles."""
-    need("tune", "optuna")
+    need("tune", "optuna", what="tune")
     from taskgraft import report
     from taskgraft.jobs import tune as job
     from taskgraft.jobs.request import Request

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from taskgraft.cli import console
+from taskgraft.cli.config import with_config
 from taskgraft.cli.launch import with_processes
 from taskgraft.cli.options import (
     Arch,
     Budget,
     Cache,
+    DryRun,
     Input,
     Into,
     Jobs,
@@ -34,6 +36,9 @@ from taskgraft.cli.options import (
 from taskgraft.problem import Problem, need
 from taskgraft.settings import LEARN, METHOD, Run
 
+if TYPE_CHECKING:
+    from taskgraft.jobs.request import Request
+
 Parent = Annotated[str, typer.Argument(help="a bundle, a file of weights, a timm folder or a timm name")]
 Data = Annotated[Path, typer.Argument(help="pictures: folder per class, train/ and val/ above it, or a CSV table")]
 Out = Annotated[Path, typer.Argument(help="run folder and bundle to write")]
@@ -52,9 +57,9 @@ EXAMPLES = {
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the application."""
-    app.command(epilog=EXAMPLES["train"])(with_processes(with_run(LEARN)(train)))
-    app.command(epilog=EXAMPLES["extend"])(with_processes(with_run(Run())(extend)))
-    app.command(epilog=EXAMPLES["compare"])(with_run(Run())(compare))
+    app.command(epilog=EXAMPLES["train"])(with_config(with_processes(with_run(LEARN)(train))))
+    app.command(epilog=EXAMPLES["extend"])(with_config(with_processes(with_run(Run())(extend))))
+    app.command(epilog=EXAMPLES["compare"])(with_config(with_run(Run())(compare)))
     app.command(epilog=EXAMPLES["demo"])(demo)
 
 
@@ -63,9 +68,16 @@ def train(
     out: Out,
     run: Run,
     task: TaskName = "label",
-    model: Annotated[str, typer.Option(help="timm architecture", rich_help_panel="Parent")] = "resnet18",
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "--arch", help="timm architecture [default: resnet18]", rich_help_panel="Parent"),
+    ] = None,
     weights: Annotated[
-        str | None, typer.Option(help="start from the backbone of this model", rich_help_panel="Parent")
+        str | None,
+        typer.Option(
+            help="start from the backbone of this model; --model for a file that does not name its architecture",
+            rich_help_panel="Parent",
+        ),
     ] = None,
     wanted: Input = None,
     keep: Annotated[
@@ -107,6 +119,7 @@ def extend(
     max_forgetting: MaxForgetting = "",
     jobs: Jobs = 1,
     track: Track = "",
+    dry_run: DryRun = False,
     resume: Resume = False,
 ) -> None:
     """Extend a trained classifier with a new task; the old tasks' training pictures are not needed."""
@@ -118,23 +131,16 @@ def extend(
     if bool(task) == bool(into):
         raise Problem("give --task NAME for a new task, or --into TASK for more classes of an old one")
     request = Request(
-        parent,
-        data,
-        task or into,
-        method,
-        run,
-        old,
-        tuple(old_val or ()),
-        arch,
-        labels,
-        wanted,
-        parent_task,
+        parent, data, task or into, method, run, old, tuple(old_val or ()), arch, labels, wanted, parent_task,
         bool(into),
-    )
+    )  # fmt: skip
+    if dry_run:
+        _dry_run(request, out)
+        return
     asked = {"cache": cache_folder(cache), "command": command_line()}
     with console.watching() as watch, tracked(track, out, asdict(run), watch) as watch:
         if method == "auto":
-            need("tune", "optuna")
+            need("tune", "optuna", what="--method auto")
             from taskgraft.jobs.auto import auto
             from taskgraft.search.wish import Crew
 
@@ -146,6 +152,16 @@ def extend(
         else:
             done = carry_out(request, out, resume=resume, **asked, watch=watch)
     console.out([*report.verdict_run(done.record), f"model and report: {out}/report.html"])
+
+
+def _dry_run(request: Request, out: Path) -> None:
+    from taskgraft.jobs.outlook import outlook
+
+    if request.method == "auto":
+        raise Problem("--dry-run tells of one method; give another --method than auto")
+    with console.watching() as watch:
+        lines = outlook(request, out, watch=watch)
+    console.out(lines)
 
 
 def compare(

@@ -6,6 +6,7 @@ torchvision is imported here: a pair that does not fit can end the process that 
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import importlib.util
 import json
@@ -27,13 +28,14 @@ EXTRAS = {
     "openvino": ("onnx", "onnxscript", "onnxruntime", "openvino"),
     "parquet": ("pyarrow",),
     "ray": ("optuna", "psycopg", "ray"),
-    "serve": ("fastapi", "starlette", "uvicorn", "python_multipart", "prometheus_client"),
+    "serve": ("fastapi", "starlette", "uvicorn", "h11", "python_multipart", "prometheus_client"),
     "track": ("tensorboard",),
     "tune": ("optuna", "psycopg"),
     "video": ("av",),
 }  # extra -> what is imported; a test compares it with pyproject.toml
 GIB = 2**30
 LITTLE, LOW = 1 * GIB, 5 * GIB  # free disk that is not enough for a run, and that a few runs fill
+MUCH = 50 * GIB  # of decoded pixels, from which a word is worth it
 SHARED = 64 * 2**20  # what containers get by default; processes that exchange tensors need more
 PATIENCE = 300  # seconds for the import of torch from a cold disk
 PAIR = "pip install --force-reinstall torch torchvision  (both at once, both the ordinary builds)"
@@ -75,6 +77,7 @@ def doctor() -> tuple[Finding, ...]:
         *networks(*_probe(), driver=shutil.which("nvidia-smi") is not None),
         Finding("processors", f"{len(os.sched_getaffinity(0)) if sys.platform == 'linux' else os.cpu_count()} to use"),
         writable("cache", cache, os.access(_existing(cache), os.W_OK)),
+        held("held by the cache", cache, _bytes(cache)),
         disk("disk of the cache", cache, shutil.disk_usage(_existing(cache)).free),
         disk("disk of this folder", Path.cwd(), shutil.disk_usage(Path.cwd()).free),
         *(shared_memory(shutil.disk_usage(place).total) for place in ("/dev/shm",) if Path(place).is_dir()),
@@ -140,6 +143,14 @@ def writable(name: str, place: Path, can: bool) -> Finding:
     return Finding(
         name, f"{place} cannot be written", "blocks", "give --cache FOLDER or --cache none, or mend its rights"
     )
+
+
+def held(name: str, place: Path, size: int) -> Finding:
+    """Bytes of decoded pixels: nothing takes them away, since nobody but the user knows which sets are done with."""
+    shown = f"{size / GIB:.1f} GiB"
+    if size < MUCH:
+        return Finding(name, shown)
+    return Finding(name, shown, "note", f"delete {place} whenever no run is going: what is wanted is decoded anew")
 
 
 def disk(name: str, place: Path, free: int) -> Finding:
@@ -227,6 +238,16 @@ def _av() -> Mapping[str, Sequence[int]] | str | None:
 def _existing(place: Path) -> Path:
     """A folder, or what is there of the way to it."""
     return next(folder for folder in (place, *place.parents) if folder.exists())
+
+
+def _bytes(folder: Path) -> int:
+    """What the files below a folder take, 0 where there is none; those that go meanwhile count nothing."""
+    total = 0
+    for where, _, files in os.walk(folder):
+        for name in files:
+            with contextlib.suppress(OSError):
+                total += os.lstat(os.path.join(where, name)).st_size
+    return total
 
 
 def _numbers(version: str) -> tuple[int, ...]:

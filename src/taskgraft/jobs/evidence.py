@@ -8,11 +8,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from taskgraft import calibration, metrics, report
 from taskgraft.bundle import Bundle, digests, write
-from taskgraft.data.sets import DataSet, write_lists
+from taskgraft.data.sources import Inputs
+from taskgraft.jobs import thumbnails
 from taskgraft.loop import folder
+from taskgraft.problem import Problem
 from taskgraft.record import Predictions, Record, TaskResult, save_predictions, write_text
+from taskgraft.report.galleries import Thumbnails
 from taskgraft.settings import Run
 from taskgraft.shares.card import describe
 
@@ -50,6 +55,8 @@ def _result(name: str, task: str, classes: tuple[str, ...], new: bool, sets: Map
     parent = sets.get("new-parent")
     if parent is not None and not new:
         changes["agreement"] = metrics.interval(metrics.agreement(parent, sets["new"], task))
+        pairs = [(sets[name], sets[f"{name}-parent"]) for name in ("new", "old") if name in sets]
+        changes["identical"] = all(np.array_equal(one.logits[task], two.logits[task]) for one, two in pairs)
     return result.model_copy(update=changes)
 
 
@@ -79,10 +86,13 @@ def card(predictions: Predictions, task: str, trained: Mapping[str, int], measur
 
 
 def ancestor(record: Record) -> dict[str, Any]:
-    """An entry of a lineage: what was extended, how, with which results."""
+    """An entry of a lineage: what was extended, how, with which results.
+
+    The parent's own lineage is left out: its entries stand before this one, and would double at every step.
+    """
     results = {task.name: task.child.mean for task in record.tasks if task.child}
     return {
-        "parent": record.parent,
+        "parent": {name: value for name, value in record.parent.items() if name != "lineage"},
         "method": record.method,
         "task": record.tasks[-1].name,
         "accuracy": results,
@@ -123,14 +133,35 @@ def inputs_of(record: Record) -> dict[str, str]:
     return found | {f"pictures/{name}": str(part["fingerprint"]) for name, part in record.data.items()}
 
 
-def publish(out: Path, bundle: Bundle, record: Record, sets: Mapping[str, Predictions], found: DataSet) -> None:
+def publish(out: Path, bundle: Bundle, record: Record, sets: Mapping[str, Predictions], found: Inputs) -> None:
     """Write the bundle and everything that is read beside it; the run counts as done once the model is whole."""
     save_predictions(out / "predictions.npz", sets)
-    write_lists(out, found)
     write_text(out / "record.json", record.model_dump_json(indent=1))
     write_text(out / "README.md", report.model_card(record))
     write(out, bundle, method=record.method, parent=record.parent)
     digests.write(out, inputs_of(record))
     folder.close_run(out)
-    shutil.rmtree(out / "state", ignore_errors=True)  # the model is whole; checkpoints may hold replayed pictures
-    write_text(out / "report.html", report.render_run(record, dict(sets)))
+    tell(out, record, sets, found)
+
+
+def tell(out: Path, record: Record, sets: Mapping[str, Predictions], found: Inputs) -> None:
+    """Write the report of a run whose model is whole; raises Problem (code 1) that says so where it cannot be made."""
+    shutil.rmtree(out / "state", ignore_errors=True)  # of no use any more; checkpoints may hold replayed pictures
+    kept: Thumbnails = {}
+    try:
+        picture = thumbnails.collecting({"new": found.new.val, "old": found.old_val}, kept)
+        page = report.render_run(record, dict(sets), picture)
+        thumbnails.keep(out, kept)
+        write_text(out / "report.html", page)
+    except Exception as error:  # whatever a page stumbles over, the model is there
+        reason = (str(error).splitlines() or [""])[0][:160]
+        raise Problem(
+            f"the model in {out} is whole, but its report could not be made ({type(error).__name__}: {reason}); "
+            "the same command with --resume goes on from there", code=1,
+        ) from error  # fmt: skip
+
+
+def surroundings(out: Path) -> list[str]:
+    """A note where a run was stopped and went on with other versions, or on another processor."""
+    moved = folder.moves(out)
+    return [f"it went on elsewhere than it began ({'; '.join(moved)}): equal bits are not promised"] if moved else []

@@ -10,6 +10,8 @@ from typing import NamedTuple
 from taskgraft import methods, parallel
 from taskgraft.bundle import Bundle, digests, read
 from taskgraft.classifier import Classifier
+from taskgraft.data.sets import changes
+from taskgraft.data.sources import Inputs
 from taskgraft.features import balance
 from taskgraft.jobs import evidence, fitting, measuring
 from taskgraft.jobs.fitting import Job, Trained
@@ -74,9 +76,8 @@ def carry_out(
     folder.suited(out, request.sources())
     opened = fitting.open_all(request, cache, watch)
     settings = fitting.settings_of(opened)
-    if parallel.told(lambda: folder.examine(out, settings, resume)) == "done":
-        watch.say(f"{out} holds this run, finished; nothing was done")
-        return load(out)
+    if parallel.told(lambda: folder.examine(out, settings, resume, lambda: changes(out, opened.found.new))) == "done":
+        return finished(out, opened.found, watch)
     with folder.held(out):
         job = Job(opened, methods.build(opened.plan), out, cache, command, watch)
         try:
@@ -99,6 +100,17 @@ def load(out: Path) -> Extension:
     return Extension(read(out), record, load_predictions(out / "predictions.npz"), out)
 
 
+def finished(out: Path, found: Inputs, watch: Watch) -> Extension:
+    """Read a finished run of the same request; a report that is missing, since a stop came before it, is made."""
+    done = load(out)
+    if (out / "report.html").exists():
+        watch.say(f"{out} holds this run, finished; nothing was done")
+    else:
+        parallel.told(lambda: evidence.tell(out, done.record, done.predictions, found))
+        watch.say(f"{out} holds this run, finished; its report was missing, and is there now")
+    return done
+
+
 def _finish(job: Job, trained: Trained, clock: Clock) -> Extension:
     """Let the method finish, measure once more, write the bundle; the run counts as done after that."""
     request, parent, found = job.opened.request, job.opened.parent, job.opened.found
@@ -119,7 +131,7 @@ def _finish(job: Job, trained: Trained, clock: Clock) -> Extension:
         lineage=(*parent.lineage, evidence.ancestor(record)),
         cards=measuring.cards(parent.cards, found, sets, request.task),
     )
-    parallel.told(lambda: evidence.publish(job.out, bundle, record, sets, found.new))
+    parallel.told(lambda: evidence.publish(job.out, bundle, record, sets, found))
     return Extension(bundle, record, sets, job.out)
 
 
@@ -167,10 +179,11 @@ def _record(
         parent_history=_parent_history(parent),
         parameters={"child": total, "parent": inherited, "added": total - inherited},
         arithmetic=measuring.arithmetic_of(classifier, parent.classifier, job.opened.found),
+        latency=measuring.latency_of(classifier, parent.classifier, job.opened.found),
         seconds=clock.seconds(),
         versions=versions(),
         plain=not len(classifier.extras),
-        notes=_notes(job, tasks, score is not None, news),
+        notes=(*_notes(job, tasks, score is not None, news), *evidence.surroundings(job.out)),
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from taskgraft import parallel
 from taskgraft.bundle import Bundle, open_parent
 from taskgraft.classifier import Classifier, grow, widen
+from taskgraft.data.sets import write_lists
 from taskgraft.data.sources import Inputs, classes_at, gather
 from taskgraft.jobs import evidence, measuring
 from taskgraft.jobs.request import Request, checked
@@ -119,7 +120,9 @@ def train(job: Job, settings: dict[str, Any], clock: Clock) -> tuple[Trained, Cl
 
     own, views = request.run, views_shown(job.opened)
     sources = Sources(found.new.train, found.old, views, own.augment, own.seed, score, job.once)
-    run, reason = resolve(job.out, child, sources, request.run, job.cache, settings, job.command)
+    run, reason = resolve(job.out, child, sources, request.run, job.cache, settings, job.command, watch)
+    if job.until is None:  # the pictures of a search's trials are those of its choices
+        parallel.told(lambda: write_lists(job.out, found.new))
     for task, share in measuring.accuracies(before, request.task).items():
         count = int((before["old"].labels[task] >= 0).sum())
         watch.say(f"parent: {task} {share:.1%} on {count} validation pictures")

@@ -17,7 +17,7 @@ from taskgraft.data import stream
 from taskgraft.data.preprocess import Preprocess
 from taskgraft.data.stream import Item, Picture
 from taskgraft.jobs import parts, rows
-from taskgraft.problem import Problem
+from taskgraft.problem import Problem, need
 from taskgraft.record import Predictions, fingerprint
 from taskgraft.types import Images, Watch
 
@@ -140,11 +140,10 @@ def predict_on_ray(
     `workers` 0 = one for each processor of the cluster, no more than there are parts. A worker that dies is started
     again and goes on after its last whole part.
     """
-    try:
-        import ray
-        from ray.exceptions import RayTaskError
-    except ImportError as error:
-        raise Problem("--ray needs the extra: pip install 'taskgraft[ray]'", code=3) from error
+    need("ray", "ray", what="--ray")
+    import ray
+    from ray.exceptions import RayTaskError
+
     rows.kind_of(out)
     given = [str(path) for path in paths]
     work = len(chunks(listed(given, watch), chunk))

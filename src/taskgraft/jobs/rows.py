@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from taskgraft import metrics
-from taskgraft.problem import Problem
+from taskgraft.problem import Problem, need
 from taskgraft.record import Predictions, atomic
 
 KINDS = {".jsonl": "jsonl", ".csv": "csv", ".parquet": "parquet"}
@@ -140,11 +140,10 @@ def _key(task: str, number: int) -> str:
 
 
 def _parquet() -> tuple[Any, Any]:
-    try:
-        import pyarrow
-        import pyarrow.parquet as parquet
-    except ImportError as error:
-        raise Problem("Parquet files need the extra: pip install 'taskgraft[parquet]'", code=3) from error
+    need("parquet", "pyarrow", what="a Parquet file")
+    import pyarrow
+    import pyarrow.parquet as parquet
+
     return pyarrow, parquet
 
 

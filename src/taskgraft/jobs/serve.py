@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from taskgraft.bundle import Bundle, open_parent
-from taskgraft.problem import Problem
+from taskgraft.problem import need
 from taskgraft.serving.limits import Limits, checked
 from taskgraft.types import Watch
 
@@ -38,9 +37,7 @@ def serve(
     `trial` opens everything, answers one grey picture through the whole path, and returns. Raises Problem for bad
     settings, a model that cannot be opened, or a port that is taken, before anybody is answered.
     """
-    missing = [need for need in NEEDS if importlib.util.find_spec(need) is None]
-    if missing:
-        raise Problem(f"serving needs {', '.join(missing)}; install with: pip install 'taskgraft[serve]'", code=3)
+    need("serve", *NEEDS, what="serving")
     from taskgraft.serving import model as models
     from taskgraft.serving import run
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from taskgraft.problem import Problem
+from taskgraft.problem import Problem, need
 from taskgraft.record import Line
 from taskgraft.types import Watch
 
@@ -27,10 +27,7 @@ def check(name: str) -> str:
     if name and name not in TRACKERS:
         raise Problem(f"--track {name!r} does not exist; give {', '.join(TRACKERS)}")
     if name:
-        from accelerate.tracking import get_available_trackers
-
-        if name not in [str(one) for one in get_available_trackers()]:
-            raise Problem(f"--track {name} needs its package: pip install {name}", code=3)
+        need("track" if name == "tensorboard" else "", name, what=f"--track {name}")
     return name
 
 

@@ -13,10 +13,11 @@ from taskgraft.bundle import Bundle, open_parent
 from taskgraft.bundle.parents import create, sized
 from taskgraft.classifier import Classifier, wrap
 from taskgraft.data import preprocess
+from taskgraft.data.sets import changes, write_lists
 from taskgraft.data.sources import Inputs, gather
 from taskgraft.inference import predict
 from taskgraft.jobs import evidence, measuring
-from taskgraft.jobs.extend import Extension, load
+from taskgraft.jobs.extend import Extension, finished
 from taskgraft.loop import folder, steps
 from taskgraft.loop.session import Measured, fit_in, resolve
 from taskgraft.method import Method
@@ -33,7 +34,7 @@ def train(
     out: Path,
     *,
     task: str = "label",
-    model: str = "resnet18",
+    model: str | None = None,
     weights: str | None = None,
     wanted: str | None = None,
     run: Run = LEARN,
@@ -45,14 +46,16 @@ def train(
 ) -> Extension:
     """Train a classifier of one task into the run folder and bundle `out`.
 
-    `model` is a timm name, trained from random weights drawn from the seed; `weights` starts from the backbone of
-    a parent that `open_parent` opens. `keep` names methods (ewc, mas, si) whose memory the bundle carries for its
-    first extension. Raises Problem for bad input before anything is written.
+    `model` is a timm name (resnet18 where neither it nor `weights` is given), trained from random weights drawn from
+    the seed; `weights` starts from the backbone of a parent that `open_parent` opens, and `model` then tells the
+    architecture of a file that does not name its own. `keep` names methods (ewc, mas, si) whose memory the bundle
+    carries for its first extension. Raises Problem for bad input before anything is written.
     """
     clock, run = Clock.start(), validate(run)
     folder.suited(out, [data])
     recorder = _recorder(keep)
-    backbone = open_parent(weights) if weights else None
+    backbone = _backbone(weights, model, wanted, watch) if weights else None
+    model = model or "resnet18"
     start = backbone.preprocess if backbone else create(model, 2)[2]
     chosen = preprocess.parse(wanted, start) if wanted else start
     found = parallel.chief_first(
@@ -66,13 +69,22 @@ def train(
         "data": found.described["new"]["fingerprint"],
         **({"keep": keep} if keep else {}),
     }
-    if parallel.told(lambda: folder.examine(out, settings, resume)) == "done":
-        watch.say(f"{out} holds this run, finished; nothing was done")
-        return load(out)
+    if parallel.told(lambda: folder.examine(out, settings, resume, lambda: changes(out, found.new))) == "done":
+        return finished(out, found, watch)
     with folder.held(out):
         bundle = _begin(model, backbone, found, chosen, run)
         bundle.classifier.to(parallel.device())
         return _carry_out(bundle, found, run, recorder, settings, out, cache, command, watch, clock.lap("reading"))
+
+
+def _backbone(weights: str, model: str | None, wanted: str | None, watch: Watch) -> Bundle:
+    """The model whose backbone is trained on; raises Problem where it is not of the architecture that was given."""
+    opened = open_parent(weights, arch=model, wanted=wanted, unnamed=True)
+    if model and model.partition(".")[0] != opened.arch.partition(".")[0]:
+        raise Problem(f"--weights {weights} is a {opened.arch}, not a {model}; leave --model out")
+    for line in opened.found:
+        watch.say(f"weights: {line}")
+    return opened
 
 
 def _recorder(keep: str) -> Method:
@@ -115,7 +127,8 @@ def _carry_out(
         raise Problem("both training and validation pictures are needed")
     sources = Sources(found.new.train, None, run.views, run.augment, run.seed)
     val, task = found.new.val, found.new.tasks[0].name
-    run, reason = resolve(out, bundle.classifier, sources, run, cache, settings, command)
+    run, reason = resolve(out, bundle.classifier, sources, run, cache, settings, command, watch)
+    parallel.told(lambda: write_lists(out, found.new))
 
     def measure(classifier: Classifier) -> Measured:
         return Measured({task: metrics.accuracy(predict(classifier, val), task)}, {})
@@ -150,11 +163,11 @@ def _carry_out(
         parameters={"child": size, "parent": 0, "added": size},
         seconds=clock.seconds(),
         versions=versions(),
-        notes=tuple(evidence.warnings_of(tasks, found.described)),
+        notes=(*evidence.warnings_of(tasks, found.described), *evidence.surroundings(out)),
     )
     card = evidence.card(sets["new"], task, found.described["new"]["counts"], "validation images, when it was learnt")
     trained = bundle._replace(
         classifier=fitted.state.classifier, memory=kept, source=str(out), home=out, cards={task: card}
     )
-    parallel.told(lambda: evidence.publish(out, trained, record, sets, found.new))
+    parallel.told(lambda: evidence.publish(out, trained, record, sets, found))
     return Extension(trained, record, sets, out)

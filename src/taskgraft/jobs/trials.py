@@ -47,7 +47,7 @@ def attempt(
 
     `old` and `new` are the accuracies at the kept step so far (agreement where old images are missing), `score` their
     mean, `path` the same at each weight of wise, `saved` the seconds that sharing in the folder `shared` saved.
-    `deadline` is in seconds since the epoch. Raises OutOfTime there, and Problem for bad input.
+    `deadline` is a time of this machine's steady clock. Raises OutOfTime there, and Problem for bad input.
     """
     begun, saved = time.perf_counter(), {}
     opened = _as_asked(opened, method, run)
@@ -86,7 +86,7 @@ def _as_asked(opened: Opened, method: str, run: Run) -> Opened:
 def _watching(watch: Watch, deadline: float | None) -> Watch:
     def progress(what: str, done: int, total: int) -> None:
         watch.progress(what, done, total)
-        if deadline is not None and what == "training" and time.time() > deadline:
+        if deadline is not None and what == "training" and time.monotonic() > deadline:
             raise OutOfTime
 
     return watch._replace(progress=progress)

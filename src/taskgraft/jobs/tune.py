@@ -10,12 +10,14 @@ from typing import Any
 
 from filelock import FileLock
 
-from taskgraft import methods, report
+from taskgraft import report
 from taskgraft.jobs import fitting, measuring, outcome, tracking, work, workers
 from taskgraft.jobs.fitting import Opened
+from taskgraft.jobs.outlook import seconds_a_step
 from taskgraft.jobs.request import Request
 from taskgraft.jobs.work import Search
 from taskgraft.loop import folder, precision, steps
+from taskgraft.method import Method
 from taskgraft.problem import Problem
 from taskgraft.record import write_json, write_text
 from taskgraft.search import halving, sampling, space
@@ -26,9 +28,8 @@ from taskgraft.search.wish import Crew, Wish, checked
 from taskgraft.settings import Run
 from taskgraft.types import Sources, Watch
 
-OWN = {"study.journal", "study.journal.lock", "settled.json", "trials", "shared", "choices", "search.json", "table.md",
+OWN = {"study.journal", "settled.json", "trials", "shared", "choices", "search.json", "table.md",
        "report.html"}  # fmt: skip
-TIMED = 3  # steps that are timed to see what a budget allows
 SLACK = 1.5  # methods cost more than fine-tuning, and workers get into each other's way
 
 
@@ -48,7 +49,7 @@ def tune(
     A finished trial is not repeated and an unfinished one goes on from its checkpoint, so the same command can be given
     again. Raises Problem for bad input, and where the budget ended before a trial was complete.
     """
-    begun = time.time()
+    begun = time.monotonic()
     folder.suited(out, request.sources())
     limits = checked(wish, crew)
     sampling.check(wish.sampler)
@@ -68,7 +69,7 @@ def tune(
     deadline = None if limits.budget is None else begun + max(0.0, limits.budget - spent)
     workers.run(search._replace(deadline=deadline), marks, opened, crew, watch)
     with FileLock(out / ".finishing"):  # several machines may have searched together
-        found = outcome.gather(search, queue, opened, limits, command, time.time() - begun)
+        found = outcome.gather(search, queue, opened, limits, command, time.monotonic() - begun)
         chosen = outcome.hand_all_over(found, search, opened, cache, watch)
         found = found.model_copy(update={"choices": chosen})
         write_text(out / "search.json", found.model_dump_json(indent=1))
@@ -112,27 +113,13 @@ def _settled(
         run, reason = precision.choose(opened.child, sources, run, cache)
         wave = wish.wave
         if budget is not None and wish.sampler != "grid":
-            seconds = _seconds_a_step(opened, sources, run) * SLACK / crew.jobs
+            state = steps.prepare(opened.child, Method(), sources, run)
+            seconds = seconds_a_step(state, opened, sources, run) * SLACK / crew.jobs
             rungs = halving.rungs(run.steps, run.eval_every, _halving(wish))
             wave = halving.fitting(budget / seconds, wish.wave, rungs)
         settled = {"precision": run.precision, "reason": reason, "wave": wave}
         write_json(stored, settled)
     return settled
-
-
-def _seconds_a_step(opened: Opened, sources: Sources, run: Run) -> float:
-    """What a step takes here, its share of an evaluation included."""
-    begun = time.perf_counter()
-    measuring.predictions(opened.child, opened.found)
-    looking = time.perf_counter() - begun
-    method = methods.build(methods.parse("finetune"))
-    state = steps.advance(steps.start(opened.child, method, sources, {}, replace(run, warmup=0)), method, sources, run)[
-        0
-    ]
-    begun = time.perf_counter()
-    for _ in range(TIMED):
-        state, _ = steps.advance(state, method, sources, run)
-    return (time.perf_counter() - begun) / TIMED + looking / run.eval_every
 
 
 def _halving(wish: Wish) -> bool:

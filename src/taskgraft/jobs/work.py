@@ -48,7 +48,7 @@ class Search(NamedTuple):
     cache: Path | None = None
     share: bool = True
     track: str = ""
-    deadline: float | None = None  # seconds since the epoch
+    deadline: float | None = None  # on the steady clock that all processes of a machine share
 
 
 class Wanted(NamedTuple):
@@ -73,7 +73,7 @@ def identity(search: Search, marks: dict[str, Any]) -> dict[str, Any]:
 
 def work(search: Search, queue: Queue, opened: Opened, watch: Watch) -> None:
     """Take pieces until the search is over or its time is up."""
-    while search.deadline is None or time.time() < search.deadline:
+    while search.deadline is None or time.monotonic() < search.deadline:
         for piece in revive(queue):
             watch.say(f"trial {number_of(search, piece)}: its worker died; it goes on from its last checkpoint")
         wanted, over = due(search, queue)

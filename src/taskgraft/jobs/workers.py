@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
@@ -132,16 +133,18 @@ def _on_ray(search: Search, marks: dict[str, Any], crew: Crew, watch: Watch) -> 
         count = min(crew.jobs, room) if crew.jobs > 1 else max(1, room)
         watch.say(f"{count} workers on Ray, {threads} thread{'s' if threads > 1 else ''} each")
         task: Callable[..., Any] = ray.remote(num_cpus=threads, max_retries=RESTARTS)(_remote)
-        for problem in ray.get([task.remote(search, marks, threads) for _ in range(count)]):  # pyright: ignore
+        left = None if search.deadline is None else search.deadline - time.monotonic()  # each machine has its own clock
+        for problem in ray.get([task.remote(search, marks, threads, left) for _ in range(count)]):  # pyright: ignore
             if problem:
                 raise Problem(problem[0], code=problem[1])
     finally:
         ray.shutdown()
 
 
-def _remote(search: Search, marks: dict[str, Any], threads: int) -> tuple[str, int] | None:
+def _remote(search: Search, marks: dict[str, Any], threads: int, left: float | None) -> tuple[str, int] | None:
+    deadline = None if left is None else time.monotonic() + left
     try:
-        begin(search, marks, threads, None, Watch())
+        begin(search._replace(deadline=deadline), marks, threads, None, Watch())
     except Problem as problem:
         return str(problem), problem.code
     return None
@@ -159,7 +162,7 @@ def _answers(address: str) -> None:
 
 
 def _ray() -> Any:
-    need("ray", "ray")
+    need("ray", "ray", what="--ray")
     import ray
 
     return ray

@@ -1,0 +1,81 @@
+"""What an extension would be, before it is trained: settings and reasons, parameters, memory, time, files."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from taskgraft import methods
+from taskgraft.jobs import evidence, fitting, measuring
+from taskgraft.jobs.fitting import Opened
+from taskgraft.jobs.request import Request
+from taskgraft.loop import folder, precision, steps
+from taskgraft.loop.state import TrainState
+from taskgraft.method import Method
+from taskgraft.report.wording import count, duration, several
+from taskgraft.settings import Run
+from taskgraft.types import Sources, Watch
+
+FILES = "model.safetensors, config.json, cards/, record.json, metrics.jsonl, predictions.npz, report.html, README.md"
+TIMED = 3  # steps
+STATES = {"new": "would be made", "begun": "holds this run, unfinished: --resume goes on", "done": "holds it, finished"}
+MIB = 2**20
+
+
+def outlook(request: Request, out: Path, *, watch: Watch = Watch()) -> list[str]:  # noqa: B008 - immutable
+    """The lines of `extend --dry-run`. Opens and checks everything, takes some steps on a copy, writes nothing.
+
+    Raises Problem for whatever `extend` refuses while it opens and checks.
+    """
+    folder.suited(out, request.sources())
+    opened = fitting.open_all(request, None, watch)
+    state = folder.examine(out, fitting.settings_of(opened), resume=True)
+    new = opened.found.new
+    assert new.train is not None
+    assert new.val is not None
+    run = opened.request.run
+    sources = Sources(new.train, opened.found.old, fitting.views_shown(opened), run.augment, run.seed)
+    run, reason = precision.choose(opened.child, sources, run, None)
+    begun = steps.prepare(opened.child, methods.build(opened.plan), sources, run)
+    own = evidence.choices(run, Run(), {"precision": reason})
+    width = max(len(f"{name} = {value}") for name, value, _ in own)
+    old = len(opened.found.old_val.pixels) if opened.found.old_val else 0
+    return [
+        f"method: {opened.request.method}",
+        f"pictures: {count(len(new.train.pixels))} to learn from, {count(len(new.val.pixels))} to validate on, "
+        f"{count(old)} of old tasks to measure forgetting",
+        *(f"  {f'{name} = {value}':<{width}}  {why}" for name, value, why in own),
+        *_sizes(begun, opened, run),
+        f"time: about {duration(run.steps * seconds_a_step(begun, opened, sources, run))} for "
+        f"{several(run.steps, 'step')} of {run.batch} with their validations; what the method computes comes on top",
+        f"{out}: {STATES[state]}; a finished run leaves {FILES}",
+        "nothing was written",
+    ]
+
+
+def _sizes(state: TrainState, opened: Opened, run: Run) -> list[str]:
+    """Parameters that learn and that do not, and the bytes that they and the optimiser take."""
+    values = list(state.classifier.parameters())
+    total = sum(value.numel() for value in values)
+    learning = sum(value.numel() for value in values if value.requires_grad)
+    before = sum(value.numel() for value in opened.parent.classifier.parameters())
+    moments = 2 if run.optimiser == "adamw" else 1
+    held = 4 * (total + (1 + moments) * learning)
+    return [
+        f"parameters: {count(total)}, of which {count(learning)} learn and {count(total - learning)} are frozen; "
+        f"the parent has {count(before)}",
+        f"memory: {held / MIB:,.0f} MiB for weights, gradients and optimiser, beside activations and what the method "
+        "remembers",
+    ]
+
+
+def seconds_a_step(state: TrainState, opened: Opened, sources: Sources, run: Run) -> float:
+    """What a step takes here, its share of an evaluation included; what a method computes beside the loss is not."""
+    begun = time.perf_counter()
+    measuring.predictions(state.classifier, opened.found)
+    looking = time.perf_counter() - begun
+    state, _ = steps.advance(state, Method(), sources, run)  # the first one also warms up
+    begun = time.perf_counter()
+    for _ in range(TIMED):
+        state, _ = steps.advance(state, Method(), sources, run)
+    return (time.perf_counter() - begun) / TIMED + looking / run.eval_every

@@ -1,0 +1,148 @@
+"""The programs of recipes/, run on toy pictures with few steps: what each promises holds."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from taskgraft import Run, Wish, open_parent
+from toys import NEW, OLD, folder_of
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+RUN = Run(steps=4, batch=8, warmup=4, eval_every=2, views=2, precision="fp32")
+
+
+def recipe(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"recipes_{name}", RECIPES / f"{name}.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def paint(new_pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The new pictures in a folder that bears their task's name."""
+    return Path(shutil.copytree(new_pictures, tmp_path_factory.mktemp("recipes") / "paint"))
+
+
+@pytest.fixture(scope="module")
+def shape(old_pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return Path(shutil.copytree(old_pictures, tmp_path_factory.mktemp("recipes") / "shape"))
+
+
+def test_each_program_is_short_and_none_is_forgotten() -> None:
+    programs = sorted(RECIPES.glob("*.py"))
+    assert len(programs) == 5
+    for path in programs:
+        text = path.read_text(encoding="utf-8")
+        assert len(text.splitlines()) <= 80, path
+        assert f"recipe({path.stem!r})".replace("'", '"') in Path(__file__).read_text(encoding="utf-8")
+
+
+def test_the_page_shows_the_whole_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(RECIPES.parent / "docs")
+    page = importlib.import_module("programs").page()
+    for path in RECIPES.glob("*.py"):
+        head, _, code = path.read_text(encoding="utf-8").partition('"""\n\n')
+        assert code.strip() in page, path
+        assert head.splitlines()[0].removeprefix('"""') in page
+
+
+def test_a_timm_model(paint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(0)
+    net = timm.create_model("test_resnet", num_classes=3)
+    timm.models.save_for_hf(
+        net, str(tmp_path / "hub"), model_config={"label_names": list(OLD.classes)}, safe_serialization=True
+    )
+    child = recipe("timm_model").main(paint, tmp_path / "out", f"local-dir:{tmp_path / 'hub'}", RUN)
+    assert isinstance(child, nn.Module)
+    assert child(torch.zeros(1, 3, 160, 160)).shape == (1, len(OLD.classes) + len(NEW.classes))
+    said = capsys.readouterr().out
+    assert "imagenet: agreement with the parent" in said
+    assert "paint: accuracy" in said
+
+
+@pytest.mark.filterwarnings("ignore")  # transformers deprecates parts of itself while it is imported
+def test_a_transformers_model(paint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.ResNetConfig(
+        embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", num_labels=3,
+        id2label=dict(enumerate(OLD.classes)), label2id={name: row for row, name in enumerate(OLD.classes)},
+    )  # fmt: skip
+    parent = transformers.ResNetForImageClassification(config).eval()
+    parent.save_pretrained(tmp_path / "parent")
+    size = {"height": 32, "width": 32}
+    transformers.ViTImageProcessor(size=size).save_pretrained(tmp_path / "parent")
+    found = recipe("hugging_face").main(
+        tmp_path / "parent", paint, tmp_path / "child", replace(RUN, steps=20, rate=0.01)
+    )
+    assert found["new"] > 1.5 / len(NEW.classes)
+    assert 0 <= found["agreement"] <= 1
+    child = transformers.AutoModelForImageClassification.from_pretrained(tmp_path / "child").eval()
+    assert list(child.config.id2label.values()) == [*OLD.classes, *sorted(NEW.classes)]
+    assert child(pixel_values=torch.zeros(2, 3, 32, 32)).logits.shape == (2, 7)
+    assert not torch.equal(
+        child.resnet.embedder.embedder.convolution.weight, parent.resnet.embedder.embedder.convolution.weight
+    )
+
+
+def test_what_is_no_picture() -> None:
+    pytest.importorskip("sklearn")
+    recipes = recipe("no_pictures")
+    plain, kept = recipes.digits(method="finetune"), recipes.digits()
+    assert plain["old, before"] > 0.95
+    assert kept["old"] > plain["old"] + 0.02
+    assert min(kept.values()) > 0.8
+    assert min(recipes.words().values()) > 0.9
+
+
+def test_a_chain_of_three(shape: Path, paint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    third = folder_of(tmp_path / "again", OLD, 40, 9)
+    table = recipe("chain").main(
+        tmp_path / "out", [shape, paint, third], "test_resnet", "32 squash bilinear half", "ewc(images=8) + distill",
+        first=RUN, later=RUN,
+    )  # fmt: skip
+    assert list(table) == ["shape", "paint", "again"]
+    assert list(table["again"]) == ["shape", "paint", "again"]
+    assert "2 extensions stand in the lineage" in capsys.readouterr().out
+    assert [task.name for task in open_parent(str(tmp_path / "out/again")).classifier.tasks] == [
+        "shape",
+        "paint",
+        "again",
+    ]
+
+
+def test_a_search(
+    alice: Path, paint: Path, old_pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RAY_ADDRESS", "SLURM_PROCID", "SEARCH_STORAGE"):
+        monkeypatch.delenv(name, raising=False)
+    search = recipe("cluster_search")
+    assert search.crew().jobs == max(1, (os.cpu_count() or 1) // 4)
+    with monkeypatch.context() as patch:
+        patch.setenv("SLURM_PROCID", "3")
+        patch.setenv("SLURM_CPUS_PER_TASK", "6")
+        assert (search.crew().jobs, search.crew().threads) == (1, 6)
+        patch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+        assert search.crew().ray == "10.0.0.1:6379"
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    bundles = search.main(
+        alice, paint, tmp_path / "search", old_pictures / "val", Wish(trials=2, wave=2), RUN,
+        "distill(strength=[0.1, 10])",
+    )  # fmt: skip
+    assert "score" in bundles
+    assert [task.name for task in open_parent(str(bundles["score"])).classifier.tasks] == ["shape", "paint"]
