@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from taskgraft import record
+from taskgraft.problem import Problem
 from taskgraft.record import Line, Predictions
 
 
@@ -45,7 +46,7 @@ def test_predictions_come_back(tmp_path: Path, count: int) -> None:
 
 def test_predictions_are_read_without_pickle(tmp_path: Path) -> None:
     np.savez(tmp_path / "p.npz", **{"x|meta": np.array([{"a": 1}], dtype=object)})  # pyright: ignore
-    with pytest.raises(ValueError, match="pickle"):
+    with pytest.raises(Problem, match=r"p\.npz is damaged.*pickle"):
         record.load_predictions(tmp_path / "p.npz")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import builtins
+import sys
 from pathlib import Path
 
 import av
@@ -121,14 +121,7 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
 
 
 def test_without_pyav_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    given = builtins.__import__
-
-    def without(name: str, *rest: object) -> object:
-        if name == "av":
-            raise ImportError(name)
-        return given(name, *rest)  # pyright: ignore[reportArgumentType]
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(Problem, match=r"taskgraft\[video\]") as told:
         next(frames(tmp_path / "a.mp4", WANTED, 0.5))
     assert told.value.code == 3

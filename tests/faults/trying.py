@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -90,6 +91,7 @@ def begun(words: Sequence[object], streams: Sequence[Path], prepare: Callable[[]
             os.dup2(os.open(file, os.O_CREAT | os.O_WRONLY | os.O_TRUNC), number)
         sys.stdout = os.fdopen(1, "w", encoding="utf-8", closefd=False)
         sys.stderr = os.fdopen(2, "w", encoding="utf-8", closefd=False, buffering=1)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may run under nohup
         sys.argv = ["taskgraft", *map(str, words)]
         prepare()
         try:
