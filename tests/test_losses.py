@@ -106,6 +106,15 @@ def test_cross_entropy_by_hand(softmax: losses.Softmax) -> None:
     assert float(losses.cross_entropy(OUTPUTS, LABELS, softmax)) == pytest.approx(by_hand(softmax), rel=1e-6)
 
 
+def test_the_mean_is_over_labelled_images_and_one_softmax_over_three_tasks() -> None:
+    outputs = {"a": noise(2, 3), "b": noise(2, 2, seed=2), "c": noise(2, 4, seed=4)}
+    one = torch.tensor([-1, 3])
+    wanted = -torch.log_softmax(outputs["c"][1], 0)[3]
+    assert torch.isclose(losses.cross_entropy(outputs, {"c": one}, "per-task"), wanted)
+    wanted = -torch.log_softmax(torch.cat([logits[1] for logits in outputs.values()]), 0)[3 + 2 + 3]
+    assert torch.isclose(losses.cross_entropy(outputs, {"c": one}, "joint"), wanted)
+
+
 def test_the_two_softmaxes_differ() -> None:
     assert abs(by_hand("per-task") - by_hand("joint")) > 0.1
 
@@ -156,3 +165,25 @@ def test_the_founding_texts_lambda_is_half_the_strength() -> None:
     assert float(value) == pytest.approx(
         0.7 * float((fisher.double() * (theta - anchor).double() ** 2).sum()), rel=1e-5
     )
+
+
+GROWN = {"a": noise(4, 5, seed=3), "b": OUTPUTS["b"]}
+
+
+def test_added_classes_compete_among_themselves_where_no_old_one_is_there() -> None:
+    labels = {"a": torch.tensor([3, -1, 4, 3]), "b": LABELS["b"]}
+    outputs, shifted = losses.among_added(GROWN, labels, "a", 3)
+    assert torch.equal(outputs["a"], GROWN["a"][:, 3:])
+    assert outputs["b"] is GROWN["b"]
+    assert shifted["a"].tolist() == [0, -1, 1, 0]
+    assert shifted["b"] is labels["b"]
+    assert labels["a"].tolist() == [3, -1, 4, 3]
+
+
+@pytest.mark.parametrize(("own", "width"), [([3, 0, 4, -1], 3), ([2, -1, -1, -1], 3), ([0, 1, 2, 3], 0), (None, 3)])
+def test_beside_an_old_class_or_without_added_ones_all_compete(own: list[int] | None, width: int) -> None:
+    labels = {"b": LABELS["b"]} | ({} if own is None else {"a": torch.tensor(own)})
+    outputs, same = losses.among_added(GROWN, labels, "a", width)
+    assert outputs["a"] is GROWN["a"]
+    assert same == labels
+    assert same is not labels

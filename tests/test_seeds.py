@@ -65,6 +65,12 @@ def test_uniform_tells_its_coordinates_apart() -> None:
     assert seeds.uniform(1, 2) != seeds.uniform(1, 2, 0)
 
 
+def test_of_a_key_64_bits_count() -> None:
+    keys = [5, 5 + 2**7, 5 + 2**32, 5 + 2**63]
+    assert len({float(seeds.uniform(key, 1)) for key in keys}) == len(keys)
+    assert seeds.uniform(5 + 2**64, 1) == seeds.uniform(5, 1)
+
+
 @pytest.mark.parametrize("key", [0, 1, 2**63 - 1, seeds.derive(3, "view")])
 def test_uniform_is_uniform(key: int) -> None:
     found = seeds.uniform(key, np.arange(300)[:, None], np.arange(100))

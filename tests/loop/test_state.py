@@ -101,6 +101,16 @@ def test_a_checkpoint_is_not_the_living_state(tmp_path: Path) -> None:
     assert same(weights(after), before)
 
 
+def test_a_folder_is_made_and_leftovers_of_killed_writers_go(tmp_path: Path) -> None:
+    deep = tmp_path / "run" / "state"
+    (deep.parent).mkdir()
+    states.save(deep, at(1))
+    (deep / ".step-000000009.77").mkdir()
+    (deep / ".step-000000009.77" / "model.safetensors").write_bytes(b"half")
+    states.save(deep, replace(at(1), step=2))
+    assert sorted(path.name for path in deep.iterdir()) == ["step-000000001", "step-000000002"]
+
+
 def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     paths = saved(tmp_path, 1, 2, 30, 100)
     assert states.checkpoints(tmp_path) == paths[: -states.KEEP - 1 : -1]
