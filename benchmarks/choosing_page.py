@@ -44,8 +44,8 @@ def table(name: str, found: dict[str, Any]) -> list[str]:
     lines = [f"### {TITLES[name]}", ""]
     if alone:
         lines += [
-            f"A model for B alone, four times the steps: {100 * np.mean(alone):.1f} (best step, {len(alone)} seed{'s' * (len(alone) > 1)}). "
-            f"Seeds a row: {', '.join(map(str, seeds))}.",
+            f"A model for B alone, four times the steps: {100 * np.mean(alone):.1f} "
+            f"(best step, {len(alone)} seed{'s' * (len(alone) > 1)}). Seeds a row: {', '.join(map(str, seeds))}.",
             "",
         ]
     lines += ["| " + " | ".join(HEAD) + " |", "|---|" + "---:|" * (len(HEAD) - 1)]
