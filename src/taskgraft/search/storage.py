@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import time
+from contextlib import suppress
 from pathlib import Path
 
 from filelock import FileLock
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, ProgrammingError
 from sqlalchemy.pool import NullPool
 
 from taskgraft.problem import Problem, need
+
+TRIES, PAUSE = 5, 0.5  # seconds between two tries
 
 
 def open_storage(storage: str, out: Path) -> BaseStorage:
@@ -27,10 +31,12 @@ def open_storage(storage: str, out: Path) -> BaseStorage:
     url = storage.replace("postgresql://", "postgresql+psycopg://", 1)
     engine = {"poolclass": NullPool}  # nothing is left open between two looks
     try:
-        try:
-            return RDBStorage(url, engine_kwargs=engine)
-        except IntegrityError:  # another process made the tables at the same moment: they are there now
-            return RDBStorage(url, engine_kwargs=engine)
+        for _ in range(TRIES):
+            # one of these where another process makes the tables at the same moment: soon they are all there
+            with suppress(IntegrityError, ProgrammingError):
+                return RDBStorage(url, engine_kwargs=engine)
+            time.sleep(PAUSE)
+        return RDBStorage(url, engine_kwargs=engine)
     except Exception as error:  # SQLAlchemy and the driver raise many kinds; each means that it cannot be used
         where = storage.rsplit("@", 1)[-1]  # without the password
         reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0][:160]
