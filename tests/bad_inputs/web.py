@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Sequence
+from pathlib import Path
 
 from bad_inputs.folders import case
 from bad_inputs.trying import Case, Place, Post, Try
@@ -24,7 +25,12 @@ def fetched(place: str) -> bytes:
 
 def raw(head: str, body: bytes = b"", start: str = "POST /predict") -> Post:
     """A request of which every byte is given; the server has to answer 4xx and go on."""
-    return Post(f"{start} HTTP/1.1\r\n{head}\r\n\r\n", body, tuple(range(400, 432)), hides=("Traceback", "/work/"))
+    return Post(
+        f"{start} HTTP/1.1\r\n{head}\r\n\r\n",
+        body,
+        tuple(range(400, 432)),
+        hides=("Traceback", str(Path(__file__).parents[2])),
+    )
 
 
 def local(head: str, body: bytes = b"", start: str = "POST /predict") -> Post:
