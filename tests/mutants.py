@@ -203,7 +203,7 @@ METHODS = [
            "fx.GraphModule(net, rest)", "structure test_branch"),
     Mutant("taps read the last stage alone", "methods/taps.py", "[*(known[place] for place in places), stages.LAST]",
            "[stages.LAST]", "structure test_taps_find"),
-    Mutant("taps are not centred", "stages.py", "self.centre = columns.mean(0)",
+    Mutant("taps are not centred", "extras.py", "self.centre = columns.mean(0)",
            "self.centre = torch.zeros_like(columns[0])", "structure test_taps_give"),
 ]  # fmt: skip
 

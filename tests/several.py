@@ -37,6 +37,7 @@ def _one(rank: int, count: int, folder: str, function: Callable[[], Any]) -> Non
 
 METHODS = (
     "finetune", "distill", "distill(teacher=live)", "lwf", "mas(images=20)", "si", "taps", "branch", "wise",
+    "ladder(dropout=0)",  # what is dropped is drawn by each process
     "ewc(images=20, labels=exact)",  # a drawn label may turn into another one when a probability moves by a rounding
     "replay + distill", "ewc(images=20, labels=exact) + distill",
 )  # fmt: skip

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from taskgraft import seeds
+from taskgraft.extras import Tail
 from taskgraft.problem import Problem
 from taskgraft.settings import Softmax
-from taskgraft.stages import LAST, Tail, shown
+from taskgraft.stages import LAST, shown
 from taskgraft.types import Outputs, Params, Task
 
 

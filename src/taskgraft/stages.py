@@ -9,16 +9,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from taskgraft.modes import evaluating
 from taskgraft.problem import Problem
 from taskgraft.types import Params
 
 Seen = Params  # point -> its output
-NORM = 8.0  # of standardised rows: about that of a network's own features, so that the same rates suit
 LAST = ""  # the point after everything: the features themselves
 
 
@@ -80,63 +77,6 @@ def tail(net: nn.Module, point: str) -> fx.GraphModule:
     whole.delete_all_unused_submodules()
     whole.recompile()
     return whole
-
-
-class Tail(nn.Module):
-    """The last stages once more, for one task alone: reads one point of the shared network."""
-
-    def __init__(self, point: str, net: nn.Module) -> None:
-        """`net` maps the point's output to features [B, D]."""
-        super().__init__()
-        self.point, self.net = point, net
-
-    def forward(self, seen: Seen, images: Tensor) -> Tensor:
-        """Features [B, D] of the copied stages."""
-        return self.net(seen[self.point])
-
-
-class Pooled(nn.Module):
-    """Mean and deviation over the picture of every channel at several points, and a thumbnail; standardised.
-
-    Source: Evci et al. 2022 (Head2Toe): a new task's answer may lie in layers that the last one threw away.
-    """
-
-    centre: Tensor
-    scale: Tensor
-
-    def __init__(self, at: Sequence[str], thumbnail: int, width: int = 1) -> None:
-        """`at` are points; `thumbnail` pixels a side (0 = none); `width` the columns, 1 = not standardised yet."""
-        super().__init__()
-        self.at, self.thumbnail = tuple(at), thumbnail
-        self.register_buffer("centre", torch.zeros(width))
-        self.register_buffer("scale", torch.ones(width))
-
-    def standardise(self, columns: Tensor) -> None:
-        """From now on give the columns mean 0, equal deviation, and rows of norm NORM, as measured on [N, width]."""
-        self.centre = columns.mean(0)
-        self.scale = NORM / columns.shape[1] ** 0.5 / columns.std(0, correction=0).clamp(min=1e-3)
-
-    def forward(self, seen: Seen, images: Tensor) -> Tensor:
-        """Standardised columns [B, width]."""
-        return (pooled(seen, images, self.at, self.thumbnail) - self.centre) * self.scale
-
-
-def pooled(seen: Seen, images: Tensor, at: Sequence[str], thumbnail: int) -> Tensor:
-    """What `Pooled` reads, before it is standardised: [B, columns] float32."""
-    parts = [part for point in at for part in _moments(seen[point].float())]
-    if thumbnail and images.dim() == 4:
-        parts.append(F.adaptive_avg_pool2d(images.float(), thumbnail).flatten(1))
-    return torch.cat(parts, 1)
-
-
-def _moments(value: Tensor) -> tuple[Tensor, ...]:
-    """Mean and deviation over positions: [B, C, H, W], [B, H, W, C] (recognised by H = W), [B, N, C] or [B, C]."""
-    if value.dim() == 2:
-        return (value,)
-    last = value.dim() == 3 or (value.shape[1] == value.shape[2] != value.shape[3])
-    flat = value.flatten(1, -2).transpose(1, 2) if last else value.flatten(2)
-    mean = flat.mean(2)
-    return mean, ((flat - mean[:, :, None]).square().mean(2) + 1e-8).sqrt()
 
 
 def _traced(net: nn.Module) -> fx.Graph:

@@ -38,7 +38,9 @@ def equal(one: Classifier, two: Classifier) -> bool:
 
 
 @pytest.mark.parametrize("arch", ["test_resnet", "test_efficientnet"])
-@pytest.mark.parametrize("text", ["taps", "branch(shared=0.5)", "branch(shared=0.5) + taps", "taps(backbone=trained)"])
+@pytest.mark.parametrize(
+    "text", ["taps", "branch(shared=0.5)", "ladder", "branch(shared=0.5) + ladder + taps", "taps(backbone=trained)"]
+)
 def test_a_grafted_child_comes_back_bit_for_bit(text: str, arch: str, tmp_path: Path) -> None:
     child, _ = finished(text, model=parent(arch))
     again = stored(child, tmp_path / "b", arch).classifier
@@ -81,6 +83,7 @@ def test_a_damaged_structure_is_refused(tmp_path: Path) -> None:
     for change, message in (
         ({"extras": [{"kind": "taps", "at": ["nowhere"], "width": 9}]}, "has no stage 'nowhere'"),
         ({"extras": [{"kind": "magic", "at": ["x"]}]}, "damaged"),
+        ({"extras": [{"kind": "ladder", "at": ["layer1.0"], "channels": [32], "width": 8}]}, "0 rungs: damaged"),
         ({"extras": []}, "does not fit"),
         ({"heads": good["taskgraft"]["heads"][:1]}, "do not have the rows"),
         ({"heads": []}, "extras but no heads"),

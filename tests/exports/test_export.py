@@ -131,7 +131,9 @@ def test_plain_timm(plain: Path, shown: Images, tmp_path: Path) -> None:
     assert "| shape | 3 |" in card
 
 
-@pytest.mark.parametrize(("notation", "arch"), [("taps", "test_resnet"), ("finetune", "test_vit")])
+@pytest.mark.parametrize(
+    ("notation", "arch"), [("taps", "test_resnet"), ("ladder", "test_resnet"), ("finetune", "test_vit")]
+)
 def test_other_kinds_of_models(notation: str, arch: str, tmp_path: Path) -> None:
     options = {"img_size": 32} if "vit" in arch else {}
     child, _ = finished(notation, model=parent(arch, **options))

@@ -23,9 +23,10 @@ CHAINS = [
     ("taps", "distill", "taps"),
     ("frozen", "mas(images=16)", "branch(shared=0.5) + taps"),
     ("lora(rank=2)", "l2sp", "wise(weight=0.5)"),
+    ("ladder(width=8)", "ewc(images=16)", "ladder(width=8)"),
 ]
 WIDER = OLD._replace(classes=(*OLD.classes, "star", "cross"))
-WIDEN = ["finetune", "distill", "ewc(images=16)", "branch(shared=0.5)", "taps", "mas(images=16) + lwf"]
+WIDEN = ["finetune", "distill", "ewc(images=16)", "branch(shared=0.5)", "taps", "ladder", "mas(images=16) + lwf"]
 
 
 def through_disk(folder: Path, child: Classifier, memory: Memory) -> tuple[Classifier, Memory]:
@@ -58,7 +59,7 @@ def test_methods_may_alternate_along_a_chain_of_bundles(chain: tuple[str, ...], 
     before = parent()
     for text, after in zip(chain, models, strict=True):
         one, two = predict(before, images).logits, predict(after, images).logits
-        kept = text.startswith(("branch", "frozen")) or text == "taps"
+        kept = text.startswith(("branch", "frozen", "ladder")) or text == "taps"
         for task in one:
             assert np.array_equal(one[task], two[task]) == kept, (text, task)
         moved = [bool((left != right).any()) for left, right in zip(
@@ -107,5 +108,5 @@ def test_added_classes_leave_the_old_rows_as_they_were_before_step_one(text: str
     end = learn(wide, images, method=text, run=replace(RUN, steps=12)).classifier
     last = predict(end, images).logits[OLD.name]
     assert last.shape == (20, 5)
-    assert np.array_equal(last[:, :3], before) == (text in ("branch(shared=0.5)", "taps"))
+    assert np.array_equal(last[:, :3], before) == (text in ("branch(shared=0.5)", "taps", "ladder"))
     assert not np.array_equal(last[:, 3:], first[:, 3:])

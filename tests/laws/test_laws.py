@@ -26,6 +26,7 @@ VARIANTS = {
     "frozen": ["frozen"],
     "taps": ["taps", "taps(backbone=trained)"],
     "branch": ["branch(shared=0.5)"],
+    "ladder": ["ladder(rungs=2, width=8)"],
     "distill": ["distill", "distill(teacher=live)", "distill(scale=none)"],
     "lwf": ["lwf"],
     "l2sp": ["l2sp", "l2sp(implicit=False)"],
@@ -40,6 +41,7 @@ SUMS = [
     "ewc(images=16) + distill",
     "taps(backbone=trained) + distill + wise",
     "branch(shared=0.5) + taps",
+    "ladder(rungs=2, width=8) + taps",
     "lora(rank=2) + distill",
     "l2sp + mas(images=16) + si + replay",
 ]
@@ -50,7 +52,10 @@ WITH_STRENGTH = [
     for text in texts
     if "strength" in {field.name for field in dataclasses.fields(methods.METHODS[name])}  # pyright: ignore
 ]
-KEEPS_OLD = ["frozen", "taps", "branch(shared=0.5)", "branch(shared=0.5) + taps"]
+KEEPS_OLD = [
+    "frozen", "taps", "branch(shared=0.5)", "branch(shared=0.5) + taps", "ladder(rungs=2, width=8)",
+    "ladder(rungs=2, width=8) + taps",
+]  # fmt: skip
 CHANGES = [text for text in ALL if text not in KEEPS_OLD]
 
 

@@ -156,6 +156,7 @@ def test_a_method_uses_the_slots_it_names() -> None:
         "frozen": {"adapt"},
         "taps": {"adapt"},
         "branch": {"adapt"},
+        "ladder": {"adapt"},
         "distill": {"remember", "response"},
         "lwf": {"remember", "response"},
         "l2sp": {"remember", "weight"},

@@ -71,6 +71,7 @@ KEEPING = [
     "ewc(images=16) + distill + wise",
     "taps",
     "branch",
+    "ladder",
     "replay",
 ]
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from reference.by_hand import RUN, child_of
-from taskgraft import Images, data, learn, methods, predict, stages, tree, wrap
+from taskgraft import Images, data, extras, learn, methods, predict, stages, tree, wrap
 from taskgraft.classifier import Classifier, grow
 from taskgraft.features import features_of
 from taskgraft.types import Memory, Params, Sources
@@ -110,7 +110,7 @@ def test_taps_give_standardised_columns_of_every_stage_and_keep_old_answers() ->
     assert (predict(child, images).logits[OLD.name] == predict(old, images).logits[OLD.name]).all()
     start = old.linears()[0].in_features
     columns = features_of(child, images)[:, start:]
-    spread = columns.std(0, correction=0) * columns.shape[1] ** 0.5 / stages.NORM
+    spread = columns.std(0, correction=0) * columns.shape[1] ** 0.5 / extras.NORM
     assert float(columns.mean(0).abs().max()) < 1e-3
     assert float(spread.max()) < 1.001
     assert float((spread > 0.999).float().mean()) > 0.7  # the others hardly vary at all
@@ -123,7 +123,7 @@ def test_taps_give_standardised_columns_of_every_stage_and_keep_old_answers() ->
     assert F.linear(columns, child.linears()[1].weight, child.linears()[1].bias).shape == (20, 4)
 
 
-@pytest.mark.parametrize("notation", ["finetune", "taps", "branch", "branch(shared=0.5)"])
+@pytest.mark.parametrize("notation", ["finetune", "taps", "branch", "branch(shared=0.5)", "ladder"])
 def test_the_newest_head_alone_gives_the_same_bits(notation: str) -> None:
     images, method = pictures(8, NEW, 5), methods.build(methods.parse(notation))
     child = child_of(parent())
@@ -135,3 +135,46 @@ def test_the_newest_head_alone_gives_the_same_bits(notation: str) -> None:
     for model in (child, copy.deepcopy(child)):
         assert torch.equal(model.newest_logits(ready), whole)
         assert not [name for name in model.state_dict() if "_lean" in name]
+
+
+@pytest.mark.parametrize(
+    ("arch", "options", "at"),
+    [
+        ("test_resnet", {}, ["layer2.0", "layer3.0", "layer4.0"]),  # the last of each size of the picture
+        ("vit_tiny_patch16_224", {"img_size": 32, "embed_dim": 24, "depth": 4}, ["blocks.1", "blocks.2", "norm"]),
+    ],
+)
+def test_a_ladder_learns_beside_a_network_that_stays(arch: str, options: dict[str, int], at: list[str]) -> None:
+    images, old = pictures(20, NEW, 5), parent(arch, **options)
+    child = learn(child_of(old), images, method="ladder(rungs=3, width=8)", run=RUN).classifier
+    ladder = child.extras[0]
+    assert isinstance(ladder, extras.Ladder)
+    assert list(ladder.at) == at
+    assert ladder.widths == ((8, 11, 16) if arch == "test_resnet" else (8, 8, 8))
+    assert (predict(child, images).logits[OLD.name] == predict(old, images).logits[OLD.name]).all()
+    assert child.linears()[1].in_features == 2 * sum(ladder.widths)
+    again = methods.build(methods.parse("ladder(rungs=3, width=8)")).adapt
+    assert again
+    begun = again(child_of(old), Sources(images, None, 0, "none", RUN.seed))
+    pairs = zip(begun.extras.parameters(), ladder.parameters(), strict=True)
+    moved = [not torch.equal(one, two) for one, two in pairs if one.dim() > 1]
+    assert all(moved)
+    child.train()
+    child(data.ready(images, 0, 8))[NEW.name].sum().backward()
+    reached = {name for name, value in child.named_parameters() if value.grad is not None}
+    assert all(name.startswith(("extras.", "heads.1.")) for name in reached)
+
+
+def test_tokens_of_a_picture_are_a_square_and_others_a_row() -> None:
+    tokens = torch.arange(2 * 10 * 3.0).reshape(2, 10, 3)
+    square = extras.as_map(tokens, picture=True)
+    assert square.shape == (2, 3, 3, 3)
+    assert torch.equal(square[:, :, 0, 0], tokens[:, 1])  # the first one is no place of the picture
+    assert torch.equal(square[:, :, 1, 2], tokens[:, 6])
+    row = extras.as_map(tokens, picture=False)
+    assert row.shape == (2, 3, 1, 10)
+    assert torch.equal(row[:, :, 0, 9], tokens[:, 9])
+    assert extras.as_map(tokens[:, 0], picture=True).shape == (2, 3, 1, 1)
+    maps = torch.rand(2, 4, 4, 7)
+    assert torch.equal(extras.as_map(maps, picture=True), maps.permute(0, 3, 1, 2))
+    assert extras.as_map(maps.permute(0, 3, 1, 2), picture=True).shape == (2, 7, 4, 4)

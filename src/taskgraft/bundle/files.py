@@ -149,7 +149,7 @@ def _classifier(folder: Path, config: _Config, tasks: list[Task], tensors: dict[
     net = create_model(folder / "config.json", config.architecture, config.num_classes, config.model_args)
     whole = net
     if graft.extras:
-        _heads_fit(folder, graft.heads, tensors)
+        _sizes_fit(folder, graft, tensors)
         whole = structure.rebuild(net, graft.head, tasks, graft.softmax, graft.heads, graft.extras)
     try:
         whole.load_state_dict(tensors, strict=True)
@@ -162,11 +162,19 @@ def _classifier(folder: Path, config: _Config, tasks: list[Task], tensors: dict[
     return wrap(net, graft.head, tasks, graft.softmax, [(shape.task, shape.rows) for shape in graft.heads])
 
 
-def _heads_fit(folder: Path, heads: list[structure.HeadShape], tensors: dict[str, torch.Tensor]) -> None:
-    """Compare the heads that are to be made with those that are there, before memory is asked for."""
-    if not heads:
+def _sizes_fit(folder: Path, graft: _Graft, tensors: dict[str, torch.Tensor]) -> None:
+    """Compare heads and rungs that are to be made with those that are there, before memory is asked for."""
+    if not graft.heads:
         raise Problem(f"{folder}/config.json: it has extras but no heads; the file is damaged")
-    for number, shape in enumerate(heads):
+    for number, extra in enumerate(graft.extras):
+        for rung, size in enumerate(zip(extra.widths, extra.channels, strict=False)):
+            found = tensors.get(f"extras.{number}.rungs.{rung}.read.0.weight")
+            if found is None or tuple(found.shape[:2]) != size:
+                raise Problem(
+                    f"{folder}/model.safetensors does not fit its config.json: rung {rung} of a ladder has not "
+                    f"{size[0]} rows of {size[1]} channels"
+                )
+    for number, shape in enumerate(graft.heads):
         found = tensors.get(f"heads.{number}.weight")
         if found is None or tuple(found.shape) != (shape.rows, shape.columns[1] - shape.columns[0]):
             raise Problem(

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 from taskgraft import stages
 from taskgraft.classifier import Classifier, Part
+from taskgraft.extras import Ladder, Pooled, Tail
 from taskgraft.problem import Problem
 from taskgraft.settings import Softmax
 from taskgraft.types import Task
+
+Size = Annotated[int, Field(ge=1, le=65_536)]
 
 
 class HeadShape(BaseModel):
@@ -25,13 +28,16 @@ class HeadShape(BaseModel):
 
 
 class ExtraShape(BaseModel):
-    """What makes further columns: pooled stages ("taps"), or a copy of the last stages ("branch")."""
+    """What makes further columns: pooled stages ("taps"), a copy of the last stages ("branch"), a side network."""
 
     model_config = ConfigDict(extra="forbid")
-    kind: Literal["taps", "branch"]
+    kind: Literal["taps", "branch", "ladder"]
     at: list[str] = Field(min_length=1, max_length=1000)
     thumbnail: int = Field(default=0, ge=0, le=64)
     width: int = Field(default=1, ge=1, le=1_000_000)
+    channels: list[Size] = []
+    widths: list[Size] = []
+    dropout: float = Field(default=0, ge=0, lt=1)
 
 
 def heads(classifier: Classifier) -> list[HeadShape]:
@@ -46,10 +52,18 @@ def extras(classifier: Classifier) -> list[ExtraShape]:
     """What stands beside the backbone; nothing for a classifier that plain timm can load."""
     found = []
     for extra in classifier.extras:
-        if isinstance(extra, stages.Pooled):
+        if isinstance(extra, Pooled):
             found.append(ExtraShape(kind="taps", at=list(extra.at), thumbnail=extra.thumbnail, width=len(extra.centre)))
-        elif isinstance(extra, stages.Tail):
+        elif isinstance(extra, Tail):
             found.append(ExtraShape(kind="branch", at=[extra.point]))
+        elif isinstance(extra, Ladder):
+            channels, widths = list(extra.channels), list(extra.widths)
+            found.append(
+                ExtraShape(
+                    kind="ladder", at=list(extra.at), width=2 * sum(widths), channels=channels, widths=widths,
+                    dropout=extra.dropout,
+                )
+            )  # fmt: skip
         else:
             raise Problem(f"a {type(extra).__name__} beside the backbone cannot be stored in a bundle")
     return found
@@ -71,9 +85,13 @@ def rebuild(
     made: list[nn.Module] = []
     for extra in beside:
         if extra.kind == "taps":
-            made.append(stages.Pooled(extra.at, extra.thumbnail, extra.width))
+            made.append(Pooled(extra.at, extra.thumbnail, extra.width))
+        elif extra.kind == "branch":
+            made.append(Tail(extra.at[0], stages.tail(net, extra.at[0])))
+        elif len(extra.at) == len(extra.channels) == len(extra.widths) and extra.width == 2 * sum(extra.widths):
+            made.append(Ladder(extra.at, extra.channels, extra.widths, extra.dropout))
         else:
-            made.append(stages.Tail(extra.at[0], stages.tail(net, extra.at[0])))
+            raise Problem(f"config.json: a ladder with stages {extra.at}, but {len(extra.widths)} rungs: damaged")
     points = [point for extra in beside for point in extra.at if point != stages.LAST]
     staged = stages.staged(net, list(dict.fromkeys(points)))
     width = layer.in_features + sum(layer.in_features if extra.kind == "branch" else extra.width for extra in beside)

@@ -18,6 +18,7 @@ from taskgraft.types import Watch
 # Each way of keeping the old task that needs no old image.
 PORTFOLIO = (
     "branch",
+    "ladder",
     "taps",
     "distill(strength=4) + wise",
     "taps(backbone=trained) + distill(strength=4) + wise",

@@ -18,6 +18,7 @@ from taskgraft.methods.ewc import Ewc
 from taskgraft.methods.finetune import Finetune
 from taskgraft.methods.frozen import Frozen
 from taskgraft.methods.l2sp import L2sp
+from taskgraft.methods.ladder import Ladder
 from taskgraft.methods.lora import Lora
 from taskgraft.methods.lwf import Lwf
 from taskgraft.methods.mas import Mas
@@ -34,6 +35,7 @@ METHODS: dict[str, type[Settings]] = {
     "frozen": Frozen,
     "taps": Taps,
     "branch": Branch,
+    "ladder": Ladder,
     "distill": Distill,
     "lwf": Lwf,
     "l2sp": L2sp,

@@ -9,6 +9,7 @@ import torch
 
 from taskgraft import stages
 from taskgraft.classifier import Classifier, freeze
+from taskgraft.extras import Tail
 from taskgraft.features import attach, features_of, sample
 from taskgraft.method import Method
 from taskgraft.problem import Problem
@@ -34,7 +35,7 @@ class Branch:
             if not known:
                 raise Problem(f"{type(classifier.backbone).__name__} has one stage only and cannot be branched")
             point = known[round(self.shared * (len(known) - 1))]
-            own = stages.Tail(point, stages.tail(classifier.backbone, point).requires_grad_(True))
+            own = Tail(point, stages.tail(classifier.backbone, point).requires_grad_(True))
             classifier.backbone = stages.staged(classifier.backbone, [point])
             start = attach(classifier, own, sources.new)
             columns = features_of(classifier, sample(sources.new, 2))

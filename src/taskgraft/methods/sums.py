@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from taskgraft.method import Settings
 
 HOLD_WEIGHTS = ("l2sp", "ewc", "mas", "si")
-KEEP_OLD = ("frozen", "branch", "taps")  # old answers stay bit-identical: everything old is frozen
+KEEP_OLD = ("frozen", "branch", "taps", "ladder")  # old answers stay bit-identical: everything old is frozen
 
 
 def senseless(plan: Mapping[str, Settings]) -> str | None:

@@ -9,6 +9,7 @@ import torch
 
 from taskgraft import stages
 from taskgraft.classifier import Classifier, freeze
+from taskgraft.extras import Pooled
 from taskgraft.features import attach, features_of, sample
 from taskgraft.method import Method
 from taskgraft.settings import Range
@@ -37,7 +38,7 @@ class Taps:
             places = torch.linspace(0, len(known) - 1, min(self.stages, len(known))).round().long().tolist()
             chosen = [*(known[place] for place in places), stages.LAST]
             classifier.backbone = stages.staged(classifier.backbone, chosen[:-1])
-            tap = stages.Pooled(chosen, self.thumbnail)
+            tap = Pooled(chosen, self.thumbnail)
             start = attach(classifier, tap, sources.new)
             tap.standardise(features_of(classifier, sample(sources.new, IMAGES))[:, start:])
             return classifier if self.backbone == "trained" else freeze(classifier)
