@@ -27,13 +27,10 @@ from taskgraft.types import Watch
 
 RESULTS = Path(__file__).parent / "results" / "choosing.json"
 LOW = "finetune (low rate)"
-METHODS = ("frozen", "taps", "l2sp", "ewc", "mas", "distill", "lwf", "distill + ewc", "wise", "lora + distill")
-# One backbone, one pass: longer, on more varied views, the new head on all stages, then part of the way back.
-ONE = "taps(backbone=trained) + distill(strength=4) + wise"
-ONE_RUN: dict[str, Any] = {
-    "steps": 600, "save_every": 5000, "augment": "crop+flip", "views": 32,
-    "optimiser": "sgd", "rate": 0.02, "clip": 5.0,
-}  # fmt: skip
+METHODS = ("frozen", "taps", "ladder", "l2sp", "ewc", "mas", "distill", "lwf", "distill + ewc", "wise", "lora + distill")
+# One backbone, one pass: a small network beside it, at a higher rate and on more varied views.
+ONE = "ladder"
+ONE_RUN: dict[str, Any] = {"steps": 900, "rate": 0.003, "views": 32}
 PARENTS = {  # old task, new task, model, input, steps
     "makes-colours": ("a.csv", "b.csv", "make", "colour", "", "64 squash bilinear imagenet", 600),
     "fashion": ("a", "b", "first", "second", "resnet18", "32 squash bilinear half", 600),

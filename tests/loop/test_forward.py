@@ -19,8 +19,9 @@ FROZEN = replace(RUN, norm="frozen")  # BatchNorm in training mode sees pieces, 
 
 
 @pytest.mark.parametrize(
-    "notation", ["finetune", "distill", "replay + lwf", "ewc(images=20) + si(strength=0)", "branch"]
-)
+    "notation", ["finetune", "distill", "replay + lwf", "ewc(images=20) + si(strength=0)", "branch",
+                 "ladder(width=8, dropout=0)"],
+)  # fmt: skip
 @pytest.mark.parametrize("pieces", [3, 8])
 def test_pieces_change_nothing_but_memory(notation: str, pieces: int) -> None:
     whole, kept = finished(notation, FROZEN)
@@ -39,6 +40,14 @@ def test_statistics_move_once_a_step() -> None:
     before = {name: int(value) for name, value in counts.items()}
     steps.advance(state, method, sources, replace(RUN, pieces=2))
     assert {int(value) - before[name] for name, value in counts.items()} == {2}  # one for each piece
+
+
+@pytest.mark.parametrize(("batch", "pieces"), [(1, 1), (4, 4)])
+def test_one_image_at_once_has_no_statistics(batch: int, pieces: int) -> None:
+    run = replace(RUN, batch=batch, pieces=pieces)
+    with pytest.raises(Problem, match=r"one image alone: give --batch or --pieces .* or --norm frozen"):
+        finished("finetune", run)
+    finished("finetune", replace(run, norm="frozen"))
 
 
 RUN_OUT = Run(steps=8, batch=8, warmup=5, eval_every=4, save_every=2, precision="fp32", norm="frozen")

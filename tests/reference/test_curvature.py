@@ -12,9 +12,10 @@ from timm.models.resnet import BasicBlock, ResNet
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from taskgraft.curvature import fisher_diagonal
+from taskgraft.curvature import fisher_diagonal, generic
 from taskgraft.curvature.labels import uniforms
 from taskgraft.curvature.plan import look
+from taskgraft.types import Params
 
 COUNT = 4
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding=.same. with even kernel")  # torch, of its own copy
@@ -74,6 +75,37 @@ class Sequence(nn.Module):
         return y.sum(2) + x.sum((0, 2))[:, None]
 
 
+class Windows(nn.Module):
+    """Samples and windows in one dimension, as shifted-window networks have them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.layer = nn.LayerNorm(6), nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        windows = x.reshape(2 * len(x), 6)
+        return torch.tanh(self.layer(self.norm(windows))).reshape(len(x), -1)
+
+
+class Functional(nn.Module):
+    """Torch's functions called as a person would, with their defaults, and parameters that only meet each other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.grouped, self.shift = nn.Parameter(torch.randn(6)), nn.Parameter(torch.randn(6))
+        self.batch, self.layer = nn.Parameter(torch.randn(6)), nn.Parameter(torch.randn(6))
+        self.kernel, self.weight = nn.Parameter(torch.randn(6, 3, 1, 1)), nn.Parameter(torch.randn(4, 6))
+        self.one, self.two, self.three = (nn.Parameter(torch.randn(4)) for _ in range(3))
+        self.register_buffer("mean", torch.randn(6))
+        self.register_buffer("var", torch.rand(6) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.group_norm(torch.conv2d(x, self.kernel), 3, self.grouped, self.shift)
+        x = F.batch_norm(x, cast(Tensor, self.mean), cast(Tensor, self.var), self.batch)
+        x = F.linear(F.layer_norm(x.mean((2, 3)), (6,), self.layer), self.weight)
+        return 1.5 * x * (self.one * self.two) + 2 * self.three
+
+
 class Attention(nn.Module):
     """torch's own attention, whose input projection only the generic path can see."""
 
@@ -122,6 +154,8 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], int, tuple[int, ...]]] = {
     "shared": (Shared, 6, (3, 2, 2)),
     "attention": (Attention, 6, (3, 2, 2)),
     "sequence": (Sequence, 6, (3, 2, 2)),
+    "windows": (Windows, 10, (3, 2, 2)),
+    "functional": (Functional, 4, (3, 2, 2)),
     "resnet": (lambda: ResNet(cast(Any, BasicBlock), (1, 2, 1, 1), 0, channels=(8, 16, 24, 32)), 32, (3, 32, 32)),
     "efficientnet": (thin("tf_efficientnet_lite0"), 1280, (3, 32, 32)),
     "mobilenet": (thin("mobilenetv3_small_050"), 1024, (3, 32, 32)),
@@ -320,6 +354,16 @@ def test_only_what_is_named_is_measured() -> None:
         ("vit", set()),
         ("convnext", set()),
         ("shared", {"twice.weight", "twice.bias", "tied.weight", "table", "idle"}),
+        ("windows", set()),
+        ("functional", {"one", "two", "three"}),
+        (
+            "swin",
+            {
+                f"layers.{block}.attn.relative_position_bias_table"
+                for block in ("0.blocks.0", "1.blocks.0", "1.blocks.1")
+            },
+        ),
+        ("mlp", set()),
         ("sequence", {"one.weight", "one.bias", "two.weight", "two.bias"}),
     ],
 )
@@ -385,3 +429,28 @@ def test_a_senseless_request_is_refused(settings: dict[str, Any], message: str) 
     request: dict[str, Any] = {"count": COUNT, "names": ["head_a.bias"], "tasks": ["a"], **settings}
     with pytest.raises(ValueError, match=message):
         fisher_diagonal(model, lambda i, j: images[i:j], **request)
+
+
+@pytest.mark.parametrize(("name", "calls"), [("attention", 1), ("shared", 1), ("by value", COUNT)])
+def test_the_generic_path_takes_all_images_at_once_where_it_can(name: str, calls: int) -> None:
+    class ByValue(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(6))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x.flatten(1)[:, :6]
+            return x * self.weight if float(x.detach().sum()) > 1e9 else 2 * x * self.weight  # no vmap sees a value
+
+    if name == "by value":
+        model, images = Tasks(ByValue(), 6).double(), torch.randn(COUNT, 3, 2, 2, dtype=torch.float64)
+    else:
+        model, images = build(name)
+    model.eval().requires_grad_(False)
+    params: Params = {key: value for key, value in model.named_parameters() if key.startswith("backbone")}
+    params = {key: params[key] for key in generic.reached(model, params, images, ["a", "b"])}
+    add = generic.sum_for(model, params, images, ["a", "b"], 2)
+    seen: list[int] = []
+    model.register_forward_pre_hook(lambda module, args: seen.append(1))
+    add(images, [{task: torch.ones_like(rows) for task, rows in model(images).items()}])
+    assert len(seen) == 1 + calls  # one for the shapes

@@ -8,6 +8,7 @@ number of samples and the power. `None` means: not understood; the call's parame
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -189,12 +190,10 @@ def _broadcast(param: Tensor, other: Tensor, times: bool) -> Reading | None:
     return Reading({"value": param}, other, add)
 
 
-def _elementwise(times: bool) -> Callable[..., Reading | None]:
-    def read(left: Any, right: Any, *, known: Callable[[Any], bool]) -> Reading | None:
-        param, other = (left, right) if known(left) else (right, left)
-        return _broadcast(param, other, times) if isinstance(other, Tensor) and not known(other) else None
-
-    return read
+def elementwise(left: Any, right: Any, *, times: bool, known: Callable[[Any], bool]) -> Reading | None:
+    """Read x + p or x·p, in either order."""
+    param, other = (left, right) if known(left) else (right, left)
+    return _broadcast(param, other, times) if isinstance(other, Tensor) and not known(other) else None
 
 
 def expand(param: Tensor, *sizes: Any, known: Callable[[Any], bool]) -> Reading | None:
@@ -220,8 +219,8 @@ RULES: dict[Callable[..., Any], Callable[..., Reading | None]] = {
 }
 # These see which of their operands is a parameter.
 OPERATORS: dict[Callable[..., Any], Callable[..., Reading | None]] = {
-    **dict.fromkeys((torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__), _elementwise(False)),
-    **dict.fromkeys((torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__), _elementwise(True)),
+    **dict.fromkeys((torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__), partial(elementwise, times=False)),
+    **dict.fromkeys((torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__), partial(elementwise, times=True)),
     Tensor.expand: expand,
 }
 # Views that keep the order of the entries: the result stands for the parameter.

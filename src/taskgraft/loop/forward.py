@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from taskgraft import parallel, seeds
+from taskgraft.problem import Problem
 from taskgraft.settings import Run
 from taskgraft.types import Outputs
 
@@ -59,7 +60,15 @@ def _here(answer: Answer, images: Tensor, run: Run, seed: int) -> Outputs:
         parallel.synchronised(),
     ):
         torch.manual_seed(seed)
-        return answer(images)
+        try:
+            return answer(images)
+        except ValueError as error:  # torch says it of a layer, when the picture has shrunk to one pixel
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise Problem(
+                "BatchNorm has no statistics of one image alone: give --batch or --pieces such that at least 2 images "
+                "go through at once, or --norm frozen"
+            ) from error
 
 
 def _noise(run: Run, step: int, piece: int) -> int:

@@ -29,7 +29,7 @@ class Ladder:
     """
 
     rungs: Annotated[int, Range(2, 12, at_least=1)] = 5
-    width: Annotated[int, Range(8, 256, log=True, at_least=1, at_most=4096)] = 40
+    width: Annotated[int, Range(8, 256, log=True, at_least=1, at_most=4096)] = 56
     dropout: Annotated[float, Range(0.0, 0.5, at_least=0, at_most=0.95)] = 0.5
 
     def build(self) -> Method:
@@ -45,7 +45,8 @@ class Ladder:
                 torch.manual_seed(seeds.derive(sources.seed, "ladder"))
                 own = extras.Ladder(at, [maps[point].shape[1] for point in at], widths, self.dropout)
             attach(classifier, own, sources.new)
-            _settle(classifier, own, sample(sources.new, IMAGES))
+            if len(sources.new.pixels) > 1:  # one image has no statistics
+                _settle(classifier, own, sample(sources.new, IMAGES))
             return freeze(classifier)
 
         return Method(adapt=adapt)
