@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, cast
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -12,7 +13,7 @@ from timm.models.resnet import BasicBlock, ResNet
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from taskgraft.curvature import fisher_diagonal, generic
+from taskgraft.curvature import fisher_diagonal, generic, labels
 from taskgraft.curvature.labels import uniforms
 from taskgraft.curvature.plan import look
 from taskgraft.types import Params
@@ -454,3 +455,22 @@ def test_the_generic_path_takes_all_images_at_once_where_it_can(name: str, calls
     model.register_forward_pre_hook(lambda module, args: seen.append(1))
     add(images, [{task: torch.ones_like(rows) for task, rows in model(images).items()}])
     assert len(seen) == 1 + calls  # one for the shapes
+
+
+def test_drawn_labels_are_those_of_the_published_mixer_everywhere() -> None:
+    """The first outputs of SplitMix64 from the seed 1234567, as its authors' program prints them."""
+    golden, state = 0x9E3779B97F4A7C15, 1234567
+    for wanted in (6457827717110365317, 3203168211198807973, 9817491932198370423):
+        assert int(labels._splitmix(np.array([state], dtype=np.uint64))[0]) == wanted
+        state = (state + golden) % 2**64
+
+
+def test_a_sum_of_probabilities_below_one_draws_the_last_class() -> None:
+    short = torch.tensor([[0.5, 0.25], [0.5, 0.5]], dtype=torch.float64)
+    assert labels._invert(short, torch.tensor([0.9, 0.4], dtype=torch.float64)).tolist() == [1, 0]
+
+
+def test_the_seed_is_0_unless_it_is_given() -> None:
+    model, images = build("mlp")
+    agree(measure(model, images), measure(model, images, seed=0), rtol=1e-12)
+    assert not torch.equal(measure(model, images)["head_a.weight"], measure(model, images, seed=1)["head_a.weight"])
