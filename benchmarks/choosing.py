@@ -27,7 +27,9 @@ from taskgraft.types import Watch
 
 RESULTS = Path(__file__).parent / "results" / "choosing.json"
 LOW = "finetune (low rate)"
-METHODS = ("frozen", "taps", "ladder", "l2sp", "ewc", "mas", "distill", "lwf", "distill + ewc", "wise", "lora + distill")
+METHODS = (
+    "frozen", "taps", "ladder", "l2sp", "ewc", "mas", "distill", "lwf", "distill + ewc", "wise", "lora + distill",
+)  # fmt: skip
 # One backbone, one pass: a small network beside it, at a higher rate and on more varied views.
 ONE = "ladder"
 ONE_RUN: dict[str, Any] = {"steps": 900, "rate": 0.003, "views": 32}
