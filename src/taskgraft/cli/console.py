@@ -49,15 +49,19 @@ def out(lines: list[str]) -> None:
 
 
 def _plain() -> Callable[[str, int, int], None]:
-    last = {"time": time.monotonic()}
-    begun: dict[str, tuple[float, int]] = {}
+    last = time.monotonic()
+    begun: dict[str, tuple[float, int, int]] = {}  # when, at which step, and the latest one
 
     def progress(what: str, done: int, total: int) -> None:
+        nonlocal last
         now = time.monotonic()
-        start, before = begun.setdefault(what, (now, done))
-        if now - last["time"] >= QUIET_FOR:
-            last["time"] = now
-            note(f"{what}: {done} of {total}{_left(total - done, done - before, now - start)}")
+        start, first, latest = begun.get(what, (now, done, done))
+        if done < latest:  # another run of this kind
+            start, first = now, done
+        begun[what] = start, first, done
+        if now - last >= QUIET_FOR:
+            last = now
+            note(f"{what}: {done} of {total}{_left(total - done, done - first, now - start)}")
 
     return progress
 
