@@ -48,6 +48,19 @@ def test_another_name_or_key_is_another_thing(tmp_path: Path) -> None:
     assert calls == ["features", "answers", "features"]
 
 
+def test_what_a_killed_process_left_beside_the_file_goes(tmp_path: Path) -> None:
+    calls: list[str] = []
+    ask = counted(tmp_path, "parent", calls, [])
+    ask("features")
+    (file,) = tmp_path.glob("*.safetensors")
+    file.rename(tmp_path / f".{file.name}.123")
+    other = tmp_path / f".{'0' * 32}.safetensors.123"  # being written by somebody who holds its own lock
+    other.write_bytes(b"half")
+    ask("features")
+    assert len(calls) == 2
+    assert {path.name for path in tmp_path.glob(".*")} == {other.name}
+
+
 @pytest.mark.parametrize("damage", [b"", b"half of it", None])
 def test_a_damaged_file_is_made_again(damage: bytes | None, tmp_path: Path) -> None:
     calls: list[str] = []

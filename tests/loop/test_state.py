@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from taskgraft import tree
 from taskgraft.classifier import grow
+from taskgraft.loop import folder, steps
 from taskgraft.loop import state as states
-from taskgraft.loop import steps
 from taskgraft.loop.state import TrainState
 from taskgraft.method import Method
 from toys import NEW, RUN, parent, same, sources, weights
@@ -115,6 +115,27 @@ def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     paths = saved(tmp_path, 1, 2, 30, 100)
     assert states.checkpoints(tmp_path) == paths[: -states.KEEP - 1 : -1]
     assert states.newest(tmp_path) == (paths[-1], [])
+
+
+@pytest.mark.parametrize("number", [3, 2])
+def test_a_kill_while_an_old_one_is_removed_leaves_no_half(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved(tmp_path, 1, 2)
+
+    def killed(path: Path, **options: bool) -> None:
+        if path.exists():
+            (path / "manifest.json").unlink()
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(states.shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            saved(tmp_path, number)
+    assert all((path / "manifest.json").exists() for path in states.checkpoints(tmp_path))
+    with folder.held(tmp_path):
+        left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == [".holder", ".lock", *(f"step-{step:09d}" for step in ((2, 3) if number == 3 else (1,)))]
 
 
 def test_saving_a_step_again_replaces_it(tmp_path: Path) -> None:

@@ -154,7 +154,7 @@ def test_a_chain_is_told_from_its_first_model() -> None:
 
 def test_the_commands_that_follow_name_the_run() -> None:
     record = made_up_record()
-    text = " ".join(Reader(report.render_run(record, made_up_sets())).text)
+    text = " ".join(" ".join(Reader(report.render_run(record, made_up_sets())).text).split())
     assert "taskgraft extend alice bob-photos out-again --task colour" in text
     assert "taskgraft evaluate out --verify" in text
     assert "taskgraft report out" in text

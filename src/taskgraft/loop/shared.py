@@ -27,6 +27,8 @@ def once_in(folder: Path, key: str, saved: Callable[[str, float], None]) -> Once
         file = folder / f"{fingerprint([key, name])[:32]}.safetensors"
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{file}.lock"):
+            for left in folder.glob(f".{file.name}.*"):  # of a process that was killed; the lock says that none lives
+                left.unlink(missing_ok=True)
             known = _read(file)
             if known:
                 saved(name, known[1])

@@ -66,13 +66,21 @@ def save(folder: Path, state: TrainState, best: Path | None = None) -> Path:
     write_json(aside / "manifest.json", manifest)
     flush(aside)
     if final.exists():
-        shutil.rmtree(final)
+        _remove(final)
     os.replace(aside, final)
     flush(folder)
-    leftovers = folder.glob(".step-*")  # of processes that were killed while writing; the run is locked, so none lives
-    for old in (*checkpoints(folder)[KEEP:], *leftovers):
-        shutil.rmtree(old, ignore_errors=True)
+    for old in checkpoints(folder)[KEEP:]:
+        _remove(old)
+    for left in folder.glob(".*step-*"):  # of processes that were killed; the run is locked, so none lives
+        shutil.rmtree(left, ignore_errors=True)
     return final
+
+
+def _remove(old: Path) -> None:
+    """Take a checkpoint away as it came, whole: a kill in between leaves nothing that looks like one."""
+    gone = old.with_name(f".gone-{old.name}.{os.getpid()}")
+    os.replace(old, gone)
+    shutil.rmtree(gone, ignore_errors=True)
 
 
 def put_back(checkpoint: Path, best: Path) -> None:
