@@ -22,6 +22,7 @@ FILES = {
     "training": "tests/reference/test_defects_of_training.py",
     "methods": "tests/reference/test_methods.py",
     "structure": "tests/reference/test_methods_of_structure.py",
+    "state": "tests/loop/test_state.py",
     "parallel": "tests/parallel/test_equal.py",
     "pieces": "tests/loop/test_forward.py",
     "costs": "tests/laws/test_costs.py",
@@ -205,6 +206,14 @@ METHODS = [
            "[stages.LAST]", "structure test_taps_find"),
     Mutant("taps are not centred", "extras.py", "self.centre = columns.mean(0)",
            "self.centre = torch.zeros_like(columns[0])", "structure test_taps_give"),
+    Mutant("a ladder lets the network below it learn", "methods/ladder.py", "return freeze(classifier)",
+           "return classifier", "structure test_a_ladder"),
+    Mutant("a ladder's rungs stand at the largest pictures", "methods/ladder.py", "key=known.index)[-count:]",
+           "key=known.index)[:count]", "structure test_a_ladder"),
+    Mutant("a ladder's rungs are not joined", "extras.py",
+           "if below is not None and self.carry is not None:", "if below is None:", "structure test_a_ladder"),
+    Mutant("an old checkpoint is removed where it stands", "loop/state.py", "    os.replace(old, gone)\n",
+           "    gone = old\n", "state test_a_kill_while"),
 ]  # fmt: skip
 
 
