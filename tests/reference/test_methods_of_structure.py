@@ -14,6 +14,7 @@ from reference.by_hand import RUN, child_of
 from taskgraft import Images, data, extras, learn, methods, predict, stages, tree, wrap
 from taskgraft.classifier import Classifier, grow
 from taskgraft.features import features_of
+from taskgraft.problem import Problem
 from taskgraft.types import Memory, Params, Sources
 from toys import NEW, OLD, parent, pictures
 
@@ -178,3 +179,10 @@ def test_tokens_of_a_picture_are_a_square_and_others_a_row() -> None:
     maps = torch.rand(2, 4, 4, 7)
     assert torch.equal(extras.as_map(maps, picture=True), maps.permute(0, 3, 1, 2))
     assert extras.as_map(maps.permute(0, 3, 1, 2), picture=True).shape == (2, 7, 4, 4)
+
+
+@pytest.mark.parametrize("notation", ["branch", "ladder"])
+def test_a_network_of_one_stage_is_refused(notation: str) -> None:
+    old = wrap(nn.Sequential(nn.Flatten(), nn.Linear(192, len(OLD.classes))), "1", [OLD])
+    with pytest.raises(Problem, match="Sequential has one stage only"):
+        learn(grow(old, NEW, 0), pictures(8, NEW, 1, size=8), method=notation, run=RUN)

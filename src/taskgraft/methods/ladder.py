@@ -14,6 +14,7 @@ from taskgraft.classifier import Classifier, freeze
 from taskgraft.features import attach, reader, sample
 from taskgraft.method import Method
 from taskgraft.modes import evaluating
+from taskgraft.problem import Problem
 from taskgraft.settings import Range
 from taskgraft.types import Images, Params, Sources
 
@@ -55,6 +56,8 @@ class Ladder:
 def _maps(classifier: Classifier, images: Images) -> Params:
     """What every stage shows of a few images, as maps [B, C, H, W]."""
     known = stages.points(classifier.backbone)
+    if not known:
+        raise Problem(f"{type(classifier.backbone).__name__} has one stage only and carries no ladder; use taps")
     whole = stages.staged(classifier.backbone, known)
     few = reader(sample(images, 2), classifier)(0, 2)
     with evaluating(whole), torch.inference_mode():
