@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,9 @@ from taskgraft.settings import Run
 from toys import NEW, OLD, folder_of
 
 torch.set_num_threads(1)  # two test processes share two cores
+# A shell starts its background jobs deaf to SIGINT, and so would be the programs that tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
