@@ -24,7 +24,7 @@ Finish = Callable[[Classifier, Memory, Sources], tuple[Classifier, Memory]]
 class Method(NamedTuple):
     """How forgetting is prevented: in data space, function space or weight space; before, during, after."""
 
-    adapt: Adapt | None = None  # once, before the optimiser exists; gets a copy (taps, branch, lora, frozen)
+    adapt: Adapt | None = None  # once, before the optimiser exists; gets a copy (taps, branch, ladder, lora, frozen)
     remember: Remember | None = None  # once; (classifier, sources, what the parent's bundle kept) -> memory
     mix: Mix | None = None  # each step: data space (replay)
     response: Response | None = None  # each step: function space, named scalars (distill)

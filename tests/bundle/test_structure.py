@@ -97,6 +97,27 @@ def test_a_damaged_structure_is_refused(tmp_path: Path) -> None:
             files.read(tmp_path / "b")
 
 
+@pytest.mark.parametrize(
+    ("key", "sizes", "message"),
+    [
+        ("widths", [60_000], "rung 0 of a ladder has not 60000 rows of 96 channels"),
+        ("channels", [65_000], "rung 0 of a ladder has not 8 rows of 65000 channels"),
+        ("widths", [8, 8], "2 rungs: damaged"),
+    ],
+)
+def test_a_ladder_of_other_sizes_than_its_weights_is_refused(
+    key: str, sizes: list[int], message: str, tmp_path: Path
+) -> None:
+    child, _ = finished("ladder(rungs=1, width=8)")
+    stored(child, tmp_path / "b")
+    config = json.loads((tmp_path / "b/config.json").read_text())
+    (extra,) = config["taskgraft"]["extras"]
+    extra[key] = sizes
+    (tmp_path / "b/config.json").write_text(json.dumps(config))
+    with pytest.raises(Problem, match=message):
+        files.read(tmp_path / "b")
+
+
 def test_growing_a_grafted_child_leaves_its_answers_alone() -> None:
     child, _ = finished("branch(shared=0.5) + taps")
     before = answers(child)
