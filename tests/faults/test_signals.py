@@ -24,7 +24,8 @@ def words(alice: Path, new: Path, old: Path, out: Path, *more: str) -> list[str]
 def calm(alice: Path, new_pictures: Path, old_pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The undisturbed run, in the poorest of surroundings: no home, no language, a narrow terminal."""
     out = tmp_path_factory.mktemp("calm") / "both"
-    bare = {"PATH": os.environ["PATH"], "LANG": "C", "TERM": "dumb", "COLUMNS": "20", "OMP_NUM_THREADS": "1"}
+    bare = {"PATH": os.environ["PATH"], "LANG": "C", "TERM": "dumb", "COLUMNS": "20"}
+    bare |= {name: value for name, value in os.environ.items() if name.endswith("_NUM_THREADS")}  # another sum's order
     done = subprocess.run(
         words(alice, new_pictures, old_pictures, out), env=bare, capture_output=True, text=True, check=False
     )
@@ -56,6 +57,21 @@ def test_a_signal_loses_nothing(
     assert done.returncode == 0, done.stderr
     for name in ("model.safetensors", "metrics.jsonl"):
         assert (out / name).read_bytes() == (calm / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_signal_while_the_interpreter_ends_prints_nothing(name: str) -> None:
+    late = f"""
+import atexit, os, signal, sys
+from taskgraft.cli.app import main
+atexit.register(lambda: os.kill(os.getpid(), signal.{name}))
+sys.argv = ["taskgraft", "extend", "nothing", "nothing", "nothing", "--task", "paint"]
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", late], capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.Signals[name]
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert done.stderr.startswith("taskgraft: ")
 
 
 def test_a_reader_that_goes_away_is_no_error(calm: Path) -> None:

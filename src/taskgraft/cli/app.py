@@ -82,14 +82,26 @@ def _misused(error: Any) -> str:
     return f"{said[0].lower()}{said[1:].rstrip('.')} ({place} --help lists what there is)" if said else ""
 
 
+def _run() -> Any:
+    """The command's exit code; SIGTERM is an exception while it runs, and no longer.
+
+    A signal later meets an interpreter that is ending, where an exception would be printed instead of raised.
+    """
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        return app(prog_name="taskgraft", standalone_mode=False)
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
+
+
 def main() -> None:
     """Run the command line; every error a user can mend is one line on stderr and an exit code."""
     debug = "--debug" in sys.argv
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names that the terminal cannot show are escaped
-    signal.signal(signal.SIGTERM, _terminated)
     try:
-        code = app(prog_name="taskgraft", standalone_mode=False)
+        code = _run()
     except Problem as problem:
         if debug:
             raise
