@@ -25,34 +25,8 @@ PLACES = {
     "cli": "The command line",
 }
 OTHERS = "Running a command"
-# What to do where a message says no more than what was wrong: by its words, then by what somebody was doing.
-WORDS = {
-    r"damaged|no sound|not finite": "Copy or fetch the file again, or make it anew.",
-    r"does not exist|cannot be (read|written|used)|no cluster|is no path": "Check the name and its rights.",
-    r"‹(reason|ans|text|rows|given|present)›|must (be|have)|needs? a|none of|at least": "Give what it says.",
-    r"pictures?\b|label": "[Layouts](pictures.md) shows what is read; `taskgraft check` looks at all of it.",
-}
-REMEDIES = {
-    "Opening a checkpoint or a bundle": "Give another model: [each kind](yours.md#the-checkpoint).",
-    "Reading pictures": "Mend what is named; `taskgraft check` looks at all pictures at once.",
-    "Naming and joining methods": "`taskgraft methods NAME` shows a method's settings and values.",
-    "Training, stopping, going on": "Mend what is named; the same command with `--resume` goes on.",
-    "Searching": "Write it as [Searching](searching.md) shows.",
-    "Exporting": "Choose what [Export](serving.md#export) lists.",
-    "Serving": "Choose what [Serve](serving.md#serve) lists.",
-    "The command line": "`taskgraft COMMAND --help` shows what there is.",
-    OTHERS: "`taskgraft COMMAND --help` shows what it takes.",
-}
-# Where the part of a message begins that says what to do, or what there is to choose from.
-TO_DO = re.compile(
-    r"(?:\[?[;.?]|: (?=add|give|use|train|write|list|choose|name|methods|settings|its suffix)"
-    r"|, (?=or give))(?: ‹hint›| |(?<= ))"
-    r"(?=(?:and )?(?:give|choose|add|remove|rename|mend|make|install|take|leave|lower|set|fetch|free|write|use|update"
-    r"|upgrade|save|wait|repeat|lists?|there are|there is|it has|it can|it knows|did you mean|must be|join|name|start"
-    r"|try|send|run|stop|close|delete|copy|train|pip|drop|keep|put|open|raise|show|turn|fill|pack|check|expected"
-    r"|of use are|the same command|its|these do|without|export|decode|convert|fix|reduce|or|pictures must"
-    r"|methods are|settings are|taskgraft|--task|Where it was made|What was saved|For bare|Give|Choose|Lower)\b)"
-)
+# What begins the part of a message that says what to do.
+TO_DO = re.compile(r"; |: (?=(?:give|write|use|add|list)\b|‹reason›$)")
 # Functions that only shape a value; what they are given names it.
 HELPERS = {
     "as_posix", "bool", "decode", "get_args", "join", "len", "map", "max", "min", "repr", "replace", "shown", "sorted",
@@ -111,27 +85,15 @@ def page() -> str:
         lines += [f"## {title}", "", "| the message | what to do | exit code |", "|---|---|---:|"]
         for message in groups.get(title, []):
             said, remedy = parted(message.text)
-            lines.append(
-                f"| {_literal(said)} | {_literal(remedy) if remedy else advised(said, title)} | {message.code} |"
-            )
+            lines.append(f"| {_literal(said)} | {_literal(remedy)} | {message.code} |")
         lines.append("")
     return "\n".join(lines)
 
 
 def parted(text: str) -> tuple[str, str]:
-    """A message as what was wrong and what to do; the second is empty where the message names no remedy of its own."""
-    known = any(re.search(words, text) for words in WORDS)
-    for found in (*TO_DO.finditer(text), *(() if known else re.finditer("; ", text))):
-        before = text[: found.start()]
-        if before.count("‹") == before.count("›"):
-            hint = "‹hint›" if "‹hint›" in found[0] else ""
-            return before, ("[" if found[0].startswith("[") else "") + hint + text[found.end() :]
-    return text, ""
-
-
-def advised(text: str, title: str) -> str:
-    """What to do about a message that does not say it, as Markdown."""
-    return next((remedy for words, remedy in WORDS.items() if re.search(words, text)), REMEDIES[title])
+    """A message as what was wrong and what to do; the second is empty where it does not say that."""
+    begins = [found for found in TO_DO.finditer(text) if not _filled(text, found.start())]
+    return (text[: begins[-1].start()], text[begins[-1].end() :]) if begins else (text, "")
 
 
 def _code(call: ast.Call) -> int:
@@ -140,8 +102,13 @@ def _code(call: ast.Call) -> int:
 
 
 def _bare(text: str) -> bool:
-    """A message that is one value alone, made elsewhere: it says nothing here."""
-    return text.startswith("‹") and text.endswith("›") and text.count("‹") == 1
+    """A message that is values alone, made elsewhere: it says nothing here."""
+    return not re.sub(r"‹[^›]*›", "", text).strip()
+
+
+def _filled(text: str, place: int) -> bool:
+    """Whether a place of a message is inside a value that is filled in."""
+    return text.count("‹", 0, place) > text.count("›", 0, place)
 
 
 def _short(node: ast.expr) -> str:

@@ -62,7 +62,7 @@ def test_a_grown_copy_shares_nothing() -> None:
 def test_a_task_that_exists_is_refused() -> None:
     with pytest.raises(Problem, match=r"already has a task 'shape' \(tasks: shape, paint\); choose another"):
         grow(grow(parent(), NEW, 0), Task("shape", ("x", "y")), 0)
-    with pytest.raises(Problem, match="has 1 class; a classifier needs at least two"):
+    with pytest.raises(Problem, match="has 1 class, and a classifier needs two"):
         grow(parent(), Task("mono", ("x",)), 0)
 
 

@@ -119,7 +119,7 @@ def wrap(
     rows = sum(len(task.classes) for task in tasks)
     if layer.out_features != rows:
         raise Problem(
-            f"the layer {head!r} has {layer.out_features} rows, but there are {rows} class names; they must match"
+            f"the layer {head!r} has {layer.out_features} rows, but there are {rows} class names; give one name a row"
         )
     net = copy.deepcopy(net)
     net.set_submodule(head, nn.Identity())
@@ -149,7 +149,7 @@ def grow(classifier: Classifier, task: Task, seed: int) -> Classifier:
             f"or add classes to it with --into {task.name}"
         )
     if len(task.classes) < 2:
-        raise Problem(f"task {task.name!r} has {len(task.classes)} class; a classifier needs at least two")
+        raise Problem(f"task {task.name!r} has {len(task.classes)} class, and a classifier needs two; add one")
     plain = Part(task.name, 0, classifier.linears()[0].in_features)  # the oldest head reads the backbone's own features
     return _grown(classifier, task.classes, plain, (*classifier.tasks, task), seed)
 

@@ -152,7 +152,7 @@ def parsed(kind: type[Kind], path: Path) -> Kind:
     try:
         return kind.model_validate_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:  # of which pydantic's own is one
-        raise Problem(f"{path} is damaged: {str(error).splitlines()[0][:160]}") from error
+        raise Problem(f"{path} is damaged: {str(error).splitlines()[0][:160]}; copy it again") from error
 
 
 def save_predictions(path: Path, sets: Mapping[str, Predictions]) -> None:
@@ -174,7 +174,7 @@ def load_predictions(path: Path) -> dict[str, Predictions]:
         with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             return _sets(dict(file))
     except Exception as error:  # archives and arrays of strangers raise anything
-        raise Problem(f"{path} is damaged: {type(error).__name__}: {str(error)[:160]}") from error
+        raise Problem(f"{path} is damaged: {type(error).__name__}: {str(error)[:160]}; copy it again") from error
 
 
 def _sets(arrays: Mapping[str, NDArray[Any]]) -> dict[str, Predictions]:

@@ -93,7 +93,7 @@ def empty_class(place: Place) -> Sequence[Try]:
 
 def one_class(place: Place) -> Sequence[Try]:
     shutil.rmtree(place.data / "red")
-    says = ("1 class (blue); a classifier needs at least two",)
+    says = ("1 class (blue), and a classifier needs two",)
     return [
         Try(("check", place.data), (1,), ("a classifier needs at least two classes",)),
         Try(("train", place.data, place.out, *TRAIN), (2,), says),
@@ -313,7 +313,7 @@ def lopsided(place: Place) -> Sequence[Try]:
 
 def single(place: Place) -> Sequence[Try]:
     data = classes(place.root / "single", "a", "b", "c", count=1)
-    says = ("class 'a' has one picture; a validation split needs at least two",)
+    says = ("class 'a' has one picture, and a validation split needs two",)
     return [
         Try(("check", data), (1,), ("classes with one picture cannot be split",)),
         Try(("train", data, place.out, *TRAIN), (2,), says),

@@ -38,7 +38,7 @@ def bad_tables(place: Place) -> Sequence[Try]:
     return [
         Try(("train", gone, place.out, *TRAIN), look=excluded("line 82: no such file", "data/gone.png")),
         Try(("train", marked, place.out, *TRAIN)),
-        *refused(semicolons, place, "needs a column 'path'", "path;paint"),
+        *refused(semicolons, place, "no column 'path'", "path;paint"),
         *refused(table(place, "data/blue/0.png,blue", name="twice.csv"), place, "line 82", "in the table twice"),
         *refused(table(place, "data/blue/0.png,nan", name="nan.csv"), place, "line 82: the label 'nan' is no name"),
         *refused(table(place, "data/blue/0.png", name="short.csv"), place, "line 82: the number of fields differs"),

@@ -75,7 +75,7 @@ def intruders(place: Place) -> Sequence[Try | Post]:
         raw("Host: localhost\r\nOrigin: http://evil.example\r\nConnection: close", start="GET /v2"),
         raw("Host: localhost\r\nHost: evil.example\r\nConnection: close", start="GET /v2"),
         Try(("serve", place.parent, "--host", "0.0.0.0", "--trial"), (2,), ("--token",)),
-        Try(("serve", place.parent, "--token", "short", "--trial"), (2,), ("at least 8",)),
+        Try(("serve", place.parent, "--token", "short", "--trial"), (2,), ("give 8 or more",)),
         Try(("predict", place.parent, "http://169.254.169.254/x.jpg"), (2,), ("does not exist",)),
         Try(("check", "file:///etc"), (2,), ("does not exist",)),
     ]

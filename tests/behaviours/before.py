@@ -247,7 +247,7 @@ def mismatched(place: Place) -> str:
     assert told.code == 2
     assert "tensors differ, first" in told.last
     assert told.last.count("in test_vit)") == 5
-    assert "Give the right --arch" in told.last
+    assert "give the right --arch" in told.last
     return told.last[:160]
 
 

@@ -68,7 +68,7 @@ def test_missing_counters_of_old_files_are_allowed(tmp_path: Path, labels: Path)
 
 def test_what_is_missing_is_asked_for(tmp_path: Path, labels: Path) -> None:
     path = saved(tmp_path / "x.pt", net().state_dict())
-    with pytest.raises(Problem, match=r"which architecture is it.*--arch NAME"):
+    with pytest.raises(Problem, match=r"does not tell its architecture; give --arch NAME"):
         open_parent(path, labels=labels)
     with pytest.raises(Problem, match="comes without class names; give --labels FILE"):
         open_parent(path, arch="test_resnet")

@@ -125,7 +125,8 @@ def test_rubbish_is_refused_whatever_it_holds(tmp_path: Path, seed: int) -> None
 
 
 @pytest.mark.parametrize(
-    ("value", "message"), [([torch.ones(1)], "holds a list"), ({"epoch": 3}, "holds no tensors; its entries are epoch")]
+    ("value", "message"),
+    [([torch.ones(1)], "holds a list"), ({"epoch": 3}, "holds no tensors, only the entries epoch; save")],
 )
 def test_what_is_no_weights_is_refused(tmp_path: Path, value: Any, message: str) -> None:
     with pytest.raises(Problem, match=message):

@@ -66,7 +66,7 @@ def test_only_training_pictures_count_where_there_is_a_split(root: Path) -> None
     ("pattern", "least", "message"),
     [
         ("([", 0, "is no regular expression"),
-        ("^truck_", 0, "matches none of the 5 class names, such as 'ford_focus_2001'"),
+        ("^truck_", 0, "matches none of the 5 class names; write one that fits such names as 'ford_focus_2001'"),
         (None, 4, "--min-images 4 leaves 1 class"),
         ("^(ford)_", 0, "leaves 1 class"),
     ],
@@ -104,6 +104,6 @@ def test_splits_survive_the_table(root: Path) -> None:
 def test_a_table_that_could_not_name_the_pictures_is_refused(root: Path) -> None:
     entries = listing(root).entries
     for path in (root / "van" / "t.csv", root.parent / "elsewhere" / "t.csv"):
-        with pytest.raises(Problem, match=r"must lie in .* or above it"):
+        with pytest.raises(Problem, match=r"give a place in .* or above it"):
             curate.write_manifest(path, root, entries, "make")
         assert not path.exists()

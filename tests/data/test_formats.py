@@ -148,7 +148,7 @@ def test_several_columns_with_blanks(tmp_path: Path) -> None:
         ("a.png", "train", {"make": "van"}),
         ("deep/c.png", None, {"make": "van"}),
     ]
-    with pytest.raises(Problem, match="--task NAME picks one of make, paint"):
+    with pytest.raises(Problem, match="give --task NAME, one of make, paint"):
         list_images(path, "size")
 
 
@@ -167,9 +167,9 @@ def test_a_tab_separated_table_and_a_folder_with_metadata(tmp_path: Path) -> Non
         ("path,label\n/etc/passwd,x\n", "line 2: '/etc/passwd' leaves the table's folder"),
         ("path,label\na.png,x\nb.png,x\na.png,y\n", "line 4: 'a.png' stands in the table twice"),
         ("path,label\na.png,x\n  ,x\n", "line 3: the path is blank"),
-        ("path,split,label\na.png,dev,x\n", "line 2: split 'dev' is none of train, val"),
-        ("image,label\na.png,x\n", "needs a column 'path'; found image, label"),
-        ("", "needs a column 'path'; found no columns"),
+        ("path,split,label\na.png,dev,x\n", "line 2: split 'dev' is not known; write one of train, val"),
+        ("image,label\na.png,x\n", "no column 'path' among image, label; add it"),
+        ("", "no column 'path' among none at all; add it"),
         ("path,label\na.png,\n", "no row has a label in column 'label'"),
         ("path,label\ngone.png,x\n", "no row has a label in column 'label' and a file that exists"),
         (b"path,label\na.png,caf\xe9\n", "not a readable UTF-8 table"),

@@ -128,7 +128,7 @@ def test_whole_takes_the_split_of_that_name_alone(tmp_path: Path) -> None:
 def test_one_class_is_refused(tmp_path: Path) -> None:
     for value in range(6):
         flat(tmp_path / "cat" / f"{value}.png", value)
-    with pytest.raises(Problem, match=r"1 class \(cat\); a classifier needs at least two"):
+    with pytest.raises(Problem, match=r"1 class \(cat\), and a classifier needs two; add"):
         opened(tmp_path)
 
 

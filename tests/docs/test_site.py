@@ -116,6 +116,15 @@ def test_every_message_of_the_code_is_on_the_page(site: Path) -> None:
     assert calls > 150
 
 
+def test_every_message_says_what_to_do(site: Path) -> None:
+    shown = (site / "wrong.html").read_text(encoding="utf-8")
+    rows = re.findall(r"<tr>(.*?)</tr>", shown.partition('id="all-messages"')[2], re.DOTALL)
+    columns = [re.findall(r"<td.*?>(.*?)</td>", row, re.DOTALL) for row in rows]
+    wanting = [cells[0] for cells in columns if cells and not re.sub("<.*?>", "", cells[1]).strip()]
+    assert sum(map(bool, columns)) > 200
+    assert not wanting
+
+
 def test_every_public_name_and_command_is_in_the_reference(pages: dict[Path, Page]) -> None:
     places = {path.stem: page.places for path, page in pages.items()}
     assert {name.lower() for name in taskgraft.__all__} <= places["python"]

@@ -201,7 +201,7 @@ def test_what_differs_is_not_left(
     [
         ({"format": "tflite"}, "give one of onnx, triton, openvino, pt2, safetensors"),
         ({"precision": "int4"}, "give one of fp32, int8-dynamic, int8-static"),
-        ({"format": "pt2", "precision": "int8-static"}, "written for onnx, triton alone"),
+        ({"format": "pt2", "precision": "int8-static"}, "choose onnx, triton, or another precision"),
         ({"format": "safetensors", "uint8_input": True}, "leave it out"),
         ({"format": "safetensors"}, "plain timm cannot rebuild this model"),
         ({"check": [Path("/nowhere")]}, "/nowhere does not exist"),

@@ -126,7 +126,7 @@ def test_the_folder_holds_page_figure_and_numbers(alice: Path, old_pictures: Pat
     ("text", "reason"),
     [
         ("path,track\n../a.png,1\n", "line 2: '../a.png' is blank or leaves"),
-        ("file,track\na.png,1\n", "needs a column 'path'"),
+        ("file,track\na.png,1\n", "no column 'path' among file, track; add it"),
         ("path,track\na.png,1\na.png,1\n", "line 3: 'a.png' stands in the table twice"),
         ("path,track\n", "names no picture"),
     ],
@@ -142,8 +142,8 @@ def test_bad_tables_are_refused(alice: Path, tmp_path: Path, text: str, reason: 
     [
         (["--task", "colour"], "no task 'colour'; it has shape"),
         (["--joint", "shape"], "--joint takes two tasks"),
-        (["--joint", "shape,shape"], "two different tasks"),
-        (["--estimator", "best"], "none of emq, pacc, naive"),
+        (["--joint", "shape,shape"], "give different ones"),
+        (["--estimator", "best"], "give one of emq, pacc, naive"),
         (["--block", "0"], "seconds above 0"),
     ],
 )

@@ -220,7 +220,7 @@ def test_the_command_keeps_stdout_clean(
     monkeypatch.setenv("WORLD_SIZE", "2")
     code, out, err = command("predict", model, names[0])
     assert (code, out) == (2, "")
-    assert "need --out" in err
+    assert "add --out FILE" in err
     code, out, err = command("predict", model, names[0], "--every", "0s", "--out", folder / "a.csv")
     assert (code, out) == (2, "")
     assert "--every" in err

@@ -266,7 +266,7 @@ def test_who_may_be_reached() -> None:
         with pytest.raises(Problem, match="--token"):
             run.admit(host, None, insecure=False)
     for token in ("short", "with a space", "ünïcödé-token", "new\nline-token"):
-        with pytest.raises(Problem, match="at least 8 printable"):
+        with pytest.raises(Problem, match="give 8 or more printable"):
             run.admit("127.0.0.1", token, insecure=False)
 
 

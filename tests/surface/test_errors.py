@@ -108,7 +108,7 @@ def extend(place: Place, *flags: object) -> list[object]:
         (["--softmax", "both"], ["softmax 'both': give one of per-task, joint"]),
         (["--seed", "-1"], ["seed -1: must be at least 0"]),
         (["--input", "96 squish"], ["'squish' is not understood", "squash, center"]),
-        (["--input", "mean=1,2"], ["must be three numbers"]),
+        (["--input", "mean=1,2"], ["is not three numbers"]),
         (["--task", "shape"], ["already has a task 'shape' (tasks: shape)", "--task"]),
         (["--task", "../paint"], ["task name '../paint': use letters"]),
         (["--old-val", "/nowhere/at/all"], ["/nowhere/at/all does not exist"]),
@@ -139,7 +139,7 @@ def test_one_class_only(place: Place, command) -> None:
     for value in range(6):
         (place.root / "one" / "red").mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (16, 16), (value, 0, 0)).save(place.root / "one" / "red" / f"{value}.png")
-    refused(command(*extend(place._replace(data=place.root / "one"))), "1 class (red); a classifier needs at least two")
+    refused(command(*extend(place._replace(data=place.root / "one"))), "1 class (red), and a classifier needs two")
     assert not place.out.exists()
 
 
@@ -157,7 +157,7 @@ def test_unreadable_pictures(place: Place, command) -> None:
 def test_a_checkpoint_of_another_architecture(place: Place, shared: Place, command) -> None:
     file = place._replace(parent=shared.root / "x.pth")
     told = command(*extend(file, "--arch", "test_vit", "--labels", shared.root / "labels.txt"))
-    refused(told, "is no test_vit", "tensors differ, first", "Give the right --arch")
+    refused(told, "is no test_vit", "tensors differ, first", "give the right --arch")
     refused(
         command(*extend(file, "--arch", "resnet_18", "--labels", shared.root / "labels.txt")), "did you mean 'resnet"
     )
@@ -217,8 +217,8 @@ def test_wrong_rates_and_arrangements(place: Place, command) -> None:
     arguments = ["compare", *extend(place)[1:]]
     refused(command(*arguments, "--rates", "0.1;0.2"), "--rates '0.1;0.2': give numbers separated by commas")
     refused(command(*arguments, "--methods", "ewc; destill"), "did you mean 'distill'")
-    refused(command(*arguments, "--methods", " ; "), "there must be one at least")
-    refused(command(*arguments, "--methods", "ewc; ewc"), "arrangements must differ")
+    refused(command(*arguments, "--methods", " ; "), "name at least one method")
+    refused(command(*arguments, "--methods", "ewc; ewc"), "the arrangements ewc, ewc are the same; give each once")
     assert not place.out.exists()
 
 

@@ -38,5 +38,5 @@ def read(file: Path) -> dict[str, Any]:
     try:
         _Card.model_validate(card)
     except ValidationError as error:
-        raise Problem(f"{file} is damaged: {told(error)}") from error
+        raise Problem(f"{file} is damaged: {told(error)}; copy it again") from error
     return card

@@ -22,12 +22,15 @@ def read_json(path: Path) -> dict[str, Any]:
     """A file that holds one JSON object; raises Problem for everything else."""
     try:
         if path.stat().st_size > MOST:
-            raise Problem(f"{path} is larger than {MOST // 2**20} MiB: that is no description of a model")
+            raise Problem(
+                f"{path} is larger than {MOST // 2**20} MiB: that is no description of a model; "
+                "give a model's own config.json"
+            )
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise Problem(f"{path} is damaged: {str(error).splitlines()[0][:160]}") from error
+        raise Problem(f"{path} is damaged: {str(error).splitlines()[0][:160]}; copy it again") from error
     if not isinstance(found, dict):
-        raise Problem(f"{path} is damaged: it holds no JSON object")
+        raise Problem(f"{path} is damaged: it holds no JSON object; copy it again")
     return found
 
 
@@ -43,7 +46,7 @@ def create_model(where: Path, arch: str, rows: int, options: Any) -> nn.Module:
     Raises Problem naming the argument.
     """
     if not isinstance(options, Mapping):
-        raise Problem(f"{where}: model_args holds no named values; the file is damaged")
+        raise Problem(f"{where}: model_args holds no named values, so the file is damaged; copy it again")
     reserved = {*inspect.signature(timm.create_model).parameters, "num_classes"} - {"kwargs"}
     for name, value in options.items():
         items = value if isinstance(value, list) else [value]
@@ -55,7 +58,9 @@ def create_model(where: Path, arch: str, rows: int, options: Any) -> nn.Module:
         return timm.create_model(arch, num_classes=rows, **options)
     except Exception as error:  # the arguments are a stranger's, and networks check few of them
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise Problem(f"{where}: {arch} cannot be built with its model_args: {reason[:160]}") from error
+        raise Problem(
+            f"{where}: {arch} cannot be built with its model_args: {reason[:160]}; mend them or copy the file again"
+        ) from error
 
 
 def _plain(value: Any) -> bool:

@@ -68,10 +68,10 @@ def read(folder: Path) -> Digests:
         return Digests.model_validate_json((folder / FILE).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise Problem(
-            f"{folder} holds no {FILE}: it is no finished run of train or extend, or older than such files"
+            f"{folder} holds no {FILE}, which every finished run has; finish the run with --resume or make it anew"
         ) from error
     except (OSError, ValueError, ValidationError) as error:
-        raise Problem(f"{folder / FILE} is damaged: {str(error).splitlines()[0][:160]}") from error
+        raise Problem(f"{folder / FILE} is damaged: {str(error).splitlines()[0][:160]}; copy it again") from error
 
 
 def compare(folder: Path) -> Compared:

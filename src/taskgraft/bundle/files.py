@@ -118,9 +118,9 @@ def read(folder: Path) -> Bundle:
             raise Problem(f"{folder} is a bundle of format {newer}; this taskgraft reads up to {FORMAT}: upgrade it")
         config = _Config.model_validate(raw)
     except ValidationError as error:
-        raise Problem(f"{folder}/config.json is damaged: {told(error)}") from error
+        raise Problem(f"{folder}/config.json is damaged: {told(error)}; copy it again") from error
     except (ValueError, KeyError, TypeError, OverflowError) as error:
-        raise Problem(f"{folder}/config.json is damaged: {str(error).splitlines()[0][:160]}") from error
+        raise Problem(f"{folder}/config.json is damaged: {str(error).splitlines()[0][:160]}; copy it again") from error
     graft = config.taskgraft
     tasks = _tasks(folder, config)
     tensors, _, _ = weights.load(folder / "model.safetensors")
@@ -155,7 +155,8 @@ def _classifier(folder: Path, config: _Config, tasks: list[Task], tensors: dict[
         whole.load_state_dict(tensors, strict=True)
     except RuntimeError as error:
         raise Problem(
-            f"{folder}/model.safetensors does not fit its config.json: {str(error).splitlines()[-1].strip()[:200]}"
+            f"{folder}/model.safetensors does not fit its config.json: {str(error).splitlines()[-1].strip()[:200]}; "
+            "copy both again"
         ) from error
     if isinstance(whole, Classifier):
         return whole
@@ -165,21 +166,21 @@ def _classifier(folder: Path, config: _Config, tasks: list[Task], tensors: dict[
 def _sizes_fit(folder: Path, graft: _Graft, tensors: dict[str, torch.Tensor]) -> None:
     """Compare heads and rungs that are to be made with those that are there, before memory is asked for."""
     if not graft.heads:
-        raise Problem(f"{folder}/config.json: it has extras but no heads; the file is damaged")
+        raise Problem(f"{folder}/config.json: it has extras but no heads, so it is damaged; copy it again")
     for number, extra in enumerate(graft.extras):
         for rung, size in enumerate(zip(extra.widths, extra.channels, strict=False)):
             found = tensors.get(f"extras.{number}.rungs.{rung}.read.0.weight")
             if found is None or tuple(found.shape[:2]) != size:
                 raise Problem(
                     f"{folder}/model.safetensors does not fit its config.json: rung {rung} of a ladder has not "
-                    f"{size[0]} rows of {size[1]} channels"
+                    f"{size[0]} rows of {size[1]} channels; copy both again"
                 )
     for number, shape in enumerate(graft.heads):
         found = tensors.get(f"heads.{number}.weight")
         if found is None or tuple(found.shape) != (shape.rows, shape.columns[1] - shape.columns[0]):
             raise Problem(
                 f"{folder}/model.safetensors does not fit its config.json: heads.{number} of {shape.task!r} "
-                f"has not {shape.rows} rows of the columns {shape.columns}"
+                f"has not {shape.rows} rows of the columns {shape.columns}; copy both again"
             )
 
 
@@ -189,14 +190,14 @@ def _beside(folder: Path) -> tuple[Memory, dict[str, dict[str, Any]]]:
     try:
         memory = {name: value.clone() for name, value in load_file(kept).items()} if kept.exists() else {}
     except (SafetensorError, OSError) as error:
-        raise Problem(f"{kept} is no sound safetensors file: {error}") from error
+        raise Problem(f"{kept} is no sound safetensors file: {error}; copy it again") from error
     weights.require_finite(kept, memory)
     for file in sorted((folder / "cards").glob("*.json")):
         cards[file.stem] = task_cards.read(file)
     try:
         return tree.unflatten(memory), cards
     except ValueError as error:
-        raise Problem(f"{kept} is damaged: {error}") from error
+        raise Problem(f"{kept} is damaged: {error}; copy it again") from error
 
 
 def _tasks(folder: Path, config: _Config) -> list[Task]:
@@ -204,17 +205,22 @@ def _tasks(folder: Path, config: _Config) -> list[Task]:
     for entry in config.taskgraft.tasks:
         if entry.range != (row, row + len(entry.classes)) or len(set(entry.classes)) != len(entry.classes):
             raise Problem(
-                f"{folder}/config.json: task {entry.name!r} does not fit its rows {entry.range}; the file is damaged"
+                f"{folder}/config.json: task {entry.name!r} does not fit its rows {entry.range}, so it is damaged; "
+                "copy it again"
             )
         row = entry.range[1]
         tasks.append(Task(entry.name, tuple(entry.classes)))
     if row != config.num_classes or len({task.name for task in tasks}) != len(tasks):
-        raise Problem(f"{folder}/config.json: the tasks cover {row} of {config.num_classes} rows; the file is damaged")
+        raise Problem(
+            f"{folder}/config.json: the tasks cover {row} of {config.num_classes} rows, so it is damaged; copy it again"
+        )
     sizes = dict.fromkeys((task.name for task in tasks), 0)
     for shape in config.taskgraft.heads:
         sizes[shape.task] = sizes.get(shape.task, 0) + shape.rows
     if config.taskgraft.heads and sizes != {task.name: len(task.classes) for task in tasks}:
-        raise Problem(f"{folder}/config.json: the heads do not have the rows of the tasks; the file is damaged")
+        raise Problem(
+            f"{folder}/config.json: the heads do not have the rows of the tasks, so it is damaged; copy it again"
+        )
     return tasks
 
 

@@ -50,7 +50,7 @@ def open_parent(
     else:
         near = difflib.get_close_matches(source, timm.list_models(), n=1)
         hint = f" (did you mean the timm model {near[0]!r}?)" if near else ""
-        raise Problem(f"parent {source!r} is no file, no folder and no timm model{hint}")
+        raise Problem(f"parent {source!r} is no file, no folder and no timm model{hint}; give one of them")
     if wanted:
         bundle = bundle._replace(preprocess=preprocess.parse(wanted, bundle.preprocess))
     return bundle
@@ -60,7 +60,8 @@ def create(arch: str, classes: int, **options: Any) -> tuple[nn.Module, str, Pre
     """A timm network without weights, the name of its classifier layer, and its default preprocessing."""
     if not timm.is_model(arch):
         near = difflib.get_close_matches(arch, timm.list_models(), n=1)
-        raise Problem(f"--arch {arch!r} is no timm model" + (f"; did you mean {near[0]!r}?" if near else ""))
+        hint = f"did you mean {near[0]!r}?" if near else "timm.list_models() names those there are"
+        raise Problem(f"--arch {arch!r} is no timm model; {hint}")
     net = timm.create_model(arch, num_classes=classes, **options)
     return net, head_of(net, arch), preprocess.from_timm(net.pretrained_cfg)  # pyright: ignore[reportArgumentType]
 
@@ -88,7 +89,7 @@ def _file(path: Path, arch: str | None, labels: Path | None, task: str, wanted: 
     if arch is None:
         named = rest.get("arch")
         if not isinstance(named, str) or not timm.is_model(named):
-            raise Problem(f"{path}: which architecture is it? give --arch NAME, a timm model such as resnet18")
+            raise Problem(f"{path} does not tell its architecture; give --arch NAME, a timm model such as resnet18")
         arch = named
         found.append(f"architecture {arch} from its entry 'arch'")
     names = _numbered(path, tensors, arch) if unnamed and labels is None else _labels(path, labels)
@@ -109,7 +110,7 @@ def _folder(path: Path, labels: Path | None, task: str, unnamed: bool) -> Bundle
     config = path / "config.json"
     if not config.is_file():
         raise Problem(
-            f"{path} holds no config.json; a bundle or a timm folder has one. For bare weights give the file itself"
+            f"{path} holds no config.json; a bundle or a timm folder has one; for bare weights give the file itself"
         )
     settings = read_json(config)
     if "taskgraft" in settings:
@@ -118,7 +119,7 @@ def _folder(path: Path, labels: Path | None, task: str, unnamed: bool) -> Bundle
         raise Problem(f"{config} names no timm architecture; give the weights file with --arch and --labels")
     files = [file for file in (path / "model.safetensors", path / "pytorch_model.bin") if file.is_file()]
     if not files:
-        raise Problem(f"{path} holds neither model.safetensors nor pytorch_model.bin")
+        raise Problem(f"{path} holds neither model.safetensors nor pytorch_model.bin; add the weights")
     tensors, _, found = weights.load(files[0])
     arch = str(settings["architecture"])
     given = settings.get("label_names")
@@ -137,7 +138,7 @@ def _folder(path: Path, labels: Path | None, task: str, unnamed: bool) -> Bundle
     default = preprocess.from_timm(net.pretrained_cfg)  # pyright: ignore[reportArgumentType]
     told = settings.get("pretrained_cfg", {})
     if not isinstance(told, dict):
-        raise Problem(f"{config} is damaged: pretrained_cfg holds no named values")
+        raise Problem(f"{config} is damaged: pretrained_cfg holds no named values; copy it again")
     wanted = preprocess.from_timm({**preprocess.to_timm(default), **told}, str(config))
     classifier = wrap(net, head, [Task(task, names)])
     return Bundle(classifier, wanted, {}, str(path), digest(files[0]), arch, head, tuple(found), options=options)
@@ -153,7 +154,9 @@ def _named(source: str, labels: Path | None, task: str, unnamed: bool) -> Bundle
     else:
         names = _labels(Path(source), labels) if labels else _imagenet(net, source)
     if len(names) != rows:
-        raise Problem(f"{labels}: {len(names)} names, but the classifier of {source!r} has {rows} rows")
+        raise Problem(
+            f"{labels}: {len(names)} names, but the classifier of {source!r} has {rows} rows; give one name a row"
+        )
     wanted = preprocess.from_timm(net.pretrained_cfg)  # pyright: ignore[reportArgumentType]
     mark = fingerprint(f"{name} {value.sum().item()}" for name, value in net.state_dict().items())
     return Bundle(wrap(net, head, [Task(task, names)]), wanted, {}, source, mark, arch, head, ())
@@ -173,7 +176,7 @@ def _numbered(path: Path, tensors: dict[str, Tensor], arch: str) -> tuple[str, .
     head = create(arch, 2)[1]
     rows = tensors.get(f"{head}.weight")
     if rows is None:
-        raise Problem(f"{path} is no {arch}: it holds no classifier {head!r}. Give the right --arch")
+        raise Problem(f"{path} is no {arch}: it holds no classifier {head!r}; give the right --arch")
     return tuple(map(str, range(len(rows))))
 
 
@@ -183,10 +186,12 @@ def _labels(path: Path, labels: Path | None) -> tuple[str, ...]:
     try:
         names = tuple(line.strip() for line in labels.read_text(encoding="utf-8-sig").splitlines() if line.strip())
     except (OSError, UnicodeDecodeError) as error:
-        raise Problem(f"--labels {labels} cannot be read: {error}") from error
+        raise Problem(
+            f"--labels {labels} cannot be read: {error}; give a text file with one class name a line"
+        ) from error
     twice = {name for name in names if names.count(name) > 1}
     if twice:
-        raise Problem(f"--labels {labels}: {sorted(twice)[0]!r} stands there twice; class names must differ")
+        raise Problem(f"--labels {labels}: {sorted(twice)[0]!r} stands there twice; give each class a name of its own")
     return names
 
 
@@ -197,7 +202,7 @@ def _load(net: nn.Module, tensors: dict[str, Tensor], path: Path, arch: str, hea
     if rows is not None and rows.dim() == 2 and len(rows) != len(names):
         raise Problem(
             f"{path}: its classifier {head!r} has {len(rows)} rows, "
-            f"but there are {len(names)} class names; both must match"
+            f"but there are {len(names)} class names; give one name a row with --labels"
         )
     wrong = [
         f"{name} ({_shape(tensors.get(name))} in the file, {_shape(value)} in {arch})"
@@ -212,7 +217,7 @@ def _load(net: nn.Module, tensors: dict[str, Tensor], path: Path, arch: str, hea
     ]
     if wrong:
         raise Problem(
-            f"{path} is no {arch}: {len(wrong)} tensors differ, first {'; '.join(wrong[:5])}. Give the right --arch"
+            f"{path} is no {arch}: {len(wrong)} tensors differ, first {', '.join(wrong[:5])}; give the right --arch"
         )
     net.load_state_dict({**wanted, **tensors}, strict=True)
 

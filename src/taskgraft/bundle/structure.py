@@ -65,7 +65,10 @@ def extras(classifier: Classifier) -> list[ExtraShape]:
                 )
             )  # fmt: skip
         else:
-            raise Problem(f"a {type(extra).__name__} beside the backbone cannot be stored in a bundle")
+            raise Problem(
+                f"a {type(extra).__name__} beside the backbone cannot be stored in a bundle; "
+                "keep such a model in memory"
+            )
     return found
 
 
@@ -80,7 +83,9 @@ def rebuild(
     """A classifier of this shape without its weights, on a fresh network; raises Problem where they do not fit."""
     layer = dict(net.named_modules()).get(head)
     if not isinstance(layer, nn.Linear):
-        raise Problem(f"config.json: {head!r} is no linear layer of {type(net).__name__}; the file is damaged")
+        raise Problem(
+            f"config.json: {head!r} is no linear layer of {type(net).__name__}, so the file is damaged; copy it again"
+        )
     net.set_submodule(head, nn.Identity())
     made: list[nn.Module] = []
     for extra in beside:
@@ -91,14 +96,19 @@ def rebuild(
         elif len(extra.at) == len(extra.channels) == len(extra.widths) and extra.width == 2 * sum(extra.widths):
             made.append(Ladder(extra.at, extra.channels, extra.widths, extra.dropout))
         else:
-            raise Problem(f"config.json: a ladder with stages {extra.at}, but {len(extra.widths)} rungs: damaged")
+            raise Problem(
+                f"config.json: a ladder with stages {extra.at}, but {len(extra.widths)} rungs: damaged; copy it again"
+            )
     points = [point for extra in beside for point in extra.at if point != stages.LAST]
     staged = stages.staged(net, list(dict.fromkeys(points)))
     width = layer.in_features + sum(layer.in_features if extra.kind == "branch" else extra.width for extra in beside)
     outside = next((shape for shape in wanted if not 0 <= shape.columns[0] < shape.columns[1] <= width), None)
     if outside:
         start, stop = outside.columns
-        raise Problem(f"config.json: a head of {outside.task!r} reads columns {start} to {stop} of {width}: damaged")
+        raise Problem(
+            f"config.json: a head of {outside.task!r} reads columns {start} to {stop} of {width}: damaged; "
+            "copy it again"
+        )
     return Classifier(
         staged,
         [nn.Linear(shape.columns[1] - shape.columns[0], shape.rows) for shape in wanted],

@@ -50,7 +50,8 @@ def chosen(top: Mapping[str, Any], found: list[str]) -> dict[str, Tensor]:
             return {str(key): value for key, value in inner.items() if isinstance(value, Tensor)}
     tensors = {str(key): value for key, value in top.items() if isinstance(value, Tensor)}
     if not tensors:
-        raise Refused(f"holds no tensors; its entries are {', '.join(map(str, list(top)[:8]))}"[:300])
+        entries = ", ".join(map(str, list(top)[:8]))[:250]
+        raise Refused(f"holds no tensors, only the entries {entries}; save model.state_dict()")
     return tensors
 
 
@@ -64,12 +65,12 @@ def opened(path: Path) -> dict[str, Any]:
         wanted = [line.strip() for line in str(error).splitlines() if "GLOBAL" in line]
         reason = wanted[0] if wanted else "it holds more than tensors"
         raise Refused(
-            f"was not loaded: opening it would run code from the file ({reason[:160]}). "
-            "Where it was made, save only the weights: torch.save(model.state_dict(), …)"
+            f"was not loaded: opening it would run code from the file ({reason[:160]}); "
+            "where it was made, save only the weights: torch.save(model.state_dict(), …)"
         ) from error
     except Exception as error:  # the reader raises anything on damaged files; none of it is a crash
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise Refused(f"is no sound PyTorch checkpoint: {reason[:160]}") from error
+        raise Refused(f"is no sound PyTorch checkpoint: {reason[:160]}; copy it again") from error
     if not isinstance(top, Mapping):
         raise Refused(f"holds a {type(top).__name__}, not named tensors; save model.state_dict()")
     return {str(key): value for key, value in top.items()}
@@ -95,7 +96,9 @@ def _serve(requests: BinaryIO, answers: BinaryIO) -> None:
             answer = BAD + str(error).encode("utf-8", "backslashreplace")
         except Exception as error:  # MemoryError, strange tensors: whatever it is, the other process must hear of it
             reason = (str(error).splitlines() or [""])[0]
-            answer = BAD + f"is no sound PyTorch checkpoint: {type(error).__name__} {reason[:160]}".encode()
+            answer = (
+                BAD + f"is no sound PyTorch checkpoint: {type(error).__name__} {reason[:160]}; copy it again".encode()
+            )
         answers.write(LENGTH.pack(len(answer)) + answer)
         answers.flush()
 

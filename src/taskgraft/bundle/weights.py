@@ -49,11 +49,11 @@ def require_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:
             kind = str(value.dtype).removeprefix("torch.")
             raise Problem(f"{path}: tensor {name!r} holds {kind}; save the weights as float32, float16 or bfloat16")
         if not bool(torch.isfinite(value).all()):
-            raise Problem(f"{path}: tensor {name!r} holds values that are not finite; the file is damaged")
+            raise Problem(f"{path}: tensor {name!r} holds values that are not finite; save it again from a sound model")
 
 
 def _safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return dict(load_file(path))
     except (SafetensorError, OSError) as error:
-        raise Problem(f"{path} is no sound safetensors file: {error}") from error
+        raise Problem(f"{path} is no sound safetensors file: {error}; copy it again") from error

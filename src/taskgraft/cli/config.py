@@ -69,7 +69,7 @@ def read(file: Path, name: str, params: list[Any]) -> dict[str, Any]:
     try:
         found = tomllib.loads(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
-        raise Problem(f"--config {file} is no readable TOML file: {error}") from error
+        raise Problem(f"--config {file} is no readable TOML file: {error}; mend it there") from error
     known = _known(params)
     values: dict[str, Any] = {}
     for key, value in found.items():

@@ -115,7 +115,7 @@ def launch(count: int, restarts: int) -> int:
 
     present = torch.cuda.device_count()
     if 0 < present < count:
-        raise Problem(f"--gpus {count}: this machine has {present}")
+        raise Problem(f"--gpus {count}: this machine has {present}; give no more than it has")
     for name in ("torch.distributed", "torch.distributed.elastic"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))

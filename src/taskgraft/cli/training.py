@@ -129,7 +129,10 @@ def extend(
     from taskgraft.jobs.tracking import tracked
 
     if bool(task) == bool(into):
-        raise Problem("give --task NAME for a new task, or --into TASK for more classes of an old one")
+        raise Problem(
+            "one of --task and --into says what is learnt; give --task NAME for a new task, or --into TASK for more "
+            "classes of an old one"
+        )
     request = Request(
         parent, data, task or into, method, run, old, tuple(old_val or ()), arch, labels, wanted, parent_task,
         bool(into),
@@ -148,7 +151,7 @@ def extend(
                 request, out, budget=budget, max_forgetting=max_forgetting, crew=Crew(jobs), **asked, watch=watch
             )
         elif budget or max_forgetting or jobs > 1:
-            raise Problem("--budget, --max-forgetting and --jobs belong to --method auto, which searches")
+            raise Problem("--budget, --max-forgetting and --jobs belong to --method auto; add it or leave them out")
         else:
             done = carry_out(request, out, resume=resume, **asked, watch=watch)
     console.out([*report.verdict_run(done.record), f"model and report: {out}/report.html"])

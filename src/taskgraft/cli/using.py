@@ -65,7 +65,7 @@ def predict(
     given, shard = _paths(paths), (int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
     asked = job.Asked(model, top, raw, _seconds(every), batch, arch, labels, wanted, parent_task)
     if out is None and (resume or ray or shard[1] > 1):
-        raise Problem("--resume, --ray and torchrun need --out FILE: answers on stdout are not kept")
+        raise Problem("answers on stdout are not kept for --resume, --ray and torchrun; add --out FILE")
     with console.watching() as watch:
         if out is None:
             done = _print_rows(job.answer(asked, given, watch), line)
@@ -132,10 +132,10 @@ def distribution(
     from taskgraft.shares.measure import Estimator
 
     if estimator not in get_args(Estimator):
-        raise Problem(f"--estimator {estimator!r} is none of {', '.join(get_args(Estimator))}")
+        raise Problem(f"--estimator {estimator!r} is not known; give one of {', '.join(get_args(Estimator))}")
     pairs = [tuple(name.strip() for name in text.split(",")) for text in joint or ()]
     if any(len(pair) != 2 for pair in pairs):
-        raise Problem("--joint takes two tasks with a comma between them, such as make,colour")
+        raise Problem("--joint takes two tasks; give them with a comma between, such as make,colour")
     with console.watching() as watch:
         found = job.distribution(
             model, _paths(paths), tasks=task or (), joint=cast(list[tuple[str, str]], pairs),

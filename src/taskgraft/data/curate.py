@@ -32,7 +32,10 @@ def group(listing: Listing, task: str, pattern: str | None, min_images: int) -> 
     names = sorted({entry.labels[task] for entry in listing.entries})
     merged = {name: _merge(name, pattern) for name in names} if pattern else {name: name for name in names}
     if not any(merged.values()):
-        raise Problem(f"--group {pattern!r} matches none of the {len(names)} class names, such as {names[0]!r}")
+        raise Problem(
+            f"--group {pattern!r} matches none of the {len(names)} class names; "
+            f"write one that fits such names as {names[0]!r}"
+        )
     counted = Counter(merged[entry.labels[task]] for entry in listing.entries if entry.split in (None, "train"))
     small = {name: counted[name] for name in set(merged.values()) if name and counted[name] < min_images}
     renamed = {name: new if new and new not in small else None for name, new in merged.items()}
@@ -55,7 +58,7 @@ def write_manifest(path: Path, root: Path, entries: tuple[Entry, ...], task: str
     """
     home = path.resolve().parent
     if not root.resolve().is_relative_to(home):
-        raise Problem(f"{path} must lie in {root} or above it, so that its rows can name the pictures below it")
+        raise Problem(f"{path} lies where its rows cannot name the pictures; give a place in {root} or above it")
     prefix = root.resolve().relative_to(home)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -74,7 +77,7 @@ def _merge(name: str, pattern: str) -> str | None:
     try:
         found = re.search(pattern, name)
     except re.error as error:
-        raise Problem(f"--group {pattern!r} is no regular expression: {error}") from error
+        raise Problem(f"--group {pattern!r} is no regular expression: {error}; mend it there") from error
     if not found:
         return None
     return "_".join(part for part in found.groups() if part) if found.groups() else found.group(0)

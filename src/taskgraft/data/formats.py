@@ -163,7 +163,7 @@ def _scan(folder: Path, root: Path, skipped: list[tuple[str, str]]) -> Iterator[
         with os.scandir(folder) as found:
             items = sorted(found, key=lambda item: item.name)
     except OSError as error:
-        raise Problem(f"{folder} cannot be read: {error.strerror}") from error
+        raise Problem(f"{folder} cannot be read: {error.strerror}; check its rights") from error
     home, above = _real(root), "" if folder == root else f"{folder.relative_to(root).as_posix()}/"
     for item in items:
         where = f"{above}{item.name}"
@@ -211,7 +211,7 @@ def _table(path: Path, task: str, columns: tuple[str, ...]) -> Listing:
     names = tuple(header)
     key = next((name for name in ("path", "file_name", "filename") if name in names), None)
     if key is None:
-        raise Problem(f"{path}: needs a column 'path'; found {', '.join(names) or 'no columns'}")
+        raise Problem(f"{path}: there is no column 'path' among {', '.join(names) or 'none at all'}; add it")
     own = _label_column(path, task, names, key)
     wanted = {task: own, **{column: column for column in columns if column in names}}
     root, entries, skipped, seen = path.parent, [], [], set()
@@ -223,14 +223,14 @@ def _table(path: Path, task: str, columns: tuple[str, ...]) -> Listing:
         labels = {name: unicodedata.normalize("NFC", label) for name, label in labels.items() if label}
         split = (row.get("split") or "").strip().lower() or None
         if not where:
-            raise Problem(f"{path} line {number}: the path is blank")
+            raise Problem(f"{path} line {number}: the path is blank; fill it in or remove the line")
         if "\0" in where:
             raise Problem(f"{path} line {number}: the path {where!r} holds a zero byte; no file can be called so")
         wrong = [label for label in labels.values() if label.lower() in NOT_A_NAME]
         if wrong:
             raise Problem(f"{path} line {number}: the label {wrong[0]!r} is no name; leave it blank if there is none")
         if split is not None and split not in SPLITS:
-            raise Problem(f"{path} line {number}: split {split!r} is none of {', '.join(SPLITS)}")
+            raise Problem(f"{path} line {number}: split {split!r} is not known; write one of {', '.join(SPLITS)}")
         if leaving(where):
             raise Problem(f"{path} line {number}: {where!r} leaves the table's folder; only files below it are read")
         if where in seen:
@@ -242,7 +242,9 @@ def _table(path: Path, task: str, columns: tuple[str, ...]) -> Listing:
             same = shared.setdefault(tuple(labels.items()), labels)  # rows share their dictionaries
             entries.append(Entry(where, SPLITS[split] if split else None, same))
     if not entries:
-        raise Problem(f"{path}: no row has a label in column {own!r} and a file that exists")
+        raise Problem(
+            f"{path}: no row has a label in column {own!r} and a file that exists; mend its paths or fill in its labels"
+        )
     return Listing(root, tuple(entries), tuple(skipped), f"table, labels from column {own!r}")
 
 
@@ -254,7 +256,9 @@ def _label_column(path: Path, task: str, names: tuple[str, ...], key: str) -> st
     free = [name for name in names if name not in (key, "split")]
     if len(free) == 1:
         return free[0]
-    raise Problem(f"{path}: which column holds the labels? --task NAME picks one of {', '.join(free) or '(none)'}")
+    raise Problem(
+        f"{path} does not tell which column holds the labels; give --task NAME, one of {', '.join(free) or '(none)'}"
+    )
 
 
 def rows_of(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
@@ -270,10 +274,12 @@ def rows_of(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
             reader = csv.DictReader(file, delimiter=delimiter, strict=True)
             for row in reader:
                 if None in row or None in row.values():
-                    raise Problem(f"{path} line {reader.line_num}: the number of fields differs from the header's")
+                    raise Problem(
+                        f"{path} line {reader.line_num}: the number of fields differs from the header's; mend that line"
+                    )
                 yield reader.line_num, row
     except (UnicodeDecodeError, csv.Error) as error:
-        raise Problem(f"{path}: not a readable UTF-8 table: {error}") from error
+        raise Problem(f"{path}: not a readable UTF-8 table: {error}; save it as CSV in UTF-8") from error
 
 
 def _parquet(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
@@ -283,6 +289,8 @@ def _parquet(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     try:
         rows = parquet.read_table(path).to_pylist()
     except (OSError, ValueError) as error:  # pyarrow's errors are of these
-        raise Problem(f"{path}: not a readable Parquet table: {str(error).splitlines()[0][:160]}") from error
+        raise Problem(
+            f"{path}: not a readable Parquet table: {str(error).splitlines()[0][:160]}; write it anew"
+        ) from error
     for number, row in enumerate(rows, start=1):
         yield number, {name: "" if value is None else str(value) for name, value in row.items()}

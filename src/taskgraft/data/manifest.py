@@ -206,15 +206,18 @@ def _classes(
         strange = sorted(names - known)
         if strange:
             near = nearest(strange[:1], sorted(known))
-            hint = f"; did you mean {near[0].meant!r}?" if near else ""
+            hint = f"did you mean {near[0].meant!r}?" if near else "rename it or leave it out"
             owner = "the model" if classes is not None else "the training pictures"
             raise Problem(
-                f"{data}: {part} has the class {strange[0]!r}, which {owner} lack{'s' * (classes is not None)}{hint}"
+                f"{data}: {part} has the class {strange[0]!r}, which {owner} lack{'s' * (classes is not None)}; {hint}"
             )
     if classes is not None:
         return tuple(classes)
     if len(known) < 2:
-        raise Problem(f"{data}: {len(known)} class ({', '.join(sorted(known))}); a classifier needs at least two")
+        raise Problem(
+            f"{data}: {len(known)} class ({', '.join(sorted(known))}), and a classifier needs two; "
+            "add pictures of another"
+        )
     return tuple(sorted(known))
 
 

@@ -77,7 +77,7 @@ def parse(text: str, start: Preprocess) -> Preprocess:
         else:
             raise Problem(f"input {text!r}: {word!r} is not understood; write {WORDS}")
     if min(wanted.std) <= 0:
-        raise Problem(f"input {text!r}: std must be above 0")
+        raise Problem(f"input {text!r}: std is not above 0; give three numbers above 0")
     return wanted
 
 
@@ -169,7 +169,7 @@ def _triple(text: str, line: str) -> tuple[float, ...]:
     except ValueError:
         values = ()
     if len(values) != 3 or not all(abs(value) <= FAR for value in values):
-        raise Problem(f"input {line!r}: {text!r} must be three numbers such as 0.485,0.456,0.406")
+        raise Problem(f"input {line!r}: {text!r} is not three numbers; give them as in 0.485,0.456,0.406")
     return values
 
 
@@ -179,5 +179,5 @@ def _share(text: str, line: str) -> float:
     except ValueError:
         share = 0.0
     if not LEAST <= share <= 1:
-        raise Problem(f"input {line!r}: the crop's share {text!r} must be at least {LEAST} and at most 1")
+        raise Problem(f"input {line!r}: the crop's share {text!r} is out of range; give one from {LEAST} to 1")
     return share

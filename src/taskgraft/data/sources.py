@@ -49,7 +49,9 @@ def gather(
         data, task, wanted, seed=seed, classes=classes, others=others, cache_folder=cache, progress=_bar(watch, data)
     )
     if new.train is None or new.val is None:
-        raise Problem(f"{data}: both training and validation pictures are needed; found only one of them")
+        raise Problem(
+            f"{data}: both training and validation pictures are needed, and only one of them is there; add the other"
+        )
     described = {"new": _describe(data, new)}
     opened: dict[str, list[Images]] = {"train": [], "val": []}
     for part, paths in (("train", [old] if old else []), ("val", old_val)):
@@ -86,7 +88,10 @@ def owner_of(path: Path, tasks: Sequence[Task]) -> Task:
     if reason and not overlap:
         raise reason
     if not overlap or max(overlap.values()) == 0:
-        raise Problem(f"{path}: its classes belong to none of the old tasks {', '.join(task.name for task in tasks)}")
+        raise Problem(
+            f"{path}: its classes belong to none of the old tasks {', '.join(task.name for task in tasks)}; "
+            "give pictures of one"
+        )
     return max(overlap, key=lambda task: overlap[task])
 
 

@@ -23,7 +23,7 @@ def by_content(digests: Sequence[str], labels: Sequence[str], share: float, seed
         ordered = sorted(members[label], key=lambda digest: seeds.derive(seed, "split", digest))
         if len(ordered) < 2:
             raise Problem(
-                f"class {label!r} has one picture; a validation split needs at least two, "
+                f"class {label!r} has one picture, and a validation split needs two; add some, "
                 "or give train/ and val/ folders"
             )
         count = min(max(1, round(share * len(ordered))), len(ordered) - 1)

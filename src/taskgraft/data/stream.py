@@ -61,7 +61,7 @@ def find(paths: Iterable[str | Path]) -> Found:
             folder = path.is_dir()
             missing = not folder and not os.path.lexists(path)
         except (OSError, ValueError) as error:
-            raise Problem(f"{shown(str(given))!r} is no path: {error}") from error
+            raise Problem(f"{shown(str(given))!r} is no path: {error}; give a name that a file can have") from error
         if missing:
             raise Problem(f"{shown(str(given))} does not exist; give pictures, videos or folders of them")
         for file in _unpacked(_below(path, skipped) if folder else (path,), skipped):

@@ -136,7 +136,7 @@ def contents_of(path: Path) -> Contents:
     try:
         info = os.stat(path)
     except OSError as error:
-        raise Problem(f"{path} cannot be read: {error.strerror}") from error
+        raise Problem(f"{path} cannot be read: {error.strerror}; check its rights") from error
     return _contents(path, (info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino))
 
 

@@ -42,13 +42,15 @@ FORMATS = {
 def chosen(order: Order) -> Format:
     """The format that an order asks for; raises Problem for what it cannot do, or where its libraries are missing."""
     if order.format not in FORMATS:
-        raise Problem(f"--format {order.format!r}: give one of {', '.join(FORMATS)}")
+        raise Problem(f"--format {order.format!r} is not known; give one of {', '.join(FORMATS)}")
     wanted = FORMATS[order.format]
     if order.precision not in PRECISIONS:
-        raise Problem(f"--precision {order.precision!r}: give one of {', '.join(PRECISIONS)}")
+        raise Problem(f"--precision {order.precision!r} is not known; give one of {', '.join(PRECISIONS)}")
     if order.precision not in wanted.precisions:
         able = ", ".join(name for name, other in FORMATS.items() if order.precision in other.precisions)
-        raise Problem(f"--precision {order.precision} is written for {able} alone, not for {order.format}")
+        raise Problem(
+            f"--precision {order.precision} is not written for {order.format}; choose {able}, or another precision"
+        )
     if order.uint8 and not wanted.uint8:
         raise Problem(f"--uint8-input puts the normalisation into a graph, and {order.format} has none; leave it out")
     need(wanted.extra, *wanted.needs, what=f"--format {order.format}")

@@ -52,7 +52,7 @@ def gather(bundle: Bundle, given: Sequence[Path], *, calibrate: bool, cache: Pat
     parts = [images for source in found if (images := _open(bundle, source, cache, watch)) is not None]
     images = joined(parts)
     if images is None:
-        raise Problem(f"{found[0].path} holds no picture to compare on")
+        raise Problem(f"{found[0].path} holds no picture to compare on; add some")
     covered = {source.task.name for source in found}
     notes += [f"{task.name}: no labelled pictures; answers are compared" for task in tasks if task.name not in covered]
     calibration = None

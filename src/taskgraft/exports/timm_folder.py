@@ -29,7 +29,7 @@ def write(bundle: Bundle, order: Order, folder: Path, calibration: NDArray[Any] 
         kinds = dict.fromkeys(shape.kind for shape in structure.extras(bundle.classifier))
         raise Problem(
             "plain timm cannot rebuild this model: it is more than one linear layer on one backbone "
-            f"(beside it: {' and '.join(kinds)}). Export it with --format onnx, pt2, openvino or triton, "
+            f"(beside it: {' and '.join(kinds)}); export it with --format onnx, pt2, openvino or triton, "
             "or extend with a method that leaves one backbone, such as --method distill"
         )
     made = _made(bundle)

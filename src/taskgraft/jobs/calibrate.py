@@ -30,13 +30,11 @@ def calibrate(
     """
     bundle = open_parent(str(model)) if (Path(model) / "config.json").is_file() else None
     if bundle is None or bundle.home is None:
-        raise Problem(
-            f"{model} is no bundle: calibrate needs the OUT folder of train or extend, where the card is kept"
-        )
+        raise Problem(f"{model} is no bundle, in which the card is kept; give the OUT folder of train or extend")
     owner, found = measuring.labelled(bundle, data, task, cache, watch)
     if found.val is None or len(found.val.pixels) < FEWEST:
         count = 0 if found.val is None else len(found.val.pixels)
-        raise Problem(f"{data} has {count} pictures of {owner.name}; a temperature needs at least {FEWEST}")
+        raise Problem(f"{data} has {count} pictures of {owner.name}, too few for a temperature; give {FEWEST} or more")
     predictions = predict(bundle.classifier, found.val)
     trained = bundle.cards.get(owner.name, {}).get("train_counts", {})
     card = evidence.card(predictions, owner.name, trained, f"{data.name}, by calibrate")

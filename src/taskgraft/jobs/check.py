@@ -60,7 +60,7 @@ def check(
     `manifest` and the page `html`. Raises Problem for data that cannot be understood at all.
     """
     if drop_leaks and not manifest:
-        raise Problem("--drop-leaks is of --write-manifest TABLE: give both; the pictures themselves stay as they are")
+        raise Problem("--drop-leaks is of --write-manifest TABLE; give both, the pictures themselves stay as they are")
     known = _tasks(against, arch, labels) if against else None
     listing = list_images(data, task)
     curated = curate.group(listing, task, group, min_images)

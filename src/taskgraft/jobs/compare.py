@@ -59,8 +59,10 @@ def compare(
     """
     folder.suited(out, request.sources())
     labels = [arm.label for arm in arms]
-    if len(set(labels)) != len(labels) or not arms:
-        raise Problem(f"arrangements must differ and there must be one at least; got {', '.join(labels) or 'none'}")
+    if not arms:
+        raise Problem("there is no arrangement to compare; name at least one method")
+    if len(set(labels)) != len(labels):
+        raise Problem(f"two of the arrangements {', '.join(labels)} are the same; give each once")
     done: dict[str, list[tuple[Record, str]]] = {label: [] for label in labels}
     alone: list[float] = []
     rates = [arm.run.rate for arm in arms if arm.run.optimiser == request.run.optimiser]

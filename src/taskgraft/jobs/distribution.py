@@ -72,7 +72,7 @@ def distribution(
         if name not in known:
             raise Problem(f"the model has no task {name!r}; it has {', '.join(known)}")
     if any(one == two for one, two in joint):
-        raise Problem("--joint takes two different tasks, such as --joint make,colour")
+        raise Problem("--joint takes two tasks; give different ones, as in --joint make,colour")
     answered = _ask(bundle, given, asked, block, watch)
     sample = sample_of(answered, given, block)
     found = Distribution(
@@ -137,24 +137,26 @@ def _given(paths: Sequence[Path], watch: Watch) -> Given:
     if not tables:
         return Given(listed(paths, watch), {}, "")
     if len(paths) > 1:
-        raise Problem(f"give {tables[0]} alone: a table names all its pictures")
+        raise Problem(f"a table names all its pictures; give {tables[0]} alone")
     return _table(tables[0])
 
 
 def _table(path: Path) -> Given:
     """The pictures of a table, and the unit of each: its track (within its clip, where there are both) or clip."""
     if not path.is_file():
-        raise Problem(f"{path} does not exist")
+        raise Problem(f"{path} does not exist; give pictures, a folder, a video or a table of them")
     items: dict[str, Item] = {}
     unit: dict[str, str] = {}
     kind = ""
     for number, row in rows_of(path):
         key = next((name for name in KEYS if name in row), None)
         if key is None:
-            raise Problem(f"{path}: needs a column 'path'; found {', '.join(row) or 'no columns'}")
+            raise Problem(f"{path}: there is no column 'path' among {', '.join(row) or 'none at all'}; add it")
         where, file = row[key].strip(), path.parent / row[key].strip()
         if not where or leaves(path.parent, file):
-            raise Problem(f"{path} line {number}: {where!r} is blank or leaves the table's folder")
+            raise Problem(
+                f"{path} line {number}: {where!r} is blank or leaves the table's folder; name a picture below it"
+            )
         name = stream.shown(where)
         if name in items:
             raise Problem(f"{path} line {number}: {where!r} stands in the table twice; keep one row")
@@ -164,7 +166,7 @@ def _table(path: Path) -> Given:
         if kind and named[-1 if kind == "track" else 0]:
             unit[name] = "/".join(named)
     if not items:
-        raise Problem(f"{path} names no picture")
+        raise Problem(f"{path} names no picture; add rows to it")
     return Given(tuple(items.values()), unit, kind)
 
 
@@ -186,7 +188,7 @@ def _ask(bundle: Bundle, given: Given, asked: Asked, block: float, watch: Watch)
         if predictions is not None:
             found.append(predictions)
     if not found:
-        raise Problem("no picture or frame could be read", code=1)
+        raise Problem("no picture or frame could be read; mend the files named above", code=1)
     first = found[0]
     return Answered(
         first._replace(

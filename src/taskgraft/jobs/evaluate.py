@@ -36,7 +36,7 @@ def evaluate(
     bundle.classifier.to(parallel.device())
     owner, found = measuring.labelled(bundle, data, task, cache, watch)
     if found.val is None:
-        raise Problem(f"{data} holds no picture to measure on")
+        raise Problem(f"{data} holds no picture to measure on; add a val/ folder")
     predictions = predict(bundle.classifier, found.val)
     hits = metrics.correct(predictions, owner.name)
     share = metrics.interval(hits)

@@ -121,7 +121,7 @@ def _aside(out: Path) -> Iterator[Path]:
         out.parent.mkdir(parents=True, exist_ok=True)
         folder.mkdir()
     except OSError as error:
-        raise Problem(f"{out} cannot be written: {error.strerror}") from error
+        raise Problem(f"{out} cannot be written: {error.strerror}; choose another place or free this one") from error
     try:
         yield folder
     finally:

@@ -179,14 +179,14 @@ def listed(paths: Iterable[str | Path], watch: Watch) -> tuple[Item, ...]:
     if len(found.skipped) > SHOWN:
         watch.say(f"left out: {len(found.skipped) - SHOWN} more")
     if not found.items:
-        raise Problem("there is no picture or video in what was given")
+        raise Problem("there is no picture or video in what was given; give some, or folders of them")
     return found.items
 
 
 def opened(asked: Asked, watch: Watch) -> Bundle:
     """The model that is asked; says what was inferred of it."""
     if asked.top < 1 or asked.batch < 1 or not asked.every > 0:
-        raise Problem("--top and --batch must be at least 1, --every above 0 seconds")
+        raise Problem("--top, --batch or --every is too small; give 1 or more, and more than 0 seconds")
     bundle = open_parent(asked.model, arch=asked.arch, labels=asked.labels, wanted=asked.wanted, task=asked.parent_task)
     for line in bundle.found if bundle.home is None else ():
         watch.say(f"model: {line}")

@@ -124,7 +124,7 @@ def _carry_out(
     clock: Clock,
 ) -> Extension:
     if found.new.train is None or found.new.val is None:
-        raise Problem("both training and validation pictures are needed")
+        raise Problem("both training and validation pictures are needed; add what is missing")
     sources = Sources(found.new.train, None, run.views, run.augment, run.seed)
     val, task = found.new.val, found.new.tasks[0].name
     run, reason = resolve(out, bundle.classifier, sources, run, cache, settings, command, watch)

@@ -127,7 +127,10 @@ def _on_ray(search: Search, marks: dict[str, Any], crew: Crew, watch: Watch) -> 
         ray.init(address=address, num_cpus=crew.jobs * threads if address is None else None, include_dashboard=False,
                  log_to_driver=False, configure_logging=False)  # fmt: skip
     except Exception as error:  # many kinds, each meaning that the cluster cannot be reached
-        raise Problem(f"--ray {crew.ray}: no cluster answers there ({str(error).splitlines()[0][:160]})") from error
+        raise Problem(
+            f"--ray {crew.ray}: no cluster answers there ({str(error).splitlines()[0][:160]}); "
+            "start one with ray start --head"
+        ) from error
     try:
         room = int(ray.cluster_resources().get("CPU", 1)) // threads
         count = min(crew.jobs, room) if crew.jobs > 1 else max(1, room)
@@ -158,7 +161,9 @@ def _answers(address: str) -> None:
     try:
         socket.create_connection((host, int(port)), timeout=5).close()
     except OSError as error:
-        raise Problem(f"--ray {address}: no cluster answers there ({error.strerror or error})") from error
+        raise Problem(
+            f"--ray {address}: no cluster answers there ({error.strerror or error}); start one with ray start --head"
+        ) from error
 
 
 def _ray() -> Any:

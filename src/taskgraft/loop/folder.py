@@ -96,7 +96,7 @@ def _unwritable(folder: Path, error: OSError | SafetensorError) -> Exception:
     except OSError:
         free = "its disk does not answer"
     return Problem(
-        f"{folder} cannot be written: {reason}; {free}. What was saved before is whole: make room, and the same "
+        f"{folder} cannot be written: {reason}; {free}; what was saved before is whole, make room and the same "
         "command with --resume goes on", code=3,
     )  # fmt: skip
 
@@ -142,7 +142,7 @@ def examine(
     if differing:
         news = ("data was", "data.new was")
         told = [f"{line} ({pictures()})" if line.startswith(news) else line for line in differing[:6]]
-        raise Problem(f"{folder} holds another run: {'; '.join(told)}. Choose another OUT, or repeat its settings")
+        raise Problem(f"{folder} holds another run: {', '.join(told)}; choose another OUT, or repeat its settings")
     if stored.get("done"):
         return "done"
     if not resume:

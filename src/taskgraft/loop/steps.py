@@ -145,7 +145,7 @@ def _begun(classifier: Classifier, memory: Memory, run: Run) -> TrainState:
         classifier = classifier.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     learning = [value for value in classifier.parameters() if value.requires_grad]
     if not learning:
-        raise Problem("no parameter is left to learn: every one is frozen")
+        raise Problem("no parameter is left to learn: every one is frozen; choose a method that trains some")
     return TrainState(run.seed, 0, classifier, _optimiser(learning, run), memory)
 
 
@@ -204,8 +204,8 @@ def _guard(
         first = [sources.new.names[row] for row in index[index >= 0].tolist()[:3]]
         raise Problem(
             f"step {state.step + 1}: the {'loss' if not bool(torch.isfinite(total)) else 'gradient'} is not finite at "
-            f"rate {rate_at(run, state.step):g} (pictures {', '.join(first)}, …); nothing was updated. "
-            "Lower --rate, or set --clip 1",
+            f"rate {rate_at(run, state.step):g} (pictures {', '.join(first)}, …); nothing was updated; "
+            "lower --rate, or set --clip 1",
             code=4,
         )
     if not run.clip:

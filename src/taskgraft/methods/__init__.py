@@ -68,7 +68,7 @@ def parse(text: str) -> Plan:
     for part in _summands(expression, text):
         name, settings = _settings(part, text)
         if name in plan:
-            raise Problem(f"method {text!r} names {name!r} twice; once is enough")
+            raise Problem(f"method {text!r} names {name!r} twice; write it once")
         plan[name] = settings
     reason = senseless(plan)
     if reason:
@@ -100,7 +100,7 @@ def _summands(node: ast.expr, text: str) -> list[ast.expr]:
         parts.append(node.right)
         node = node.left
     if isinstance(node, ast.BinOp):
-        raise Problem(f"method {text!r}: methods are joined by +")
+        raise Problem(f"method {text!r} is no sum; join methods by +")
     return [node, *reversed(parts)]
 
 
@@ -108,7 +108,7 @@ def _settings(node: ast.expr, text: str) -> tuple[str, Settings]:
     arguments: list[tuple[str | None, ast.expr]] = []
     if isinstance(node, ast.Call):
         if node.args:
-            raise Problem(f"method {text!r}: settings are written name=value")
+            raise Problem(f"method {text!r} gives a value without a name; write settings as name=value")
         arguments, node = [(keyword.arg, keyword.value) for keyword in node.keywords], node.func
     if not isinstance(node, ast.Name):
         raise Problem(f"method {text!r} cannot be read; write for example 'ewc(strength=30) + distill'")
@@ -125,7 +125,7 @@ def _settings(node: ast.expr, text: str) -> tuple[str, Settings]:
             hint = f"did you mean {near[0]!r}? " if near else ""
             raise Problem(f"{name} has no setting {key!r}; {hint}it has {', '.join(known) or 'none'}")
         if key in values:
-            raise Problem(f"method {text!r} names {key!r} twice; once is enough")
+            raise Problem(f"method {text!r} names {key!r} twice; write it once")
         values[key] = constant(value)
         reason = known[key].refusal(values[key])
         if reason:

@@ -33,7 +33,9 @@ class Branch:
         def adapt(classifier: Classifier, sources: Sources) -> Classifier:
             known = stages.points(classifier.backbone)
             if not known:
-                raise Problem(f"{type(classifier.backbone).__name__} has one stage only and cannot be branched")
+                raise Problem(
+                    f"{type(classifier.backbone).__name__} has one stage only and cannot be branched; use taps"
+                )
             point = known[round(self.shared * (len(known) - 1))]
             own = Tail(point, stages.tail(classifier.backbone, point).requires_grad_(True))
             classifier.backbone = stages.staged(classifier.backbone, [point])

@@ -37,7 +37,8 @@ class Lora:
             wanted = [name for name, module in classifier.backbone.named_modules() if _fits(module)]
             if not wanted:
                 raise Problem(
-                    f"lora finds no linear or plain convolutional layer in {type(classifier.backbone).__name__}"
+                    f"lora finds no linear or plain convolutional layer in {type(classifier.backbone).__name__}; "
+                    "use taps"
                 )
             freeze(classifier)
             with torch.random.fork_rng(devices=[]):

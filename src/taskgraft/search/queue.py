@@ -72,8 +72,8 @@ def open_queue(storage: str, name: str, out: Path, identity: Mapping[str, Any]) 
         found = differences(known, json.loads(json.dumps(identity)))
         if found:
             raise Problem(
-                f"the study {name!r} belongs to another search: {'; '.join(found[:6])}. "
-                "Give another --study or OUT, or repeat its settings"
+                f"the study {name!r} belongs to another search: {', '.join(found[:6])}; "
+                "give another --study or OUT, or repeat its settings"
             )
     return Queue(work, trials, {})
 

@@ -108,7 +108,9 @@ def _hire(wanted: Preprocess, limits: Limits) -> Worker:
     except (EOFError, OSError):
         pass
     _dismiss(worker)
-    raise Problem(f"a decoding process did not start within {STARTING:g} s", code=3)
+    raise Problem(
+        f"a decoding process did not start within {STARTING:g} s; free the machine or give fewer --workers", code=3
+    )
 
 
 def _dismiss(worker: Worker) -> None:

@@ -49,6 +49,7 @@ def checked(limits: Limits) -> Limits:
             raise Problem(f"--{name.replace('_', '-')} {getattr(limits, name)!r}: {reason}")
     if limits.max_queue < limits.max_batch:
         raise Problem(
-            f"--max-queue {limits.max_queue} is below --max-batch {limits.max_batch}: a full request could never enter"
+            f"--max-queue {limits.max_queue} is below --max-batch {limits.max_batch} and would let no full request in; "
+            "raise it"
         )
     return limits

@@ -30,7 +30,10 @@ HEAD = 16 * 2**10  # bytes of a request line with all headers, and of a chunk's
 def admit(host: str, token: str | None, *, insecure: bool) -> bool:
     """Whether the host is this machine alone; raises Problem for one that is not, without a token."""
     if token is not None and (len(token) < SHORTEST or not token.isascii() or not token.isprintable() or " " in token):
-        raise Problem(f"--token must have at least {SHORTEST} printable ASCII characters and no spaces")
+        raise Problem(
+            "--token is too short or holds other signs; "
+            f"give {SHORTEST} or more printable ASCII characters without spaces"
+        )
     local = host in LOCAL or _loopback(host)
     if not local and token is None and not insecure:
         raise Problem(
