@@ -20,7 +20,7 @@ from taskgraft.settings import Run
 from taskgraft.types import Watch
 
 RESULTS = Path(__file__).parent / "results" / "chain.json"
-METHODS = ("finetune", "distill + ewc", "branch")
+METHODS = ("finetune", "distill + ewc", "branch", "ladder")
 
 
 def tasks(shared: Path, made: Path) -> list[tuple[str, Path]]:

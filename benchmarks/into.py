@@ -1,6 +1,6 @@
 """Twenty car models withheld from a parent, then added with their pictures alone, against retraining on all.
 
-    .venv/bin/python benchmarks/into.py OUT --shared DIR --weights FOLDER [--steps 800]
+    .venv/bin/python benchmarks/into.py OUT --shared DIR --weights FOLDER [--steps 800] [--seeds 3]
 
 `--weights` is a timm folder with ImageNet weights of tf_efficientnet_lite0. The tables are written beside a copy of the
 pictures in OUT; nothing is written to the shared folder.
@@ -64,31 +64,51 @@ def whole(done: Extension, withheld: Path) -> dict[str, float]:
     return {"old": float(hits[~added].mean()), "new": float(hits[added].mean()), "all": float(hits.mean())}
 
 
+def once(seed: int, given: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """One parent, extended in every way, and one model trained on all classes."""
+    kept, withheld, every = tables(given.shared, given.out)
+    watch, cache, place = Watch(), given.out / "cache", given.out / f"seed-{seed}"
+    learn = replace(LEARN, steps=given.steps, eval_every=200, precision=given.precision, seed=seed)
+    source = f"local-dir:{given.weights}"
+    common = {"task": "model", "weights": source, "run": learn, "cache": cache, "resume": True, "watch": watch}
+    parent = train(kept, place / "parent", **common)
+    results: dict[str, dict[str, float]] = {"parent": {"old": parent.record.tasks[0].child.mean}}
+    run = Run(steps=150, eval_every=75, save_every=10_000, precision=given.precision, seed=seed)
+    for method in ARMS:
+        request = Request(str(parent.out), withheld, "model", method, run, old_val=(kept,), into=True)
+        results[method] = balanced(carry_out(request, place / method, cache=cache, resume=True, watch=watch))
+        print(seed, method, results[method], flush=True)
+    results["retrained on all"] = whole(train(every, place / "all", **common), withheld)
+    print(seed, "all", results["retrained on all"], flush=True)
+    return results
+
+
+def table(runs: list[dict[str, dict[str, float]]]) -> str:
+    """The results as Markdown, means and 95 % t-intervals over seeds."""
+    lines = ["| | old 176 | new 20 | all |", "|---|---:|---:|---:|"]
+    for name in runs[0]:
+        cells = []
+        for key in ("old", "new", "all"):
+            mean, half = metrics.over_seeds([run[name].get(key, float("nan")) for run in runs])
+            cells.append("–" if np.isnan(mean) else f"{100 * mean:.1f} ± {100 * half:.1f}")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--shared", type=Path, default=Path("../shared"))
     parser.add_argument("--weights", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--precision", default="auto")
     given = parser.parse_args()
-    kept, withheld, every = tables(given.shared, given.out)
-    watch, cache = Watch(), given.out / "cache"
-    learn = replace(LEARN, steps=given.steps, eval_every=200, precision=given.precision)
-    source = f"local-dir:{given.weights}"
-    common = {"task": "model", "weights": source, "run": learn, "cache": cache, "resume": True, "watch": watch}
-    parent = train(kept, given.out / "parent", **common)
-    results: dict[str, object] = {"parent": {"old": parent.record.tasks[0].child.mean}}
-    print("parent", results["parent"], flush=True)
-    run = Run(steps=150, eval_every=75, save_every=10_000, precision=given.precision)
-    for method in ARMS:
-        request = Request(str(parent.out), withheld, "model", method, run, old_val=(kept,), into=True)
-        place = given.out / method.replace(" ", "")
-        results[method] = balanced(carry_out(request, place, cache=cache, resume=True, watch=watch))
-        print(method, results[method], flush=True)
-    results["retrained on all"] = whole(train(every, given.out / "all", **common), withheld)
-    print("all", results["retrained on all"], flush=True)
-    RESULTS.write_text(json.dumps({"versions": versions(), "steps": given.steps, "results": results}, indent=1))
+    runs: list[dict[str, dict[str, float]]] = []
+    for seed in range(given.seeds):
+        runs.append(once(seed, given))
+        RESULTS.write_text(json.dumps({"versions": versions(), "steps": given.steps, "runs": runs}, indent=1))
+    print(table(runs))
 
 
 if __name__ == "__main__":
