@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from taskgraft.jobs.compare import Arm, compare
 from taskgraft.jobs.request import Request
 from taskgraft.jobs.train import train
 from taskgraft.metrics import over_seeds
-from taskgraft.record import Arrangement, Comparison, versions
+from taskgraft.record import Arrangement, Comparison, Record, parsed, versions
 from taskgraft.settings import LEARN, METHOD, Run
 from taskgraft.types import Watch
 
@@ -74,30 +75,54 @@ def arms(run: Run, wanted: str) -> list[Arm]:
     return [arm for arm in found if not chosen or arm.label in chosen]
 
 
-def rows(comparison: Comparison) -> list[dict[str, Any]]:
-    """A row for each arrangement; `closed` is the share of the distance from low-rate finetune to two models."""
+def rows(comparison: Comparison, ends: Sequence[float] = ()) -> list[dict[str, Any]]:
+    """A row for each arrangement; `closed` is the share of the distance from low-rate finetune to two models.
+
+    `closed_last` is the same at the last step, where no evaluation was the best of many: `ends` are the accuracies of
+    the separate models there.
+    """
     alone = [value for values in comparison.separate.values() for value in values]
-    floor = next((_mean(a, _score) for a in comparison.arrangements if a.label == LOW and a.records), None)
     found = []
     for arrangement in comparison.arrangements:
         if not arrangement.records:
             continue
-        tasks = arrangement.records[0].tasks
-        parent = float(np.mean([task.parent.mean for task in tasks if task.parent]))
-        bound = (parent + float(np.mean(alone))) / 2 if alone else None
-        scores = [_score(record) for record in arrangement.records]
-        row: dict[str, Any] = {"label": arrangement.label, "method": arrangement.method, "seeds": len(scores)}
-        for key, of in (("score", _score), ("old", _old), ("new", _new), ("forgetting", _lost), ("agreement", _agreed)):
+        row: dict[str, Any] = {
+            "label": arrangement.label, "method": arrangement.method, "seeds": len(arrangement.records)
+        }  # fmt: skip
+        measures = {
+            "score": _score, "last": _last, "old": _old, "new": _new, "forgetting": _lost, "agreement": _agreed
+        }  # fmt: skip
+        for key, of in measures.items():
             row[key] = over_seeds([of(record) for record in arrangement.records])
-        if bound is not None and floor is not None and bound > floor:
-            row["closed"] = over_seeds([(score - floor) / (bound - floor) for score in scores])
+        row["closed"] = _closed(comparison, arrangement, alone, _score)
+        row["closed_last"] = _closed(comparison, arrangement, ends, _last)
         record = arrangement.records[0]
         row["parameters"] = record.parameters["child"] / record.parameters["parent"]
         row["arithmetic"] = record.arithmetic["child"] / record.arithmetic["parent"]
         row["seconds"] = float(np.median([record.seconds["total"] for record in arrangement.records]))
         row["test"] = [task.test.mean for record in arrangement.records for task in record.tasks if task.test]
-        found.append(row)
+        found.append({key: value for key, value in row.items() if value is not None})
     return found
+
+
+def _closed(
+    comparison: Comparison, arrangement: Arrangement, alone: Sequence[float], of: Callable[[Record], float]
+) -> tuple[float, float] | None:
+    """Share of the distance that the arrangement closes, the two ends being held at their means; None without them."""
+    low = next((a for a in comparison.arrangements if a.label == LOW and a.records), None)
+    if low is None or not alone:
+        return None
+    parent = float(np.mean([task.parent.mean for task in low.records[0].tasks if task.parent]))
+    floor, bound = _mean(low, of), (parent + float(np.mean(alone))) / 2
+    if bound <= floor:
+        return None
+    return over_seeds([(of(record) - floor) / (bound - floor) for record in arrangement.records])
+
+
+def ends_of(runs: Path, task: str) -> list[float]:
+    """The accuracy of each separate model at its last step."""
+    found = [parsed(Record, path) for path in sorted((runs / "separate").glob("seed-*/record.json"))]
+    return [record.history[-1].accuracy[task] for record in found]
 
 
 def proxies(comparison: Comparison) -> list[dict[str, Any]]:
@@ -111,6 +136,10 @@ def proxies(comparison: Comparison) -> list[dict[str, Any]]:
 
 def _score(record: Any) -> float:
     return record.score
+
+
+def _last(record: Any) -> float:
+    return float(np.mean(list(record.history[-1].accuracy.values())))
 
 
 def _old(record: Any) -> float:
@@ -129,7 +158,7 @@ def _agreed(record: Any) -> float:
     return float(np.mean([task.agreement.mean for task in record.tasks if not task.new]))
 
 
-def _mean(arrangement: Arrangement, of: Any) -> float:
+def _mean(arrangement: Arrangement, of: Callable[[Record], float]) -> float:
     return float(np.mean([of(record) for record in arrangement.records]))
 
 
@@ -156,8 +185,10 @@ def main() -> None:
         )  # fmt: skip
         stored = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
         key = name if given.steps == Run().steps else f"{name}, {given.steps} steps"
+        ends = ends_of(given.out / name / "runs", request.task)
         stored[key] = {
-            "rows": rows(found), "proxies": proxies(found), "separate": found.separate, "failures": found.failures,
+            "rows": rows(found, ends), "separate": found.separate, "separate_last": ends,
+            "proxies": proxies(found), "failures": found.failures,
             "run": request.run.__dict__, "versions": versions(),
         }  # fmt: skip
         RESULTS.parent.mkdir(exist_ok=True)

@@ -65,6 +65,13 @@ def table(name: str, found: dict[str, Any]) -> list[str]:
         cells = [points(row.get(key)) for key in ("score", "old", "new", "forgetting", "closed", "agreement")]
         cells += [f"{row['parameters']:.2f}", f"{row['arithmetic']:.2f}", f"{row['seconds']:.0f}"]
         lines.append(f"| {row['label']} | " + " | ".join(cells) + " |")
+    if found.get("separate_last"):
+        last = "; ".join(
+            f"{row['label']} {points(row['last'])}, closed {points(row['closed_last'])}"
+            for row in sorted(found["rows"], key=lambda row: -row["last"][0])
+        )
+        lines += ["", f"Score at the last step, where no evaluation is the best of many: {last}."]
+        lines += [f"The models for B alone end at {points(list(over_seeds(found['separate_last'])))}."]
     return [*lines, *[f"\nFailed: {label}: {reason}" for label, reason in found["failures"]], ""]
 
 
