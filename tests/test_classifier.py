@@ -83,7 +83,7 @@ def test_any_network_with_a_named_linear_layer(bias: bool) -> None:
 
 
 def test_a_wrong_layer_is_answered_with_the_right_ones() -> None:
-    with pytest.raises(Problem, match="'fc' is no linear layer of Sequential; its linear layers: 1, 3"):
+    with pytest.raises(Problem, match="'fc' is no linear layer of Sequential; choose one of 1, 3"):
         wrap(plain(), "fc", [OLD, NEW])
     with pytest.raises(Problem, match="'2' is no linear layer"):
         wrap(plain(), "2", [OLD, NEW])

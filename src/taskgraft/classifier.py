@@ -113,9 +113,7 @@ def wrap(
     layer = names.get(head)
     if not isinstance(layer, nn.Linear):
         linear = [name for name, module in names.items() if isinstance(module, nn.Linear)]
-        raise Problem(
-            f"{head!r} is no linear layer of {type(net).__name__}; its linear layers: {', '.join(linear[-5:])}"
-        )
+        raise Problem(f"{head!r} is no linear layer of {type(net).__name__}; choose one of {', '.join(linear[-5:])}")
     rows = sum(len(task.classes) for task in tasks)
     if layer.out_features != rows:
         raise Problem(
@@ -164,7 +162,7 @@ def widen(classifier: Classifier, task: str, classes: Sequence[str], seed: int) 
         raise Problem(f"--into {task!r}: the model has no such task; it has {', '.join(known)}")
     added = tuple(name for name in classes if name not in known[task].classes)
     if not added:
-        raise Problem(f"--into {task!r}: the model knows all {len(classes)} classes already; nothing is to be added")
+        raise Problem(f"--into {task!r}: the model knows all {len(classes)} classes already; give pictures of others")
     if classifier.softmax == "joint":
         raise Problem("--into works with one softmax a task; leave --softmax joint out")
     wider = known[task]._replace(classes=(*known[task].classes, *added))

@@ -144,7 +144,7 @@ def _features(output: fx.Node) -> fx.Node:
     value = output.args[0]
     value = value[0] if isinstance(value, tuple) else value
     if not isinstance(value, fx.Node):
-        raise Problem("the network gives more than one output; a backbone must give one tensor [B, D]")
+        raise Problem("the network gives more than one output; give a backbone that has one, [B, D]")
     return value
 
 

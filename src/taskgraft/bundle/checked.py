@@ -51,9 +51,7 @@ def create_model(where: Path, arch: str, rows: int, options: Any) -> nn.Module:
     for name, value in options.items():
         items = value if isinstance(value, list) else [value]
         if name in reserved or not all(_plain(item) for item in items):
-            raise Problem(
-                f"{where}: model_args may not hold {name!r}: {str(value)[:60]!r}; only a network's own numbers"
-            )
+            raise Problem(f"{where}: model_args may not hold {name!r}: {str(value)[:60]!r}; leave it out")
     try:
         return timm.create_model(arch, num_classes=rows, **options)
     except Exception as error:  # the arguments are a stranger's, and networks check few of them

@@ -78,9 +78,7 @@ def head_of(net: nn.Module, arch: str) -> str:
     """The name of a timm network's one linear classifier layer; raises Problem where it has another kind."""
     name = net.pretrained_cfg.get("classifier")  # pyright: ignore
     if not isinstance(name, str) or not isinstance(dict(net.named_modules()).get(name), nn.Linear):
-        raise Problem(
-            f"{arch!r} does not end in one linear layer (its classifier: {name}); such models are not supported"
-        )
+        raise Problem(f"{arch!r} does not end in one linear layer (its classifier: {name}); choose a model that does")
     return name
 
 

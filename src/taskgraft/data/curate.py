@@ -46,7 +46,9 @@ def group(listing: Listing, task: str, pattern: str | None, min_images: int) -> 
     )
     kept = {new for new in renamed.values() if new}
     if len(kept) < 2 and (pattern or min_images):
-        raise Problem(f"--min-images {min_images} leaves {len(kept)} class(es) of {len(names)}; two are needed")
+        raise Problem(
+            f"--min-images {min_images} leaves {len(kept)} class(es) of {len(names)}, and two are needed; lower it"
+        )
     return Curated(entries, renamed, small)
 
 

@@ -225,14 +225,14 @@ def _table(path: Path, task: str, columns: tuple[str, ...]) -> Listing:
         if not where:
             raise Problem(f"{path} line {number}: the path is blank; fill it in or remove the line")
         if "\0" in where:
-            raise Problem(f"{path} line {number}: the path {where!r} holds a zero byte; no file can be called so")
+            raise Problem(f"{path} line {number}: the path {where!r} holds a zero byte; mend it")
         wrong = [label for label in labels.values() if label.lower() in NOT_A_NAME]
         if wrong:
             raise Problem(f"{path} line {number}: the label {wrong[0]!r} is no name; leave it blank if there is none")
         if split is not None and split not in SPLITS:
             raise Problem(f"{path} line {number}: split {split!r} is not known; write one of {', '.join(SPLITS)}")
         if leaving(where):
-            raise Problem(f"{path} line {number}: {where!r} leaves the table's folder; only files below it are read")
+            raise Problem(f"{path} line {number}: {where!r} leaves the table's folder; name a file below it")
         if where in seen:
             raise Problem(f"{path} line {number}: {where!r} stands in the table twice; keep one row")
         seen.add(where)
