@@ -90,7 +90,8 @@ def table(runs: list[dict[str, dict[str, float]]]) -> str:
         cells = []
         for key in ("old", "new", "all"):
             mean, half = metrics.over_seeds([run[name].get(key, float("nan")) for run in runs])
-            cells.append("–" if np.isnan(mean) else f"{100 * mean:.1f} ± {100 * half:.1f}")
+            width = "" if np.isnan(half) else f" ± {100 * half:.1f}"
+            cells.append("–" if np.isnan(mean) else f"{100 * mean:.1f}{width}")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
