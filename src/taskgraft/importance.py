@@ -15,19 +15,31 @@ Measure = Callable[[Images, list[str], list[str]], Params]  # (images, parameter
 
 
 def held(classifier: Classifier, sources: Sources, past: Memory, measure: Measure, name: str) -> Memory:
-    """Anchor and importance of everything inherited; `name` says what is measured, and how.
+    """Anchor and importance of what is held; `name` says what is measured, and how.
 
-    What the parent's bundle kept counts; tasks that it does not cover are measured on the old sample, or else on the
-    new images, and added: the heads are independent, so importances add.
+    With a softmax for each task everything inherited is held. What the parent's bundle kept counts; tasks that it does
+    not cover are measured on the old sample, or else on the new images, and added: the heads are independent, so
+    importances add.
+
+    Under a joint softmax old answers depend on the new rows as well, so these are held too, where they start, and the
+    importance is that of the one distribution over all outputs. An old sample then counts alone: what the bundle kept
+    was measured before the new outputs were there. Without one, the bundle's counts for what it covers, and the new
+    images for the rest.
     """
     if not old_widths(classifier):
         return {}  # a first task: there is nothing to hold yet
-    names = list(inherited(classifier))
-    known: Params = past.get("importance", {})
-    missing = {p.task for i, p in enumerate(classifier.parts[:-1]) if f"heads.{i}.weight" not in known}
-    images = sources.old or sources.new
-    found = once(sources, name, lambda: measure(images, names, sorted(missing))) if missing else {}
     state = dict(classifier.named_parameters())
+    known: Params = past.get("importance", {})
+    images = sources.old or sources.new
+    if classifier.softmax == "joint":
+        names = list(state)
+        known = {} if sources.old else known
+        found = once(sources, name, lambda: measure(images, names, [task.name for task in classifier.tasks]))
+        found = {name: value for name, value in found.items() if name not in known}
+    else:
+        names = list(inherited(classifier))
+        missing = {p.task for i, p in enumerate(classifier.parts[:-1]) if f"heads.{i}.weight" not in known}
+        found = once(sources, name, lambda: measure(images, names, sorted(missing))) if missing else {}
     return {
         "anchor": {name: state[name].detach().clone() for name in names},
         "importance": {name: _sum(state[name], found.get(name), known.get(name)) for name in names},
@@ -37,7 +49,8 @@ def held(classifier: Classifier, sources: Sources, past: Memory, measure: Measur
 def kept(classifier: Classifier, memory: Memory, sources: Sources, measure: Measure) -> Memory:
     """For the next extension: the new task's importance, added to the old tasks'."""
     names = [name for name, _ in classifier.named_parameters()]
-    added = measure(sources.new, names, [newest(classifier)])
+    joint = classifier.softmax == "joint"
+    added = measure(sources.new, names, [task.name for task in classifier.tasks] if joint else [newest(classifier)])
     for name, old in memory.get("importance", {}).items():
         added[name] = added[name] + old
     return {"importance": added}

@@ -13,6 +13,7 @@ Softmax = Literal["per-task", "joint"]
 Precision = Literal["auto", "fp32", "fp32-channels-last", "bf16"]
 METHOD = "branch"  # by the evidence in docs/choosing.md
 LARGEST = sys.float_info.max  # also refuses NaN, infinities, and whole numbers that no float can hold
+Implicit = Literal["auto", True, False]
 Augment = Literal["none", "shift", "shift+flip", "crop+flip"]
 
 
@@ -110,7 +111,9 @@ class Option(NamedTuple):
     def refusal(self, value: Any) -> str | None:
         """Why a value is not legal; None where it is."""
         if get_origin(self.kind) is Literal:
-            return None if value in get_args(self.kind) else f"give one of {', '.join(get_args(self.kind))}"
+            known = get_args(self.kind)  # 1 == True, but is another value
+            fits = any(value == one and type(value) is type(one) for one in known)
+            return None if fits else f"give one of {', '.join(map(str, known))}"
         if self.kind is bool:
             return None if isinstance(value, bool) else "give True or False"
         if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= LARGEST:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
-from taskgraft.settings import Softmax
+from taskgraft.settings import Implicit, Softmax
 
 Params = dict[str, Tensor]
 Memory = dict[str, Any]  # nested dictionaries of tensors, nothing else: saves without pickle
@@ -105,15 +105,16 @@ class Move(NamedTuple):
 
 
 class Quadratic(NamedTuple):
-    """(strength / 2) sum_j importance_j (theta_j - anchor_j)^2; `implicit` = applied as a proximal step.
+    """(strength / 2) sum_j importance_j (theta_j - anchor_j)^2.
 
-    `importance` None = 1 everywhere.
+    `importance` None = 1 everywhere. `implicit` True: applied as a proximal step after the optimizer's; False: its
+    gradient is added to that of the loss; "auto": as `penalty.settled` decides.
     """
 
     anchor: Params
     importance: Params | None
     strength: float
-    implicit: bool
+    implicit: Implicit = "auto"
 
 
 class Watch(NamedTuple):

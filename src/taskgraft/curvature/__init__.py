@@ -20,11 +20,12 @@ from torch import Tensor, nn
 from taskgraft import parallel
 from taskgraft.allocator import keep_freed_memory
 from taskgraft.curvature import generic
-from taskgraft.curvature.labels import Labels, Pass, cotangent, passes
+from taskgraft.curvature.labels import Labels, Pass, cotangent, joined_targets, passes
 from taskgraft.curvature.plan import Plan, Read, look
 from taskgraft.curvature.products import Power
 from taskgraft.curvature.tape import Call, Tape
 from taskgraft.modes import evaluating
+from taskgraft.settings import Softmax
 from taskgraft.types import Outputs, Params
 
 __all__ = ["fisher_diagonal", "output_sensitivity"]
@@ -34,6 +35,8 @@ CHUNK = 32
 CHUNK_BYTES = 2**30
 # Backward passes whose gradients at the logits are held at once on the generic path.
 BLOCK = 16
+
+JOINT = "all outputs"  # the one distribution of a joint softmax, where a task's name would stand
 
 Seed = Callable[[], dict[str, Tensor]]  # a backward pass: task -> gradient at its logits [B, K], made when needed
 
@@ -46,6 +49,7 @@ def fisher_diagonal(
     tasks: Collection[str],
     *,
     labels: Labels = "sampled",
+    softmax: Softmax = "per-task",
     targets: Mapping[str, Tensor] | None = None,
     draws: int = 1,
     seed: int = 0,
@@ -60,6 +64,7 @@ def fisher_diagonal(
         names: parameters to measure, as in `model.named_parameters()`.
         tasks: the outputs that count; their Fishers add.
         labels: "exact" weighs all classes by p_c, "sampled" draws from p, "empirical" takes `targets`.
+        softmax: "per-task" has a distribution p for each of `tasks`, "joint" one over the outputs of all of them.
         targets: task -> int64 [count], -1 where unlabelled; the mean is over the task's labelled images.
         draws: labels drawn per image and task, each a hash of (seed, task, image, draw).
         seed: of the draws.
@@ -72,12 +77,19 @@ def fisher_diagonal(
         ValueError: a senseless request; a model that is random in eval mode or mixes the images of a batch.
     """
     params = _chosen(model, count, names, tasks, chunk)
-    _check_labels(count, tasks, labels, targets, draws)
+    _check_labels(count, tasks, labels, softmax, targets, draws)
 
     def seeds(outputs: Outputs, start: int) -> list[Seed]:
-        p = {task: outputs[task].detach().cpu().double().softmax(1) for task in tasks}
-        todo = passes(p, start, labels, targets=targets, draws=draws, seed=seed)
-        return [partial(_of_label, p, one) for one in todo if one.weights.any()]
+        z = {task: outputs[task].detach().cpu().double() for task in tasks}
+        if softmax == "per-task":
+            p = {task: logits.softmax(1) for task, logits in z.items()}
+            todo = passes(p, start, labels, targets=targets, draws=draws, seed=seed)
+            return [partial(_of_label, p, one) for one in todo if one.weights.any()]
+        p = {JOINT: torch.cat(list(z.values()), 1).softmax(1)}
+        widths = {task: logits.shape[1] for task, logits in z.items()}
+        joined = {JOINT: joined_targets(targets, widths)} if labels == "empirical" and targets else None
+        todo = passes(p, start, labels, targets=joined, draws=draws, seed=seed)
+        return [partial(_of_joint_label, p[JOINT], one, widths) for one in todo if one.weights.any()]
 
     return _mean_power(model, read, count, params, list(tasks), 2, seeds, chunk)
 
@@ -139,6 +151,11 @@ def _of_label(p: Mapping[str, Tensor], one: Pass) -> dict[str, Tensor]:
     return {one.task: cotangent(p[one.task], one)}
 
 
+def _of_joint_label(p: Tensor, one: Pass, widths: Mapping[str, int]) -> dict[str, Tensor]:
+    """The gradient at the joint logits, divided among the tasks whose outputs they are."""
+    return dict(zip(widths, cotangent(p, one).split(list(widths.values()), 1), strict=True))
+
+
 def _chosen(model: nn.Module, count: int, names: Collection[str], tasks: Collection[str], chunk: int | None) -> Params:
     """Check the request; give the parameters that it names."""
     params = dict(model.named_parameters())
@@ -155,12 +172,19 @@ def _chosen(model: nn.Module, count: int, names: Collection[str], tasks: Collect
 
 
 def _check_labels(
-    count: int, tasks: Collection[str], labels: Labels, targets: Mapping[str, Tensor] | None, draws: int
+    count: int,
+    tasks: Collection[str],
+    labels: Labels,
+    softmax: Softmax,
+    targets: Mapping[str, Tensor] | None,
+    draws: int,
 ) -> None:
     if draws < 1:
         raise ValueError(f"draws is {draws}: draw at least one label per image")
     if labels not in ("exact", "sampled", "empirical"):
         raise ValueError(f"labels is {labels!r}: choose exact, sampled or empirical")
+    if labels == "empirical" and softmax == "joint":  # an image has its label from whichever task it is labelled for
+        tasks = [task for task in tasks if targets and task in targets] or tasks
     for task in tasks if labels == "empirical" else ():
         if targets is None or task not in targets:
             raise ValueError(f"labels='empirical' needs targets[{task!r}]: give them or choose sampled")

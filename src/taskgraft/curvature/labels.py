@@ -56,6 +56,20 @@ def passes(
     return found
 
 
+def joined_targets(targets: Mapping[str, Tensor], widths: Mapping[str, int]) -> Tensor:
+    """Labels [N] among the outputs of all tasks, which lie side by side with these widths; -1 where there is none.
+
+    An image that is labelled for several tasks counts for the first of them.
+    """
+    joined = torch.full_like(next(iter(targets.values())), -1)
+    start = 0
+    for task, width in widths.items():
+        if task in targets:
+            joined = torch.where((joined < 0) & (targets[task] >= 0), targets[task] + start, joined)
+        start += width
+    return joined
+
+
 def cotangent(p_BK: Tensor, one: Pass) -> Tensor:
     """Give √w · d log p_c / dz = √w · (onehot(c) − p) as float64 [B, K]; its square carries the weight w."""
     seed_BK = -p_BK

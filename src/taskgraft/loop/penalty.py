@@ -6,15 +6,30 @@ would write and read each intermediate from memory, which costs several times as
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor
 
 from taskgraft import tree
+from taskgraft.settings import Run
 from taskgraft.types import Params, Quadratic
 
 TINY = 1e-37  # keeps 0 / 0 away where a strength is so large that its inverse is no float32
+
+
+def settled(penalties: Mapping[str, Quadratic], run: Run) -> dict[str, Quadratic]:
+    """The penalties with `implicit="auto"` decided: the proximal step, but for AdamW under a joint softmax.
+
+    AdamW divides the loss's gradient by its own size, so that every weight moves by about the learning rate. A proximal
+    step is not divided, and where one softmax makes the new outputs outvote the old ones it either loses against such
+    moves or stops them altogether. Inside the loss, both pulls are divided alike. With a softmax for each task, or SGD,
+    the proximal step does as well, and it is stable for any strength (`docs/decisions.md`, 78).
+    """
+    implicit = not (run.softmax == "joint" and run.optimiser == "adamw")
+    return {
+        name: item._replace(implicit=implicit) if item.implicit == "auto" else item for name, item in penalties.items()
+    }
 
 
 def add_gradients(params: Params, penalties: Collection[Quadratic]) -> None:

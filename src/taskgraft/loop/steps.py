@@ -87,7 +87,7 @@ def advance(state: TrainState, method: Method, sources: Sources, run: Run) -> tu
     back()
     params: Params = {name: value for name, value in classifier.named_parameters() if value.requires_grad}
     parallel.added_up(value.grad for value in params.values() if value.grad is not None)
-    penalties = method.weight(params, memory) if method.weight else {}
+    penalties = penalty.settled(method.weight(params, memory), run) if method.weight else {}
     logged = step == 0 or (step + 1) % run.log_every == 0 or step + 1 == run.steps
     if logged:
         terms |= {name: losses.quadratic(params, item) for name, item in penalties.items()}

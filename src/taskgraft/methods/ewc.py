@@ -11,7 +11,7 @@ from taskgraft.features import reader, sample
 from taskgraft.importance import Measure
 from taskgraft.method import Method
 from taskgraft.problem import Problem
-from taskgraft.settings import Range
+from taskgraft.settings import Implicit, Range
 from taskgraft.types import Images, Memory, Params, Quadratic, Sources
 
 
@@ -21,21 +21,23 @@ class Ewc:
 
     (strength / 2) sum_j F_jj (theta_j - parent_j)^2 over backbone and old heads; the founding text's lambda is
     strength / 2. F is the mean over images of squared per-image gradients, measured on the old sample, or else
-    on the new images with the parent's own answers. `implicit` takes the penalty as a proximal step, stable for
-    any strength; the explicit gradient oscillates once rate * strength * F exceeds 2.
+    on the new images with the parent's own answers. Under a joint softmax F is that of the one distribution over all
+    outputs, and the new rows are held too, where they start. `implicit=True` takes the penalty as a proximal step,
+    stable for any strength; False adds its gradient to the loss's, which under SGD oscillates once
+    rate * strength * F exceeds 2; "auto" is False for AdamW under a joint softmax, else True.
     """
 
     strength: Annotated[float, Range(1e0, 1e6, log=True, at_least=0)] = 1e3
     labels: Literal["sampled", "exact", "empirical"] = "sampled"
     draws: Annotated[int, Range(1, 16, at_least=1, searched=False)] = 1
     images: Annotated[int, Range(64, 65536, at_least=1, searched=False)] = 1024
-    implicit: bool = True
+    implicit: Implicit = "auto"
 
     def build(self) -> Method:
         """Uses `remember` (anchor and Fisher), `weight` and `finish` (the next extension's Fisher)."""
 
         def remember(classifier: Classifier, sources: Sources, past: Memory) -> Memory:
-            name = f"Fisher of {self.images} images, {self.labels} labels, {self.draws} draws"
+            name = f"{classifier.softmax} Fisher of {self.images} images, {self.labels} labels, {self.draws} draws"
             return importance.held(classifier, sources, past, self._fisher(classifier, sources.seed), name)
 
         def weight(params: Params, memory: Memory) -> dict[str, Quadratic]:
@@ -50,7 +52,8 @@ class Ewc:
         def measure(images: Images, names: list[str], tasks: list[str]) -> Params:
             chosen = sample(images, self.images)
             unlabelled = [task for task in tasks if task not in images.labels]
-            if self.labels == "empirical" and unlabelled:
+            joint = classifier.softmax == "joint"  # there one label an image is enough, whatever its task
+            if self.labels == "empirical" and (len(unlabelled) == len(tasks) if joint else unlabelled):
                 raise Problem(
                     f"ewc(labels=empirical) needs labelled images of {unlabelled[0]!r}: give --old, or labels=sampled"
                 )
@@ -61,6 +64,7 @@ class Ewc:
                 names,
                 tasks,
                 labels=self.labels,
+                softmax=classifier.softmax,
                 targets={task: target for task, target in chosen.labels.items() if task in tasks},
                 draws=self.draws,
                 seed=seed,

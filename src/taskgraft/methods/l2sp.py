@@ -7,7 +7,7 @@ from typing import Annotated
 
 from taskgraft.classifier import Classifier, inherited
 from taskgraft.method import Method
-from taskgraft.settings import Range
+from taskgraft.settings import Implicit, Range
 from taskgraft.types import Memory, Params, Quadratic, Sources
 
 
@@ -19,7 +19,7 @@ class L2sp:
     """
 
     strength: Annotated[float, Range(1e-3, 1e2, log=True, at_least=0)] = 0.1
-    implicit: bool = True
+    implicit: Implicit = "auto"
 
     def build(self) -> Method:
         """Uses `remember` (the anchor) and `weight`."""

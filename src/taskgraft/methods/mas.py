@@ -10,7 +10,7 @@ from taskgraft.classifier import Classifier
 from taskgraft.features import reader, sample
 from taskgraft.importance import Measure
 from taskgraft.method import Method
-from taskgraft.settings import Range
+from taskgraft.settings import Implicit, Range
 from taskgraft.types import Images, Memory, Params, Quadratic, Sources
 
 
@@ -24,13 +24,13 @@ class Mas:
 
     strength: Annotated[float, Range(1e-3, 1e3, log=True, at_least=0)] = 1.0
     images: Annotated[int, Range(64, 65536, at_least=1, searched=False)] = 1024
-    implicit: bool = True
+    implicit: Implicit = "auto"
 
     def build(self) -> Method:
         """Uses `remember` (anchor and sensitivity), `weight` and `finish` (the next extension's sensitivity)."""
 
         def remember(classifier: Classifier, sources: Sources, past: Memory) -> Memory:
-            name = f"sensitivity of {self.images} images"
+            name = f"{classifier.softmax} sensitivity of {self.images} images"
             return importance.held(classifier, sources, past, self._sensitivity(classifier), name)
 
         def weight(params: Params, memory: Memory) -> dict[str, Quadratic]:

@@ -11,7 +11,7 @@ from taskgraft import importance, tree
 from taskgraft.classifier import Classifier, inherited, old_widths
 from taskgraft.method import Method
 from taskgraft.problem import Problem
-from taskgraft.settings import Range
+from taskgraft.settings import Implicit, Range
 from taskgraft.types import Memory, Move, Params, Quadratic, Sources
 
 
@@ -27,7 +27,7 @@ class Si:
 
     strength: Annotated[float, Range(1e-2, 1e4, log=True, at_least=0)] = 2.0
     damping: Annotated[float, Range(1e-4, 1.0, log=True, above=0)] = 0.1
-    implicit: bool = True
+    implicit: Implicit = "auto"
 
     def build(self) -> Method:
         """Uses `remember`, `weight`, `observe` (the path) and `finish` (the next extension's importance)."""
