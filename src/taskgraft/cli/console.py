@@ -18,8 +18,11 @@ QUIET_FOR = 15.0  # seconds between plain progress lines where there is no termi
 
 
 @contextmanager
-def watching() -> Iterator[Any]:
-    """A `Watch` that prints to stderr; bars on a terminal, a plain line now and then elsewhere."""
+def watching(brief: bool = False) -> Iterator[Any]:
+    """A `Watch` that prints to stderr: a bar on a terminal, a plain line now and then elsewhere.
+
+    `brief` leaves one of the two: on a terminal the bar alone, elsewhere the lines that say what begins.
+    """
     from taskgraft.types import Watch
 
     if not leads():
@@ -27,11 +30,12 @@ def watching() -> Iterator[Any]:
         return
     console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     if not console.is_terminal:
-        yield Watch(say=note, progress=_plain())
+        yield Watch(say=note) if brief else Watch(say=note, progress=_plain())
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as bars:
-        yield Watch(say=lambda line: bars.console.print(line), progress=_bars(bars))
+        watch = Watch(progress=_bars(bars))
+        yield watch if brief else watch._replace(say=lambda line: bars.console.print(line))
 
 
 def note(line: str) -> None:
@@ -74,13 +78,16 @@ def _left(missing: int, done: int, seconds: float) -> str:
 
 
 def _bars(bars: Progress) -> Callable[[str, int, int], None]:
-    shown: dict[str, Any] = {}
+    """One bar, whose description is what is being done; it begins anew where another amount of work begins."""
+    shown: list[tuple[Any, int]] = []
 
     def progress(what: str, done: int, total: int) -> None:
-        if what not in shown:
-            shown[what] = bars.add_task(what, total=total)
-        bars.update(shown[what], completed=done, total=total)
+        if shown and shown[-1][1] != total:
+            bars.remove_task(shown.pop()[0])
+        if not shown:
+            shown.append((bars.add_task(what, total=total), total))
+        bars.update(shown[-1][0], description=what, completed=done)
         if done >= total:
-            bars.remove_task(shown.pop(what))
+            bars.remove_task(shown.pop()[0])
 
     return progress

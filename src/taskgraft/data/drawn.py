@@ -8,6 +8,7 @@ function of its arguments, on any machine with the same Pillow and NumPy.
 import colorsys
 import json
 import os
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -22,7 +23,7 @@ Camera = Literal["street", "factory"]
 Label = Literal["make", "paint"]
 Span = tuple[float, float]
 
-DRAWING = 1  # raise it when pictures change, so that folders written before are not taken for new ones
+DRAWING = 2  # raise it when pictures change, so that folders written before are not taken for new ones
 SUPERSAMPLING = 2  # polygons have no smooth edges of their own
 TYRE, TRIM, CHROME = (24, 24, 26), (40, 41, 45), (196, 198, 202)
 
@@ -92,56 +93,45 @@ def _lacquer(paint: str, rng: np.random.Generator) -> Colour:
 
 
 def _street(draw: ImageDraw.ImageDraw, side: int, ground: float, rng: np.random.Generator) -> None:
-    """Paint sky, houses, trees and a road; colours are random so that they tell nothing about the car."""
+    """Paint sky, houses, trees and a road, in muted colors that tell nothing about the car."""
     horizon = int(ground - side * rng.uniform(0.1, 0.25))
-    top, low = _any_colour(rng, (0, 0.5), (0.5, 1)), _any_colour(rng, (0, 0.3), (0.6, 1))
+    top, low = _any_colour(rng, (0, 0.35), (0.6, 1)), _any_colour(rng, (0, 0.15), (0.7, 1))
     for y in range(0, horizon, 4):
         sky = tuple(int(a + (b - a) * y / horizon) for a, b in zip(top, low, strict=True))
         draw.rectangle((0, y, side, y + 4), sky)
-    for _ in range(rng.integers(1, 6)):
-        x, width, height = rng.uniform((-0.1, 0.08, 0.1), (1, 0.35, 0.6)) * side
-        wall = _any_colour(rng, (0, 0.7), (0.25, 0.95))
+    for _ in range(rng.integers(1, 5)):
+        x, width, height = rng.uniform((-0.1, 0.08, 0.1), (1, 0.35, 0.5)) * side
+        wall = _any_colour(rng, (0, 0.3), (0.4, 0.9))
         if rng.random() < 0.3:
             draw.ellipse((x, horizon - height, x + width, horizon + 2), wall)
-            continue
-        draw.rectangle((x, horizon - height, x + width, horizon + 2), wall)
-        for y in np.arange(horizon - height + 4, horizon - 6, 9):
-            draw.rectangle((x + width * 0.2, y, x + width * 0.8, y + 3), _tone(wall, 0.7))
-    draw.rectangle((0, horizon, side, side), _any_colour(rng, (0, 0.45), (0.25, 0.75)))
+        else:
+            draw.rectangle((x, horizon - height, x + width, horizon + 2), wall)
+    draw.rectangle((0, horizon, side, side), _any_colour(rng, (0, 0.15), (0.35, 0.7)))
     stripe = ground + rng.uniform(0.06, 0.2) * side
-    draw.rectangle((0, stripe, side, stripe + 2), _any_colour(rng, (0, 0.4), (0.7, 1)))
+    draw.rectangle((0, stripe, side, stripe + 2), _any_colour(rng, (0, 0.3), (0.8, 1)))
 
 
 def _factory(draw: ImageDraw.ImageDraw, side: int, ground: float, rng: np.random.Generator) -> None:
-    """Paint a hall: panelled wall, shelves, lamps, a floor with marked lanes."""
+    """Paint a spray booth: a pale panelled wall and a floor."""
     floor = int(ground - side * rng.uniform(0.02, 0.12))
-    wall = _any_colour(rng, (0, 0.7), (0.25, 0.9))
+    wall = _any_colour(rng, (0, 0.15), (0.6, 0.95))
     draw.rectangle((0, 0, side, floor), wall)
     pitch = rng.uniform(0.06, 0.16) * side
     for x in np.arange(rng.uniform(0, pitch), side, pitch):
         draw.line((x, 0, x, floor), _tone(wall, 0.85), 2)
-    for _ in range(rng.integers(2, 8)):
-        x, y = rng.uniform(-0.1, 1) * side, rng.uniform(0.15, 0.9) * floor
-        crate = (x, y, x + rng.uniform(0.06, 0.25) * side, y + rng.uniform(0.06, 0.2) * side)
-        draw.rectangle(crate, _any_colour(rng, (0.1, 0.95), (0.2, 0.95)), _tone(wall, 0.5))
-    for x in np.arange(rng.uniform(0, 0.3), 1, 0.33):
-        draw.rectangle((x * side, 3, (x + 0.14) * side, 7), (250, 250, 240))
-    draw.rectangle((0, floor, side, side), _any_colour(rng, (0, 0.3), (0.3, 0.8)))
-    for _ in range(2):
-        x = rng.uniform(0, side)
-        draw.line((x, floor, x + rng.uniform(-1, 1) * side, side), _any_colour(rng, (0.5, 1), (0.6, 1)), 3)
+    draw.rectangle((0, floor, side, side), _any_colour(rng, (0, 0.15), (0.3, 0.8)))
 
 
 def _view(shape: Shape, side: int, camera: Camera, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Choose where the camera stands: `linear [2, 2]` from metres to pixels, and `depth [2]` in pixels."""
+    """Choose where the camera stands: `linear [2, 2]` from meters to pixels, and `depth [2]` in pixels."""
     # The factory camera stands close and on its side: paint fills the frame, and its pictures are no street's.
-    near = rng.uniform(0.74, 0.88) if camera == "street" else rng.uniform(1.3, 1.7)
+    near = rng.uniform(0.78, 0.9) if camera == "street" else rng.uniform(2.0, 2.6)
     # Long cars fill more of the frame, but not in proportion: they would not fit, and length would tell all.
     scale = side * near * (shape.length / 4.5) ** 0.35 / shape.length
-    turn = np.deg2rad(rng.normal(0, 2.5 if camera == "street" else 1.5))
+    turn = np.deg2rad(rng.normal(0, 1.5))
     rotation = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
     # A picture's y points down; cars are drawn a little taller than they are, as toys are.
-    stretch = np.array([[rng.uniform(0.86, 1.04), rng.normal(0, 0.05)], [0, -1.15]])
+    stretch = np.array([[rng.uniform(0.92, 1.04), rng.normal(0, 0.03)], [0, -1.15]])
     flip = np.diag([rng.choice((-1.0, 1.0)), 1.0])
     depth = np.array([rng.uniform(-0.2, 0.2), -rng.uniform(0.02, 0.15)]) * scale
     return flip @ rotation @ stretch * scale, depth
@@ -182,8 +172,11 @@ def _expose(picture: Image.Image, camera: Camera, rng: np.random.Generator) -> n
     if rng.random() < 0.3:
         picture = picture.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 0.7) * picture.width / 64))
     pixels = np.asarray(picture, dtype=np.float32)
-    cast, exposure = ((1, 1, 1), (0.62, 1.18)) if camera == "street" else ((1.06, 1.03, 0.86), (0.6, 1.0))
-    gain = np.array(cast) * (1 + rng.normal(0, 0.05, 3)) * rng.uniform(*exposure)
+    if camera == "street":
+        cast, spread, exposure = (1, 1, 1), 0.05, (0.7, 1.15)
+    else:  # yellowish lamps that are always on
+        cast, spread, exposure = (1.06, 1.03, 0.86), 0.02, (0.8, 1.0)
+    gain = np.array(cast) * (1 + rng.normal(0, spread, 3)) * rng.uniform(*exposure)
     ramp = np.linspace(-1, 1, picture.width, dtype=np.float32)
     light = 1 + rng.uniform(-0.2, 0.2) * ramp[None, :] + rng.uniform(-0.15, 0.15) * ramp[:, None]
     pixels = pixels * light[..., None] * gain.astype(np.float32) + np.float32(rng.uniform(0, 14))
@@ -233,24 +226,30 @@ def write_cars(
     seed: int,
     size: int = 64,
     camera: Camera = "street",
+    classes: Sequence[str] = (),
 ) -> Path:
     """Write synthetic cars as `folder/{train,val}/CLASS/N.png`, and return `folder`.
 
-    `train` and `val` count pictures per class; the attribute that is not the label is drawn independently. A
-    second call with the same arguments draws only what is missing. `folder/.drawn.json` keeps the arguments.
+    `train` and `val` count pictures per class, of all makes or paints unless `classes` names some; the attribute that
+    is not the label is drawn independently. A second call with the same arguments draws only what is missing.
+    `folder/.drawn.json` keeps the arguments.
 
     Raises:
-        ValueError: `label` is neither "make" nor "paint", or there would be no picture.
+        ValueError: `label` is neither "make" nor "paint", there is no such class, or there would be no picture.
         FileExistsError: the folder holds anything but cars drawn with these very arguments.
     """
     if label not in ("make", "paint"):
         raise ValueError(f"label is {label!r}; choose make or paint")
     if train < 1 or val < 0 or size < 16:
         raise ValueError(f"got train={train}, val={val}, size={size}; needed: at least 1, 0 and 16")
+    known, others = (MAKES, PAINTS) if label == "make" else (PAINTS, MAKES)
+    classes = tuple(classes) or known
+    if set(classes) - set(known):
+        raise ValueError(f"no {label} is called {sorted(set(classes) - set(known))[0]!r}; choose of {', '.join(known)}")
     folder = Path(folder)
     told = {"synthetic": True, "drawing": DRAWING, "label": label, "train": train, "val": val}
+    told["classes"] = list(classes)
     _claim(folder, told | {"seed": seed, "size": size, "camera": camera})
-    classes, others = (MAKES, PAINTS) if label == "make" else (PAINTS, MAKES)
     for split, count in (("train", train), ("val", val)):
         for name in classes:
             (folder / split / name).mkdir(parents=True, exist_ok=True)

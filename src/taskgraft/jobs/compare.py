@@ -57,30 +57,31 @@ def compare(
     separate models. A finished run is not repeated and an interrupted one goes on, so the same command can be
     given again. An arrangement that fails is reported with its reason, and the others go on.
     """
-    folder.suited(out, request.sources())
     labels = [arm.label for arm in arms]
     if not arms:
         raise Problem("there is no arrangement to compare; name at least one method")
     if len(set(labels)) != len(labels):
         raise Problem(f"two of the arrangements {', '.join(labels)} are the same; give each once")
+    folder.suited(out, request.sources())
     done: dict[str, list[tuple[Record, str]]] = {label: [] for label in labels}
     alone: list[float] = []
-    rates = [arm.run.rate for arm in arms if arm.run.optimiser == request.run.optimiser]
     failures: list[tuple[str, str]] = []
+    single = _separate(request, arms, separate) if separate else None
+    total = seeds * images_of([*arms, *([single] if single else [])])
+    before = 0
     for seed in range(request.run.seed, request.run.seed + seeds):
         for number, arm in enumerate(arms, start=1):
             watch.say(f"seed {seed}, arrangement {number} of {len(arms)}: {arm.label}")
-            run = replace(arm.run, seed=seed)
-            found = _try(replace(request, method=arm.method, run=run), out, arm.label, cache, watch, failures)
+            asked = replace(request, method=arm.method, run=replace(arm.run, seed=seed))
+            found = _try(asked, out, arm.label, cache, _within(watch, arm, before, total), failures)
+            before += images_of([arm])
             if found:
                 done[arm.label].append((found.record, str(found.out.relative_to(out))))
-        if separate:
-            run = replace(request.run, seed=seed, softmax="per-task", schedule="cosine")
-            run = replace(run, steps=round(separate * run.steps), rate=max([request.run.rate, *rates]))
-            watch.say(f"seed {seed}: a model for {request.task} alone")
-            found = _try(
-                replace(request, method="finetune", run=run, old_val=()), out, "separate", cache, watch, failures
-            )
+        if single:
+            watch.say(f"seed {seed}: {single.label}")
+            asked = replace(request, method=single.method, run=replace(single.run, seed=seed), old_val=(), old=None)
+            found = _try(asked, out, "separate", cache, _within(watch, single, before, total), failures)
+            before += images_of([single])
             if found:
                 alone.append(max(line.accuracy.get(request.task, 0.0) for line in found.record.history))
     comparison = Comparison(
@@ -100,6 +101,29 @@ def compare(
     write_text(out / "comparison.json", comparison.model_dump_json(indent=1))
     publish(out, comparison)
     return comparison
+
+
+def images_of(arms: Sequence[Arm]) -> int:
+    """How many pictures these arrangements learn from, with one seed: what their time is about proportional to."""
+    return sum(arm.run.steps * arm.run.batch for arm in arms)
+
+
+def _separate(request: Request, arms: Sequence[Arm], times: float) -> Arm:
+    """A model for the new task alone, at the highest rate that is compared."""
+    rates = [arm.run.rate for arm in arms if arm.run.optimiser == request.run.optimiser]
+    run = replace(request.run, softmax="per-task", schedule="cosine")
+    run = replace(run, steps=round(times * run.steps), rate=max([request.run.rate, *rates]))
+    return Arm(f"a model for {request.task} alone", "finetune", run)
+
+
+def _within(watch: Watch, arm: Arm, before: int, total: int) -> Watch:
+    """A watch for one run of many: its steps count as a part of the whole comparison."""
+
+    def progress(what: str, done: int, of: int) -> None:
+        if what == "training":
+            watch.progress(arm.label, before + done * arm.run.batch, total)
+
+    return watch._replace(progress=progress)
 
 
 def publish(out: Path, comparison: Comparison) -> None:
