@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 BROAD, SLIM = 860, 360  # units wide: for a screen, for a phone; a unit is about a pixel
 FILE, DOTS = 600, 153.6  # the same of a PNG file, and its dots an inch: 1280 pixels wide
 LETTER = 0.6  # of its height is how wide a letter is, about
-LONG, SHORT = 40, 22  # letters of a name, and of one below an axis
+LONG, BESIDE, SHORT = 40, 30, 22  # letters of a name, of one beside an axis, of one below it
 TIPS = 40  # points of a curve that say their value
 
 Tips = list[tuple["Axes", tuple[float, float], tuple[float, float], str]]  # two corners, or one point twice; a text
@@ -69,7 +69,7 @@ def literal(text: str, most: int = LONG) -> str:
     """A name on one line without control characters, cut in its middle, since ends tell pairs and models apart."""
     clean = "".join(one for one in text if unicodedata.category(one)[0] != "C" or one.isspace())
     clean = " ".join(clean.split())
-    return clean if len(clean) <= most else f"{clean[: most * 2 // 3]}…{clean[-(most // 3 - 1) :]}"
+    return clean if len(clean) <= most else f"{clean[: most * 2 // 3]}…{clean[len(clean) - most // 3 + 1 :]}"
 
 
 @contextmanager
@@ -85,7 +85,7 @@ def _looks(width: float) -> Iterator[None]:
 
 def _letters(width: float) -> float:
     """Height of letters, in units."""
-    return 13.0 if width > FILE else 11.0
+    return 13.0 if width > FILE else 11.5
 
 
 def _wide(names: list[str], width: float) -> float:
@@ -102,6 +102,7 @@ def draw(chart: Chart, width: float, titled: bool = False) -> tuple[Figure, Tips
     listed = list(dict.fromkeys([*listed, *(box.name for panel in chart.panels for box in panel.boxes if box.name)]))
     columns = max(1, min(int(width / (_wide([literal(name) for name in listed], width) + 66)), len(listed)))
     turned, every = _turned(chart, width)
+    letter, beside = _letters(width) * LETTER, _beside(chart, width)
     heights = [panel.height * (0.8 if width == SLIM and not panel.y.names else 1) for panel in chart.panels]
     height = sum(heights) + turned + 1.6 * _letters(width) * -(-len(listed) // columns) + 30 * titled
     figure = Figure(figsize=(width / 72, height / 72), dpi=72, layout="constrained")
@@ -111,7 +112,13 @@ def draw(chart: Chart, width: float, titled: bool = False) -> tuple[Figure, Tips
     for i, (axes, panel) in enumerate(zip(grid, chart.panels, strict=True)):
         tips += _panel(axes, panel, chart.x)
         _axis(axes, "x", chart.x if apart or i == len(grid) - 1 else chart.x._replace(title=""), turned, every)
-        axes.set_title(literal(panel.title, int(width / 8)), pad=24 if chart.mark_text and i == 0 else 6)
+        # a title longer than its axis would leave the axis no room
+        axes.set_xlabel(literal(axes.get_xlabel(), int((width - beside - 50) / letter)))
+        axes.set_ylabel(literal(axes.get_ylabel(), int(0.8 * heights[i] / letter)))
+        axes.set_title(
+            literal(panel.title, int((width - beside - 50) / letter / 1.15)),
+            pad=24 if chart.mark_text and i == 0 else 6,
+        )
         if chart.mark is not None:
             axes.axvline(chart.mark, color=LIGHT["muted"], linewidth=1.1, linestyle=":")
         for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
@@ -120,7 +127,7 @@ def draw(chart: Chart, width: float, titled: bool = False) -> tuple[Figure, Tips
         late = chart.mark > ((chart.x.low or 0) + (chart.x.high or 1)) / 2
         grid[0].annotate(
             literal(chart.mark_text), (chart.mark, 1), (0, 3), grid[0].get_xaxis_transform(), "offset points",
-            ha="right" if late else "left", size="small", color=LIGHT["muted"],
+            ha="right" if late else "left", size="small", color=LIGHT["muted"], in_layout=False,
         )  # fmt: skip
     if titled:
         figure.suptitle(literal(chart.title, 70), x=0.01, ha="left", size="large", weight="bold")
@@ -134,9 +141,13 @@ def _turned(chart: Chart, width: float) -> tuple[float, int]:
     names = [literal(name, SHORT) for _, name in chart.x.names or ()]
     if not names:
         return 0, 1
-    beside = _wide([literal(name) for panel in chart.panels for _, name in panel.y.names or ()], width)
-    room, long = (width - beside - 40) / len(names), _wide(names, width)
+    room, long = (width - _beside(chart, width) - 40) / len(names), _wide(names, width)
     return (0.75 * long if long + 6 > room else 0), max(1, round(1.4 * _letters(width) / room))
+
+
+def _beside(chart: Chart, width: float) -> float:
+    """Units that names on the y axes need."""
+    return _wide([literal(name, BESIDE) for panel in chart.panels for _, name in panel.y.names or ()], width)
 
 
 def _panel(axes: Axes, panel: Panel, x: Axis) -> Tips:
@@ -146,12 +157,12 @@ def _panel(axes: Axes, panel: Panel, x: Axis) -> Tips:
     for box in panel.boxes:
         label = _entry(box.name) if box.name else None
         at = box.x, box.y
-        axes.add_patch(
-            Rectangle(at, box.width, box.height, color=LIGHT[box.colour], alpha=box.strength, lw=0, label=label)
-        )
+        look: Any = {"color": LIGHT[box.colour], "alpha": box.strength, "lw": 0, "label": label, "clip_on": False}
+        axes.add_patch(Rectangle(at, box.width, box.height, **look))
         if box.text:
             axes.text(box.x + box.width / 2, box.y + box.height / 2, box.text, ha="center", va="center", size="small")
         tips += [(axes, at, (box.x + box.width, box.y + box.height), box.tip)] if box.tip else []
+    axes.autoscale_view()
     for one in panel.curves:
         tips += _curve(axes, one, panel.unit, x)
     _axis(axes, "y", panel.y)
@@ -203,10 +214,12 @@ def _axis(axes: Axes, name: str, axis: Axis, turned: float = 0, every: int = 1) 
         own.set_major_locator(LogLocator(subs=(1,) if high > 300 * low else (1, 2, 5)))
         own.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         own.set_minor_formatter(NullFormatter())
-    axes.set(**{f"{name}lim": (axis.low, axis.high), f"{name}label": literal(axis.title, 60)})
+    axes.set(**{f"{name}lim": (axis.low, axis.high), f"{name}label": axis.title})
     if axis.names is not None:
         shown = axis.names[::every]
-        own.set_ticks([place for place, _ in shown], [literal(text, SHORT if name == "x" else 30) for _, text in shown])
+        own.set_ticks(
+            [place for place, _ in shown], [literal(text, SHORT if name == "x" else BESIDE) for _, text in shown]
+        )
         own.grid(visible=False)
         own.set_tick_params(length=0)
         for text in own.get_ticklabels() if turned else ():
@@ -232,7 +245,7 @@ def _plain(root: Xml.Element, key: str) -> Xml.Element:
         one.attrib = {
             name.split("}")[-1]: _value(name, value, used)
             for name, value in one.attrib.items()
-            if name != "id" or value in used
+            if (value in used if name == "id" else not value.startswith("rotate(-0 "))
         }
     return root
 
@@ -242,7 +255,7 @@ def _value(name: str, value: str, used: dict[str, str]) -> str:
     if name == "id":
         return used[value]
     if name == "style":
-        value = "; ".join(part.strip() for part in value.split(";") if part.strip() and "font-family" not in part)
+        value = re.sub(r"(font-family|stroke-(linecap|linejoin|miterlimit)):[^;]*;?|(?<=[:;])\s+|;\s*$", "", value)
         return re.sub(r"#[0-9a-f]{6}", lambda found: f"var(--{_NAMES[found[0]]})", value)
     if "#" in value:
         return re.sub(r"#(\w+)", lambda found: f"#{used[found[1]]}", value)
