@@ -187,11 +187,11 @@ def made_up_search(tasks=("make", "colour"), methods=("ewc", "distill", "finetun
     line = Candidate(trial=best.number, method=best.method, rate=best.run["rate"], old=ends[0], new=ends[1])
     choices = tuple(Chosen(goal=goal, rule=f"best {goal}", candidate=line) for goal in ("score", "new", "old"))
     shares = {"strength": 0.6, "rate": 0.3, "method": 0.1}
-    cost = dict.fromkeys(("trials", "steps", "steps without stopping", "seconds", "seconds saved by sharing"), 40.0)
+    names = "trials", "steps", "steps without stopping", "seconds", "seconds saved by sharing"
     return Found(
         command="taskgraft tune a b c", title="colour", tasks=tasks, proxy=False, before=0.87, sampler="tpe",
         space=dict.fromkeys(shares, "any"), rungs=(30,), trials=tuple(trials), frontier=(line,), choices=choices,
-        importance={"old": shares, "new": shares}, cost=cost,
+        importance={"old": shares, "new": shares}, cost={name: 40.0 for name in names},
     )  # fmt: skip
 
 
@@ -253,11 +253,11 @@ class Reader(HTMLParser):
 
     def words(self, key):
         """Every text of a chart, legend and numbers of its axes among them."""
-        return [" ".join(one.text.split()) for one in self.charts(key)[0].iter("text")]
+        return [" ".join((one.text or "").split()) for one in self.charts(key)[0].iter("text")]
 
     def told(self, key):
         """What a chart says where somebody points."""
-        return [one.text for one in self.charts(key)[0].iter("title")]
+        return [one.text or "" for one in self.charts(key)[0].iter("title")]
 
     def table(self, start):
         return next(rows for caption, rows in self.tables.items() if caption.startswith(start))

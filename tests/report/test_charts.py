@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree as Xml
 
 import matplotlib as mpl
@@ -67,7 +68,7 @@ def test_a_page_has_its_charts(pages: dict[str, str], name: str) -> None:
             assert one.attrib["role"] == "img"
             assert len(one.attrib["aria-label"]) > 20
         assert reader.told(key)
-        assert all(re.search(r"\d", text or "") for text in reader.told(key))  # a tip tells values
+        assert all(re.search(r"\d", text) for text in reader.told(key))  # a tip tells values
     ids = re.findall(r' id="([^"]+)"', pages[name])
     assert len(ids) == len(set(ids))
     for one in drawings(pages[name]):
@@ -111,7 +112,7 @@ def test_names_are_shown_as_they_are_and_do_nothing(tmp_path: Path) -> None:
         assert {one.tag for one in root.iter()} <= {"svg", "defs", "g", "path", "use", "text", "clipPath", "rect",
                                                     "circle", "title"}  # fmt: skip
         assert all(not name.startswith("on") for one in root.iter() for name in one.attrib)
-        said = [one.text or "" for one in root.iter("text")]
+        said = [one.text for one in root.iter("text")]
         assert {r"$\bad{", "_hidden", "漢字の名前", "العربية", "ab[2Jc"} <= {text.strip() for text in said}
         assert max(map(len, said)) <= 105
         assert not re.search(r"[\x00-\x08\x0b-\x1f\u202a-\u202e]", text)
@@ -158,7 +159,13 @@ def test_equal_records_give_equal_pages_and_files_in_every_process(tmp_path: Pat
 
 
 def test_nobodys_settings_are_used_or_changed(pages: dict[str, str]) -> None:
-    mine = {"font.size": 30.0, "axes.grid": False, "svg.fonttype": "path", "text.usetex": True, "lines.linewidth": 9.0}
+    mine: Any = {
+        "font.size": 30.0,
+        "axes.grid": False,
+        "svg.fonttype": "path",
+        "text.usetex": True,
+        "lines.linewidth": 9.0,
+    }
     with mpl.rc_context(mine):
         before = dict(mpl.rcParams)
         assert PAGES["shares"]() == pages["shares"]
@@ -174,5 +181,5 @@ def test_a_matrix_tells_its_cells(pages: dict[str, str]) -> None:
         for answer, count in zip(head[1:], row[1:], strict=True)
         if count != "0"
     }
-    assert {(text or "").split(" (")[0] for text in reader.told("confusion0")} == wanted
+    assert {text.split(" (")[0] for text in reader.told("confusion0")} == wanted
     assert set(MAKES) <= set(reader.words("confusion0"))

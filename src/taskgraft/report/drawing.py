@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 BROAD, SLIM = 860, 360  # units wide: for a screen, for a phone; a unit is about a pixel
 FILE, DOTS = 600, 153.6  # the same of a PNG file, and its dots an inch: 1280 pixels wide
 LETTER = 0.6  # of its height is how wide a letter is, about
-LONG, BESIDE, SHORT = 40, 30, 22  # letters of a name, of one beside an axis, of one below it
+LONG = 40  # letters of a name
 TIPS = 40  # points of a curve that say their value
 
 Tips = list[tuple["Axes", tuple[float, float], tuple[float, float], str]]  # two corners, or one point twice; a text
@@ -66,10 +66,18 @@ def png(chart: Chart, path: Path) -> None:
 
 
 def literal(text: str, most: int = LONG) -> str:
-    """A name on one line without control characters, cut in its middle, since ends tell pairs and models apart."""
+    """A name on one line without control characters, cut in its middle, since ends tell pairs and models apart.
+
+    A letter that is drawn as wide as two counts as two.
+    """
     clean = "".join(one for one in text if unicodedata.category(one)[0] != "C" or one.isspace())
-    clean = " ".join(clean.split())
-    return clean if len(clean) <= most else f"{clean[: most * 2 // 3]}…{clean[len(clean) - most // 3 + 1 :]}"
+    cells = [
+        cell
+        for one in " ".join(clean.split())
+        for cell in ((one, "") if unicodedata.east_asian_width(one) in "WF" else (one,))
+    ]
+    kept = cells if len(cells) <= most else [*cells[: most * 2 // 3], "…", *cells[len(cells) - most // 3 + 1 :]]
+    return "".join(kept)
 
 
 @contextmanager
@@ -89,9 +97,14 @@ def _letters(width: float) -> float:
 
 
 def _wide(names: list[str], width: float) -> float:
-    """Units that the longest of the names needs; letters that are drawn as wide as two count as two."""
-    letters = [sum(2 if unicodedata.east_asian_width(one) in "WF" else 1 for one in name) for name in names]
+    """Units that the longest of the names needs."""
+    letters = [len(name) + sum(unicodedata.east_asian_width(one) in "WF" for one in name) for name in names]
     return max(letters, default=0) * _letters(width) * LETTER
+
+
+def _most(width: float) -> tuple[int, int]:
+    """Letters of a name beside an axis, and of one below it."""
+    return (30, 22) if width > FILE / 1.5 else (18, 14)
 
 
 def draw(chart: Chart, width: float, titled: bool = False) -> tuple[Figure, Tips]:
@@ -110,8 +123,9 @@ def draw(chart: Chart, width: float, titled: bool = False) -> tuple[Figure, Tips
     grid = figure.subplots(len(chart.panels), 1, sharex=not apart, squeeze=False, height_ratios=heights)[:, 0]
     tips, legend = [], {}
     for i, (axes, panel) in enumerate(zip(grid, chart.panels, strict=True)):
-        tips += _panel(axes, panel, chart.x)
-        _axis(axes, "x", chart.x if apart or i == len(grid) - 1 else chart.x._replace(title=""), turned, every)
+        tips += _panel(axes, panel, chart.x, width)
+        x = chart.x if apart or i == len(grid) - 1 else chart.x._replace(title="")
+        _axis(axes, "x", x, _most(width)[1], turned, every)
         # a title longer than its axis would leave the axis no room
         axes.set_xlabel(literal(axes.get_xlabel(), int((width - beside - 50) / letter)))
         axes.set_ylabel(literal(axes.get_ylabel(), int(0.8 * heights[i] / letter)))
@@ -138,7 +152,7 @@ def draw(chart: Chart, width: float, titled: bool = False) -> tuple[Figure, Tips
 
 def _turned(chart: Chart, width: float) -> tuple[float, int]:
     """Units that names on the x axis need if they have to be turned, and that only each n-th has room."""
-    names = [literal(name, SHORT) for _, name in chart.x.names or ()]
+    names = [literal(name, _most(width)[1]) for _, name in chart.x.names or ()]
     if not names:
         return 0, 1
     room, long = (width - _beside(chart, width) - 40) / len(names), _wide(names, width)
@@ -147,10 +161,10 @@ def _turned(chart: Chart, width: float) -> tuple[float, int]:
 
 def _beside(chart: Chart, width: float) -> float:
     """Units that names on the y axes need."""
-    return _wide([literal(name, BESIDE) for panel in chart.panels for _, name in panel.y.names or ()], width)
+    return _wide([literal(name, _most(width)[0]) for panel in chart.panels for _, name in panel.y.names or ()], width)
 
 
-def _panel(axes: Axes, panel: Panel, x: Axis) -> Tips:
+def _panel(axes: Axes, panel: Panel, x: Axis, width: float) -> Tips:
     from matplotlib.patches import Rectangle
 
     tips: Tips = []
@@ -165,7 +179,7 @@ def _panel(axes: Axes, panel: Panel, x: Axis) -> Tips:
     axes.autoscale_view()
     for one in panel.curves:
         tips += _curve(axes, one, panel.unit, x)
-    _axis(axes, "y", panel.y)
+    _axis(axes, "y", panel.y, _most(width)[0])
     return tips
 
 
@@ -204,7 +218,7 @@ def _entry(name: str) -> str:
     return f" {literal(name)}" if name.startswith("_") else literal(name)
 
 
-def _axis(axes: Axes, name: str, axis: Axis, turned: float = 0, every: int = 1) -> None:
+def _axis(axes: Axes, name: str, axis: Axis, most: int, turned: float = 0, every: int = 1) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     own = axes.xaxis if name == "x" else axes.yaxis
@@ -217,9 +231,7 @@ def _axis(axes: Axes, name: str, axis: Axis, turned: float = 0, every: int = 1) 
     axes.set(**{f"{name}lim": (axis.low, axis.high), f"{name}label": axis.title})
     if axis.names is not None:
         shown = axis.names[::every]
-        own.set_ticks(
-            [place for place, _ in shown], [literal(text, SHORT if name == "x" else BESIDE) for _, text in shown]
-        )
+        own.set_ticks([place for place, _ in shown], [literal(text, most) for _, text in shown])
         own.grid(visible=False)
         own.set_tick_params(length=0)
         for text in own.get_ticklabels() if turned else ():
