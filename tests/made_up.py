@@ -191,7 +191,7 @@ def made_up_search(tasks=("make", "colour"), methods=("ewc", "distill", "finetun
     return Found(
         command="taskgraft tune a b c", title="colour", tasks=tasks, proxy=False, before=0.87, sampler="tpe",
         space=dict.fromkeys(shares, "any"), rungs=(30,), trials=tuple(trials), frontier=(line,), choices=choices,
-        importance={"old": shares, "new": shares}, cost={name: 40.0 for name in names},
+        importance={"old": shares, "new": shares}, cost=dict(zip(names, [40.0] * 5, strict=True)),
     )  # fmt: skip
 
 
