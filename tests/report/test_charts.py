@@ -24,7 +24,7 @@ from made_up import (
     made_up_shares,
 )
 from taskgraft import report
-from taskgraft.report import drawing, looks
+from taskgraft.report import check_page, drawing, looks
 from taskgraft.report.charts import Axis, Box, Chart, Curve, Panel
 
 ODD = (
@@ -135,6 +135,23 @@ def test_pages_with_odd_names() -> None:
         assert drawings(page)
         ids = re.findall(r' id="([^"]+)"', page)
         assert len(ids) == len(set(ids))
+
+
+def test_charts_of_almost_nothing(tmp_path: Path) -> None:
+    """One step, no trial, no class, one class: warnings are errors."""
+    record, made = made_up_record(), made_up_comparison(1)
+    record = record.model_copy(update={"history": record.history[:1], "parent_history": (), "step": 0})
+    one = made.arrangements[0].model_copy(update={"records": (record,)})
+    assert drawings(report.render_run(record, {}))
+    assert drawings(report.render_comparison(made.model_copy(update={"arrangements": (one,)})))
+    choices = tuple(one.model_copy(update={"candidate": None}) for one in made_up_search().choices)
+    nothing = {"trials": (), "frontier": (), "choices": choices, "importance": {}}
+    assert drawings(report.render_search(made_up_search().model_copy(update=nothing)))
+    report.write_shares(made_up_shares(()), tmp_path / "shares.png")
+    classes = {"a": {"train": 0, "val": 0}}
+    for found in ({}, classes, {f"class {i}": {"train": i, "val": 1} for i in range(300)}):
+        chart = Chart("bars", "", "", (check_page._bars(found, ("train", "val")),), Axis("pictures", 0))
+        assert drawing.svg(chart, "bars", drawing.SLIM, "", "any")
 
 
 def test_equal_records_give_equal_pages_and_files_in_every_process(tmp_path: Path) -> None:

@@ -142,14 +142,15 @@ def curve(name: str, style: Style, runs: Iterable[Points]) -> Curve | None:
 
 def thin(steps: Sequence[float], most: int) -> list[float]:
     """At most about `most` of the steps, evenly, always with the first and the last."""
-    stride = -(-len(steps) // most)
+    stride = max(1, -(-len(steps) // most))
     kept = list(steps[::stride])
     return kept if not steps or kept[-1] == steps[-1] else [*kept, steps[-1]]
 
 
 def over_steps(start: float, end: float) -> Axis:
     """The axis of steps, a little wider than they are, so that the first and the last marker are whole."""
-    return Axis("step", start - 0.012 * (end - start), end + 0.015 * (end - start))
+    room = 0.015 * ((end - start) or 1)
+    return Axis("step", start - room, end + room)
 
 
 def table_rows(panel: Panel) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:

@@ -144,7 +144,7 @@ def _bars(classes: Mapping[str, Mapping[str, int]], splits: Sequence[str]) -> Pa
             boxes.append(Box(start, row - thick / 2, number, thick, colour, name=split, tip=tip))
             start += number
     names = tuple(enumerate(order)) if named else ()
-    axis = Axis("" if named else "classes", len(order) - 0.5, -0.5, names=names)
+    axis = Axis("" if named else "classes", max(len(order), 1) - 0.5, -0.5, names=names)
     return Panel("", axis, boxes=tuple(boxes), height=60 + (22 * len(order) if named else 420))
 
 

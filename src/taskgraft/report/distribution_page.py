@@ -158,5 +158,5 @@ def _panel(name: str, shares: Sequence[ClassShare]) -> Panel:
         tips=[f"{one.name}: {percent(one.naive)} % of the answers" for one in shares],
     )  # fmt: skip
     names = tuple((row, one.name) for row, one in enumerate(shares))
-    axis = Axis("", len(shares) - 0.5, -0.5, names=names)
+    axis = Axis("", max(len(shares), 1) - 0.5, -0.5, names=names)
     return Panel(name, axis, (corrected, naive), height=70 + 24 * max(len(shares), 1))
