@@ -23,6 +23,7 @@ class Axis(NamedTuple):
     low: float | None = None
     high: float | None = None
     log: bool = False
+    whole: bool = False  # only whole numbers are marked
     names: tuple[tuple[float, str], ...] | None = None  # instead of numbers
 
 
@@ -150,7 +151,7 @@ def thin(steps: Sequence[float], most: int) -> list[float]:
 def over_steps(start: float, end: float) -> Axis:
     """The axis of steps, a little wider than they are, so that the first and the last marker are whole."""
     room = 0.015 * ((end - start) or 1)
-    return Axis("step", start - room, end + room)
+    return Axis("step", start - room, end + room, whole=True)
 
 
 def table_rows(panel: Panel) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:

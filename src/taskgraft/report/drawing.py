@@ -219,7 +219,7 @@ def _entry(name: str) -> str:
 
 
 def _axis(axes: Axes, name: str, axis: Axis, most: int, turned: float = 0, every: int = 1) -> None:
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
     own = axes.xaxis if name == "x" else axes.yaxis
     if axis.log:
@@ -228,6 +228,8 @@ def _axis(axes: Axes, name: str, axis: Axis, most: int, turned: float = 0, every
         own.set_major_locator(LogLocator(subs=(1,) if high > 300 * low else (1, 2, 5)))
         own.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         own.set_minor_formatter(NullFormatter())
+    elif axis.whole:
+        own.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10]))
     axes.set(**{f"{name}lim": (axis.low, axis.high), f"{name}label": axis.title})
     if axis.names is not None:
         shown = axis.names[::every]

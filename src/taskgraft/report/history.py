@@ -9,7 +9,7 @@ from pathlib import Path
 from taskgraft.record import Arrangement, Comparison, Line, Record
 from taskgraft.report import charts, drawing, summary
 from taskgraft.report.charts import Axis, Chart, Curve, Panel, Points, Style, over_steps
-from taskgraft.report.summary import Row
+from taskgraft.report.summary import Row, Share
 from taskgraft.report.verdict import plain
 from taskgraft.report.wording import percent
 
@@ -50,8 +50,7 @@ def frontier(rows: Sequence[Row], looks: Sequence[Style], names: tuple[str, str]
         if row.old is None or row.new is None:
             continue
         at = [100 * share.mean for share in (row.old, row.new)]
-        reach = [() if isnan(share.half) else ((100 * (share.mean - share.half), 100 * (share.mean + share.half)),)
-                 for share in (row.old, row.new)]  # fmt: skip
+        reach = [() if isnan(one.half) else (_ends(one),) for one in (row.old, row.new)]
         tip = f"{row.label}: {percent(row.old.mean)} % old, {percent(row.new.mean)} % new"
         curves.append(Curve(
             row.label, look.colour, "", look.marker, at[:1], at[1:], hollow=look.dash != "-", size=10,
@@ -61,6 +60,11 @@ def frontier(rows: Sequence[Row], looks: Sequence[Style], names: tuple[str, str]
     panel = Panel("", Axis(f"{names[1]}: accuracy (%)"), tuple(curves), height=380)
     x = Axis(f"{names[0]}: accuracy (%)")
     return Chart("frontier-plot", "Every arrangement at its kept step", caption, (panel,), x, kind="Scatter plot")
+
+
+def _ends(share: Share) -> tuple[float, float]:
+    """Where a share's interval ends, in percent: over two seeds it may be wider than what a share can be."""
+    return max(0.0, 100 * (share.mean - share.half)), min(100.0, 100 * (share.mean + share.half))
 
 
 def rate(arrangement: Arrangement) -> float:
