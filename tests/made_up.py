@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import math
+import re
 from html.parser import HTMLParser
+from xml.etree import ElementTree as Xml
 
 import numpy as np
 
 from taskgraft import metrics
-from taskgraft.record import Arrangement, Comparison, Line, Predictions, Record, TaskResult
+from taskgraft.record import Arrangement, Comparison, Interval, Line, Predictions, Record, TaskResult
+from taskgraft.search.choices import Candidate
+from taskgraft.search.result import Chosen, Found, Tried
+from taskgraft.shares.result import ClassShare, Distribution, PairShares, TaskShares, Unlike
 
 MAKES = ("Audi A4", "BMW 3", "Ford Focus", "Honda Civic", "Toyota Camry", "VW Golf")
 COLOURS = ("black", "blue", "green", "grey", "red", "white")
@@ -166,11 +170,48 @@ def made_up_comparison(seeds=3, with_old=True, separate=True):
     )
 
 
+def made_up_search(tasks=("make", "colour"), methods=("ewc", "distill", "finetune")):
+    """40 trials, every third of them complete."""
+    rng, trials = np.random.default_rng(0), []
+    for i in range(40):
+        strength, rate, old, new = 10 ** rng.uniform(-2, 2), rng.choice([1e-4, 1e-3]), rng.random(), rng.random()
+        line = Line(step=30, accuracy={tasks[0]: old, tasks[1]: new})
+        more = {"state": "stopped" if i % 3 else "complete", "reached": 60, "score": (old + new) / 2}
+        trials.append(Tried(
+            number=i, wave=0, params={"strength": strength, "rate": rate, "method": methods[i % 3]},
+            method=methods[i % 3], arrangement=methods[i % 3], run={"rate": rate}, old=old, new=new,
+            history=(line, line.model_copy(update={"step": 60})), **more,
+        ))  # fmt: skip
+    best = max(trials[::3], key=lambda one: one.score or 0)
+    ends = [Interval(mean=share, low=share - 0.02, high=share + 0.03, n=300) for share in (best.old, best.new)]
+    line = Candidate(trial=best.number, method=best.method, rate=best.run["rate"], old=ends[0], new=ends[1])
+    choices = tuple(Chosen(goal=goal, rule=f"best {goal}", candidate=line) for goal in ("score", "new", "old"))
+    shares = {"strength": 0.6, "rate": 0.3, "method": 0.1}
+    names = "trials", "steps", "steps without stopping", "seconds", "seconds saved by sharing"
+    return Found(
+        command="taskgraft tune a b c", title="colour", tasks=tasks, proxy=False, before=0.87, sampler="tpe",
+        space=dict.fromkeys(shares, "any"), rungs=(30,), trials=tuple(trials), frontier=(line,), choices=choices,
+        importance={"old": shares, "new": shares}, cost=dict(zip(names, [40.0] * 5, strict=True)),
+    )  # fmt: skip
+
+
+def made_up_shares(names=MAKES):
+    own = [
+        ClassShare(name=name, naive=0.1, share=0.03 * i, low=0.02 * i, high=0.05 * i) for i, name in enumerate(names)
+    ]
+    unlike = Unlike(flag=False, text="they look alike")
+    task = TaskShares(task="make", estimator="emq", classes=tuple(own), images=90, units=9, unit="clip", effective=20,
+                      unlike=unlike)  # fmt: skip
+    pair = PairShares(tasks=("make", "colour"), estimator="emq", pairs=tuple(own))
+    return Distribution(model="out", sources=("film.mp4",), tasks=(task,), pairs=(pair,), images=90)
+
+
 class Reader(HTMLParser):
     """Tags with their attributes, scripts' texts, tables by caption."""
 
     def __init__(self, page):
         super().__init__()
+        self.page = page
         self.tags, self.scripts, self.tables = [], [], {}
         self._caption, self._into, self._row, self._cell, self.text = "", None, [], False, []
         self.feed(page)
@@ -205,9 +246,18 @@ class Reader(HTMLParser):
         if self._into != "script":
             self.text.append(data)
 
-    @property
-    def data(self):
-        return json.loads(self.scripts[0])
+    def charts(self, key):
+        """The drawings of one chart, for wide screens and for phones, as XML."""
+        found = re.search(rf'<div class="plot" id="{key}">(.*?)</div>', self.page, re.S)
+        return list(Xml.fromstring(f"<div>{found[1]}</div>")) if found else []
+
+    def words(self, key):
+        """Every text of a chart, legend and numbers of its axes among them."""
+        return [" ".join((one.text or "").split()) for one in self.charts(key)[0].iter("text")]
+
+    def told(self, key):
+        """What a chart says where somebody points."""
+        return [one.text or "" for one in self.charts(key)[0].iter("title")]
 
     def table(self, start):
         return next(rows for caption, rows in self.tables.items() if caption.startswith(start))

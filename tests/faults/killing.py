@@ -37,7 +37,12 @@ from toys import NEW, OLD, folder_of
 
 EXTEND = Run(steps=12, batch=8, warmup=4, eval_every=3, save_every=2, log_every=3, precision="fp32")
 TUNE = Run(steps=8, batch=8, warmup=5, eval_every=2, save_every=2, views=2, precision="fp32", rate=0.01)
-LATE = ("jinja2", "optuna.importance", "plotly.graph_objects")  # what a run imports when it needs it; here only once
+LATE = (
+    "jinja2",
+    "optuna.importance",
+    "matplotlib.style",
+    "matplotlib.backends.backend_svg",
+)  # what a run imports when it needs it; here only once
 CLOCKED = {"seconds", "saved", "cost", "command", "folder", "versions"}  # of search.json: what may differ
 
 

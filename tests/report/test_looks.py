@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from made_up import made_up_record
 from taskgraft.record import Line
 from taskgraft.report import charts, history, looks
-from taskgraft.report.plots import reliability
+from taskgraft.report.run_evidence import reliability
 
 PAPERS = {"light": looks.LIGHT, "dark": looks.DARK, "print": looks.LIGHT | looks.PRINT}
 TEXT = ("ink", "muted", "link", "good", "mixed", "poor", "unknown")
@@ -72,6 +72,7 @@ def test_text_can_be_read(paper: str) -> None:
 def test_what_is_drawn_can_be_seen(paper: str) -> None:
     colours = PAPERS[paper]
     assert not {name: colours[name] for name in DRAWN if contrast(colours[name], colours["paper"]) < 3}
+    assert all(contrast(colours["ink"], colours[cell]) >= 4.5 for cell in ("cold", "heat"))  # the numbers of a matrix
 
 
 @pytest.mark.parametrize("sight", BLIND)
@@ -87,8 +88,7 @@ def test_nothing_rests_on_colour_alone(paper: str, sight: str) -> None:
     for curves in ([(one.colour, one.dash, one.marker) for one in chart.panels[0].curves], list(looked)):
         for one, two in combinations(curves, 2):
             assert one[1:] != two[1:] or distance(colours[one[0]], colours[two[0]], sight) > APART, (one, two)
-    marks = [trace["marker"]["symbol"] for trace in reliability([(f"task {i}", (), ()) for i in range(6)])["data"][1:]]
-    assert len(set(marks)) == 6
+    assert len({one.marker for one in reliability([(f"task {i}", (), ()) for i in range(6)])[1:]}) == 6
 
 
 def test_every_page_has_the_same_colours() -> None:

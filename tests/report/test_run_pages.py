@@ -21,7 +21,7 @@ from taskgraft.jobs.evaluate import evaluate
 from taskgraft.problem import Problem
 from taskgraft.record import Record
 
-BOUND = 8_000_000  # bytes
+BOUND = 1_500_000  # bytes
 SECTIONS = {"tasks", "curves", "answers", "changes", "reliability", "lineage", "settings", "data", "repeat"}
 
 
@@ -57,7 +57,7 @@ def test_every_part_is_there(forgetful: Path) -> None:
     assert all(0 < value < 5 for value in record.latency.values())
     assert f"{1000 * record.latency['parent']:.1f} ms → {1000 * record.latency['child']:.1f} ms" in said
     terms = {name for line in record.history for name in line.terms}
-    assert {trace["name"] for trace in reader.data["plots"]["loss"]["data"]} == terms
+    assert terms <= set(reader.words("loss"))
     assert reader.table("Expected calibration error")[0][2:5] == [
         "Parent (points)", "Child (points)", "Calibrated (points)",
     ]  # fmt: skip
@@ -125,7 +125,7 @@ def test_a_page_stays_small_however_many_tasks_there_are(tasks: int) -> None:
         sets[key] = one._replace(**{field: dict.fromkeys(names, value) for field, value in fields.items()})
     page = report.render_run(record.model_copy(update={"tasks": (*old, record.tasks[1])}), sets, lambda key, row: noise)
     assert len(page.encode()) < BOUND
-    assert len(pictures(page)) <= 160
+    assert len(pictures(page)) <= 60
     assert pictures(page)
 
 

@@ -89,7 +89,7 @@ def test_the_version(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mon
 def test_answers_without_torch(arguments: list[str]) -> None:
     code = (
         "import sys, atexit\n"
-        "heavy = ('torch', 'timm', 'torchvision', 'matplotlib', 'plotly')\n"
+        "heavy = ('torch', 'timm', 'torchvision', 'matplotlib')\n"
         "atexit.register(lambda: print('HEAVY', [name for name in heavy if name in sys.modules]))\n"
         f"sys.argv = ['taskgraft', *{arguments!r}]\n"
         "from taskgraft.cli import main; main()"

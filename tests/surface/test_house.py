@@ -169,7 +169,7 @@ def test_the_map_shows_the_layers_in_their_order():
 
 @pytest.mark.parametrize("module", ["taskgraft", "taskgraft.cli"])
 def test_starting_up_loads_nothing_heavy(module):
-    heavy = "{'torch', 'torchvision', 'timm', 'accelerate', 'matplotlib', 'plotly', 'torchmetrics'}"
+    heavy = "{'torch', 'torchvision', 'timm', 'accelerate', 'matplotlib', 'torchmetrics'}"
     code = f"import sys, {module}; print(sorted({heavy} & set(sys.modules)))"
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)

@@ -1,6 +1,6 @@
 """Records and predictions turned into pages, tables, figures and five lines for the terminal.
 
-No torch in here, and neither plotly nor matplotlib before something is drawn.
+No torch in here, and no matplotlib before something is drawn.
 """
 
 from taskgraft.report.card import model_card
@@ -9,10 +9,10 @@ from taskgraft.report.comparison_page import render_comparison
 from taskgraft.report.distribution_page import render_shares, table_shares, write_shares
 from taskgraft.report.evaluation_page import render_evaluation
 from taskgraft.report.galleries import stored
+from taskgraft.report.history import write_figures
 from taskgraft.report.page import write_page
 from taskgraft.report.run_page import render_run
 from taskgraft.report.search_page import render_search, search_markdown, verdict_search, write_search
-from taskgraft.report.stills import write_figures
 from taskgraft.report.summary import table_markdown
 from taskgraft.report.verdict import verdict_comparison, verdict_run
 

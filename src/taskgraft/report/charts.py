@@ -1,4 +1,4 @@
-"""What is drawn, before anything draws it: curves, panels, charts, and the styles that tell curves apart."""
+"""What is drawn, before anything draws it: curves, boxes and words on axes, and the styles that tell curves apart."""
 
 from __future__ import annotations
 
@@ -9,48 +9,85 @@ from typing import NamedTuple
 from taskgraft.report import wording
 
 SERIES = ("blue", "vermillion", "green", "purple", "orange", "sky", "red", "grey")
-DASHES = ("solid", "dash", "dot", "dashdot")
-MARKERS = ("circle", "square", "diamond", "triangle-up", "x", "cross", "star", "triangle-down")
+DASHES = ("-", "--", ":", "-.")  # as matplotlib calls them
+MARKERS = ("o", "s", "D", "^", "X", "P", "*", "v")
 
 POINTS = 300  # a curve of more points looks the same and weighs more
-ROWS = 60  # of a table beside a plot
+ROWS = 60  # of a table beside a chart
+
+
+class Axis(NamedTuple):
+    """An axis; from `low` to `high`, from top to bottom where `low` is the larger. `names` stand at their places."""
+
+    title: str = ""
+    low: float | None = None
+    high: float | None = None
+    log: bool = False
+    whole: bool = False  # only whole numbers are marked
+    names: tuple[tuple[float, str], ...] | None = None  # instead of numbers
 
 
 class Curve(NamedTuple):
-    """A line: x ascending, y with None for gaps; `low` and `high` bound a band and may be empty."""
+    """Points, on a line unless `dash` is "", with markers unless `marker` is "".
+
+    y has None for gaps. `low` and `high` bound a band; `across` and `along` are the ends of bars in the directions of
+    x and y; all may be empty. `sizes` are diameters of markers, `tips` what is said of each point.
+    """
 
     name: str
     colour: str
     dash: str
-    marker: str  # "" = none
-    x: tuple[float, ...]
-    y: tuple[float | None, ...]
-    low: tuple[float | None, ...] = ()
-    high: tuple[float | None, ...] = ()
+    marker: str
+    x: Sequence[float]
+    y: Sequence[float | None]
+    low: Sequence[float | None] = ()
+    high: Sequence[float | None] = ()
     listed: bool = True  # in the legend
+    hollow: bool = False
+    stepped: bool = False  # a value holds until the next one
+    size: float = 6
+    sizes: Sequence[float] = ()
+    across: Sequence[tuple[float, float]] = ()
+    along: Sequence[tuple[float, float]] = ()
+    tips: Sequence[str] = ()
+
+
+class Box(NamedTuple):
+    """A rectangle from (x, y): a bar or a cell; `strength` is its opacity, `name` its entry in the legend."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+    colour: str
+    strength: float = 1.0
+    name: str = ""
+    text: str = ""
+    tip: str = ""
 
 
 class Panel(NamedTuple):
-    """Curves on one pair of axes; `unit` is "%" for shares, "" for anything else."""
+    """What stands on one pair of axes; with the unit "%" its curves are shares."""
 
     title: str
-    axis: str
-    curves: tuple[Curve, ...]
-    unit: str = "%"
-    log: bool = False
+    y: Axis
+    curves: tuple[Curve, ...] = ()
+    boxes: tuple[Box, ...] = ()
+    unit: str = ""
+    height: float = 300
 
 
 class Chart(NamedTuple):
-    """Panels above each other on one x axis from `start` to `end`; `mark` is a dotted line at a step."""
+    """Panels above each other on one x axis; `mark` is a dotted line at a step. `kind` says what it looks like."""
 
     key: str
     title: str
     caption: str
     panels: tuple[Panel, ...]
-    start: float
-    end: float
+    x: Axis
     mark: float | None = None
     mark_text: str = ""
+    kind: str = "Line chart"
 
 
 class Style(NamedTuple):
@@ -95,34 +132,26 @@ def curve(name: str, style: Style, runs: Iterable[Points]) -> Curve | None:
     tables = [table for table in tables if table]
     if not tables:
         return None
-    steps = sorted(set.intersection(*(set(table) for table in tables)))
-    steps = thin(steps, POINTS)
+    steps = thin(sorted(set.intersection(*(set(table) for table in tables))), POINTS)
     if not steps:
         return None
     values = [[table[step] for table in tables] for step in steps]
-    band = len(tables) > 1
-    return Curve(
-        name,
-        style.colour,
-        style.dash,
-        style.marker,
-        tuple(steps),
-        tuple(sum(row) / len(row) for row in values),
-        tuple(min(row) for row in values) if band else (),
-        tuple(max(row) for row in values) if band else (),
-    )
+    means = tuple(sum(row) / len(row) for row in values)
+    low, high = (tuple(map(min, values)), tuple(map(max, values))) if len(tables) > 1 else ((), ())
+    return Curve(name, *style, tuple(steps), means, low, high)
 
 
 def thin(steps: Sequence[float], most: int) -> list[float]:
     """At most about `most` of the steps, evenly, always with the first and the last."""
-    stride = -(-len(steps) // most)
+    stride = max(1, -(-len(steps) // most))
     kept = list(steps[::stride])
     return kept if not steps or kept[-1] == steps[-1] else [*kept, steps[-1]]
 
 
-def level(name: str, style: Style, value: float, start: float, end: float) -> Curve:
-    """A dashed line at one height."""
-    return Curve(name, style.colour, "dash", "", (start, end), (value, value))
+def over_steps(start: float, end: float) -> Axis:
+    """The axis of steps, a little wider than they are, so that the first and the last marker are whole."""
+    room = 0.015 * ((end - start) or 1)
+    return Axis("step", start - room, end + room, whole=True)
 
 
 def table_rows(panel: Panel) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
@@ -130,16 +159,11 @@ def table_rows(panel: Panel) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ..
     head = ("Step", *(f"{one.name} (%)" if panel.unit else one.name for one in panel.curves))
     tables = [dict(zip(one.x, one.y, strict=True)) for one in panel.curves]
     steps = thin(sorted(set().union(*tables)), ROWS)
-    rows = [(f"{step:g}", *(_number(table.get(step), panel.unit) for table in tables)) for step in steps]
-    return head, tuple(rows)
+    return head, tuple((f"{step:g}", *(number(table.get(step), panel.unit) for table in tables)) for step in steps)
 
 
-def _number(value: float | None, unit: str) -> str:
+def number(value: float | None, unit: str) -> str:
+    """A value of a panel as text, without its unit."""
     if value is None:
         return wording.NOTHING
     return wording.percent(value) if unit else f"{value:.4g}"
-
-
-def end_of(panels: Iterable[Panel], least: float = 1) -> float:
-    """The last step of any curve."""
-    return max((one.x[-1] for panel in panels for one in panel.curves), default=least)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from taskgraft.record import Arrangement, Comparison
-from taskgraft.report import charts, history, plots, summary, wording
+from taskgraft.report import charts, history, summary, wording
 from taskgraft.report.page import (
     Block,
     Card,
@@ -107,7 +107,7 @@ def _figures_section(comparison: Comparison) -> Section:
     return Section(
         "figures",
         "Figures",
-        tuple(chart_plot(chart, "large" if len(chart.panels) > 1 else "medium") for chart in found),
+        tuple(chart_plot(chart) for chart in found),
     )
 
 
@@ -123,16 +123,7 @@ def _frontier_section(comparison: Comparison, rows: tuple[Row, ...]) -> Section:
         ("Arrangement", f"{names[0]} (%)", f"{names[1]} (%)"),
         tuple((row.label, str(row.old), str(row.new)) for row in known),
     )
-    caption = "Up and right is better. Bars are 95 % t-intervals over seeds; one seed has none."
-    plot = Plot(
-        "frontier-plot",
-        "Every arrangement at its kept step",
-        caption,
-        f"Scatter plot of {names[0]} against {names[1]} accuracy. {caption}",
-        plots.scatter(rows, looks, names),
-        (table,),
-    )
-    return Section("frontier", "Old against new", (plot,))
+    return Section("frontier", "Old against new", (Plot(history.frontier(rows, looks, names), (table,)),))
 
 
 def _losses_section(comparison: Comparison) -> Section:

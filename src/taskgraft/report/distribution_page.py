@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from taskgraft.record import atomic
-from taskgraft.report import share_plots, wording
-from taskgraft.report.looks import LIGHT
+from taskgraft.report import drawing, wording
+from taskgraft.report.charts import Axis, Chart, Curve, Panel
 from taskgraft.report.page import Block, Card, Page, Plot, Section, Table, Text, render
-from taskgraft.report.stills import DOTS, WIDTH, literal
 from taskgraft.report.wording import percent, several
 from taskgraft.shares.measure import plural
 from taskgraft.shares.result import ClassShare, Distribution, PairShares, TaskShares
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
 DRAWN = 25  # classes of a chart, the most frequent first
+SHARE = Axis("share (%)", 0)
 PRINTED = 20  # classes of a task on the terminal
 SAYS = {
     "emq": "corrected by expectation-maximisation (EMQ) on calibrated probabilities",
@@ -117,10 +111,7 @@ def _plot(key: str, title: str, caption: str, head: str, shares: Sequence[ClassS
     table = Table(f"{title} (%)", (head, "Share", "95 % interval", "Naive"), rows)
     shown = ordered[:DRAWN]
     cut = f" The {DRAWN} most frequent of {len(ordered)}." if len(ordered) > DRAWN else ""
-    label = f"Dot chart. {title}. {caption}{cut}"
-    return Plot(
-        key, title, caption + cut, label, share_plots.shares(shown), (table,), "large" if len(shown) > 12 else "square"
-    )
+    return Plot(Chart(key, title, caption + cut, (_panel("", shown),), SHARE, kind="Dot chart"), (table,))
 
 
 def _about(found: Distribution) -> tuple[Block, ...]:
@@ -148,42 +139,24 @@ def _ordered(shares: Sequence[ClassShare]) -> list[ClassShare]:
 
 def write_shares(found: Distribution, path: Path) -> None:
     """Draw the shares of every task with their intervals as a PNG file."""
-    from matplotlib.figure import Figure
-
     groups = [(task.task, task.classes) for task in found.tasks]
     groups += [(" × ".join(pair.tasks), pair.pairs) for pair in found.pairs]
-    drawn = [(name, _ordered(shares)[:DRAWN]) for name, shares in groups]
-    heights = [0.9 + 0.26 * max(len(shares), 1) for _, shares in drawn]
-    with warnings.catch_warnings(), atomic(path) as aside:
-        # a name in a script that the built-in font lacks is drawn as boxes: no reason to stop or to speak
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font", category=UserWarning)
-        figure = Figure(figsize=(WIDTH, 0.6 + sum(heights)), dpi=DOTS, layout="constrained", facecolor="white")
-        grid = figure.subplots(len(drawn), 1, squeeze=False, height_ratios=heights)
-        for axes, (name, shares) in zip(grid[:, 0], drawn, strict=True):
-            _draw(axes, name, shares)
-        handles, labels = grid[0, 0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower left", ncols=2, frameon=False, fontsize=9)
-        figure.savefig(aside, format="png", metadata={"Software": None})
+    panels = tuple(_panel(name, _ordered(shares)[:DRAWN]) for name, shares in groups)
+    drawing.png(Chart("shares", f"Class shares seen by {found.model}", "", panels, SHARE), path)
 
 
-def _draw(axes: Axes, name: str, shares: Sequence[ClassShare]) -> None:
+def _panel(name: str, shares: Sequence[ClassShare]) -> Panel:
+    """Class shares in percent, one below the other: corrected with their intervals, and as counted."""
     rows = range(len(shares))
-    middle = [100 * one.share for one in shares]
-    reach = [[100 * (one.share - one.low) for one in shares], [100 * (one.high - one.share) for one in shares]]
-    axes.errorbar(
-        middle, rows, xerr=reach, fmt="o", color=LIGHT["blue"], markersize=5, linewidth=1.6,
-        label="corrected, with its 95 % interval",
+    corrected = Curve(
+        "corrected, with its 95 % interval", "blue", "", "o", [100 * one.share for one in shares], rows,
+        across=[(100 * one.low, 100 * one.high) for one in shares],
+        tips=[f"{one.name}: {percent(one.share)} % ({percent(one.low)} to {percent(one.high)})" for one in shares],
     )  # fmt: skip
-    naive = [100 * one.naive for one in shares]
-    axes.plot(naive, rows, "D", color=LIGHT["vermillion"], fillstyle="none", markersize=5, label="naive")
-    axes.set_yticks(list(rows), [literal(one.name) for one in shares])
-    axes.invert_yaxis()
-    axes.set_xlim(left=0)
-    axes.set_xlabel("share (%)", color=LIGHT["ink"])
-    axes.set_title(literal(name), loc="left", fontsize=10.5, color=LIGHT["ink"])
-    axes.grid(axis="x", color=LIGHT["grid"], linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.tick_params(colors=LIGHT["muted"], length=3)
-    for side, spine in axes.spines.items():
-        spine.set_visible(side in ("left", "bottom"))
-        spine.set_color(LIGHT["muted"])
+    naive = Curve(
+        "naive", "vermillion", "", "D", [100 * one.naive for one in shares], rows, hollow=True,
+        tips=[f"{one.name}: {percent(one.naive)} % of the answers" for one in shares],
+    )  # fmt: skip
+    names = tuple((row, one.name) for row, one in enumerate(shares))
+    axis = Axis("", max(len(shares), 1) - 0.5, -0.5, names=names)
+    return Panel(name, axis, (corrected, naive), height=70 + 24 * max(len(shares), 1))

@@ -16,7 +16,7 @@ from taskgraft.report.page import Gallery, Group, Shot
 from taskgraft.report.wording import percent
 
 FILE = "thumbnails.json"
-MOST = 160  # pictures of a page: with the largest that are written it stays below 8 MB
+MOST = 60  # pictures of a page: with the largest that are written it stays below 1.5 MB
 GROUPS = 6  # of a gallery: two rows of three on a wide screen
 SHOTS = 3  # of a group
 

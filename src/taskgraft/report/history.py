@@ -1,19 +1,24 @@
-"""Charts of runs over steps: the founding text's three figures, one run's accuracies, loss terms."""
+"""Charts of runs: the founding text's three figures, old against new, one run's accuracies, loss terms."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from math import isnan
+from pathlib import Path
 
 from taskgraft.record import Arrangement, Comparison, Line, Record
-from taskgraft.report import charts, summary
-from taskgraft.report.charts import Chart, Curve, Panel, Points, Style
+from taskgraft.report import charts, drawing, summary
+from taskgraft.report.charts import Axis, Chart, Curve, Panel, Points, Style, over_steps
+from taskgraft.report.summary import Row, Share
 from taskgraft.report.verdict import plain
+from taskgraft.report.wording import percent
 
 TERMS = "Every term of the objective as it was optimised, strength included."
-TASK_A = Style("red", "solid", "circle")
-TASK_B = Style("blue", "solid", "square")
+TASK_A = Style("red", "-", "o")
+TASK_B = Style("blue", "-", "s")
 BEFORE = 1  # of the parent's training, as many times the child's steps are shown at first
-PARENTS = Style("grey", "solid", "")
+PARENTS = Style("grey", "-", "")
+ACCURACY = Axis("accuracy (%)", -2, 102)
 
 
 def founding_figures(comparison: Comparison) -> tuple[Chart, ...]:
@@ -27,6 +32,39 @@ def founding_figures(comparison: Comparison) -> tuple[Chart, ...]:
         found.append(_baseline("figure2", 2, "low", baselines[-1]))
     found.append(_all_methods(comparison))
     return tuple(chart for chart in found if chart is not None)
+
+
+def write_figures(comparison: Comparison, folder: Path) -> list[Path]:
+    """Write figure1.png, figure2.png and figure3.png into `folder`, without those that have no data."""
+    paths = []
+    for chart in founding_figures(comparison):
+        paths.append(folder / f"{chart.key}.png")
+        drawing.png(chart, paths[-1])
+    return paths
+
+
+def frontier(rows: Sequence[Row], looks: Sequence[Style], names: tuple[str, str]) -> Chart:
+    """Old accuracy against new accuracy of each arrangement, with its intervals over seeds."""
+    curves = []
+    for row, look in zip(rows, looks, strict=True):
+        if row.old is None or row.new is None:
+            continue
+        at = [100 * share.mean for share in (row.old, row.new)]
+        reach = [() if isnan(one.half) else (_ends(one),) for one in (row.old, row.new)]
+        tip = f"{row.label}: {percent(row.old.mean)} % old, {percent(row.new.mean)} % new"
+        curves.append(Curve(
+            row.label, look.colour, "", look.marker, at[:1], at[1:], hollow=look.dash != "-", size=10,
+            across=reach[0], along=reach[1], tips=(tip,),
+        ))  # fmt: skip
+    caption = "Up and right is better. Bars are 95 % t-intervals over seeds; one seed has none."
+    panel = Panel("", Axis(f"{names[1]}: accuracy (%)"), tuple(curves), height=380)
+    x = Axis(f"{names[0]}: accuracy (%)")
+    return Chart("frontier-plot", "Every arrangement at its kept step", caption, (panel,), x, kind="Scatter plot")
+
+
+def _ends(share: Share) -> tuple[float, float]:
+    """Where a share's interval ends, in percent: over two seeds it may be wider than what a share can be."""
+    return max(0.0, 100 * (share.mean - share.half)), min(100.0, 100 * (share.mean + share.half))
 
 
 def rate(arrangement: Arrangement) -> float:
@@ -66,7 +104,12 @@ def _level(record: Record, end: float) -> list[Curve]:
     known = [task.parent.mean for task in summary.old_tasks(record) if task.parent is not None]
     if not known or len(known) < len(summary.old_tasks(record)):
         return []
-    return [charts.level("parent", Style("grey", "dash", ""), sum(known) / len(known), 0, end)]
+    return [_flat("parent", "grey", sum(known) / len(known), end)]
+
+
+def _flat(name: str, colour: str, value: float, end: float) -> Curve:
+    """A dashed line at one height."""
+    return Curve(name, colour, "--", "", (0, end), (value, value))
 
 
 def _baseline(key: str, number: int, kind: str, arrangement: Arrangement) -> Chart | None:
@@ -84,8 +127,8 @@ def _baseline(key: str, number: int, kind: str, arrangement: Arrangement) -> Cha
         f"The baseline at the {kind} learning rate ({rate(arrangement):g}): validation accuracy on the old "
         f"task (red, circles) while the new one (blue, squares) is learnt. {bands(arrangement.records)}"
     )
-    panel = Panel("", "accuracy (%)", (*_level(first, end), *kept))
-    return Chart(key, f"Figure {number}: {arrangement.label}", caption, (panel,), 0, end)
+    panel = Panel("", ACCURACY, (*_level(first, end), *kept), unit="%")
+    return Chart(key, f"Figure {number}: {arrangement.label}", caption, (panel,), over_steps(0, end))
 
 
 def bands(records: Sequence[Record]) -> str:
@@ -114,14 +157,16 @@ def _all_methods(comparison: Comparison) -> Chart | None:
     title = f"{old_name(first)}: agreement with the parent, a proxy" if proxy else f"{old_name(first)} (task A)"
     level = [] if proxy else _level(first, end)
     panels = (
-        Panel(title, "agreement (%)" if proxy else "accuracy (%)", (*before, *level, *above)),
-        Panel(f"{new_name(first)} (task B)", "accuracy (%)", tuple(below)),
+        Panel(title, Axis("agreement (%)", -2, 102) if proxy else ACCURACY, (*before, *level, *above), unit="%"),
+        Panel(f"{new_name(first)} (task B)", ACCURACY, tuple(below), unit="%"),
     )
     panels = tuple(panel for panel in panels if panel.curves)
     most = max(arrangements, key=lambda one: len(one.records)).records
     caption = f"All arrangements from the same parent. {bands(most)}{_shared(before)}"
     text = "task B begins" if start < 0 else ""
-    return Chart("figure3", "Figure 3: all arrangements", caption, panels, start, end, 0 if text else None, text)
+    return Chart(
+        "figure3", "Figure 3: all arrangements", caption, panels, over_steps(start, end), 0 if text else None, text
+    )
 
 
 def _shared(before: Sequence[Curve]) -> str:
@@ -162,7 +207,7 @@ def accuracy_chart(record: Record) -> Chart | None:
         for name, look in looks.items()
     )
     proxies = _curves(
-        (f"{name}, agreement (proxy)", look._replace(dash="dot"), [_agreement_of(record.history, name)])
+        (f"{name}, agreement (proxy)", look._replace(dash=":"), [_agreement_of(record.history, name)])
         for name, look in looks.items()
         if name not in {one.name for one in learnt}
     )
@@ -171,7 +216,7 @@ def accuracy_chart(record: Record) -> Chart | None:
     end = max(one.x[-1] for one in (*learnt, *proxies))
     before = before_curves(record, ((task.name, looks[task.name]) for task in summary.old_tasks(record)))
     levels = [
-        charts.level(f"{task.name}, parent", looks[task.name], task.parent.mean, 0, end)
+        _flat(f"{task.name}, parent", looks[task.name].colour, task.parent.mean, end)
         for task in summary.old_tasks(record)
         if task.parent is not None
     ]
@@ -180,9 +225,10 @@ def accuracy_chart(record: Record) -> Chart | None:
         levels, before = ([one._replace(listed=False) for one in part] for part in (levels, before))
     dashed = " Dashed: the parent's." if levels else ""
     caption = f"Validation accuracy of every task.{dashed} The dotted line is the step that was kept."
-    panel = Panel("", "accuracy (%)", (*before, *levels, *learnt, *proxies))
+    panel = Panel("", ACCURACY, (*before, *levels, *learnt, *proxies), unit="%")
     kept = f"kept: step {record.step}"
-    return Chart("accuracy", "Accuracy over steps", caption + _shared(before), (panel,), start, end, record.step, kept)
+    x = over_steps(start, end)
+    return Chart("accuracy", "Accuracy over steps", caption + _shared(before), (panel,), x, record.step, kept)
 
 
 def _task_styles(record: Record) -> dict[str, Style]:
@@ -194,7 +240,7 @@ def _task_styles(record: Record) -> dict[str, Style]:
         else:
             i = next(others)
             colour = "red" if i == 1 else charts.SERIES[1:6][i % 5]
-            found[task.name] = Style(colour, "solid", ("circle", *charts.MARKERS[2:])[(i - 1) % 7])
+            found[task.name] = Style(colour, "-", ("o", *charts.MARKERS[2:])[(i - 1) % 7])
     return found
 
 
@@ -212,8 +258,9 @@ def loss_chart(key: str, title: str, records: Sequence[Record]) -> Chart | None:
     positive = [value for one in curves for value in one.y if value is not None and value > 0]
     log = bool(positive) and max(positive) > 100 * min(positive)
     caption = "Logarithmic scale; zeros are left out." if log else ""
-    panel = Panel("", "loss", tuple(_positive(one) for one in curves) if log else tuple(curves), "", log)
-    return Chart(key, title, caption, (panel,), 0, charts.end_of((panel,)))
+    shown = tuple(_positive(one) for one in curves) if log else tuple(curves)
+    panel = Panel("", Axis("loss", log=True) if log else Axis("loss", 0), shown)
+    return Chart(key, title, caption, (panel,), over_steps(0, max(one.x[-1] for one in shown)))
 
 
 def _look(i: int) -> Style:

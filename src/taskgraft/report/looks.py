@@ -31,7 +31,7 @@ LIGHT = {
     "sky": "#2e92cf",
     "grey": "#6b7280",
     "cold": "#f3f6f8",
-    "heat": "#0b5c8f",
+    "heat": "#4a9cd3",
 }
 DARK = {
     "ink": "#e6e8ea",
@@ -57,7 +57,7 @@ DARK = {
     "sky": "#8fd3ff",
     "grey": "#9aa4af",
     "cold": "#1d2329",
-    "heat": "#2a7fb8",
+    "heat": "#1f6a9c",
 }
 # Paper that is printed on: colours dark enough for a grey printer, and no ground.
 PRINT = {

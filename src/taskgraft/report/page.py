@@ -1,24 +1,24 @@
-"""One offline page from plain parts: sections of tables, plots, pictures, names and commands; plotly is in the file.
+"""One offline page from plain parts: sections of tables, charts, pictures, names and commands.
 
-Names of classes and files come from strangers. Three things keep them inert: jinja escapes all text, data for
-the script is JSON in which "<" cannot occur, and a content policy lets no script run but the two whose hashes
-it names, and loads nothing from anywhere.
+Names of classes and files come from strangers. Three things keep them inert: jinja escapes all text, charts are
+written by an XML library, and a content policy lets no script run but the one whose hash it names, and loads nothing
+from anywhere.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from taskgraft.problem import Problem
 from taskgraft.record import write_asked
-from taskgraft.report import charts, looks, plots
+from taskgraft.report import charts, drawing, looks
 from taskgraft.report.charts import Chart
 
+SQUARE, SMALL = 640, 380  # units wide, as in drawing
 MARK = '<p class="eyebrow">taskgraft'  # what every page of ours has
 
 
@@ -43,13 +43,9 @@ class Table(NamedTuple):
 
 
 class Plot(NamedTuple):
-    """A plot, and what it shows in words (`label`) and as tables; `size` names a height in the styles."""
+    """A chart, and what it shows as tables; `size` is "medium", "square" or "small"."""
 
-    key: str
-    title: str
-    caption: str
-    label: str
-    spec: dict[str, Any]
+    chart: Chart
     tables: tuple[Table, ...]
     size: str = "medium"
     kind: str = "plot"
@@ -182,21 +178,18 @@ def render(page: Page) -> str:
     """The page as one HTML file without any outside resource."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
-    from plotly.offline import get_plotlyjs
 
     loader = PackageLoader("taskgraft.report")
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    library = get_plotlyjs().replace("\r\n", "\n")
     script = looks.part("page.js")
     return environment.get_template("page.html.j2").render(
         page=page,
-        policy=_policy(library, script),
+        policy=_policy(script),
         style=Markup(looks.sheet(looks.part("page.css"))),
-        library=Markup(library),
         script=Markup(script),
-        data=Markup(inert_json({"plots": _specs(page), "light": looks.LIGHT, "dark": looks.DARK})),
+        drawn=lambda plot: Markup(_drawn(plot)),
     )
 
 
@@ -207,30 +200,24 @@ def write_page(path: Path, page: str) -> None:
     write_asked(path, page)
 
 
-def _policy(*scripts: str) -> str:
-    """A content policy that runs these scripts and no others, and fetches nothing."""
-    hashes = " ".join(
-        f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'" for text in scripts
-    )
+def _policy(script: str) -> str:
+    """A content policy that runs this script and no other, and fetches nothing."""
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return (
-        f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:; "
+        f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; img-src data: blob:; "
         "base-uri 'none'; form-action 'none'"
     )
 
 
-def inert_json(value: object) -> str:
-    """JSON that can stand in a script element: no "<", ">" or "&" in it, whatever the names are."""
-    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
-def _specs(page: Page) -> dict[str, Any]:
-    found = {}
-    for section in page.sections:
-        for block in section.blocks:
-            items = (block,) if isinstance(block, Plot) else block.items if isinstance(block, Plots) else ()
-            found.update({item.key: item.spec for item in items})
-    return found
+def _drawn(plot: Plot) -> str:
+    """The chart as it stands on a wide screen and on paper, and as it stands on a phone."""
+    chart = plot.chart
+    label = f"{chart.kind}. {chart.title}. {chart.caption}"
+    if plot.size == "small":
+        return drawing.svg(chart, chart.key, SMALL, label, "any")
+    broad = SQUARE if plot.size == "square" else drawing.BROAD
+    slim = drawing.svg(chart, f"{chart.key}-slim", drawing.SLIM, label, "slim")
+    return drawing.svg(chart, chart.key, broad, label, "broad") + slim
 
 
 def chart_plot(chart: Chart, size: str = "medium") -> Plot:
@@ -239,15 +226,7 @@ def chart_plot(chart: Chart, size: str = "medium") -> Plot:
     for panel in chart.panels:
         head, rows = charts.table_rows(panel)
         tables.append(Table(f"{chart.title}{': ' if panel.title else ''}{panel.title}", head, rows))
-    return Plot(
-        chart.key,
-        chart.title,
-        chart.caption,
-        f"Line chart. {chart.title}. {chart.caption}",
-        plots.lines(chart),
-        tuple(tables),
-        size,
-    )
+    return Plot(chart, tuple(tables), size)
 
 
 def pairs(caption: str, head: tuple[str, str], rows: Sequence[tuple[str, str]]) -> tuple[Table, ...]:

@@ -8,13 +8,15 @@ import numpy as np
 
 from taskgraft.calibration import Calibration
 from taskgraft.record import TaskResult
-from taskgraft.report import galleries, plots, wording
+from taskgraft.report import galleries, wording
+from taskgraft.report.charts import MARKERS, Axis, Box, Chart, Curve, Panel
 from taskgraft.report.evidence import ELSEWHERE, Bin, Change, Evidence, confusions
 from taskgraft.report.galleries import Picture
 from taskgraft.report.page import Block, Fold, Plot, Section, Table, Text
 from taskgraft.report.wording import percent, several, signed, typeset
 
 MATRIX = 25  # classes up to which a confusion matrix can be read
+NUMBERED = 12  # classes up to which its cells have numbers
 WORST = 10  # classes
 CONFUSIONS = 20
 LISTED = 200  # images
@@ -46,8 +48,31 @@ def _matrix(key: str, one: Evidence) -> Plot:
     table = Table(f"{one.task}: images by true class and answer", ("True class", *answers), rows)
     caption = "Rows are true classes, columns the answers; numbers are images, shades are shares of a row."
     title = f"{one.task}: confusion matrix"
-    spec = plots.confusion(counts, one.classes, answers)
-    return Plot(key, title, caption, f"Heat map. {title}. {caption}", spec, (table,), "square")
+    chart = Chart(
+        key, title, caption, (_cells(counts, one.classes, answers),), _names("answer", answers), kind="Heat map"
+    )
+    return Plot(chart, (table,), "square")
+
+
+def _cells(counts: Sequence[Sequence[int]], classes: Sequence[str], answers: Sequence[str]) -> Panel:
+    """Rows are true classes, columns answers, shades shares of the row; nothing is drawn where there is no image."""
+    boxes = [Box(-0.5, -0.5, len(answers), len(classes), "cold")]
+    for y, row in enumerate(counts):
+        for x, images in enumerate(row):
+            if images:
+                share = images / sum(row)
+                tip = f"true {classes[y]}, answered {answers[x]}: {several(images, 'image')} ({percent(share)} %)"
+                number = str(images) if len(classes) <= NUMBERED else ""
+                boxes.append(Box(x - 0.47, y - 0.47, 0.94, 0.94, "heat", share, text=number, tip=tip))
+    axis = _names("true class", classes)
+    return Panel(
+        "", axis._replace(low=axis.high, high=axis.low), boxes=tuple(boxes), height=60 + max(24 * len(classes), 120)
+    )
+
+
+def _names(title: str, names: Sequence[str]) -> Axis:
+    """Names at positions: two classes that are cut to the same name stay two."""
+    return Axis(title, -0.5, len(names) - 0.5, names=tuple(enumerate(names)))
 
 
 def _worst_confusions(one: Evidence) -> Table:
@@ -139,10 +164,38 @@ def reliability_section(evidence: Sequence[Evidence]) -> Section:
         "Accuracy of the images whose confidence is alike. On the diagonal confidence can be read as "
         "accuracy; below it the model is too sure. Large marks are many images."
     )
-    title = "Reliability diagram"
-    spec = plots.reliability([(one.task, one.bins, one.calibrated) for one in evidence])
-    plot = Plot("reliability-plot", title, caption, f"Line chart. {title}. {caption}", spec, tables, "square")
+    panel = Panel(
+        "", Axis("accuracy (%)", 0, 102), reliability([(e.task, e.bins, e.calibrated) for e in evidence]), height=480
+    )
+    chart = Chart("reliability-plot", "Reliability diagram", caption, (panel,), Axis("confidence (%)", 0, 102))
+    plot = Plot(chart, tables, "square")
     return Section("reliability", "Can its confidence be believed?", (plot, *_errors(evidence)))
+
+
+def reliability(tasks: Sequence[tuple[str, Sequence[Bin], Sequence[Bin]]]) -> tuple[Curve, ...]:
+    """Accuracy over confidence of each task, before and after its temperature, with the diagonal of a calibrated model.
+
+    After is the solid line; it may be empty.
+    """
+    found = [Curve("calibrated", "muted", "--", "", (0, 100), (0, 100))]
+    for i, (name, before, after) in enumerate(tasks):
+        look = ("red", "blue", "green", "purple", "orange", "sky")[i % 6], MARKERS[i % len(MARKERS)]
+        if after:
+            found.append(_bin_curve(f"{name}, before", before, *look, ":"))
+            found.append(_bin_curve(f"{name}, calibrated", after, *look, "-"))
+        else:
+            found.append(_bin_curve(name, before, *look, "-"))
+    return tuple(found)
+
+
+def _bin_curve(name: str, bins: Sequence[Bin], colour: str, marker: str, dash: str) -> Curve:
+    most = max((one.images for one in bins), default=1)
+    return Curve(
+        name, colour, dash, marker, [100 * one.confidence for one in bins], [100 * one.accuracy for one in bins],
+        hollow=dash != "-", sizes=[3.5 + 9 * (one.images / most) ** 0.5 for one in bins],
+        tips=[f"{name}: {several(one.images, 'image')} at {percent(one.confidence)} % confidence, "
+              f"{percent(one.accuracy)} % right" for one in bins],
+    )  # fmt: skip
 
 
 def _bins(task: str, bins: Sequence[Bin]) -> Table:

@@ -33,7 +33,7 @@ ANSWERS = {
     "poor": "No",
     "unknown": "New task learnt; old accuracy unknown",
 }
-DETAILED = 12  # old tasks with plots, tables and pictures of their own: a page of a hundred would open in no browser
+DETAILED = 6  # old tasks with plots, tables and pictures of their own: a page of a hundred would open in no browser
 SHOWN = 4  # old tasks on the first screen: those that lost most
 
 

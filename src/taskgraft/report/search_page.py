@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from taskgraft.record import write_text
-from taskgraft.report import search_plots, wording
+from taskgraft.report import search_charts, wording
 from taskgraft.report.page import (
     Block,
     Card,
@@ -165,11 +165,8 @@ def _frontier_section(found: Found) -> Section:
         for c in found.frontier
     )
     caption = "Up and right is better. Bars are 95 % intervals over images; hollow points were stopped early."
-    plot = Plot(
-        "frontier-plot", "Old against new accuracy of every trial", caption, f"Scatter plot. {caption}",
-        search_plots.frontier(found), (Table("The frontier", head, rows, (0, 1), code=(1,)),), "large",
-    )  # fmt: skip
-    return Section("frontier", "Frontier", (plot,))
+    chart = search_charts.frontier(found)._replace(caption=caption)
+    return Section("frontier", "Frontier", (Plot(chart, (Table("The frontier", head, rows, (0, 1), code=(1,)),)),))
 
 
 def _optima_section(found: Found) -> Section:
@@ -181,27 +178,17 @@ def _optima_section(found: Found) -> Section:
 
 def _settings_section(found: Found) -> Section:
     blocks: list[Block] = []
-    lines = search_plots.coordinates(found)
-    said = "A line for each trial; the best quarter by Score is coloured. Each axis has its own scale."
-    if lines:
-        blocks.append(Plot("coordinates", "Parallel coordinates", said, f"Parallel coordinates. {said}", lines, ()))
-    hint = "Circles: old accuracy; squares: new accuracy; hollow: stopped early."
-    slices = tuple(
-        Plot(f"slice{i}", key, hint, f"Accuracies over {key}. {hint}", search_plots.slice_of(found, key), (), "small")
-        for i, key in enumerate(found.space)
+    blocks.append(
+        Plots(tuple(Plot(search_charts.slice_of(found, key, i), (), "small") for i, key in enumerate(found.space)))
     )
-    blocks.append(Plots(slices))
     if any(math.isfinite(value) for own in found.importance.values() for value in own.values()):
-        said = "Share of the spread among trials that a setting explains (PED-ANOVA); few trials make it rough."
-        blocks.append(
-            Plot("importance", "Importance", said, f"Bar chart. {said}", search_plots.importance(found), (), "small")
-        )
+        blocks.append(Plot(search_charts.importance(found), (), "small"))
     blocks += pairs("What was searched", ("Setting", "Values"), list(found.space.items()))
     return Section("settings", "Settings", tuple(blocks))
 
 
 def _curves_section(found: Found) -> Section:
-    chart = search_plots.curves(found)
+    chart = search_charts.curves(found)
     return Section("curves", "Learning curves", (chart_plot(chart),) if chart.panels[0].curves else ())
 
 
