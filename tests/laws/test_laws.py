@@ -31,7 +31,7 @@ VARIANTS = {
     "lwf": ["lwf"],
     "l2sp": ["l2sp", "l2sp(implicit=False)"],
     "ewc": ["ewc(images=16)", "ewc(images=16, implicit=False, strength=1.0)", "ewc(images=16, labels=exact)"],
-    "mas": ["mas(images=16)"],
+    "mas": ["mas(images=16)", "mas(images=16, implicit=False)"],
     "si": ["si", "si(implicit=False)"],
     "lora": ["lora(rank=2)"],
     "wise": ["wise", "wise(weight=0.5)"],

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
-from taskgraft import losses
-from taskgraft.loop.penalty import add_gradients, step_towards
+from taskgraft import Run, losses
+from taskgraft.loop.penalty import add_gradients, settled, step_towards
 from taskgraft.types import Params, Quadratic
 
 SHAPES = {"a": (3, 4), "b": (5,), "free": (2,)}
@@ -161,3 +163,15 @@ def test_the_explicit_gradient_oscillates_beyond_its_limit_and_the_implicit_step
     assert run(False, 19.0) < 1  # rate * strength * importance = 1.9
     assert run(False, 21.0) > 5  # = 2.1
     assert run(True, 21.0) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("softmax", "optimiser", "implicit"),
+    [("per-task", "sgd", True), ("per-task", "adamw", True), ("joint", "sgd", True), ("joint", "adamw", False)],
+)
+def test_only_adamw_under_a_joint_softmax_takes_the_penalty_into_the_loss(
+    softmax: Any, optimiser: Any, implicit: bool
+) -> None:
+    run, open_, fixed = Run(softmax=softmax, optimiser=optimiser), Quadratic({}, None, 1.0), quadratic(1, 1.0, True)
+    found = settled({"open": open_, "fixed": fixed}, run)
+    assert found == {"open": open_._replace(implicit=implicit), "fixed": fixed}

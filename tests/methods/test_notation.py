@@ -90,7 +90,7 @@ def test_an_alias_is_its_method() -> None:
         ("ewc(draws=1.5)", "give a whole number"),
         ("ewc(draws=0)", "must be at least 1"),
         ("ewc(labels=true)", "give one of sampled, exact, empirical"),
-        ("ewc(implicit=1)", "give True or False"),
+        ("ewc(implicit=1)", "give one of auto, True, False"),
         ("distill(scale=None)", "give one of T2, none"),
         ("ewc + ewc(strength=3)", "names 'ewc' twice; write it once"),
         ("lwf + distill", "lwf is distillation with the published settings; name one of the two"),

@@ -13,7 +13,7 @@ from timm.models.resnet import BasicBlock, ResNet
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from taskgraft.curvature import fisher_diagonal, generic, labels
+from taskgraft.curvature import JOINT, fisher_diagonal, generic, labels
 from taskgraft.curvature.labels import uniforms
 from taskgraft.curvature.plan import look
 from taskgraft.types import Params
@@ -259,6 +259,47 @@ def test_empirical_takes_the_given_labels_and_skips_the_unlabelled(name: str) ->
         measure(model, images, labels="empirical", targets=targets, chunk=2),
         definition(model, images, weights),
     )
+
+
+class Side(nn.Module):
+    """The same model, whose outputs lie side by side as those of one task."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        return {JOINT: torch.cat(list(self.model(images).values()), 1)}
+
+
+def joint_definition(
+    model: nn.Module, images: Tensor, weights: Callable[[str, int, Tensor], Tensor]
+) -> dict[str, Tensor]:
+    found = definition(Side(model), images, weights, (JOINT,))
+    return {name.removeprefix("model."): value for name, value in found.items()}
+
+
+@pytest.mark.parametrize("name", ["convolutions", "shared", "attention"])
+def test_a_joint_softmax_is_one_distribution_over_all_outputs(name: str) -> None:
+    model, images = build(name)
+    agree(measure(model, images, softmax="joint", seed=3, chunk=3), joint_definition(model, images, drawn))
+    exact = measure(model, images, softmax="joint", labels="exact")
+    agree(exact, joint_definition(model, images, lambda task, i, p: p))
+    assert not torch.allclose(exact["head_a.weight"], measure(model, images, labels="exact")["head_a.weight"])
+
+
+def test_an_image_labelled_for_two_tasks_counts_for_the_first_under_a_joint_softmax() -> None:
+    model, images = build("mlp")
+    targets = {"a": torch.tensor([2, -1, 0, -1]), "b": torch.tensor([1, 3, -1, -1])}
+    place = torch.tensor([2, 3 + 3, 0, -1])  # among the seven outputs, those of "a" first
+
+    def weights(task: str, i: int, p: Tensor) -> Tensor:
+        return F.one_hot(place[i].clamp(min=0), len(p)).double() * (COUNT / 3 if place[i] >= 0 else 0)
+
+    found = measure(model, images, softmax="joint", labels="empirical", targets=targets)
+    agree(found, joint_definition(model, images, weights))
+    alone = {"a": torch.tensor([2, 1, 0, 1])}  # one task's labels are enough
+    assert measure(model, images, softmax="joint", labels="empirical", targets=alone)["head_b.weight"].abs().sum() > 0
 
 
 def test_draws_average_and_tend_to_the_exact_value() -> None:

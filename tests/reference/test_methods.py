@@ -23,9 +23,10 @@ from reference.by_hand import (
     vectors,
     watched,
 )
-from taskgraft import Problem, learn, methods, tree
+from taskgraft import Images, Problem, data, learn, methods, tree
 from taskgraft.classifier import Classifier, grow, inherited
-from taskgraft.types import Batch, Memory, Move, Outputs, Params
+from taskgraft.loop import steps
+from taskgraft.types import Batch, Memory, Move, Outputs, Params, Sources
 from toys import NEW, OLD, same
 
 IMAGES, OLDS = vectors(20, NEW, 5), vectors(12, OLD, 7)
@@ -204,3 +205,51 @@ def test_replay_that_was_kept_needs_no_old_sample_again() -> None:
     assert (seen.steps[0][0].batch.labels[OLD.name][8:] >= 0).all()
     with pytest.raises(Problem, match="give a sample of them with --old DIR"):
         learn(third, more, method="replay", run=PLAIN)
+
+
+JOINT = replace(RUN, optimiser="adamw", rate=1e-2, softmax="joint", norm="frozen", warmup=0, clip=0.0, steps=20)
+
+
+def remembered(text: str, *, old: Images | None = None, past: Memory | None = None) -> Memory:
+    """What ewc remembers of a child under one softmax over all outputs."""
+    child = child_of(perceptron())
+    child.softmax = "joint"
+    images = Sources(IMAGES, old, JOINT.views, JOINT.augment, JOINT.seed)
+    return steps.start(child, methods.build(methods.parse(text)), images, past or {}, JOINT).memory["ewc"]
+
+
+def test_under_a_joint_softmax_ewc_holds_the_new_rows_where_they_start() -> None:
+    memory, child = remembered("ewc(labels=exact)"), child_of(perceptron()).eval()
+    assert memory["anchor"].keys() == memory["importance"].keys() == dict(child.named_parameters()).keys()
+    assert torch.equal(memory["anchor"]["heads.1.weight"], child.linears()[1].weight)
+    # the Fisher of the last layer by hand: with p over the outputs of both tasks and features h, mean of p (1 - p) h^2
+    with torch.no_grad():
+        images = data.ready(IMAGES, 0, len(IMAGES.pixels))
+        h, p = child.features(images), torch.cat(list(child(images).values()), 1).softmax(1)
+    wanted = torch.einsum("bk,bd->kd", p * (1 - p), h.square()) / len(h)
+    found = torch.cat([memory["importance"][f"heads.{i}.weight"] for i in (0, 1)])
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-8)
+
+
+def test_under_a_joint_softmax_an_old_sample_counts_alone_and_else_the_bundle_for_what_it_knows() -> None:
+    known = {name: torch.full_like(value, 7.0) for name, value in anchor_of(child_of(perceptron())).items()}
+    past: Memory = {"ewc": {"importance": known}}
+    beside = remembered("ewc", past=past)["importance"]
+    assert all(torch.equal(beside[name], value) for name, value in known.items())
+    assert beside["heads.1.weight"].abs().sum() > 0
+    alone, again = (remembered("ewc", old=OLDS, past=one)["importance"] for one in (past, None))
+    assert all(torch.equal(alone[name], again[name]) for name in again)
+
+
+def test_a_huge_strength_keeps_every_answer_under_a_joint_softmax() -> None:
+    start = child_of(perceptron()).eval()
+    images = data.ready(IMAGES, 0, len(IMAGES.pixels))
+
+    def moved(text: str) -> float:
+        model = learn(child_of(perceptron()), IMAGES, method=text, run=JOINT).classifier
+        with torch.no_grad():
+            return float(
+                torch.stack([(model(images)[task] - z).abs().mean() for task, z in start(images).items()]).sum()
+            )
+
+    assert moved("ewc(strength=1e6)") < 0.3 * moved("finetune")

@@ -221,19 +221,30 @@ def demo(
     seeds: Annotated[int, typer.Option(min=1, help="runs of each arrangement")] = 1,
     cache: Cache = "",
 ) -> None:
-    """Draw synthetic cars, train a classifier of makes, extend it with paints in the founding text's six ways."""
+    """Draw synthetic cars, train a classifier of makes, extend it with paints: the reference experiment in minutes."""
     from taskgraft import report
     from taskgraft.jobs.demo import demo
 
-    with console.watching() as watch:
+    with console.watching(brief=True) as watch:
         found = demo(out, seeds=seeds, cache=cache_folder(cache), command=command_line(), watch=watch)
-    table = report.table_markdown(found)
+    comparison = out / "comparison"
+    model = comparison / found.arrangements[-1].folders[0] if found.arrangements[-1].folders else out / "alice"
     console.out([
-        table,
+        report.table_markdown(found),
+        *(f"figure: {comparison / name}" for name in ("figure1.png", "figure2.png", "figure3.png")),
+        "",
         *report.verdict_comparison(found),
-        f"report: {(out / 'comparison' / 'report.html').resolve()}",
-        "next, with your own: taskgraft extend CHECKPOINT PICTURES OUT --task NAME --old-val OLD_VALIDATION_PICTURES",
+        f"report: {(comparison / 'report.html').resolve()}",
+        f"next, try the model: {_program()} predict {model} {out / 'data' / 'paints' / 'val'} --out answers.csv",
     ])  # fmt: skip
+
+
+def _program() -> str:
+    """How this program is called from here: by its name, or by its place where the shell would not find it."""
+    import shutil
+    import sys
+
+    return "taskgraft" if shutil.which("taskgraft") else sys.argv[0]
 
 
 def _numbers(text: str) -> list[float]:

@@ -251,7 +251,7 @@ def write_cars(
     told["classes"] = list(classes)
     _claim(folder, told | {"seed": seed, "size": size, "camera": camera})
     for split, count in (("train", train), ("val", val)):
-        for name in classes:
+        for name in classes if count else ():
             (folder / split / name).mkdir(parents=True, exist_ok=True)
             for number in range(count):
                 path = folder / split / name / f"{number:05d}.png"

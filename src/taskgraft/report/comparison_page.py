@@ -81,22 +81,22 @@ def _table_section(comparison: Comparison, rows: tuple[Row, ...]) -> Section:
     records = [record for one in comparison.arrangements for record in one.records]
     old, new = (history.old_name(records[0]), history.new_name(records[0])) if records else ("old", "new")
     proxy = any(row.score is None for row in rows if row.seeds)
-    head = ("Arrangement", *(f"{name} (%)" for name in summary.HEAD))
-    width = len(head) if proxy or any(row.agreement for row in rows) else len(head) - 1
+    agreed = proxy or any(row.agreement for row in rows)
+    shown = [i for i, name in enumerate(summary.HEAD) if agreed or not name.startswith("Agreement")]
     table = Table(
         f"Score_A is accuracy on {old}, Score_B on {new}, at the step with the best mean; the best is bold",
-        head[:width],
-        tuple((row.label, *map(typeset, summary.cells(row)))[:width] for row in rows),
+        ("Arrangement", *(summary.HEAD[i] for i in shown)),
+        tuple((row.label, *(typeset(summary.cells(row)[i]) for i in shown)) for row in rows),
         strong=summary.best(rows),
     )
     remarks = [
         Text(text, "warning" if "seeds are needed" in text or "unknown," in text else "note")
-        for text in summary.remarks(rows)
+        for text in summary.remarks(comparison, rows)
     ]
     explained = Text(
         "Forgetting is the parent's accuracy on the old tasks minus the child's. The gap is the mean "
         "accuracy of two separate models (the parent, one trained for the new task alone) minus the Score. "
-        + (AGREEMENT if width == len(head) else ""),
+        "Parameters and FLOPs of one image are the child's over the parent's. " + (AGREEMENT if agreed else ""),
         "note",
     )
     return Section("table", "Scores", (table, *remarks, explained))
@@ -151,9 +151,9 @@ def _notes_section(comparison: Comparison) -> Section:
 def _settings_section(comparison: Comparison) -> Section:
     arrangements = comparison.arrangements
     settings = [dict(wording.flat(one.run)) for one in arrangements]
-    names = [name for name in dict.fromkeys(name for one in settings for name in one) if name != "seed"]
-    same = [name for name in names if len({one.get(name) for one in settings}) == 1]
-    differing = [name for name in names if name not in same]
+    differing = summary.differing(arrangements)
+    names = dict.fromkeys(name for one in settings for name in one)
+    same = [name for name in names if name != "seed" and name not in differing]
     reasons = _reasons(arrangements)
     rows = tuple(
         (one.label, one.method, *(values.get(name, wording.NOTHING) for name in differing), _steps(one))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from math import isnan
 from typing import NamedTuple
 
@@ -41,6 +41,8 @@ class Row(NamedTuple):
     agreement: Share | None
     seconds: float  # of all its runs
     added: int | None  # parameters
+    parameters: float | None  # the child's over the parent's
+    flops: float | None  # of one image, the child's over the parent's
 
     @property
     def rank(self) -> float:
@@ -77,6 +79,8 @@ def _row(comparison: Comparison, arrangement: Arrangement) -> Row:
         _share(_mean(_of(task.agreement) for task in old_tasks(record)) for record in records),
         sum(seconds(record) for record in records),
         added(records[0]) if records else None,
+        _times(records[0].parameters) if records else None,
+        _times(records[0].arithmetic) if records else None,
     )
 
 
@@ -130,6 +134,11 @@ def added(record: Record) -> int | None:
     return found["child"] - found["parent"] if {"child", "parent"} <= set(found) else None
 
 
+def _times(counts: Mapping[str, int]) -> float | None:
+    """The child's count over the parent's; None where one of them is not known."""
+    return counts["child"] / counts["parent"] if counts.get("parent") and "child" in counts else None
+
+
 def slower(record: Record) -> str:
     """How much more arithmetic an image costs than the parent took; nothing where it is under a tenth more."""
     counts = record.arithmetic
@@ -164,11 +173,20 @@ def text(share: Share | None) -> str:
 
 
 def cells(row: Row) -> tuple[str, ...]:
-    """A row of the table: Score, Score_A, Score_B, forgetting, gap, agreement."""
-    return tuple(text(share) for share in (row.score, row.old, row.new, row.forgetting, row.gap, row.agreement))
+    """A row of the table, in the order of HEAD."""
+    shares = (row.score, row.old, row.new, row.forgetting, row.gap, row.agreement)
+    return (*map(text, shares), *(wording.NOTHING if n is None else f"{n:.2f} ×" for n in (row.parameters, row.flops)))
 
 
-def remarks(rows: tuple[Row, ...]) -> list[str]:
+def differing(arrangements: Sequence[Arrangement]) -> dict[str, list[str]]:
+    """The settings in which arrangements differ, and the values of each, in their order."""
+    settings = [dict(wording.flat(one.run)) for one in arrangements]
+    names = [name for name in dict.fromkeys(name for one in settings for name in one) if name != "seed"]
+    values = {name: [one.get(name, wording.NOTHING) for one in settings] for name in names}
+    return {name: own for name, own in values.items() if len(set(own)) > 1}
+
+
+def remarks(comparison: Comparison, rows: tuple[Row, ...]) -> list[str]:
     """What a reader must know to read the table rightly."""
     lines = []
     seeds = [row.seeds for row in rows if row.seeds]
@@ -184,12 +202,19 @@ def remarks(rows: tuple[Row, ...]) -> list[str]:
             "Old accuracy is unknown, because no old validation images were given: there is no Score. "
             "Agreement with the parent is a proxy, not an accuracy; give old images with --old-val DIR."
         )
+    unlike = differing(comparison.arrangements)
+    if set(unlike) - {"rate"}:
+        told = "; ".join(f"{name} ({', '.join(dict.fromkeys(values))})" for name, values in unlike.items())
+        lines.append(f"The arrangements differ in more than their method: {told}.")
     if all(row.gap is None for row in rows):
         lines.append("No separate model was trained for the new task, so the gap to two models is unknown.")
     return lines
 
 
-HEAD = ("Score", "Score_A", "Score_B", "Forgetting", "Gap to two models", "Agreement")
+HEAD = (
+    "Score (%)", "Score_A (%)", "Score_B (%)", "Forgetting (%)", "Gap to two models (%)", "Agreement (%)",
+    "Parameters", "FLOPs",
+)  # fmt: skip
 
 
 def table_markdown(comparison: Comparison) -> str:
@@ -197,14 +222,14 @@ def table_markdown(comparison: Comparison) -> str:
     rows = summarise(comparison)
     winner = best(rows)
     lines = [
-        "| Arrangement | " + " | ".join(f"{name} (%)" for name in HEAD) + " |",
+        "| Arrangement | " + " | ".join(HEAD) + " |",
         "|---|" + "---:|" * len(HEAD),
     ]
     for i, row in enumerate(rows):
         mark = "**" if i == winner else ""
         content = (_inert(row.label), *cells(row))
         lines.append("| " + " | ".join(f"{mark}{cell}{mark}" for cell in content) + " |")
-    return "\n".join([*lines, "", *remarks(rows)]) + "\n"
+    return "\n".join([*lines, "", *remarks(comparison, rows)]) + "\n"
 
 
 def _inert(label: str) -> str:

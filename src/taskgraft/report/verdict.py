@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 from taskgraft.record import Comparison, Record, TaskResult
@@ -188,7 +189,8 @@ def judge_comparison(comparison: Comparison) -> Verdict:
     few = any(row.seeds < summary.SEEDS_NEEDED for row in rows if row.seeds)
     follow = _follow(comparison, winner, top, few)
     cost = _spent(comparison, rows, top)
-    return Verdict("mixed" if few else status, _best(top), _baseline(rows, top), cost, _two(top), *follow)
+    beside = _baseline(comparison, rows, winner)
+    return Verdict("mixed" if few else status, _best(top), beside, cost, _two(top), *follow)
 
 
 def _follow(comparison: Comparison, winner: int, top: summary.Row, few: bool) -> tuple[str, str]:
@@ -221,15 +223,24 @@ def _short(share: summary.Share | None) -> str:
     return summary.text(share).removesuffix(" (1 seed)")
 
 
-def _baseline(rows: tuple[summary.Row, ...], top: summary.Row) -> str:
-    others = [row for row in rows if plain(row.method) and row.score is not None and row is not top]
+def _baseline(comparison: Comparison, rows: tuple[summary.Row, ...], winner: int) -> str:
+    """The best beside plain fine-tuning at its best: under the same settings, where there is such a row."""
+    top, runs = rows[winner], [_unseeded(one.run) for one in comparison.arrangements]
     if top.score is None:
         return "the order rests on agreement, a proxy: measure the old tasks before you trust it"
+    others = [i for i, row in enumerate(rows) if plain(row.method) and row.score is not None and i != winner]
     if not others:
         return "no plain fine-tuning with a Score to compare with"
-    base = max(others, key=lambda row: row.rank)
-    lead = top.score.mean - base.rank
-    return f"plain fine-tuning at its best ({base.label}) has Score {_short(base.score)}: {signed(-lead)} points"
+    best = max(others, key=lambda i: (rows[i].rank, runs[i] == runs[winner]))
+    base, settings = rows[best], "the same" if runs[best] == runs[winner] else "other"
+    return (
+        f"plain fine-tuning at its best ({base.label}, under {settings} settings) has Score {_short(base.score)}: "
+        f"{signed(base.rank - top.score.mean)} points"
+    )
+
+
+def _unseeded(run: Mapping[str, object]) -> dict[str, object]:
+    return {name: value for name, value in run.items() if name != "seed"}
 
 
 def plain(method: str) -> bool:
