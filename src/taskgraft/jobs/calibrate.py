@@ -11,15 +11,15 @@ from taskgraft.calibration import FEWEST
 from taskgraft.inference import predict
 from taskgraft.jobs import evidence, measuring
 from taskgraft.problem import Problem
-from taskgraft.types import Watch
+from taskgraft.types import PathLike, Watch, as_path
 
 
 def calibrate(
-    model: str | Path,
-    data: Path,
+    model: PathLike,
+    data: PathLike,
     *,
     task: str | None = None,
-    cache: Path | None = None,
+    cache: PathLike | None = None,
     watch: Watch = Watch(),  # noqa: B008 - immutable
 ) -> dict[str, Any]:
     """Measure one task's card anew on labelled pictures, with a temperature, and put it into the bundle `model`.
@@ -28,10 +28,11 @@ def calibrate(
     calibration error before and after (two-fold: no picture is judged under a temperature that it chose). Raises
     Problem for what is no bundle, an unknown task, and fewer than FEWEST pictures.
     """
-    bundle = open_parent(str(model)) if (Path(model) / "config.json").is_file() else None
+    data = Path(data)
+    bundle = open_parent(model) if (Path(model) / "config.json").is_file() else None
     if bundle is None or bundle.home is None:
         raise Problem(f"{model} is no bundle, in which the card is kept; give the OUT folder of train or extend")
-    owner, found = measuring.labelled(bundle, data, task, cache, watch)
+    owner, found = measuring.labelled(bundle, data, task, as_path(cache), watch)
     if found.val is None or len(found.val.pixels) < FEWEST:
         count = 0 if found.val is None else len(found.val.pixels)
         raise Problem(f"{data} has {count} pictures of {owner.name}, too few for a temperature; give {FEWEST} or more")

@@ -11,7 +11,7 @@ from taskgraft.jobs.request import Request
 from taskgraft.jobs.train import train
 from taskgraft.record import Comparison
 from taskgraft.settings import LEARN, METHOD, Run
-from taskgraft.types import Watch
+from taskgraft.types import PathLike, Watch, as_path
 
 SIZE = 64
 INPUT = f"{SIZE} squash bilinear half"
@@ -30,10 +30,10 @@ TEXT = Run(
 
 
 def demo(
-    out: Path,
+    out: PathLike,
     *,
     seeds: int = 1,
-    cache: Path | None = None,
+    cache: PathLike | None = None,
     command: str = "taskgraft.demo",
     watch: Watch = Watch(),  # noqa: B008 - immutable
 ) -> Comparison:
@@ -42,6 +42,7 @@ def demo(
     The six of the founding text: its joint softmax, its two rates, no warm-up. The seventh is taskgraft's default.
     Everything lies in `out`; the same command goes on after a stop.
     """
+    out, cache = Path(out), as_path(cache)
     watch.say("drawing synthetic cars: 12 makes seen by a street camera, 10 paints seen by a factory camera")
     makes = write_cars(out / "data" / "makes", label="make", train=200, val=25, seed=1, size=SIZE, camera="street")
     paints = write_cars(out / "data" / "paints", label="paint", train=80, val=25, seed=2, size=SIZE, camera="factory")

@@ -10,7 +10,7 @@ import torch
 
 from taskgraft import methods, metrics, parallel, seeds
 from taskgraft.bundle import Bundle, open_parent
-from taskgraft.bundle.parents import create, sized
+from taskgraft.bundle.parents import create, pictures_line, sized, told_by
 from taskgraft.classifier import Classifier, wrap
 from taskgraft.data import preprocess
 from taskgraft.data.sets import changes, write_lists
@@ -24,22 +24,22 @@ from taskgraft.method import Method
 from taskgraft.problem import Problem
 from taskgraft.record import Clock, Predictions, Record, fingerprint, versions
 from taskgraft.settings import LEARN, Run, validate
-from taskgraft.types import Memory, Sources, Watch
+from taskgraft.types import Memory, PathLike, Sources, Watch, as_path
 
 RECORDERS = ("ewc", "mas", "si")
 
 
 def train(
-    data: Path,
-    out: Path,
+    data: PathLike,
+    out: PathLike,
     *,
     task: str = "label",
     model: str | None = None,
-    weights: str | None = None,
+    weights: PathLike | None = None,
     wanted: str | None = None,
     run: Run = LEARN,
     keep: str = "",
-    cache: Path | None = None,
+    cache: PathLike | None = None,
     resume: bool = False,
     command: str = "taskgraft.train",
     watch: Watch = Watch(),  # noqa: B008 - immutable
@@ -52,12 +52,15 @@ def train(
     carries for its first extension. Raises Problem for bad input before anything is written.
     """
     clock, run = Clock.start(), validate(run)
+    data, out, cache = Path(data), Path(out), as_path(cache)
     folder.suited(out, [data])
     recorder = _recorder(keep)
     backbone = _backbone(weights, model, wanted, watch) if weights else None
     model = model or "resnet18"
     start = backbone.preprocess if backbone else create(model, 2)[2]
     chosen = preprocess.parse(wanted, start) if wanted else start
+    if not backbone:
+        watch.say(pictures_line(chosen, told_by(wanted, f"timm's default for {model}")))
     found = parallel.chief_first(
         lambda: gather(data, task, (), chosen, old=None, old_val=(), seed=run.seed, cache=cache, watch=watch)
     )
@@ -77,7 +80,7 @@ def train(
         return _carry_out(bundle, found, run, recorder, settings, out, cache, command, watch, clock.lap("reading"))
 
 
-def _backbone(weights: str, model: str | None, wanted: str | None, watch: Watch) -> Bundle:
+def _backbone(weights: PathLike, model: str | None, wanted: str | None, watch: Watch) -> Bundle:
     """The model whose backbone is trained on; raises Problem where it is not of the architecture that was given."""
     opened = open_parent(weights, arch=model, wanted=wanted, unnamed=True)
     if model and model.partition(".")[0] != opened.arch.partition(".")[0]:
