@@ -133,7 +133,7 @@ def _folder(path: Path, labels: Path | None, task: str, unnamed: bool) -> Bundle
     if "taskgraft" in settings:
         return read(path)
     if "architecture" not in settings:
-        raise Problem(f"{config} names no timm architecture; give the weights file with --arch and --labels")
+        raise Problem(f"{config} names no timm architecture; give the weights file itself, with its --arch")
     files = [file for file in (path / "model.safetensors", path / "pytorch_model.bin") if file.is_file()]
     if not files:
         raise Problem(f"{path} holds neither model.safetensors nor pytorch_model.bin; add the weights")

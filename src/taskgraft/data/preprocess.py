@@ -64,8 +64,8 @@ class Preprocess(NamedTuple):
             "center": f"the middle square of {100 * self.crop_pct:.4g} % of the shorter side",
             "border": "the whole picture on black",
         }[self.crop]
-        norm = {"none": "not normalized", "half": "normalized to -1..1"}.get(
-            self.norm(), f"normalized by {self.norm()}"
+        norm = {"none": "not normalized", "half": "normalized to -1..1", "imagenet": "normalized as for ImageNet"}.get(
+            self.norm(), f"normalized with {self.norm()}"
         )
         return f"{part}, at {self.size} × {self.size} px, {self.interpolation}, {norm}"
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from taskgraft.bundle import open_parent
+from taskgraft.bundle import read
+from taskgraft.bundle.checked import read_json
 from taskgraft.bundle.files import write_card
 from taskgraft.calibration import FEWEST
 from taskgraft.inference import predict
@@ -29,9 +30,10 @@ def calibrate(
     Problem for what is no bundle, an unknown task, and fewer than FEWEST pictures.
     """
     data = Path(data)
-    bundle = open_parent(model) if (Path(model) / "config.json").is_file() else None
-    if bundle is None or bundle.home is None:
+    home = Path(model)
+    if not (home / "config.json").is_file() or "taskgraft" not in read_json(home / "config.json"):
         raise Problem(f"{model} is no bundle, in which the card is kept; give the OUT folder of train or extend")
+    bundle = read(home)
     owner, found = measuring.labelled(bundle, data, task, as_path(cache), watch)
     if found.val is None or len(found.val.pixels) < FEWEST:
         count = 0 if found.val is None else len(found.val.pixels)
@@ -39,5 +41,5 @@ def calibrate(
     predictions = predict(bundle.classifier, found.val)
     trained = bundle.cards.get(owner.name, {}).get("train_counts", {})
     card = evidence.card(predictions, owner.name, trained, f"{data.name}, by calibrate")
-    write_card(bundle.home, owner.name, card)
+    write_card(home, owner.name, card)
     return card

@@ -58,9 +58,9 @@ def distribution(
     """The share of each class of each task, counted and corrected, with 95 % intervals.
 
     `paths` is one or several of pictures, folders and videos, or one table with `path` and a column `track` (each track
-    counts once, whatever its number of frames) or `clip`. What is resampled is the track, the clip, `block` seconds of a video, or
-    else the picture. `joint` are pairs of tasks. `out` gets distribution.json, .png and .html. Further options are
-    those of `Asked`. Raises Problem for unknown tasks, and where nothing could be read.
+    counts once, whatever its number of frames) or `clip`. What is resampled is the track, the clip, `block` seconds of
+    a video, or else the picture. `joint` are pairs of tasks. `out` gets distribution.json, .png and .html. Further
+    options are those of `Asked`. Raises Problem for unknown tasks, and where nothing could be read.
     """
     asked, paths = Asked(model, **options), as_paths(paths)
     if not block > 0:

@@ -15,7 +15,7 @@ from taskgraft.data.sources import Inputs
 from taskgraft.features import balance
 from taskgraft.jobs import evidence, fitting, measuring
 from taskgraft.jobs.fitting import Job, Trained
-from taskgraft.jobs.request import Request
+from taskgraft.jobs.request import Request, command_line
 from taskgraft.loop import folder
 from taskgraft.problem import Problem
 from taskgraft.record import Clock, Line, Predictions, Record, TaskResult, digest, load_predictions, shown, versions
@@ -189,6 +189,7 @@ def _record(
         versions=versions(),
         plain=not len(classifier.extras),
         notes=(*_notes(job, tasks, score is not None, news), *evidence.surroundings(job.out)),
+        asked=command_line(job.opened.request, job.out),
     )
 
 

@@ -90,7 +90,8 @@ def open_all(request: Request, cache: Path | None, watch: Watch) -> Opened:
     for task in () if request.into else parent.classifier.tasks:
         if set(task.classes) == set(found.new.tasks[0].classes):
             watch.say(
-                f"the classes are those of the old task {task.name}; if they mean the same, use --into {task.name}"
+                f"the classes are those of the old task {task.name}; if they mean the same, use extend "
+                f"--into {task.name}"
             )
     child = child if request.into else grow(parent.classifier, found.new.tasks[0], request.run.seed)
     return Opened(request, plan, parent, child, found)

@@ -60,8 +60,8 @@ def predict_files(
     """Rows of answers to all tasks, in the order of the pictures: {"id", "tasks": {task: {"label", "probability"}}}.
 
     `paths` is one or several of pictures, videos and folders of them. Options are those of `Asked`: top, raw, every
-    (seconds), batch, arch, labels, wanted, parent_task. A picture that cannot be read has a row {"id", "error"}. Memory does not grow
-    with the number of pictures. Raises Problem for a path that does not exist or holds nothing.
+    (seconds), batch, arch, labels, wanted, parent_task. A picture that cannot be read has a row {"id", "error"}. Memory
+    does not grow with the number of pictures. Raises Problem for a path that does not exist or holds nothing.
     """
     yield from answer(Asked(model, **options), as_paths(paths), watch)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 from taskgraft import methods
 from taskgraft.methods import Plan
 from taskgraft.problem import Problem
+from taskgraft.report import commands
 from taskgraft.settings import METHOD, Run, validate
 from taskgraft.types import PathLike, as_path, as_paths
 
@@ -83,9 +83,8 @@ def checked(request: Request) -> tuple[Request, Plan]:
 
 def command_line(request: Request, out: Path) -> str:
     """The `taskgraft extend` command that repeats a request, with every setting that is not a default."""
-    words = ["taskgraft", "extend", request.parent, str(request.data), str(out)]
-    words += ["--into" if request.into else "--task", request.task]
-    words += ["--method", request.method]
+    flags: list[tuple[str, str | None]] = [("--into" if request.into else "--task", request.task)]
+    flags += [("--method", request.method)]
     given = {
         "--old": [request.old],
         "--old-val": request.old_val,
@@ -94,9 +93,7 @@ def command_line(request: Request, out: Path) -> str:
         "--input": [request.wanted],
         "--parent-task": [request.parent_task if request.parent_task != "parent" else None],
     }
-    words += [part for flag, values in given.items() for value in values if value for part in (flag, str(value))]
-    default = asdict(Run())
-    changed = {name: value for name, value in asdict(request.run).items() if value != default[name]}
-    words += [part for name, value in changed.items() for part in ("--" + name.replace("_", "-"), str(value))]
-    words += [] if request.check_parent else ["--no-parent-check"]
-    return shlex.join(words)
+    flags += [(flag, str(value)) for flag, values in given.items() for value in values if value]
+    flags += commands.settings(asdict(request.run))
+    flags += [] if request.check_parent else [("--no-parent-check", None)]
+    return commands.Call("extend", (request.parent, str(request.data), str(out)), tuple(flags)).text()

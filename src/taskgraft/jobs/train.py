@@ -23,6 +23,7 @@ from taskgraft.loop.session import Measured, fit_in, resolve
 from taskgraft.method import Method
 from taskgraft.problem import Problem
 from taskgraft.record import Clock, Predictions, Record, fingerprint, versions
+from taskgraft.report import commands
 from taskgraft.settings import LEARN, Run, validate
 from taskgraft.types import Memory, PathLike, Sources, Watch, as_path
 
@@ -56,6 +57,9 @@ def train(
     folder.suited(out, [data])
     recorder = _recorder(keep)
     backbone = _backbone(weights, model, wanted, watch) if weights else None
+    given = {"--model": model, "--weights": weights, "--input": wanted, "--keep": keep or None}
+    flags = [("--task", task), *((flag, str(value)) for flag, value in given.items() if value is not None)]
+    asked = commands.Call("train", (str(data), str(out)), (*flags, *commands.settings(asdict(run), LEARN))).text()
     model = model or "resnet18"
     start = backbone.preprocess if backbone else create(model, 2)[2]
     chosen = preprocess.parse(wanted, start) if wanted else start
@@ -77,7 +81,9 @@ def train(
     with folder.held(out):
         bundle = _begin(model, backbone, found, chosen, run)
         bundle.classifier.to(parallel.device())
-        return _carry_out(bundle, found, run, recorder, settings, out, cache, command, watch, clock.lap("reading"))
+        return _carry_out(
+            bundle, found, run, recorder, settings, out, cache, (command, asked), watch, clock.lap("reading")
+        )
 
 
 def _backbone(weights: PathLike, model: str | None, wanted: str | None, watch: Watch) -> Bundle:
@@ -122,12 +128,13 @@ def _carry_out(
     settings: dict[str, Any],
     out: Path,
     cache: Path | None,
-    command: str,
+    told: tuple[str, str],
     watch: Watch,
     clock: Clock,
 ) -> Extension:
     if found.new.train is None or found.new.val is None:
         raise Problem("both training and validation pictures are needed; add what is missing")
+    command, asked = told
     sources = Sources(found.new.train, None, run.views, run.augment, run.seed)
     val, task = found.new.val, found.new.tasks[0].name
     run, reason = resolve(out, bundle.classifier, sources, run, cache, settings, command, watch)
@@ -167,6 +174,7 @@ def _carry_out(
         seconds=clock.seconds(),
         versions=versions(),
         notes=(*evidence.warnings_of(tasks, found.described), *evidence.surroundings(out)),
+        asked=asked,
     )
     card = evidence.card(sets["new"], task, found.described["new"]["counts"], "validation images, when it was learnt")
     trained = bundle._replace(
