@@ -65,10 +65,10 @@ def _farewell() -> None:
         signal.signal(number, signal.SIG_IGN)
     if not launch.leads():
         return
-    console.note(f"taskgraft: stopped; the same command {_way_on(sys.argv[1:])}")
+    console.note(f"taskgraft: stopped; the same command {way_on(sys.argv[1:])}")
 
 
-def _way_on(words: list[str]) -> str:
+def way_on(words: list[str]) -> str:
     """What a stopped command does when it is given again."""
     verb = next((word for word in words if not word.startswith("-")), "")
     if verb in ("tune", "compare", "demo") or "auto" in words or "--method=auto" in words:

@@ -186,8 +186,10 @@ def listed(paths: Iterable[str | Path], watch: Watch) -> tuple[Item, ...]:
 
 def opened(asked: Asked, watch: Watch) -> Bundle:
     """The model that is asked; says what was inferred of it."""
-    if asked.top < 1 or asked.batch < 1 or not asked.every > 0:
-        raise Problem("--top, --batch or --every is too small; give 1 or more, and more than 0 seconds")
+    if asked.top < 1:
+        raise Problem(f"--top {asked.top} is too small; give 1 or more")
+    if asked.batch < 1 or not asked.every > 0:
+        raise Problem("--batch or --every is too small; give 1 or more, and more than 0 seconds")
     bundle = open_parent(asked.model, arch=asked.arch, labels=asked.labels, wanted=asked.wanted, task=asked.parent_task)
     for line in bundle.found if bundle.home is None else ():
         watch.say(f"model: {line}")
