@@ -63,8 +63,6 @@ def train(
     model = model or "resnet18"
     start = backbone.preprocess if backbone else create(model, 2)[2]
     chosen = preprocess.parse(wanted, start) if wanted else start
-    if not backbone:
-        watch.say(pictures_line(chosen, told_by(wanted, f"timm's default for {model}")))
     found = parallel.chief_first(
         lambda: gather(data, task, (), chosen, old=None, old_val=(), seed=run.seed, cache=cache, watch=watch)
     )
@@ -78,6 +76,8 @@ def train(
     }
     if parallel.told(lambda: folder.examine(out, settings, resume, lambda: changes(out, found.new))) == "done":
         return finished(out, found, watch)
+    if not backbone:  # of which `open_parent` has told it
+        watch.say(pictures_line(chosen, told_by(wanted, f"timm's default for {model}")))
     with folder.held(out):
         bundle = _begin(model, backbone, found, chosen, run)
         bundle.classifier.to(parallel.device())
