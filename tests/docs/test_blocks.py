@@ -233,6 +233,7 @@ def server(page_home: Path) -> Iterator[str]:
 @pytest.mark.parametrize("page_home", PAGES, indirect=True, ids=lambda page: page.name)
 def test_the_blocks_of_a_page_run_in_order(page_home: Path, server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for function in (taskgraft.extend, taskgraft.train, taskgraft.learn):
+        assert function.__kwdefaults__
         monkeypatch.setitem(function.__kwdefaults__, "run", SHORT)
     names: dict[str, object] = {"__name__": "__main__"}
     for block in blocks(page_home):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,9 +31,9 @@ def mixed_up(alice: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]
     return [str(home / "cars.safetensors"), *flags]
 
 
-def request_of(mixed_up: list[str], new: Path, old: Path, **more: object) -> Request:
+def request_of(mixed_up: list[str], new: Path, old: Path, **more: Any) -> Request:
     parent, _, arch, _, labels, _, wanted = mixed_up
-    return Request(parent, new, "paint", run=RUN, old_val=old, arch=arch, labels=labels, wanted=wanted, **more)  # pyright: ignore[reportArgumentType]
+    return Request(parent, new, "paint", run=RUN, old_val=old, arch=arch, labels=labels, wanted=wanted, **more)
 
 
 def said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, list[str]]:

@@ -10,6 +10,7 @@ import typing
 from dataclasses import replace
 from pathlib import Path
 from types import UnionType
+from typing import Any
 
 import pytest
 
@@ -48,13 +49,13 @@ def here(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "here"
 
 
-FOREIGN = {"arch": "test_resnet", "labels": "labels.txt", "wanted": "32 squash bilinear half"}
+FOREIGN: dict[str, Any] = {"arch": "test_resnet", "labels": "labels.txt", "wanted": "32 squash bilinear half"}
 
 
 def extended() -> None:
     done = taskgraft.extend(
         "shapes.safetensors", "paints", "both/", task="paint", run=RUN, old="shapes/train", old_val="shapes/val",
-        cache="cache", **FOREIGN,  # pyright: ignore[reportArgumentType]
+        cache="cache", **FOREIGN,
     )  # fmt: skip
     assert done.record.asked == (
         "taskgraft extend shapes.safetensors paints both --task paint --method branch --old shapes/train "
@@ -98,7 +99,7 @@ def looked() -> None:
 
 
 def measured() -> None:
-    found = taskgraft.evaluate("shapes.safetensors", "shapes", html="page.html", cache="cache", **FOREIGN)  # pyright: ignore[reportArgumentType]
+    found = taskgraft.evaluate("shapes.safetensors", "shapes", html="page.html", cache="cache", **FOREIGN)
     assert found["accuracy"] > 0.5
     assert Path("page.html").is_file()
     assert taskgraft.calibrate("shapes_bundle", "shapes/val", cache="cache")["task"] == "shape"
@@ -123,18 +124,18 @@ def counted() -> None:
 def exported() -> None:
     done = taskgraft.export("shapes_bundle", "timm", format="safetensors", check="shapes/val", cache="cache")
     assert done.checks[0].images == 24
-    taskgraft.export("shapes.safetensors", "more", format="safetensors", check=["shapes/val"], **FOREIGN)  # pyright: ignore[reportArgumentType]
+    taskgraft.export("shapes.safetensors", "more", format="safetensors", check=["shapes/val"], **FOREIGN)
 
 
 def opened() -> None:
-    assert taskgraft.open_parent("shapes.safetensors", **FOREIGN).source == "shapes.safetensors"  # pyright: ignore[reportArgumentType]
+    assert taskgraft.open_parent("shapes.safetensors", **FOREIGN).source == "shapes.safetensors"
     assert taskgraft.open_parent("shapes_bundle").home == Path("shapes_bundle")
     assert taskgraft.load("shapes_bundle").out == Path("shapes_bundle")
 
 
 def served() -> None:
     pytest.importorskip("fastapi")
-    assert taskgraft.serve("shapes.safetensors", trial=True, port=0, **FOREIGN)["tasks"]  # pyright: ignore[reportArgumentType]
+    assert taskgraft.serve("shapes.safetensors", trial=True, port=0, **FOREIGN)["tasks"]
 
 
 # What calls which of the public functions; `demo` takes minutes and is only asked what it would do first.
