@@ -144,7 +144,7 @@ def grow(classifier: Classifier, task: Task, seed: int) -> Classifier:
     if task.name in known:
         raise Problem(
             f"the model already has a task {task.name!r} (tasks: {', '.join(known)}); choose another --task name, "
-            f"or add classes to it with --into {task.name}"
+            f"or add classes to it by extend --into {task.name}"
         )
     if len(task.classes) < 2:
         raise Problem(f"task {task.name!r} has {len(task.classes)} class, and a classifier needs two; add one")

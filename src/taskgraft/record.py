@@ -100,6 +100,7 @@ class Record(BaseModel):
     versions: dict[str, str]
     plain: bool = True  # whether plain timm can load the model
     notes: tuple[str, ...] = ()
+    asked: str = ""  # the command that asks for just this run, whatever started it; the next ones are made from it
 
 
 class Arrangement(BaseModel):

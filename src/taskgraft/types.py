@@ -1,14 +1,17 @@
-"""The nouns of taskgraft: named tuples and aliases, no behaviour."""
+"""The nouns of taskgraft: named tuples and aliases, and how a path that a caller gives becomes a Path."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, Protocol
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, overload
 
 from torch import Tensor
 
 from taskgraft.settings import Implicit, Softmax
 
+PathLike = str | os.PathLike[str]  # what public functions take for a path; inside there are Paths
 Params = dict[str, Tensor]
 Memory = dict[str, Any]  # nested dictionaries of tensors, nothing else: saves without pickle
 Terms = dict[str, Tensor]  # the summands of the objective by name, each a scalar
@@ -126,3 +129,17 @@ class Watch(NamedTuple):
     say: Callable[[str], None] = lambda line: None
     progress: Callable[[str, int, int], None] = lambda what, done, total: None
     logged: Callable[[Any], None] = lambda line: None
+
+
+@overload
+def as_path(given: PathLike) -> Path: ...
+@overload
+def as_path(given: PathLike | None) -> Path | None: ...
+def as_path(given: PathLike | None) -> Path | None:
+    """A path as it is used inside; None stays None."""
+    return None if given is None else Path(given)
+
+
+def as_paths(given: PathLike | Iterable[PathLike]) -> tuple[Path, ...]:
+    """One path or several as they are used inside: a string is one path, not its letters."""
+    return (Path(given),) if isinstance(given, str | os.PathLike) else tuple(Path(one) for one in given)

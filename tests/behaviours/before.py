@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from behaviours.trying import FEW, Behaviour, Place
 from taskgraft import Run, cli
 from taskgraft.data.drawn import write_cars
 from taskgraft.jobs import demo
+from taskgraft.jobs.request import Request
 from taskgraft.jobs.train import train
 from toys import NEW, OLD, folder_of
 
@@ -69,6 +71,7 @@ def demonstrated(place: Place) -> str:
         patch.setattr(demo, "write_cars", drawn)
         patch.setattr(demo, "train", trained)
         patch.setattr(demo, "INPUT", "32 squash bilinear half")
+        patch.setattr(demo, "Request", partial(Request, check_parent=False))  # two steps make a parent that guesses
         patch.setattr(demo, "TEXT", replace(demo.TEXT, steps=2, eval_every=1, precision="fp32"))
         told = place.run("demo", "demo-run", "--cache", "none")
     assert told.code == 0, told.err
@@ -260,20 +263,25 @@ def nameless(place: Place) -> str:
 
 
 def measured_first(place: Place) -> str:
-    """A parent that guesses: its accuracy is told before training, and a note warns."""
+    """A parent that guesses: its accuracy is told before training, which does not begin; with a flag a note warns."""
     torch.manual_seed(3)
     save_file(timm.create_model("test_resnet", num_classes=3).state_dict(), place.root / "b.safetensors")
     (place.root / "labels.txt").write_text("\n".join(OLD.classes))
-    told = place.run("extend", place.root / "b.safetensors", place.new, place.root / "out", "--task", "paint", *FEW,
-                     "--arch", "test_resnet", "--labels", place.root / "labels.txt", "--input", "32 squash",
-                     "--old-val", place.old / "val", "--parent-task", "shape")  # fmt: skip
+    given = ("extend", place.root / "b.safetensors", place.new, place.root / "out", "--task", "paint", *FEW,
+             "--arch", "test_resnet", "--labels", place.root / "labels.txt", "--input", "32 squash",
+             "--old-val", place.old / "val", "--parent-task", "shape")  # fmt: skip
+    stopped = place.run(*given)
+    assert stopped.code == 2
+    assert "guessing the most frequent class gives" in stopped.last
+    assert not (place.root / "out").exists()
+    told = place.run(*given, "--no-parent-check")
     assert told.code == 0, told.err
     line = next(line for line in told.err.splitlines() if "validation pictures" in line)
     notes = json.loads((place.root / "out" / "record.json").read_text())["notes"]
     warned = [note for note in notes if "near chance" in note]
     assert len(warned) == 1
     assert told.err.index(line) < told.err.index("step 1/2")
-    return f"{line}; note: {warned[0]}"
+    return f"{line}; {stopped.last}; note: {warned[0]}"
 
 
 ROWS = [
@@ -307,5 +315,6 @@ ROWS = [
               ("tests/bundle/test_weights.py::test_code_in_a_file_is_named_and_not_run",)),
     Behaviour(17, "missing class names are asked for, never invented", nameless, (),
               "train --weights needs none: it throws the head away"),
-    Behaviour(18, "old pictures measure the parent before training; near chance is a warning", measured_first),
+    Behaviour(18, "old pictures measure the parent before training; near chance is a warning", measured_first, (),
+              "a parent that guesses stops the command; with --no-parent-check it is a warning"),
 ]  # fmt: skip

@@ -104,7 +104,7 @@ def test_si_never_rewards_drifting() -> None:
 
 
 def test_si_without_a_recorded_path_says_so() -> None:
-    with pytest.raises(Problem, match=r"does not carry.*train it with --keep si, use ewc or mas"):
+    with pytest.raises(Problem, match=r"does not carry.*train it by train --keep si, use ewc or mas"):
         learn(child_of(perceptron()), IMAGES, method="si", run=PLAIN)
 
 

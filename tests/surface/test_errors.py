@@ -242,4 +242,4 @@ def test_an_interruption_names_the_way_on(place: Place, command, monkeypatch: py
     monkeypatch.setattr("taskgraft.jobs.check.check", stopped)
     told = command("check", place.data)
     assert told.code == 130
-    assert told.err == ["taskgraft: stopped; the same command with --resume goes on"]
+    assert told.err == ["taskgraft: stopped; the same command begins anew"]

@@ -20,9 +20,9 @@ COMMANDS = typer.main.get_command(app).commands  # pyright: ignore[reportAttribu
 LESS = ["--steps", "2", "--batch", "4", "--warmup", "2", "--eval-every", "1", "--precision", "fp32", "--cache", "none"]
 MORE = {
     "train": [*LESS, "--model", "test_resnet"],
-    "extend": LESS,
-    "compare": [*LESS, "--seeds", "1"],
-    "tune": LESS,
+    "extend": [*LESS, "--no-parent-check"],  # the parent below has hardly been trained
+    "compare": [*LESS, "--seeds", "1", "--no-parent-check"],
+    "tune": [*LESS, "--no-parent-check"],
 }
 
 

@@ -68,7 +68,8 @@ def read(folder: Path) -> Digests:
         return Digests.model_validate_json((folder / FILE).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise Problem(
-            f"{folder} holds no {FILE}, which every finished run has; finish the run with --resume or make it anew"
+            f"{folder} holds no {FILE}, which every finished run has; "
+            "finish it by the same train or extend with --resume, or make it anew"
         ) from error
     except (OSError, ValueError, ValidationError) as error:
         raise Problem(f"{folder / FILE} is damaged: {str(error).splitlines()[0][:160]}; copy it again") from error

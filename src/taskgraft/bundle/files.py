@@ -34,7 +34,7 @@ class Bundle(NamedTuple):
 
     `memory` is what the next extension needs; `found` says what was inferred when it was opened; `lineage` holds
     an entry for each extension so far; `cards` a task card for each task that has one; `options` are timm's
-    `model_args`; `home` is the folder of a bundle.
+    `model_args`; `home` is the folder of a bundle; `preprocess_from` says who told the preprocessing.
     """
 
     classifier: Classifier
@@ -49,6 +49,7 @@ class Bundle(NamedTuple):
     cards: dict[str, dict[str, Any]] = {}  # noqa: RUF012 - never changed
     options: dict[str, Any] = {}  # noqa: RUF012
     home: Path | None = None
+    preprocess_from: str = ""
 
 
 class _Task(BaseModel):
@@ -140,6 +141,7 @@ def read(folder: Path) -> Bundle:
         cards,
         config.model_args,
         folder,
+        f"as {folder / 'config.json'} says",
     )
 
 

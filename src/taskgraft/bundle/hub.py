@@ -26,7 +26,7 @@ def fetched(source: str) -> nn.Module:
         reason = " ".join(str(error).split())[:120]
         raise Problem(
             f"the weights of {source!r} could not be fetched ({type(error).__name__}: {reason}); without a "
-            "network give a local folder (local-dir:FOLDER) or a file of weights with --arch and --labels",
+            "network give a local folder (local-dir:FOLDER) or a file of weights with its --arch",
             code=3,
         ) from error
 

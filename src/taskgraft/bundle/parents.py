@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +19,16 @@ from taskgraft.data import preprocess
 from taskgraft.data.preprocess import Preprocess
 from taskgraft.problem import Problem
 from taskgraft.record import digest, fingerprint
-from taskgraft.types import Task
+from taskgraft.types import PathLike, Task, as_path
 
 FILES = (".pth", ".pt", ".tar", ".bin", ".safetensors", ".ckpt")
 
 
 def open_parent(
-    source: str,
+    source: PathLike,
     *,
     arch: str | None = None,
-    labels: Path | None = None,
+    labels: PathLike | None = None,
     wanted: str | None = None,
     task: str = "parent",
     unnamed: bool = False,
@@ -40,6 +41,7 @@ def open_parent(
     takes numbers where class names are missing, for who wants the backbone alone. Raises Problem for anything that
     does not fit; nothing is ever loaded with names or shapes left over.
     """
+    source, labels = os.fspath(source), as_path(labels)
     path = Path(source.removeprefix("local-dir:"))
     if path.is_dir():
         bundle = _folder(path, labels, task, unnamed)
@@ -52,8 +54,22 @@ def open_parent(
         hint = f" (did you mean the timm model {near[0]!r}?)" if near else ""
         raise Problem(f"parent {source!r} is no file, no folder and no timm model{hint}; give one of them")
     if wanted:
-        bundle = bundle._replace(preprocess=preprocess.parse(wanted, bundle.preprocess))
-    return bundle
+        told = told_by(wanted, bundle.preprocess_from)
+        bundle = bundle._replace(preprocess=preprocess.parse(wanted, bundle.preprocess), preprocess_from=told)
+    return bundle._replace(found=(*bundle.found, pictures_line(bundle.preprocess, bundle.preprocess_from)))
+
+
+def told_by(wanted: str | None, otherwise: str) -> str:
+    """Who says how pictures are shown: --input, as far as it goes, and `otherwise`."""
+    if not wanted:
+        return otherwise
+    return "as --input says" if preprocess.whole(wanted) else f"as --input says, the rest {otherwise}"
+
+
+def pictures_line(wanted: Preprocess, told: str) -> str:
+    """How pictures are shown to a model, in words and as --input takes it, and who says so."""
+    change = "" if told.startswith("as --input") else "; --input sets it"
+    return f"pictures are shown as '{wanted.show()}' ({wanted.told()}), {told}{change}"
 
 
 def create(arch: str, classes: int, **options: Any) -> tuple[nn.Module, str, Preprocess]:
@@ -101,7 +117,10 @@ def _file(path: Path, arch: str | None, labels: Path | None, task: str, wanted: 
     found.append(f"{len(tensors)} tensors matched")
     classifier = wrap(net, head, [Task(task, names)])
     mark = digest(path)
-    return Bundle(classifier, default, {}, str(path), mark, arch, head, tuple(found), options=options)
+    told = f"timm's default for {arch}, since a file of weights does not say"
+    return Bundle(
+        classifier, default, {}, str(path), mark, arch, head, tuple(found), options=options, preprocess_from=told
+    )
 
 
 def _folder(path: Path, labels: Path | None, task: str, unnamed: bool) -> Bundle:
@@ -114,7 +133,7 @@ def _folder(path: Path, labels: Path | None, task: str, unnamed: bool) -> Bundle
     if "taskgraft" in settings:
         return read(path)
     if "architecture" not in settings:
-        raise Problem(f"{config} names no timm architecture; give the weights file with --arch and --labels")
+        raise Problem(f"{config} names no timm architecture; give the weights file itself, with its --arch")
     files = [file for file in (path / "model.safetensors", path / "pytorch_model.bin") if file.is_file()]
     if not files:
         raise Problem(f"{path} holds neither model.safetensors nor pytorch_model.bin; add the weights")
@@ -139,7 +158,11 @@ def _folder(path: Path, labels: Path | None, task: str, unnamed: bool) -> Bundle
         raise Problem(f"{config} is damaged: pretrained_cfg holds no named values; copy it again")
     wanted = preprocess.from_timm({**preprocess.to_timm(default), **told}, str(config))
     classifier = wrap(net, head, [Task(task, names)])
-    return Bundle(classifier, wanted, {}, str(path), digest(files[0]), arch, head, tuple(found), options=options)
+    source = f"as {config} says" if told else f"timm's default for {arch}, since {config} does not say"
+    return Bundle(
+        classifier, wanted, {}, str(path), digest(files[0]), arch, head, tuple(found), options=options,
+        preprocess_from=source,
+    )  # fmt: skip
 
 
 def _named(source: str, labels: Path | None, task: str, unnamed: bool) -> Bundle:
@@ -157,7 +180,8 @@ def _named(source: str, labels: Path | None, task: str, unnamed: bool) -> Bundle
         )
     wanted = preprocess.from_timm(net.pretrained_cfg)  # pyright: ignore[reportArgumentType]
     mark = fingerprint(f"{name} {value.sum().item()}" for name, value in net.state_dict().items())
-    return Bundle(wrap(net, head, [Task(task, names)]), wanted, {}, source, mark, arch, head, ())
+    told = f"as timm says of {source}"
+    return Bundle(wrap(net, head, [Task(task, names)]), wanted, {}, source, mark, arch, head, (), preprocess_from=told)
 
 
 def _imagenet(net: nn.Module, source: str) -> tuple[str, ...]:

@@ -65,8 +65,16 @@ def _farewell() -> None:
         signal.signal(number, signal.SIG_IGN)
     if not launch.leads():
         return
-    again = "" if {"tune", "compare", "demo", "auto"} & set(sys.argv) else " with --resume"
-    console.note(f"taskgraft: stopped; the same command{again} goes on")
+    console.note(f"taskgraft: stopped; the same command {way_on(sys.argv[1:])}")
+
+
+def way_on(words: list[str]) -> str:
+    """What a stopped command does when it is given again."""
+    verb = next((word for word in words if not word.startswith("-")), "")
+    if verb in ("tune", "compare", "demo") or "auto" in words or "--method=auto" in words:
+        return "goes on"
+    kept = verb in ("train", "extend") or (verb == "predict" and any(word.startswith("--out") for word in words))
+    return "with --resume goes on" if kept else "begins anew"
 
 
 def _misused(error: Any) -> str:

@@ -64,6 +64,13 @@ ParentTask = Annotated[
         "--parent-task", rich_help_panel="Parent", help="name for the task of a parent that comes without names"
     ),
 ]
+NoParentCheck = Annotated[
+    bool,
+    typer.Option(
+        "--no-parent-check", rich_help_panel="Parent",
+        help="go on where the parent does no better than guessing on its own --old-val",
+    ),
+]  # fmt: skip
 Cache = Annotated[
     str,
     typer.Option(

@@ -14,6 +14,7 @@ from taskgraft.cli.options import (
     Cache,
     Input,
     Labels,
+    NoParentCheck,
     Old,
     OldVal,
     ParentTask,
@@ -58,6 +59,7 @@ def tune(
     labels: Labels = None,
     wanted: Input = None,
     parent_task: ParentTask = "parent",
+    no_parent_check: NoParentCheck = False,
     cache: Cache = "",
 ) -> None:
     """Search strengths, rates, temperature: a frontier of old and new accuracy, and three choices on it as bundles."""
@@ -68,7 +70,10 @@ def tune(
     from taskgraft.search import space
 
     searched = space.parse(method, settings, run)
-    request = Request(parent, data, task, "finetune", run, old, tuple(old_val or ()), arch, labels, wanted, parent_task)
+    request = Request(
+        parent, data, task, "finetune", run, old, old_val or (), arch, labels, wanted, parent_task,
+        check_parent=not no_parent_check,
+    )  # fmt: skip
     with console.watching() as watch:
         found = job.tune(
             request, searched, out, wish=wish, crew=crew, cache=cache_folder(cache), command=command_line(), watch=watch

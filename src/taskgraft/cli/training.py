@@ -23,6 +23,7 @@ from taskgraft.cli.options import (
     MaxForgetting,
     Method,
     NewTask,
+    NoParentCheck,
     Old,
     OldVal,
     ParentTask,
@@ -114,6 +115,7 @@ def extend(
     labels: Labels = None,
     wanted: Input = None,
     parent_task: ParentTask = "parent",
+    no_parent_check: NoParentCheck = False,
     cache: Cache = "",
     budget: Budget = "",
     max_forgetting: MaxForgetting = "",
@@ -134,8 +136,8 @@ def extend(
             "classes of an old one"
         )
     request = Request(
-        parent, data, task or into, method, run, old, tuple(old_val or ()), arch, labels, wanted, parent_task,
-        bool(into),
+        parent, data, task or into, method, run, old, old_val or (), arch, labels, wanted, parent_task,
+        bool(into), not no_parent_check,
     )  # fmt: skip
     if dry_run:
         _dry_run(request, out)
@@ -192,6 +194,7 @@ def compare(
     labels: Labels = None,
     wanted: Input = None,
     parent_task: ParentTask = "parent",
+    no_parent_check: NoParentCheck = False,
     cache: Cache = "",
 ) -> None:
     """Extend with several methods and seeds: table, figures, report. The same command goes on after a stop."""
@@ -200,7 +203,10 @@ def compare(
     from taskgraft.jobs.request import Request
 
     chosen = arms([name for name in methods.split(";") if name.strip()], _numbers(rates), run)
-    request = Request(parent, data, task, "finetune", run, old, tuple(old_val or ()), arch, labels, wanted, parent_task)
+    request = Request(
+        parent, data, task, "finetune", run, old, old_val or (), arch, labels, wanted, parent_task,
+        check_parent=not no_parent_check,
+    )  # fmt: skip
     with console.watching() as watch:
         found = compare(
             request,

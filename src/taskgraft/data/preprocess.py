@@ -50,9 +50,24 @@ class Preprocess(NamedTuple):
     def show(self) -> str:
         """Write it as the line that `parse` reads."""
         crop = f"{self.crop}:{self.crop_pct}" if self.crop == "center" else self.crop
+        return f"{self.size} {crop} {self.interpolation} {self.norm()}"
+
+    def norm(self) -> str:
+        """Mean and standard deviation, by their name where they have one."""
         known = [name for name, pair in NORMS.items() if pair == (self.mean, self.std)]
-        norm = known[0] if known else f"mean={_numbers(self.mean)} std={_numbers(self.std)}"
-        return f"{self.size} {crop} {self.interpolation} {norm}"
+        return known[0] if known else f"mean={_numbers(self.mean)} std={_numbers(self.std)}"
+
+    def told(self) -> str:
+        """What becomes of a picture, in words."""
+        part = {
+            "squash": "the whole picture, squashed",
+            "center": f"the middle square of {100 * self.crop_pct:.4g} % of the shorter side",
+            "border": "the whole picture on black",
+        }[self.crop]
+        norm = {"none": "not normalized", "half": "normalized to -1..1", "imagenet": "normalized as for ImageNet"}.get(
+            self.norm(), f"normalized with {self.norm()}"
+        )
+        return f"{part}, at {self.size} × {self.size} px, {self.interpolation}, {norm}"
 
 
 def parse(text: str, start: Preprocess) -> Preprocess:
@@ -79,6 +94,12 @@ def parse(text: str, start: Preprocess) -> Preprocess:
     if min(wanted.std) <= 0:
         raise Problem(f"input {text!r}: std is not above 0; give three numbers above 0")
     return wanted
+
+
+def whole(text: str) -> bool:
+    """Whether a line says everything, so that nothing stays of what it starts from."""
+    other = Preprocess(8, "border", LEAST, "nearest", (FAR,) * 3, (FAR,) * 3)
+    return parse(text, Preprocess()).show() == parse(text, other).show()
 
 
 def from_timm(config: Mapping[str, Any], where: str = "timm") -> Preprocess:

@@ -5,21 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from taskgraft.bundle import open_parent
+from taskgraft.bundle import read
+from taskgraft.bundle.checked import read_json
 from taskgraft.bundle.files import write_card
 from taskgraft.calibration import FEWEST
 from taskgraft.inference import predict
 from taskgraft.jobs import evidence, measuring
 from taskgraft.problem import Problem
-from taskgraft.types import Watch
+from taskgraft.types import PathLike, Watch, as_path
 
 
 def calibrate(
-    model: str | Path,
-    data: Path,
+    model: PathLike,
+    data: PathLike,
     *,
     task: str | None = None,
-    cache: Path | None = None,
+    cache: PathLike | None = None,
     watch: Watch = Watch(),  # noqa: B008 - immutable
 ) -> dict[str, Any]:
     """Measure one task's card anew on labelled pictures, with a temperature, and put it into the bundle `model`.
@@ -28,15 +29,17 @@ def calibrate(
     calibration error before and after (two-fold: no picture is judged under a temperature that it chose). Raises
     Problem for what is no bundle, an unknown task, and fewer than FEWEST pictures.
     """
-    bundle = open_parent(str(model)) if (Path(model) / "config.json").is_file() else None
-    if bundle is None or bundle.home is None:
+    data = Path(data)
+    home = Path(model)
+    if not (home / "config.json").is_file() or "taskgraft" not in read_json(home / "config.json"):
         raise Problem(f"{model} is no bundle, in which the card is kept; give the OUT folder of train or extend")
-    owner, found = measuring.labelled(bundle, data, task, cache, watch)
+    bundle = read(home)
+    owner, found = measuring.labelled(bundle, data, task, as_path(cache), watch)
     if found.val is None or len(found.val.pixels) < FEWEST:
         count = 0 if found.val is None else len(found.val.pixels)
         raise Problem(f"{data} has {count} pictures of {owner.name}, too few for a temperature; give {FEWEST} or more")
     predictions = predict(bundle.classifier, found.val)
     trained = bundle.cards.get(owner.name, {}).get("train_counts", {})
     card = evidence.card(predictions, owner.name, trained, f"{data.name}, by calibrate")
-    write_card(bundle.home, owner.name, card)
+    write_card(home, owner.name, card)
     return card

@@ -21,7 +21,7 @@ from taskgraft.data.formats import Entry, list_images
 from taskgraft.data.manifest import MAX_EXCLUDED
 from taskgraft.problem import Problem
 from taskgraft.record import shown
-from taskgraft.types import Task, Watch
+from taskgraft.types import PathLike, Task, Watch, as_path
 
 FEW = 10  # training pictures of a class under which nobody learns it well
 LOPSIDED = 20.0  # times as many pictures in the largest class as in the smallest, from which it is worth a word
@@ -39,17 +39,17 @@ class _Look(NamedTuple):
 
 
 def check(
-    data: Path,
+    data: PathLike,
     task: str = "label",
     *,
     group: str | None = None,
     min_images: int = 0,
-    manifest: Path | None = None,
+    manifest: PathLike | None = None,
     drop_leaks: bool = False,
-    against: str | None = None,
+    against: PathLike | None = None,
     arch: str | None = None,
-    labels: Path | None = None,
-    html: Path | None = None,
+    labels: PathLike | None = None,
+    html: PathLike | None = None,
     watch: Watch = Watch(),  # noqa: B008 - immutable
 ) -> dict[str, Any]:
     """Open every picture; count classes, splits and sizes; find what is double, contradictory or probably misspelt.
@@ -59,6 +59,8 @@ def check(
     Returns plain values with the "lines" to print, and in "wanting" what should be mended first. Writes nothing but
     `manifest` and the page `html`. Raises Problem for data that cannot be understood at all.
     """
+    data, manifest, html = Path(data), as_path(manifest), as_path(html)
+    against = None if against is None else os.fspath(against)
     if drop_leaks and not manifest:
         raise Problem("--drop-leaks is of --write-manifest TABLE; give both, the pictures themselves stay as they are")
     known = _tasks(against, arch, labels) if against else None
@@ -219,7 +221,7 @@ def _forms(entries: Sequence[Entry], task: str) -> list[str]:
     return sorted(label for label, names in folders.items() if len(names) > 1)
 
 
-def _tasks(against: str, arch: str | None, labels: Path | None) -> tuple[tuple[Task, ...], int]:
+def _tasks(against: str, arch: str | None, labels: PathLike | None) -> tuple[tuple[Task, ...], int]:
     """The tasks of a model, and the size of its input in pixels."""
     from taskgraft.bundle import open_parent
 

@@ -17,7 +17,7 @@ from taskgraft.loop import folder
 from taskgraft.problem import Problem
 from taskgraft.record import Arrangement, Comparison, Record, write_text
 from taskgraft.settings import Run
-from taskgraft.types import Watch
+from taskgraft.types import PathLike, Watch, as_path
 
 
 class Arm(NamedTuple):
@@ -43,11 +43,11 @@ def arms(names: Sequence[str], rates: Sequence[float], run: Run) -> list[Arm]:
 def compare(
     request: Request,
     arms: Sequence[Arm],
-    out: Path,
+    out: PathLike,
     *,
     seeds: int = 3,
     separate: float = 4.0,
-    cache: Path | None = None,
+    cache: PathLike | None = None,
     command: str = "taskgraft.compare",
     watch: Watch = Watch(),  # noqa: B008 - immutable
 ) -> Comparison:
@@ -57,6 +57,7 @@ def compare(
     separate models. A finished run is not repeated and an interrupted one goes on, so the same command can be
     given again. An arrangement that fails is reported with its reason, and the others go on.
     """
+    out, cache = Path(out), as_path(cache)
     labels = [arm.label for arm in arms]
     if not arms:
         raise Problem("there is no arrangement to compare; name at least one method")
@@ -68,19 +69,19 @@ def compare(
     failures: list[tuple[str, str]] = []
     single = _separate(request, arms, separate) if separate else None
     total = seeds * images_of([*arms, *([single] if single else [])])
-    before = 0
+    before, terse = 0, _terse(watch)
     for seed in range(request.run.seed, request.run.seed + seeds):
         for number, arm in enumerate(arms, start=1):
             watch.say(f"seed {seed}, arrangement {number} of {len(arms)}: {arm.label}")
             asked = replace(request, method=arm.method, run=replace(arm.run, seed=seed))
-            found = _try(asked, out, arm.label, cache, _within(watch, arm, before, total), failures)
+            found = _try(asked, out, arm.label, cache, _within(terse, arm, before, total), failures)
             before += images_of([arm])
             if found:
                 done[arm.label].append((found.record, str(found.out.relative_to(out))))
         if single:
             watch.say(f"seed {seed}: {single.label}")
             asked = replace(request, method=single.method, run=replace(single.run, seed=seed), old_val=(), old=None)
-            found = _try(asked, out, "separate", cache, _within(watch, single, before, total), failures)
+            found = _try(asked, out, "separate", cache, _within(terse, single, before, total), failures)
             before += images_of([single])
             if found:
                 alone.append(max(line.accuracy.get(request.task, 0.0) for line in found.record.history))
@@ -133,14 +134,25 @@ def publish(out: Path, comparison: Comparison) -> None:
     write_text(out / "report.html", report.render_comparison(comparison))
 
 
+def _terse(watch: Watch) -> Watch:
+    """What runs say of their parent, once for all, and that they failed; their other lines would be too many."""
+    told: set[str] = set()
+
+    def say(line: str) -> None:
+        if line.startswith("failed: ") or (line.startswith("parent: ") and line not in told):
+            told.add(line)
+            watch.say(line)
+
+    return watch._replace(say=say)
+
+
 def _try(
     request: Request, out: Path, label: str, cache: Path | None, watch: Watch, failures: list[tuple[str, str]]
 ) -> Extension | None:
     place = out / re.sub(r"[^a-z0-9.=]+", "-", label.lower()).strip("-") / f"seed-{request.run.seed}"
-    quiet = watch._replace(say=lambda line: None)
     command = command_line(request, place)
     try:
-        return carry_out(request, place, cache=cache, resume=True, command=command, watch=quiet)
+        return carry_out(request, place, cache=cache, resume=True, command=command, watch=watch)
     except Problem as problem:
         if problem.code != 4:  # bad input is the same for all: stop
             raise

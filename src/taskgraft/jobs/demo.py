@@ -13,7 +13,7 @@ from taskgraft.jobs.train import train
 from taskgraft.record import Comparison
 from taskgraft.report.wording import duration
 from taskgraft.settings import LEARN, METHOD, Run
-from taskgraft.types import Watch
+from taskgraft.types import PathLike, Watch, as_path
 
 # As small and as short as the picture that the experiment found can be had: four minutes on two slow cores.
 SIZE = 32
@@ -58,10 +58,10 @@ SEPARATE = 2.0  # times the steps, for the model of paints alone
 
 
 def demo(
-    out: Path,
+    out: PathLike,
     *,
     seeds: int = 1,
-    cache: Path | None = None,
+    cache: PathLike | None = None,
     command: str = "taskgraft.demo",
     watch: Watch = Watch(),  # noqa: B008 - immutable
 ) -> Comparison:
@@ -71,6 +71,7 @@ def demo(
     fine-tuning and the default method, under the same settings, those that taskgraft has by itself. Everything lies in
     `out`; the same command goes on after a stop.
     """
+    out, cache = Path(out), as_path(cache)
     watch = _timed(watch)
     watch.say(
         f"drawing synthetic cars: {len(MAKES)} makes seen by a street camera, {len(PAINTS)} paints by a factory's"
@@ -90,7 +91,7 @@ def demo(
     total = alice + seeds * (images_of(ARMS) + round(SEPARATE * images_of([Arm("", "", OWN)])))
     train(
         makes, out / "alice", task="make", wanted=INPUT, run=ALICE, cache=cache, resume=True, command=command,
-        watch=_share(watch, "Alice's model of makes", ALICE.batch, 0, total),
+        watch=_share(watch, "Alice's model of makes", ALICE.batch, total),
     )  # fmt: skip
     request = Request(str(out / "alice"), paints, "paint", "finetune", OWN, old=sample, old_val=(makes,))
     return compare(
@@ -99,12 +100,12 @@ def demo(
     )  # fmt: skip
 
 
-def _share(watch: Watch, what: str, batch: int, before: int, total: int) -> Watch:
-    """A watch for a training that is a part of the demo, in pictures learnt from."""
+def _share(watch: Watch, what: str, batch: int, total: int) -> Watch:
+    """A watch for a training that is the first part of the demo, in pictures learnt from."""
 
     def progress(kind: str, done: int, of: int) -> None:
         if kind == "training":
-            watch.progress(what, before + done * batch, total)
+            watch.progress(what, done * batch, total)
 
     return Watch(progress=progress)
 

@@ -19,7 +19,7 @@ from taskgraft.problem import Problem
 from taskgraft.record import Predictions, write_json, write_text
 from taskgraft.shares import Distribution, Sample, measure, measure_pair
 from taskgraft.shares.measure import Estimator
-from taskgraft.types import Watch
+from taskgraft.types import PathLike, Watch, as_paths
 
 BLOCK = 10.0  # seconds of video that are resampled as one
 NUMBER = re.compile(r"^(.*?)(\d+)(\D*)$")
@@ -44,28 +44,28 @@ class Answered(NamedTuple):
 
 
 def distribution(
-    model: str | Path,
-    paths: Iterable[str | Path],
+    model: PathLike,
+    paths: PathLike | Iterable[PathLike],
     *,
     tasks: Sequence[str] = (),
     joint: Sequence[tuple[str, str]] = (),
     estimator: Estimator = "emq",
     block: float = BLOCK,
-    out: Path | None = None,
+    out: PathLike | None = None,
     watch: Watch = Watch(),  # noqa: B008 - immutable
     **options: Any,
 ) -> Distribution:
     """The share of each class of each task, counted and corrected, with 95 % intervals.
 
-    `paths` are pictures, folders, videos, or one table with `path` and a column `track` (each track counts once,
-    whatever its number of frames) or `clip`. What is resampled is the track, the clip, `block` seconds of a video, or
-    else the picture. `joint` are pairs of tasks. `out` gets distribution.json, .png and .html. Further options are
-    those of `Asked`. Raises Problem for unknown tasks, and where nothing could be read.
+    `paths` is one or several of pictures, folders and videos, or one table with `path` and a column `track` (each track
+    counts once, whatever its number of frames) or `clip`. What is resampled is the track, the clip, `block` seconds of
+    a video, or else the picture. `joint` are pairs of tasks. `out` gets distribution.json, .png and .html. Further
+    options are those of `Asked`. Raises Problem for unknown tasks, and where nothing could be read.
     """
-    asked = Asked(str(model), **options)
+    asked, paths = Asked(model, **options), as_paths(paths)
     if not block > 0:
         raise Problem(f"--block {block}: give seconds above 0")
-    given = _given([Path(path) for path in paths], watch)
+    given = _given(paths, watch)
     bundle = opened(asked, watch)
     known = [task.name for task in bundle.classifier.tasks]
     for name in [*tasks, *(name for pair in joint for name in pair)]:
@@ -85,7 +85,7 @@ def distribution(
         notes=warnings_of(answered, given),
     )
     if out is not None:
-        write(out, found)
+        write(Path(out), found)
     return found
 
 

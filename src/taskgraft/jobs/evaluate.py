@@ -12,29 +12,32 @@ from taskgraft.bundle import open_parent
 from taskgraft.inference import predict
 from taskgraft.jobs import measuring, thumbnails
 from taskgraft.problem import Problem
-from taskgraft.types import Watch
+from taskgraft.types import PathLike, Watch, as_path
 
 
 def evaluate(
-    model: str,
-    data: Path,
+    model: PathLike,
+    data: PathLike,
     *,
     task: str | None = None,
     arch: str | None = None,
-    labels: Path | None = None,
+    labels: PathLike | None = None,
     wanted: str | None = None,
     parent_task: str = "parent",
-    html: Path | None = None,
-    cache: Path | None = None,
+    html: PathLike | None = None,
+    cache: PathLike | None = None,
     watch: Watch = Watch(),  # noqa: B008 - immutable
 ) -> dict[str, Any]:
     """Accuracy with its 95 % interval, calibration error and the five worst classes of one task; `html` gets a page.
 
     Raises Problem when the model lacks `task` or the pictures have classes that it does not know.
     """
+    data, html = Path(data), as_path(html)
     bundle = open_parent(model, arch=arch, labels=labels, wanted=wanted, task=parent_task)
+    for line in bundle.found if bundle.home is None else ():
+        watch.say(f"model: {line}")
     bundle.classifier.to(parallel.device())
-    owner, found = measuring.labelled(bundle, data, task, cache, watch)
+    owner, found = measuring.labelled(bundle, data, task, as_path(cache), watch)
     if found.val is None:
         raise Problem(f"{data} holds no picture to measure on; add a val/ folder")
     predictions = predict(bundle.classifier, found.val)

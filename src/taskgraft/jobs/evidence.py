@@ -157,7 +157,7 @@ def tell(out: Path, record: Record, sets: Mapping[str, Predictions], found: Inpu
         reason = (str(error).splitlines() or [""])[0][:160]
         raise Problem(
             f"the model in {out} is whole, but its report could not be made ({type(error).__name__}: {reason}); "
-            "the same command with --resume goes on from there", code=1,
+            "the same train or extend with --resume goes on from there, any other command as it stands", code=1,
         ) from error  # fmt: skip
 
 

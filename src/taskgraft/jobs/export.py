@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ from taskgraft.exports.pictures import Shown, gather
 from taskgraft.exports.verify import TaskCheck
 from taskgraft.problem import Problem
 from taskgraft.record import write_json
-from taskgraft.types import Watch
+from taskgraft.types import PathLike, Watch, as_path, as_paths
 
 
 class Exported(NamedTuple):
@@ -30,20 +30,20 @@ class Exported(NamedTuple):
 
 
 def export(
-    model: str | Path,
-    out: str | Path,
+    model: PathLike,
+    out: PathLike,
     *,
     format: str = "onnx",
     precision: str = "fp32",
     uint8_input: bool = False,
-    check: Sequence[Path] = (),
+    check: PathLike | Iterable[PathLike] = (),
     keep: bool = False,
     name: str | None = None,
     arch: str | None = None,
-    labels: Path | None = None,
+    labels: PathLike | None = None,
     wanted: str | None = None,
     parent_task: str = "parent",
-    cache: Path | None = None,
+    cache: PathLike | None = None,
     watch: Watch = Watch(),  # noqa: B008 - immutable
 ) -> Exported:
     """Write `model` into the new folder `out`, open it again in its own runtime, and compare on pictures.
@@ -56,10 +56,10 @@ def export(
     kind = exports.chosen(order)
     if place.exists() and (not place.is_dir() or any(place.iterdir())):
         raise Problem(f"{place} exists already; choose another OUT, or remove it first")
-    bundle = open_parent(str(model), arch=arch, labels=labels, wanted=wanted, task=parent_task)
+    bundle = open_parent(model, arch=arch, labels=labels, wanted=wanted, task=parent_task)
     for found in bundle.found:
         watch.say(f"model: {found}")
-    shown = gather(bundle, check, calibrate=precision == "int8-static", cache=cache, watch=watch)
+    shown = gather(bundle, as_paths(check), calibrate=precision == "int8-static", cache=as_path(cache), watch=watch)
     for note in shown.notes:
         watch.say(note)
     with _aside(place) as folder:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
@@ -15,12 +15,12 @@ from taskgraft.data.sources import Inputs
 from taskgraft.features import balance
 from taskgraft.jobs import evidence, fitting, measuring
 from taskgraft.jobs.fitting import Job, Trained
-from taskgraft.jobs.request import Request
+from taskgraft.jobs.request import Request, command_line
 from taskgraft.loop import folder
 from taskgraft.problem import Problem
 from taskgraft.record import Clock, Line, Predictions, Record, TaskResult, digest, load_predictions, shown, versions
 from taskgraft.settings import METHOD, Run
-from taskgraft.types import Memory, Watch
+from taskgraft.types import Memory, PathLike, Watch, as_path
 
 
 class Extension(NamedTuple):
@@ -33,21 +33,22 @@ class Extension(NamedTuple):
 
 
 def extend(
-    parent: str | Path,
-    data: str | Path,
-    out: str | Path,
+    parent: PathLike,
+    data: PathLike,
+    out: PathLike,
     *,
     task: str,
     method: str = METHOD,
     run: Run = Run(),  # noqa: B008 - immutable
-    old: Path | None = None,
-    old_val: Sequence[Path] = (),
+    old: PathLike | None = None,
+    old_val: PathLike | Iterable[PathLike] = (),
     arch: str | None = None,
-    labels: Path | None = None,
+    labels: PathLike | None = None,
     wanted: str | None = None,
     parent_task: str = "parent",
     into: bool = False,
-    cache: Path | None = None,
+    check_parent: bool = True,
+    cache: PathLike | None = None,
     resume: bool = False,
     watch: Watch = Watch(),  # noqa: B008 - immutable
 ) -> Extension:
@@ -57,9 +58,9 @@ def extend(
     where decoded pixels are kept (None = in memory only). Raises Problem for bad input before anything is written.
     """
     request = Request(
-        str(parent), Path(data), task, method, run, old, tuple(old_val), arch, labels, wanted, parent_task, into
+        parent, data, task, method, run, old, old_val, arch, labels, wanted, parent_task, into, check_parent
     )
-    return carry_out(request, Path(out), cache=cache, resume=resume, watch=watch)
+    return carry_out(request, Path(out), cache=as_path(cache), resume=resume, watch=watch)
 
 
 def carry_out(
@@ -76,12 +77,15 @@ def carry_out(
     folder.suited(out, request.sources())
     opened = fitting.open_all(request, cache, watch)
     settings = fitting.settings_of(opened)
-    if parallel.told(lambda: folder.examine(out, settings, resume, lambda: changes(out, opened.found.new))) == "done":
+    state = parallel.told(lambda: folder.examine(out, settings, resume, lambda: changes(out, opened.found.new)))
+    if state == "done":
         return finished(out, opened.found, watch)
+    clock = clock.lap("reading")
+    asked = fitting.ask_parent(opened, watch, strict=state == "new")
     with folder.held(out):
-        job = Job(opened, methods.build(opened.plan), out, cache, command, watch)
+        job = Job(asked, methods.build(opened.plan), out, cache, command, watch)
         try:
-            trained, clock = fitting.train(job, settings, clock.lap("reading"))
+            trained, clock = fitting.train(job, settings, clock)
             return _finish(job, trained, clock)
         except Problem:
             if parallel.chief():
@@ -89,8 +93,9 @@ def carry_out(
             raise
 
 
-def load(out: Path) -> Extension:
+def load(out: PathLike) -> Extension:
     """Read a finished run. Raises Problem where there is none."""
+    out = Path(out)
     try:
         record = Record.model_validate_json((out / "record.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -184,6 +189,7 @@ def _record(
         versions=versions(),
         plain=not len(classifier.extras),
         notes=(*_notes(job, tasks, score is not None, news), *evidence.surroundings(job.out)),
+        asked=command_line(job.opened.request, job.out),
     )
 
 

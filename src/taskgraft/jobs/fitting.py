@@ -6,6 +6,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from taskgraft import parallel
 from taskgraft.bundle import Bundle, open_parent
 from taskgraft.classifier import Classifier, grow, widen
@@ -18,9 +21,14 @@ from taskgraft.loop.session import Fitted, Measured, fit_in, resolve
 from taskgraft.loop.state import TrainState
 from taskgraft.method import Method
 from taskgraft.methods import Plan
+from taskgraft.problem import Problem
 from taskgraft.record import Clock, Predictions
+from taskgraft.search.choices import wilson
 from taskgraft.settings import Run
 from taskgraft.types import Once, Sources, Task, Watch
+
+ONE_SIDED = 1.644854  # quantile of the normal distribution, 95 %
+NEAR = 0.1  # of the way from guessing to no error: a parent that has come less far is none
 
 
 class Opened(NamedTuple):
@@ -82,10 +90,49 @@ def open_all(request: Request, cache: Path | None, watch: Watch) -> Opened:
     for task in () if request.into else parent.classifier.tasks:
         if set(task.classes) == set(found.new.tasks[0].classes):
             watch.say(
-                f"the classes are those of the old task {task.name}; if they mean the same, use --into {task.name}"
+                f"the classes are those of the old task {task.name}; if they mean the same, use extend "
+                f"--into {task.name}"
             )
     child = child if request.into else grow(parent.classifier, found.new.tasks[0], request.run.seed)
     return Opened(request, plan, parent, child, found)
+
+
+def ask_parent(opened: Opened, watch: Watch, *, strict: bool = True) -> Opened:
+    """What the parent predicts on the validation images, before anything is trained: once, for all that needs it.
+
+    Raises Problem where it does no better than guessing on those of an old task, unless not `strict` or the request
+    says otherwise.
+    """
+    opened = opened if opened.before else opened._replace(
+        before=measuring.predictions(opened.parent.classifier, opened.found)
+    )  # fmt: skip
+    assert opened.before is not None
+    for task, share in measuring.accuracies(opened.before, opened.request.task).items():
+        labels = opened.before["old"].labels[task]
+        count = int((labels >= 0).sum())
+        watch.say(f"parent: {task} {share:.1%} on {count} validation pictures")
+        guess = guessed(labels, len(opened.before["old"].classes[task]))
+        if wilson(share, count, ONE_SIDED).low > guess:
+            continue
+        if share >= guess + NEAR * (1 - guess):
+            watch.say(
+                f"parent: that is not told from guessing the most frequent class, {guess:.1%}; more pictures would tell"
+            )
+        elif strict and opened.request.check_parent:
+            raise Problem(
+                f"the parent answers {share:.1%} of {count} validation pictures of {task} rightly, where guessing the "
+                f"most frequent class gives {guess:.1%}: they are not shown as in its training "
+                f"('{opened.parent.preprocess.show()}', {opened.parent.preprocess_from}), or --labels stand in "
+                "another order, or --old-val is of something else; mend --input, --labels or --old-val, or go on with "
+                "--no-parent-check (Python: check_parent=False)"
+            )
+    return opened
+
+
+def guessed(labels: NDArray[np.int64], classes: int) -> float:
+    """What always giving the most frequent class would get; where all pictures are of one class, any of `classes`."""
+    counts = np.unique(labels[labels >= 0], return_counts=True)[1]
+    return float(counts.max() / counts.sum()) if len(counts) > 1 else 1 / classes
 
 
 def settings_of(opened: Opened) -> dict[str, Any]:
@@ -112,7 +159,7 @@ def train(job: Job, settings: dict[str, Any], clock: Clock) -> tuple[Trained, Cl
     )
     child.softmax = request.run.softmax
     assert found.new.train is not None
-    before = job.opened.before or measuring.predictions(parent.classifier, found)
+    before = job.opened.before or measuring.predictions(parent.classifier, found)  # other processes ask anew
 
     def score(classifier: Classifier) -> float:
         now = measure(classifier)
@@ -123,9 +170,6 @@ def train(job: Job, settings: dict[str, Any], clock: Clock) -> tuple[Trained, Cl
     run, reason = resolve(job.out, child, sources, request.run, job.cache, settings, job.command, watch)
     if job.until is None:  # the pictures of a search's trials are those of its choices
         parallel.told(lambda: write_lists(job.out, found.new))
-    for task, share in measuring.accuracies(before, request.task).items():
-        count = int((before["old"].labels[task] >= 0).sum())
-        watch.say(f"parent: {task} {share:.1%} on {count} validation pictures")
     if run.softmax == "joint":
         watch.say("one softmax over all tasks: for reproduction only, since the new task pushes the old ones out")
 

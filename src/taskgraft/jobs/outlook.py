@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 from taskgraft import methods
+from taskgraft.bundle.parents import pictures_line
 from taskgraft.jobs import evidence, fitting, measuring
 from taskgraft.jobs.fitting import Opened
 from taskgraft.jobs.request import Request
@@ -33,6 +34,7 @@ def outlook(request: Request, out: Path, *, watch: Watch = Watch()) -> list[str]
     new = opened.found.new
     assert new.train is not None
     assert new.val is not None
+    opened = fitting.ask_parent(opened, watch, strict=state == "new")
     run = opened.request.run
     sources = Sources(new.train, opened.found.old, fitting.views_shown(opened), run.augment, run.seed)
     run, reason = precision.choose(opened.child, sources, run, None)
@@ -42,6 +44,7 @@ def outlook(request: Request, out: Path, *, watch: Watch = Watch()) -> list[str]
     old = len(opened.found.old_val.pixels) if opened.found.old_val else 0
     return [
         f"method: {opened.request.method}",
+        pictures_line(opened.parent.preprocess, opened.parent.preprocess_from),
         f"pictures: {count(len(new.train.pixels))} to learn from, {count(len(new.val.pixels))} to validate on, "
         f"{count(old)} of old tasks to measure forgetting",
         *(f"  {f'{name} = {value}':<{width}}  {why}" for name, value, why in own),

@@ -19,7 +19,7 @@ from taskgraft.data.stream import Item, Picture
 from taskgraft.jobs import parts, rows
 from taskgraft.problem import Problem, need
 from taskgraft.record import Predictions, fingerprint
-from taskgraft.types import Images, Watch
+from taskgraft.types import Images, PathLike, Watch, as_paths
 
 EVERY = 0.5  # seconds between frames of a video
 BATCH = 32
@@ -30,13 +30,13 @@ SHOWN = 5  # unreadable pictures that are named
 class Asked(NamedTuple):
     """What decides the answers: the model as `open_parent` is given it, and how it is asked."""
 
-    model: str
+    model: PathLike
     top: int = 1
     raw: bool = False  # without the temperatures of the task cards
     every: float = EVERY
     batch: int = BATCH
     arch: str | None = None
-    labels: Path | None = None
+    labels: PathLike | None = None
     wanted: str | None = None
     parent_task: str = "parent"
 
@@ -51,19 +51,19 @@ class Summary(NamedTuple):
 
 
 def predict_files(
-    model: str | Path,
-    paths: Iterable[str | Path],
+    model: PathLike,
+    paths: PathLike | Iterable[PathLike],
     *,
     watch: Watch = Watch(),  # noqa: B008 - immutable
     **options: Any,
 ) -> Iterator[rows.Row]:
     """Rows of answers to all tasks, in the order of the pictures: {"id", "tasks": {task: {"label", "probability"}}}.
 
-    `paths` are pictures, videos and folders of them. Options are those of `Asked`: top, raw, every (seconds), batch,
-    arch, labels, wanted, parent_task. A picture that cannot be read has a row {"id", "error"}. Memory does not grow
-    with the number of pictures. Raises Problem for a path that does not exist or holds nothing.
+    `paths` is one or several of pictures, videos and folders of them. Options are those of `Asked`: top, raw, every
+    (seconds), batch, arch, labels, wanted, parent_task. A picture that cannot be read has a row {"id", "error"}. Memory
+    does not grow with the number of pictures. Raises Problem for a path that does not exist or holds nothing.
     """
-    yield from answer(Asked(str(model), **options), paths, watch)
+    yield from answer(Asked(model, **options), as_paths(paths), watch)
 
 
 def answer(asked: Asked, paths: Iterable[str | Path], watch: Watch) -> Iterator[rows.Row]:
@@ -77,9 +77,9 @@ def answer(asked: Asked, paths: Iterable[str | Path], watch: Watch) -> Iterator[
 
 
 def predict_to(
-    out: Path,
+    out: PathLike,
     asked: Asked,
-    paths: Iterable[str | Path],
+    paths: PathLike | Iterable[PathLike],
     *,
     resume: bool = False,
     shard: tuple[int, int] = (0, 1),
@@ -93,8 +93,9 @@ def predict_to(
     whoever is last joins. The file is the same whatever stops and workers there were. Raises Problem for an OUT that
     exists, without `resume`.
     """
+    out = Path(out)
     rows.kind_of(out)
-    items = listed(paths, watch)
+    items = listed(as_paths(paths), watch)
     bundle = opened(asked, watch)
     shape = shape_of(bundle, asked)
     work = chunks(items, chunk)
@@ -185,8 +186,10 @@ def listed(paths: Iterable[str | Path], watch: Watch) -> tuple[Item, ...]:
 
 def opened(asked: Asked, watch: Watch) -> Bundle:
     """The model that is asked; says what was inferred of it."""
-    if asked.top < 1 or asked.batch < 1 or not asked.every > 0:
-        raise Problem("--top, --batch or --every is too small; give 1 or more, and more than 0 seconds")
+    if asked.top < 1:
+        raise Problem(f"--top {asked.top} is too small; give 1 or more")
+    if asked.batch < 1 or not asked.every > 0:
+        raise Problem("--batch or --every is too small; give 1 or more, and more than 0 seconds")
     bundle = open_parent(asked.model, arch=asked.arch, labels=asked.labels, wanted=asked.wanted, task=asked.parent_task)
     for line in bundle.found if bundle.home is None else ():
         watch.say(f"model: {line}")

@@ -2,35 +2,66 @@
 
 from __future__ import annotations
 
+import os
 import re
-import shlex
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from taskgraft import methods
 from taskgraft.methods import Plan
 from taskgraft.problem import Problem
+from taskgraft.report import commands
 from taskgraft.settings import METHOD, Run, validate
+from taskgraft.types import PathLike, as_path, as_paths
 
 TASK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _-]{0,63}")  # it becomes a file name
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Request:
-    """Everything that decides a run; equal requests on equal data give equal children."""
+    """Everything that decides a run; equal requests on equal data give equal children.
+
+    Paths may be given as strings; `old_val` is one path or several.
+    """
 
     parent: str
     data: Path
     task: str
-    method: str = METHOD
-    run: Run = field(default_factory=Run)
-    old: Path | None = None  # a sample of old images, for the methods that use one
-    old_val: tuple[Path, ...] = ()  # old validation images, a folder for each old task that has any
-    arch: str | None = None
-    labels: Path | None = None
-    wanted: str | None = None  # the preprocessing line
-    parent_task: str = "parent"  # what to call the task of a model that comes without names
-    into: bool = False  # `task` is an old one, and DATA shows further classes of it
+    method: str
+    run: Run
+    old: Path | None  # a sample of old images, for the methods that use one
+    old_val: tuple[Path, ...]  # old validation images, a folder for each old task that has any
+    arch: str | None
+    labels: Path | None
+    wanted: str | None  # the preprocessing line
+    parent_task: str  # what to call the task of a model that comes without names
+    into: bool  # `task` is an old one, and DATA shows further classes of it
+    check_parent: bool  # stop where the parent does no better than guessing on its own validation images
+
+    def __init__(
+        self,
+        parent: PathLike,
+        data: PathLike,
+        task: str,
+        method: str = METHOD,
+        run: Run = Run(),  # noqa: B008 - immutable
+        old: PathLike | None = None,
+        old_val: PathLike | Iterable[PathLike] = (),
+        arch: str | None = None,
+        labels: PathLike | None = None,
+        wanted: str | None = None,
+        parent_task: str = "parent",
+        into: bool = False,
+        check_parent: bool = True,
+    ) -> None:
+        given = {
+            "parent": os.fspath(parent), "data": as_path(data), "task": task, "method": method, "run": run,
+            "old": as_path(old), "old_val": as_paths(old_val), "arch": arch, "labels": as_path(labels),
+            "wanted": wanted, "parent_task": parent_task, "into": into, "check_parent": check_parent,
+        }  # fmt: skip
+        for name, value in given.items():
+            object.__setattr__(self, name, value)  # as a frozen dataclass does it
 
     def sources(self) -> tuple[Path, ...]:
         """Where pictures are read from."""
@@ -52,9 +83,8 @@ def checked(request: Request) -> tuple[Request, Plan]:
 
 def command_line(request: Request, out: Path) -> str:
     """The `taskgraft extend` command that repeats a request, with every setting that is not a default."""
-    words = ["taskgraft", "extend", request.parent, str(request.data), str(out)]
-    words += ["--into" if request.into else "--task", request.task]
-    words += ["--method", request.method]
+    flags: list[tuple[str, str | None]] = [("--into" if request.into else "--task", request.task)]
+    flags += [("--method", request.method)]
     given = {
         "--old": [request.old],
         "--old-val": request.old_val,
@@ -63,8 +93,7 @@ def command_line(request: Request, out: Path) -> str:
         "--input": [request.wanted],
         "--parent-task": [request.parent_task if request.parent_task != "parent" else None],
     }
-    words += [part for flag, values in given.items() for value in values if value for part in (flag, str(value))]
-    default = asdict(Run())
-    changed = {name: value for name, value in asdict(request.run).items() if value != default[name]}
-    words += [part for name, value in changed.items() for part in ("--" + name.replace("_", "-"), str(value))]
-    return shlex.join(words)
+    flags += [(flag, str(value)) for flag, values in given.items() for value in values if value]
+    flags += commands.settings(asdict(request.run))
+    flags += [] if request.check_parent else [("--no-parent-check", None)]
+    return commands.Call("extend", (request.parent, str(request.data), str(out)), tuple(flags)).text()

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 from taskgraft.bundle import Bundle, open_parent
 from taskgraft.problem import need
 from taskgraft.serving.limits import Limits, checked
-from taskgraft.types import Watch
+from taskgraft.types import PathLike, Watch
 
 NEEDS = ("fastapi", "uvicorn", "python_multipart", "prometheus_client")
 
 
 def serve(
-    model: str | Path,
+    model: PathLike,
     *,
     host: str = "127.0.0.1",
     port: int = 8000,
@@ -27,7 +26,7 @@ def serve(
     limits: Limits = Limits(),  # noqa: B008 - immutable
     trial: bool = False,
     arch: str | None = None,
-    labels: Path | None = None,
+    labels: PathLike | None = None,
     wanted: str | None = None,
     parent_task: str = "parent",
     watch: Watch = Watch(),  # noqa: B008 - immutable
@@ -45,7 +44,7 @@ def serve(
     local = run.admit(host, token, insecure=insecure)
     door = run.listen(host, port)
     with door, ThreadPoolExecutor(1, "model") as thread:
-        opened = thread.submit(open_parent, str(model), arch=arch, labels=labels, wanted=wanted, task=parent_task)
+        opened = thread.submit(open_parent, model, arch=arch, labels=labels, wanted=wanted, task=parent_task)
         bundle = opened.result()
         for found in bundle.found:
             watch.say(f"model: {found}")

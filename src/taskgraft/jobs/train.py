@@ -10,7 +10,7 @@ import torch
 
 from taskgraft import methods, metrics, parallel, seeds
 from taskgraft.bundle import Bundle, open_parent
-from taskgraft.bundle.parents import create, sized
+from taskgraft.bundle.parents import create, pictures_line, sized, told_by
 from taskgraft.classifier import Classifier, wrap
 from taskgraft.data import preprocess
 from taskgraft.data.sets import changes, write_lists
@@ -23,23 +23,24 @@ from taskgraft.loop.session import Measured, fit_in, resolve
 from taskgraft.method import Method
 from taskgraft.problem import Problem
 from taskgraft.record import Clock, Predictions, Record, fingerprint, versions
+from taskgraft.report import commands
 from taskgraft.settings import LEARN, Run, validate
-from taskgraft.types import Memory, Sources, Watch
+from taskgraft.types import Memory, PathLike, Sources, Watch, as_path
 
 RECORDERS = ("ewc", "mas", "si")
 
 
 def train(
-    data: Path,
-    out: Path,
+    data: PathLike,
+    out: PathLike,
     *,
     task: str = "label",
     model: str | None = None,
-    weights: str | None = None,
+    weights: PathLike | None = None,
     wanted: str | None = None,
     run: Run = LEARN,
     keep: str = "",
-    cache: Path | None = None,
+    cache: PathLike | None = None,
     resume: bool = False,
     command: str = "taskgraft.train",
     watch: Watch = Watch(),  # noqa: B008 - immutable
@@ -52,9 +53,13 @@ def train(
     carries for its first extension. Raises Problem for bad input before anything is written.
     """
     clock, run = Clock.start(), validate(run)
+    data, out, cache = Path(data), Path(out), as_path(cache)
     folder.suited(out, [data])
     recorder = _recorder(keep)
     backbone = _backbone(weights, model, wanted, watch) if weights else None
+    given = {"--model": model, "--weights": weights, "--input": wanted, "--keep": keep or None}
+    flags = [("--task", task), *((flag, str(value)) for flag, value in given.items() if value is not None)]
+    asked = commands.Call("train", (str(data), str(out)), (*flags, *commands.settings(asdict(run), LEARN))).text()
     model = model or "resnet18"
     start = backbone.preprocess if backbone else create(model, 2)[2]
     chosen = preprocess.parse(wanted, start) if wanted else start
@@ -71,13 +76,17 @@ def train(
     }
     if parallel.told(lambda: folder.examine(out, settings, resume, lambda: changes(out, found.new))) == "done":
         return finished(out, found, watch)
+    if not backbone:  # of which `open_parent` has told it
+        watch.say(pictures_line(chosen, told_by(wanted, f"timm's default for {model}")))
     with folder.held(out):
         bundle = _begin(model, backbone, found, chosen, run)
         bundle.classifier.to(parallel.device())
-        return _carry_out(bundle, found, run, recorder, settings, out, cache, command, watch, clock.lap("reading"))
+        return _carry_out(
+            bundle, found, run, recorder, settings, out, cache, (command, asked), watch, clock.lap("reading")
+        )
 
 
-def _backbone(weights: str, model: str | None, wanted: str | None, watch: Watch) -> Bundle:
+def _backbone(weights: PathLike, model: str | None, wanted: str | None, watch: Watch) -> Bundle:
     """The model whose backbone is trained on; raises Problem where it is not of the architecture that was given."""
     opened = open_parent(weights, arch=model, wanted=wanted, unnamed=True)
     if model and model.partition(".")[0] != opened.arch.partition(".")[0]:
@@ -119,12 +128,13 @@ def _carry_out(
     settings: dict[str, Any],
     out: Path,
     cache: Path | None,
-    command: str,
+    told: tuple[str, str],
     watch: Watch,
     clock: Clock,
 ) -> Extension:
     if found.new.train is None or found.new.val is None:
         raise Problem("both training and validation pictures are needed; add what is missing")
+    command, asked = told
     sources = Sources(found.new.train, None, run.views, run.augment, run.seed)
     val, task = found.new.val, found.new.tasks[0].name
     run, reason = resolve(out, bundle.classifier, sources, run, cache, settings, command, watch)
@@ -164,6 +174,7 @@ def _carry_out(
         seconds=clock.seconds(),
         versions=versions(),
         notes=(*evidence.warnings_of(tasks, found.described), *evidence.surroundings(out)),
+        asked=asked,
     )
     card = evidence.card(sets["new"], task, found.described["new"]["counts"], "validation images, when it was learnt")
     trained = bundle._replace(

@@ -11,7 +11,7 @@ from typing import Any
 from filelock import FileLock
 
 from taskgraft import report
-from taskgraft.jobs import fitting, measuring, outcome, tracking, work, workers
+from taskgraft.jobs import fitting, outcome, tracking, work, workers
 from taskgraft.jobs.fitting import Opened
 from taskgraft.jobs.outlook import seconds_a_step
 from taskgraft.jobs.request import Request
@@ -26,7 +26,7 @@ from taskgraft.search.result import Found
 from taskgraft.search.space import Space
 from taskgraft.search.wish import Crew, Wish, checked
 from taskgraft.settings import Run
-from taskgraft.types import Sources, Watch
+from taskgraft.types import PathLike, Sources, Watch, as_path
 
 OWN = {"study.journal", "settled.json", "trials", "shared", "choices", "search.json", "table.md",
        "report.html"}  # fmt: skip
@@ -36,11 +36,11 @@ SLACK = 1.5  # methods cost more than fine-tuning, and workers get into each oth
 def tune(
     request: Request,
     searched: Space,
-    out: Path,
+    out: PathLike,
     *,
     wish: Wish = Wish(),  # noqa: B008 - immutable
     crew: Crew = Crew(),  # noqa: B008 - immutable
-    cache: Path | None = None,
+    cache: PathLike | None = None,
     command: str = "taskgraft.tune",
     watch: Watch = Watch(),  # noqa: B008 - immutable
 ) -> Found:
@@ -49,7 +49,7 @@ def tune(
     A finished trial is not repeated and an unfinished one goes on from its checkpoint, so the same command can be given
     again. Raises Problem for bad input, and where the budget ended before a trial was complete.
     """
-    begun = time.monotonic()
+    begun, out, cache = time.monotonic(), Path(out), as_path(cache)
     folder.suited(out, request.sources())
     limits = checked(wish, crew)
     sampling.check(wish.sampler)
@@ -57,8 +57,7 @@ def tune(
     _sized(searched, wish)
     notation, run = space.applied(searched, space.grid(searched, 1)[0])
     opened = fitting.open_all(replace(request, method=notation, run=run), cache, watch)
-    before = measuring.predictions(opened.parent.classifier, opened.found)
-    opened = opened._replace(before=before)
+    opened = fitting.ask_parent(opened, watch)
     _examine(out)
     settled = _settled(out, opened, searched.run, wish, crew, limits.budget, cache)
     search = _search(opened.request, searched, wish, settled, out, cache)

@@ -97,7 +97,8 @@ def _unwritable(folder: Path, error: OSError | SafetensorError) -> Exception:
         free = "its disk does not answer"
     return Problem(
         f"{folder} cannot be written: {reason}; {free}; what was saved before is whole, make room and the same "
-        "command with --resume goes on", code=3,
+        "train or extend with --resume goes on, any other command as it stands",
+        code=3,
     )  # fmt: skip
 
 

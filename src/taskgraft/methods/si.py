@@ -42,7 +42,8 @@ class Si:
             if blind and self.strength and old_widths(classifier):
                 raise Problem(
                     "si protects by the recorded path of earlier training, which this parent does not carry "
-                    f"(nothing of {blind[0]!r}); train it with --keep si, use ewc or mas, or record by si(strength=0)"
+                    f"(nothing of {blind[0]!r}); train it by train --keep si, use ewc or mas, or record by "
+                    "si(strength=0)"
                 )
             return memory | {
                 "anchor": {name: start[name].clone() for name in names},

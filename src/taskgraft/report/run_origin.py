@@ -151,7 +151,7 @@ def repeat_section(record: Record) -> Section:
         "To repeat this run, to check it, to go on",
         (
             Code(f"What was run (seed {record.seed}); given once more it reads the finished run:", record.command),
-            *(Code(lead, text) for lead, text in commands.following(record.command)),
+            *(Code(lead, text) for lead, text in commands.following(record)),
             *pairs("Parameters", ("Part", "Parameters"), numbers),
             *pairs("Time", ("Part", "Time"), times),
             *pairs("One picture alone, where it was trained", ("Model", "Time"), passes),

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from taskgraft.record import write_text
-from taskgraft.report import search_charts, wording
+from taskgraft.report import commands, search_charts, wording
 from taskgraft.report.page import (
     Block,
     Card,
@@ -124,7 +124,7 @@ def _cards(found: Found) -> tuple[Card, ...]:
             "What next?",
             "Use it.",
             ("One seed chose among the trials; other seeds tell how much of it was luck.",),
-            f"taskgraft predict {best.folder} PICTURES" if best.folder else "",
+            commands.predicted(best.folder) if best.folder else "",
         ),
     )
 

@@ -170,12 +170,13 @@ def _beside(distance: float) -> str:
 
 def _next(record: Record, status: Status) -> tuple[str, str]:
     if status == "unknown":
-        return "next, measure the old tasks", commands.measured(record.command)
+        return "next, measure the old tasks", commands.measured(record)
     if not summary.old_tasks(record):
-        return "next, teach it another task", commands.extended(record.command)
+        return "next, teach it another task", commands.extended(record)
     if status == "good":
-        return "next, use it", commands.used(record.command)
-    return "next, compare methods", commands.compared(record.command)
+        return "next, use it", commands.used(record)
+    added = any(task.of for task in summary.new_tasks(record))  # to an old task: `compare` knows new ones alone
+    return "next, try another method" if added else "next, compare methods", commands.compared(record)
 
 
 def judge_comparison(comparison: Comparison) -> Verdict:
@@ -195,14 +196,13 @@ def judge_comparison(comparison: Comparison) -> Verdict:
 
 def _follow(comparison: Comparison, winner: int, top: summary.Row, few: bool) -> tuple[str, str]:
     if few:
-        return "three seeds are needed to compare; next", commands.more_seeds(comparison.command)
+        return "three seeds are needed to compare; next", commands.more_seeds(comparison)
     if top.score is None:
-        return "next, measure the old tasks", commands.compared_with_old(comparison.command)
+        return "next, measure the old tasks", commands.compared_with_old(comparison)
     one = comparison.arrangements[winner]
     if one.folders:
-        return "next, use the best", commands.used_from(comparison.command, one.folders[0])
-    name = next((task.name for task in summary.new_tasks(one.records[0])), "NAME")
-    return "next, extend with the best", commands.chosen(comparison.command, name, top.method)
+        return "next, use the best", commands.used_from(comparison, one.folders[0])
+    return "next, extend with the best", commands.chosen(comparison, one)
 
 
 def _best(top: summary.Row) -> str:
@@ -272,7 +272,7 @@ def _nothing(comparison: Comparison, rows: tuple[summary.Row, ...]) -> Verdict:
         f"cost: {wording.several(sum(row.seeds for row in rows), 'run')}",
         "gap to two separate models unknown",
         "next, look at the data",
-        f"taskgraft check {commands.places(comparison.command, 'compare')[1]}",
+        commands.looked_at(comparison),
     )
 
 

@@ -64,9 +64,8 @@ def choices(candidates: Sequence[Candidate], before: float, max_forgetting: floa
     ]
 
 
-def wilson(mean: float, count: int) -> Interval:
-    """A share of `count` images with its 95 % score interval (Wilson 1927)."""
-    z = 1.959964
+def wilson(mean: float, count: int, z: float = 1.959964) -> Interval:
+    """A share of `count` images with its score interval (Wilson 1927); 95 % at the default quantile `z`."""
     centre = (mean + z * z / (2 * count)) / (1 + z * z / count)
     half = z * sqrt(mean * (1 - mean) / count + z * z / (4 * count * count)) / (1 + z * z / count)
     return Interval(mean=mean, low=max(0.0, centre - half), high=min(1.0, centre + half), n=count)

@@ -73,7 +73,7 @@ def open_queue(storage: str, name: str, out: Path, identity: Mapping[str, Any]) 
         if found:
             raise Problem(
                 f"the study {name!r} belongs to another search: {', '.join(found[:6])}; "
-                "give another --study or OUT, or repeat its settings"
+                "choose another OUT (or tune --study), or repeat its settings"
             )
     return Queue(work, trials, {})
 

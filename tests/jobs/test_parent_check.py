@@ -1,0 +1,183 @@
+"""A parent that guesses on its own validation pictures stops an extension before anything is written."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import taskgraft
+from taskgraft import Problem, Request, Run, Watch
+from taskgraft.cli import main
+from taskgraft.jobs.auto import auto
+from taskgraft.jobs.compare import arms, compare
+from taskgraft.search import space
+from toys import OLD
+
+RUN = Run(steps=2, batch=4, warmup=0, precision="fp32")
+FEW = ["--steps", "2", "--batch", "4", "--warmup", "0", "--precision", "fp32", "--cache", "none"]
+
+
+@pytest.fixture(scope="module")
+def mixed_up(alice: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """A file of alice's weights with its class names in another order, as the flags of a command."""
+    home = tmp_path_factory.mktemp("mixed")
+    shutil.copy(alice / "model.safetensors", home / "cars.safetensors")
+    (home / "labels.txt").write_text("\n".join([*OLD.classes[1:], OLD.classes[0]]), encoding="utf-8")
+    flags = ["--arch", "test_resnet", "--labels", str(home / "labels.txt"), "--input", "32 squash bilinear half"]
+    return [str(home / "cars.safetensors"), *flags]
+
+
+def request_of(mixed_up: list[str], new: Path, old: Path, **more: Any) -> Request:
+    parent, _, arch, _, labels, _, wanted = mixed_up
+    return Request(parent, new, "paint", run=RUN, old_val=old, arch=arch, labels=labels, wanted=wanted, **more)
+
+
+def said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, list[str]]:
+    monkeypatch.setattr(sys, "argv", ["taskgraft", *map(str, words)])
+    with pytest.raises(SystemExit) as end:
+        main()
+    return int(str(end.value.code)), capsys.readouterr().err.splitlines()
+
+
+@pytest.mark.parametrize(
+    "words", [["extend"], ["extend", "--dry-run"], ["extend", "--method", "auto"], ["compare"], ["tune"]], ids=" ".join
+)
+def test_it_stops_with_a_line_and_leaves_nothing(
+    words: list[str], mixed_up: list[str], new_pictures: Path, old_pictures: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    parent, *flags = mixed_up
+    verb, *more = words
+    given = [verb, parent, new_pictures, tmp_path / "out", "--task", "paint", *flags, "--old-val", old_pictures]
+    code, lines = said(monkeypatch, capsys, *given, *FEW, *more)
+    assert code == 2
+    assert [line for line in lines if line.startswith("parent: pictures are shown as '32 squash bilinear half' (")]
+    told = lines[-1]
+    for part in (
+        "taskgraft: the parent answers 0.0% of 24 validation pictures of parent rightly",
+        "guessing the most frequent class gives 33.3%",
+        "('32 squash bilinear half', as --input says)",
+        "--labels",
+        "--old-val",
+        "--no-parent-check",
+        "check_parent=False",
+    ):
+        assert part in told, told
+    assert not (tmp_path / "out" / "run.json").exists()
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_the_flag_goes_on(
+    mixed_up: list[str], new_pictures: Path, old_pictures: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    parent, *flags = mixed_up
+    given = ["extend", parent, new_pictures, tmp_path / "out", "--task", "paint", *flags, "--old-val", old_pictures]
+    code, lines = said(monkeypatch, capsys, *given, *FEW, "--no-parent-check")
+    assert code == 0
+    assert "parent: parent 0.0% on 24 validation pictures" in lines
+    assert taskgraft.load(tmp_path / "out").record.asked.endswith(" --no-parent-check")
+
+
+def test_python_stops_and_goes_on_too(
+    mixed_up: list[str], new_pictures: Path, old_pictures: Path, tmp_path: Path
+) -> None:
+    asked = request_of(mixed_up, new_pictures, old_pictures)
+    with pytest.raises(Problem, match=r"guessing the most frequent class gives 33\.3%") as stopped:
+        taskgraft.extend(
+            asked.parent, new_pictures, tmp_path / "out", task="paint", run=RUN, old_val=old_pictures, arch=asked.arch,
+            labels=asked.labels, wanted=asked.wanted,
+        )  # fmt: skip
+    assert stopped.value.code == 2
+    with pytest.raises(Problem, match="guessing"):
+        auto(asked, tmp_path / "auto")
+    found = compare(
+        request_of(mixed_up, new_pictures, old_pictures, check_parent=False), arms(["finetune"], [], RUN),
+        tmp_path / "table", seeds=1, separate=0,
+    )  # fmt: skip
+    assert found.arrangements[0].records[0].asked.endswith(" --no-parent-check")
+    searched = space.parse("distill(strength=[0.1, 10])", "", RUN)
+    wish = taskgraft.Wish(sampler="grid")
+    with pytest.raises(Problem, match="guessing"):
+        taskgraft.tune(asked, searched, tmp_path / "search", wish=wish)
+    asked = request_of(mixed_up, new_pictures, old_pictures, check_parent=False)
+    assert taskgraft.tune(asked, searched, tmp_path / "search", wish=wish).choices
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "auto").exists()
+
+
+def test_a_good_parent_is_told_and_its_training_begins(
+    alice: Path, new_pictures: Path, old_pictures: Path, tmp_path: Path
+) -> None:
+    lines: list[str] = []
+    watch = Watch(say=lines.append)
+    taskgraft.extend(alice, new_pictures, tmp_path / "out", task="paint", run=RUN, old_val=old_pictures, watch=watch)
+    (pictures,) = [line for line in lines if line.startswith("parent: pictures are shown as '32 squash bilinear half'")]
+    assert pictures.endswith(f"as {alice / 'config.json'} says; --input sets it")
+    (measured,) = [line for line in lines if "validation pictures" in line]
+    assert measured.startswith("parent: shape ")
+    assert lines.index(measured) < min(place for place, line in enumerate(lines) if line.startswith("step "))
+
+
+def test_a_comparison_tells_of_its_parent_once(
+    alice: Path, new_pictures: Path, old_pictures: Path, tmp_path: Path
+) -> None:
+    lines: list[str] = []
+    request = Request(alice, new_pictures, "paint", run=RUN, old_val=old_pictures)
+    chosen = arms(["finetune", "distill"], [], RUN)
+    compare(request, chosen, tmp_path / "table", seeds=1, separate=0, watch=Watch(say=lines.append))
+    assert len([line for line in lines if line.startswith("parent: pictures are shown")]) == 1
+    assert len([line for line in lines if line.startswith("parent: shape ")]) == 1
+    assert not [line for line in lines if line.startswith("step ")]
+
+
+def test_few_pictures_are_a_warning(alice: Path, new_pictures: Path, old_pictures: Path, tmp_path: Path) -> None:
+    for name in OLD.classes[:2]:
+        (tmp_path / "two" / name).mkdir(parents=True)
+        first = sorted((old_pictures / "val" / name).iterdir())[0]
+        shutil.copy(first, tmp_path / "two" / name)
+    lines: list[str] = []
+    watch = Watch(say=lines.append)
+    taskgraft.extend(
+        alice, new_pictures, tmp_path / "out", task="paint", run=RUN, old_val=tmp_path / "two", watch=watch
+    )
+    assert "parent: shape 100.0% on 2 validation pictures" in lines
+    assert "parent: that is not told from guessing the most frequent class, 50.0%; more pictures would tell" in lines
+
+
+def test_one_class_alone_is_held_against_all_that_the_parent_knows(
+    alice: Path, new_pictures: Path, old_pictures: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(old_pictures / "val" / OLD.classes[0], tmp_path / "one" / OLD.classes[0])
+    lines: list[str] = []
+    watch = Watch(say=lines.append)
+    taskgraft.extend(
+        alice, new_pictures, tmp_path / "out", task="paint", run=RUN, old_val=tmp_path / "one", watch=watch
+    )
+    assert "parent: shape 100.0% on 8 validation pictures" in lines
+    assert not [line for line in lines if "guessing" in line]
+
+
+def test_a_stopped_run_is_not_judged_anew(
+    alice: Path, new_pictures: Path, old_pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its parent was looked at when it began; a rule that has changed since does not end it."""
+    from taskgraft.jobs import fitting
+
+    class Stop(Exception):
+        pass
+
+    def stop(line: object) -> None:
+        raise Stop
+
+    given = {"task": "paint", "run": RUN, "old_val": old_pictures}
+    with pytest.raises(Stop):
+        taskgraft.extend(alice, new_pictures, tmp_path / "out", watch=Watch(logged=stop), **given)
+    monkeypatch.setattr(fitting, "guessed", lambda labels, classes: 2.0)
+    with pytest.raises(Problem, match="guessing"):
+        taskgraft.extend(alice, new_pictures, tmp_path / "other", **given)
+    assert taskgraft.extend(alice, new_pictures, tmp_path / "out", resume=True, **given).record.step
