@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from taskgraft import __version__
 from taskgraft import exports
 from taskgraft.bundle import Bundle, open_parent
 from taskgraft.exports import timm_folder, verify
@@ -103,8 +104,8 @@ def _evidence(
 def _versions() -> dict[str, str]:
     import importlib.metadata
 
-    names = ("taskgraft", "torch", "timm", "onnx", "onnxscript", "onnxruntime", "openvino")
-    found = {}
+    names = ("torch", "timm", "onnx", "onnxscript", "onnxruntime", "openvino")
+    found = {"taskgraft": __version__}
     for name in names:
         try:
             found[name] = importlib.metadata.version(name)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from taskgraft import __version__
 from taskgraft import data, exports, metrics
 from taskgraft.allocator import keep_freed_memory
 from taskgraft.bundle import Bundle
@@ -95,7 +95,7 @@ def about(bundle: Bundle, name: str, backend: str) -> dict[str, Any]:
     record = parsed(Record, file) if file and file.is_file() else None
     return {
         "name": name,
-        "made_by": f"taskgraft {version('taskgraft')}",
+        "made_by": f"taskgraft {__version__}",
         "backend": backend,
         "architecture": bundle.arch,
         "preprocessing": bundle.preprocess.show(),

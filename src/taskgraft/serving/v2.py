@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from importlib.metadata import version
 from typing import Annotated, Any
 
 import numpy as np
 from fastapi import APIRouter, Path, Request, Response
 
+from taskgraft import __version__
 from taskgraft.serving import batching, protocol, service
 from taskgraft.serving.answers import ModelMetadata, Ready, ServerMetadata, TensorMetadata, refusals
 from taskgraft.serving.limits import Refusal
@@ -30,7 +30,7 @@ def routes(found: Service) -> APIRouter:
     async def server() -> ServerMetadata:
         """Who serves, and which extensions of the protocol."""
         return ServerMetadata(
-            name="taskgraft", version=version("taskgraft"), extensions=["binary_tensor_data", "classification"]
+            name="taskgraft", version=__version__, extensions=["binary_tensor_data", "classification"]
         )
 
     @router.get("/v2/health/live", response_class=Response, responses={200: {"content": {}}})
