@@ -66,7 +66,7 @@ def main() -> int:
 
 def faults_of_names(wheel: Path, archive: Path) -> list[str]:
     """Where the version of the archives is not that of the changelog and the citation."""
-    code = (ROOT / "src" / "taskgraft" / "__init__.py").read_text(encoding="utf-8")
+    code = (ROOT / "src" / "taskgraft" / "version.py").read_text(encoding="utf-8")
     version = re.findall(r'^__version__ = "(.+)"$', code, re.M)[0]
     cited = re.search(r"^version: (.+)$", (ROOT / "CITATION.cff").read_text(encoding="utf-8"), re.M)
     changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")

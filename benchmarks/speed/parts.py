@@ -69,8 +69,11 @@ class Laps:
 def main() -> None:
     laps = Laps(float(sys.argv[1]))
     sys.argv = ["taskgraft", *sys.argv[2:]]
+    from taskgraft.cli import console
     from taskgraft.cli.app import main as command
-    from taskgraft.jobs import extend  # all that the command imports before it opens anything
+
+    with console.importing():
+        from taskgraft.jobs import extend  # all that the command imports before it opens anything
 
     laps.switch()
     laps.stack = ["rest"]

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from taskgraft import __version__
 from taskgraft.problem import Problem
+from taskgraft.version import __version__
 
 Kind = TypeVar("Kind", bound=BaseModel)
 

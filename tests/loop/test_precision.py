@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -46,7 +47,7 @@ def test_auto_is_measured_once_and_kept(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_the_fastest_wins_by_a_margin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def chosen(**rates: float) -> str:
-        found = {name.replace("_", "-"): rate for name, rate in rates.items()}
+        found: Any = {name.replace("_", "-"): rate for name, rate in rates.items()}
         monkeypatch.setattr(precision, "_timed", lambda *_: precision.Trial(found, {}))
         return precision.choose(parent(), sources(), AUTO, None)[0].precision
 
@@ -129,7 +130,7 @@ def test_a_processor_without_bf16_units_is_recognised() -> None:
 
 def test_another_batch_or_a_damaged_store_is_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    rates = {"fp32": 1.0, "fp32-channels-last": 1.0, "bf16": 1.0}
+    rates: dict[Precision, float] = {"fp32": 1.0, "fp32-channels-last": 1.0, "bf16": 1.0}
     monkeypatch.setattr(precision, "_timed", lambda *_: asked.append(1) or precision.Trial(rates, {}))
     for run in (AUTO, AUTO, replace(AUTO, batch=5)):
         precision.choose(parent(), sources(), run, tmp_path)

@@ -179,7 +179,7 @@ def test_starting_up_loads_nothing_heavy(module):
 def test_the_version_is_told_once():
     assert "version" not in PYPROJECT["project"]
     assert PYPROJECT["project"]["dynamic"] == ["version"]
-    assert PYPROJECT["tool"]["hatch"]["version"] == {"path": "src/taskgraft/__init__.py"}
+    assert PYPROJECT["tool"]["hatch"]["version"] == {"path": "src/taskgraft/version.py"}
 
 
 def test_pins_name_no_place():

@@ -88,9 +88,10 @@ def train(
     resume: Resume = False,
 ) -> None:
     """Train a classifier of one task: the parent of later extensions."""
-    from taskgraft import report
-    from taskgraft.jobs import train as job
-    from taskgraft.jobs.tracking import tracked
+    with console.importing():
+        from taskgraft import report
+        from taskgraft.jobs import train as job
+        from taskgraft.jobs.tracking import tracked
 
     with console.watching() as watch, tracked(track, out, asdict(run), watch) as watch:
         done = job.train(
@@ -123,10 +124,11 @@ def extend(
     resume: Resume = False,
 ) -> None:
     """Extend a trained classifier with a new task; the old tasks' training pictures are not needed."""
-    from taskgraft import report
-    from taskgraft.jobs.extend import carry_out
-    from taskgraft.jobs.request import Request
-    from taskgraft.jobs.tracking import tracked
+    with console.importing():
+        from taskgraft import report
+        from taskgraft.jobs.extend import carry_out
+        from taskgraft.jobs.request import Request
+        from taskgraft.jobs.tracking import tracked
 
     if bool(task) == bool(into):
         raise Problem(
@@ -195,9 +197,10 @@ def compare(
     cache: Cache = "",
 ) -> None:
     """Extend with several methods and seeds: table, figures, report. The same command goes on after a stop."""
-    from taskgraft import report
-    from taskgraft.jobs.compare import arms, compare
-    from taskgraft.jobs.request import Request
+    with console.importing():
+        from taskgraft import report
+        from taskgraft.jobs.compare import arms, compare
+        from taskgraft.jobs.request import Request
 
     chosen = arms([name for name in methods.split(";") if name.strip()], _numbers(rates), run)
     request = Request(parent, data, task, "finetune", run, old, tuple(old_val or ()), arch, labels, wanted, parent_task)
@@ -222,8 +225,9 @@ def demo(
     cache: Cache = "",
 ) -> None:
     """Draw synthetic cars, train a classifier of makes, extend it with paints in the founding text's six ways."""
-    from taskgraft import report
-    from taskgraft.jobs.demo import demo
+    with console.importing():
+        from taskgraft import report
+        from taskgraft.jobs.demo import demo
 
     with console.watching() as watch:
         found = demo(out, seeds=seeds, cache=cache_folder(cache), command=command_line(), watch=watch)

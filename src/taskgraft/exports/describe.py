@@ -6,8 +6,8 @@ import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from taskgraft import __version__
 from taskgraft.bundle import Bundle
+from taskgraft.version import __version__
 
 FORMAT = 1
 NOT_A_NAME = re.compile(r"[^A-Za-z0-9_]+")

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from taskgraft import __version__
 from taskgraft import exports
 from taskgraft.bundle import Bundle, open_parent
 from taskgraft.exports import timm_folder, verify
@@ -19,6 +18,7 @@ from taskgraft.exports.verify import TaskCheck
 from taskgraft.problem import Problem
 from taskgraft.record import write_json
 from taskgraft.types import Watch
+from taskgraft.version import __version__
 
 
 class Exported(NamedTuple):

@@ -8,6 +8,7 @@ import platform
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -66,11 +67,15 @@ def _timed(classifier: Classifier, sources: Sources, run: Run) -> Trial:
     device = next(classifier.parameters()).device
     notes: dict[Precision, str] = {} if computes_bf16(device) else {"bf16": "not tried: this device only emulates it"}
     trials: dict[Precision, Classifier] = {}
-    for name in (candidate for candidate in CANDIDATES if candidate not in notes):
+    for name in CANDIDATES:
+        if name in notes:
+            continue
         trials[name] = copy.deepcopy(classifier).train()
         if name != "fp32":
             trials[name].to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    turns = {name: lambda name=name: _seconds(trials[name], batch, name, run.softmax) for name in trials}
+    turns: dict[Precision, Callable[[], float]] = {}
+    for name, trial in trials.items():
+        turns[name] = partial(_seconds, trial, batch, name, run.softmax)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         seconds, dropped = in_turns(turns)
     return Trial({name: run.batch / taken for name, taken in seconds.items()}, {**notes, **dropped})
@@ -88,7 +93,7 @@ def in_turns(
     dropped: dict[Precision, str] = {}
     spent = 0.0
     for number in range(ROUNDS + 1):
-        live = [name for name in turns if name not in dropped]
+        live: list[Precision] = [name for name in turns if name not in dropped]
         if number and (len(live) == 1 or spent + sum(taken[name][-1] for name in live) > PATIENCE):
             break
         for name in live:

@@ -11,10 +11,10 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
-from taskgraft import __version__
 from taskgraft.serving import guard, people, service, v2
 from taskgraft.serving.limits import Refusal
 from taskgraft.serving.service import Service
+from taskgraft.version import __version__
 
 
 def create(found: Service, *, token: str | None = None, local: bool = True) -> guard.App:

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from taskgraft import __version__
 from taskgraft import data, exports, metrics
 from taskgraft.allocator import keep_freed_memory
 from taskgraft.bundle import Bundle
@@ -21,6 +20,7 @@ from taskgraft.exports.describe import Order, outputs, plain_name
 from taskgraft.problem import Problem
 from taskgraft.record import Predictions, Record, parsed
 from taskgraft.types import Images
+from taskgraft.version import __version__
 
 BACKENDS = ("torch", "onnx")
 

@@ -8,13 +8,13 @@ from typing import Annotated, Any
 import numpy as np
 from fastapi import APIRouter, Path, Request, Response
 
-from taskgraft import __version__
 from taskgraft.serving import batching, protocol, service
 from taskgraft.serving.answers import ModelMetadata, Ready, ServerMetadata, TensorMetadata, refusals
 from taskgraft.serving.limits import Refusal
 from taskgraft.serving.model import Reading, Served
 from taskgraft.serving.protocol import HEADER, Tensor
 from taskgraft.serving.service import Service
+from taskgraft.version import __version__
 
 VERSION = "1"
 Name = Annotated[str, Path(max_length=256)]
