@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from taskgraft.version import __version__
+from taskgraft.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from taskgraft.bundle import Bundle, open_parent
@@ -79,7 +79,6 @@ __all__ = [
     "Task",
     "Watch",
     "Wish",
-    "__version__",
     "calibrate",
     "check",
     "compare",
