@@ -14,7 +14,11 @@ WORKERS ?= 2
 THREADS ?= 1
 
 BIN := .venv/bin
-READY := .venv/ready
+
+# What a target needs installed beside the program, and a stamp for each such set: BASE is the program alone.
+BASE := .venv/ready-base
+TEST := .venv/ready-test
+LINT := .venv/ready-lint
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -35,61 +39,72 @@ help:
 	@echo "make sbom    the bill of materials of the environment (CycloneDX) as build/sbom.json"
 	@echo "make clean   remove the environment, caches and demo-run/"
 
-demo: $(READY)
+demo: $(BASE)
 	$(BIN)/taskgraft demo $(OUT) $(ARGS)
 
-test: $(READY)
+test: $(TEST)
 	OMP_NUM_THREADS=$(THREADS) MKL_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
 # The tests of speed and of silence would hear the counting, so this is no check of CI.
-coverage: $(READY)
+coverage: .venv/ready-coverage
 	OMP_NUM_THREADS=$(THREADS) MKL_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest -n $(WORKERS) --cov --cov-report=term $(ARGS)
 
-mutants: $(READY)
+mutants: $(TEST)
 	$(BIN)/python tests/mutants.py $(ARGS)
 
-kills: $(READY)
+kills: $(TEST)
 	OMP_NUM_THREADS=$(THREADS) PYTHONPATH=tests $(BIN)/python -m faults.killing $(ARGS)
 
-fuzz: $(READY)
+fuzz: .venv/ready-fuzz
 	OMP_NUM_THREADS=$(THREADS) PYTHONPATH=tests $(BIN)/python -m fuzz.run $(ARGS)
 
 # Needs the network; the environment's own Python and platform decide which archives are named.
-lock: $(READY)
+lock: $(BASE)
 	$(BIN)/python tests/lock.py
 
-sbom: $(READY)
+sbom: .venv/ready-sbom
 	mkdir -p build
 	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --output-file build/sbom.json .venv
 
-lint: $(READY)
+lint: $(LINT)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
-bench: $(READY)
+bench: .venv/ready-bench
 	$(BIN)/python -m benchmarks.speed $(ARGS)
 
 # The variable silences an advertisement for other generators.
-docs: $(READY)
+docs: .venv/ready-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # Builds into build/release, and needs the network for the environment of the wheel.
-release-check: $(READY)
+release-check: $(BASE)
 	OMP_NUM_THREADS=$(THREADS) $(BIN)/python tests/release.py $(ARGS)
 
 clean:
 	rm -rf .venv benchmarks/.peers benchmarks/.work demo-run build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# torch and torchvision come first and by exact version: a plain requirement may be satisfied by a CPU-only
-# build of torch, beside which torchvision (and so timm) cannot be imported.
-$(READY): pyproject.toml constraints.txt
+# A stamp's extras are those of its name in pyproject.toml, with those of tests where tests or types are checked: then
+# one run of pip brings both, and the stamps of what came with it are set too, the own one last.
+EXTRAS_base :=
+EXTRAS_bench := tune
+EXTRAS_test := test
+EXTRAS_coverage := test,coverage
+EXTRAS_fuzz := test,fuzz
+EXTRAS_lint := test,lint
+EXTRAS_docs := docs
+EXTRAS_sbom := sbom
+COMMA := ,
+
+# torch and torchvision are asked for by exact version: a plain requirement may be satisfied by a CPU-only build of
+# torch, beside which torchvision (and so timm) cannot be imported.
+.venv/ready-%: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "taskgraft needs Python 3.11 or newer with venv; none was found. \
 	Install one, or name it: make PYTHON=/path/to/python3 ..." >&2; exit 3; }
 	@$(BIN)/python -c 'import pip' 2>/dev/null || $(PYTHON) -m venv --clear .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
-		$$(grep -E '^(torch|torchvision)==' constraints.txt)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	@touch $@
+		$$(grep -E '^(torch|torchvision)==' constraints.txt) -e '.$(if $(EXTRAS_$*),[$(EXTRAS_$*)])'
+	@touch $(patsubst %,.venv/ready-%,base $(filter test docs,$(subst $(COMMA), ,$(EXTRAS_$*))) $*)

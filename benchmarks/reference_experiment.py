@@ -34,10 +34,12 @@ from taskgraft.types import Watch
 
 RESULTS = Path(__file__).parent / "results" / "reference_experiment.json"
 OLD_PER_CLASS = 3
-RATES = (0.001, 0.0001)
+# The text names 0.001 and 0.0001 and no optimizer. AdamW's 0.001 leaves nothing of this network within 32 steps, and
+# its 0.0001 does what the text shows of 0.001.
+RATES = (0.0001, 0.00002)
 SEARCHED = {
-    "distill": "distill(strength=[0.3, 1, 3, 10])",
-    "ewc": "ewc(images=588, strength=[1e3, 1e4, 1e5, 1e6])",
+    "distill": "distill(strength=[3, 10, 30])",
+    "ewc": "ewc(images=588, strength=[1e3, 1e4, 1e5])",
 }
 # The table of the text (Score, Score_A, Score_B).
 PUBLISHED = {
@@ -82,7 +84,7 @@ def halved(shared: Path, out: Path) -> None:
 def settings(steps: int, seed: int, norm: str = "frozen") -> Run:
     """The text's set-up: a constant rate and nothing else; its optimizer, steps and BatchNorm are not told."""
     return Run(
-        steps=steps, optimiser="adamw", softmax="joint", schedule="constant", warmup=0, clip=0.0, seed=seed,
+        steps=steps, batch=16, optimiser="adamw", softmax="joint", schedule="constant", warmup=0, clip=0.0, seed=seed,
         eval_every=max(1, steps // 5), log_every=max(1, steps // 5), save_every=steps, precision="fp32", norm=norm,
     )  # fmt: skip
 
@@ -101,7 +103,7 @@ def strengths(given: argparse.Namespace, watch: Watch) -> Iterator[dict[str, Any
     run = settings(given.steps, 0)
     asked = request(given.shared, given.out, "choosing", run)
     for name, notation in SEARCHED.items():
-        searched = space.parse(notation, "rate=[0.001, 0.0001]", run)
+        searched = space.parse(notation, f"rate={list(RATES)}", run)
         found = tune(
             asked, searched, given.out / f"search-{name}", wish=Wish(sampler="grid"), cache=given.cache, watch=watch
         )

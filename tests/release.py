@@ -14,7 +14,6 @@ import shutil
 import subprocess
 import sys
 import tarfile
-import tomllib
 import zipfile
 from pathlib import Path
 
@@ -67,7 +66,8 @@ def main() -> int:
 
 def faults_of_names(wheel: Path, archive: Path) -> list[str]:
     """Where the version of the archives is not that of the changelog and the citation."""
-    version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    code = (ROOT / "src" / "taskgraft" / "version.py").read_text(encoding="utf-8")
+    version = re.findall(r'^__version__ = "(.+)"$', code, re.M)[0]
     cited = re.search(r"^version: (.+)$", (ROOT / "CITATION.cff").read_text(encoding="utf-8"), re.M)
     changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     said = [

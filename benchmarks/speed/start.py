@@ -20,6 +20,7 @@ WORK = ROOT / "benchmarks" / ".work"  # git-ignored: drawn pictures, and runs th
 SIZE = 128
 PLAIN = "ImageFolder and a plain loop"
 POLL = 0.005  # seconds
+OUT = 8  # which word of an extend's command is its OUT; the fifth is the module
 
 
 class Ended(NamedTuple):
@@ -38,7 +39,7 @@ def part(
     folder = pictures.written(WORK / f"drawn-{count}-{side}", count, side)
     few = pictures.written(WORK / f"drawn-{min(count, 600)}-{side}", min(count, 600), side)
     tables = [_commands(plan, absent, say), _decoding(houses, few, min(count, 600), plan, absent, say)]
-    return [*tables, _first_steps(folder, count, houses, plan, say)]
+    return [*tables, *_first_steps(folder, count, houses, plan, say)]
 
 
 def _commands(plan: Plan, absent: Mapping[str, str], say: Callable[[str], None]) -> dict[str, Any]:
@@ -94,8 +95,8 @@ def _decoding(
 
 def _first_steps(
     folder: Path, count: int, houses: Mapping[str, House], plan: Plan, say: Callable[[str], None]
-) -> dict[str, Any]:
-    """Seconds from the command to the end of the first training step, each run in a new OUT."""
+) -> list[dict[str, Any]]:
+    """Seconds from the command to the end of the first training step, each run in a new OUT; a second start's parts."""
     seconds: dict[str, list[float]] = {}
     peaks: dict[str, list[int]] = {}
     rounds = 1 if plan.quick or count > 10_000 else 3
@@ -110,11 +111,33 @@ def _first_steps(
                 ended = watched(command, mark)
                 seconds.setdefault(name, []).append(ended.seconds)
                 peaks.setdefault(name, []).append(ended.peak)
+        _, known, _ = _ways(parent, folder, Path(runs), 0)[1]
+        parts = _parts(known, 1 if plan.quick else 5, say)
     rows = [
         {"rival": name, "house": _house(name != PLAIN), "unit": "s", **spread(taken), "peak": max(peaks[name])}
         for name, taken in seconds.items()
     ]
-    return {"case": {"what": "first step", "images": count, "size": SIZE, "arch": "resnet18"}, "rows": rows}
+    case = {"images": count, "size": SIZE, "arch": "resnet18"}
+    return [
+        {"case": {"what": "first step", **case}, "rows": rows},
+        {"case": {"what": "parts of a warm start", **case}, "rows": parts},
+    ]
+
+
+def _parts(command: Sequence[str], turns: int, say: Callable[[str], None]) -> list[dict[str, Any]]:
+    """What a second start's seconds go to, each turn in a new OUT: a row for each part and one for all."""
+    seconds: dict[str, list[float]] = {}
+    for turn in range(turns):
+        place = f"{command[OUT]}-parts-{turn}"
+        begun = [*command[:4], "benchmarks.speed.parts", str(time.monotonic()), *command[5:OUT], place]
+        begun += command[OUT + 1 :]
+        done = subprocess.run(begun, cwd=ROOT, capture_output=True, text=True, check=True)
+        found = json.loads(done.stdout.splitlines()[-1])
+        for name, taken in {**found["parts"], "all": found["total"]}.items():
+            seconds.setdefault(name, []).append(taken)
+    rows = [{"rival": name, "house": "taskgraft", "unit": "s", **spread(taken)} for name, taken in seconds.items()]
+    say("  a second start: " + ", ".join(f"{row['rival']} {row['median']:.2f} s" for row in rows))
+    return rows
 
 
 def _house(own: bool) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from taskgraft.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from taskgraft.bundle import Bundle, open_parent
     from taskgraft.classifier import Classifier, grow, wrap
@@ -27,8 +29,6 @@ if TYPE_CHECKING:
     from taskgraft.search.wish import Crew, Wish
     from taskgraft.settings import Run
     from taskgraft.types import Images, Task, Watch
-
-__version__ = "0.1.0"
 
 # Where each public name lives; loaded when first used, so that `import taskgraft` does not wait for torch.
 _PLACES = {

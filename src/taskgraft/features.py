@@ -5,30 +5,67 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
-from taskgraft import data, parallel
+from taskgraft import data, parallel, tree
 from taskgraft.allocator import keep_freed_memory
 from taskgraft.classifier import Classifier, newest, old_widths, read_columns
 from taskgraft.modes import evaluating
-from taskgraft.types import Images, Outputs, Params, Sources
+from taskgraft.recall import MOST, mark
+from taskgraft.record import fingerprint
+from taskgraft.settings import Precision
+from taskgraft.types import Images, Once, Outputs, Params, Sources
 
+SIZE = 32  # images of a batch that is only looked at
 RECALL = 0.9
 
 
-def features_of(classifier: Classifier, images: Images, size: int = 32) -> Tensor:
-    """The columns that the heads read for each image [N, D], in eval mode, without gradients; modes are restored."""
+def features_of(classifier: Classifier, images: Images, size: int = SIZE, precision: Precision = "fp32") -> Tensor:
+    """The columns that the heads read for each image [N, D], in eval mode, without gradients; modes are restored.
+
+    float32, under whatever `precision` the network ran.
+    """
     keep_freed_memory()
     read, count = reader(images, classifier), len(images.pixels)
     own = parallel.part(count)
-    with evaluating(classifier), torch.inference_mode():
+    device = next(classifier.parameters()).device
+    arithmetic = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+    with evaluating(classifier), torch.inference_mode(), arithmetic:
         parts = [
             classifier.features(read(first, min(first + size, own.stop))) for first in range(own.start, own.stop, size)
         ]
         if not parts:  # more processes than images: the width still has to be known
             parts = [classifier.features(read(0, 1))[:0]]
-        found = parallel.gathered(torch.cat(parts), count)
+        found = parallel.gathered(torch.cat(parts).float(), count)
     return found.clone()
+
+
+def columns_of(
+    classifier: Classifier, images: Images, recall: Once | None, size: int = SIZE, precision: Precision = "fp32"
+) -> Tensor:
+    """What `features_of` gives, or gave an earlier run for the same pixels and the same weights beside the heads.
+
+    The arguments of `recall` are made of the bits themselves, so that it needs no word of where either came from.
+    """
+    width = max(part.stop for part in classifier.parts)
+    if recall is None or parallel.size() > 1 or 4 * width * len(images.pixels) > MOST:
+        return features_of(classifier, images, size, precision)
+    weights = {name: value for name, value in tree.state(classifier).items() if not name.startswith("heads.")}
+    plain = {"pixels": images.pixels, "mean": torch.tensor(images.mean), "std": torch.tensor(images.std)}
+    name = f"columns {precision == 'bf16'} {size} {mark(weights)} {mark(plain)} {_shape(classifier)}"
+    made = recall(name, lambda: {"columns": features_of(classifier, images, size, precision)})
+    return made["columns"].to(next(classifier.parameters()).device)
+
+
+def _shape(classifier: Classifier) -> str:
+    """What decides the columns beside weights and the backbone's architecture: what is read where, by which extras."""
+    code = classifier.backbone.code if isinstance(classifier.backbone, fx.GraphModule) else ""
+    found = [code]
+    for extra in classifier.extras:
+        plain = {name: value for name, value in vars(extra).items() if isinstance(value, str | int | float | tuple)}
+        tails = [part.code for part in extra.children() if isinstance(part, fx.GraphModule)]
+        found.append(f"{type(extra).__name__} {sorted((name, str(value)) for name, value in plain.items())} {tails}")
+    return fingerprint(found)
 
 
 def answers_of(classifier: Classifier, images: Tensor) -> Outputs:

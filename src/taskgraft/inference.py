@@ -12,9 +12,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from taskgraft import data, parallel
 from taskgraft.allocator import keep_freed_memory
 from taskgraft.classifier import Classifier
+from taskgraft.features import SIZE, columns_of
 from taskgraft.modes import evaluating
 from taskgraft.record import Predictions
-from taskgraft.types import Images, Outputs
+from taskgraft.types import Images, Once, Outputs
 
 TURNS, LEAST = 15, 3  # passes whose median is taken; LEAST of them also where they take long
 PATIENCE = 1.0  # seconds
@@ -47,18 +48,25 @@ def _seconds(classifier: Classifier, images: Images) -> float:
     return time.perf_counter() - start
 
 
-def predict(classifier: Classifier, images: Images, size: int = 32) -> Predictions:
+def predict(classifier: Classifier, images: Images, size: int = SIZE, recall: Once | None = None) -> Predictions:
     """Logits of every task on every image, in eval mode and full precision; modes are restored.
 
-    Labels of tasks that the classifier lacks are left out.
+    Labels of tasks that the classifier lacks are left out. With `recall` the columns that the heads read are kept for
+    later runs, or come from an earlier one; the logits are the same bits.
     """
     keep_freed_memory()
     device, count = next(classifier.parameters()).device, len(images.pixels)
     own = parallel.part(count)
+    known = columns_of(classifier, images, recall, size) if recall else None
     parts: list[Outputs] = [{task.name: torch.empty(0, len(task.classes)) for task in classifier.tasks}]
     with evaluating(classifier), torch.inference_mode():
         for first in range(own.start, own.stop, size):
-            outputs = classifier(data.ready(images, first, min(first + size, own.stop)).to(device))
+            last = min(first + size, own.stop)
+            outputs = (
+                classifier(data.ready(images, first, last).to(device))
+                if known is None
+                else classifier.answer(known[first:last])
+            )
             parts.append({task: logits.float().cpu() for task, logits in outputs.items()})
     classes = {task.name: task.classes for task in classifier.tasks}
     return Predictions(

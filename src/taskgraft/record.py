@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from taskgraft.problem import Problem
+from taskgraft.version import __version__
 
 Kind = TypeVar("Kind", bound=BaseModel)
 
@@ -274,6 +275,6 @@ def fingerprint(parts: Iterable[str]) -> str:
 
 def versions() -> dict[str, str]:
     """Versions of what decides a result: Python, the libraries, the processor's name."""
-    names = ("taskgraft", "torch", "torchvision", "timm", "numpy", "pillow", "safetensors")
-    found = {name: importlib.metadata.version(name) for name in names}
+    names = ("torch", "torchvision", "timm", "numpy", "pillow", "safetensors")
+    found = {"taskgraft": __version__, **{name: importlib.metadata.version(name) for name in names}}
     return {"python": platform.python_version(), **found, "machine": platform.machine()}

@@ -53,7 +53,8 @@ class Sources(NamedTuple):
 
     `score(model)` is the mean validation accuracy over tasks, with agreement with the parent for a task that has no
     validation images; None where nothing can be measured. `once(name, make)` gives what `make` gave the first time
-    under this name, to all trials of a search; None outside of one.
+    under this name, to all trials of a search; None outside of one. `recall(name, make)` does so
+    for later runs, where `name` tells all that the tensors depend on; None where nothing is kept.
     """
 
     new: Images
@@ -63,6 +64,7 @@ class Sources(NamedTuple):
     seed: int
     score: Callable[[Any], float] | None = None
     once: Once | None = None
+    recall: Once | None = None
 
 
 class Batch(NamedTuple):

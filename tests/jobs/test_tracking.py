@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import threading
 from pathlib import Path
 from typing import Any
@@ -88,4 +89,13 @@ def test_an_unknown_or_missing_tracker_is_refused() -> None:
         tracking.check("excel")
     with pytest.raises(Problem, match="pip install mlflow") as caught:
         tracking.check("mlflow")
+    assert caught.value.code == 3
+
+
+@pytest.mark.parametrize("name", tracking.TRACKERS)
+def test_trackers_name_the_extra_that_brings_accelerate(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda asked: None if asked == "accelerate" else found(asked))
+    with pytest.raises(Problem, match=rf"^--track {name} needs accelerate.*'taskgraft\[track\]'$") as caught:
+        tracking.check(name)
     assert caught.value.code == 3

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -32,17 +38,17 @@ def test_auto_is_measured_once_and_kept(tmp_path: Path, monkeypatch: pytest.Monk
     assert run == replace(AUTO, precision=run.precision)
     assert run.precision in precision.CANDIDATES
     assert reason.startswith("measured here: fp32 ")
-    assert reason.count("images/s") == 3
+    assert reason.count("images/s") == 2 + precision.computes_bf16(torch.device("cpu"))
     assert same(tree.state(child), before)  # timing teaches nothing
     assert torch.equal(torch.random.get_rng_state(), draws)
-    monkeypatch.setattr(precision, "_rates", lambda *_: pytest.fail("timed twice"))
+    monkeypatch.setattr(precision, "_timed", lambda *_: pytest.fail("timed twice"))
     assert precision.choose(child, sources(), AUTO, tmp_path) == (run, reason)
 
 
 def test_the_fastest_wins_by_a_margin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def chosen(**rates: float) -> str:
-        found = {name.replace("_", "-"): rate for name, rate in rates.items()}
-        monkeypatch.setattr(precision, "_rates", lambda *_: found)
+        found: Any = {name.replace("_", "-"): rate for name, rate in rates.items()}
+        monkeypatch.setattr(precision, "_timed", lambda *_: precision.Trial(found, {}))
         return precision.choose(parent(), sources(), AUTO, None)[0].precision
 
     assert chosen(fp32=100, fp32_channels_last=105, bf16=109) == "fp32"
@@ -50,10 +56,82 @@ def test_the_fastest_wins_by_a_margin(tmp_path: Path, monkeypatch: pytest.Monkey
     assert chosen(fp32=100, fp32_channels_last=120, bf16=140) == "bf16"
 
 
+class Clock:
+    """Turns that take what they are told to, and what they took."""
+
+    def __init__(self, **seconds: list[float]) -> None:
+        self.left = {name.replace("_", "-"): list(own) for name, own in seconds.items()}
+        self.spent: dict[str, list[float]] = {name: [] for name in self.left}
+
+    def turns(self) -> dict[Precision, Callable[[], float]]:
+        return {name: lambda name=name: self.take(name) for name in self.left}  # pyright: ignore
+
+    def take(self, name: str) -> float:
+        own = self.left[name].pop(0) if len(self.left[name]) > 1 else self.left[name][0]
+        self.spent[name].append(own)
+        return own
+
+
+def test_the_best_turn_counts_and_the_first_does_not() -> None:
+    clock = Clock(fp32=[0.2, 0.3, 0.2, 0.25], fp32_channels_last=[0.2, 0.3, 0.4, 0.35], bf16=[0.5, 0.2, 0.2, 0.15])
+    assert precision.in_turns(clock.turns()) == ({"fp32": 0.2, "fp32-channels-last": 0.3, "bf16": 0.15}, {})
+    assert all(len(own) == precision.ROUNDS + 1 for own in clock.spent.values())
+
+
+def test_a_candidate_that_stalls_gets_one_turn() -> None:
+    """As bf16 does where it is emulated: 15 s, where fp32 takes 2."""
+    clock = Clock(fp32=[2.0], fp32_channels_last=[1.8], bf16=[15.0])
+    seconds, dropped = precision.in_turns(clock.turns())
+    assert clock.spent["bf16"] == [15.0]
+    assert seconds == {"fp32": 2.0, "fp32-channels-last": 1.8, "bf16": 15.0}
+    assert dropped == {"bf16": "dropped after a turn of 15 s, where another took 1.8 s"}
+
+
+def test_making_kernels_in_the_first_turn_drops_nobody() -> None:
+    clock = Clock(fp32=[0.1], fp32_channels_last=[0.6, 0.05], bf16=[0.65, 0.04])
+    seconds, dropped = precision.in_turns(clock.turns())
+    assert seconds["bf16"] == 0.04
+    assert dropped == {"fp32": "dropped after a turn of 0.1 s, where another took 0.04 s"}
+
+
+def test_one_turn_that_others_disturbed_drops_nobody() -> None:
+    clock = Clock(fp32=[0.2], fp32_channels_last=[0.1, 0.9, 0.1], bf16=[0.2])
+    seconds, dropped = precision.in_turns(clock.turns())
+    assert (seconds["fp32-channels-last"], dropped) == (0.1, {})
+
+
+@pytest.mark.parametrize("step", [0.01, 0.4, 1.0, 3.0, 60.0])
+def test_the_choice_takes_one_step_of_each_and_five_seconds_at_most(step: float) -> None:
+    clock = Clock(fp32=[step], fp32_channels_last=[step], bf16=[step])
+    precision.in_turns(clock.turns())
+    later = sum(sum(own[1:]) for own in clock.spent.values())
+    assert later <= precision.PATIENCE
+    assert all(clock.spent.values())
+
+
+def test_what_is_emulated_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "computes_bf16", lambda device: False)
+    asked: list[str] = []
+    monkeypatch.setattr(precision, "_seconds", lambda trial, batch, name, softmax: asked.append(name) or 0.1)
+    run, reason = precision.choose(grow(parent(), NEW, 0), sources(), AUTO, None)
+    assert set(asked) == {"fp32", "fp32-channels-last"}
+    assert reason.endswith("; bf16 not tried: this device only emulates it")
+    assert run.precision == "fp32"
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="oneDNN's levels are those of x86-64")
+def test_a_processor_without_bf16_units_is_recognised() -> None:
+    """oneDNN can be told to take a processor for an older one."""
+    code = "import torch; from taskgraft.loop.precision import computes_bf16 as c; print(c(torch.device('cpu')))"
+    told = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"}
+    done = subprocess.run([sys.executable, "-c", code], env=told, capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
 def test_another_batch_or_a_damaged_store_is_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    rates = {"fp32": 1.0, "fp32-channels-last": 1.0, "bf16": 1.0}
-    monkeypatch.setattr(precision, "_rates", lambda *_: asked.append(1) or rates)
+    rates: dict[Precision, float] = {"fp32": 1.0, "fp32-channels-last": 1.0, "bf16": 1.0}
+    monkeypatch.setattr(precision, "_timed", lambda *_: asked.append(1) or precision.Trial(rates, {}))
     for run in (AUTO, AUTO, replace(AUTO, batch=5)):
         precision.choose(parent(), sources(), run, tmp_path)
     assert len(asked) == 2

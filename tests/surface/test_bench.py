@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -122,3 +123,18 @@ def test_a_rival_that_fails_costs_no_other_its_turn(monkeypatch: pytest.MonkeyPa
     turns.close_houses(workers)
     assert good["median"] > 0
     assert "nobody" in bad["error"]
+
+
+def test_a_start_is_told_part_by_part(tmp_path: Path, alice: Path, new_pictures: Path):
+    words = ["extend", str(alice), str(new_pictures), str(tmp_path / "out"), "--task", "paint", "--steps", "4",
+             "--batch", "8", "--warmup", "5", "--precision", "fp32", "--cache", str(tmp_path / "cache")]  # fmt: skip
+    command = [sys.executable, "-m", "benchmarks.speed.parts", str(time.monotonic()), *words]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    wanted = {"imports", "rest", "checkpoint", "pictures", "answers on validation pictures", "choice of precision",
+              "adaptation", "head's warm-up", "first checkpoint", "first step"}  # fmt: skip
+    assert set(found["parts"]) == wanted
+    assert found["total"] == pytest.approx(sum(found["parts"].values()), abs=0.01)
+    lines = (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [0]  # stopped when the step was taken

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import ast
 import re
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
+import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
@@ -31,10 +34,22 @@ FLOORS = {
 TUNING = ("search.queue", "search.sampling", "search.storage", "jobs.tune", "jobs.work", "jobs.workers", "jobs.outcome",
           "jobs.auto")  # fmt: skip
 HOMES = {"taskgraft.serving": "serve", **{f"taskgraft.{name}": "tune" for name in TUNING}}
+# Extras of those who change taskgraft, not of those who use it.
+DEVELOPERS = {"docs", "test", "coverage", "lint", "fuzz", "sbom", "dev"}
+# Where the commands begin that need the program alone.
+BASE = ("cli.training", "jobs.train", "jobs.extend", "jobs.compare", "report", "report.comparison_page")
+# What those modules import of extras, each where a user asks for it.
+ASKED = {
+    "taskgraft.data.formats": {"pyarrow"},
+    "taskgraft.jobs.tracking": {"accelerate"},
+    "taskgraft.methods.lora": {"peft"},
+}
+# Required, though imported by a requirement only: it has to be of torch's release.
+PAIRED = {"torchvision"}
 # Where the name that is imported is not the name that is installed.
 IMPORTED = {
     "python-multipart": ("multipart", "python_multipart"), "optuna": ("optuna", "sqlalchemy"),
-    "prometheus-client": ("prometheus_client",), "fastapi": ("fastapi", "starlette"),
+    "prometheus-client": ("prometheus_client",), "fastapi": ("fastapi", "starlette"), "pillow": ("PIL",),
 }  # fmt: skip
 
 
@@ -94,8 +109,30 @@ def optional() -> set[str]:
     """The top names of all extras' packages that users may not have."""
     always = {line.name for line in requirements()[""]}
     return {
-        name for extra in requirements() if extra not in ("", "dev", "docs") for name in modules_of(extra)
+        name for extra in requirements() if extra not in {"", *DEVELOPERS} for name in modules_of(extra)
     } - always - {"taskgraft"}  # fmt: skip
+
+
+def third_party(node: ast.Import | ast.ImportFrom) -> set[str]:
+    """The top names of the packages that an import needs, the standard library's and our own left out."""
+    names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [str(node.module)]
+    return {found.partition(".")[0] for found in names} - sys.stdlib_module_names - {"taskgraft"}
+
+
+def reached(starts: Iterable[str]) -> set[str]:
+    """Our modules that some import, wherever it stands in them, except those that are an extra's own."""
+    files = {dotted(path): path for path in SOURCES}
+    found, waiting = set(), [f"taskgraft.{start}" for start in starts]
+    while waiting:
+        module = waiting.pop()
+        if module not in files or module in found or home_of(module) or module in ("taskgraft", "taskgraft.cli"):
+            continue  # those two lead everywhere
+        found.add(module)
+        waiting += [module.rpartition(".")[0]]
+        for node in ast.walk(tree(files[module])):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                waiting += names_of(node)
+    return found
 
 
 def dotted(path: Path) -> str:
@@ -145,6 +182,52 @@ def test_no_module_imports_an_extra_when_it_is_imported() -> None:
                     assert top in modules_of(own), place
                 assert home_of(found) in (None, own), place
     assert checked > 500
+
+
+def test_the_base_is_what_training_extending_and_comparing_import() -> None:
+    """Both ways: nothing is required that they do not import, and they import nothing that is not required."""
+    base, modules = modules_of(""), reached(BASE)
+    imported: dict[str, set[str]] = {}
+    for path in SOURCES:
+        if dotted(path) in modules:
+            nodes = [node for node in ast.walk(tree(path)) if isinstance(node, ast.Import | ast.ImportFrom)]
+            imported[dotted(path)] = set().union(*map(third_party, nodes))
+    assert len(imported) > 80
+    assert {module: found - base for module, found in imported.items() if found - base} == ASKED
+    assert set().union(*ASKED.values()) <= optional()
+    assert base - set().union(*imported.values()) == PAIRED
+
+
+MAKES = {"demo": "'.'", "bench": "'.[tune]'", "test": "'.[test]'", "lint": "'.[test,lint]'", "docs": "'.[docs]'"}
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+@pytest.mark.parametrize(("target", "installed"), MAKES.items())
+def test_a_target_installs_what_it_needs(target: str, installed: str, tmp_path: Path) -> None:
+    """And what came along is not installed again: the program with everything, tests with what checks their types."""
+    for file in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / file, tmp_path)
+
+    def told(target: str) -> str:
+        words = ["make", "--dry-run", f"PYTHON={sys.executable}", target]
+        return subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+
+    (pip,) = re.findall(r"pip install (?:.*\\\n)*.*", told(target))
+    assert pip.endswith(f"-e {installed}")
+    assert "torch|torchvision" in pip
+    (stamps,) = re.findall(r"^touch (.*)", told(target), re.M)
+    (tmp_path / ".venv").mkdir()
+    for stamp in stamps.split():
+        (tmp_path / stamp).touch()
+    for other in (target, "demo", *(["test"] if target == "lint" else [])):
+        assert "pip install" not in told(other)
+
+
+def test_every_extra_of_the_makefile_exists() -> None:
+    lines = re.findall(r"^EXTRAS_\w+ := *(.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
+    asked = {name for line in lines for name in line.split(",") if name}
+    assert asked <= requirements().keys()
+    assert len(lines) > 6
 
 
 def test_every_module_can_be_imported_without_the_extras() -> None:

@@ -32,13 +32,15 @@ def open_parent(
     wanted: str | None = None,
     task: str = "parent",
     unnamed: bool = False,
+    cache: Path | None = None,
 ) -> Bundle:
     """Open a trained classifier.
 
     `source`: a bundle folder, `local-dir:FOLDER`, a timm name, `hf-hub:NAME`, or a file of weights, which needs
     `arch` (a timm name) unless the file names it, and `labels` (a text file, one class a line, in index order).
     `wanted` is the preprocessing line; `task` names the task of a model that has no task names. `unnamed`
-    takes numbers where class names are missing, for who wants the backbone alone. Raises Problem for anything that
+    takes numbers where class names are missing, for who wants the backbone alone. `cache` is a folder in which the
+    tensors of a pickle are kept, so that opening it again takes no process of its own. Raises Problem for anything that
     does not fit; nothing is ever loaded with names or shapes left over.
     """
     source, labels = os.fspath(source), as_path(labels)
@@ -46,7 +48,7 @@ def open_parent(
     if path.is_dir():
         bundle = _folder(path, labels, task, unnamed)
     elif path.suffix in FILES or path.exists():
-        bundle = _file(path, arch, labels, task, wanted, unnamed)
+        bundle = _file(path, arch, labels, task, wanted, unnamed, cache)
     elif source.startswith("hf-hub:") or timm.is_model(source):
         bundle = _named(source, labels, task, unnamed)
     else:
@@ -98,8 +100,16 @@ def head_of(net: nn.Module, arch: str) -> str:
     return name
 
 
-def _file(path: Path, arch: str | None, labels: Path | None, task: str, wanted: str | None, unnamed: bool) -> Bundle:
-    tensors, rest, found = weights.load(path)
+def _file(
+    path: Path,
+    arch: str | None,
+    labels: Path | None,
+    task: str,
+    wanted: str | None,
+    unnamed: bool,
+    cache: Path | None = None,
+) -> Bundle:
+    tensors, rest, found = weights.load(path, cache)
     if arch is None:
         named = rest.get("arch")
         if not isinstance(named, str) or not timm.is_model(named):

@@ -10,23 +10,45 @@ import sys
 import threading
 from pathlib import Path
 
+import torch
 from safetensors.torch import load
 from torch import Tensor
 
 from taskgraft.bundle import unpickle
 from taskgraft.problem import Problem
+from taskgraft.recall import recalled_in
+from taskgraft.record import digest
+from taskgraft.types import Params
 
 IDLE = 20.0  # seconds that the process waits for another pickle: it holds as much memory as a bare torch
+ABOUT, OWN = "about", "own."  # names among the tensors that are kept: the texts, and a prefix of the file's own
 _HELPERS: list[subprocess.Popen[bytes]] = []  # at most one; the next pickle need not wait for torch's import
 _TIMERS: list[threading.Timer] = []
 _ALONE = threading.Lock()
 
 
-def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str], list[str]]:
+def read(path: Path, cache: Path | None = None) -> tuple[dict[str, Tensor], dict[str, str], list[str]]:
     """A pickle's tensors by name, the texts beside them, and what was inferred.
 
-    Raises Problem for what is damaged, needs code, holds no tensors, or ends the process that opens it.
+    With a cache folder, a file of the same contents is not opened again. Raises Problem for what is damaged, needs
+    code, holds no tensors, or ends the process that opens it.
     """
+    if cache is None:
+        return _opened(path)
+    recall = recalled_in(cache / "recalled", "pickle", unpickle.RULES, torch.__version__, digest(path))
+
+    def made() -> Params:
+        tensors, *texts = _opened(path)
+        told = torch.frombuffer(bytearray(json.dumps(texts).encode()), dtype=torch.uint8)
+        return {ABOUT: told, **{f"{OWN}{name}": value for name, value in tensors.items()}}
+
+    known = recall("tensors", made)
+    rest, found = json.loads(known.pop(ABOUT).numpy().tobytes())
+    return {name.removeprefix(OWN): value for name, value in known.items()}, rest, found
+
+
+def _opened(path: Path) -> tuple[dict[str, Tensor], dict[str, str], list[str]]:
+    """What the other process makes of a pickle."""
     with _ALONE:
         for timer in _TIMERS:
             timer.cancel()

@@ -18,8 +18,10 @@ FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 POINTER = b"version https://git-lfs"
 
 
-def load(path: Path) -> tuple[dict[str, Tensor], dict[str, str], list[str]]:
+def load(path: Path, cache: Path | None = None) -> tuple[dict[str, Tensor], dict[str, str], list[str]]:
     """A file's tensors by name, the texts beside them, and what was inferred.
+
+    `cache` keeps what a pickle was made of.
 
     Raises Problem for a missing, foreign or damaged file, one whose pickle needs code, or weights not finite.
     """
@@ -31,7 +33,7 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, str], list[str]]:
     if path.suffix == ".safetensors":
         tensors, rest, found = _safetensors(path), {}, []
     else:
-        tensors, rest, found = pickles.read(path)
+        tensors, rest, found = pickles.read(path, cache)
     for prefix in PREFIXES:
         if tensors and all(name.startswith(prefix) for name in tensors):
             tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}

@@ -10,9 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
-from taskgraft import __version__
 from taskgraft.cli import console, hosting, inspecting, launch, searching, training, using
 from taskgraft.problem import Problem
+from taskgraft.version import __version__
 
 STOPPED, TERMINATED = 130, 143  # exit codes after SIGINT and SIGTERM, as shells have them
 USAGE = typer.BadParameter.__mro__[1]  # every wrong use of the command line; typer gives it no public name

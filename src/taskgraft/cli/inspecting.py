@@ -48,7 +48,8 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
     """Measure a model on labelled pictures: accuracy with its interval, calibration, the worst classes."""
-    from taskgraft.jobs import evaluate as job
+    with console.importing():
+        from taskgraft.jobs import evaluate as job
     from taskgraft.problem import Problem
 
     if verify and html:

@@ -64,10 +64,11 @@ def tune(
 ) -> None:
     """Search strengths, rates, temperature: a frontier of old and new accuracy, and three choices on it as bundles."""
     need("tune", "optuna", what="tune")
-    from taskgraft import report
-    from taskgraft.jobs import tune as job
-    from taskgraft.jobs.request import Request
-    from taskgraft.search import space
+    with console.importing():
+        from taskgraft import report
+        from taskgraft.jobs import tune as job
+        from taskgraft.jobs.request import Request
+        from taskgraft.search import space
 
     searched = space.parse(method, settings, run)
     request = Request(

@@ -89,9 +89,10 @@ def train(
     resume: Resume = False,
 ) -> None:
     """Train a classifier of one task: the parent of later extensions."""
-    from taskgraft import report
-    from taskgraft.jobs import train as job
-    from taskgraft.jobs.tracking import tracked
+    with console.importing():
+        from taskgraft import report
+        from taskgraft.jobs import train as job
+        from taskgraft.jobs.tracking import tracked
 
     with console.watching() as watch, tracked(track, out, asdict(run), watch) as watch:
         done = job.train(
@@ -125,10 +126,11 @@ def extend(
     resume: Resume = False,
 ) -> None:
     """Extend a trained classifier with a new task; the old tasks' training pictures are not needed."""
-    from taskgraft import report
-    from taskgraft.jobs.extend import carry_out
-    from taskgraft.jobs.request import Request
-    from taskgraft.jobs.tracking import tracked
+    with console.importing():
+        from taskgraft import report
+        from taskgraft.jobs.extend import carry_out
+        from taskgraft.jobs.request import Request
+        from taskgraft.jobs.tracking import tracked
 
     if bool(task) == bool(into):
         raise Problem(
@@ -198,9 +200,10 @@ def compare(
     cache: Cache = "",
 ) -> None:
     """Extend with several methods and seeds: table, figures, report. The same command goes on after a stop."""
-    from taskgraft import report
-    from taskgraft.jobs.compare import arms, compare
-    from taskgraft.jobs.request import Request
+    with console.importing():
+        from taskgraft import report
+        from taskgraft.jobs.compare import arms, compare
+        from taskgraft.jobs.request import Request
 
     chosen = arms([name for name in methods.split(";") if name.strip()], _numbers(rates), run)
     request = Request(
@@ -228,8 +231,9 @@ def demo(
     cache: Cache = "",
 ) -> None:
     """Draw synthetic cars, train a classifier of makes, extend it with paints: the reference experiment in minutes."""
-    from taskgraft import report
-    from taskgraft.jobs.demo import demo
+    with console.importing():
+        from taskgraft import report
+        from taskgraft.jobs.demo import demo
 
     with console.watching(brief=True) as watch:
         found = demo(out, seeds=seeds, cache=cache_folder(cache), command=command_line(), watch=watch)

@@ -58,8 +58,9 @@ def predict(
     A picture that cannot be read gets a row with an error; exit 1 if nothing could be read. Under torchrun every
     process takes its share of the work into --out.
     """
-    from taskgraft.jobs import predict as job
-    from taskgraft.jobs.rows import line
+    with console.importing():
+        from taskgraft.jobs import predict as job
+        from taskgraft.jobs.rows import line
     from taskgraft.problem import Problem
 
     given, shard = _paths(paths), (int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from importlib.metadata import version
 from typing import Any, NamedTuple
 
 from taskgraft.bundle import Bundle
+from taskgraft.version import __version__
 
 FORMAT = 1
 NOT_A_NAME = re.compile(r"[^A-Za-z0-9_]+")
@@ -73,7 +73,7 @@ def describe(bundle: Bundle, order: Order) -> dict[str, Any]:
     shape = ["batch", size, size, 3] if order.uint8 else ["batch", 3, size, size]
     return {
         "format": FORMAT,
-        "made_by": f"taskgraft {version('taskgraft')}",
+        "made_by": f"taskgraft {__version__}",
         "architecture": bundle.arch,
         "weights_sha256": bundle.digest,
         "precision": order.precision,

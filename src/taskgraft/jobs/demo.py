@@ -23,7 +23,7 @@ PAINTS = ("black", "white", "red", "blue", "green", "yellow")
 OLD = 32  # training pictures of each make that EWC may see
 ALICE = replace(LEARN, steps=200, rate=0.002, ramp=40, eval_every=50, save_every=200, precision="fp32")
 # The text's set-up: one softmax over all outputs, constant rates of 0.001 and 0.0001, nothing else. It tells neither
-# the optimizer nor what BatchNorm's statistics do: docs/decisions.md, 79.
+# the optimizer nor what BatchNorm's statistics do: docs/decisions.md, 89.
 TEXT = Run(
     steps=100,
     batch=16,

@@ -16,6 +16,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -29,7 +30,7 @@ EXTRAS = {
     "parquet": ("pyarrow",),
     "ray": ("optuna", "psycopg", "ray"),
     "serve": ("fastapi", "starlette", "uvicorn", "h11", "python_multipart", "prometheus_client"),
-    "track": ("tensorboard",),
+    "track": ("accelerate", "tensorboard"),
     "tune": ("optuna", "psycopg"),
     "video": ("av",),
 }  # extra -> what is imported; a test compares it with pyproject.toml
@@ -209,13 +210,24 @@ def _probe() -> tuple[dict[str, Any], int, str]:
 
 
 def _requirements() -> dict[str, str]:
-    """The packages that taskgraft's own metadata requires, with their least versions; no extras."""
+    """The packages that taskgraft requires, with their least versions; no extras.
+
+    Its metadata tells them, or its pyproject.toml where it runs from a source tree that is not installed.
+    """
     try:
         lines = importlib.metadata.requires("taskgraft") or []
     except importlib.metadata.PackageNotFoundError:
-        return {}
+        lines = _declared(Path(__file__).parents[3] / "pyproject.toml")
     matches = [re.match(r"([\w.-]+)(?:\[[^\]]*\])?\s*>=\s*([\w.]+)", line) for line in lines if "extra ==" not in line]
     return {match[1]: match[2] for match in matches if match}
+
+
+def _declared(file: Path) -> list[str]:
+    """What a pyproject.toml requires; nothing where only the package was copied."""
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))["project"]["dependencies"]
+    except (OSError, ValueError, KeyError):
+        return []
 
 
 def _version(name: str) -> str | None:

@@ -18,6 +18,7 @@ from taskgraft.exports.verify import TaskCheck
 from taskgraft.problem import Problem
 from taskgraft.record import write_json
 from taskgraft.types import PathLike, Watch, as_path, as_paths
+from taskgraft.version import __version__
 
 
 class Exported(NamedTuple):
@@ -103,8 +104,8 @@ def _evidence(
 def _versions() -> dict[str, str]:
     import importlib.metadata
 
-    names = ("taskgraft", "torch", "timm", "onnx", "onnxscript", "onnxruntime", "openvino")
-    found = {}
+    names = ("torch", "timm", "onnx", "onnxscript", "onnxruntime", "openvino")
+    found = {"taskgraft": __version__}
     for name in names:
         try:
             found[name] = importlib.metadata.version(name)

@@ -81,7 +81,7 @@ def carry_out(
     if state == "done":
         return finished(out, opened.found, watch)
     clock = clock.lap("reading")
-    asked = fitting.ask_parent(opened, watch, strict=state == "new")
+    asked = fitting.ask_parent(opened, watch, cache=cache, strict=state == "new")
     with folder.held(out):
         job = Job(asked, methods.build(opened.plan), out, cache, command, watch)
         try:

@@ -16,13 +16,14 @@ from taskgraft.data.sets import write_lists
 from taskgraft.data.sources import Inputs, classes_at, gather
 from taskgraft.jobs import evidence, measuring
 from taskgraft.jobs.request import Request, checked
-from taskgraft.loop import steps
+from taskgraft.loop import precision, steps
 from taskgraft.loop.session import Fitted, Measured, fit_in, resolve
 from taskgraft.loop.state import TrainState
 from taskgraft.method import Method
 from taskgraft.methods import Plan
 from taskgraft.problem import Problem
-from taskgraft.record import Clock, Predictions
+from taskgraft.recall import recalled_in
+from taskgraft.record import Clock, Predictions, versions
 from taskgraft.search.choices import wilson
 from taskgraft.settings import Run
 from taskgraft.types import Once, Sources, Task, Watch
@@ -77,6 +78,7 @@ def open_all(request: Request, cache: Path | None, watch: Watch) -> Opened:
         labels=request.labels,
         wanted=request.wanted,
         task=request.parent_task,
+        cache=cache,
     )
     parent.classifier.to(parallel.device())
     child = _grown(request, parent.classifier)  # says what is wrong, before pictures are read
@@ -97,14 +99,16 @@ def open_all(request: Request, cache: Path | None, watch: Watch) -> Opened:
     return Opened(request, plan, parent, child, found)
 
 
-def ask_parent(opened: Opened, watch: Watch, *, strict: bool = True) -> Opened:
+def ask_parent(opened: Opened, watch: Watch, *, cache: Path | None = None, strict: bool = True) -> Opened:
     """What the parent predicts on the validation images, before anything is trained: once, for all that needs it.
+
+    What its backbone makes of them is kept in `cache` for the next command.
 
     Raises Problem where it does no better than guessing on those of an old task, unless not `strict` or the request
     says otherwise.
     """
     opened = opened if opened.before else opened._replace(
-        before=measuring.predictions(opened.parent.classifier, opened.found)
+        before=measuring.predictions(opened.parent.classifier, opened.found, recall=_recall(opened.parent, cache))
     )  # fmt: skip
     assert opened.before is not None
     for task, share in measuring.accuracies(opened.before, opened.request.task).items():
@@ -159,22 +163,23 @@ def train(job: Job, settings: dict[str, Any], clock: Clock) -> tuple[Trained, Cl
     )
     child.softmax = request.run.softmax
     assert found.new.train is not None
-    before = job.opened.before or measuring.predictions(parent.classifier, found)  # other processes ask anew
+    recall = _recall(parent, job.cache)
+    before = job.opened.before or measuring.predictions(parent.classifier, found, recall=recall)
 
     def score(classifier: Classifier) -> float:
         now = measure(classifier)
         return sum({**now.agreement, **now.accuracy}.values()) / len({**now.agreement, **now.accuracy})
 
     own, views = request.run, views_shown(job.opened)
-    sources = Sources(found.new.train, found.old, views, own.augment, own.seed, score, job.once)
+    sources = Sources(found.new.train, found.old, views, own.augment, own.seed, score, job.once, recall)
     run, reason = resolve(job.out, child, sources, request.run, job.cache, settings, job.command, watch)
     if job.until is None:  # the pictures of a search's trials are those of its choices
         parallel.told(lambda: write_lists(job.out, found.new))
     if run.softmax == "joint":
         watch.say("one softmax over all tasks: for reproduction only, since the new task pushes the old ones out")
 
-    def measure(classifier: Classifier) -> Measured:
-        now = measuring.predictions(classifier, found, before if measuring.unchanged(classifier) else {})
+    def measure(classifier: Classifier, recall: Once | None = None) -> Measured:
+        now = measuring.predictions(classifier, found, before if measuring.unchanged(classifier) else {}, recall)
         return Measured(
             measuring.accuracies(now, request.task, before), measuring.agreements(before["new"], now["new"])
         )
@@ -182,12 +187,24 @@ def train(job: Job, settings: dict[str, Any], clock: Clock) -> tuple[Trained, Cl
     def begin() -> TrainState:
         return steps.start(child, job.method, sources, parent.memory, run)
 
+    def measure_begun(classifier: Classifier) -> Measured:
+        return measure(classifier, recall)
+
     def blank() -> TrainState:
         return steps.prepare(child, job.method, sources, run)
 
     choosing = chosen_by(job.opened, before)
-    fitted = fit_in(job.out, begin, blank, job.method, sources, run, measure, choosing, watch, job.until)
+    fitted = fit_in(job.out, begin, blank, job.method, sources, run, measure, choosing, watch, job.until, measure_begun)
     return Trained(fitted.run, reason, fitted, sources, before), clock.lap("training and validation")
+
+
+def _recall(parent: Bundle, cache: Path | None) -> Once | None:
+    """What keeps, in the cache, what follows from the parent and the pictures alone; None without a cache."""
+    if cache is None:
+        return None
+    here = {**versions(), **precision.place(next(parent.classifier.parameters()).device)}
+    about = (f"{name} {value}" for name, value in sorted({**here, **parent.options}.items()))
+    return recalled_in(cache / "recalled", parent.arch, *about)
 
 
 def views_shown(opened: Opened) -> int:

@@ -19,7 +19,7 @@ from taskgraft.inference import arithmetic, latency, predict
 from taskgraft.jobs import evidence
 from taskgraft.problem import Problem
 from taskgraft.record import Predictions
-from taskgraft.types import Task, Watch
+from taskgraft.types import Once, Task, Watch
 
 
 def labelled(bundle: Bundle, data: Path, task: str | None, cache: Path | None, watch: Watch) -> tuple[Task, DataSet]:
@@ -39,14 +39,20 @@ def labelled(bundle: Bundle, data: Path, task: str | None, cache: Path | None, w
 
 
 def predictions(
-    classifier: Classifier, found: Inputs, known: Mapping[str, Predictions] = MappingProxyType({})
+    classifier: Classifier,
+    found: Inputs,
+    known: Mapping[str, Predictions] = MappingProxyType({}),
+    recall: Once | None = None,
 ) -> dict[str, Predictions]:
-    """On the new and the old validation images; what is `known` of the old ones is not asked again."""
+    """On the new and the old validation images; what is `known` of the old ones is not asked again.
+
+    `recall` keeps what the backbone makes of them for later runs: for a classifier that has not been trained yet.
+    """
     assert found.new.val is not None
-    sets = {"new": predict(classifier, found.new.val)}
+    sets = {"new": predict(classifier, found.new.val, recall=recall)}
     if found.old_val is None:
         return sets
-    return sets | {"old": known["old"] if "old" in known else predict(classifier, found.old_val)}
+    return sets | {"old": known["old"] if "old" in known else predict(classifier, found.old_val, recall=recall)}
 
 
 def tested(classifier: Classifier, found: Inputs) -> dict[str, Predictions]:

@@ -27,7 +27,9 @@ def check(name: str) -> str:
     if name and name not in TRACKERS:
         raise Problem(f"--track {name!r} does not exist; give {', '.join(TRACKERS)}")
     if name:
-        need("track" if name == "tensorboard" else "", name, what=f"--track {name}")
+        own = ("tensorboard",) if name == "tensorboard" else ()
+        need("track", "accelerate", *own, what=f"--track {name}")
+        need("", name, what=f"--track {name}")
     return name
 
 

@@ -57,7 +57,7 @@ def tune(
     _sized(searched, wish)
     notation, run = space.applied(searched, space.grid(searched, 1)[0])
     opened = fitting.open_all(replace(request, method=notation, run=run), cache, watch)
-    opened = fitting.ask_parent(opened, watch)
+    opened = fitting.ask_parent(opened, watch, cache=cache)
     _examine(out)
     settled = _settled(out, opened, searched.run, wish, crew, limits.budget, cache)
     search = _search(opened.request, searched, wish, settled, out, cache)

@@ -24,7 +24,7 @@ def settled(penalties: Mapping[str, Quadratic], run: Run) -> dict[str, Quadratic
     AdamW divides the loss's gradient by its own size, so that every weight moves by about the learning rate. A proximal
     step is not divided, and where one softmax makes the new outputs outvote the old ones it either loses against such
     moves or stops them altogether. Inside the loss, both pulls are divided alike. With a softmax for each task, or SGD,
-    the proximal step does as well, and it is stable for any strength (`docs/decisions.md`, 78).
+    the proximal step does as well, and it is stable for any strength (`docs/decisions.md`, 88).
     """
     implicit = not (run.softmax == "joint" and run.optimiser == "adamw")
     return {

@@ -6,8 +6,11 @@ import copy
 import json
 import platform
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -20,7 +23,17 @@ from taskgraft.types import Batch, Sources
 
 CANDIDATES: tuple[Precision, ...] = ("fp32", "fp32-channels-last", "bf16")
 MARGIN = 1.1  # a faster candidate must win by this much, so that noise does not decide
-ROUNDS = 3
+ROUNDS = 3  # after one that sets things up
+SLOW = 2.0  # a candidate whose best turn takes so many times another's is not given a further one
+SETUP = 0.5  # seconds that a first turn may take on top: kernels are made then, which tells nothing
+PATIENCE = 5.0  # seconds that all turns after the first of each may take together
+
+
+class Trial(NamedTuple):
+    """Images per second of the candidates that were timed, and why others were not, or not again."""
+
+    rates: dict[Precision, float]
+    notes: dict[Precision, str]
 
 
 def choose(classifier: Classifier, sources: Sources, run: Run, folder: Path | None) -> tuple[Run, str]:
@@ -36,34 +49,75 @@ def choose(classifier: Classifier, sources: Sources, run: Run, folder: Path | No
     known = _read(store)
     if key in known:
         return replace(run, precision=known[key][0]), known[key][1]
-    rates = _rates(classifier, sources, run)
-    best: Precision = "fp32"
-    for candidate in CANDIDATES[1:]:
+    rates, notes = _timed(classifier, sources, run)
+    best: Precision = next(iter(rates))
+    for candidate in rates:
         if rates[candidate] > rates[best] * MARGIN:
             best = candidate
-    reason = "measured here: " + ", ".join(f"{name} {rate:.0f} images/s" for name, rate in rates.items())
+    told = [", ".join(f"{name} {rate:.0f} images/s" for name, rate in rates.items())]
+    reason = "; ".join(["measured here: " + told[0], *(f"{name} {note}" for name, note in notes.items())])
     if store:
         write_json(store, {**known, key: [best, reason]})
     return replace(run, precision=best), reason
 
 
-def _rates(classifier: Classifier, sources: Sources, run: Run) -> dict[Precision, float]:
-    """Images per second of forward and backward for each candidate.
-
-    Turn by turn, and the best turn of each: others may be using the machine.
-    """
+def _timed(classifier: Classifier, sources: Sources, run: Run) -> Trial:
+    """Forward and backward under each candidate that the device computes in hardware."""
     batch = batch_at(sources, 0, run.batch)
-    trials: dict[Precision, Classifier] = {name: copy.deepcopy(classifier).train() for name in CANDIDATES}
-    for name, trial in trials.items():
-        if name != "fp32":
-            trial.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    seconds: dict[Precision, list[float]] = {name: [] for name in CANDIDATES}
     device = next(classifier.parameters()).device
+    notes: dict[Precision, str] = {} if computes_bf16(device) else {"bf16": "not tried: this device only emulates it"}
+    trials: dict[Precision, Classifier] = {}
+    for name in CANDIDATES:
+        if name in notes:
+            continue
+        trials[name] = copy.deepcopy(classifier).train()
+        if name != "fp32":
+            trials[name].to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    turns: dict[Precision, Callable[[], float]] = {}
+    for name, trial in trials.items():
+        turns[name] = partial(_seconds, trial, batch, name, run.softmax)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        for _ in range(ROUNDS + 1):
-            for name, trial in trials.items():
-                seconds[name].append(_seconds(trial, batch, name, run.softmax))
-    return {name: run.batch / min(taken[1:]) for name, taken in seconds.items()}
+        seconds, dropped = in_turns(turns)
+    return Trial({name: run.batch / taken for name, taken in seconds.items()}, {**notes, **dropped})
+
+
+def in_turns(
+    turns: Mapping[Precision, Callable[[], float]],
+) -> tuple[dict[Precision, float], dict[Precision, str]]:
+    """The best turn of each candidate in seconds, and why one got no further turn. A turn tells what it took.
+
+    Turn by turn, since others may be using the machine. After the first turn of each, which counts only where no
+    other fits in, all together take at most PATIENCE.
+    """
+    taken: dict[Precision, list[float]] = {}
+    dropped: dict[Precision, str] = {}
+    spent = 0.0
+    for number in range(ROUNDS + 1):
+        live: list[Precision] = [name for name in turns if name not in dropped]
+        if number and (len(live) == 1 or spent + sum(taken[name][-1] for name in live) > PATIENCE):
+            break
+        for name in live:
+            taken.setdefault(name, []).append(turns[name]())
+            spent += taken[name][-1] if number else 0.0
+            own, others = min(taken[name]), [min(taken[other]) for other in live if other != name and other in taken]
+            if others and own > SLOW * min(others) + (0.0 if number else SETUP):
+                dropped[name] = f"dropped after a turn of {own:.2g} s, where another took {min(others):.2g} s"
+    return {name: min(found[1:] or found) for name, found in taken.items()}, dropped
+
+
+def computes_bf16(device: torch.device) -> bool:
+    """Whether a device has units for bf16; emulated, it takes many times fp32's time.
+
+    True where torch does not tell: one turn then shows it.
+    """
+    try:
+        if device.type == "cuda":
+            return torch.cuda.is_bf16_supported(including_emulation=False)
+        supported = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        units = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    except (AttributeError, RuntimeError, TypeError):
+        return True
+    return supported and (units or platform.machine() not in ("x86_64", "AMD64"))
 
 
 def _seconds(trial: Classifier, batch: Batch, name: Precision, softmax: Softmax) -> float:
@@ -98,6 +152,7 @@ def _key(classifier: Classifier, sources: Sources, run: Run) -> str:
         size,
         shape,
         run.batch,
+        computes_bf16(next(classifier.parameters()).device),
     )
     return fingerprint(map(str, parts))[:16]
 

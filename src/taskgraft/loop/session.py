@@ -78,14 +78,16 @@ def fit_in(
     choosing: Sequence[str],
     watch: Watch,
     until: int | None = None,
+    measure_begun: Callable[[Classifier], Measured] | None = None,
 ) -> Fitted:
     """Run to the last step or the step `until`, from the newest sound checkpoint in `out` if there is one.
 
     `begin` makes a started state, `blank` one to restore into. Of the evaluated steps the one with the best mean
-    accuracy over the tasks `choosing` is kept; the last one where `choosing` is empty.
+    accuracy over the tasks `choosing` is kept; the last one where `choosing` is empty. `measure_begun` measures in the
+    place of `measure` before the first step.
     """
     store, best_file = out / "state", out / "state" / state.BEST
-    current, lines = _newest(out, blank, watch) or _first(out, begin(), measure, watch)
+    current, lines = _newest(out, blank, watch) or _first(out, begin(), measure_begun or measure, watch)
 
     def on_step(now: TrainState, terms: dict[str, float]) -> None:
         last = now.step in (run.steps, until)

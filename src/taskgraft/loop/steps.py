@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from taskgraft import data, losses, parallel, seeds
 from taskgraft.allocator import keep_freed_memory
 from taskgraft.classifier import Classifier, hold_still, newest, old_widths
-from taskgraft.features import balance, features_of, once
+from taskgraft.features import balance, columns_of, once
 from taskgraft.loop import penalty
 from taskgraft.loop.forward import forward
 from taskgraft.loop.state import TrainState
@@ -114,7 +114,11 @@ def warm(classifier: Classifier, sources: Sources, run: Run) -> Classifier:
     """
     if not run.warmup:
         return classifier
-    features = once(sources, "features", lambda: {"columns": features_of(classifier, sources.new)})["columns"]
+    columns = {"recall": sources.recall, "precision": run.precision}
+    kept = once(
+        sources, f"features {run.precision}", lambda: {"columns": columns_of(classifier, sources.new, **columns)}
+    )
+    features = kept["columns"]
     head = classifier.heads[-1]
     optimiser = torch.optim.AdamW(head.parameters(), lr=0.01, weight_decay=0.0)
     size = min(128, len(features))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from importlib.metadata import version
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -15,6 +14,7 @@ from starlette.responses import JSONResponse
 from taskgraft.serving import guard, people, service, v2
 from taskgraft.serving.limits import Refusal
 from taskgraft.serving.service import Service
+from taskgraft.version import __version__
 
 
 def create(found: Service, *, token: str | None = None, local: bool = True) -> guard.App:
@@ -27,7 +27,7 @@ def create(found: Service, *, token: str | None = None, local: bool = True) -> g
 
     app = FastAPI(
         title=f"taskgraft: {found.served.name}",
-        version=version("taskgraft"),
+        version=__version__,
         description="One image classifier with several tasks. Open Inference Protocol V2, and /predict for a picture.",
         docs_url=None,
         redoc_url=None,

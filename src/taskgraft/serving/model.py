@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +20,7 @@ from taskgraft.exports.describe import Order, outputs, plain_name
 from taskgraft.problem import Problem
 from taskgraft.record import Predictions, Record, parsed
 from taskgraft.types import Images
+from taskgraft.version import __version__
 
 BACKENDS = ("torch", "onnx")
 
@@ -95,7 +95,7 @@ def about(bundle: Bundle, name: str, backend: str) -> dict[str, Any]:
     record = parsed(Record, file) if file and file.is_file() else None
     return {
         "name": name,
-        "made_by": f"taskgraft {version('taskgraft')}",
+        "made_by": f"taskgraft {__version__}",
         "backend": backend,
         "architecture": bundle.arch,
         "preprocessing": bundle.preprocess.show(),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from importlib.metadata import version
 from typing import Annotated, Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from taskgraft.serving.limits import Refusal
 from taskgraft.serving.model import Reading, Served
 from taskgraft.serving.protocol import HEADER, Tensor
 from taskgraft.serving.service import Service
+from taskgraft.version import __version__
 
 VERSION = "1"
 Name = Annotated[str, Path(max_length=256)]
@@ -30,7 +30,7 @@ def routes(found: Service) -> APIRouter:
     async def server() -> ServerMetadata:
         """Who serves, and which extensions of the protocol."""
         return ServerMetadata(
-            name="taskgraft", version=version("taskgraft"), extensions=["binary_tensor_data", "classification"]
+            name="taskgraft", version=__version__, extensions=["binary_tensor_data", "classification"]
         )
 
     @router.get("/v2/health/live", response_class=Response, responses={200: {"content": {}}})

@@ -1,0 +1,96 @@
+"""What a start is made of: a command of taskgraft up to its first training step, timed part by part.
+
+python -m benchmarks.speed.parts BEGUN COMMAND …
+
+BEGUN is `time.monotonic()` where the process was started; COMMAND is what `taskgraft` is given. The parts are timed
+from outside, around the functions that they are, and exclude each other. Prints a line of JSON after the first step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+# Part, module, function, the modules that have bound it by name. What is in none of them is "rest".
+PARTS = (
+    ("checkpoint", "taskgraft.bundle.parents", "open_parent", ("taskgraft.bundle", "taskgraft.jobs.fitting")),
+    ("pictures", "taskgraft.data.sources", "gather", ("taskgraft.jobs.fitting",)),
+    ("answers on validation pictures", "taskgraft.jobs.measuring", "predictions", ()),
+    ("choice of precision", "taskgraft.loop.precision", "choose", ()),
+    ("adaptation", "taskgraft.loop.steps", "_adapted", ()),
+    ("head's warm-up", "taskgraft.loop.steps", "warm", ()),
+    ("first checkpoint", "taskgraft.loop.state", "save", ()),
+    ("first step", "taskgraft.loop.steps", "advance", ()),
+)
+
+
+class _Reached(BaseException):
+    """The first step is done."""
+
+
+class Laps:
+    """Seconds by part; time inside an inner part is not the outer one's."""
+
+    def __init__(self, begun: float) -> None:
+        """Everything since `begun` is the imports' until the first `switch`."""
+        self.last, self.stack, self.taken = begun, ["imports"], dict[str, float]()
+
+    def switch(self) -> None:
+        """Count the time since the last switch to the part on top."""
+        now = time.monotonic()
+        self.taken[self.stack[-1]] = self.taken.get(self.stack[-1], 0.0) + now - self.last
+        self.last = now
+
+    def around(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, whose time counts as that of `part`."""
+
+        def timed(*args: Any, **named: Any) -> Any:
+            self.switch()
+            self.stack.append(part)
+            try:
+                return function(*args, **named)
+            finally:
+                self.switch()
+                self.stack.pop()
+                if part == "first step":
+                    raise _Reached
+
+        return timed
+
+
+def main() -> None:
+    laps = Laps(float(sys.argv[1]))
+    sys.argv = ["taskgraft", *sys.argv[2:]]
+    from taskgraft.cli import console
+    from taskgraft.cli.app import main as command
+
+    with console.importing():
+        from taskgraft.jobs import extend  # all that the command imports before it opens anything
+
+    laps.switch()
+    laps.stack = ["rest"]
+    for part, home, name, others in PARTS:
+        module = importlib.import_module(home)
+        wrapped = laps.around(part, getattr(module, name))
+        for place in (home, *others):
+            setattr(importlib.import_module(place), name, wrapped)
+    assert extend
+    with contextlib.redirect_stderr(io.StringIO()), contextlib.suppress(_Reached):
+        command()
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    found = {part: round(seconds, 3) for part, seconds in laps.taken.items()}
+    done = {"parts": found, "total": round(sum(found.values()), 3), "cpu": round(usage.ru_utime + usage.ru_stime, 3)}
+    print(json.dumps(done), flush=True)
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,213 @@
+"""What an earlier run computed: the same bits, by content, within bounds, and never a damaged file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from taskgraft import features, recall
+from taskgraft.bundle import pickles
+from taskgraft.classifier import Classifier, grow
+from taskgraft.features import columns_of, features_of
+from taskgraft.inference import predict
+from taskgraft.jobs.extend import extend
+from taskgraft.loop import steps
+from taskgraft.settings import Run
+from taskgraft.types import Params
+from toys import NEW, RUN, parent, pictures, same, sources, started
+
+
+class Counting:
+    """A `recall` that counts what had to be made."""
+
+    def __init__(self, folder: Path, *about: str) -> None:
+        self.made: list[str] = []
+        self.inner = recall.recalled_in(folder, *about)
+
+    def __call__(self, name: str, make: Callable[[], Params]) -> Params:
+        return self.inner(name, lambda: self.made.append(name) or make())
+
+
+def some(seed: int = 0) -> Params:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return {"a": torch.randn(7, 5), "b": torch.arange(3)}
+
+
+def test_the_second_run_reads_what_the_first_made(tmp_path: Path) -> None:
+    first, second, other = Counting(tmp_path, "x"), Counting(tmp_path, "x"), Counting(tmp_path, "y")
+    assert same(first("name", some), some())
+    assert same(second("name", some), some())
+    other("name", some)
+    second("another", some)
+    assert (first.made, second.made, other.made) == (["name"], ["another"], ["name"])
+    assert not [file for file in tmp_path.iterdir() if file.name.startswith(".")]
+
+
+@pytest.mark.parametrize("damage", ["bit", "cut", "empty", "other"])
+def test_a_damaged_file_is_made_again(damage: str, tmp_path: Path) -> None:
+    recall.recalled_in(tmp_path)("name", some)
+    (file,) = tmp_path.iterdir()
+    whole = file.read_bytes()
+    bad = {"bit": bytearray(whole), "cut": whole[:-4], "empty": b"", "other": b"x" * 100}[damage]
+    if isinstance(bad, bytearray):
+        bad[-9] ^= 1  # inside a tensor: the format itself would not notice
+    file.write_bytes(bytes(bad))
+    again = Counting(tmp_path)
+    assert same(again("name", some), some())
+    assert again.made == ["name"]
+    assert file.read_bytes() == whole
+
+
+def test_a_folder_that_cannot_be_written_costs_time_alone(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert same(recall.recalled_in(tmp_path / "file")("name", some), some())
+
+
+def test_the_folder_stays_within_its_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recall.recalled_in(tmp_path)("0", some)
+    (first,) = tmp_path.iterdir()
+    monkeypatch.setattr(recall, "LIMIT", 3 * first.stat().st_size)
+    left = tmp_path / ".half.123"
+    left.touch()
+    os.utime(left, (0, 0))
+    for number in range(1, 6):
+        recall.recalled_in(tmp_path)(str(number), some)
+        for at, file in enumerate(sorted(tmp_path.glob("*.safetensors"), key=lambda file: file.stat().st_mtime_ns)):
+            os.utime(file, (at, at))  # a clock that ticks between them
+        kept = recall.recalled_in(tmp_path)
+        kept("0", some)  # wanted all the time, so it stays
+    asked = Counting(tmp_path)
+    for number in ("0", "5", "4"):
+        asked(number, some)
+    assert asked.made == []
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_what_is_too_large_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recall, "MOST", 100)
+    assert same(recall.recalled_in(tmp_path)("name", some), some())
+    assert not tmp_path.exists() or not list(tmp_path.iterdir())
+    monkeypatch.setattr(features, "MOST", 100)
+    asked = Counting(tmp_path)
+    columns_of(parent(), pictures(20, NEW, 5), asked)
+    assert asked.made == []  # not even asked: no time is spent on marks
+
+
+@pytest.mark.parametrize("notation", ["finetune", "branch", "taps", "ladder"])
+def test_columns_are_those_of_the_network_whatever_stands_beside_it(notation: str, tmp_path: Path) -> None:
+    model, images = started(notation)[0].classifier, pictures(40, NEW, 8)
+    for turn in range(2):
+        asked = Counting(tmp_path)
+        assert torch.equal(columns_of(model, images, asked), features_of(model, images))
+        assert len(asked.made) == 1 - turn
+
+
+def changed_weight(model: Classifier) -> None:
+    next(model.backbone.parameters()).data.view(-1)[0] += 1
+
+
+def changed_statistics(model: Classifier) -> None:
+    next(value for name, value in model.backbone.named_buffers() if "running_mean" in name)[0] += 1
+
+
+def other_layout(model: Classifier) -> None:
+    model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+
+@pytest.mark.parametrize("change", [changed_weight, changed_statistics, other_layout])
+def test_other_weights_are_asked_again(change: Callable[[Classifier], None], tmp_path: Path) -> None:
+    model, images = parent(), pictures(20, NEW, 5)
+    columns_of(model, images, Counting(tmp_path))
+    change(model)
+    asked = Counting(tmp_path)
+    assert torch.equal(columns_of(model, images, asked), features_of(model, images))
+    assert len(asked.made) == 1
+
+
+def test_other_pictures_and_arithmetic_are_asked_again_and_other_heads_are_not(tmp_path: Path) -> None:
+    model, images = parent(), pictures(20, NEW, 5)
+    columns_of(model, images, Counting(tmp_path))
+    asked = Counting(tmp_path)
+    columns_of(model, images, asked, precision="bf16")
+    columns_of(model, images._replace(pixels=images.pixels.flip(0)), asked)
+    columns_of(model, images._replace(std=(0.3,) * 3), asked)
+    assert len(set(asked.made)) == 3
+    columns_of(grow(model, NEW, 1), images, asked)
+    columns_of(model, images._replace(labels={}), asked)
+    assert len(asked.made) == 3
+
+
+def test_answers_from_kept_columns_are_the_same_bits(tmp_path: Path) -> None:
+    model, images = started("branch")[0].classifier, pictures(70, NEW, 5)
+    plain = predict(model, images)
+    for _ in range(2):
+        kept = predict(model, images, recall=recall.recalled_in(tmp_path))
+        assert all(np.array_equal(plain.logits[task], kept.logits[task]) for task in plain.logits)
+        assert kept.ids == plain.ids
+
+
+def test_the_warm_up_uses_the_arithmetic_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    real = features.features_of
+    monkeypatch.setattr(features, "features_of", lambda *args: seen.append(args[3]) or real(*args))
+    for precision in ("fp32", "bf16"):
+        started("finetune", replace(RUN, precision=precision))
+    assert seen == ["fp32", "bf16"]
+
+
+SHORT = Run(steps=4, batch=8, warmup=10, eval_every=2, precision="bf16")
+
+
+@pytest.mark.parametrize("method", ["branch", "distill"])
+def test_a_run_with_a_cold_cache_and_one_with_a_warm_cache_are_equal(
+    method: str, tmp_path: Path, alice: Path, old_pictures: Path, new_pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And one without a cache; the warm one computes no columns at all."""
+    asked: list[int] = []
+    real = features.features_of
+    monkeypatch.setattr(features, "features_of", lambda *args: asked.append(len(args[1].pixels)) or real(*args))
+    counts = {}
+    for name, cache in (("cold", tmp_path / "cache"), ("warm", tmp_path / "cache"), ("none", None)):
+        asked.clear()
+        extend(
+            alice, new_pictures, tmp_path / name, task="paint", method=method, run=SHORT,
+            old_val=[old_pictures / "val"], cache=cache,
+        )  # fmt: skip
+        counts[name] = sum(count > 2 for count in asked)  # two tell a branch how wide it is
+    assert counts["cold"] >= 4
+    assert counts["warm"] == 0
+    for name in ("warm", "none"):
+        for file in ("model.safetensors", "metrics.jsonl"):
+            assert (tmp_path / name / file).read_bytes() == (tmp_path / "cold" / file).read_bytes()
+
+
+def test_a_pickle_is_opened_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, cache = tmp_path / "model.pth", tmp_path / "cache"
+    state = {"state_dict": parent().state_dict(), "arch": "test_resnet", "epoch": 3}
+    torch.save(state, file)
+    first = pickles.read(file, cache)
+    bare = pickles.read(file)
+    monkeypatch.setattr(pickles, "_opened", lambda path: pytest.fail("opened again"))
+    again = pickles.read(file, cache)
+    for found in (first, again):
+        assert same(found[0], bare[0])
+        assert found[1:] == bare[1:]
+    monkeypatch.undo()
+    torch.save({**state, "state_dict": {"x": torch.zeros(1)}}, file)
+    assert set(pickles.read(file, cache)[0]) == {"x"}
+
+
+def test_the_warm_up_is_the_same_with_kept_columns(tmp_path: Path) -> None:
+    asked = Counting(tmp_path)
+    given = (sources(), sources()._replace(recall=asked), sources()._replace(recall=asked))
+    heads = [dict(steps.warm(grow(parent(), NEW, 0), one, RUN).named_parameters()) for one in given]
+    assert len(asked.made) == 1
+    assert same(heads[0], heads[1])
+    assert same(heads[0], heads[2])
