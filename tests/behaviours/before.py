@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import resource
+import shlex
 import shutil
 import socket
 import subprocess
@@ -70,14 +71,23 @@ def demonstrated(place: Place) -> str:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo, "write_cars", drawn)
         patch.setattr(demo, "train", trained)
-        patch.setattr(demo, "INPUT", "32 squash bilinear half")
+        for name in ("TEXT", "OWN"):
+            patch.setattr(demo, name, replace(getattr(demo, name), steps=2, eval_every=1))
+        short = [arm._replace(run=replace(arm.run, steps=2, eval_every=1)) for arm in demo.ARMS]
+        patch.setattr(demo, "ARMS", short)
         patch.setattr(demo, "Request", partial(Request, check_parent=False))  # two steps make a parent that guesses
-        patch.setattr(demo, "TEXT", replace(demo.TEXT, steps=2, eval_every=1, precision="fp32"))
         told = place.run("demo", "demo-run", "--cache", "none")
     assert told.code == 0, told.err
-    report, following = told.out.splitlines()[-2:]
+    lines = told.out.splitlines()
+    report, following = lines[-2:]
     assert Path(report.removeprefix("report: ")).is_file()
-    assert following.startswith("next, with your own: taskgraft extend")
+    assert all(Path(line.removeprefix("figure: ")).is_file() for line in lines if line.startswith("figure: "))
+    assert sum(line.startswith("| ") for line in lines) == 1 + len(short), "a row for each arrangement"
+    assert 10 <= len(told.err.splitlines()) <= 16, "a dozen plain lines where there is no terminal"
+    next_ = shlex.split(following.removeprefix("next, try the model: "))
+    done = place.run(*next_[1:])  # the command runs as it stands
+    assert done.code == 0, done.err
+    assert Path("answers.csv").is_file()
     return following
 
 
