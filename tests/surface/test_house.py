@@ -1,7 +1,6 @@
 """The house rules of CONTRIBUTING.md, checked on the source itself. There is no list of exemptions."""
 
 import ast
-import builtins
 import re
 import subprocess
 import sys
@@ -68,22 +67,6 @@ def test_only_the_command_line_prints_or_exits():
     found = [f"{place} {dotted(node)}" for place, node in walk(ast.Call) if dotted(node) in loud]
     raised = [place for place, node in walk(ast.Raise) if "SystemExit" in ast.unparse(node)]
     assert not [place for place in found + raised if not is_cli(place)]
-
-
-def is_frozen_dataclass(node: ast.ClassDef) -> bool:
-    """Tell whether a decorator says `dataclass(frozen=True)`."""
-    calls = [call for call in node.decorator_list if dotted(call).endswith("dataclass")]
-    return any("frozen=True" in ast.unparse(call) for call in calls)
-
-
-def exceptions() -> set[str]:
-    """Give the names of exception classes: built in, and those of the package that derive from them."""
-    values = vars(builtins).items()
-    known = {key for key, value in values if isinstance(value, type) and issubclass(value, BaseException)}
-    classes = [node for _, node in walk(ast.ClassDef) if isinstance(node, ast.ClassDef)]
-    for _ in classes:  # as often as the deepest chain could need
-        known |= {node.name for node in classes if any(dotted(b).split(".")[-1] in known for b in node.bases)}
-    return known
 
 
 def test_what_is_to_be_done_is_an_issue_and_not_a_comment():
