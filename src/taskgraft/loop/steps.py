@@ -115,9 +115,8 @@ def warm(classifier: Classifier, sources: Sources, run: Run) -> Classifier:
     if not run.warmup:
         return classifier
     columns = {"recall": sources.recall, "precision": run.precision}
-    kept = once(
-        sources, f"features {run.precision}", lambda: {"columns": columns_of(classifier, sources.new, **columns)}
-    )
+    name = "features in bf16" if run.precision == "bf16" else "features"
+    kept = once(sources, name, lambda: {"columns": columns_of(classifier, sources.new, **columns)})
     features = kept["columns"]
     head = classifier.heads[-1]
     optimiser = torch.optim.AdamW(head.parameters(), lr=0.01, weight_decay=0.0)
