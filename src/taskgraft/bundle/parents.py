@@ -32,7 +32,7 @@ def open_parent(
     wanted: str | None = None,
     task: str = "parent",
     unnamed: bool = False,
-    cache: Path | None = None,
+    cache: PathLike | None = None,
 ) -> Bundle:
     """Open a trained classifier.
 
@@ -43,7 +43,7 @@ def open_parent(
     tensors of a pickle are kept, so that opening it again takes no process of its own. Raises Problem for anything that
     does not fit; nothing is ever loaded with names or shapes left over.
     """
-    source, labels = os.fspath(source), as_path(labels)
+    source, labels, cache = os.fspath(source), as_path(labels), as_path(cache)
     path = Path(source.removeprefix("local-dir:"))
     if path.is_dir():
         bundle = _folder(path, labels, task, unnamed)

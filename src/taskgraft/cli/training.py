@@ -238,10 +238,11 @@ def demo(
     with console.watching(brief=True) as watch:
         found = demo(out, seeds=seeds, cache=cache_folder(cache), command=command_line(), watch=watch)
     comparison = out / "comparison"
+    figures = [comparison / f"figure{number}.png" for number in (1, 2, 3)]
     model = comparison / found.arrangements[-1].folders[0] if found.arrangements[-1].folders else out / "alice"
     console.out([
         report.table_markdown(found),
-        *(f"figure: {comparison / name}" for name in ("figure1.png", "figure2.png", "figure3.png")),
+        *(f"figure: {path.resolve()}" for path in figures if path.exists()),
         "",
         *report.verdict_comparison(found),
         f"report: {(comparison / 'report.html').resolve()}",
