@@ -88,7 +88,7 @@ def demonstrated(place: Place) -> str:
     next_ = shlex.split(following.removeprefix("next, try the model: "))
     done = place.run(*next_[1:])  # the command runs as it stands
     assert done.code == 0, done.err
-    assert (place.root / "answers.csv").is_file()
+    assert (place.root / "home" / "answers.csv").is_file()  # where the command was run
     return following
 
 
