@@ -54,7 +54,7 @@ ARMS = (
     Arm("fair fine-tuning", "finetune", OWN),
     Arm("taskgraft's default", METHOD, OWN),
 )
-SEPARATE = 2.0  # times the steps, for the model of paints alone
+SEPARATE = 1.0  # times the steps, for the model of paints alone: the same budget
 
 
 def demo(
