@@ -61,7 +61,7 @@ LEFT_OUT = {
         "taskgraft extend resnet18.a1_in1k colours/ both-imagenet/ --task colour --labels imagenet_labels.txt":
         "fetches weights from the network",
         "taskgraft train VMMRdb/models.csv vmmr/ --task label --model resnet18 --steps 10000": "hours on a GPU",
-        "taskgraft compare vmmr/ color/ six/ --task colour --methods 'finetune; ewc(strength=1e6); distill' "
+        "taskgraft compare vmmr/ color/ six/ --task colour --methods 'finetune; ewc(strength=1e4); distill' "
         "--rates 0.001,0.0001 \\": "hours on a GPU",
     },
     "contribute.md": {

@@ -123,6 +123,8 @@ def _within(watch: Watch, arm: Arm, before: int, total: int) -> Watch:
     def progress(what: str, done: int, of: int) -> None:
         if what == "training":
             watch.progress(arm.label, before + done * arm.run.batch, total)
+        else:  # reading pictures, which may take long
+            watch.progress(what, done, of)
 
     return watch._replace(progress=progress)
 
