@@ -136,16 +136,16 @@ async def closed_loop(port: int, bodies: list[bytes], clients: int, seconds: flo
 
 
 async def flood(
-    port: int, bodies: list[bytes], kinds: dict[str, Malformed], rate: float, seconds: float, seen: Seen,
+    port: int, bodies: list[bytes], kinds: dict[str, Malformed], lr: float, seconds: float, seen: Seen,
     resident: Callable[[], float], stop: Callable[[], None] | None = None,
 ) -> None:  # fmt: skip
     """Requests come at `rate`, whether or not earlier ones are answered; `stop` is called while some still wait."""
     rng, clients = random.Random(1), Clients(port, [], {"open": 0})
     names, tasks = list(kinds), set()
     start, number = time.perf_counter(), 0
-    watching = asyncio.create_task(watch(port, seen, resident, start))
+    watching = asyncio.create_task(callbacks(port, seen, resident, start))
     while (now := time.perf_counter()) < start + seconds:
-        await asyncio.sleep(max(0.0, start + number / rate - now))
+        await asyncio.sleep(max(0.0, start + number / lr - now))
         number += 1
         if names and rng.random() < SHARE:
             name = rng.choice(names)
@@ -166,7 +166,7 @@ async def flood(
         writer.close()
 
 
-async def watch(port: int, seen: Seen, resident: Callable[[], float], start: float) -> None:
+async def callbacks(port: int, seen: Seen, resident: Callable[[], float], start: float) -> None:
     """Ask for readiness all the while, and look at the memory every few seconds."""
     asked, looked = head("GET", "/v2/health/ready"), 0.0
     while True:
@@ -224,10 +224,10 @@ def quantile(times: list[float], share: int) -> float:
     return statistics.quantiles(times, n=100, method="inclusive")[share - 1]
 
 
-def stopping(process: subprocess.Popen[str], port: int, bodies: list[bytes], rate: float) -> dict[str, Any]:
+def stopping(process: subprocess.Popen[str], port: int, bodies: list[bytes], lr: float) -> dict[str, Any]:
     """SIGTERM in the middle of a flood: which requests that were made before it are not answered in full."""
     seen = Seen()
-    asyncio.run(flood(port, bodies, {}, rate, 3, seen, lambda: 0.0, lambda: process.send_signal(signal.SIGTERM)))
+    asyncio.run(flood(port, bodies, {}, lr, 3, seen, lambda: 0.0, lambda: process.send_signal(signal.SIGTERM)))
     code = process.wait(60)
     assert process.stderr
     lines = process.stderr.read().splitlines()

@@ -13,11 +13,11 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from taskgraft.jobs.extend import carry_out
-from taskgraft.jobs.request import Request
-from taskgraft.record import versions
-from taskgraft.settings import Run
-from taskgraft.types import Watch
+from taskgraft.config import TrainingConfig
+from taskgraft.pipeline.extend import carry_out
+from taskgraft.pipeline.request import Request
+from taskgraft.results.record import versions
+from taskgraft.types import Callbacks
 
 RESULTS = Path(__file__).parent / "results" / "chain.json"
 METHODS = ("finetune", "distill + ewc", "branch", "ladder")
@@ -35,19 +35,21 @@ def tasks(shared: Path, made: Path) -> list[tuple[str, Path]]:
 def first(shared: Path) -> Request:
     return Request(
         str(shared / "checkpoints/cars196_tf_efficientnet_lite0.pth.tar"), Path(), "", arch="tf_efficientnet_lite0",
-        labels=shared / "checkpoints/cars196_labels.txt", wanted="96 squash bilinear imagenet", parent_task="model",
+        labels=shared / "checkpoints/cars196_labels.txt", preprocessing="96 squash bilinear imagenet", parent_task="model",
     )  # fmt: skip
 
 
-def chain(method: str, run: Run, given: argparse.Namespace, watch: Watch) -> list[dict[str, float]]:
+def chain(
+    method: str, config: TrainingConfig, given: argparse.Namespace, callbacks: Callbacks
+) -> list[dict[str, float]]:
     """Accuracy of every task after every step, oldest first; the first entry is the parent's."""
     request, cars = first(given.shared), given.shared / "data/cars/val"
     seen: tuple[Path, ...] = (cars,)
     found: list[dict[str, float]] = []
     for name, data in tasks(given.shared, given.made):
-        place = given.out / method.replace(" ", "") / f"seed-{run.seed}" / name
-        asked = replace(request, data=data, task=name, method=method, run=run, old_val=seen)
-        done = carry_out(asked, place, cache=given.out / "cache", resume=True, watch=watch)
+        place = given.out / method.replace(" ", "") / f"seed-{config.seed}" / name
+        asked = replace(request, data=data, task=name, method=method, config=config, old_val=seen)
+        done = carry_out(asked, place, cache=given.out / "cache", resume=True, callbacks=callbacks)
         before = {task.name: task.parent.mean for task in done.record.tasks if task.parent}
         found = found or [before]
         found.append({task.name: task.child.mean for task in done.record.tasks if task.child})
@@ -57,15 +59,15 @@ def chain(method: str, run: Run, given: argparse.Namespace, watch: Watch) -> lis
     return found
 
 
-def separate(run: Run, given: argparse.Namespace, watch: Watch) -> dict[str, float]:
+def separate(config: TrainingConfig, given: argparse.Namespace, callbacks: Callbacks) -> dict[str, float]:
     """Each task learnt alone from the same checkpoint with twice the steps."""
     found = {}
     for name, data in tasks(given.shared, given.made):
-        place = given.out / "separate" / f"seed-{run.seed}" / name
+        place = given.out / "separate" / f"seed-{config.seed}" / name
         asked = replace(
-            first(given.shared), data=data, task=name, method="finetune", run=replace(run, steps=2 * run.steps)
+            first(given.shared), data=data, task=name, method="finetune", config=replace(config, steps=2 * config.steps)
         )
-        done = carry_out(asked, place, cache=given.out / "cache", resume=True, watch=watch)
+        done = carry_out(asked, place, cache=given.out / "cache", resume=True, callbacks=callbacks)
         found[name] = max(line.accuracy.get(name, 0.0) for line in done.record.history)
     return found
 
@@ -79,13 +81,18 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--precision", default="auto")
     given = parser.parse_args()
-    watch = Watch()
+    callbacks = Callbacks()
     stored: dict[str, object] = {"versions": versions(), "steps": given.steps, "runs": []}
     for seed in range(given.seeds):
         every = max(1, given.steps // 2)
-        run = Run(steps=given.steps, eval_every=every, save_every=10_000, seed=seed, precision=given.precision)
-        runs = {method: chain(method, run, given, watch) for method in METHODS}
-        stored["runs"] = [*stored["runs"], {"seed": seed, "chains": runs, "separate": separate(run, given, watch)}]
+        config = TrainingConfig(
+            steps=given.steps, eval_every=every, save_every=10_000, seed=seed, precision=given.precision
+        )
+        runs = {method: chain(method, config, given, callbacks) for method in METHODS}
+        stored["runs"] = [
+            *stored["runs"],
+            {"seed": seed, "chains": runs, "separate": separate(config, given, callbacks)},
+        ]
         RESULTS.write_text(json.dumps(stored, indent=1))
 
 

@@ -18,13 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from taskgraft.jobs.compare import Arm, compare
-from taskgraft.jobs.request import Request
-from taskgraft.jobs.train import train
+from taskgraft.commands.compare import Variant, compare
+from taskgraft.config import DEFAULT_METHOD, TRAIN_DEFAULTS, TrainingConfig
 from taskgraft.metrics import over_seeds
-from taskgraft.record import Arrangement, Comparison, Record, parsed, versions
-from taskgraft.settings import LEARN, METHOD, Run
-from taskgraft.types import Watch
+from taskgraft.pipeline.request import Request
+from taskgraft.pipeline.train import train
+from taskgraft.results.record import Comparison, Record, VariantResult, parsed, versions
+from taskgraft.types import Callbacks
 
 RESULTS = Path(__file__).parent / "results" / "choosing.json"
 LOW = "finetune (low rate)"
@@ -33,7 +33,7 @@ METHODS = (
 )  # fmt: skip
 # One backbone, one pass: a small network beside it, at a higher rate and on more varied views.
 ONE = "ladder"
-ONE_RUN: dict[str, Any] = {"steps": 900, "rate": 0.003, "views": 32}
+ONE_RUN: dict[str, Any] = {"steps": 900, "lr": 0.003, "views": 32}
 PARENTS = {  # old task, new task, model, input, steps
     "makes-colours": ("a.csv", "b.csv", "make", "colour", "", "64 squash bilinear imagenet", 600),
     "fashion": ("a", "b", "first", "second", "resnet18", "32 squash bilinear half", 600),
@@ -42,37 +42,45 @@ PARENTS = {  # old task, new task, model, input, steps
 }
 
 
-def request_of(name: str, shared: Path, made: Path, out: Path, watch: Watch) -> Request:
+def request_of(name: str, shared: Path, made: Path, out: Path, callbacks: Callbacks) -> Request:
     """What a pair asks for; its parent is trained when it is missing."""
     if name == "cars-colours":
         return Request(
             str(shared / "checkpoints/cars196_tf_efficientnet_lite0.pth.tar"), shared / "data/colours", "colour",
             old_val=(shared / "data/cars/val",), arch="tf_efficientnet_lite0",
-            labels=shared / "checkpoints/cars196_labels.txt", wanted="96 squash bilinear imagenet",
+            labels=shared / "checkpoints/cars196_labels.txt", preprocessing="96 squash bilinear imagenet",
             parent_task="model",
         )  # fmt: skip
-    old, new, task, other, model, wanted, steps = PARENTS[name]
+    old, new, task, other, model, preprocessing, steps = PARENTS[name]
     data = made / name.removesuffix("-vit")
     start: dict[str, Any] = {
-        "wanted": wanted,
+        "wanted": preprocessing,
         **({"model": model} if model else {"weights": f"local-dir:{made}/lite0"}),
     }
     parent = out / name / "parent"
-    train(data / old, parent, task=task, run=replace(LEARN, steps=steps), resume=True, watch=watch, **start)
+    train(
+        data / old,
+        parent,
+        task=task,
+        config=replace(TRAIN_DEFAULTS, steps=steps),
+        resume=True,
+        callbacks=callbacks,
+        **start,
+    )
     return Request(str(parent), data / new, other, old_val=(data / old,))
 
 
-def arms(run: Run, wanted: str) -> list[Arm]:
+def variants(config: TrainingConfig, preprocessing: str) -> list[Variant]:
     """The default, the baseline at two rates, and every other method, at the same settings but where it is said."""
     found = [
-        Arm("finetune", "finetune", run),
-        Arm(LOW, "finetune", replace(run, rate=run.rate / 10)),
-        Arm(f"{METHOD} (default)", METHOD, run),
+        Variant("finetune", "finetune", config),
+        Variant(LOW, "finetune", replace(config, lr=config.lr / 10)),
+        Variant(f"{DEFAULT_METHOD} (default)", DEFAULT_METHOD, config),
     ]
-    found += [Arm(method, method, run) for method in METHODS]
-    found.append(Arm("one backbone", ONE, replace(run, **ONE_RUN)))
-    chosen = [word.strip() for word in wanted.split(";") if word.strip()]
-    return [arm for arm in found if not chosen or arm.label in chosen]
+    found += [Variant(method, method, config) for method in METHODS]
+    found.append(Variant("one backbone", ONE, replace(config, **ONE_RUN)))
+    chosen = [word.strip() for word in preprocessing.split(";") if word.strip()]
+    return [variant for variant in found if not chosen or variant.label in chosen]
 
 
 def rows(comparison: Comparison, ends: Sequence[float] = ()) -> list[dict[str, Any]]:
@@ -83,40 +91,40 @@ def rows(comparison: Comparison, ends: Sequence[float] = ()) -> list[dict[str, A
     """
     alone = [value for values in comparison.separate.values() for value in values]
     found = []
-    for arrangement in comparison.arrangements:
-        if not arrangement.records:
+    for variant in comparison.variants:
+        if not variant.records:
             continue
         row: dict[str, Any] = {
-            "label": arrangement.label, "method": arrangement.method, "seeds": len(arrangement.records)
+            "label": variant.label, "method": variant.method, "seeds": len(variant.records)
         }  # fmt: skip
         measures = {
             "score": _score, "last": _last, "old": _old, "new": _new, "forgetting": _lost, "agreement": _agreed
         }  # fmt: skip
         for key, of in measures.items():
-            row[key] = over_seeds([of(record) for record in arrangement.records])
-        row["closed"] = _closed(comparison, arrangement, alone, _score)
-        row["closed_last"] = _closed(comparison, arrangement, ends, _last)
-        record = arrangement.records[0]
+            row[key] = over_seeds([of(record) for record in variant.records])
+        row["closed"] = _closed(comparison, variant, alone, _score)
+        row["closed_last"] = _closed(comparison, variant, ends, _last)
+        record = variant.records[0]
         row["parameters"] = record.parameters["child"] / record.parameters["parent"]
         row["arithmetic"] = record.arithmetic["child"] / record.arithmetic["parent"]
-        row["seconds"] = float(np.median([record.seconds["total"] for record in arrangement.records]))
-        row["test"] = [task.test.mean for record in arrangement.records for task in record.tasks if task.test]
+        row["seconds"] = float(np.median([record.seconds["total"] for record in variant.records]))
+        row["test"] = [task.test.mean for record in variant.records for task in record.tasks if task.test]
         found.append({key: value for key, value in row.items() if value is not None})
     return found
 
 
 def _closed(
-    comparison: Comparison, arrangement: Arrangement, alone: Sequence[float], of: Callable[[Record], float]
+    comparison: Comparison, variant: VariantResult, alone: Sequence[float], of: Callable[[Record], float]
 ) -> tuple[float, float] | None:
     """Share of the distance that the arrangement closes, the two ends being held at their means; None without them."""
-    low = next((a for a in comparison.arrangements if a.label == LOW and a.records), None)
+    low = next((a for a in comparison.variants if a.label == LOW and a.records), None)
     if low is None or not alone:
         return None
     parent = float(np.mean([task.parent.mean for task in low.records[0].tasks if task.parent]))
     floor, bound = _mean(low, of), (parent + float(np.mean(alone))) / 2
     if bound <= floor:
         return None
-    return over_seeds([(of(record) - floor) / (bound - floor) for record in arrangement.records])
+    return over_seeds([(of(record) - floor) / (bound - floor) for record in variant.records])
 
 
 def ends_of(runs: Path, task: str) -> list[float]:
@@ -128,9 +136,9 @@ def ends_of(runs: Path, task: str) -> list[float]:
 def proxies(comparison: Comparison) -> list[dict[str, Any]]:
     """Of every run: what agreement on the new images said, and what was forgotten in truth."""
     return [
-        {"label": arrangement.label, "lost_agreement": 1 - _agreed(record), "forgetting": _lost(record)}
-        for arrangement in comparison.arrangements
-        for record in arrangement.records
+        {"label": variant.label, "lost_agreement": 1 - _agreed(record), "forgetting": _lost(record)}
+        for variant in comparison.variants
+        for record in variant.records
     ]
 
 
@@ -158,8 +166,8 @@ def _agreed(record: Any) -> float:
     return float(np.mean([task.agreement.mean for task in record.tasks if not task.new]))
 
 
-def _mean(arrangement: Arrangement, of: Callable[[Record], float]) -> float:
-    return float(np.mean([of(record) for record in arrangement.records]))
+def _mean(variant: VariantResult, of: Callable[[Record], float]) -> float:
+    return float(np.mean([of(record) for record in variant.records]))
 
 
 def main() -> None:
@@ -171,25 +179,25 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--arms", default="", help="only these, by label, separated by semicolons")
     parser.add_argument("--precision", default="auto")
-    parser.add_argument("--steps", type=int, default=Run().steps)
+    parser.add_argument("--steps", type=int, default=TrainingConfig().steps)
     parser.add_argument("--separate", type=float, default=4.0, help="as of `taskgraft compare`; 0 = none")
     given = parser.parse_args()
-    watch = Watch(say=lambda line: print(line, flush=True))
-    run = Run(steps=given.steps, eval_every=50, save_every=10_000, precision=given.precision)
+    callbacks = Callbacks(info=lambda line: print(line, flush=True))
+    config = TrainingConfig(steps=given.steps, eval_every=50, save_every=10_000, precision=given.precision)
     for name in given.names:
-        request = replace(request_of(name, given.shared, given.made, given.out, watch), run=run)
+        request = replace(request_of(name, given.shared, given.made, given.out, callbacks), config=config)
         cache = given.out / "cache"
         found = compare(
-            request, arms(run, given.arms), given.out / name / "runs", seeds=given.seeds, separate=given.separate,
-            cache=cache, watch=watch,
+            request, variants(config, given.variants), given.out / name / "runs", seeds=given.seeds, separate=given.separate,
+            cache=cache, callbacks=callbacks,
         )  # fmt: skip
         stored = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-        key = name if given.steps == Run().steps else f"{name}, {given.steps} steps"
+        key = name if given.steps == TrainingConfig().steps else f"{name}, {given.steps} steps"
         ends = ends_of(given.out / name / "runs", request.task)
         stored[key] = {
             "rows": rows(found, ends), "separate": found.separate, "separate_last": ends,
             "proxies": proxies(found), "failures": found.failures,
-            "run": request.run.__dict__, "versions": versions(),
+            "config": request.config.__dict__, "versions": versions(),
         }  # fmt: skip
         RESULTS.parent.mkdir(exist_ok=True)
         RESULTS.write_text(json.dumps(stored, indent=1))

@@ -125,14 +125,16 @@ def chain(stored: dict[str, Any]) -> list[str]:
     """Each task of the chain in the end and, in brackets, when it was learnt; means and intervals over seeds."""
     runs = stored["runs"]
     lines = ["| method | " + " | ".join(LINKS.values()) + " |", "|---|" + "---:|" * len(LINKS)]
-    alone = [[run["separate"].get(task, run["chains"]["branch"][0].get(task)) for run in runs] for task in LINKS]
+    alone = [
+        [config["separate"].get(task, config["chains"]["branch"][0].get(task)) for config in runs] for task in LINKS
+    ]
     lines.append("| alone | " + " | ".join(points(list(over_seeds(values))) for values in alone) + " |")
     for method in runs[0]["chains"]:
         cells = []
         for number, task in enumerate(LINKS):
-            end, begin = ([run["chains"][method][place][task] for run in runs] for place in (-1, number))
-            learnt = f" ({100 * np.mean(begin):.1f})" if number + 1 < len(LINKS) else ""
-            cells.append(points(list(over_seeds(end))) + learnt)
+            end, begin = ([config["chains"][method][place][task] for config in runs] for place in (-1, number))
+            learned = f" ({100 * np.mean(begin):.1f})" if number + 1 < len(LINKS) else ""
+            cells.append(points(list(over_seeds(end))) + learned)
         lines.append(f"| {method} | " + " | ".join(cells) + " |")
     return [*lines, "", f"{len(runs)} seed{'s' * (len(runs) > 1)}, {stored['steps']} steps a task.", ""]
 

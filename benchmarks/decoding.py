@@ -28,20 +28,21 @@ import PIL
 from numpy.typing import NDArray
 from PIL import Image
 
-from taskgraft.data import cache, decode, drawn
-from taskgraft.data.preprocess import Preprocess, parse
+from taskgraft.data import decode, pixel_cache
+from taskgraft.data.transforms import Preprocessing, parse
+from taskgraft.demo import cars
 
 GRAIN = 6.0  # standard deviation of the noise of enlarged pictures, in grey levels
 FEW = 24
 INPUTS = ("96 squash bilinear", "128 squash bilinear", "224 center:0.875 bicubic")
-WANTED = parse("96 squash bilinear", Preprocess())
+WANTED = parse("96 squash bilinear", Preprocessing())
 
 
 def pictures(folder: Path | None, count: int, place: Path) -> list[Path]:
     if folder is None:
         for number in range(count):
-            make, paint = drawn.MAKES[number % len(drawn.MAKES)], drawn.PAINTS[number % len(drawn.PAINTS)]
-            Image.fromarray(drawn.draw_car(make, paint, number, 192)).save(place / f"{number:05d}.jpg", quality=90)
+            make, paint = cars.MAKES[number % len(cars.MAKES)], cars.PAINTS[number % len(cars.PAINTS)]
+            Image.fromarray(cars.draw_car(make, paint, number, 192)).save(place / f"{number:05d}.jpg", quality=90)
         folder = place
     found = sorted(folder.rglob("*.jpg"))
     return [found[row] for row in np.linspace(0, len(found) - 1, min(count, len(found))).astype(int)]
@@ -51,7 +52,7 @@ def one(path: Path) -> NDArray[np.uint8] | None:
     return decode.decode(path, WANTED).pixels
 
 
-def rates(files: Sequence[Path], rounds: int) -> dict[str, float]:
+def lrs(files: Sequence[Path], rounds: int) -> dict[str, float]:
     """Pictures per second, the median of the rounds, turn by turn."""
     cores = os.cpu_count() or 1
     names = [str(path) for path in files]
@@ -65,8 +66,8 @@ def rates(files: Sequence[Path], rounds: int) -> dict[str, float]:
         ways: dict[str, Callable[[], object]] = {
             "one after another": lambda: [one(path) for path in files],
             f"{cores} threads, one picture at a time": threads,
-            f"{cores} threads, as taskgraft does": lambda: cache.load(Path("/"), names, WANTED),
-            f"{cores} processes": lambda: list(pool.map(one, files, chunksize=cache.GROUP)),
+            f"{cores} threads, as taskgraft does": lambda: pixel_cache.load(Path("/"), names, WANTED),
+            f"{cores} processes": lambda: list(pool.map(one, files, chunksize=pixel_cache.GROUP)),
         }
         taken: dict[str, list[float]] = {name: [] for name in ways}
         for _ in range(rounds):
@@ -90,7 +91,7 @@ def enlarged(path: Path, side: int) -> bytes:
 
 def reduced(blobs: Sequence[bytes], side: int, line: str, rounds: int) -> dict[str, Any]:
     """Milliseconds a picture and difference from full decoding, for each SPARE."""
-    wanted = parse(line, Preprocess())
+    preprocessing = parse(line, Preprocessing())
     spares = (10**6, 4, 3, 2, 1)
     taken: dict[int, list[float]] = {spare: [] for spare in spares}
     pixels: dict[int, NDArray[np.int16]] = {}
@@ -98,7 +99,7 @@ def reduced(blobs: Sequence[bytes], side: int, line: str, rounds: int) -> dict[s
         for spare in spares:
             decode.SPARE = spare
             begin = time.perf_counter()
-            found = [decode.decode_bytes(blob, wanted).pixels for blob in blobs]
+            found = [decode.decode_bytes(blob, preprocessing).pixels for blob in blobs]
             taken[spare].append((time.perf_counter() - begin) / len(blobs))
             pixels[spare] = np.stack([one for one in found if one is not None]).astype(np.int16)
     rows = {}
@@ -121,7 +122,7 @@ def main() -> None:
     own = decode.SPARE
     with tempfile.TemporaryDirectory() as place:
         files = [path.absolute() for path in pictures(options.folder, options.count, Path(place))]
-        speed = rates(files, options.rounds)
+        speed = lrs(files, options.rounds)
         few = files[:: max(1, len(files) // FEW)][:FEW]
         scales = []
         for side in (192, 800, 1600, 3200):

@@ -24,10 +24,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from taskgraft import seeds
-from taskgraft.jobs.evidence import card
-from taskgraft.record import Predictions, load_predictions, versions
-from taskgraft.shares import Sample, measure
+from taskgraft import seeding
+from taskgraft.pipeline.evidence import card
+from taskgraft.quantification import Sample, measure
+from taskgraft.results.predictions import Predictions, load_predictions
+from taskgraft.results.record import versions
 
 RESULTS = Path(__file__).parent / "results" / "distribution.json"
 SIZE = 500
@@ -84,8 +85,8 @@ def drawn(
         return rows, np.arange(len(rows)), have * chance / (have * chance).sum()
     shares = rng.dirichlet(np.full(size, case.concentration)) * (have > 0)
     shares /= shares.sum()
-    wanted = rng.choice(size, SIZE, p=shares)
-    rows = np.array([rng.choice(np.flatnonzero(labels == k)) for k in wanted])
+    preprocessing = rng.choice(size, SIZE, p=shares)
+    rows = np.array([rng.choice(np.flatnonzero(labels == k)) for k in preprocessing])
     if case.scheme == "drawn":
         return rows, np.arange(SIZE), shares
     return np.repeat(rows, FRAMES), np.repeat(np.arange(SIZE), FRAMES), shares
@@ -101,7 +102,7 @@ def run(case: Case, predictions: Predictions, draws: int) -> dict[str, dict[str,
     task, size = case.task, len(predictions.classes[case.task])
     found: dict[str, list[tuple[float, ...]]] = {}
     for draw in range(draws):
-        rng = seeds.generator(draw, "distribution benchmark", case.name)
+        rng = seeding.generator(draw, "distribution benchmark", case.name)
         known, rest = halved(predictions.labels[task], rng)
         made = card(part(predictions, task, known), task, {}, "one half")
         places, unit, shares = drawn(case, predictions.labels[task][rest], size, rng)

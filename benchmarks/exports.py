@@ -2,7 +2,7 @@
 
     .venv/bin/python benchmarks/exports.py BUNDLE PICTURES [PICTURES …]
 
-PICTURES are labelled, a folder or table for each task. Sizes are of the whole folder; times are of one batch of 32 in
+PICTURES are labeled, a folder or table for each task. Sizes are of the whole folder; times are of one batch of 32 in
 the export's own runtime, medians of 10, and only comparable within one run. Writes benchmarks/results/exports.json.
 """
 
@@ -44,16 +44,16 @@ def measured(bundle: str, kind: tuple[str, str, bool], check: list[Path], cache:
             done = taskgraft.export(
                 bundle, out, format=form, precision=precision, uint8_input=uint8, check=check, keep=True, cache=cache
             )
-        except taskgraft.Problem as problem:
+        except taskgraft.TaskgraftError as problem:
             return {"format": form, "precision": precision, "uint8_input": uint8, "refused": str(problem)}
         seconds = time.perf_counter() - start
         shape = [BATCH, *done.described["input"]["shape"][1:]]
-        run = exports.FORMATS[form].reopen(out)
+        runner = exports.FORMATS[form].reopen(out)
         batch = np.zeros(shape, np.uint8 if uint8 else np.float32)
         times = []
         for _ in range(12):
             begun = time.perf_counter()
-            run(batch)
+            runner(batch)
             times.append(time.perf_counter() - begun)
         size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
         stored = json.loads((out / "export.json").read_text())
@@ -77,22 +77,22 @@ def main() -> None:
     parser.add_argument("--name", help="what the results are filed under [default: the bundle's method]")
     parser.add_argument("--only", nargs="+", help="formats")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "exports.json")
-    wanted = parser.parse_args()
+    args = parser.parse_args()
     found = []
     with tempfile.TemporaryDirectory() as cache:
         for kind in KINDS:
-            if wanted.only and kind[0] not in wanted.only:
+            if args.only and kind[0] not in args.only:
                 continue
-            result = measured(wanted.bundle, kind, wanted.pictures, Path(cache))
+            result = measured(args.bundle, kind, args.pictures, Path(cache))
             print(json.dumps(result), flush=True)
             found.append(result)
-    config = json.loads((Path(wanted.bundle) / "config.json").read_text())
-    name = wanted.name or config["taskgraft"]["method"]
-    known = json.loads(wanted.out.read_text()) if wanted.out.is_file() else {}
+    config = json.loads((Path(args.bundle) / "config.json").read_text())
+    name = args.name or config["taskgraft"]["method"]
+    known = json.loads(args.out.read_text()) if args.out.is_file() else {}
     machine = {"cores": os.cpu_count(), "processor": platform.processor() or platform.machine()}
     known[name] = {"architecture": config["architecture"], "machine": machine, "exports": found}
-    wanted.out.parent.mkdir(exist_ok=True)
-    wanted.out.write_text(json.dumps(known, indent=1) + "\n")
+    args.out.parent.mkdir(exist_ok=True)
+    args.out.write_text(json.dumps(known, indent=1) + "\n")
 
 
 if __name__ == "__main__":

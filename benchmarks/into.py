@@ -18,12 +18,12 @@ from pathlib import Path
 import numpy as np
 
 from taskgraft import metrics
-from taskgraft.jobs.extend import Extension, carry_out
-from taskgraft.jobs.request import Request
-from taskgraft.jobs.train import train
-from taskgraft.record import versions
-from taskgraft.settings import LEARN, Run
-from taskgraft.types import Watch
+from taskgraft.config import TRAIN_DEFAULTS, TrainingConfig
+from taskgraft.pipeline.extend import Extension, carry_out
+from taskgraft.pipeline.request import Request
+from taskgraft.pipeline.train import train
+from taskgraft.results.record import versions
+from taskgraft.types import Callbacks
 
 RESULTS = Path(__file__).parent / "results" / "into.json"
 WITHHELD = 20
@@ -39,12 +39,12 @@ def tables(shared: Path, out: Path) -> tuple[Path, Path, Path]:
     names = sorted({row["model"] for row in rows})
     held = set(names[4 :: len(names) // WITHHELD][:WITHHELD])
     written = []
-    for name, wanted in (("kept", set(names) - held), ("withheld", held), ("all", set(names))):
+    for name, preprocessing in (("kept", set(names) - held), ("withheld", held), ("all", set(names))):
         path = pictures / f"{name}.csv"
         with path.open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["path", "model", "split"])
-            writer.writerows((row["path"], row["model"], row["split"]) for row in rows if row["model"] in wanted)
+            writer.writerows((row["path"], row["model"], row["split"]) for row in rows if row["model"] in preprocessing)
         written.append(path)
     return written[0], written[1], written[2]
 
@@ -67,16 +67,16 @@ def whole(done: Extension, withheld: Path) -> dict[str, float]:
 def once(seed: int, given: argparse.Namespace) -> dict[str, dict[str, float]]:
     """One parent, extended in every way, and one model trained on all classes."""
     kept, withheld, every = tables(given.shared, given.out)
-    watch, cache, place = Watch(), given.out / "cache", given.out / f"seed-{seed}"
-    learn = replace(LEARN, steps=given.steps, eval_every=200, precision=given.precision, seed=seed)
+    callbacks, cache, place = Callbacks(), given.out / "cache", given.out / f"seed-{seed}"
+    learn = replace(TRAIN_DEFAULTS, steps=given.steps, eval_every=200, precision=given.precision, seed=seed)
     source = f"local-dir:{given.weights}"
-    common = {"task": "model", "weights": source, "run": learn, "cache": cache, "resume": True, "watch": watch}
+    common = {"task": "model", "weights": source, "config": learn, "cache": cache, "resume": True, "watch": callbacks}
     parent = train(kept, place / "parent", **common)
     results: dict[str, dict[str, float]] = {"parent": {"old": parent.record.tasks[0].child.mean}}
-    run = Run(steps=150, eval_every=75, save_every=10_000, precision=given.precision, seed=seed)
+    config = TrainingConfig(steps=150, eval_every=75, save_every=10_000, precision=given.precision, seed=seed)
     for method in ARMS:
-        request = Request(str(parent.out), withheld, "model", method, run, old_val=(kept,), into=True)
-        results[method] = balanced(carry_out(request, place / method, cache=cache, resume=True, watch=watch))
+        request = Request(str(parent.out), withheld, "model", method, config, old_val=(kept,), into=True)
+        results[method] = balanced(carry_out(request, place / method, cache=cache, resume=True, callbacks=callbacks))
         print(seed, method, results[method], flush=True)
     results["retrained on all"] = whole(train(every, place / "all", **common), withheld)
     print(seed, "all", results["retrained on all"], flush=True)
@@ -89,7 +89,7 @@ def table(runs: list[dict[str, dict[str, float]]]) -> str:
     for name in runs[0]:
         cells = []
         for key in ("old", "new", "all"):
-            mean, half = metrics.over_seeds([run[name].get(key, float("nan")) for run in runs])
+            mean, half = metrics.over_seeds([config[name].get(key, float("nan")) for config in runs])
             width = "" if np.isnan(half) else f" ± {100 * half:.1f}"
             cells.append("–" if np.isnan(mean) else f"{100 * mean:.1f}{width}")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")

@@ -28,10 +28,18 @@ import numpy as np
 import torch
 
 from taskgraft import data
-from taskgraft.data import DataSet, Preprocess, columns, kept, ledger, open_images, stored
-from taskgraft.data.cache import home_of
-from taskgraft.data.formats import list_images
-from taskgraft.types import Images, Sources, Task
+from taskgraft.data import (
+    Dataset,
+    Preprocessing,
+    file_index,
+    image_store,
+    label_cache,
+    open_images,
+    packed_names,
+)
+from taskgraft.data.layouts import list_images
+from taskgraft.data.pixel_cache import home_of
+from taskgraft.types import Images, Task, TrainingData
 
 CLASSES = tuple(f"n{number:08d}" for number in range(1000))
 TASK = "kind"
@@ -39,8 +47,8 @@ BATCH = 64
 PER_SHARD = 1000
 
 
-def wanted_of(size: int) -> Preprocess:
-    return Preprocess(size, "center", 0.875, "bilinear")
+def wanted_of(size: int) -> Preprocessing:
+    return Preprocessing(size, "center", 0.875, "bilinear")
 
 
 def names_of(layout: str, count: int) -> Iterator[str]:
@@ -61,23 +69,28 @@ def simulate(root: Path, layout: str, count: int, size: int) -> None:
         (place / "train" / folder).mkdir(parents=True, exist_ok=True)
     for name in files:
         os.close(os.open(place / name, os.O_CREAT | os.O_WRONLY))
-    wanted, task = wanted_of(size), Task(TASK, CLASSES)
-    home = home_of(cache, wanted)
+    preprocessing, task = wanted_of(size), Task(TASK, CLASSES)
+    home = home_of(cache, preprocessing)
     home.mkdir(parents=True)
     with (home / "simulated.u8").open("wb") as file:
         file.truncate(count * size * size * 3)
     np.lib.format.open_memmap(home / "simulated.npy", mode="w+", dtype=np.uint8, shape=(count, 32)).flush()
-    pixels = stored.open_file(home, "simulated", count, size)
+    pixels = image_store.open_file(home, "simulated", count, size)
     assert pixels is not None
     names, labels = list(names_of(layout, count)), torch.arange(count) % 1000
     parts = (slice(0, count - validation), slice(count - validation, count))
     train, val = (
-        Images(pixels[part], {TASK: labels[part]}, columns.pack(names[part]), wanted.mean, wanted.std) for part in parts
+        Images(
+            pixels[part], {TASK: labels[part]}, packed_names.pack(names[part]), preprocessing.mean, preprocessing.std
+        )
+        for part in parts
     )
-    found = DataSet((task,), train, val, None, (), layout, "simulated", 0, ())
-    state = ledger.state_of(place)
+    found = Dataset((task,), train, val, None, (), layout, "simulated", 0, ())
+    state = file_index.state_of(place)
     assert state is not None
-    kept.save(kept.place_of(cache, place, wanted, [TASK, 0, None, (), None]), state.mark, found, "simulated")
+    label_cache.save(
+        label_cache.place_of(cache, place, preprocessing, [TASK, 0, None, (), None]), state.mark, found, "simulated"
+    )
 
 
 def memory() -> dict[str, int]:
@@ -97,7 +110,7 @@ def start(root: Path, size: int, batches: int) -> dict[str, Any]:
     opened = time.perf_counter() - begin
     assert found.train is not None
     assert found.decoded == 0
-    sources = Sources(found.train, None, 8, "shift+flip", 0)
+    sources = TrainingData(found.train, None, 8, "shift+flip", 0)
     data.batch_at(sources, 0, BATCH)
     first = time.perf_counter() - begin
     for step in range(1, batches):

@@ -23,7 +23,7 @@ from collections.abc import Iterable
 from itertools import cycle, islice
 from pathlib import Path
 
-from taskgraft.record import versions
+from taskgraft.results.record import versions
 
 RESULTS = Path(__file__).parent / "results" / "one_model_against_two.json"
 WARM = 64  # pictures that are answered before the clock starts
@@ -48,24 +48,24 @@ def pictures(root: Path, count: int, out: Path) -> Path:
 def worker(models: list[str], listed: Path, decoded: bool) -> None:
     """Answer all pictures with each model in turn, and print seconds and the peak of this process's memory."""
     from taskgraft import open_parent
-    from taskgraft.data import stream
-    from taskgraft.data.stream import Picture
-    from taskgraft.jobs.predict import Asked, asked_of, shape_of
-    from taskgraft.jobs.rows import answer_rows
+    from taskgraft.commands.predict import Asked, asked_of, shape_of
+    from taskgraft.commands.rows import answer_rows
+    from taskgraft.data import streaming
+    from taskgraft.data.streaming import Picture
 
     paths = listed.read_text().splitlines()
-    items, total = stream.find(paths).items, 0.0
+    items, total = streaming.find(paths).items, 0.0
     for model in models:
         bundle, asked = open_parent(model), Asked(model)
-        shape, wanted = shape_of(bundle, asked), bundle.preprocess
-        given = stream.read(items, wanted, asked.every)
+        shape, preprocessing = shape_of(bundle, asked), bundle.preprocessing
+        given = streaming.read(items, preprocessing, asked.every)
         ready = [Picture(name, pixels, None) for name, pixels, *_ in given] if decoded else []
 
         def answer(pictures: Iterable[Picture]) -> int:
-            found = asked_of(bundle.classifier, pictures, wanted, asked.batch)  # noqa: B023 - called in this turn
+            found = asked_of(bundle.classifier, pictures, preprocessing, asked.batch_size)  # noqa: B023 - called in this turn
             return sum(len(answer_rows(predictions, shape)) for _, predictions in found if predictions)  # noqa: B023
 
-        answer(stream.read(items[:WARM], wanted, asked.every))
+        answer(streaming.read(items[:WARM], preprocessing, asked.every))
         begun = time.perf_counter()
         count = answer(ready if decoded else given)
         total += time.perf_counter() - begun

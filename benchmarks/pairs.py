@@ -62,7 +62,7 @@ def key(text: str) -> int:
 # ---- makes-colours -------------------------------------------------------------------------------------------
 
 
-def makes_colours(out: Path, cars: Path, confidence: float) -> list[Count]:
+def makes_colors(out: Path, cars: Path, confidence: float) -> list[Count]:
     """Write a.csv (make) and b.csv (colour), each on the car models of one half; pictures stay where they are."""
     manifest = cars / "manifest.csv"
     if not manifest.is_file():
@@ -74,10 +74,10 @@ def makes_colours(out: Path, cars: Path, confidence: float) -> list[Count]:
         halves[key(row["model"]) % 2].append(row)
     sure = [row for row in halves[1] if row["colour"] and float(row["colour_confidence"]) >= confidence]
     print(f"makes-colours: {len(halves[1]) - len(sure)} of b have no colour or one below confidence {confidence:g}")
-    makes, colours = frequent(halves[0], "make", rows), frequent(sure, "colour", rows)
+    makes, colors = frequent(halves[0], "make", rows), frequent(sure, "colour", rows)
     out.mkdir(parents=True, exist_ok=True)
-    place([row["path"] for row in (*makes, *colours)], cars, out / "cars")
-    return [table(out / "a.csv", makes, "make"), table(out / "b.csv", colours, "colour")]
+    place([row["path"] for row in (*makes, *colors)], cars, out / "cars")
+    return [table(out / "a.csv", makes, "make"), table(out / "b.csv", colors, "colour")]
 
 
 def once(rows: list[dict[str, str]], cars: Path) -> list[dict[str, str]]:
@@ -204,7 +204,7 @@ def main() -> None:
     parser.add_argument("--only", choices=("makes-colours", "fashion", "digits"), help="write this pair alone")
     args = parser.parse_args()
     pairs: dict[str, Callable[[Path], list[Count]]] = {
-        "makes-colours": lambda out: makes_colours(out, args.shared / "data" / "cars", args.confidence),
+        "makes-colours": lambda out: makes_colors(out, args.shared / "data" / "cars", args.confidence),
         "fashion": lambda out: fashion(out, args.fashion),
         "digits": digits,
     }

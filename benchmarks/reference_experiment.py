@@ -22,21 +22,21 @@ from pathlib import Path
 from typing import Any
 
 from taskgraft import methods, report
-from taskgraft.jobs.compare import Arm, compare
-from taskgraft.jobs.request import Request
-from taskgraft.jobs.tune import tune
-from taskgraft.record import Comparison, versions
+from taskgraft.commands.compare import Variant, compare
+from taskgraft.commands.tune import tune
+from taskgraft.config import TrainingConfig
+from taskgraft.pipeline.request import Request
 from taskgraft.report import summary
-from taskgraft.search import space
-from taskgraft.search.wish import Wish
-from taskgraft.settings import Run
-from taskgraft.types import Watch
+from taskgraft.results.record import Comparison, versions
+from taskgraft.tuning import space
+from taskgraft.tuning.search_config import SearchConfig
+from taskgraft.types import Callbacks
 
 RESULTS = Path(__file__).parent / "results" / "reference_experiment.json"
 OLD_PER_CLASS = 3
 # The text names 0.001 and 0.0001 and no optimizer. AdamW's 0.001 leaves nothing of this network within 32 steps, and
 # its 0.0001 does what the text shows of 0.001.
-RATES = (0.0001, 0.00002)
+LRS = (0.0001, 0.00002)
 SEARCHED = {
     "distill": "distill(strength=[3, 10, 30])",
     "ewc": "ewc(images=588, strength=[1e3, 1e4, 1e5])",
@@ -72,66 +72,71 @@ def place(pictures: Iterable[Path], folder: Path) -> None:
 
 def halved(shared: Path, out: Path) -> None:
     """Write the two halves and the old sample."""
-    cars, colours = shared / "data" / "cars", shared / "data" / "colours"
+    cars, colors = shared / "data" / "cars", shared / "data" / "colours"
     for half in ("choosing", "reporting"):
         place((p for p in sorted(cars.glob("val/*/*")) if half_of(p) == half), out / half / "cars")
-        place((p for p in sorted(colours.glob("val/*/*")) if half_of(p) == half), out / half / "colours" / "val")
-        place(sorted(colours.glob("train/*/*")), out / half / "colours" / "train")
+        place((p for p in sorted(colors.glob("val/*/*")) if half_of(p) == half), out / half / "colours" / "val")
+        place(sorted(colors.glob("train/*/*")), out / half / "colours" / "train")
     for folder in sorted((cars / "train").iterdir()):
         place(sorted(folder.iterdir())[:OLD_PER_CLASS], out / "old")
 
 
-def settings(steps: int, seed: int, norm: str = "frozen") -> Run:
+def settings(steps: int, seed: int, norm: str = "frozen") -> TrainingConfig:
     """The text's set-up: a constant rate and nothing else; its optimizer, steps and BatchNorm are not told."""
-    return Run(
-        steps=steps, batch=16, optimiser="adamw", softmax="joint", schedule="constant", warmup=0, clip=0.0, seed=seed,
+    return TrainingConfig(
+        steps=steps, batch_size=16, optimizer="adamw", softmax="joint", schedule="constant", head_steps=0, clip_grad=0.0, seed=seed,
         eval_every=max(1, steps // 5), log_every=max(1, steps // 5), save_every=steps, precision="fp32", norm=norm,
     )  # fmt: skip
 
 
-def request(shared: Path, out: Path, half: str, run: Run) -> Request:
+def request(shared: Path, out: Path, half: str, config: TrainingConfig) -> Request:
     checkpoints = shared / "checkpoints"
     return Request(
-        str(checkpoints / "cars196_tf_efficientnet_lite0.pth.tar"), out / half / "colours", "colour", "finetune", run,
+        str(checkpoints / "cars196_tf_efficientnet_lite0.pth.tar"), out / half / "colours", "colour", "finetune", config,
         old=out / "old", old_val=(out / half / "cars",), arch="tf_efficientnet_lite0",
-        labels=checkpoints / "cars196_labels.txt", wanted="96 squash bilinear imagenet", parent_task="model",
+        labels=checkpoints / "cars196_labels.txt", preprocessing="96 squash bilinear imagenet", parent_task="model",
     )  # fmt: skip
 
 
-def strengths(given: argparse.Namespace, watch: Watch) -> Iterator[dict[str, Any]]:
+def strengths(given: argparse.Namespace, callbacks: Callbacks) -> Iterator[dict[str, Any]]:
     """Every cell of the searches; the best of each method and rate is reported elsewhere."""
-    run = settings(given.steps, 0)
-    asked = request(given.shared, given.out, "choosing", run)
+    config = settings(given.steps, 0)
+    asked = request(given.shared, given.out, "choosing", config)
     for name, notation in SEARCHED.items():
-        searched = space.parse(notation, f"rate={list(RATES)}", run)
+        searched = space.parse(notation, f"lr={list(LRS)}", config)
         found = tune(
-            asked, searched, given.out / f"search-{name}", wish=Wish(sampler="grid"), cache=given.cache, watch=watch
+            asked,
+            searched,
+            given.out / f"search-{name}",
+            search_config=SearchConfig(sampler="grid"),
+            cache=given.cache,
+            callbacks=callbacks,
         )
         for one in found.trials:
             if one.state == "complete" and one.old is not None and one.new is not None:
-                score, rate = (one.old + one.new) / 2, float(one.run["rate"])
-                yield {"arrangement": name, "method": one.method, "rate": rate, "score": score, "old": one.old,
+                score, lr = (one.old + one.new) / 2, float(one.config["lr"])
+                yield {"arrangement": name, "method": one.method, "lr": lr, "score": score, "old": one.old,
                        "new": one.new}  # fmt: skip
 
 
-def chosen(cells: list[dict[str, Any]], steps: int) -> list[Arm]:
+def chosen(cells: list[dict[str, Any]], steps: int) -> list[Variant]:
     """The six arrangements, each with its best strength."""
-    arms = []
-    for rate in RATES:
-        low = " (low rate)" if rate == min(RATES) else ""
-        run = replace(settings(steps, 0), rate=rate)
-        arms.append(Arm(f"baseline{low}", "finetune", run))
+    variants = []
+    for lr in LRS:
+        low = " (low rate)" if lr == min(LRS) else ""
+        config = replace(settings(steps, 0), lr=lr)
+        variants.append(Variant(f"baseline{low}", "finetune", config))
         for name in SEARCHED:
-            own = [cell for cell in cells if cell["arrangement"] == name and cell["rate"] == rate]
+            own = [cell for cell in cells if cell["arrangement"] == name and cell["lr"] == lr]
             best = max(own, key=lambda cell: cell["score"])
-            arms.append(Arm(f"{name}{low}", methods.show(methods.parse(best["method"])), run))
-    return arms
+            variants.append(Variant(f"{name}{low}", methods.show(methods.parse(best["method"])), config))
+    return variants
 
 
 def told(comparison: Comparison) -> list[dict[str, Any]]:
     """A row for each arrangement: what was measured, and what the text has."""
     rows = []
-    for row in summary.summarise(comparison):
+    for row in summary.summarize(comparison):
         shares = {"score": row.score, "old": row.old, "new": row.new}
         rows.append({
             "arrangement": row.label, "method": row.method,
@@ -151,13 +156,15 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     given = parser.parse_args()
     given.cache = given.out / "cache"
-    watch = Watch(say=lambda line: print(line, flush=True))
+    callbacks = Callbacks(info=lambda line: print(line, flush=True))
     halved(given.shared, given.out)
-    cells = list(strengths(given, watch))
-    arms = chosen(cells, given.steps)
-    print("chosen:", *(f"{arm.label}: {arm.method}" for arm in arms), sep="\n  ", flush=True)
+    cells = list(strengths(given, callbacks))
+    variants = chosen(cells, given.steps)
+    print("chosen:", *(f"{variant.label}: {variant.method}" for variant in variants), sep="\n  ", flush=True)
     asked = request(given.shared, given.out, "reporting", settings(given.steps, 1))
-    found = compare(asked, arms, given.out / "reported", seeds=given.seeds, separate=0, cache=given.cache, watch=watch)
+    found = compare(
+        asked, variants, given.out / "reported", seeds=given.seeds, separate=0, cache=given.cache, callbacks=callbacks
+    )
     print(report.table_markdown(found))
     content = {
         "steps": given.steps, "seeds": [1, given.seeds], "old sample": OLD_PER_CLASS * 196, "cells": cells,

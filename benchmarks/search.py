@@ -17,53 +17,62 @@ from pathlib import Path
 from typing import Any
 
 from taskgraft import report
-from taskgraft.data.drawn import write_cars
-from taskgraft.jobs.request import Request
-from taskgraft.jobs.train import train
-from taskgraft.jobs.tune import tune
-from taskgraft.record import versions
-from taskgraft.search import space
-from taskgraft.search.wish import Crew, Wish
-from taskgraft.settings import LEARN, Run
-from taskgraft.types import Watch
+from taskgraft.commands.tune import tune
+from taskgraft.config import TRAIN_DEFAULTS, TrainingConfig
+from taskgraft.demo.cars import write_cars
+from taskgraft.pipeline.request import Request
+from taskgraft.pipeline.train import train
+from taskgraft.results.record import versions
+from taskgraft.tuning import space
+from taskgraft.tuning.search_config import SearchConfig, WorkerConfig
+from taskgraft.types import Callbacks
 
 RESULTS = Path(__file__).parent / "results" / "search.json"
 METHOD = "distill(strength=[0, 0.3, 1, 3, 10]) + ewc(strength=[0, 10, 100, 1e3, 1e4])"
-SPACE = "rate=[0.001, 0.0001]"
+SPACE = "lr=[0.001, 0.0001]"
 SIZE = 32
 
 
-def drawn(out: Path, watch: Watch) -> None:
+def drawn(out: Path, callbacks: Callbacks) -> None:
     """The demo's two sets of pictures, and a model of the first."""
     makes = write_cars(out / "makes", label="make", train=200, val=25, seed=1, size=SIZE, camera="street")
     write_cars(out / "paints", label="paint", train=80, val=25, seed=2, size=SIZE, camera="factory")
-    learn = replace(LEARN, steps=1000, precision="fp32-channels-last")
+    learn = replace(TRAIN_DEFAULTS, steps=1000, precision="fp32-channels-last")
     look = f"{SIZE} squash bilinear half"
-    train(makes, out / "alice", task="make", model="test_resnet", wanted=look, run=learn, resume=True, watch=watch)
+    train(
+        makes,
+        out / "alice",
+        task="make",
+        model="test_resnet",
+        preprocessing=look,
+        config=learn,
+        resume=True,
+        callbacks=callbacks,
+    )
 
 
 def row(found: Any) -> dict[str, Any]:
     best = found.choices[0].candidate
     return {
-        "score": best.score, "method": best.method, "rate": best.rate, "old": best.old.mean, "new": best.new.mean,
+        "score": best.score, "method": best.method, "lr": best.lr, "old": best.old.mean, "new": best.new.mean,
         "frontier": len(found.frontier), **found.cost,
     }  # fmt: skip
 
 
-def ways(given: argparse.Namespace, seed: int) -> Iterator[tuple[str, Wish, Request]]:
+def ways(given: argparse.Namespace, seed: int) -> Iterator[tuple[str, SearchConfig, Request]]:
     """The same grid to the end, halved, and halved without sharing."""
     precision = "fp32-channels-last"  # fixed, so that all take the same steps
-    run = Run(steps=given.steps, eval_every=given.every, save_every=1000, precision=precision, seed=seed)
+    config = TrainingConfig(steps=given.steps, eval_every=given.every, save_every=1000, precision=precision, seed=seed)
     parent, old, new = (given.out / part for part in ("alice", "makes", "paints"))
-    request = Request(str(parent), new, "paint", run=run, old_val=(old,))
-    yield "grid", Wish(sampler="grid"), request
-    yield "halving", Wish(sampler="grid", prune="yes"), request
+    request = Request(str(parent), new, "paint", config=config, old_val=(old,))
+    yield "grid", SearchConfig(sampler="grid"), request
+    yield "halving", SearchConfig(sampler="grid", prune="yes"), request
     if given.share:
-        yield "halving nothing shared", Wish(sampler="grid", prune="yes", no_share=True), request
+        yield "halving nothing shared", SearchConfig(sampler="grid", prune="yes", no_share=True), request
 
 
 def searched(request: Request) -> space.Space:
-    return space.parse(METHOD, SPACE, request.run)
+    return space.parse(METHOD, SPACE, request.config)
 
 
 def main() -> None:
@@ -75,15 +84,23 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--share", action="store_true")
     given = parser.parse_args()
-    watch, crew = Watch(say=lambda line: print(line, flush=True)), Crew(given.jobs, 1)
+    callbacks, worker_config = Callbacks(info=lambda line: print(line, flush=True)), WorkerConfig(given.jobs, 1)
     cache = given.out / "cache"
-    drawn(given.out, watch)
+    drawn(given.out, callbacks)
     runs = []
     for seed in range(given.seeds):
         found = {}
-        for name, wish, request in ways(given, seed):
+        for name, search_config, request in ways(given, seed):
             place = given.out / f"{name.replace(' ', '-')}-{seed}"
-            found[name] = tune(request, searched(request), place, wish=wish, crew=crew, cache=cache, watch=watch)
+            found[name] = tune(
+                request,
+                searched(request),
+                place,
+                search_config=search_config,
+                worker_config=worker_config,
+                cache=cache,
+                callbacks=callbacks,
+            )
         runs.append({"seed": seed, **{name: row(one) for name, one in found.items()}})
         if seed == 0:
             print(report.search_markdown(found["grid"]))

@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 import abuse
 import httpx
 
-from taskgraft.data.formats import list_images
+from taskgraft.data.layouts import list_images
 
 PARTS = ("load", "openapi", "abuse")
 FACTOR = 10  # overload: times the capacity
@@ -128,7 +128,7 @@ def percentiles(times: list[float]) -> dict[str, float]:
 async def overload(server: Server, capacity: float, batch: int, seconds: float) -> dict[str, Any]:
     """Requests of `batch` pictures come at FACTOR times the capacity, whether or not earlier ones are answered."""
     body, headers = tensor(server, batch)
-    rate = FACTOR * capacity / batch
+    lr = FACTOR * capacity / batch
     found: list[tuple[str, float]] = []
 
     async def one(client: httpx.AsyncClient) -> None:
@@ -144,7 +144,7 @@ async def overload(server: Server, capacity: float, batch: int, seconds: float) 
     async with client_of(server, 2000) as client:
         start, tasks = time.perf_counter(), []
         while time.perf_counter() < start + seconds:
-            await asyncio.sleep(max(0.0, start + len(tasks) / rate - time.perf_counter()))
+            await asyncio.sleep(max(0.0, start + len(tasks) / lr - time.perf_counter()))
             tasks.append(asyncio.create_task(one(client)))
         offered = len(tasks) * batch / (time.perf_counter() - start)
         await asyncio.gather(*tasks)
@@ -170,13 +170,13 @@ async def soak(server: Server, asks: dict[str, Ask], minutes: float) -> dict[str
             statuses[(await ask(client, turn)).status_code] += 1
             turn += 8
 
-    async def watch() -> None:
+    async def callbacks() -> None:
         while time.monotonic() < end:
             sizes.append((time.monotonic() - start, resident(server.process.pid)))
             await asyncio.sleep(min(5.0, 6 * minutes))
 
     async with client_of(server, 8) as client:
-        await asyncio.gather(watch(), *(one(client, number) for number in range(8)))
+        await asyncio.gather(callbacks(), *(one(client, number) for number in range(8)))
     settled = [size for at, size in sizes if at >= 0.1 * 60 * minutes]  # the first tenth fills caches and pools
     tenth = max(1, len(settled) // 10)
     first, last = statistics.mean(settled[:tenth]), statistics.mean(settled[-tenth:])
@@ -208,7 +208,7 @@ def resident(process: int) -> float:
 def fuzz(server: Server, examples: int) -> dict[str, Any]:
     """Schemathesis over the OpenAPI document."""
     checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
-    words = [sys.executable, "-m", "schemathesis.cli", "run", f"{server.url}/openapi.json", "--checks", checks]
+    words = [sys.executable, "-m", "schemathesis.cli", "config", f"{server.url}/openapi.json", "--checks", checks]
     words += ["--max-examples", str(examples), "--seed", "1", "--no-color"]
     done = subprocess.run(words, capture_output=True, text=True, check=False, cwd="/tmp")
     counted = re.search(r"(\d+) generated", done.stdout)

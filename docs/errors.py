@@ -1,4 +1,4 @@
-"""Every error message that a user can meet, read from the source: the `Problem(...)` calls of the package."""
+"""Every error message that a user can meet, read from the source: the `TaskgraftError(...)` calls of the package."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def messages() -> list[Message]:
     for path in sorted(PACKAGE.rglob("*.py")):
         own = path.relative_to(PACKAGE).as_posix()
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and ast.unparse(node.func) == "Problem" and node.args:
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "TaskgraftError" and node.args:
                 text = " ".join(written(node.args[0]).split())
                 found.setdefault(text, Message(own, text, _code(node)))
     return [message for message in found.values() if not _bare(message.text)]

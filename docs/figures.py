@@ -15,11 +15,13 @@ from torch import Tensor, nn
 import taskgraft
 from taskgraft import curvature
 
-COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7")  # Okabe and Ito: the colour-blind can tell them apart
+COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7")  # Okabe and Ito: the colour-blind can tell them apart
 INK = {"light": "#333333", "dark": "#dddddd"}
 OLD = taskgraft.Task("A", ("below", "above"))
 NEW = taskgraft.Task("B", ("outside", "inside"))
-RUN = taskgraft.Run(steps=400, batch=64, rate=0.01, warmup=0, views=1, augment="none", precision="fp32", seed=1)
+RUN = taskgraft.TrainingConfig(
+    steps=400, batch_size=64, lr=0.01, head_steps=0, views=1, augment="none", precision="fp32", seed=1
+)
 SPAN = 2.0  # points lie in [-SPAN, SPAN]²
 
 
@@ -59,13 +61,13 @@ def _trained() -> tuple[taskgraft.Classifier, dict[str, taskgraft.Classifier]]:
     points = _points(1500, 2)
     names = tuple(map(str, range(1500)))
     parent, _ = taskgraft.learn(
-        first, taskgraft.Images(points, {"A": _above(points)}, names), method="finetune", run=RUN
+        first, taskgraft.Images(points, {"A": _above(points)}, names), method="finetune", config=RUN
     )
     points = _points(1500, 3)
     images = taskgraft.Images(points, {"B": _inside(points)}, names)
     grown = taskgraft.grow(parent, NEW, seed=0)
     methods = {"finetune": "finetune", "ewc": "ewc(strength=300)", "distill": "distill(strength=4)"}
-    return parent, {name: taskgraft.learn(grown, images, method=text, run=RUN)[0] for name, text in methods.items()}
+    return parent, {name: taskgraft.learn(grown, images, method=text, config=RUN)[0] for name, text in methods.items()}
 
 
 def _answers(model: taskgraft.Classifier, task: str, points: Tensor) -> np.ndarray:
@@ -96,7 +98,7 @@ def _regions(axes: Axes, model: taskgraft.Classifier, task: str, truth: Callable
     grid = torch.cartesian_prod(line, line)
     found = _answers(model, task, grid).reshape(90, 90).T
     true = truth(grid).reshape(90, 90).T.numpy()
-    low, high = (COLOURS[0], COLOURS[1]) if task == "A" else (COLOURS[2], COLOURS[3])
+    low, high = (COLORS[0], COLORS[1]) if task == "A" else (COLORS[2], COLORS[3])
     axes.contourf(line, line, found, levels=[-1e9, 0, 1e9], colors=[low, high], alpha=0.75)
     axes.contour(line, line, true, levels=[0.5], colors="black", linestyles="dashed", linewidths=1.2)
     axes.set_title(f"task {task}: {100 * np.mean((found > 0) == (true > 0)):.0f} % right")
@@ -115,9 +117,9 @@ def _fisher(parent: taskgraft.Classifier, ink: str) -> Figure:
     for row, name in enumerate(names):
         values = found[name].flatten().numpy().clip(1e-12)
         low, quarter, middle, three, high = np.quantile(values, [0.05, 0.25, 0.5, 0.75, 0.95])
-        axes.plot([low, high], [row, row], color=COLOURS[0], linewidth=1.5)
-        axes.plot([quarter, three], [row, row], color=COLOURS[0], linewidth=7, solid_capstyle="butt")
-        axes.plot([middle], [row], "o", color=COLOURS[1], markersize=5)
+        axes.plot([low, high], [row, row], color=COLORS[0], linewidth=1.5)
+        axes.plot([quarter, three], [row, row], color=COLORS[0], linewidth=7, solid_capstyle="butt")
+        axes.plot([middle], [row], "o", color=COLORS[1], markersize=5)
     axes.set_yticks(range(len(names)), [name.replace("backbone.", "") for name in names])
     axes.invert_yaxis()
     axes.set_xscale("log")
@@ -133,7 +135,7 @@ def _temperature(ink: str) -> Figure:
     figure = Figure(figsize=(8, 2.6), layout="constrained")
     for axes, temperature in zip(figure.subplots(1, 4, sharey=True), (1, 2, 4, 8), strict=True):
         powers = np.exp(logits / temperature)
-        axes.bar(classes, powers / powers.sum(), color=COLOURS[0])
+        axes.bar(classes, powers / powers.sum(), color=COLORS[0])
         axes.set_title(f"T = {temperature}", color=ink, fontsize=10)
         axes.tick_params(axis="x", rotation=60)
         _inked(axes, ink)

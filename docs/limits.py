@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from taskgraft.bundle import checked, unpickle
-from taskgraft.data import decode, preprocess, tars
+from taskgraft.bundle import unpickle, validation
+from taskgraft.config import options
+from taskgraft.data import decode, tar_shards, transforms
 from taskgraft.methods import LONGEST
-from taskgraft.serving import decoding, guard, people, run, service
+from taskgraft.serving import decoding, middleware, predict_routes, server, service
 from taskgraft.serving.limits import Limits
-from taskgraft.settings import options
 
 MIB = 2**20
 
@@ -41,12 +41,12 @@ PICTURES = [
     Row("pixels", f"{decode.MAX_PIXELS:,}, also of what it is resized to", "excluded before it is decoded"),
     Row("smallest side", f"{decode.MIN_SIDE} pixels", "excluded"),
     Row("longer side over shorter", f"{decode.MAX_ASPECT:g}", "excluded"),
-    Row("bytes of a label in a tar archive", f"{tars.MAX_LABEL // MIB} MiB", "the picture is excluded"),
+    Row("bytes of a label in a tar archive", f"{tar_shards.MAX_LABEL // MIB} MiB", "the picture is excluded"),
 ]
 MODELS = [
-    Row("bytes of a JSON file", f"{checked.MOST // MIB} MiB", "refused"),
-    Row("a number among a network's arguments", f"{checked.LARGEST:,}", "refused"),
-    Row("side of a model's input", f"{preprocess.LARGEST:,} pixels", "refused"),
+    Row("bytes of a JSON file", f"{validation.MOST // MIB} MiB", "refused"),
+    Row("a number among a network's arguments", f"{validation.LARGEST:,}", "refused"),
+    Row("side of a model's input", f"{transforms.LARGEST:,} pixels", "refused"),
     Row("memory of what opens a pickle", f"{unpickle.TIMES} times the file and {unpickle.SPARE // MIB:,} MiB",
         "refused"),
     Row("its processor time", f"{unpickle.SECONDS} s, and 1 s for each {unpickle.SPEED // MIB} MiB", "refused"),
@@ -68,11 +68,11 @@ def _server() -> list[Row]:
     spare = (pixels * 1e6 * decoding.PER_PIXEL + decoding.SPARE) / MIB
     return [
         *rows,
-        Row("request line and headers together", f"{run.HEAD // 2**10} KiB", "400"),
+        Row("request line and headers together", f"{server.HEAD // 2**10} KiB", "400"),
         Row("bodies in memory together", f"{service.BODIES} of the largest size", "429"),
-        Row("text fields of a form", str(people.FIELDS), "400"),
+        Row("text fields of a form", str(predict_routes.FIELDS), "400"),
         Row("memory of a decoding process", f"{spare:,.0f} MiB at {pixels:g} million pixels", "422; it is replaced"),
-        Row("characters of a token", f"at least {run.SHORTEST}", "the server does not start"),
-        Row("what a client may go on sending after a refusal", f"{guard.LINGER:g} s", "the connection is closed"),
-        Row("answering after SIGTERM", f"{run.DRAIN:g} s", "what is not answered by then is lost"),
+        Row("characters of a token", f"at least {server.SHORTEST}", "the server does not start"),
+        Row("what a client may go on sending after a refusal", f"{middleware.LINGER:g} s", "the connection is closed"),
+        Row("answering after SIGTERM", f"{server.DRAIN:g} s", "what is not answered by then is lost"),
     ]

@@ -15,25 +15,27 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import taskgraft
-from taskgraft import Run
+from taskgraft import TrainingConfig
 
 
 def main(
-    out: Path, folders: Sequence[Path], model: str = "resnet18", wanted: str = "96 squash bilinear imagenet",
-    method: str = "branch", first: Run = Run(steps=1200), later: Run = Run(),
+    out: Path, folders: Sequence[Path], model: str = "resnet18", preprocessing: str = "96 squash bilinear imagenet",
+    method: str = "branch", first: TrainingConfig = TrainingConfig(steps=1200), later: TrainingConfig = TrainingConfig(),
 ) -> dict[str, dict[str, float]]:  # fmt: skip
     """Learn the folders in order; gives the accuracy of every task after every link."""
     start, *rest = folders
-    done = taskgraft.train(start, out / start.name, task=start.name, model=model, wanted=wanted, run=first, keep="ewc")
+    done = taskgraft.train(
+        start, out / start.name, task=start.name, model=model, preprocessing=preprocessing, config=first, keep="ewc"
+    )
     table = {start.name: accuracies(done)}
     for number, folder in enumerate(rest, start=1):
         known = folders[:number]
         done = taskgraft.extend(
-            done.out, folder, out / folder.name, task=folder.name, method=method, run=later, old_val=known
+            done.out, folder, out / folder.name, task=folder.name, method=method, config=later, old_val=known
         )
         table[folder.name] = accuracies(done)
-    for learnt, found in table.items():
-        print(f"after {learnt:<12}", "  ".join(f"{task} {share:.1%}" for task, share in found.items()))
+    for learned, found in table.items():
+        print(f"after {learned:<12}", "  ".join(f"{task} {share:.1%}" for task, share in found.items()))
     print(f"{len(done.bundle.lineage)} extensions stand in the lineage of {done.out}")
     return table
 

@@ -16,31 +16,42 @@ from dataclasses import replace
 from pathlib import Path
 
 import taskgraft
-from taskgraft import Crew, Request, Run, Wish
-from taskgraft.search import space
+from taskgraft import Request, SearchConfig, TrainingConfig, WorkerConfig
+from taskgraft.tuning import space
 
-WISH = Wish(trials=40, max_forgetting="1%")
+WISH = SearchConfig(trials=40, max_forgetting="1%")
 METHOD = "distill(strength=0.1..10) + wise"
-SETTINGS = "rate=1e-4..1e-2"
+SETTINGS = "lr=1e-4..1e-2"
 
 
-def crew() -> Crew:
+def worker_config() -> WorkerConfig:
     """Who works: a Ray cluster, this one task of Slurm's, or some processes of this machine."""
     if os.environ.get("RAY_ADDRESS"):
-        return Crew(ray=os.environ["RAY_ADDRESS"], threads=4)
+        return WorkerConfig(ray=os.environ["RAY_ADDRESS"], threads=4)
     if "SLURM_PROCID" in os.environ:
-        return Crew(threads=int(os.environ.get("SLURM_CPUS_PER_TASK", "1")))
-    return Crew(jobs=max(1, (os.cpu_count() or 1) // 4))
+        return WorkerConfig(threads=int(os.environ.get("SLURM_CPUS_PER_TASK", "1")))
+    return WorkerConfig(jobs=max(1, (os.cpu_count() or 1) // 4))
 
 
 def main(
-    parent: Path, pictures: Path, out: Path, old: Path, wish: Wish = WISH, run: Run = Run(), method: str = METHOD
+    parent: Path,
+    pictures: Path,
+    out: Path,
+    old: Path,
+    search_config: SearchConfig = WISH,
+    config: TrainingConfig = TrainingConfig(),
+    method: str = METHOD,
 ) -> dict[str, Path]:
     """Search, say what each choice costs, and give the bundles of the three choices by their goal."""
     request = Request(str(parent), pictures, pictures.name, old_val=(old,))
-    wish = replace(wish, storage=os.environ.get("SEARCH_STORAGE", ""))
+    search_config = replace(search_config, storage=os.environ.get("SEARCH_STORAGE", ""))
     found = taskgraft.tune(
-        request, space.parse(method, SETTINGS, run), out, wish=wish, crew=crew(), watch=taskgraft.Watch(say=print)
+        request,
+        space.parse(method, SETTINGS, config),
+        out,
+        search_config=search_config,
+        worker_config=worker_config(),
+        callbacks=taskgraft.Callbacks(info=print),
     )
     for choice in found.choices:
         if choice.candidate:

@@ -18,9 +18,9 @@ from torch import nn
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 import taskgraft
-from taskgraft import Run, Task, metrics
-from taskgraft.classifier import joint_layer
-from taskgraft.data import Preprocess, open_images
+from taskgraft import Task, TrainingConfig, metrics
+from taskgraft.data import Preprocessing, open_images
+from taskgraft.models.classifier import joint_layer
 
 
 class Logits(nn.Module):
@@ -35,19 +35,21 @@ class Logits(nn.Module):
         return self.model(pixel_values=pixels).logits
 
 
-def main(folder: Path, pictures: Path, out: Path, run: Run = Run(rate=3e-4)) -> dict[str, float]:
+def main(folder: Path, pictures: Path, out: Path, config: TrainingConfig = TrainingConfig(lr=3e-4)) -> dict[str, float]:
     """Extend the model in a folder; gives the new task's accuracy and the old one's agreement with the parent."""
     processor = AutoImageProcessor.from_pretrained(folder)
     model = AutoModelForImageClassification.from_pretrained(folder)
     size = processor.size.get("height") or processor.size.get("shortest_edge")
-    wanted = Preprocess(size, "squash", 1.0, "bilinear", tuple(processor.image_mean), tuple(processor.image_std))
-    found = open_images(pictures, pictures.name, wanted, seed=run.seed)
+    preprocessing = Preprocessing(
+        size, "squash", 1.0, "bilinear", tuple(processor.image_mean), tuple(processor.image_std)
+    )
+    found = open_images(pictures, pictures.name, preprocessing, seed=config.seed)
 
     names = tuple(model.config.id2label[row] for row in range(model.config.num_labels))
     head = [name for name, module in Logits(model).named_modules() if isinstance(module, nn.Linear)][-1]
     parent = taskgraft.wrap(Logits(model), head, [Task("known", names)])
-    both = taskgraft.grow(parent, found.tasks[0], run.seed)
-    child = taskgraft.learn(both, found.train, method="distill", run=run).classifier
+    both = taskgraft.grow(parent, found.tasks[0], config.seed)
+    child = taskgraft.learn(both, found.train, method="distill", config=config).classifier
 
     before, after = taskgraft.predict(parent, found.val), taskgraft.predict(child, found.val)
     agreement = metrics.agreement(before, after, "known")

@@ -16,16 +16,18 @@ import timm
 from torch import nn
 
 import taskgraft
-from taskgraft import Run
+from taskgraft import TrainingConfig
 
 
-def main(pictures: Path, out: Path, model: str = "resnet18.a1_in1k", run: Run = Run(rate=3e-4)) -> nn.Module:
+def main(
+    pictures: Path, out: Path, model: str = "resnet18.a1_in1k", config: TrainingConfig = TrainingConfig(lr=3e-4)
+) -> nn.Module:
     """Look at the pictures, extend the model, and give the child as plain timm opens it."""
     for wanting in taskgraft.check(pictures)["wanting"]:
         print(f"before you trust the result: {wanting}")
     done = taskgraft.extend(
-        model, pictures, out, task=pictures.name, method="distill + wise", run=run, parent_task="imagenet",
-        watch=taskgraft.Watch(say=print),
+        model, pictures, out, task=pictures.name, method="distill + wise", config=config, parent_task="imagenet",
+        callbacks=taskgraft.Callbacks(info=print),
     )  # fmt: skip
     for task in done.record.tasks:
         for what, found in (("accuracy", task.child), ("agreement with the parent", task.agreement)):

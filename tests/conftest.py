@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from openings import Openings, below
-from taskgraft.jobs.extend import extend
-from taskgraft.jobs.train import train
-from taskgraft.settings import Run
+from taskgraft.config import TrainingConfig
+from taskgraft.pipeline.extend import extend
+from taskgraft.pipeline.train import train
 from toys import NEW, OLD, folder_of
 
 torch.set_num_threads(1)  # two test processes share two cores
@@ -45,20 +45,20 @@ def new_pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def alice(tmp_path_factory: pytest.TempPathFactory, old_pictures: Path) -> Path:
     """A bundle with one task, trained by taskgraft."""
-    run = Run(steps=30, batch=12, rate=0.05, warmup=0, eval_every=10, precision="fp32")
+    config = TrainingConfig(steps=30, batch_size=12, lr=0.05, head_steps=0, eval_every=10, precision="fp32")
     out = tmp_path_factory.mktemp("alice") / "bundle"
-    train(old_pictures, out, task="shape", model="test_resnet", wanted="32 squash bilinear half", run=run)
+    train(old_pictures, out, task="shape", model="test_resnet", preprocessing="32 squash bilinear half", config=config)
     return out
 
 
-SHORT = Run(steps=20, batch=8, warmup=20, eval_every=20, precision="fp32")
+SHORT = TrainingConfig(steps=20, batch_size=8, head_steps=20, eval_every=20, precision="fp32")
 
 
 @pytest.fixture(scope="session")
 def plain(tmp_path_factory: pytest.TempPathFactory, alice: Path, old_pictures: Path, new_pictures: Path) -> Path:
     """A child of one backbone with the tasks shape and paint."""
     out = tmp_path_factory.mktemp("plain") / "bundle"
-    extend(alice, new_pictures, out, task="paint", method="finetune", run=SHORT, old_val=[old_pictures / "val"])
+    extend(alice, new_pictures, out, task="paint", method="finetune", config=SHORT, old_val=[old_pictures / "val"])
     return out
 
 
@@ -66,5 +66,5 @@ def plain(tmp_path_factory: pytest.TempPathFactory, alice: Path, old_pictures: P
 def branched(tmp_path_factory: pytest.TempPathFactory, alice: Path, old_pictures: Path, new_pictures: Path) -> Path:
     """A child with a branch beside the backbone; the same tasks."""
     out = tmp_path_factory.mktemp("branched") / "bundle"
-    extend(alice, new_pictures, out, task="paint", method="branch", run=SHORT, old_val=[old_pictures / "val"])
+    extend(alice, new_pictures, out, task="paint", method="branch", config=SHORT, old_val=[old_pictures / "val"])
     return out

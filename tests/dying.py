@@ -62,7 +62,7 @@ def touches(folder: Path, work: Callable[[], Any]) -> int:
     count, note = [0], folder.with_name(f"{folder.name}.touches")
 
     def counted() -> None:
-        watch(folder, count, lambda: None)
+        callbacks(folder, count, lambda: None)
         work()
         note.write_text(str(count[0]))
 
@@ -85,13 +85,13 @@ def disturbed(folder: Path, at: int, how: str, work: Callable[[], Any]) -> tuple
             raise OSError(REFUSALS[how], os.strerror(REFUSALS[how]))
 
     def doomed() -> None:
-        watch(folder, count, fault)
+        callbacks(folder, count, fault)
         work()
 
     return end(begin(doomed))
 
 
-def watch(folder: Path, count: list[int], fault: Callable[[], None]) -> None:
+def callbacks(folder: Path, count: list[int], fault: Callable[[], None]) -> None:
     """An audit hook: Python tells it of every file before it is opened for writing, renamed or removed."""
     home = str(folder)
 

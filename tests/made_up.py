@@ -10,13 +10,14 @@ from xml.etree import ElementTree as Xml
 import numpy as np
 
 from taskgraft import metrics
-from taskgraft.record import Arrangement, Comparison, Interval, Line, Predictions, Record, TaskResult
-from taskgraft.search.choices import Candidate
-from taskgraft.search.result import Chosen, Found, Tried
-from taskgraft.shares.result import ClassShare, Distribution, PairShares, TaskShares, Unlike
+from taskgraft.quantification.results import ClassShare, Distribution, PairShares, TaskShares, Unlike
+from taskgraft.results.predictions import Predictions
+from taskgraft.results.record import Comparison, Interval, Record, StepMetrics, TaskResult, VariantResult
+from taskgraft.tuning.results import SearchResult, SelectedModel, TrialResult
+from taskgraft.tuning.selection import Candidate
 
 MAKES = ("Audi A4", "BMW 3", "Ford Focus", "Honda Civic", "Toyota Camry", "VW Golf")
-COLOURS = ("black", "blue", "green", "grey", "red", "white")
+COLORS = ("black", "blue", "green", "grey", "red", "white")
 HOSTILE = (
     "<script>alert(1)</script>",
     "</script><script>alert(2)</script>",
@@ -40,15 +41,15 @@ def made_up_predictions(classes, labels, right, seed, names="new"):
     logits = {}
     for name, own in classes.items():
         truth = labels[task] if name == task else rng.integers(0, len(own), len(labels[task]))
-        wanted = np.where(rng.random(len(truth)) < right, truth, rng.integers(0, len(own), len(truth)))
+        expected = np.where(rng.random(len(truth)) < right, truth, rng.integers(0, len(own), len(truth)))
         values = rng.normal(0, 1, (len(truth), len(own)))
-        values[np.arange(len(truth)), wanted] += 3.5
+        values[np.arange(len(truth)), expected] += 3.5
         logits[name] = values.astype(np.float32)
     ids = tuple(f"{names}/{i:04d}.jpg" for i in range(len(labels[task])))
     return Predictions(classes, "per-task", ids, labels, logits)
 
 
-def made_up_sets(old=MAKES, new=COLOURS, with_old=True, names="new", old_right=0.73):
+def made_up_sets(old=MAKES, new=COLORS, with_old=True, names="new", old_right=0.73):
     labels = np.random.default_rng(5).integers(0, len(new), 400)
     both = {"make": old, "colour": new}
     sets = {
@@ -63,9 +64,9 @@ def made_up_sets(old=MAKES, new=COLOURS, with_old=True, names="new", old_right=0
     return sets
 
 
-def made_up_history(method, rate, old_end, new_end, seed, with_old=True, steps=600):
+def made_up_history(method, lr, old_end, new_end, seed, with_old=True, steps=600):
     rng = np.random.default_rng(seed)
-    speed = 3 if rate > 5e-4 else 1.2
+    speed = 3 if lr > 5e-4 else 1.2
     lines = []
     for step in range(0, steps + 1, steps // 30):
         t = step / steps
@@ -75,19 +76,19 @@ def made_up_history(method, rate, old_end, new_end, seed, with_old=True, steps=6
         terms |= {"distill": 0.4 * t**0.5} if "distill" in method else {}
         terms |= {"ewc": 0.02 * t} if "ewc" in method else {}
         accuracy = {"colour": min(max(new, 0.0), 1.0)} | ({"make": min(max(old, 0.0), 1.0)} if with_old else {})
-        lines.append(Line(step=step, rate=rate, terms=terms, accuracy=accuracy, agreement={"make": 0.95 - 0.1 * t}))
+        lines.append(StepMetrics(step=step, lr=lr, terms=terms, accuracy=accuracy, agreement={"make": 0.95 - 0.1 * t}))
     return tuple(lines)
 
 
 def made_up_record(
     method="distill(strength=1)",
-    rate=1e-4,
+    lr=1e-4,
     ends=(0.734, 0.871),
     seed=0,
     with_old=True,
     separate: float | None = 0.95,
 ):
-    history = made_up_history(method, rate, ends[0], ends[1], seed, with_old)
+    history = made_up_history(method, lr, ends[0], ends[1], seed, with_old)
     scored = metrics.score(history, ("make", "colour"))
     score, step = scored if scored else (None, history[-1].step)
     kept = next(line for line in history if line.step == step)
@@ -101,18 +102,18 @@ def made_up_record(
     else:
         old = np.zeros(0)
     child = metrics.interval(hits(kept.accuracy["colour"], 400))
-    colour = TaskResult(name="colour", classes=COLOURS, new=True, child=child, separate=separate)
+    color = TaskResult(name="colour", classes=COLORS, new=True, child=child, separate=separate)
     if with_old:
         score = float(old.mean() + child.mean) / 2
     return Record(
         command="taskgraft extend alice bob-photos out --task colour",
         seed=seed,
         method=method,
-        run={
-            "rate": rate,
+        config={
+            "lr": lr,
             "steps": 600,
-            "batch": 32,
-            "optimiser": "sgd",
+            "batch_size": 32,
+            "optimizer": "sgd",
             "schedule": "cosine",
             "norm": "train",
         },
@@ -122,7 +123,7 @@ def made_up_record(
                 "source": "bob-photos",
                 "fingerprint": "cd" * 32,
                 "images": {"train": 1600, "val": 400},
-                "counts": dict.fromkeys(COLOURS, 266),
+                "counts": dict.fromkeys(COLORS, 266),
                 "excluded": [["x.jpg", "truncated"]],
                 "excluded_count": 1,
                 "notes": [],
@@ -132,12 +133,12 @@ def made_up_record(
             ("method", method, "the founding text's best"),
             ("norm", "train", "forgets as little as frozen here"),
         ),
-        tasks=(make, colour),
+        tasks=(make, color),
         score=score,
         step=step,
         history=history,
         parent_history=tuple(
-            Line(step=s, accuracy={"make": 0.87 * (1 - math.exp(-s / 300))}) for s in range(0, 1201, 60)
+            StepMetrics(step=s, accuracy={"make": 0.87 * (1 - math.exp(-s / 300))}) for s in range(0, 1201, 60)
         ),
         parameters={"parent": 11_270_000, "child": 11_275_130, "added": 5130},
         seconds={"total": 744.0 + seed, "training": 700.0},
@@ -153,20 +154,20 @@ def made_up_comparison(seeds=3, with_old=True, separate=True):
     return Comparison(
         command=f"taskgraft compare alice bob-photos out --seeds {seeds}",
         title="Car colour, added to a model of car makes",
-        arrangements=tuple(
-            Arrangement(
+        variants=tuple(
+            VariantResult(
                 label=label,
                 method=method,
-                run={"rate": rate, "steps": 600, "batch": 32, "optimiser": "sgd"},
+                config={"lr": lr, "steps": 600, "batch_size": 32, "optimizer": "sgd"},
                 records=tuple(
-                    made_up_record(method, rate, (old, new), 10 * i + seed, with_old, None) for seed in range(seeds)
+                    made_up_record(method, lr, (old, new), 10 * i + seed, with_old, None) for seed in range(seeds)
                 ),
             )
-            for i, (label, method, rate, old, new) in enumerate(ARRANGEMENTS)
+            for i, (label, method, lr, old, new) in enumerate(ARRANGEMENTS)
         ),
         separate={"colour": (0.95, 0.955, 0.96)[:seeds]} if separate else {},
         failures=(("LoRA", "the loss was not finite at step 12"),),
-        notes=("Fisher information from the new task's images, labelled by the parent.",),
+        notes=("Fisher information from the new task's images, labeled by the parent.",),
     )
 
 
@@ -174,21 +175,21 @@ def made_up_search(tasks=("make", "colour"), methods=("ewc", "distill", "finetun
     """40 trials, every third of them complete."""
     rng, trials = np.random.default_rng(0), []
     for i in range(40):
-        strength, rate, old, new = 10 ** rng.uniform(-2, 2), rng.choice([1e-4, 1e-3]), rng.random(), rng.random()
-        line = Line(step=30, accuracy={tasks[0]: old, tasks[1]: new})
+        strength, lr, old, new = 10 ** rng.uniform(-2, 2), rng.choice([1e-4, 1e-3]), rng.random(), rng.random()
+        line = StepMetrics(step=30, accuracy={tasks[0]: old, tasks[1]: new})
         more = {"state": "stopped" if i % 3 else "complete", "reached": 60, "score": (old + new) / 2}
-        trials.append(Tried(
-            number=i, wave=0, params={"strength": strength, "rate": rate, "method": methods[i % 3]},
-            method=methods[i % 3], arrangement=methods[i % 3], run={"rate": rate}, old=old, new=new,
+        trials.append(TrialResult(
+            number=i, wave=0, params={"strength": strength, "lr": lr, "method": methods[i % 3]},
+            method=methods[i % 3], variant=methods[i % 3], config={"lr": lr}, old=old, new=new,
             history=(line, line.model_copy(update={"step": 60})), **more,
         ))  # fmt: skip
     best = max(trials[::3], key=lambda one: one.score or 0)
     ends = [Interval(mean=share, low=share - 0.02, high=share + 0.03, n=300) for share in (best.old, best.new)]
-    line = Candidate(trial=best.number, method=best.method, rate=best.run["rate"], old=ends[0], new=ends[1])
-    choices = tuple(Chosen(goal=goal, rule=f"best {goal}", candidate=line) for goal in ("score", "new", "old"))
-    shares = {"strength": 0.6, "rate": 0.3, "method": 0.1}
+    line = Candidate(trial=best.number, method=best.method, lr=best.config["lr"], old=ends[0], new=ends[1])
+    choices = tuple(SelectedModel(goal=goal, rule=f"best {goal}", candidate=line) for goal in ("score", "new", "old"))
+    shares = {"strength": 0.6, "lr": 0.3, "method": 0.1}
     names = "trials", "steps", "steps without stopping", "seconds", "seconds saved by sharing"
-    return Found(
+    return SearchResult(
         command="taskgraft tune a b c", title="colour", tasks=tasks, proxy=False, before=0.87, sampler="tpe",
         space=dict.fromkeys(shares, "any"), rungs=(30,), trials=tuple(trials), frontier=(line,), choices=choices,
         importance={"old": shares, "new": shares}, cost=dict(zip(names, [40.0] * 5, strict=True)),

@@ -53,8 +53,8 @@ LAWS = [
            "min(self.strength, 0.01) * torch.stack", "laws test_a_huge_strength_pins_the_answers"),
     Mutant("an anchor has a graph", "methods/l2sp.py", "value.detach().clone()", "value.clone()",
            "laws test_memory_is_tensors_without_gradients_and_round_trips[l2sp"),
-    Mutant("the optimiser starts anew", "loop/state.py",
-           '_unpack(state.optimiser, _read(path / "optimiser.safetensors"))', "pass",
+    Mutant("the optimizer starts anew", "loop/state.py",
+           '_unpack(state.optimizer, _read(path / "optimizer.safetensors"))', "pass",
            "laws test_stopping_changes_no_bit[ewc(images=16)]"),
     Mutant("seeds differ by process", "seeds.py", "int.from_bytes(hashlib", "(hash(text) & 1) ^ int.from_bytes(hashlib",
            "laws test_a_new_process"),
@@ -79,7 +79,7 @@ LAWS = [
            "part.response(step, memory.get(name, {})) for name, part in parts.items() if",
            "part.response(step, memory.get(name, {})) for name, part in list(parts.items())[:1] if",
            "laws test_the_order_of_a_sum"),
-    Mutant("late classes are favoured", "losses.py", "outputs[task].float(), target",
+    Mutant("late classes are favored", "losses.py", "outputs[task].float(), target",
            "outputs[task].float() + torch.arange(outputs[task].shape[1]), target",
            "laws test_relabelling_the_classes_permutes_the_answers[frozen]"),
     Mutant("si forgets the newest head", "methods/si.py",
@@ -123,7 +123,7 @@ DEFECTS = [
            "with torch.no_grad(), arithmetic:", "defects test_d03"),
     Mutant("D4 modes are not put back", "modes.py", "            module.training = training",
            "            module.training = False", "defects test_d04"),
-    Mutant("D5 the recorded picture is not normalised", "loop/steps.py",
+    Mutant("D5 the recorded picture is not normalized", "loop/steps.py",
            "functional_call(classifier, params, (rows,))", "functional_call(classifier, params, (rows * 0.25 + 0.5,))",
            "defects test_d05"),
     Mutant("D6 weighted by p once more", "curvature/labels.py", "torch.full((rows,), c), p_BK[:, c])",
@@ -213,8 +213,8 @@ METHODS = [
            "fx.GraphModule(net, rest)", "structure test_branch"),
     Mutant("taps read the last stage alone", "methods/taps.py", "[*(known[place] for place in places), stages.LAST]",
            "[stages.LAST]", "structure test_taps_find"),
-    Mutant("taps are not centred", "extras.py", "self.centre = columns.mean(0)",
-           "self.centre = torch.zeros_like(columns[0])", "structure test_taps_give"),
+    Mutant("taps are not centred", "extras.py", "self.center = columns.mean(0)",
+           "self.center = torch.zeros_like(columns[0])", "structure test_taps_give"),
     Mutant("a ladder lets the network below it learn", "methods/ladder.py", "return freeze(classifier)",
            "return classifier", "structure test_a_ladder"),
     Mutant("a ladder's rungs stand at the largest pictures", "methods/ladder.py", "key=known.index)[-count:]",
@@ -230,7 +230,7 @@ TOGETHER = [
     Mutant("gradients are not added up", "loop/steps.py",
            "    parallel.added_up(value.grad for value in params.values() if value.grad is not None)\n", "",
            "parallel test_two_processes_are_one"),
-    Mutant("each process has statistics of its own", "loop/forward.py", "        parallel.synchronised(),\n", "",
+    Mutant("each process has statistics of its own", "loop/forward.py", "        parallel.synchronized(),\n", "",
            "parallel test_two_processes_are_one"),
     Mutant("a gradient knows nothing of the others' statistics", "parallel/norm.py",
            "        dist.all_reduce(whole)\n", "", "parallel test_batch_statistics parallel test_two_processes"),
@@ -296,9 +296,9 @@ def verdict(home: Path, mutant: Mutant, known: list[str]) -> str:
         path.write_text(text, encoding="utf-8")
 
 
-def main(wanted: list[str]) -> int:
+def main(expected: list[str]) -> int:
     """Run all mutants, or those whose names contain one of the words given; 1 if any is not caught."""
-    chosen = [m for m in ALL if not wanted or any(word in m.name for word in wanted)]
+    chosen = [m for m in ALL if not expected or any(word in m.name for word in expected)]
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder) / "src"
         shutil.copytree(ROOT / "src", home, ignore=shutil.ignore_patterns("__pycache__"))

@@ -22,7 +22,7 @@ HOME = ROOT / "build" / "release"
 EXTRAS = "export,parquet,ray,serve,track,tune,video"
 TOOLS = ("pytest", "pytest-xdist", "httpx", "tritonclient[http]", "mkdocs-material")
 SUPPORT = ("conftest.py", "toys.py", "openings.py", "films.py", "servers.py")
-TESTS = ("behaviours", "surface/test_behaviours.py", "surface/test_errors.py", "surface/test_examples.py",
+TESTS = ("behaviors", "surface/test_behaviors.py", "surface/test_errors.py", "surface/test_examples.py",
          "surface/test_help.py")  # fmt: skip
 BUILDER = "build>=1.3"
 IN_WHEEL = ("py.typed", "report/templates/page.html.j2", "serving/page/page.html", "cli/app.py")

@@ -14,7 +14,8 @@ import httpx
 import uvicorn
 
 from taskgraft.bundle import open_parent
-from taskgraft.serving import app, model, run, service
+from taskgraft.serving import app, model, service
+from taskgraft.serving import server as http_server
 from taskgraft.serving.limits import Limits
 from taskgraft.serving.service import Service
 
@@ -34,10 +35,10 @@ def running(
     bundle: Path, limits: Limits = LIMITS, *, token: str | None = None, backend: str = "torch"
 ) -> Iterator[Running]:
     opened = open_parent(str(bundle))
-    found = service.assemble(model.load(opened, backend, "both"), opened.preprocess, limits)
+    found = service.assemble(model.load(opened, backend, "both"), opened.preprocessing, limits)
     door = socket.create_server(("127.0.0.1", 0))
     made = app.create(found, token=token)
-    server = uvicorn.Server(run.config(made))
+    server = uvicorn.Server(http_server.config(made))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [door]}, daemon=True)
     thread.start()
     while not server.started:

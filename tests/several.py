@@ -12,10 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from taskgraft import Problem, inference, parallel, tree
-from taskgraft.features import features_of
-from taskgraft.loop import steps
-from taskgraft.parallel.pulse import pulse
+from taskgraft import TaskgraftError, distributed, pytree
+from taskgraft.distributed.heartbeat import pulse
+from taskgraft.errors import SetupError
+from taskgraft.models import inference
+from taskgraft.models.features import features_of
+from taskgraft.training import loop
 from toys import OLD, RUN, finished, parent, pictures, started, weights
 
 
@@ -48,15 +50,15 @@ def every_method() -> dict[str, dict[str, Tensor]]:
     found = {}
     for notation in METHODS:
         child, memory = finished(notation)
-        found[notation] = {**tree.state(child), **{f"kept/{name}": v for name, v in tree.flatten(memory)}}
+        found[notation] = {**pytree.state(child), **{f"kept/{name}": v for name, v in pytree.flatten(memory)}}
     return found
 
 
 def after_three_steps() -> dict[str, Tensor]:
     """A run's state in mid-way: weights, and the answers recorded so far."""
     state, method, images = started("distill")
-    state = steps.fit(state, method, images, RUN, until=3)
-    return {**tree.state(state.classifier), **dict(tree.flatten(state.memory))}
+    state = loop.fit(state, method, images, RUN, until=3)
+    return {**pytree.state(state.classifier), **dict(pytree.flatten(state.memory))}
 
 
 def measures() -> dict[str, Tensor]:
@@ -69,56 +71,56 @@ def measures() -> dict[str, Tensor]:
     return found
 
 
-def normalised() -> dict[str, Tensor]:
+def normalized() -> dict[str, Tensor]:
     """BatchNorm's output, gradients and running statistics on this process's share of 7 images."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         images, weight, bias = torch.randn(7, 3, 4, 5) * 3 + 10, torch.rand(3), torch.rand(3)
         slope = torch.randn(7, 3, 4, 5)
     mean, var = torch.zeros(3), torch.ones(3)
-    own = images[parallel.part(7)].requires_grad_()
+    own = images[distributed.local_slice(7)].requires_grad_()
     weight, bias = weight.requires_grad_(), bias.requires_grad_()
-    with parallel.synchronised():
+    with distributed.synchronized():
         output = F.batch_norm(own, mean, var, weight, bias, True, 0.1, 1e-5)
-    whole = parallel.gathered(output, 7)
+    whole = distributed.all_gather(output, 7)
     (whole * slope).sum().backward()
     assert weight.grad is not None
     assert bias.grad is not None
     assert own.grad is not None
-    parallel.added_up([weight.grad, bias.grad])
-    inner = parallel.gathered(own.grad, 7)
+    distributed.all_reduce([weight.grad, bias.grad])
+    inner = distributed.all_gather(own.grad, 7)
     return {"output": whole.detach(), "images": inner, "weight": weight.grad, "bias": bias.grad, "m": mean, "v": var}
 
 
 def orders() -> list[str]:
     """What the chief makes and what it refuses reaches all; and who works first."""
-    said = [parallel.told(lambda: f"made by {parallel.rank()}")]
+    said = [distributed.broadcast(lambda: f"made by {distributed.rank()}")]
     try:
-        parallel.told(refuse)
-    except Problem as problem:
-        said.append(f"{problem} ({problem.code})")
-    said.append(parallel.chief_first(lambda: f"own {parallel.rank()}"))
-    values = torch.full((3,), float(parallel.rank()))
-    parallel.same([values])
+        distributed.broadcast(refuse)
+    except TaskgraftError as error:
+        said.append(f"{error} ({error.exit_code})")
+    said.append(distributed.main_process_first(lambda: f"own {distributed.rank()}"))
+    values = torch.full((3,), float(distributed.rank()))
+    distributed.same([values])
     return [*said, str(values.tolist())]
 
 
 def refuse() -> None:
-    raise Problem("no room", code=3)
+    raise SetupError("no room")
 
 
 def in_trouble() -> dict[str, Any]:
     """A gradient that is infinite in the last process alone; then that process is stopped until somebody notices."""
     state, method, images = started("distill")
-    state = steps.fit(state, method, images, RUN, until=3)
+    state = loop.fit(state, method, images, RUN, until=3)
     before = weights(state)
     weight = next(value for value in state.classifier.parameters() if value.requires_grad)
-    hook = weight.register_hook(lambda slope: slope * (torch.inf if parallel.rank() else 1.0))
+    hook = weight.register_hook(lambda slope: slope * (torch.inf if distributed.rank() else 1.0))
     try:
-        steps.advance(state, method, images, RUN)
+        loop.advance(state, method, images, RUN)
         said = "it went on"
-    except Problem as problem:
-        said = f"{problem} ({problem.code})"
+    except TaskgraftError as error:
+        said = f"{error} ({error.exit_code})"
     hook.remove()
     same = all(torch.equal(value, before[name]) for name, value in state.classifier.named_parameters())
     return {"said": said, "same": same, "silent": _stopped_for_a_while()}
@@ -129,15 +131,17 @@ def _stopped_for_a_while() -> list[int]:
     store = torch.distributed.PrefixStore("signs", torch.distributed.distributed_c10d._get_default_store())
     found: list[int] = []
     mine = torch.tensor([float(os.getpid())], dtype=torch.float64)
-    pids = [int(pid) for pid in parallel.gathered(mine, parallel.size()).tolist()]
+    pids = [int(pid) for pid in distributed.all_gather(mine, distributed.world_size()).tolist()]
 
     def silent(rank: int) -> None:
         found.append(rank)
         os.kill(pids[rank], signal.SIGCONT)
 
-    with pulse(store.clone(), parallel.rank(), parallel.size(), 2.0, silent):
-        if parallel.rank():
+    with pulse(store.clone(), distributed.rank(), distributed.world_size(), 2.0, silent):
+        if distributed.rank():
             os.kill(os.getpid(), signal.SIGSTOP)
-        parallel.told(lambda: None)
-        parallel.gathered(mine, parallel.size())  # the first process waits here for the one that is stopped
+        distributed.broadcast(lambda: None)
+        distributed.all_gather(
+            mine, distributed.world_size()
+        )  # the first process waits here for the one that is stopped
     return found

@@ -35,8 +35,8 @@ def test_nothing_nearby_is_better() -> None:
 
 def test_the_loss_is_cross_entropy() -> None:
     logits, labels = drawn(50, 1.0)
-    wanted = cross_entropy(torch.from_numpy(logits) / 1.7, torch.from_numpy(labels))
-    assert calibration.nll(logits, labels, 1.7) == pytest.approx(float(wanted), rel=1e-5)
+    preprocessing = cross_entropy(torch.from_numpy(logits) / 1.7, torch.from_numpy(labels))
+    assert calibration.nll(logits, labels, 1.7) == pytest.approx(float(preprocessing), rel=1e-5)
 
 
 def test_a_model_that_is_always_right_keeps_a_temperature() -> None:
@@ -64,7 +64,7 @@ def test_what_it_brings_is_measured_on_other_images() -> None:
     assert worse > 5
 
 
-def test_unlabelled_images_do_not_count_and_few_are_refused() -> None:
+def test_unlabeled_images_do_not_count_and_few_are_refused() -> None:
     logits, labels = drawn(60, 2.0)
     mixed = np.where(np.arange(60) < 30, labels, -1)
     found, alone = calibration.calibrate(logits, mixed), calibration.calibrate(logits[:30], labels[:30])

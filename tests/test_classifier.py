@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from taskgraft import tree
-from taskgraft.classifier import grow, hold_still, inherited, joint_layer, wrap
-from taskgraft.problem import Problem
+from taskgraft import pytree
+from taskgraft.errors import TaskgraftError
+from taskgraft.models.classifier import grow, hold_still, inherited, joint_layer, wrap
 from taskgraft.types import Task
 from toys import NEW, OLD, parent, same
 
@@ -28,21 +28,21 @@ def plain(bias: bool = True) -> nn.Module:
 @torch.no_grad()
 def test_growing_changes_no_old_bit(arch: str) -> None:
     old = parent(arch, **({"img_size": 32} if arch == "test_vit" else {}))
-    before, state = old(images()), tree.state(old)
+    before, state = old(images()), pytree.state(old)
     new = grow(grow(old, NEW, 3), Task("size", ("a", "b")), 4).eval()
     after = new(images())
     assert torch.equal(after[OLD.name], before[OLD.name])
     assert list(after) == ["shape", "paint", "size"]
     assert [tuple(logits.shape) for logits in after.values()] == [(5, 3), (5, 4), (5, 2)]
-    assert same({name: value for name, value in tree.state(new).items() if name in state}, state)
-    assert same(tree.state(old), state)
+    assert same({name: value for name, value in pytree.state(new).items() if name in state}, state)
+    assert same(pytree.state(old), state)
     assert [task.name for task in old.tasks] == ["shape"]
 
 
 def test_new_rows_depend_on_seed_and_task_alone() -> None:
     one, two = (grow(parent(), NEW, 3).linears()[-1] for _ in range(2))
     torch.manual_seed(8)
-    assert same(tree.state(one), tree.state(two))
+    assert same(pytree.state(one), pytree.state(two))
     assert not torch.equal(grow(parent(), NEW, 4).linears()[-1].weight, one.weight)
     assert not torch.equal(grow(parent(), NEW._replace(name="x"), 3).linears()[-1].weight, one.weight)
     bound = one.in_features**-0.5
@@ -52,17 +52,17 @@ def test_new_rows_depend_on_seed_and_task_alone() -> None:
 
 def test_a_grown_copy_shares_nothing() -> None:
     old = parent()
-    state = tree.state(old)
+    state = pytree.state(old)
     with torch.no_grad():
         for value in grow(old, NEW, 3).parameters():
             value.zero_()
-    assert same(tree.state(old), state)
+    assert same(pytree.state(old), state)
 
 
 def test_a_task_that_exists_is_refused() -> None:
-    with pytest.raises(Problem, match=r"already has a task 'shape' \(tasks: shape, paint\); choose another"):
+    with pytest.raises(TaskgraftError, match=r"already has a task 'shape' \(tasks: shape, paint\); choose another"):
         grow(grow(parent(), NEW, 0), Task("shape", ("x", "y")), 0)
-    with pytest.raises(Problem, match="has 1 class, and a classifier needs two"):
+    with pytest.raises(TaskgraftError, match="has 1 class, and a classifier needs two"):
         grow(parent(), Task("mono", ("x",)), 0)
 
 
@@ -83,11 +83,11 @@ def test_any_network_with_a_named_linear_layer(bias: bool) -> None:
 
 
 def test_a_wrong_layer_is_answered_with_the_right_ones() -> None:
-    with pytest.raises(Problem, match="'fc' is no linear layer of Sequential; choose one of 1, 3"):
+    with pytest.raises(TaskgraftError, match="'fc' is no linear layer of Sequential; choose one of 1, 3"):
         wrap(plain(), "fc", [OLD, NEW])
-    with pytest.raises(Problem, match="'2' is no linear layer"):
+    with pytest.raises(TaskgraftError, match="'2' is no linear layer"):
         wrap(plain(), "2", [OLD, NEW])
-    with pytest.raises(Problem, match="'3' has 7 rows, but there are 3 class names"):
+    with pytest.raises(TaskgraftError, match="'3' has 7 rows, but there are 3 class names"):
         wrap(plain(), "3", [OLD])
 
 

@@ -27,12 +27,12 @@ from safetensors.numpy import load_file
 sys.path.insert(0, str(Path(__file__).parent))
 
 import taskgraft
-from taskgraft.settings import Run
+from taskgraft.config import TrainingConfig
+from taskgraft.types import Callbacks, Task
 from toys import NEW, OLD, folder_of, parent, pictures
-from taskgraft.types import Task, Watch
 
 FILE = Path(__file__).with_name("frozen.json")
-RUN = Run(steps=8, batch=8, optimiser="sgd", rate=0.02, warmup=5, views=2, eval_every=4, log_every=4, save_every=4,
+RUN = TrainingConfig(steps=8, batch_size=8, optimizer="sgd", lr=0.02, head_steps=5, views=2, eval_every=4, log_every=4, save_every=4,
           precision="fp32", seed=3)  # fmt: skip
 METHODS = ("finetune", "frozen", "taps", "branch", "ladder", "distill", "lwf", "l2sp", "ewc(images=16)",
            "mas(images=16)", "si", "lora(rank=2)", "distill + wise", "replay",
@@ -56,7 +56,8 @@ def of_child(folder: Path) -> str:
     total = hashlib.sha256()
     tensors = load_file(folder / "model.safetensors")
     for name in sorted(tensors):
-        total.update(name.encode() + np.ascontiguousarray(tensors[name]).tobytes())
+        named = name.replace(".center", ".centre")  # renamed on the way
+        total.update(named.encode() + np.ascontiguousarray(tensors[name]).tobytes())
     if (folder / "memory.safetensors").exists():
         kept = load_file(folder / "memory.safetensors").values()
         for part in sorted(hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest() for value in kept):
@@ -72,19 +73,21 @@ def digests(home: Path) -> Iterator[tuple[str, str]]:
         folder_of(place / "train", task, 24, seed)
         folder_of(place / "val", task, 12, seed + 1)
     alice = home / "alice"
-    trained = Run(steps=20, batch=12, rate=0.01, warmup=0, eval_every=10, precision="fp32")
-    taskgraft.train(old, alice, task="shape", model="test_resnet", wanted="32 squash bilinear half", run=trained,
+    trained = TrainingConfig(steps=20, batch_size=12, lr=0.01, head_steps=0, eval_every=10, precision="fp32")
+    taskgraft.train(old, alice, task="shape", model="test_resnet", preprocessing="32 squash bilinear half", config=trained,
                     keep="si")  # fmt: skip
     yield "train", of_child(alice)
 
-    def extended(name: str, model: Path, data: Path, method: str, run: Run = RUN, **more: Any) -> tuple[str, str]:
+    def extended(
+        name: str, model: Path, data: Path, method: str, config: TrainingConfig = RUN, **more: Any
+    ) -> tuple[str, str]:
         more = {"task": "paint", "old_val": [old / "val"], "old": old / "train", **more}
-        taskgraft.extend(str(model), data, home / name, method=method, run=run, check_parent=False, **more)
+        taskgraft.extend(str(model), data, home / name, method=method, config=config, check_parent=False, **more)
         return f"{name}: {method}", of_child(home / name)
 
     for number, method in enumerate(METHODS):
         yield extended(f"extend {number}", alice, new, method)
-    joint = replace(RUN, softmax="joint", optimiser="adamw", rate=0.001)
+    joint = replace(RUN, softmax="joint", optimizer="adamw", lr=0.001)
     yield extended("joint ewc", alice, new, "ewc(images=16)", joint)
     yield extended("joint distill", alice, new, "distill", joint)
     yield extended("chain ewc", home / "extend 8", third, "ewc(images=16)", task="wheels")
@@ -102,18 +105,34 @@ def digests(home: Path) -> Iterator[tuple[str, str]]:
     request = taskgraft.Request(str(alice), new, "paint", "ewc(images=16) + distill", RUN, old_val=old / "val")
     for name in ("whole", "stopped"):
         try:
-            taskgraft.extend(request.parent, new, home / name, task="paint", method=request.method, run=RUN,
+            taskgraft.extend(request.parent, new, home / name, task="paint", method=request.method, config=RUN,
                              old_val=[old / "val"], check_parent=False,
-                             watch=Watch(logged=logged) if name == "stopped" else Watch())  # fmt: skip
+                             callbacks=Callbacks(on_metrics=logged) if name == "stopped" else Callbacks())  # fmt: skip
         except Stop:
-            taskgraft.extend(request.parent, new, home / name, task="paint", method=request.method, run=RUN,
+            taskgraft.extend(request.parent, new, home / name, task="paint", method=request.method, config=RUN,
                              old_val=[old / "val"], check_parent=False, resume=True)  # fmt: skip
         yield name, of_child(home / name)
 
-    command = [sys.executable, "-m", "taskgraft.cli", "extend", str(alice), str(new), str(home / "two"), "--task",
-               "paint", "--method", "distill", "--old-val", str(old / "val"), "--no-parent-check", "--processes", "2"]
-    flags = {"steps": 8, "optimiser": "sgd", "rate": 0.02, "warmup": 5, "views": 2, "eval-every": 4, "log-every": 4,
-             "save-every": 4, "precision": "fp32", "seed": 3, "batch": 8}  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "taskgraft.cli",
+        "extend",
+        str(alice),
+        str(new),
+        str(home / "two"),
+        "--task",
+        "paint",
+        "--method",
+        "distill",
+        "--old-val",
+        str(old / "val"),
+        "--no-parent-check",
+        "--processes",
+        "2",
+    ]
+    flags = {"steps": 8, "optimizer": "sgd", "lr": 0.02, "head-steps": 5, "views": 2, "eval-every": 4, "log-every": 4,
+             "save-every": 4, "precision": "fp32", "seed": 3, "batch-size": 8}  # fmt: skip
     command += [part for name, value in flags.items() for part in (f"--{name}", str(value))]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stdout + done.stderr
@@ -121,7 +140,7 @@ def digests(home: Path) -> Iterator[tuple[str, str]]:
 
     grown = taskgraft.grow(parent(), NEW, 3)
     for method in ("branch", "ewc(images=16)"):
-        learned = taskgraft.learn(grown, pictures(20, NEW, 5), method=method, run=RUN)
+        learned = taskgraft.learn(grown, pictures(20, NEW, 5), method=method, config=RUN)
         values = learned.classifier.state_dict()
         yield f"learn {method}", of_values([(name, hashlib.sha256(values[name].numpy().tobytes()).hexdigest())
                                             for name in sorted(values)])  # fmt: skip

@@ -26,10 +26,10 @@ def textbook(logits: Tensor, teacher: Tensor, temperature: float) -> float:
 @pytest.mark.parametrize("temperature", TEMPERATURES)
 def test_distillation_is_the_textbook_formula(temperature: float) -> None:
     logits, teacher = noise(6, 5), noise(6, 5, seed=1)
-    wanted = textbook(logits, teacher, temperature)
-    assert float(losses.distillation(logits, teacher, temperature)) == pytest.approx(wanted, rel=1e-5)
+    expected = textbook(logits, teacher, temperature)
+    assert float(losses.distillation(logits, teacher, temperature)) == pytest.approx(expected, rel=1e-5)
     plain = float(losses.distillation(logits, teacher, temperature, "none"))
-    assert plain * temperature**2 == pytest.approx(wanted, rel=1e-5)
+    assert plain * temperature**2 == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_teacher_is_the_target() -> None:
@@ -82,8 +82,8 @@ def test_a_temperature_must_be_above_0(temperature: float) -> None:
 
 def test_low_precision_logits_are_computed_in_full() -> None:
     logits, teacher = noise(6, 5).bfloat16(), noise(6, 5, seed=1).half()
-    wanted = textbook(logits, teacher, 2.0)
-    assert float(losses.distillation(logits, teacher, 2.0)) == pytest.approx(wanted, rel=1e-5)
+    expected = textbook(logits, teacher, 2.0)
+    assert float(losses.distillation(logits, teacher, 2.0)) == pytest.approx(expected, rel=1e-5)
 
 
 OUTPUTS = {"a": noise(4, 3), "b": noise(4, 2, seed=2)}
@@ -106,20 +106,20 @@ def test_cross_entropy_by_hand(softmax: losses.Softmax) -> None:
     assert float(losses.cross_entropy(OUTPUTS, LABELS, softmax)) == pytest.approx(by_hand(softmax), rel=1e-6)
 
 
-def test_the_mean_is_over_labelled_images_and_one_softmax_over_three_tasks() -> None:
+def test_the_mean_is_over_labeled_images_and_one_softmax_over_three_tasks() -> None:
     outputs = {"a": noise(2, 3), "b": noise(2, 2, seed=2), "c": noise(2, 4, seed=4)}
     one = torch.tensor([-1, 3])
-    wanted = -torch.log_softmax(outputs["c"][1], 0)[3]
-    assert torch.isclose(losses.cross_entropy(outputs, {"c": one}, "per-task"), wanted)
-    wanted = -torch.log_softmax(torch.cat([logits[1] for logits in outputs.values()]), 0)[3 + 2 + 3]
-    assert torch.isclose(losses.cross_entropy(outputs, {"c": one}, "joint"), wanted)
+    expected = -torch.log_softmax(outputs["c"][1], 0)[3]
+    assert torch.isclose(losses.cross_entropy(outputs, {"c": one}, "per-task"), expected)
+    expected = -torch.log_softmax(torch.cat([logits[1] for logits in outputs.values()]), 0)[3 + 2 + 3]
+    assert torch.isclose(losses.cross_entropy(outputs, {"c": one}, "joint"), expected)
 
 
 def test_the_two_softmaxes_differ() -> None:
     assert abs(by_hand("per-task") - by_hand("joint")) > 0.1
 
 
-def test_unlabelled_rows_have_no_gradient_and_other_heads_none_but_under_joint() -> None:
+def test_unlabeled_rows_have_no_gradient_and_other_heads_none_but_under_joint() -> None:
     def gradients(softmax: losses.Softmax) -> dict[str, Tensor | None]:
         outputs = {task: logits.clone().requires_grad_() for task, logits in OUTPUTS.items()}
         losses.cross_entropy(outputs, {"a": LABELS["a"]}, softmax).backward()

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from taskgraft import metrics
-from taskgraft.record import Line, Predictions
+from taskgraft.results.predictions import Predictions
+from taskgraft.results.record import StepMetrics
 
 
 def predictions(softmax: str = "per-task") -> Predictions:
@@ -55,9 +56,9 @@ def test_confusion_counts_what_another_task_took_in_its_last_column() -> None:
     assert metrics.confusion(predictions("joint"), "b").tolist() == [[0, 1, 0, 0], [0, 1, 0, 0], [0, 0, 2, 0]]
 
 
-def test_nothing_labelled_is_no_accuracy() -> None:
+def test_nothing_labeled_is_no_accuracy() -> None:
     empty = predictions()._replace(labels={"a": np.full(5, -1)})
-    with pytest.raises(ValueError, match="no image is labelled for task 'a'"):
+    with pytest.raises(ValueError, match="no image is labeled for task 'a'"):
         metrics.accuracy(empty, "a")
     with pytest.raises(ValueError, match=r"^an interval needs at least one value$"):
         metrics.interval(np.array([]))
@@ -69,8 +70,8 @@ def test_agreement_needs_no_label() -> None:
     assert metrics.agreement(predictions(), child, "a").tolist() == [1, 0, 1, 0, 1]
 
 
-def line(step: int, **accuracy: float) -> Line:
-    return Line(step=step, accuracy=accuracy)
+def line(step: int, **accuracy: float) -> StepMetrics:
+    return StepMetrics(step=step, accuracy=accuracy)
 
 
 def test_the_score_is_the_first_peak_of_the_mean_after_step_0() -> None:
@@ -136,8 +137,8 @@ def test_over_seeds_by_hand() -> None:
 def test_over_seeds_against_scipy(count: int) -> None:
     stats = pytest.importorskip("scipy.stats")
     values = np.random.default_rng(count).random(count)
-    wanted = stats.t.ppf(0.975, count - 1) * values.std(ddof=1) / math.sqrt(count)
-    assert metrics.over_seeds(list(values))[1] == pytest.approx(wanted, rel=0.01)
+    preprocessing = stats.t.ppf(0.975, count - 1) * values.std(ddof=1) / math.sqrt(count)
+    assert metrics.over_seeds(list(values))[1] == pytest.approx(preprocessing, rel=0.01)
 
 
 def logits_of(confidence: list[float]) -> np.ndarray:
@@ -147,12 +148,12 @@ def logits_of(confidence: list[float]) -> np.ndarray:
 def test_calibration_error_by_hand() -> None:
     logits = logits_of([0.9, 0.9, 0.9, 0.9, 0.6, 0.6])
     labels = np.array([0, 0, 0, 1, 0, 1])  # 75 % right at 90 %, 50 % right at 60 %
-    wanted = 4 / 6 * 0.15 + 2 / 6 * 0.1
-    assert metrics.calibration_error(logits, labels) == pytest.approx(wanted, abs=1e-6)
+    preprocessing = 4 / 6 * 0.15 + 2 / 6 * 0.1
+    assert metrics.calibration_error(logits, labels) == pytest.approx(preprocessing, abs=1e-6)
     more = np.concatenate([logits, logits_of([0.99])])
-    assert metrics.calibration_error(more, np.append(labels, -1)) == pytest.approx(wanted, abs=1e-6)
+    assert metrics.calibration_error(more, np.append(labels, -1)) == pytest.approx(preprocessing, abs=1e-6)
     assert metrics.calibration_error(np.array([[50, 0]], np.float32), np.array([0])) == pytest.approx(0, abs=1e-9)
-    with pytest.raises(ValueError, match=r"^calibration needs labelled images$"):
+    with pytest.raises(ValueError, match=r"^calibration needs labeled images$"):
         metrics.calibration_error(logits, np.full(6, -1))
 
 
@@ -160,8 +161,8 @@ def test_calibration_is_asked_at_a_temperature_and_in_bins() -> None:
     logits, labels = logits_of([0.9, 0.9, 0.6, 0.6]), np.array([0, 1, 0, 1])  # both bins are right half of the time
     assert metrics.calibration_error(logits, labels) == pytest.approx(0.5 * 0.4 + 0.5 * 0.1, abs=1e-6)
     softened = [math.sqrt(odds) / (1 + math.sqrt(odds)) for odds in (9.0, 1.5)]  # 0.75 and 0.55
-    wanted = 0.5 * (softened[0] - 0.5) + 0.5 * (softened[1] - 0.5)
-    assert metrics.calibration_error(logits, labels, 2.0) == pytest.approx(wanted, abs=1e-6)
+    preprocessing = 0.5 * (softened[0] - 0.5) + 0.5 * (softened[1] - 0.5)
+    assert metrics.calibration_error(logits, labels, 2.0) == pytest.approx(preprocessing, abs=1e-6)
 
 
 def test_temperature_softens() -> None:

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from taskgraft import features, recall
 from taskgraft.bundle import pickles
-from taskgraft.classifier import Classifier, grow
-from taskgraft.features import columns_of, features_of
-from taskgraft.inference import predict
-from taskgraft.jobs.extend import extend
-from taskgraft.loop import steps
-from taskgraft.settings import Run
+from taskgraft.config import TrainingConfig
+from taskgraft.models import features
+from taskgraft.models.classifier import Classifier, grow
+from taskgraft.models.features import columns_of, features_of
+from taskgraft.models.inference import predict
+from taskgraft.pipeline.extend import extend
+from taskgraft.training import loop, tensor_cache
 from taskgraft.types import Params
 from toys import NEW, RUN, parent, pictures, same, sources, started
 
@@ -28,7 +28,7 @@ class Counting:
 
     def __init__(self, folder: Path, *about: str) -> None:
         self.made: list[str] = []
-        self.inner = recall.recalled_in(folder, *about)
+        self.inner = tensor_cache.recalled_in(folder, *about)
 
     def __call__(self, name: str, make: Callable[[], Params]) -> Params:
         return self.inner(name, lambda: self.made.append(name) or make())
@@ -52,7 +52,7 @@ def test_the_second_run_reads_what_the_first_made(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("damage", ["bit", "cut", "empty", "other"])
 def test_a_damaged_file_is_made_again(damage: str, tmp_path: Path) -> None:
-    recall.recalled_in(tmp_path)("name", some)
+    tensor_cache.recalled_in(tmp_path)("name", some)
     (file,) = tmp_path.iterdir()
     whole = file.read_bytes()
     bad = {"bit": bytearray(whole), "cut": whole[:-4], "empty": b"", "other": b"x" * 100}[damage]
@@ -67,21 +67,21 @@ def test_a_damaged_file_is_made_again(damage: str, tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_written_costs_time_alone(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    assert same(recall.recalled_in(tmp_path / "file")("name", some), some())
+    assert same(tensor_cache.recalled_in(tmp_path / "file")("name", some), some())
 
 
 def test_the_folder_stays_within_its_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    recall.recalled_in(tmp_path)("0", some)
+    tensor_cache.recalled_in(tmp_path)("0", some)
     (first,) = tmp_path.iterdir()
-    monkeypatch.setattr(recall, "LIMIT", 3 * first.stat().st_size)
+    monkeypatch.setattr(tensor_cache, "LIMIT", 3 * first.stat().st_size)
     left = tmp_path / ".half.123"
     left.touch()
     os.utime(left, (0, 0))
     for number in range(1, 6):
-        recall.recalled_in(tmp_path)(str(number), some)
+        tensor_cache.recalled_in(tmp_path)(str(number), some)
         for at, file in enumerate(sorted(tmp_path.glob("*.safetensors"), key=lambda file: file.stat().st_mtime_ns)):
             os.utime(file, (at, at))  # a clock that ticks between them
-        kept = recall.recalled_in(tmp_path)
+        kept = tensor_cache.recalled_in(tmp_path)
         kept("0", some)  # wanted all the time, so it stays
     asked = Counting(tmp_path)
     for number in ("0", "5", "4"):
@@ -91,8 +91,8 @@ def test_the_folder_stays_within_its_limit(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_what_is_too_large_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recall, "MOST", 100)
-    assert same(recall.recalled_in(tmp_path)("name", some), some())
+    monkeypatch.setattr(tensor_cache, "MOST", 100)
+    assert same(tensor_cache.recalled_in(tmp_path)("name", some), some())
     assert not tmp_path.exists() or not list(tmp_path.iterdir())
     monkeypatch.setattr(features, "MOST", 100)
     asked = Counting(tmp_path)
@@ -148,7 +148,7 @@ def test_answers_from_kept_columns_are_the_same_bits(tmp_path: Path) -> None:
     model, images = started("branch")[0].classifier, pictures(70, NEW, 5)
     plain = predict(model, images)
     for _ in range(2):
-        kept = predict(model, images, recall=recall.recalled_in(tmp_path))
+        kept = predict(model, images, recall=tensor_cache.recalled_in(tmp_path))
         assert all(np.array_equal(plain.logits[task], kept.logits[task]) for task in plain.logits)
         assert kept.ids == plain.ids
 
@@ -162,7 +162,7 @@ def test_the_warm_up_uses_the_arithmetic_of_the_run(monkeypatch: pytest.MonkeyPa
     assert seen == ["fp32", "bf16"]
 
 
-SHORT = Run(steps=4, batch=8, warmup=10, eval_every=2, precision="bf16")
+SHORT = TrainingConfig(steps=4, batch_size=8, head_steps=10, eval_every=2, precision="bf16")
 
 
 @pytest.mark.parametrize("method", ["branch", "distill"])
@@ -177,7 +177,7 @@ def test_a_run_with_a_cold_cache_and_one_with_a_warm_cache_are_equal(
     for name, cache in (("cold", tmp_path / "cache"), ("warm", tmp_path / "cache"), ("none", None)):
         asked.clear()
         extend(
-            alice, new_pictures, tmp_path / name, task="paint", method=method, run=SHORT,
+            alice, new_pictures, tmp_path / name, task="paint", method=method, config=SHORT,
             old_val=[old_pictures / "val"], cache=cache,
         )  # fmt: skip
         counts[name] = sum(count > 2 for count in asked)  # two tell a branch how wide it is
@@ -207,7 +207,7 @@ def test_a_pickle_is_opened_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_the_warm_up_is_the_same_with_kept_columns(tmp_path: Path) -> None:
     asked = Counting(tmp_path)
     given = (sources(), sources()._replace(recall=asked), sources()._replace(recall=asked))
-    heads = [dict(steps.warm(grow(parent(), NEW, 0), one, RUN).named_parameters()) for one in given]
+    heads = [dict(loop.warm(grow(parent(), NEW, 0), one, RUN).named_parameters()) for one in given]
     assert len(asked.made) == 1
     assert same(heads[0], heads[1])
     assert same(heads[0], heads[2])

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from taskgraft import record
-from taskgraft.problem import Problem
-from taskgraft.record import Line, Predictions
+from taskgraft.errors import TaskgraftError
+from taskgraft.results import files, predictions, record
+from taskgraft.results.predictions import Predictions
+from taskgraft.results.record import StepMetrics
 
 
 def some(softmax: str = "joint", count: int = 3) -> Predictions:
@@ -31,29 +32,29 @@ def some(softmax: str = "joint", count: int = 3) -> Predictions:
 @pytest.mark.parametrize("count", [0, 3])
 def test_predictions_come_back(tmp_path: Path, count: int) -> None:
     before = {"new": some(count=count), "old-parent": some("per-task", count)}
-    record.save_predictions(tmp_path / "p.npz", before)
-    after = record.load_predictions(tmp_path / "p.npz")
+    predictions.save_predictions(tmp_path / "p.npz", before)
+    after = predictions.load_predictions(tmp_path / "p.npz")
     assert list(after) == list(before)
-    for name, wanted in before.items():
+    for name, preprocessing in before.items():
         found = after[name]
-        assert found[:3] == wanted[:3]
+        assert found[:3] == preprocessing[:3]
         for part in ("labels", "logits"):
-            assert list(getattr(found, part)) == list(getattr(wanted, part))
-            for task, values in getattr(wanted, part).items():
+            assert list(getattr(found, part)) == list(getattr(preprocessing, part))
+            for task, values in getattr(preprocessing, part).items():
                 np.testing.assert_array_equal(getattr(found, part)[task], values)
                 assert getattr(found, part)[task].dtype == values.dtype
 
 
 def test_predictions_are_read_without_pickle(tmp_path: Path) -> None:
     np.savez(tmp_path / "p.npz", **{"x|meta": np.array([{"a": 1}], dtype=object)})  # pyright: ignore
-    with pytest.raises(Problem, match=r"p\.npz is damaged.*pickle"):
-        record.load_predictions(tmp_path / "p.npz")
+    with pytest.raises(TaskgraftError, match=r"p\.npz is damaged.*pickle"):
+        predictions.load_predictions(tmp_path / "p.npz")
 
 
 def test_atomic_replaces_when_the_block_ends_well(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "x.txt"
     for text in ("one", "two"):
-        with record.atomic(path) as aside:
+        with files.atomic(path) as aside:
             aside.write_text(text)
             assert aside.parent == path.parent  # a rename must stay on one file system
         assert path.read_text() == text
@@ -65,7 +66,7 @@ def test_atomic_leaves_the_old_file_when_the_block_raises(tmp_path: Path) -> Non
     path.write_text("old")
 
     def interrupted() -> None:
-        with record.atomic(path) as aside:
+        with files.atomic(path) as aside:
             aside.write_text("half")
             raise KeyboardInterrupt
 
@@ -77,7 +78,7 @@ def test_atomic_leaves_the_old_file_when_the_block_raises(tmp_path: Path) -> Non
 
 def test_what_a_library_writes_for_its_owner_alone_others_may_read(tmp_path: Path) -> None:
     (tmp_path / "usual").write_text("x")
-    with record.atomic(tmp_path / "x.txt") as aside:
+    with files.atomic(tmp_path / "x.txt") as aside:
         aside.write_text("x")
         aside.chmod(0o600)
     assert (tmp_path / "x.txt").stat().st_mode == (tmp_path / "usual").stat().st_mode
@@ -85,13 +86,13 @@ def test_what_a_library_writes_for_its_owner_alone_others_may_read(tmp_path: Pat
 
 
 def test_atomic_says_when_nothing_was_written(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError), record.atomic(tmp_path / "x.txt"):
+    with pytest.raises(FileNotFoundError), files.atomic(tmp_path / "x.txt"):
         pass
     assert not (tmp_path / "x.txt").exists()
 
 
 def test_json_is_for_people(tmp_path: Path) -> None:
-    record.write_json(tmp_path / "x.json", {"é": [1, None]})
+    files.write_json(tmp_path / "x.json", {"é": [1, None]})
     text = (tmp_path / "x.json").read_text(encoding="utf-8")
     assert json.loads(text) == {"é": [1, None]}
     assert "é" in text
@@ -99,21 +100,21 @@ def test_json_is_for_people(tmp_path: Path) -> None:
 
 
 def test_a_fingerprint_depends_on_parts_and_their_order() -> None:
-    prints = [record.fingerprint(parts) for parts in (["a", "b"], ["b", "a"], ["ab"], ["a"], [], ["a", "b", ""])]
+    prints = [files.fingerprint(parts) for parts in (["a", "b"], ["b", "a"], ["ab"], ["a"], [], ["a", "b", ""])]
     assert len(set(prints)) == len(prints)
-    assert record.fingerprint(iter(["a", "b"])) == prints[0] == hashlib.sha256(b"a\nb\n").hexdigest()
-    assert record.fingerprint(["\udcff"]) != record.fingerprint(["\udcfe"])  # names that are no UTF-8
+    assert files.fingerprint(iter(["a", "b"])) == prints[0] == hashlib.sha256(b"a\nb\n").hexdigest()
+    assert files.fingerprint(["\udcff"]) != files.fingerprint(["\udcfe"])  # names that are no UTF-8
 
 
 def test_a_digest_is_of_the_bytes(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"abc" * 100_000)
-    assert record.digest(tmp_path / "x") == hashlib.sha256(b"abc" * 100_000).hexdigest()
+    assert files.digest(tmp_path / "x") == hashlib.sha256(b"abc" * 100_000).hexdigest()
 
 
 def test_a_line_comes_back_to_the_last_bit_and_hides_defaults() -> None:
-    line = Line(step=3, rate=0.1 / 3, terms={"data": 1e-300, "distill": 2 / 3}, accuracy={"a": 1 / 7})
-    assert Line.model_validate_json(line.model_dump_json(exclude_defaults=True)) == line
-    assert json.loads(Line(step=0).model_dump_json(exclude_defaults=True)) == {"step": 0}
+    line = StepMetrics(step=3, lr=0.1 / 3, terms={"data": 1e-300, "distill": 2 / 3}, accuracy={"a": 1 / 7})
+    assert StepMetrics.model_validate_json(line.model_dump_json(exclude_defaults=True)) == line
+    assert json.loads(StepMetrics(step=0).model_dump_json(exclude_defaults=True)) == {"step": 0}
 
 
 def test_a_clock_adds_up() -> None:

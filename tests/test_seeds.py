@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from taskgraft import seeds
+from taskgraft import seeding
 
 PINNED_DERIVE = [4246866556266386882, 550493948931355949, 5388555001675837487]
 PINNED_UNIFORM = [0.2584873639447234, 0.8316657775737076, 0.5060440944276413]
@@ -13,15 +13,15 @@ PINNED_ORDER = [4, 0, 7, 2, 1, 6, 5, 3]
 
 
 def test_derive_is_pinned() -> None:
-    assert [seeds.derive(0), seeds.derive(0, "order", 3), seeds.derive(7, "a")] == PINNED_DERIVE
+    assert [seeding.derive(0), seeding.derive(0, "order", 3), seeding.derive(7, "a")] == PINNED_DERIVE
 
 
 def test_uniform_is_pinned() -> None:
-    assert seeds.uniform(5, np.arange(3), 2).tolist() == PINNED_UNIFORM
+    assert seeding.uniform(5, np.arange(3), 2).tolist() == PINNED_UNIFORM
 
 
 def test_a_generator_is_pinned() -> None:
-    assert seeds.generator(0, "order", 1).permutation(8).tolist() == PINNED_ORDER
+    assert seeding.generator(0, "order", 1).permutation(8).tolist() == PINNED_ORDER
 
 
 def test_every_part_of_the_place_counts() -> None:
@@ -38,42 +38,44 @@ def test_every_part_of_the_place_counts() -> None:
         (0, 0),
         (0, ""),
     ]
-    found = [seeds.derive(*place) for place in places]
+    found = [seeding.derive(*place) for place in places]
     assert len(set(found)) == len(places)
     assert all(0 <= value < 2**63 for value in found)
-    assert found == [seeds.derive(*place) for place in places]
+    assert found == [seeding.derive(*place) for place in places]
 
 
 def test_generators_of_two_places_are_unrelated() -> None:
-    one, two = (seeds.generator(0, "x", place).random(4000) for place in (1, 2))
+    one, two = (seeding.generator(0, "x", place).random(4000) for place in (1, 2))
     assert abs(np.corrcoef(one, two)[0, 1]) < 0.06
-    np.testing.assert_array_equal(one, seeds.generator(0, "x", 1).random(4000))
+    np.testing.assert_array_equal(one, seeding.generator(0, "x", 1).random(4000))
 
 
 def test_uniform_does_not_depend_on_chunks() -> None:
-    whole = seeds.uniform(9, np.arange(100)[:, None], np.arange(7))
+    whole = seeding.uniform(9, np.arange(100)[:, None], np.arange(7))
     assert whole.shape == (100, 7)
     for size in (1, 3, 64):
-        parts = [seeds.uniform(9, np.arange(s, min(s + size, 100))[:, None], np.arange(7)) for s in range(0, 100, size)]
+        parts = [
+            seeding.uniform(9, np.arange(s, min(s + size, 100))[:, None], np.arange(7)) for s in range(0, 100, size)
+        ]
         np.testing.assert_array_equal(np.concatenate(parts), whole)
-    assert seeds.uniform(9, 42, 3) == whole[42, 3]
+    assert seeding.uniform(9, 42, 3) == whole[42, 3]
 
 
 def test_uniform_tells_its_coordinates_apart() -> None:
-    assert seeds.uniform(1, 2, 3) != seeds.uniform(1, 3, 2)
-    assert seeds.uniform(1, 2, 3) != seeds.uniform(2, 2, 3)
-    assert seeds.uniform(1, 2) != seeds.uniform(1, 2, 0)
+    assert seeding.uniform(1, 2, 3) != seeding.uniform(1, 3, 2)
+    assert seeding.uniform(1, 2, 3) != seeding.uniform(2, 2, 3)
+    assert seeding.uniform(1, 2) != seeding.uniform(1, 2, 0)
 
 
 def test_of_a_key_64_bits_count() -> None:
     keys = [5, 5 + 2**7, 5 + 2**32, 5 + 2**63]
-    assert len({float(seeds.uniform(key, 1)) for key in keys}) == len(keys)
-    assert seeds.uniform(5 + 2**64, 1) == seeds.uniform(5, 1)
+    assert len({float(seeding.uniform(key, 1)) for key in keys}) == len(keys)
+    assert seeding.uniform(5 + 2**64, 1) == seeding.uniform(5, 1)
 
 
-@pytest.mark.parametrize("key", [0, 1, 2**63 - 1, seeds.derive(3, "view")])
+@pytest.mark.parametrize("key", [0, 1, 2**63 - 1, seeding.derive(3, "view")])
 def test_uniform_is_uniform(key: int) -> None:
-    found = seeds.uniform(key, np.arange(300)[:, None], np.arange(100))
+    found = seeding.uniform(key, np.arange(300)[:, None], np.arange(100))
     assert found.min() >= 0
     assert found.max() < 1
     counts = np.histogram(found, bins=20, range=(0, 1))[0]

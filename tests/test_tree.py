@@ -6,28 +6,28 @@ import pytest
 import torch
 from torch import nn
 
-from taskgraft import tree
+from taskgraft import pytree
 
 
 def test_flatten_and_unflatten_are_inverse() -> None:
     memory = {"a": {"b": torch.ones(2), "c": {"d.e": torch.zeros(1)}}, "f": torch.arange(3)}
-    flat = dict(tree.flatten(memory))
+    flat = dict(pytree.flatten(memory))
     assert list(flat) == ["a/b", "a/c/d.e", "f"]
-    again = tree.unflatten(flat)
+    again = pytree.unflatten(flat)
     assert again.keys() == memory.keys()
     assert again["a"]["c"]["d.e"] is memory["a"]["c"]["d.e"]
-    assert dict(tree.flatten({})) == {}
+    assert dict(pytree.flatten({})) == {}
 
 
 @pytest.mark.parametrize("leaf", [1.0, "x", None, [torch.ones(1)]])
 def test_only_tensors_can_be_kept(leaf: object) -> None:
     with pytest.raises(TypeError, match=r"memory entry 'a/b' is a .*; only tensors"):
-        list(tree.flatten({"a": {"b": leaf}}))
+        list(pytree.flatten({"a": {"b": leaf}}))
 
 
 def test_state_is_a_copy_without_gradients() -> None:
     layer = nn.BatchNorm1d(3)
-    copy = tree.state(layer)
+    copy = pytree.state(layer)
     assert set(copy) == {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"}
     assert not any(value.requires_grad for value in copy.values())
     layer.weight.data.zero_()
@@ -38,10 +38,10 @@ def test_lerp_is_exact_at_its_ends_and_linear_between() -> None:
     generator = torch.Generator().manual_seed(0)
     start = {"w": torch.randn(50, generator=generator), "n": torch.tensor(3)}
     end = {"w": torch.randn(50, generator=generator) * 1e3, "n": torch.tensor(7)}
-    assert torch.equal(tree.lerp(start, end, 0.0)["w"], start["w"])
-    assert torch.equal(tree.lerp(start, end, 1.0)["w"], end["w"])
-    between = tree.lerp(start, end, 0.25)
+    assert torch.equal(pytree.lerp(start, end, 0.0)["w"], start["w"])
+    assert torch.equal(pytree.lerp(start, end, 1.0)["w"], end["w"])
+    between = pytree.lerp(start, end, 0.25)
     torch.testing.assert_close(between["w"], 0.75 * start["w"] + 0.25 * end["w"])
     assert between["n"].item() == 7
     with pytest.raises(KeyError, match="names differ"):
-        tree.lerp(start, {"w": end["w"]}, 0.5)
+        pytree.lerp(start, {"w": end["w"]}, 0.5)

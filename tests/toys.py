@@ -12,29 +12,29 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from taskgraft import methods, seeds, tree
-from taskgraft.bundle.parents import create
-from taskgraft.classifier import Classifier, grow, inherited, wrap
-from taskgraft.loop import steps
-from taskgraft.loop.state import TrainState
-from taskgraft.method import Method
-from taskgraft.settings import Run
-from taskgraft.types import Images, Sources, Task
+from taskgraft import methods, pytree, seeding
+from taskgraft.bundle.loaders import create
+from taskgraft.config import TrainingConfig
+from taskgraft.methods.protocol import Method
+from taskgraft.models.classifier import Classifier, grow, inherited, wrap
+from taskgraft.training import loop
+from taskgraft.training.checkpoints import TrainState
+from taskgraft.types import Images, Task, TrainingData
 
 OLD = Task("shape", ("round", "square", "thin"))
 NEW = Task("paint", ("red", "green", "blue", "grey"))
-RUN = Run(
-    steps=6, batch=8, optimiser="sgd", rate=0.02, warmup=5, views=2, eval_every=3, log_every=1, save_every=2,
+RUN = TrainingConfig(
+    steps=6, batch_size=8, optimizer="sgd", lr=0.02, head_steps=5, views=2, eval_every=3, log_every=1, save_every=2,
     precision="fp32", seed=3,
 )  # fmt: skip
 
 
 def pictures(count: int, task: Task, seed: int, size: int = 32) -> Images:
     """Noise whose mean colour tells the class; [count, size, size, 3] uint8."""
-    rng = seeds.generator(seed, "pictures", task.name)
+    rng = seeding.generator(seed, "pictures", task.name)
     labels = np.arange(count) % len(task.classes)
-    colours = seeds.generator(0, "colours", task.name).integers(0, 256, (len(task.classes), 3))
-    pixels = np.clip(colours[labels][:, None, None] + rng.normal(0, 40, (count, size, size, 3)), 0, 255)
+    colors = seeding.generator(0, "colours", task.name).integers(0, 256, (len(task.classes), 3))
+    pixels = np.clip(colors[labels][:, None, None] + rng.normal(0, 40, (count, size, size, 3)), 0, 255)
     names = tuple(f"{task.name}/{number}.png" for number in range(count))
     return Images(
         torch.from_numpy(pixels.astype(np.uint8)), {task.name: torch.from_numpy(labels)}, names, (0.5,) * 3, (0.25,) * 3
@@ -49,14 +49,14 @@ def parent(arch: str = "test_resnet", **options: Any) -> Classifier:
     return wrap(net, head, [OLD]).eval()
 
 
-def sources(count: int = 20, run: Run = RUN) -> Sources:
+def sources(count: int = 20, config: TrainingConfig = RUN) -> TrainingData:
     """New pictures, an old sample for those who use one, and a Score that likes what has moved least."""
     start = parent().linears()[0].weight
 
     def score(model: Classifier) -> float:
         return -float((model.linears()[0].weight - start).abs().sum().detach())
 
-    return Sources(pictures(count, NEW, 5), pictures(9, OLD, 7), run.views, run.augment, run.seed, score)
+    return TrainingData(pictures(count, NEW, 5), pictures(9, OLD, 7), config.views, config.augment, config.seed, score)
 
 
 def past_of(child: Classifier) -> dict[str, Any]:
@@ -67,31 +67,35 @@ def past_of(child: Classifier) -> dict[str, Any]:
     return {"si": {"importance": kept}}
 
 
-def started(notation: str, run: Run = RUN, model: Classifier | None = None) -> tuple[TrainState, Method, Sources]:
+def started(
+    notation: str, config: TrainingConfig = RUN, model: Classifier | None = None
+) -> tuple[TrainState, Method, TrainingData]:
     """A run of a method before its first step."""
     method = methods.build(methods.parse(notation))
-    images = sources(run=run)
-    child = grow(model or parent(), NEW, run.seed)
-    child.softmax = run.softmax
-    return steps.start(child, method, images, past_of(child), run), method, images
+    images = sources(config=config)
+    child = grow(model or parent(), NEW, config.seed)
+    child.softmax = config.softmax
+    return loop.start(child, method, images, past_of(child), config), method, images
 
 
-def finished(notation: str, run: Run = RUN, model: Classifier | None = None) -> tuple[Classifier, dict[str, Any]]:
+def finished(
+    notation: str, config: TrainingConfig = RUN, model: Classifier | None = None
+) -> tuple[Classifier, dict[str, Any]]:
     """The child and what it keeps, after the last step and the method's own end."""
-    state, method, images = started(notation, run, model)
-    state = steps.fit(state, method, images, run)
+    state, method, images = started(notation, config, model)
+    state = loop.fit(state, method, images, config)
     if not method.finish:
         return state.classifier, {}
     return method.finish(state.classifier, state.memory, images)
 
 
-def trained(notation: str, run: Run = RUN) -> TrainState:
-    state, method, images = started(notation, run)
-    return steps.fit(state, method, images, run)
+def trained(notation: str, config: TrainingConfig = RUN) -> TrainState:
+    state, method, images = started(notation, config)
+    return loop.fit(state, method, images, config)
 
 
 def weights(state: TrainState) -> dict[str, Tensor]:
-    return tree.state(state.classifier)
+    return pytree.state(state.classifier)
 
 
 def same(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> bool:

@@ -16,15 +16,15 @@ from pathlib import Path
 import torch
 from store import RESULTS, Digits, Store, accuracy, climb, mlp, mnist
 
-from taskgraft import Classifier, Images, Run, Task, learn, wrap
+from taskgraft import Classifier, Images, Task, TrainingConfig, learn, wrap
 from taskgraft.curvature import fisher_diagonal
-from taskgraft.features import reader
-from taskgraft.method import Method
-from taskgraft.types import Memory, Params, Quadratic, Sources
+from taskgraft.methods.protocol import Method
+from taskgraft.models.features import reader
+from taskgraft.types import Memory, Params, Quadratic, TrainingData
 
 TASKS, SEARCH_TASKS, SEARCH_SEED = 10, 5, 0
 DIGIT = Task("digit", tuple("0123456789"))
-RATES = (1e-4, 1e-3)
+LRS = (1e-4, 1e-3)
 GRID = [1e1, 1e2, 1e3, 1e4, 1e5]
 VARIANTS = ("none", "ewc")
 PUBLISHED = {"ewc": {"Kirkpatrick et al. 2017": 94.0, "Avalanche's baseline": 83.0}}
@@ -41,7 +41,7 @@ PROTOCOL = {
 def ewc(strength: float) -> Method:
     """EWC that holds every parameter, the shared head too: the package's own leaves the newest head free."""
 
-    def remember(classifier: Classifier, sources: Sources, past: Memory) -> Memory:
+    def remember(classifier: Classifier, sources: TrainingData, past: Memory) -> Memory:
         if "importance" not in past:
             return {}
         anchor = {name: value.detach().clone() for name, value in classifier.named_parameters()}
@@ -50,7 +50,7 @@ def ewc(strength: float) -> Method:
     def weight(params: Params, memory: Memory) -> dict[str, Quadratic]:
         return {"ewc": Quadratic(memory["anchor"], memory["importance"], strength, False)} if memory else {}
 
-    def finish(classifier: Classifier, memory: Memory, sources: Sources) -> tuple[Classifier, Memory]:
+    def finish(classifier: Classifier, memory: Memory, sources: TrainingData) -> tuple[Classifier, Memory]:
         names = [name for name, _ in classifier.named_parameters()]
         read = reader(sources.new, classifier)
         fisher = fisher_diagonal(
@@ -62,31 +62,31 @@ def ewc(strength: float) -> Method:
     return Method(remember=remember, weight=weight, finish=finish)
 
 
-def train(digits: Digits, strength: float, rate: float, tasks: int, seed: int) -> list[float]:
+def train(digits: Digits, strength: float, lr: float, tasks: int, seed: int) -> list[float]:
     """Learn the permutations one after the other; the test accuracy of each in the end, per cent. Strength 0: none."""
     method: str | Method = ewc(strength) if strength else "finetune"
     memory, classifier = None, wrap(mlp(10, seed), "4", [DIGIT])
     orders = [torch.randperm(784, generator=torch.Generator().manual_seed(1000 * seed + task)) for task in range(tasks)]
     for task, order in enumerate(orders):
-        run = Run(
-            steps=2000, batch=128, rate=rate, optimiser="adamw", decay=0.0, schedule="constant", warmup=0, clip=0.0,
+        config = TrainingConfig(
+            steps=2000, batch_size=128, lr=lr, optimizer="adamw", weight_decay=0.0, schedule="constant", head_steps=0, clip_grad=0.0,
             precision="fp32", views=0, augment="none", log_every=2000, seed=1000 * seed + task,
         )  # fmt: skip
         images = Images(digits.x_train[:, order], {DIGIT.name: digits.y_train}, ("",) * len(digits.x_train))
-        classifier, memory = learn(classifier, images, method=method, run=run, memory=memory)
+        classifier, memory = learn(classifier, images, method=method, config=config, memory=memory)
     return [accuracy(classifier, DIGIT.name, digits.x_test[:, order], digits.y_test) for order in orders]
 
 
-def search(store: Store, digits: Digits, rates: list[float], grid: list[float]) -> None:
+def search(store: Store, digits: Digits, lrs: list[float], grid: list[float]) -> None:
     """Strengths by decades for each rate, with fewer tasks."""
-    for rate in rates:
+    for lr in lrs:
 
-        def measure(strength: float, rate: float = rate) -> float:
-            wanted = {
-                "stage": "search", "variant": "ewc", "strength": strength, "rate": rate, "tasks": SEARCH_TASKS,
+        def measure(strength: float, lr: float = lr) -> float:
+            preprocessing = {
+                "stage": "search", "variant": "ewc", "strength": strength, "lr": lr, "tasks": SEARCH_TASKS,
                 "seed": SEARCH_SEED,
             }  # fmt: skip
-            return store.run(wanted, lambda: train(digits, strength, rate, SEARCH_TASKS, SEARCH_SEED))["accuracy"]
+            return store.run(preprocessing, lambda: train(digits, strength, lr, SEARCH_TASKS, SEARCH_SEED))["accuracy"]
 
         climb(grid, measure)
 
@@ -95,12 +95,12 @@ def final(store: Store, digits: Digits, variant: str, seeds: list[int]) -> None:
     best = store.best(variant="ewc")
     if best is None:
         raise SystemExit("no strength was searched yet: --stage search")
-    strength, rate = best["strength"] if variant == "ewc" else 0.0, best["rate"]
+    strength, lr = best["strength"] if variant == "ewc" else 0.0, best["lr"]
     for seed in seeds:
-        wanted = {
-            "stage": "final", "variant": variant, "strength": strength, "rate": rate, "tasks": TASKS, "seed": seed
+        preprocessing = {
+            "stage": "final", "variant": variant, "strength": strength, "lr": lr, "tasks": TASKS, "seed": seed
         }  # fmt: skip
-        store.run(wanted, lambda seed=seed: train(digits, strength, rate, TASKS, seed))
+        store.run(preprocessing, lambda seed=seed: train(digits, strength, lr, TASKS, seed))
 
 
 def main() -> None:
@@ -109,14 +109,14 @@ def main() -> None:
     parser.add_argument("--stage", nargs="+", choices=("search", "final"), default=["search", "final"])
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=["ewc", "none"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
-    parser.add_argument("--rates", nargs="+", type=float, default=RATES)
+    parser.add_argument("--rates", nargs="+", type=float, default=LRS)
     parser.add_argument("--grid", nargs="+", type=float, default=GRID)
     given = parser.parse_args()
     torch.set_num_threads(1)
     digits = mnist(given.mnist)
-    store = Store(RESULTS / "permuted_mnist.json", PROTOCOL, PUBLISHED, ("variant", "strength", "rate"))
+    store = Store(RESULTS / "permuted_mnist.json", PROTOCOL, PUBLISHED, ("variant", "strength", "lr"))
     if "search" in given.stage:
-        search(store, digits, given.rates, given.grid)
+        search(store, digits, given.lrs, given.grid)
     for variant in given.variants if "final" in given.stage else ():
         final(store, digits, variant, given.seeds)
     store.write()

@@ -17,9 +17,10 @@ import torch
 import torch.nn.functional as F
 from store import RESULTS, Digits, Store, accuracy, climb, mlp, mnist
 
-from taskgraft import Classifier, Images, Run, Task, grow, importance, learn, wrap
-from taskgraft.method import Method
-from taskgraft.types import Memory, Params, Quadratic, Sources
+from taskgraft import Classifier, Images, Task, TrainingConfig, grow, learn, wrap
+from taskgraft.methods import anchored
+from taskgraft.methods.protocol import Method
+from taskgraft.types import Memory, Params, Quadratic, TrainingData
 
 TASKS, BATCH, SEARCH_SEED = 5, 128, 0
 FISHERS = {
@@ -59,19 +60,19 @@ PROTOCOL = {
 def batched(strength: float) -> Method:
     """EWC with the widespread defect: the square of a batch's mean gradient, averaged over the batches."""
 
-    def remember(classifier: Classifier, sources: Sources, past: Memory) -> Memory:
-        return importance.held(classifier, sources, past, _measure(classifier), "batched")
+    def remember(classifier: Classifier, sources: TrainingData, past: Memory) -> Memory:
+        return anchored.held(classifier, sources, past, _measure(classifier), "batched")
 
     def weight(params: Params, memory: Memory) -> dict[str, Quadratic]:
-        return {"ewc": Quadratic(*importance.pulled(memory), strength, False)}
+        return {"ewc": Quadratic(*anchored.pulled(memory), strength, False)}
 
-    def finish(classifier: Classifier, memory: Memory, sources: Sources) -> tuple[Classifier, Memory]:
-        return classifier, importance.kept(classifier, memory, sources, _measure(classifier))
+    def finish(classifier: Classifier, memory: Memory, sources: TrainingData) -> tuple[Classifier, Memory]:
+        return classifier, anchored.kept(classifier, memory, sources, _measure(classifier))
 
     return Method(remember=remember, weight=weight, finish=finish)
 
 
-def _measure(classifier: Classifier) -> importance.Measure:
+def _measure(classifier: Classifier) -> anchored.Measure:
     def measure(images: Images, names: list[str], tasks: list[str]) -> Params:
         (task,) = tasks
         classifier.eval()
@@ -104,8 +105,8 @@ def train(digits: Digits, variant: str, strength: float, seed: int) -> list[floa
     """Learn the tasks one after the other; the test accuracy of each in the end, per cent."""
     if variant == "plain":
         return train_plain(digits, seed)
-    run = Run(
-        steps=2000, batch=BATCH, rate=1e-3, optimiser="adamw", decay=0.0, schedule="constant", warmup=0, clip=0.0,
+    config = TrainingConfig(
+        steps=2000, batch_size=BATCH, lr=1e-3, optimizer="adamw", weight_decay=0.0, schedule="constant", head_steps=0, clip_grad=0.0,
         precision="fp32", views=0, augment="none", log_every=2000, seed=seed,
     )  # fmt: skip
     order = order_of(seed)
@@ -115,7 +116,7 @@ def train(digits: Digits, variant: str, strength: float, seed: int) -> list[floa
         classifier = grow(classifier, task, seed) if classifier else wrap(mlp(2, seed), "4", [task])
         pixels, labels = part(digits.x_train, digits.y_train, classes)
         images = Images(pixels, {task.name: labels}, ("",) * len(pixels))
-        classifier, memory = learn(classifier, images, method=method, run=run, memory=memory)
+        classifier, memory = learn(classifier, images, method=method, config=config, memory=memory)
     assert classifier is not None
     tests = [part(digits.x_test, digits.y_test, classes) for classes in order]
     return [accuracy(classifier, f"task{number}", *test) for number, test in enumerate(tests)]
@@ -145,7 +146,7 @@ def order_of(seed: int) -> torch.Tensor:
 
 
 def part(pixels: torch.Tensor, labels: torch.Tensor, classes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The pictures of two classes, labelled 0 and 1."""
+    """The pictures of two classes, labeled 0 and 1."""
     chosen = (labels[:, None] == classes).any(1)
     return pixels[chosen], (labels[chosen] == classes[1]).long()
 
@@ -154,19 +155,19 @@ def search(store: Store, digits: Digits, variant: str, grid: list[float] | None)
     """Strengths by decades on one seed; variants without a grid look around the exact Fisher's best."""
 
     def measure(strength: float) -> float:
-        wanted = {"stage": "search", "variant": variant, "strength": strength, "seed": SEARCH_SEED}
-        return store.run(wanted, lambda: train(digits, variant, strength, SEARCH_SEED))["accuracy"]
+        preprocessing = {"stage": "search", "variant": variant, "strength": strength, "seed": SEARCH_SEED}
+        return store.run(preprocessing, lambda: train(digits, variant, strength, SEARCH_SEED))["accuracy"]
 
     if variant in FIXED:
         return
     if grid or variant in GRIDS:
         climb(grid or GRIDS[variant], measure)
         return
-    centre = store.best(variant="exact")
-    if centre is None:
+    center = store.best(variant="exact")
+    if center is None:
         raise SystemExit("search the strength of the exact Fisher first: --stage search --variants exact")
     for factor in (1.0, 0.1, 10.0):
-        measure(centre["strength"] * factor)
+        measure(center["strength"] * factor)
 
 
 def final(store: Store, digits: Digits, variant: str, seeds: list[int]) -> None:
@@ -175,8 +176,8 @@ def final(store: Store, digits: Digits, variant: str, seeds: list[int]) -> None:
         raise SystemExit(f"no strength of {variant} was searched yet: --stage search --variants {variant}")
     strength = FIXED[variant] if best is None else best["strength"]
     for seed in seeds:
-        wanted = {"stage": "final", "variant": variant, "strength": strength, "seed": seed}
-        store.run(wanted, lambda seed=seed: train(digits, variant, strength, seed))
+        preprocessing = {"stage": "final", "variant": variant, "strength": strength, "seed": seed}
+        store.run(preprocessing, lambda seed=seed: train(digits, variant, strength, seed))
 
 
 def main() -> None:

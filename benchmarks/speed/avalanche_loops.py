@@ -1,6 +1,6 @@
-"""Avalanche as a rival: its own strategies and loops at their defaults, on the same pictures, already normalised.
+"""Avalanche as a rival: its own strategies and loops at their defaults, on the same pictures, already normalized.
 
-They are normalised before the clock starts, which favours Avalanche. A turn is an epoch, timed between the hooks that
+They are normalized before the clock starts, which favors Avalanche. A turn is an epoch, timed between the hooks that
 its plugins get, so that what a strategy does at the end of an experience is left out.
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from benchmarks.speed.networks import NEW, OLD, RATE, Case, labels, network, normalised, pixels
+from benchmarks.speed.networks import LR, NEW, OLD, Case, labels, network, normalized, pixels
 from benchmarks.speed.worker import Ready, Work
 from torch import Tensor, nn
 
@@ -53,18 +53,18 @@ def dataset(inputs: Tensor, target: Tensor) -> Any:
     return of_tensors(inputs, target.tolist(), task_labels=0)
 
 
-def _strategy(case: Case, name: str, watch: Watch) -> tuple[Any, Any]:
+def _strategy(case: Case, name: str, callbacks: Watch) -> tuple[Any, Any]:
     """A strategy that has learnt a batch of the old classes, and the experience of the new ones."""
     net = network(case, OLD + NEW)
-    found = normalised(pixels(case))
+    found = normalized(pixels(case))
     old = dataset(found[: case["batch"]], labels(case["batch"], OLD))
     new = dataset(found, OLD + labels(len(found), NEW))
     benchmark = benchmark_from_datasets(train=[old, new], test=[old, new])
     kind, strength = STRATEGIES[name]
     strategy = kind(
-        model=net, optimizer=torch.optim.AdamW(net.parameters(), RATE, weight_decay=0.0),
+        model=net, optimizer=torch.optim.AdamW(net.parameters(), LR, weight_decay=0.0),
         criterion=nn.CrossEntropyLoss(), train_mb_size=case["batch"], train_epochs=1, eval_mb_size=case["batch"],
-        device="cpu", plugins=[watch], **strength,
+        device="cpu", plugins=[callbacks], **strength,
     )  # fmt: skip
     strategy.train(benchmark.train_stream[0])
     return strategy, benchmark.train_stream[1]
@@ -72,13 +72,13 @@ def _strategy(case: Case, name: str, watch: Watch) -> tuple[Any, Any]:
 
 def train(case: Case) -> Ready:
     """An epoch of the case's strategy on the second experience; always with one experience behind it."""
-    watch = Watch()
-    strategy, experience = _strategy(case, case["strategy"], watch)
+    callbacks = Watch()
+    strategy, experience = _strategy(case, case["strategy"], callbacks)
 
     def call() -> Work:
         strategy.clock.train_exp_counter = 1
         strategy.train(experience)
-        return Work(case["images"], watch.end - watch.begin)
+        return Work(case["images"], callbacks.end - callbacks.begin)
 
     return Ready(call, "fp32")
 
@@ -99,10 +99,10 @@ def importances_of(
 ) -> Callable[[], list[Tensor]]:
     """What its EWC measures at the end of an experience, in batches of `size`."""
     plugin, given = EWCPlugin(1.0), dataset(inputs, target)
-    optimiser = torch.optim.SGD(net.parameters(), 0.1)
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
 
     def call() -> list[Tensor]:
-        found = plugin.compute_importances(net, criterion, optimiser, given, torch.device("cpu"), size)
+        found = plugin.compute_importances(net, criterion, optimizer, given, torch.device("cpu"), size)
         return [one.data for one in found.values()]
 
     return call

@@ -109,9 +109,9 @@ def _start(report: Report) -> Iterator[Claim]:
                 yield Claim(f"seconds to the first step, {row['rival']}", row["median"], 5.0, True)
             if row["rival"] == "taskgraft --help":
                 yield Claim("seconds of taskgraft --help", row["median"], 0.5, True)
-        rates = {row["rival"]: row["median"] for row in case["rows"] if row.get("unit") == "images/s"}
-        if "ImageFolder, 2 workers" in rates and "taskgraft" in rates:
-            ratio = rates["taskgraft"] / rates["ImageFolder, 2 workers"]
+        lrs = {row["rival"]: row["median"] for row in case["rows"] if row.get("unit") == "images/s"}
+        if "ImageFolder, 2 workers" in lrs and "taskgraft" in lrs:
+            ratio = lrs["taskgraft"] / lrs["ImageFolder, 2 workers"]
             yield Claim("pictures decoded a second over ImageFolder's", ratio, 1.0)
 
 

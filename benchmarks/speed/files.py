@@ -14,8 +14,8 @@ from benchmarks.speed.worker import Ready, Work
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from taskgraft.data import DataSet, Preprocess, open_images
-from taskgraft.jobs.predict import predict_files
+from taskgraft.commands.predict import predict_files
+from taskgraft.data import Dataset, Preprocessing, open_images
 
 
 def read(case: Case) -> Ready:
@@ -77,9 +77,9 @@ def predict_plainly(case: Case) -> Ready:
     return Ready(call, f"{WORKERS} workers")
 
 
-def _opened(case: Case, cache: Path | None) -> DataSet:
-    wanted = Preprocess(case["size"], "squash", 1.0, "bilinear")
-    return open_images(Path(case["folder"]), "paint", wanted, seed=0, cache_folder=cache)
+def _opened(case: Case, cache: Path | None) -> Dataset:
+    preprocessing = Preprocessing(case["size"], "squash", 1.0, "bilinear")
+    return open_images(Path(case["folder"]), "paint", preprocessing, seed=0, cache_folder=cache)
 
 
 def _loader(case: Case) -> Iterator[tuple[Tensor, Tensor]]:

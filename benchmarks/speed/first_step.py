@@ -17,7 +17,7 @@ WORKERS = 2
 
 
 def pictures(folder: str, size: int) -> ImageFolder:
-    """The usual transforms: decoded by Pillow, squashed to size, normalised."""
+    """The usual transforms: decoded by Pillow, squashed to size, normalized."""
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     return ImageFolder(folder, Compose([Resize((size, size)), ToTensor(), Normalize(mean, std)]))
 
@@ -29,10 +29,10 @@ def main() -> None:
     net = timm.create_model("resnet18", num_classes=state["fc.bias"].numel())
     net.load_state_dict(state)
     net.reset_classifier(len(found.classes))
-    optimiser = torch.optim.AdamW(net.parameters(), 0.001)
+    optimizer = torch.optim.AdamW(net.parameters(), 0.001)
     images, labels = next(iter(DataLoader(found, 32, shuffle=True, num_workers=WORKERS)))
     torch.nn.functional.cross_entropy(net.train()(images), labels).backward()
-    optimiser.step()
+    optimizer.step()
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.nn.functional as F
 from benchmarks.speed.loops import drawn, fastest
-from benchmarks.speed.networks import OLD, Case, labels, network, normalised, pixels
+from benchmarks.speed.networks import OLD, Case, labels, network, normalized, pixels
 from benchmarks.speed.worker import Ready, Work
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
@@ -126,7 +126,7 @@ def avalanche(case: Case) -> Ready:
 
 
 def _prepared(case: Case) -> tuple[nn.Module, Tensor]:
-    return network(case, OLD).eval(), normalised(pixels(case))
+    return network(case, OLD).eval(), normalized(pixels(case))
 
 
 def _own_labels(net: nn.Module, inputs: Tensor) -> Tensor:

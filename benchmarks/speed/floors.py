@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from benchmarks.speed.networks import OLD, Case, labels, network, normalised, pixels
+from benchmarks.speed.networks import OLD, Case, labels, network, normalized, pixels
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -29,7 +29,7 @@ def count(case: Case) -> dict[str, Any]:
     """
     net = network(case, OLD)
     net.train(case.get("training", True))
-    found = normalised(pixels(case, case["batch"]))
+    found = normalized(pixels(case, case["batch"]))
     own = {value.untyped_storage().data_ptr() for value in net.parameters()}
     kept: dict[int, int] = {}
 

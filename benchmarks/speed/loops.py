@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from benchmarks.speed.networks import MEAN, OLD, RATE, STD, Case, labels, network, normalised, pixels
+from benchmarks.speed.networks import LR, MEAN, OLD, STD, Case, labels, network, normalized, pixels
 from benchmarks.speed.worker import Ready, Work
 from timm.loss import LabelSmoothingCrossEntropy
 from timm.optim import create_optimizer_v2
@@ -21,19 +21,19 @@ Step = Callable[[Tensor, Tensor], None]
 def plain(case: Case) -> Ready:
     """What one writes first: fp32, the default memory layout, AdamW as it comes, no clipping."""
     net = network(case).train()
-    optimiser = torch.optim.AdamW(net.parameters(), RATE, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(net.parameters(), LR, weight_decay=0.0)
 
     def step(chosen: Tensor, target: Tensor) -> None:
-        loss = F.cross_entropy(net(normalised(chosen)), target)
-        optimiser.zero_grad()
+        loss = F.cross_entropy(net(normalized(chosen)), target)
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
 
     return Ready(_batches(case, step), "fp32")
 
 
 def careful(case: Case) -> Ready:
-    """The best settings a careful user would choose: channels-last, bf16 where it is faster, a fused optimiser.
+    """The best settings a careful user would choose: channels-last, bf16 where it is faster, a fused optimizer.
 
     Its process keeps freed memory as PyTorch's tuning guide advises, and it clips the gradient as taskgraft does.
     """
@@ -50,16 +50,16 @@ def careful(case: Case) -> Ready:
 
 def _careful(case: Case, bf16: bool) -> Step:
     net = network(case).train().to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    optimiser = torch.optim.AdamW(net.parameters(), RATE, weight_decay=0.0, fused=True)
+    optimizer = torch.optim.AdamW(net.parameters(), LR, weight_decay=0.0, fused=True)
 
     def step(chosen: Tensor, target: Tensor) -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            logits = net(normalised(chosen, torch.channels_last))
+            logits = net(normalized(chosen, torch.channels_last))
         loss = F.cross_entropy(logits.float(), target)
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(net.parameters(), CLIP, foreach=True)
-        optimiser.step()
+        optimizer.step()
 
     return step
 
@@ -67,7 +67,7 @@ def _careful(case: Case, bf16: bool) -> Step:
 def timm_script(case: Case) -> Ready:
     """One update of timm's training script at its defaults (fp32, label smoothing, its meter), with --opt adamw."""
     net = network(case).train()
-    optimiser = create_optimizer_v2(net, opt="adamw", lr=RATE, weight_decay=0.0)
+    optimizer = create_optimizer_v2(net, opt="adamw", lr=LR, weight_decay=0.0)
     loss_of, meter = LabelSmoothingCrossEntropy(smoothing=0.1), AverageMeter()
     mean, std = (torch.tensor([255 * x for x in value]).view(1, 3, 1, 1) for value in (MEAN, STD))
 
@@ -75,9 +75,9 @@ def timm_script(case: Case) -> Ready:
         inputs = chosen.permute(0, 3, 1, 2).contiguous().float().sub_(mean).div_(std)  # its prefetching loader
         loss = loss_of(net(inputs), target)
         loss.backward(create_graph=False)
-        optimiser.step()
+        optimizer.step()
         meter.update(loss.item(), len(inputs))
-        optimiser.zero_grad()
+        optimizer.zero_grad()
 
     return Ready(_batches(case, step), "fp32")
 
@@ -88,7 +88,7 @@ def forward_backward(case: Case) -> Ready:
     Under the same batch and precision (fp32) as the Fisher.
     """
     net = network(case, OLD).eval()
-    found = normalised(pixels(case))
+    found = normalized(pixels(case))
 
     def call() -> Work:
         for batch in found.split(case["batch"]):
@@ -105,7 +105,7 @@ def validate(case: Case) -> Ready:
 
     def call() -> Work:
         with torch.no_grad():
-            torch.cat([net(normalised(batch)) for batch in found.split(case["batch"])])
+            torch.cat([net(normalized(batch)) for batch in found.split(case["batch"])])
         return Work(case["images"])
 
     return Ready(call)
@@ -118,7 +118,7 @@ def validate_carefully(case: Case) -> Ready:
 
     def ask(size: int) -> None:
         with torch.inference_mode():
-            torch.cat([net(normalised(batch, torch.channels_last)) for batch in found.split(size)])
+            torch.cat([net(normalized(batch, torch.channels_last)) for batch in found.split(size)])
 
     best = fastest(ask, [size for size in (8, 16, 32, 64) if size <= case["images"]])
 

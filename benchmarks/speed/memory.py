@@ -17,7 +17,7 @@ TOY = {"arch": "test_resnet", "size": 32, "batch": 4, "images": 8, "precision": 
 
 
 def part(houses: Mapping[str, House], plan: Plan, say: Callable[[str], None]) -> list[dict[str, Any]]:
-    """One case: bytes of weights, optimiser and method for each method, and the peak of its steps and of others'."""
+    """One case: bytes of weights, optimizer and method for each method, and the peak of its steps and of others'."""
     case = TOY if plan.quick else CASE
     rows = []
     for method in METHODS[:: 3 if plan.quick else 1]:
@@ -65,7 +65,7 @@ def _alone(house: House, plan: Plan, function: str, case: Mapping[str, Any]) -> 
 def _cost(counted: Mapping[str, Any]) -> dict[str, Any]:
     if "error" in counted:
         return dict(counted)
-    held = {name: counted[name] for name in ("weights", "optimiser", "method")}
+    held = {name: counted[name] for name in ("weights", "optimizer", "method")}
     return {**held, "method_over_weights": round(held["method"] / held["weights"], 3), "note": counted["precision"]}
 
 

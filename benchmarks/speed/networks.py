@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 OLD, NEW = 196, 9  # classes, as in the project's car models and colours
 MEAN, STD = (0.5,) * 3, (0.25,) * 3
-RATE = 1e-4
+LR = 1e-4
 Case = Mapping[str, Any]
 
 
@@ -35,7 +35,7 @@ def labels(count: int, classes: int = NEW) -> Tensor:
     return torch.arange(count) % classes
 
 
-def normalised(found: Tensor, memory_format: torch.memory_format = torch.contiguous_format) -> Tensor:
+def normalized(found: Tensor, memory_format: torch.memory_format = torch.contiguous_format) -> Tensor:
     """uint8 [B, H, W, 3] -> float [B, 3, H, W], as every loader in the world does it."""
     mean, std = (torch.tensor(value).view(3, 1, 1) for value in (MEAN, STD))
     return ((found.permute(0, 3, 1, 2).float() / 255 - mean) / std).contiguous(memory_format=memory_format)

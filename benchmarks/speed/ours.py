@@ -7,22 +7,23 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from benchmarks.speed.networks import MEAN, NEW, OLD, RATE, STD, Case, labels, network, pixels
+from benchmarks.speed.networks import LR, MEAN, NEW, OLD, STD, Case, labels, network, pixels
 from benchmarks.speed.worker import Ready, Work
 
-from taskgraft import inference, methods, tree
-from taskgraft.bundle.parents import head_of
-from taskgraft.classifier import Classifier, grow, inherited, wrap
+from taskgraft import methods, pytree
+from taskgraft.bundle.loaders import head_of
+from taskgraft.config import TrainingConfig
 from taskgraft.curvature import fisher_diagonal
-from taskgraft.features import reader
-from taskgraft.loop import precision, steps
-from taskgraft.loop.state import TrainState
-from taskgraft.method import Method
-from taskgraft.settings import Run
-from taskgraft.types import Images, Sources, Task
+from taskgraft.methods.protocol import Method
+from taskgraft.models import inference
+from taskgraft.models.classifier import Classifier, grow, inherited, wrap
+from taskgraft.models.features import reader
+from taskgraft.training import loop, precision
+from taskgraft.training.checkpoints import TrainState
+from taskgraft.types import Images, Task, TrainingData
 
 TRACED = 32  # images that the trace is of, as of the other ways
-SETTLING = 3  # steps before the clock: kernels, optimiser state, and the teacher's answers on top
+SETTLING = 3  # steps before the clock: kernels, optimizer state, and the teacher's answers on top
 
 
 def child_of(case: Case) -> Classifier:
@@ -40,10 +41,10 @@ def images_of(case: Case) -> Images:
     return Images(pixels(case), {"new": labels(count, case.get("classes", NEW))}, ("",) * count, MEAN, STD)
 
 
-def settings(case: Case) -> Run:
+def settings(case: Case) -> TrainingConfig:
     """taskgraft's defaults, but for what all rivals share: batch, rate, no augmentation, no warm-up before."""
-    return Run(
-        steps=10**6, batch=case["batch"], rate=RATE, warmup=0, views=1, augment=case.get("augment", "none"),
+    return TrainingConfig(
+        steps=10**6, batch_size=case["batch"], lr=LR, head_steps=0, views=1, augment=case.get("augment", "none"),
         log_every=10**6, precision=case.get("precision", "auto"),
     )  # fmt: skip
 
@@ -52,11 +53,11 @@ def settings(case: Case) -> Run:
 def _arithmetic(arch: str, size: int, batch: int) -> str:
     """What "auto" chooses; once for all methods of a case, as `extend` keeps its choice."""
     case = {"arch": arch, "size": size, "batch": batch, "images": batch}
-    sources = Sources(images_of(case), None, 1, "none", 0)
+    sources = TrainingData(images_of(case), None, 1, "none", 0)
     return precision.choose(child_of(case), sources, settings(case), None)[0].precision
 
 
-def started(case: Case) -> tuple[TrainState, Method, Sources, Run]:
+def started(case: Case) -> tuple[TrainState, Method, TrainingData, TrainingConfig]:
     """A run of the case's method before its first step."""
     run = settings(case)
     if run.precision == "auto":
@@ -65,25 +66,25 @@ def started(case: Case) -> tuple[TrainState, Method, Sources, Run]:
     if "live" in case["method"]:
         run = replace(run, views=0)  # what a live teacher is for
     child, method = child_of(case), methods.build(methods.parse(case["method"]))
-    sources = Sources(images_of(case), None, run.views, run.augment, run.seed)
+    sources = TrainingData(images_of(case), None, run.views, run.augment, run.seed)
     values = dict(child.named_parameters())
     recorded = {name: torch.ones_like(values[name]).detach() for name in inherited(child)}  # what si's parent carries
-    state = steps.start(child, method, sources, {"si": {"importance": recorded}}, run)
+    state = loop.start(child, method, sources, {"si": {"importance": recorded}}, run)
     return state, method, sources, run
 
 
 def train(case: Case) -> Ready:
     """A training step of `case["method"]` by the loop that `extend` runs."""
-    state, method, sources, run = started(case)
+    state, method, sources, config = started(case)
     known = -(-case["images"] // case["batch"]) if "distill" in case["method"] else 0
-    state = steps.fit(state, method, sources, run, until=SETTLING + known)
+    state = loop.fit(state, method, sources, config, until=SETTLING + known)
 
     def call() -> Work:
         nonlocal state
-        state = steps.fit(state, method, sources, run, until=state.step + 1)
+        state = loop.fit(state, method, sources, config, until=state.step + 1)
         return Work(case["batch"])
 
-    return Ready(call, run.precision)
+    return Ready(call, config.precision)
 
 
 def fisher(case: Case) -> Ready:
@@ -113,15 +114,15 @@ def evaluate(case: Case) -> Ready:
 
 
 def held(case: Case) -> dict[str, Any]:
-    """Bytes of parameters, of the optimiser's state, and of what the method remembers, after two steps."""
-    state, method, sources, run = started(case)
-    state = steps.fit(state, method, sources, run, until=2)
-    moments = [value for entry in state.optimiser.state.values() for value in entry.values()]
+    """Bytes of parameters, of the optimizer's state, and of what the method remembers, after two steps."""
+    state, method, sources, config = started(case)
+    state = loop.fit(state, method, sources, config, until=2)
+    moments = [value for entry in state.optimizer.state.values() for value in entry.values()]
     return {
         "weights": _bytes(state.classifier.parameters()),
-        "optimiser": _bytes(value for value in moments if isinstance(value, torch.Tensor)),
-        "method": _bytes(value for _, value in tree.flatten(state.memory)),
-        "precision": run.precision,
+        "optimizer": _bytes(value for value in moments if isinstance(value, torch.Tensor)),
+        "method": _bytes(value for _, value in pytree.flatten(state.memory)),
+        "precision": config.precision,
     }
 
 

@@ -113,11 +113,11 @@ def _seconds(cases: Sequence[Table]) -> list[str]:
 
 def _bytes(cases: Sequence[Table]) -> list[str]:
     lines = [
-        _line(["", "weights", "optimiser", "method", "method / weights", "peak"]),
+        _line(["", "weights", "optimizer", "method", "method / weights", "peak"]),
         "|---|---:|---:|---:|---:|---:|",
     ]
     for row in cases[0]["rows"]:
-        held = [_mib(row.get(key)) for key in ("weights", "optimiser", "method")]
+        held = [_mib(row.get(key)) for key in ("weights", "optimizer", "method")]
         ratio = f"{row['method_over_weights']:.2f}" if "method_over_weights" in row else "–"
         lines.append(_line([row["rival"], *held, ratio, _mib(row.get("peak")) if "error" not in row else row["error"]]))
     return [f"**{heading(cases[0]['case'])}**\n\n" + "\n".join(lines)]
@@ -147,8 +147,8 @@ def _growth(cases: Sequence[Table]) -> list[str]:
         lines = [_line([f"{axis}, images/s", *names]), _rule(len(names), 0)]
         for case in own:
             point = case["case"]["point"]
-            rates = {row["rival"]: row.get("median") for row in case["rows"]}
-            cells = [f"{rates[name]:,.0f}" if rates.get(name) else "–" for name in names]
+            lrs = {row["rival"]: row.get("median") for row in case["rows"]}
+            cells = [f"{lrs[name]:,.0f}" if lrs.get(name) else "–" for name in names]
             lines.append(_line([f"{point:,}" if isinstance(point, int) else point, *cells]))
         found.append("\n".join(lines))
     return found
@@ -204,8 +204,8 @@ TITLES: dict[str, tuple[str, str, Callable[[Sequence[Table]], list[str]], Draw]]
         "The training step",
         "Pictures in memory, no augmentation (but for the row that says so), AdamW for all; shares are of taskgraft's "
         "fine-tuning. taskgraft chooses its arithmetic itself; the recorded teacher is measured after its views are "
-        "known. The careful loop is channels-last, bf16 where faster, with a fused optimiser, clipping as taskgraft's "
-        "and freed memory kept. Avalanche gets pictures that are normalised already.",
+        "known. The careful loop is channels-last, bf16 where faster, with a fused optimizer, clipping as taskgraft's "
+        "and freed memory kept. Avalanche gets pictures that are normalized already.",
         _rates,
         plots.bars,
     ),

@@ -21,14 +21,14 @@ from typing import Any
 
 # Part, module, function, the modules that have bound it by name. What is in none of them is "rest".
 PARTS = (
-    ("checkpoint", "taskgraft.bundle.parents", "open_parent", ("taskgraft.bundle", "taskgraft.jobs.fitting")),
-    ("pictures", "taskgraft.data.sources", "gather", ("taskgraft.jobs.fitting",)),
-    ("answers on validation pictures", "taskgraft.jobs.measuring", "predictions", ()),
-    ("choice of precision", "taskgraft.loop.precision", "choose", ()),
-    ("adaptation", "taskgraft.loop.steps", "_adapted", ()),
-    ("head's warm-up", "taskgraft.loop.steps", "warm", ()),
-    ("first checkpoint", "taskgraft.loop.state", "save", ()),
-    ("first step", "taskgraft.loop.steps", "advance", ()),
+    ("checkpoint", "taskgraft.bundle.loaders", "open_parent", ("taskgraft.bundle", "taskgraft.pipeline.fitting")),
+    ("pictures", "taskgraft.data.task_images", "gather", ("taskgraft.pipeline.fitting",)),
+    ("answers on validation pictures", "taskgraft.pipeline.measuring", "predictions", ()),
+    ("choice of precision", "taskgraft.training.precision", "choose", ()),
+    ("adaptation", "taskgraft.training.loop", "_adapted", ()),
+    ("head's warm-up", "taskgraft.training.loop", "warm", ()),
+    ("first checkpoint", "taskgraft.training.checkpoints", "save", ()),
+    ("first step", "taskgraft.training.loop", "advance", ()),
 )
 
 
@@ -73,7 +73,7 @@ def main() -> None:
     from taskgraft.cli.app import main as command
 
     with console.importing():
-        from taskgraft.jobs import extend  # all that the command imports before it opens anything
+        from taskgraft.pipeline import extend
 
     laps.switch()
     laps.stack = ["rest"]

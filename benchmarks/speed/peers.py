@@ -37,14 +37,14 @@ def python() -> str:
 def prepared(say: Callable[[str], None]) -> dict[str, str]:
     """Make the environment where it is missing; peer -> its version, or "absent: reason" where it cannot be had."""
     marker = FOLDER / "installed.json"
-    wanted = {name: list(parts) for name, parts in PEERS.items()}
+    preprocessing = {name: list(parts) for name, parts in PEERS.items()}
     stored = json.loads(marker.read_text()) if marker.exists() else {}
-    if stored.get("wanted") != wanted or stored.get("python") != sys.version:
+    if stored.get("wanted") != preprocessing or stored.get("python") != sys.version:
         say(f"installing the peers below {FOLDER}")
         venv.create(FOLDER, with_pip=False, clear=True)
         _show_project()
         reasons = {name: _install(parts) for name, parts in PEERS.items()}
-        stored = {"wanted": wanted, "python": sys.version, "reasons": reasons}
+        stored = {"wanted": preprocessing, "python": sys.version, "reasons": reasons}
         marker.write_text(json.dumps(stored, indent=1))
     return {name: _version(name, stored["reasons"][name]) for name in PEERS}
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from taskgraft.data.drawn import MAKES, PAINTS, draw_car
-from taskgraft.seeds import generator
+from taskgraft.demo.cars import MAKES, PAINTS, draw_car
+from taskgraft.seeding import generator
 
 SIDE, CUT = 400, 40  # a drawing is cut down to 360 pixels at a place of its own, so that few drawings give many files
 DRAWINGS = 120

@@ -38,9 +38,9 @@ def lines(file: Path, tables: Sequence[Table], title: str) -> None:
         points = [table["case"]["point"] for table in own]
         places = range(len(points))
         for rival in [row["rival"] for row in own[0]["rows"]]:
-            rates = [next(row for row in table["rows"] if row["rival"] == rival).get("median") for table in own]
-            if all(rates):
-                axis.plot(places, [rates[0] / rate for rate in rates], marker="o", markersize=3, label=rival)
+            lrs = [next(row for row in table["rows"] if row["rival"] == rival).get("median") for table in own]
+            if all(lrs):
+                axis.plot(places, [lrs[0] / lr for lr in lrs], marker="o", markersize=3, label=rival)
         axis.set_xticks(places, [f"{p:,}" if isinstance(p, int) else str(p) for p in points], rotation=30, fontsize=7)
         axis.set_title(name, fontsize=9)
         axis.grid(alpha=0.3)
@@ -62,8 +62,8 @@ def _panel(axis: Axes, table: Table) -> None:
         [row["median"] - row["low"] for row in rows],
         [row["high"] - row["median"] for row in rows],
     ]
-    colours = [OURS if row["house"] == "taskgraft" else OTHERS for row in rows]
-    axis.barh([row["rival"] for row in rows], middle, xerr=reach, color=colours, ecolor="#333333", height=0.7)
+    colors = [OURS if row["house"] == "taskgraft" else OTHERS for row in rows]
+    axis.barh([row["rival"] for row in rows], middle, xerr=reach, color=colors, ecolor="#333333", height=0.7)
     axis.set_title(heading(table["case"]), fontsize=9, loc="left")
     axis.tick_params(labelsize=8)
     axis.set_xlabel(UNITS[rows[0]["unit"]] if rows else "", fontsize=8)

@@ -47,7 +47,7 @@ def _command(parent: Path, folder: Path, out: Path, trials: int) -> list[str]:
     return [
         sys.executable, "-W", "ignore", "-m", "taskgraft.cli", "tune", str(parent), str(folder), str(out),
         "--task", "paint", "--method", METHOD, "--trials", str(trials), "--prune", "no", "--sampler", "random",
-        "--arch", "resnet18", "--labels", str(parent.with_suffix(".txt")), "--input", f"{SIZE} squash bilinear half",
-        "--steps", str(STEPS), "--eval-every", str(STEPS), "--warmup", "0", "--batch", "16", "--views", "1",
+        "--arch", "resnet18", "--labels", str(parent.with_suffix(".txt")), "--preprocessing", f"{SIZE} squash bilinear half",
+        "--steps", str(STEPS), "--eval-every", str(STEPS), "--head-steps", "0", "--batch-size", "16", "--views", "1",
         "--precision", "fp32", "--cache", str(out.parent / "cache"),
     ]  # fmt: skip

@@ -150,10 +150,10 @@ def _ways(parent: Path, folder: Path, runs: Path, turn: int) -> list[tuple[str, 
     extend = [*own, "taskgraft.cli", "extend", str(parent), str(folder)]
     rest = [
         "--task", "paint", "--method", "finetune", "--arch", "resnet18", "--labels", str(parent.with_suffix(".txt")),
-        "--input", f"{SIZE} squash bilinear imagenet", "--cache", str(runs / f"cache-{turn}"),
+        "--preprocessing", f"{SIZE} squash bilinear imagenet", "--cache", str(runs / f"cache-{turn}"),
     ]  # fmt: skip
     found: list[tuple[str, list[str], Path | None]] = []
-    for name, extra in (("cold", []), ("warm", []), ("warm, no head warm-up", ["--warmup", "0"])):
+    for name, extra in (("cold", []), ("warm", []), ("warm, no head warm-up", ["--head-steps", "0"])):
         out = runs / f"{name.replace(' ', '-').replace(',', '')}-{turn}"
         found.append((name, [*extend, str(out), *rest, *extra], out / "metrics.jsonl"))
     found.append((PLAIN, [*own, "benchmarks.speed.first_step", str(parent), str(folder), str(SIZE)], None))

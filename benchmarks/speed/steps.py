@@ -42,8 +42,8 @@ def part(
     say: Callable[[str], None],
 ) -> list[dict[str, Any]]:  # fmt: skip
     """A table for each network and size, with the two floors."""
-    wanted = [houses[name] for name in ("taskgraft", "pytorch", "careful", "avalanche") if name in houses]
-    workers = open_houses(wanted, plan)
+    preprocessing = [houses[name] for name in ("taskgraft", "pytorch", "careful", "avalanche") if name in houses]
+    workers = open_houses(preprocessing, plan)
     tables = []
     for case in TOY if plan.quick else CASES:
         say(f"{case['arch']} at {case['size']} px, batch {case['batch']}")

@@ -69,11 +69,11 @@ def measure(
         except Refused as reason:
             errors[rival.name] = str(reason)
             say(f"  {rival.name}: {reason}")
-    rates = _rounds(rivals, workers, plan, calls, errors)
+    lrs = _rounds(rivals, workers, plan, calls, errors)
     for worker in workers.values():
         with contextlib.suppress(Refused):  # a house that died has been reported with its rivals
             ask(worker, do="clear")
-    return [_row(rival, rates.get(rival.name, []), rates.get(reference, []), chosen, errors) for rival in rivals]
+    return [_row(rival, lrs.get(rival.name, []), lrs.get(reference, []), chosen, errors) for rival in rivals]
 
 
 def _rounds(
@@ -83,7 +83,7 @@ def _rounds(
     calls: Mapping[str, int],
     errors: dict[str, str],
 ) -> dict[str, list[float]]:
-    rates: dict[str, list[float]] = {rival.name: [] for rival in rivals}
+    lrs: dict[str, list[float]] = {rival.name: [] for rival in rivals}
     begin, done = time.monotonic(), 0
     fewest, most = (1, 1) if plan.quick else (FEWEST, MOST)
     while done < fewest or (done < most and time.monotonic() - begin < plan.seconds * done / (done + 1)):
@@ -93,17 +93,17 @@ def _rounds(
                 continue
             try:
                 turn = ask(workers[rival.house], do="turn", key=rival.name, calls=calls[rival.name])
-                rates[rival.name].append(turn["images"] / turn["seconds"])
+                lrs[rival.name].append(turn["images"] / turn["seconds"])
             except Refused as reason:
                 errors[rival.name] = str(reason)
-                rates[rival.name] = []
+                lrs[rival.name] = []
         done += 1
-    return rates
+    return lrs
 
 
 def _row(
     rival: Rival,
-    rates: Sequence[float],
+    lrs: Sequence[float],
     reference: Sequence[float],
     chosen: Mapping[str, dict[str, Any]],
     errors: Mapping[str, str],
@@ -111,9 +111,9 @@ def _row(
     row: dict[str, Any] = {"rival": rival.name, "house": rival.house, **chosen.get(rival.name, {})}
     if rival.name in errors:
         return row | {"error": errors[rival.name]}
-    row |= {"unit": "images/s", **spread(rates)}
+    row |= {"unit": "images/s", **spread(lrs)}
     if reference:
-        shares = [mine / other for mine, other in zip(rates, reference, strict=True)]
+        shares = [mine / other for mine, other in zip(lrs, reference, strict=True)]
         row["share"] = round(statistics.median(shares), 4)
         row["shares"] = [round(min(shares), 4), round(max(shares), 4)]
     return row

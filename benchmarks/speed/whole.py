@@ -46,23 +46,23 @@ def part(houses: Mapping[str, House], plan: Plan, say: Callable[[str], None]) ->
 def prepare(case: Mapping[str, Any]) -> None:
     """Draw makes and paints, and train the parent on the makes."""
     from taskgraft import train
-    from taskgraft.data.drawn import write_cars
-    from taskgraft.settings import Run
+    from taskgraft.config import TrainingConfig
+    from taskgraft.demo.cars import write_cars
 
     home, few = Path(case["home"]), case["quick"]
     count = {"train": 4 if few else 100, "val": 2 if few else 25, "size": SIZE}
     makes = write_cars(home / "makes", label="make", seed=1, camera="street", **count)
     write_cars(home / "paints", label="paint", seed=2, camera="factory", **count)
-    run = Run(steps=2 if few else 400, warmup=0, precision="fp32" if few else "auto")
-    train(makes, home / "parent", task="make", wanted=f"{SIZE} squash bilinear half", run=run)
+    run = TrainingConfig(steps=2 if few else 400, head_steps=0, precision="fp32" if few else "auto")
+    train(makes, home / "parent", task="make", preprocessing=f"{SIZE} squash bilinear half", config=run)
 
 
 def extended(case: Mapping[str, Any]) -> dict[str, Any]:
     """Seconds of one `extend` without any kept pixels: to the wanted Score (None = never), and to its end."""
     from taskgraft import extend
+    from taskgraft.config import Precision, TrainingConfig
     from taskgraft.metrics import score
-    from taskgraft.settings import Precision, Run
-    from taskgraft.types import Watch
+    from taskgraft.types import Callbacks
 
     home, steps, lines = Path(case["home"]), 2 if case["quick"] else 150, []
     reached: list[float] = []
@@ -75,11 +75,11 @@ def extended(case: Mapping[str, Any]) -> dict[str, Any]:
             reached.append(time.perf_counter() - begin)
 
     arithmetic: Precision = "fp32" if case["quick"] else "auto"
-    run = Run(steps=steps, eval_every=max(1, steps // 10), warmup=min(steps, 200), precision=arithmetic)
+    run = TrainingConfig(steps=steps, eval_every=max(1, steps // 10), head_steps=min(steps, 200), precision=arithmetic)
     out = home / f"{case['method']}-{case['turn']}"
     extend(
-        home / "parent", home / "paints", out, task="paint", method=case["method"], run=run, old_val=[home / "makes"],
-        watch=Watch(logged=logged),
+        home / "parent", home / "paints", out, task="paint", method=case["method"], config=run, old_val=[home / "makes"],
+        callbacks=Callbacks(on_metrics=logged),
     )  # fmt: skip
     whole = time.perf_counter() - begin
     best = score(lines, ("make", "paint"))

@@ -8,77 +8,94 @@ from taskgraft.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from taskgraft.bundle import Bundle, open_parent
-    from taskgraft.classifier import Classifier, grow, wrap
-    from taskgraft.inference import predict
-    from taskgraft.jobs.calibrate import calibrate
-    from taskgraft.jobs.check import check
-    from taskgraft.jobs.compare import Arm, compare
-    from taskgraft.jobs.demo import demo
-    from taskgraft.jobs.distribution import distribution
-    from taskgraft.jobs.doctor import doctor
-    from taskgraft.jobs.evaluate import evaluate
-    from taskgraft.jobs.export import export
-    from taskgraft.jobs.extend import Extension, extend, load
-    from taskgraft.jobs.learn import learn
-    from taskgraft.jobs.predict import predict_files, predict_to
-    from taskgraft.jobs.request import Request
-    from taskgraft.jobs.serve import serve
-    from taskgraft.jobs.train import train
-    from taskgraft.jobs.tune import tune
-    from taskgraft.problem import Problem
-    from taskgraft.search.wish import Crew, Wish
-    from taskgraft.settings import Run
-    from taskgraft.types import Images, Task, Watch
+    from taskgraft.commands.calibrate import calibrate
+    from taskgraft.commands.check import check
+    from taskgraft.commands.compare import Variant, compare
+    from taskgraft.commands.demo import demo
+    from taskgraft.commands.distribution import distribution
+    from taskgraft.commands.doctor import doctor
+    from taskgraft.commands.evaluate import evaluate
+    from taskgraft.commands.export import export
+    from taskgraft.commands.predict import predict_files, predict_to
+    from taskgraft.commands.serve import serve
+    from taskgraft.commands.tune import tune
+    from taskgraft.config import TrainingConfig
+    from taskgraft.errors import (
+        CheckpointError,
+        DataError,
+        InputError,
+        MissingDependency,
+        TaskgraftError,
+        TrainingError,
+    )
+    from taskgraft.models.classifier import Classifier, grow, wrap
+    from taskgraft.models.inference import predict
+    from taskgraft.pipeline.extend import Extension, extend, load
+    from taskgraft.pipeline.learn import learn
+    from taskgraft.pipeline.request import Request
+    from taskgraft.pipeline.train import train
+    from taskgraft.tuning.search_config import SearchConfig, WorkerConfig
+    from taskgraft.types import Callbacks, Images, Task
 
 # Where each public name lives; loaded when first used, so that `import taskgraft` does not wait for torch.
 _PLACES = {
-    "Arm": "jobs.compare",
     "Bundle": "bundle",
-    "Classifier": "classifier",
-    "Crew": "search.wish",
-    "Extension": "jobs.extend",
+    "Callbacks": "types",
+    "CheckpointError": "errors",
+    "Classifier": "models.classifier",
+    "DataError": "errors",
+    "Extension": "pipeline.extend",
     "Images": "types",
-    "Problem": "problem",
-    "Request": "jobs.request",
-    "Run": "settings",
+    "InputError": "errors",
+    "MissingDependency": "errors",
+    "Request": "pipeline.request",
+    "SearchConfig": "tuning.search_config",
     "Task": "types",
-    "Watch": "types",
-    "Wish": "search.wish",
-    "calibrate": "jobs.calibrate",
-    "check": "jobs.check",
-    "compare": "jobs.compare",
-    "demo": "jobs.demo",
-    "distribution": "jobs.distribution",
-    "doctor": "jobs.doctor",
-    "evaluate": "jobs.evaluate",
-    "export": "jobs.export",
-    "extend": "jobs.extend",
-    "grow": "classifier",
-    "learn": "jobs.learn",
-    "load": "jobs.extend",
+    "TaskgraftError": "errors",
+    "TrainingConfig": "config",
+    "TrainingError": "errors",
+    "Variant": "commands.compare",
+    "WorkerConfig": "tuning.search_config",
+    "calibrate": "commands.calibrate",
+    "check": "commands.check",
+    "compare": "commands.compare",
+    "demo": "commands.demo",
+    "distribution": "commands.distribution",
+    "doctor": "commands.doctor",
+    "evaluate": "commands.evaluate",
+    "export": "commands.export",
+    "extend": "pipeline.extend",
+    "grow": "models.classifier",
+    "learn": "pipeline.learn",
+    "load": "pipeline.extend",
     "open_parent": "bundle",
-    "predict": "inference",
-    "predict_files": "jobs.predict",
-    "predict_to": "jobs.predict",
-    "serve": "jobs.serve",
-    "train": "jobs.train",
-    "tune": "jobs.tune",
-    "wrap": "classifier",
+    "predict": "models.inference",
+    "predict_files": "commands.predict",
+    "predict_to": "commands.predict",
+    "serve": "commands.serve",
+    "train": "pipeline.train",
+    "tune": "commands.tune",
+    "wrap": "models.classifier",
 }
 
 __all__ = [
-    "Arm",
     "Bundle",
+    "Callbacks",
+    "CheckpointError",
     "Classifier",
-    "Crew",
+    "DataError",
     "Extension",
     "Images",
-    "Problem",
+    "InputError",
+    "MissingDependency",
     "Request",
-    "Run",
+    "SearchConfig",
     "Task",
-    "Watch",
-    "Wish",
+    "TaskgraftError",
+    "TrainingConfig",
+    "TrainingError",
+    "Variant",
+    "WorkerConfig",
     "calibrate",
     "check",
     "compare",

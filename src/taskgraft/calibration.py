@@ -7,11 +7,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from taskgraft import metrics, seeds
+from taskgraft import metrics, seeding
 
 LOWEST, HIGHEST = 0.05, 20.0
 NARROW = 1e-5  # of log T, where the search ends
-FEWEST = 20  # labelled images below which nothing is fitted
+FEWEST = 20  # labeled images below which nothing is fitted
 GOLDEN = (5**0.5 - 1) / 2
 
 
@@ -60,7 +60,7 @@ def nll(logits: NDArray[np.float32], labels: NDArray[np.int64], temperature: flo
 
 
 def calibrate(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> Calibration | None:
-    """Fit a temperature on all labelled images (labels >= 0); None where there are fewer than FEWEST.
+    """Fit a temperature on all labeled images (labels >= 0); None where there are fewer than FEWEST.
 
     What it brings is measured by two-fold cross-fitting: each half under the temperature that the other half chose.
     """
@@ -82,7 +82,7 @@ def calibrate(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> Calibra
 def cross_fitted(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[np.float32]:
     """Logits [N, K], each half divided by the temperature that the other half chose; all labels are known."""
     half = np.zeros(len(labels), bool)
-    half[seeds.generator(0, "calibration").permutation(len(labels))[: len(labels) // 2]] = True
+    half[seeding.generator(0, "calibration").permutation(len(labels))[: len(labels) // 2]] = True
     scaled = logits.copy()
     for mine in (half, ~half):
         scaled[mine] = logits[mine] / np.float32(fit_temperature(logits[~mine], labels[~mine]))

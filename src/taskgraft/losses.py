@@ -12,14 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from taskgraft.settings import Softmax
+from taskgraft.config import Softmax
 from taskgraft.types import Outputs, Params, Quadratic
 
 Scale = Literal["T2", "none"]
 
 
 def cross_entropy(outputs: Outputs, labels: Mapping[str, Tensor], softmax: Softmax) -> Tensor:
-    """Cross-entropy of each labelled task, summed over tasks; a scalar.
+    """Cross-entropy of each labeled task, summed over tasks; a scalar.
 
     `outputs` task -> logits [B, K]; `labels` task -> [B] int64, rows with -1 do not count. With "per-task"
     each task has its own softmax; with "joint" one softmax runs over the outputs of all tasks.
@@ -28,13 +28,13 @@ def cross_entropy(outputs: Outputs, labels: Mapping[str, Tensor], softmax: Softm
     starts = _starts(outputs)
     total: Tensor | None = None
     for task, target in labels.items():
-        labelled = target >= 0
+        labeled = target >= 0
         if joint is None:
             logits, shifted = outputs[task].float(), target
         else:
-            logits, shifted = joint, torch.where(labelled, target + starts[task], target)
+            logits, shifted = joint, torch.where(labeled, target + starts[task], target)
         summed = F.cross_entropy(logits, shifted, ignore_index=-1, reduction="sum")
-        mean = summed / labelled.sum().clamp(min=1)
+        mean = summed / labeled.sum().clamp(min=1)
         total = mean if total is None else total + mean
     if total is None:
         raise ValueError("a batch without labels has no cross-entropy: give at least one task's labels")

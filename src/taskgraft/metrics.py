@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from math import sqrt
 
 import numpy as np
 from numpy.typing import NDArray
 
-from taskgraft import seeds
-from taskgraft.record import Interval, Line, Predictions
+from taskgraft import seeding
+from taskgraft.results.predictions import Predictions
+from taskgraft.results.record import Interval, StepMetrics
 
 RESAMPLES = 2000  # percentile intervals move by less than a tenth of their width beyond this
 BINS = 15  # of the expected calibration error, as in Guo et al. 2017
@@ -33,16 +35,16 @@ def answers(predictions: Predictions, task: str) -> NDArray[np.int64]:
 
 
 def correct(predictions: Predictions, task: str) -> NDArray[np.float64]:
-    """1.0 or 0.0 for each image labelled for `task`."""
+    """1.0 or 0.0 for each image labeled for `task`."""
     labels = predictions.labels[task]
     return (answers(predictions, task) == labels)[labels >= 0].astype(np.float64)
 
 
 def accuracy(predictions: Predictions, task: str) -> float:
-    """Share of the labelled images that are answered rightly, in [0, 1]; raises ValueError without labels."""
+    """Share of the labeled images that are answered rightly, in [0, 1]; raises ValueError without labels."""
     hits = correct(predictions, task)
     if not len(hits):
-        raise ValueError(f"no image is labelled for task {task!r}: nothing to measure")
+        raise ValueError(f"no image is labeled for task {task!r}: nothing to measure")
     return float(hits.mean())
 
 
@@ -64,7 +66,7 @@ def interval(values: NDArray[np.float64], seed: int = 0) -> Interval:
     n = len(values)
     if not n:
         raise ValueError("an interval needs at least one value")
-    rng = seeds.generator(seed, "bootstrap")
+    rng = seeding.generator(seed, "bootstrap")
     if np.isin(values, (-1.0, 0.0, 1.0)).all():  # counts suffice, and cost nothing for large n
         shares = [(values == level).mean() for level in (-1.0, 0.0, 1.0)]
         counts = rng.multinomial(n, shares, size=RESAMPLES)
@@ -85,7 +87,7 @@ def over_seeds(values: Sequence[float]) -> tuple[float, float]:
     return mean, t * float(np.std(values, ddof=1)) / sqrt(len(values))
 
 
-def score(history: Sequence[Line], tasks: Sequence[str]) -> tuple[float, int] | None:
+def score(history: Sequence[StepMetrics], tasks: Sequence[str]) -> tuple[float, int] | None:
     """The founding text's Score and its step: the peak of the tasks' mean accuracy over evaluated steps.
 
     Step 0 does not count (nothing has been learnt), the first step among equals does. None when no step
@@ -112,7 +114,7 @@ def calibration_error(logits: NDArray[np.float32], labels: NDArray[np.int64], te
     """Expected calibration error of the top answer in [0, 1], equal-width bins (Guo et al. 2017, equation 3)."""
     chosen = labels >= 0
     if not chosen.any():
-        raise ValueError("calibration needs labelled images")
+        raise ValueError("calibration needs labeled images")
     shares = probabilities(logits[chosen], temperature)
     confidence, hit = shares.max(axis=1), shares.argmax(axis=1) == labels[chosen]
     bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
@@ -136,3 +138,10 @@ def confusion(predictions: Predictions, task: str) -> NDArray[np.int64]:
 def gap(score_of_one: float, separate: Mapping[str, float]) -> float:
     """How far one model's Score is below the mean accuracy of separate models, in [-1, 1]."""
     return float(np.mean(list(separate.values()))) - score_of_one
+
+
+def wilson(mean: float, count: int, z: float = 1.959964) -> Interval:
+    """A share of `count` images with its score interval (Wilson 1927); 95 % at the default quantile `z`."""
+    center = (mean + z * z / (2 * count)) / (1 + z * z / count)
+    half = z * math.sqrt(mean * (1 - mean) / count + z * z / (4 * count * count)) / (1 + z * z / count)
+    return Interval(mean=mean, low=max(0.0, center - half), high=min(1.0, center + half), n=count)

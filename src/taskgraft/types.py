@@ -9,14 +9,14 @@ from typing import Any, NamedTuple, Protocol, overload
 
 from torch import Tensor
 
-from taskgraft.settings import Implicit, Softmax
+from taskgraft.config import Implicit, Softmax
 
 PathLike = str | os.PathLike[str]  # what public functions take for a path; inside there are Paths
 Params = dict[str, Tensor]
 Memory = dict[str, Any]  # nested dictionaries of tensors, nothing else: saves without pickle
 Terms = dict[str, Tensor]  # the summands of the objective by name, each a scalar
 Outputs = dict[str, Tensor]  # task name -> logits [B, K]
-Once = Callable[[str, Callable[[], Params]], Params]  # (name, make): what `make` gave the first time under this name
+Memoize = Callable[[str, Callable[[], Params]], Params]  # (name, make): what `make` gave the first time under this name
 
 
 class Task(NamedTuple):
@@ -38,7 +38,7 @@ class Images(NamedTuple):
     """Pictures at training size with their labels.
 
     `pixels` [N, H, W, 3] uint8 (maybe memory-mapped), or [N, ...] float inputs that are used as they are.
-    `labels` maps a task to [N] int64, -1 where a picture is not labelled for it.
+    `labels` maps a task to [N] int64, -1 where a picture is not labeled for it.
     """
 
     pixels: Tensor
@@ -48,7 +48,7 @@ class Images(NamedTuple):
     std: tuple[float, ...] = (1.0,)
 
 
-class Sources(NamedTuple):
+class TrainingData(NamedTuple):
     """What a method may learn from: the new task's images and, if there are any, a sample of old ones.
 
     `score(model)` is the mean validation accuracy over tasks, with agreement with the parent for a task that has no
@@ -63,14 +63,14 @@ class Sources(NamedTuple):
     augment: str
     seed: int
     score: Callable[[Any], float] | None = None
-    once: Once | None = None
-    recall: Once | None = None
+    once: Memoize | None = None
+    recall: Memoize | None = None
 
 
 class Batch(NamedTuple):
     """One step's images.
 
-    `images` [B, ...] float; `labels` task -> [B] int64, -1 = not labelled; `place` [B] is each image's row
+    `images` [B, ...] float; `labels` task -> [B] int64, -1 = not labeled; `place` [B] is each image's row
     in `Sources.new`, -1 for images that a method mixed in; `view` [B] which fixed view it is.
     `images`, `place` and `view` stay on the CPU, so that looking something up by them never waits for a device.
     """
@@ -96,8 +96,8 @@ class Step(NamedTuple):
     old: dict[str, int]
 
 
-class Move(NamedTuple):
-    """One optimiser step, seen from the weights.
+class Update(NamedTuple):
+    """One optimizer step, seen from the weights.
 
     `gradient` / `scale` is that of the objective without weight penalties, for the parameters that it reached; clipping
     has shortened it by `scale`.
@@ -122,15 +122,15 @@ class Quadratic(NamedTuple):
     implicit: Implicit = "auto"
 
 
-class Watch(NamedTuple):
+class Callbacks(NamedTuple):
     """Where a long run tells what it does; silent by default.
 
     `progress(what, done, total)`; `logged(line)` gets each line of the metrics once it is on disk.
     """
 
-    say: Callable[[str], None] = lambda line: None
+    info: Callable[[str], None] = lambda line: None
     progress: Callable[[str, int, int], None] = lambda what, done, total: None
-    logged: Callable[[Any], None] = lambda line: None
+    on_metrics: Callable[[Any], None] = lambda line: None
 
 
 @overload

@@ -18,7 +18,7 @@ from bad_inputs.folders import case
 from bad_inputs.trying import EXTEND, Case, Place, Told, Try
 from toys import OLD, parent
 
-ARCH = ("--arch", "test_resnet", "--input", "32 squash bilinear half", "--parent-task", "shape")
+ARCH = ("--arch", "test_resnet", "--preprocessing", "32 squash bilinear half", "--parent-task", "shape")
 Config = dict[str, Any]
 
 

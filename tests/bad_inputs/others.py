@@ -86,15 +86,15 @@ def configurations(place: Place) -> Sequence[Try]:
 
 
 VALUES: list[tuple[str, str, str]] = [
-    ("--rate", "0", "must be above 0"),
-    ("--rate", "-1", "must be above 0"),
-    ("--rate", "nan", "give a number"),
-    ("--rate", "inf", "give a number"),
+    ("--lr", "0", "must be above 0"),
+    ("--lr", "-1", "must be above 0"),
+    ("--lr", "nan", "give a number"),
+    ("--lr", "inf", "give a number"),
     ("--steps", "0", "must be at least 1"),
-    ("--batch", "0", "must be at least 1"),
-    ("--batch", "1.5", "valid integer"),
+    ("--batch-size", "0", "must be at least 1"),
+    ("--batch-size", "1.5", "valid integer"),
     ("--momentum", "1", "at most 0.9999"),
-    ("--decay", "-1", "must be at least 0"),
+    ("--weight-decay", "-1", "must be at least 0"),
     ("--seed", "-1", "must be at least 0"),
     ("--method", "distill(temperature=0)", "must be above 0"),
     ("--method", "wise(weight=2)", "at most 1"),
@@ -111,9 +111,9 @@ def values(place: Place) -> Sequence[Try]:
     good = ("extend", place.parent, place.data, place.out, *EXTEND)
     return [
         *(Try((*start, flag, value), (2,), (says,), ("no parent",)) for flag, value, says in VALUES),
-        Try((*good, "--batch", "1000", "--method", "frozen")),
+        Try((*good, "--batch-size", "1000", "--method", "frozen")),
         Try((*good, "--seed", str(2**64), "--method", "frozen")),
-        Try((*good, "--rate", "1e30", "--steps", "5", "--method", "finetune", "--clip", "0"), (4,), ("not finite",),
+        Try((*good, "--lr", "1e30", "--steps", "5", "--method", "finetune", "--clip-grad", "0"), (4,), ("not finite",),
             look=stopped),
     ]  # fmt: skip
 

@@ -23,7 +23,7 @@ from bad_inputs import folders, models, others, pictures, tables, web
 from bad_inputs.trying import TRAIN, Case, Place, Post, Told, judge, left_at_home, run, snapshot
 from servers import LIMITS, Running, running
 from taskgraft.bundle import Bundle, write
-from taskgraft.data import Preprocess
+from taskgraft.data import Preprocessing
 from taskgraft.types import Task
 from toys import folder_of, parent
 
@@ -53,8 +53,8 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle as it comes from its first weights: unsure of everything, so that each pixel shows in its answers."""
     folder = tmp_path_factory.mktemp("parent") / "bundle"
     folder.mkdir()
-    wanted = Preprocess(32, "squash", 0.875, "bilinear", (0.5,) * 3, (0.5,) * 3)
-    write(folder, Bundle(parent(), wanted, {}, "here", "0", "test_resnet", "fc"), method="train", parent={})
+    preprocessing = Preprocessing(32, "squash", 0.875, "bilinear", (0.5,) * 3, (0.5,) * 3)
+    write(folder, Bundle(parent(), preprocessing, {}, "here", "0", "test_resnet", "fc"), method="train", parent={})
     return folder
 
 

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from bad_inputs.pictures import JPEG, frames, picture, saved, sixteen
 from taskgraft import methods
 from taskgraft.bundle import Bundle, digests, read, write
-from taskgraft.data import decode, names, preprocess, twins
-from taskgraft.data.formats import list_images
-from taskgraft.data.preprocess import Preprocess
-from taskgraft.problem import Problem
+from taskgraft.data import class_names, decode, near_duplicates, transforms
+from taskgraft.data.layouts import list_images
+from taskgraft.data.transforms import Preprocessing
+from taskgraft.errors import TaskgraftError
 from toys import parent
 
-WANTED = Preprocess(16, "center", 0.875, "bilinear")
+WANTED = Preprocessing(16, "center", 0.875, "bilinear")
 SEEDS = [JPEG, saved(picture(), "PNG"), frames("GIF"), frames("WEBP"), sixteen("TIFF"), saved(picture(), "BMP")]
 TRIES = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 JSON = st.recursive(
@@ -64,7 +64,7 @@ def test_a_table_is_read_or_refused(tmp_path: Path, text: bytes) -> None:
     (tmp_path / "t.csv").write_bytes(text)
     try:
         found = list_images(tmp_path / "t.csv", "label")
-    except Problem:
+    except TaskgraftError:
         return
     assert {entry.path for entry in found.entries} <= {"a.png", "./a.png", "t.csv", "./t.csv", ".", "./"}
 
@@ -89,7 +89,7 @@ def test_a_changed_configuration_is_opened_or_refused(bundle: Path, data: st.Dat
         file.write_text(json.dumps(config), encoding="utf-8", errors="surrogatepass")
         opened = read(bundle)
         assert opened.classifier.tasks[0].classes == ("round", "square", "thin")
-    except Problem:
+    except TaskgraftError:
         pass  # refused in words
     finally:
         file.write_text(whole, encoding="utf-8")
@@ -106,7 +106,7 @@ def test_a_changed_byte_is_noticed(bundle: Path, name: str, place: float, new: b
         (bundle / name).write_bytes(data)
         assert (name in digests.compare(bundle).changed) == (data != whole)
         read(bundle)
-    except Problem:
+    except TaskgraftError:
         pass  # refused in words
     finally:
         (bundle / name).write_bytes(whole)
@@ -120,7 +120,7 @@ def test_a_changed_byte_is_noticed(bundle: Path, name: str, place: float, new: b
 def test_a_method_is_parsed_or_refused(text: str) -> None:
     try:
         plan = methods.parse(text)
-    except Problem:
+    except TaskgraftError:
         return
     assert methods.parse(methods.show(plan)) == plan
 
@@ -129,29 +129,29 @@ def test_a_method_is_parsed_or_refused(text: str) -> None:
 @given(st.text(max_size=60) | st.text(alphabet="0123456789 .,:=abcdefghijklmnopqrstuvwxyz", max_size=60))
 def test_a_line_of_preprocessing_is_parsed_or_refused(text: str) -> None:
     try:
-        wanted = preprocess.parse(text, WANTED)
-    except Problem:
+        preprocessing = transforms.parse(text, WANTED)
+    except TaskgraftError:
         return
-    assert preprocess.parse(wanted.show(), Preprocess()) == wanted
+    assert transforms.parse(preprocessing.show(), Preprocessing()) == preprocessing
 
 
 @TRIES
 @given(st.dictionaries(st.sampled_from(["input_size", "mean", "std", "crop_pct", "crop_mode", "interpolation"]), JSON))
 def test_timms_settings_are_read_or_refused(config: dict[str, Any]) -> None:
     try:
-        wanted = preprocess.from_timm(config)
-    except Problem:
+        preprocessing = transforms.from_timm(config)
+    except TaskgraftError:
         return
-    assert 8 <= wanted.size <= preprocess.LARGEST
-    assert min(wanted.std) > 0
+    assert 8 <= preprocessing.size <= transforms.LARGEST
+    assert min(preprocessing.std) > 0
 
 
 @TRIES
 @given(st.lists(st.text(max_size=12), max_size=8))
 def test_names_that_are_alike_have_one_plain_form(given_names: list[str]) -> None:
-    for group in names.alike(given_names):
-        assert len({names.plain(name) for name in group}) == 1
-    for near in names.nearest(given_names, ["bus", "van"]):
+    for group in class_names.alike(given_names):
+        assert len({class_names.plain(name) for name in group}) == 1
+    for near in class_names.nearest(given_names, ["bus", "van"]):
         assert near.name not in ("bus", "van")
         assert near.meant in ("bus", "van")
 
@@ -160,9 +160,11 @@ def test_names_that_are_alike_have_one_plain_form(given_names: list[str]) -> Non
 @given(st.integers(0, 40), st.integers(0, 2**32 - 1), st.integers(1, 3))
 def test_twins_are_pairs_in_order(count: int, seed: int, levels: int) -> None:
     rng = np.random.default_rng(seed)
-    found = twins.find((rng.integers(0, levels + 1, (count, 9, 9, 3)) * (255 // (levels + 1))).astype(np.uint8))
+    found = near_duplicates.find(
+        (rng.integers(0, levels + 1, (count, 9, 9, 3)) * (255 // (levels + 1))).astype(np.uint8)
+    )
     assert (found.pairs[:, 0] < found.pairs[:, 1]).all()
-    flat = [row for group in twins.groups(found.pairs) for row in group]
+    flat = [row for group in near_duplicates.groups(found.pairs) for row in group]
     assert len(flat) == len(set(flat))
 
 

@@ -21,10 +21,23 @@ from taskgraft.cli import main
 SECONDS, WAIT = 5.0, 30.0  # of the processor, beyond the start of the program; and on a clock, on a busy machine
 GROWTH = 300 * 2**20  # bytes of memory that a row may take beside what the program has anyway
 TRAIN = (
-    "--model", "test_resnet", "--input", "32 squash bilinear half", "--task", "paint",
-    "--steps", "1", "--batch", "4", "--precision", "fp32", "--cache", "none",
+    "--model", "test_resnet", "--preprocessing", "32 squash bilinear half", "--task", "paint",
+    "--steps", "1", "--batch-size", "4", "--precision", "fp32", "--cache", "none",
 )  # fmt: skip
-EXTEND = ("--task", "paint", "--steps", "1", "--warmup", "0", "--batch", "4", "--precision", "fp32", "--cache", "none")
+EXTEND = (
+    "--task",
+    "paint",
+    "--steps",
+    "1",
+    "--head-steps",
+    "0",
+    "--batch-size",
+    "4",
+    "--precision",
+    "fp32",
+    "--cache",
+    "none",
+)
 
 
 class Place(NamedTuple):

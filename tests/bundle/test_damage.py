@@ -1,4 +1,4 @@
-"""Values that a stranger may write into a bundle and that were a crash once: each is a Problem in one line."""
+"""Values that a stranger may write into a bundle and that were a crash once: each is a TaskgraftError in one line."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ import torch
 from safetensors.torch import save_file
 
 from fuzz.bundles import CARD
-from taskgraft import tree
+from taskgraft import pytree
 from taskgraft.bundle import Bundle, read, write
-from taskgraft.data.preprocess import Preprocess
-from taskgraft.problem import Problem
-from taskgraft.record import Record, load_predictions, parsed
+from taskgraft.data.transforms import Preprocessing
+from taskgraft.errors import TaskgraftError
+from taskgraft.results.predictions import load_predictions
+from taskgraft.results.record import Record, parsed
 from taskgraft.serving import model
 from toys import parent
 
-WANTED = Preprocess(32, "squash", 0.875, "bilinear", (0.5,) * 3, (0.5,) * 3)
+WANTED = Preprocessing(32, "squash", 0.875, "bilinear", (0.5,) * 3, (0.5,) * 3)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +69,7 @@ def changed(folder: Path, file: str, path: str, value: Any) -> Path:
 def test_a_strange_value_is_refused(whole: Path, file: str, path: str, value: Any, words: str) -> None:
     kept = (whole / file).read_bytes()
     try:
-        with pytest.raises(Problem) as told:
+        with pytest.raises(TaskgraftError) as told:
             read(changed(whole, file, path, value))
         assert words in str(told.value)
         assert file in str(told.value)
@@ -82,10 +83,10 @@ def test_a_strange_value_is_refused(whole: Path, file: str, path: str, value: An
 def test_names_below_each_other_are_refused(whole: Path, names: tuple[str, str]) -> None:
     tensors = {name: torch.ones(1) for name in names}
     with pytest.raises(ValueError, match="another tensor"):
-        tree.unflatten(tensors)
+        pytree.unflatten(tensors)
     try:
         save_file(tensors, whole / "memory.safetensors")
-        with pytest.raises(Problem, match=r"memory.safetensors is damaged: 'a"):
+        with pytest.raises(TaskgraftError, match=r"memory.safetensors is damaged: 'a"):
             read(whole)
     finally:
         (whole / "memory.safetensors").unlink()
@@ -95,7 +96,7 @@ def test_names_below_each_other_are_refused(whole: Path, names: tuple[str, str])
 def test_numbers_of_another_kind_are_refused(whole: Path, kind: torch.dtype) -> None:
     try:
         save_file({"a": torch.zeros(4).to(kind)}, whole / "memory.safetensors")
-        with pytest.raises(Problem, match="save the weights as float32"):
+        with pytest.raises(TaskgraftError, match="save the weights as float32"):
             read(whole)
     finally:
         (whole / "memory.safetensors").unlink()
@@ -104,16 +105,16 @@ def test_numbers_of_another_kind_are_refused(whole: Path, kind: torch.dtype) -> 
 def test_a_damaged_record_is_named(whole: Path, tmp_path: Path) -> None:
     (whole / "record.json").write_text('{"format": 1, "tasks": 7}')
     try:
-        with pytest.raises(Problem, match=r"record.json is damaged: \d+ validation errors for Record"):
+        with pytest.raises(TaskgraftError, match=r"record.json is damaged: \d+ validation errors for Record"):
             model.about(read(whole), "m", "torch")
     finally:
         (whole / "record.json").unlink()
-    with pytest.raises(Problem, match=r"nowhere\.json is damaged"):
+    with pytest.raises(TaskgraftError, match=r"nowhere\.json is damaged"):
         parsed(Record, tmp_path / "nowhere.json")
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"\x93NUMPY\x01\0", b"text"])
 def test_damaged_predictions_are_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "predictions.npz").write_bytes(content)
-    with pytest.raises(Problem, match=r"predictions.npz is damaged: \w+"):
+    with pytest.raises(TaskgraftError, match=r"predictions.npz is damaged: \w+"):
         load_predictions(tmp_path / "predictions.npz")

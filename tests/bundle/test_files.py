@@ -12,14 +12,14 @@ import timm
 import torch
 from timm.data import resolve_model_data_config
 
-from taskgraft import tree
+from taskgraft import pytree
 from taskgraft.bundle import Bundle, open_parent, read, write
-from taskgraft.classifier import grow
-from taskgraft.data import Preprocess
-from taskgraft.problem import Problem
+from taskgraft.data import Preprocessing
+from taskgraft.errors import TaskgraftError
+from taskgraft.models.classifier import grow
 from toys import NEW, OLD, parent, same
 
-WANTED = Preprocess(32, "center", 0.9, "bilinear", (0.48145466, 0.5, 0.5), (0.26862954, 0.5, 0.5))
+WANTED = Preprocessing(32, "center", 0.9, "bilinear", (0.48145466, 0.5, 0.5), (0.26862954, 0.5, 0.5))
 MEMORY = {"ewc": {"fisher": {"heads.0.weight": torch.rand(3, 4), "n": torch.tensor(3)}}}
 ARCHS = {"test_resnet": {}, "test_efficientnet": {}, "test_vit": {"img_size": 32}}
 
@@ -47,14 +47,14 @@ def images() -> torch.Tensor:
 @torch.no_grad()
 def test_a_bundle_comes_back_bit_for_bit(tmp_path: Path, arch: str) -> None:
     before, after = bundle(arch), read(written(tmp_path, arch))
-    assert same(tree.state(after.classifier), tree.state(before.classifier))
+    assert same(pytree.state(after.classifier), pytree.state(before.classifier))
     assert same(after.classifier.eval()(images()), before.classifier.eval()(images()))
     assert after.classifier.tasks == (OLD, NEW)
-    assert after.preprocess == WANTED
-    assert same(dict(tree.flatten(after.memory)), dict(tree.flatten(MEMORY)))
+    assert after.preprocessing == WANTED
+    assert same(dict(pytree.flatten(after.memory)), dict(pytree.flatten(MEMORY)))
     assert (after.cards, after.lineage, after.options) == (before.cards, before.lineage, before.options)
     assert (after.arch, after.head, after.home) == (before.arch, before.head, tmp_path)
-    assert same(tree.state(open_parent(str(tmp_path)).classifier), tree.state(after.classifier))
+    assert same(pytree.state(open_parent(str(tmp_path)).classifier), pytree.state(after.classifier))
 
 
 def test_joint_softmax_is_remembered(tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def change(folder: Path, edit: Callable[[dict[str, Any]], object]) -> Path:
 def test_a_configuration_that_contradicts_itself_is_refused(
     tmp_path: Path, edit: Callable[[dict[str, Any]], object], message: str
 ) -> None:
-    with pytest.raises(Problem, match=message):
+    with pytest.raises(TaskgraftError, match=message):
         read(change(written(tmp_path), edit))
 
 
@@ -123,7 +123,7 @@ def test_a_configuration_that_contradicts_itself_is_refused(
 def test_a_truncated_file_is_refused_by_name(tmp_path: Path, file: str, keep: int) -> None:
     path = written(tmp_path) / file
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(Problem, match=file):
+    with pytest.raises(TaskgraftError, match=file):
         read(tmp_path)
 
 
@@ -131,5 +131,5 @@ def test_a_bundle_without_memory_or_weights(tmp_path: Path) -> None:
     (written(tmp_path) / "memory.safetensors").unlink()
     assert read(tmp_path).memory == {}
     (tmp_path / "model.safetensors").unlink()
-    with pytest.raises(Problem, match=r"model\.safetensors does not exist"):
+    with pytest.raises(TaskgraftError, match=r"model\.safetensors does not exist"):
         read(tmp_path)

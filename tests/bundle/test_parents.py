@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from taskgraft.bundle import open_parent
-from taskgraft.problem import Problem
+from taskgraft.errors import TaskgraftError
 
 NAMES = ("cat", "dog", "eel")
 
@@ -44,10 +44,10 @@ def logits(model: nn.Module, size: int = 32) -> Tensor:
 @pytest.mark.parametrize(("arch", "size"), [("test_resnet", 32), ("test_efficientnet", 32), ("test_vit", 160)])
 def test_a_file_answers_as_the_network_did(tmp_path: Path, labels: Path, arch: str, size: int) -> None:
     path = saved(tmp_path / "x.pt", {"model": {f"module.{k}": v for k, v in net(arch).state_dict().items()}})
-    bundle = open_parent(path, arch=arch, labels=labels, task="pet", wanted="32 squash")
+    bundle = open_parent(path, arch=arch, labels=labels, task="pet", preprocessing="32 squash")
     torch.testing.assert_close(logits(bundle.classifier, size), logits(net(arch), size), rtol=1e-5, atol=1e-6)
     assert bundle.classifier.tasks == (("pet", NAMES),)
-    assert (bundle.arch, bundle.preprocess.size, bundle.preprocess.crop) == (arch, 32, "squash")
+    assert (bundle.arch, bundle.preprocessing.size, bundle.preprocessing.crop) == (arch, 32, "squash")
     assert any("prefix 'module.'" in line for line in bundle.found)
     assert bundle.digest
     assert bundle.memory == {}
@@ -68,37 +68,41 @@ def test_missing_counters_of_old_files_are_allowed(tmp_path: Path, labels: Path)
 
 def test_what_is_missing_is_asked_for(tmp_path: Path, labels: Path) -> None:
     path = saved(tmp_path / "x.pt", net().state_dict())
-    with pytest.raises(Problem, match=r"does not tell its architecture; give --arch NAME"):
+    with pytest.raises(TaskgraftError, match=r"does not tell its architecture; give --arch NAME"):
         open_parent(path, labels=labels)
-    with pytest.raises(Problem, match="comes without class names; give --labels FILE"):
+    with pytest.raises(TaskgraftError, match="comes without class names; give --labels FILE"):
         open_parent(path, arch="test_resnet")
-    with pytest.raises(Problem, match=r"--labels .*gone\.txt cannot be read"):
+    with pytest.raises(TaskgraftError, match=r"--labels .*gone\.txt cannot be read"):
         open_parent(path, arch="test_resnet", labels=tmp_path / "gone.txt")
-    with pytest.raises(Problem, match="'test_resnt' is no timm model; did you mean 'test_resnet'"):
+    with pytest.raises(TaskgraftError, match="'test_resnt' is no timm model; did you mean 'test_resnet'"):
         open_parent(path, arch="test_resnt", labels=labels)
 
 
 def test_labels_must_match_and_differ(tmp_path: Path) -> None:
     path, labels = saved(tmp_path / "x.pt", net().state_dict()), tmp_path / "l.txt"
     labels.write_text("cat\ndog\n")
-    with pytest.raises(Problem, match=r"classifier 'fc' has 3 rows, but there are 2 class names"):
+    with pytest.raises(TaskgraftError, match=r"classifier 'fc' has 3 rows, but there are 2 class names"):
         open_parent(path, arch="test_resnet", labels=labels)
     labels.write_text("cat\ndog\ncat\n")
-    with pytest.raises(Problem, match="'cat' stands there twice"):
+    with pytest.raises(TaskgraftError, match="'cat' stands there twice"):
         open_parent(path, arch="test_resnet", labels=labels)
 
 
 def test_another_architecture_is_refused_naming_tensors(tmp_path: Path, labels: Path) -> None:
     path = saved(tmp_path / "x.pt", net().state_dict())
-    with pytest.raises(Problem, match=r"is no test_vit: \d+ tensors differ, first cls_token \(missing in the file"):
+    with pytest.raises(
+        TaskgraftError, match=r"is no test_vit: \d+ tensors differ, first cls_token \(missing in the file"
+    ):
         open_parent(path, arch="test_vit", labels=labels)
     state = net().state_dict()
     state["extra.weight"] = torch.ones(2)
-    with pytest.raises(Problem, match=r"1 tensors differ, first extra\.weight \(2 in the file, unknown to test_resnet"):
+    with pytest.raises(
+        TaskgraftError, match=r"1 tensors differ, first extra\.weight \(2 in the file, unknown to test_resnet"
+    ):
         open_parent(saved(tmp_path / "x.pt", state), arch="test_resnet", labels=labels)
     state = net().state_dict()
     state["conv1.0.weight"] = state["conv1.0.weight"][:-1]
-    with pytest.raises(Problem, match=r"1 tensors differ, first conv1\.0\.weight \(\d+x3x3x3 in the file, "):
+    with pytest.raises(TaskgraftError, match=r"1 tensors differ, first conv1\.0\.weight \(\d+x3x3x3 in the file, "):
         open_parent(saved(tmp_path / "x.pt", state), arch="test_resnet", labels=labels)
 
 
@@ -122,8 +126,8 @@ def test_a_timm_folder(tmp_path: Path, prefix: str) -> None:
     bundle = open_parent(prefix + str(timm_folder(tmp_path / "m")), task="pet")
     assert torch.equal(logits(bundle.classifier), logits(net()))
     assert bundle.classifier.tasks == (("pet", NAMES),)
-    assert bundle.preprocess[:3] == (64, "center", 0.9)
-    assert bundle.preprocess.mean == (0.1, 0.2, 0.3)
+    assert bundle.preprocessing[:3] == (64, "center", 0.9)
+    assert bundle.preprocessing.mean == (0.1, 0.2, 0.3)
 
 
 def test_what_timm_itself_writes(tmp_path: Path) -> None:
@@ -138,28 +142,30 @@ def test_what_timm_itself_writes(tmp_path: Path) -> None:
 def test_a_timm_folder_with_labels_of_its_own(tmp_path: Path, labels: Path) -> None:
     folder = timm_folder(tmp_path / "m", label_names=None)
     assert open_parent(str(folder), labels=labels).classifier.tasks[0].classes == NAMES
-    with pytest.raises(Problem, match="comes without class names"):
+    with pytest.raises(TaskgraftError, match="comes without class names"):
         open_parent(str(folder))
 
 
 def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(Problem, match=r"holds no config\.json"):
+    with pytest.raises(TaskgraftError, match=r"holds no config\.json"):
         open_parent(str(tmp_path))
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(Problem, match=r"config\.json is damaged"):
+    with pytest.raises(TaskgraftError, match=r"config\.json is damaged"):
         open_parent(str(tmp_path))
     (tmp_path / "config.json").write_text('{"model_type": "vit"}')
-    with pytest.raises(Problem, match="names no timm architecture"):
+    with pytest.raises(TaskgraftError, match="names no timm architecture"):
         open_parent(str(tmp_path))
     (tmp_path / "config.json").write_text('{"architecture": "test_resnet"}')
-    with pytest.raises(Problem, match=r"neither model\.safetensors nor pytorch_model\.bin"):
+    with pytest.raises(TaskgraftError, match=r"neither model\.safetensors nor pytorch_model\.bin"):
         open_parent(str(tmp_path))
 
 
 def test_a_name_that_is_nothing_is_answered_with_the_nearest() -> None:
-    with pytest.raises(Problem, match=r"'test_resne' is no file, no folder and no timm model .did you mean .*test_res"):
+    with pytest.raises(
+        TaskgraftError, match=r"'test_resne' is no file, no folder and no timm model .did you mean .*test_res"
+    ):
         open_parent("test_resne")
-    with pytest.raises(Problem, match=r"gone\.pth does not exist"):
+    with pytest.raises(TaskgraftError, match=r"gone\.pth does not exist"):
         open_parent("gone.pth", arch="test_resnet")
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from taskgraft.bundle import pickles, unpickle
-from taskgraft.problem import Problem
+from taskgraft.errors import TaskgraftError
 from toys import same
 
 PLAIN = {"a.weight": torch.arange(6.0).reshape(2, 3).t(), "n": torch.tensor(3), "h": torch.ones(2).half()}
@@ -48,7 +48,7 @@ def test_the_process_that_dies_is_replaced(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(second, "poll", lambda: None)  # it dies after it was found alive
     second.send_signal(signal.SIGKILL)
     second.wait()
-    with pytest.raises(Problem, match=r"x\.pt is no sound PyTorch checkpoint: the process that opened it ended"):
+    with pytest.raises(TaskgraftError, match=r"x\.pt is no sound PyTorch checkpoint: the process that opened it ended"):
         pickles.read(path)
     assert same(pickles.read(path)[0], PLAIN)
 

@@ -10,22 +10,22 @@ import numpy as np
 import pytest
 import torch
 
-from taskgraft.bundle import Bundle, files
-from taskgraft.classifier import Classifier, grow, widen
-from taskgraft.data.preprocess import Preprocess
-from taskgraft.inference import predict
-from taskgraft.problem import Problem
+from taskgraft.bundle import Bundle, format
+from taskgraft.data.transforms import Preprocessing
+from taskgraft.errors import TaskgraftError
+from taskgraft.models.classifier import Classifier, grow, widen
+from taskgraft.models.inference import predict
 from toys import NEW, OLD, RUN, finished, parent, pictures
 
-SIZE = Preprocess(size=32, crop="squash")
+SIZE = Preprocessing(size=32, crop="squash")
 
 
 def stored(classifier: Classifier, folder: Path, arch: str = "test_resnet") -> Bundle:
     head = {"test_resnet": "fc", "test_efficientnet": "classifier"}[arch]
     bundle = Bundle(classifier.eval(), SIZE, {}, "here", "0" * 64, arch, head)
     folder.mkdir(parents=True, exist_ok=True)
-    files.write(folder, bundle, method="x", parent={})
-    return files.read(folder)
+    format.write(folder, bundle, method="x", parent={})
+    return format.read(folder)
 
 
 def answers(classifier: Classifier) -> dict[str, np.ndarray]:
@@ -93,8 +93,8 @@ def test_a_damaged_structure_is_refused(tmp_path: Path) -> None:
         ({"head": "nowhere.else"}, "is no linear layer"),
     ):
         (tmp_path / "b/config.json").write_text(json.dumps({**good, "taskgraft": {**good["taskgraft"], **change}}))
-        with pytest.raises(Problem, match=message):
-            files.read(tmp_path / "b")
+        with pytest.raises(TaskgraftError, match=message):
+            format.read(tmp_path / "b")
 
 
 @pytest.mark.parametrize(
@@ -114,8 +114,8 @@ def test_a_ladder_of_other_sizes_than_its_weights_is_refused(
     (extra,) = config["taskgraft"]["extras"]
     extra[key] = sizes
     (tmp_path / "b/config.json").write_text(json.dumps(config))
-    with pytest.raises(Problem, match=message):
-        files.read(tmp_path / "b")
+    with pytest.raises(TaskgraftError, match=message):
+        format.read(tmp_path / "b")
 
 
 def test_growing_a_grafted_child_leaves_its_answers_alone() -> None:

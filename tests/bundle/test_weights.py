@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from taskgraft.bundle import unpickle, weights
-from taskgraft.problem import Problem
+from taskgraft.errors import TaskgraftError
 from toys import same
 
 PLAIN = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.bias": torch.ones(2)}
@@ -70,14 +70,14 @@ def test_a_prefix_that_one_name_lacks_stays(tmp_path: Path) -> None:
 def test_a_large_file_pointer_is_named(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
-    with pytest.raises(Problem, match=r"is a Git LFS pointer.*git lfs pull"):
+    with pytest.raises(TaskgraftError, match=r"is a Git LFS pointer.*git lfs pull"):
         weights.load(path)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_that_are_not_finite_are_refused(tmp_path: Path, value: float) -> None:
     path = saved(tmp_path / "x.pt", {**PLAIN, "b": torch.tensor([1.0, value])})
-    with pytest.raises(Problem, match="tensor 'b' holds values that are not finite"):
+    with pytest.raises(TaskgraftError, match="tensor 'b' holds values that are not finite"):
         weights.load(path)
 
 
@@ -92,7 +92,7 @@ def test_code_in_a_file_is_named_and_not_run(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("TRAP", str(trap))
     path = tmp_path / "x.pt"
     writer({"epoch": 3, "x": Malicious()}, path)
-    with pytest.raises(Problem, match=r"opening it would run code from the file \(.*system") as caught:
+    with pytest.raises(TaskgraftError, match=r"opening it would run code from the file \(.*system") as caught:
         weights.load(path)
     assert "torch.save(model.state_dict()" in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -100,7 +100,7 @@ def test_code_in_a_file_is_named_and_not_run(tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_whole_module_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(Problem, match=r"GLOBAL torch\.nn\.modules\.linear\.Linear"):
+    with pytest.raises(TaskgraftError, match=r"GLOBAL torch\.nn\.modules\.linear\.Linear"):
         weights.load(saved(tmp_path / "x.pt", torch.nn.Linear(2, 2)))
 
 
@@ -111,7 +111,7 @@ def test_a_damaged_file_is_refused(tmp_path: Path, name: str, keep: int) -> None
     big = {name: value.repeat(40, 40) if value.dim() == 2 else value for name, value in PLAIN.items()}
     save_file(big, path) if name.endswith("safetensors") else saved(path, big)
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(Problem, match=str(path)):
+    with pytest.raises(TaskgraftError, match=str(path)):
         weights.load(path)
 
 
@@ -120,7 +120,7 @@ def test_rubbish_is_refused_whatever_it_holds(tmp_path: Path, seed: int) -> None
     generator = torch.Generator().manual_seed(seed)
     rubbish = bytes(torch.randint(0, 256, (200,), generator=generator).tolist())
     (tmp_path / "x.pt").write_bytes(rubbish if seed % 2 else pickle.dumps([1, 2], 2)[: 2 + seed % 4] + rubbish)
-    with pytest.raises(Problem, match=r"x\.pt"):
+    with pytest.raises(TaskgraftError, match=r"x\.pt"):
         weights.load(tmp_path / "x.pt")
 
 
@@ -129,10 +129,10 @@ def test_rubbish_is_refused_whatever_it_holds(tmp_path: Path, seed: int) -> None
     [([torch.ones(1)], "holds a list"), ({"epoch": 3}, "holds no tensors, only the entries epoch; save")],
 )
 def test_what_is_no_weights_is_refused(tmp_path: Path, value: Any, message: str) -> None:
-    with pytest.raises(Problem, match=message):
+    with pytest.raises(TaskgraftError, match=message):
         weights.load(saved(tmp_path / "x.pt", value))
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(Problem, match="does not exist or is no file"):
+    with pytest.raises(TaskgraftError, match="does not exist or is no file"):
         weights.load(tmp_path / "gone.pt")

@@ -11,12 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
-from taskgraft.data import cache, ledger
-from taskgraft.data.preprocess import Preprocess
-from taskgraft.problem import Problem
+from taskgraft.data import file_index, pixel_cache
+from taskgraft.data.transforms import Preprocessing
+from taskgraft.errors import TaskgraftError
 from toys import NEW, folder_of
 
-WANTED = Preprocess(16, "squash", 0.875, "bilinear")
+WANTED = Preprocessing(16, "squash", 0.875, "bilinear")
 ROW = 16 * 16 * 3
 
 
@@ -29,10 +29,10 @@ def paths(root: Path) -> list[str]:
     return sorted(path.relative_to(root).as_posix() for path in root.rglob("*.png"))
 
 
-def load(root: Path, home: Path, names: Sequence[str] = (), wanted: Preprocess = WANTED) -> cache.Pixels:
+def load(root: Path, home: Path, names: Sequence[str] = (), preprocessing: Preprocessing = WANTED) -> pixel_cache.Pixels:
     names = names or paths(root)
-    store = cache.Store(home, "it", ledger.look_up(home, root, names))
-    return cache.load(root, names, wanted, store)
+    store = pixel_cache.Store(home, "it", file_index.look_up(home, root, names))
+    return pixel_cache.load(root, names, preprocessing, store)
 
 
 def files(home: Path, pattern: str) -> list[Path]:
@@ -45,7 +45,7 @@ def test_a_second_load_decodes_nothing_and_gives_equal_pixels(tmp_path: Path, ro
     assert (first.decoded, second.decoded) == (8, 0)
     assert torch.equal(first.pixels, second.pixels)
     assert (first.digests == second.digests).all()
-    memory = cache.load(root, paths(root), WANTED)
+    memory = pixel_cache.load(root, paths(root), WANTED)
     assert torch.equal(memory.pixels, first.pixels)
     assert (memory.decoded, memory.key) == (8, None)
     assert memory.pixels.float().std() > 10  # they are pictures, not zeros
@@ -54,7 +54,7 @@ def test_a_second_load_decodes_nothing_and_gives_equal_pixels(tmp_path: Path, ro
 
 def test_progress_is_told_for_every_file(root: Path) -> None:
     told: list[tuple[int, int]] = []
-    cache.load(root, paths(root), WANTED, None, lambda done, total: told.append((done, total)))
+    pixel_cache.load(root, paths(root), WANTED, None, lambda done, total: told.append((done, total)))
     assert told == [(row + 1, 8) for row in range(8)]
 
 
@@ -79,14 +79,14 @@ def test_another_size_or_filter_is_decoded_and_another_order_is_copied(tmp_path:
     turned = load(root, home, paths(root)[::-1])
     assert turned.decoded == 0
     assert torch.equal(turned.pixels, first.pixels.flip(0))
-    assert load(root, home, wanted=WANTED._replace(size=24)).pixels.shape == (8, 24, 24, 3)
-    assert load(root, home, wanted=WANTED._replace(interpolation="nearest")).decoded == 8
+    assert load(root, home, preprocessing=WANTED._replace(size=24)).pixels.shape == (8, 24, 24, 3)
+    assert load(root, home, preprocessing=WANTED._replace(interpolation="nearest")).decoded == 8
     assert len(files(home, "*.u8")) == 4
 
 
-def test_normalisation_does_not_change_the_pixels_and_shares_them(tmp_path: Path, root: Path) -> None:
+def test_normalization_does_not_change_the_pixels_and_shares_them(tmp_path: Path, root: Path) -> None:
     load(root, tmp_path / "cache")
-    assert load(root, tmp_path / "cache", wanted=WANTED._replace(mean=(0.0,) * 3, std=(1.0,) * 3)).decoded == 0
+    assert load(root, tmp_path / "cache", preprocessing=WANTED._replace(mean=(0.0,) * 3, std=(1.0,) * 3)).decoded == 0
 
 
 def test_the_name_of_a_file_does_not_matter(tmp_path: Path, root: Path) -> None:
@@ -124,8 +124,8 @@ def test_what_cannot_be_used_has_a_reason_and_no_row(tmp_path: Path, root: Path)
     names = paths(root)
     (root / names[2]).write_bytes(b"no picture")
     (root / names[5]).write_bytes(b"")
-    whole = cache.load(root, [name for row, name in enumerate(names) if row not in (2, 5)], WANTED)
-    for found in (load(root, tmp_path / "cache"), cache.load(root, names, WANTED)):
+    whole = pixel_cache.load(root, [name for row, name in enumerate(names) if row not in (2, 5)], WANTED)
+    for found in (load(root, tmp_path / "cache"), pixel_cache.load(root, names, WANTED)):
         assert sorted(found.reasons) == [2, 5]
         assert found.reasons[2].startswith("not a picture")
         assert found.reasons[5] == "empty"
@@ -136,7 +136,7 @@ class Stopped(Exception):
     """Somebody pressed a key."""
 
 
-def stopped_at(row: int) -> cache.Progress:
+def stopped_at(row: int) -> pixel_cache.Progress:
     def tell(done: int, total: int) -> None:
         if done == row:
             raise Stopped
@@ -148,12 +148,14 @@ def stopped_at(row: int) -> cache.Progress:
 def test_whoever_was_stopped_goes_on_after_the_last_whole_shard(
     tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch, changed: bool
 ) -> None:
-    monkeypatch.setattr(cache, "SHARD", 3 * ROW)
-    monkeypatch.setattr(ledger, "SETTLED", 0.0)  # the files are only just written
+    monkeypatch.setattr(pixel_cache, "SHARD", 3 * ROW)
+    monkeypatch.setattr(file_index, "SETTLED", 0.0)  # the files are only just written
     home, names = tmp_path / "cache", paths(root)
     (root / names[1]).write_bytes(b"no picture")
     with pytest.raises(Stopped):
-        cache.load(root, names, WANTED, cache.Store(home, "it", ledger.look_up(home, root, names)), stopped_at(8))
+        pixel_cache.load(
+            root, names, WANTED, pixel_cache.Store(home, "it", file_index.look_up(home, root, names)), stopped_at(8)
+        )
     for name in ("pixels", "digests"):  # half of the next shard
         with files(home, f"it.begun/{name}")[0].open("ab") as file:
             file.write(b"half")
@@ -161,7 +163,7 @@ def test_whoever_was_stopped_goes_on_after_the_last_whole_shard(
         Image.new("RGB", (20, 20), "red").save(root / names[0])
     found = load(root, home, names)
     assert found.decoded == (4 if changed else 2)  # of two whole shards, five pictures are there
-    assert torch.equal(found.pixels, cache.load(root, names, WANTED).pixels)
+    assert torch.equal(found.pixels, pixel_cache.load(root, names, WANTED).pixels)
     assert list(found.reasons) == [1]
     assert len(files(home, "*")) == 2
 
@@ -169,27 +171,29 @@ def test_whoever_was_stopped_goes_on_after_the_last_whole_shard(
 def test_an_unfinished_file_that_is_damaged_is_begun_again(
     tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cache, "SHARD", 3 * ROW)
-    monkeypatch.setattr(ledger, "SETTLED", 0.0)
+    monkeypatch.setattr(pixel_cache, "SHARD", 3 * ROW)
+    monkeypatch.setattr(file_index, "SETTLED", 0.0)
     home, names = tmp_path / "cache", paths(root)
     with pytest.raises(Stopped):
-        cache.load(root, names, WANTED, cache.Store(home, "it", ledger.look_up(home, root, names)), stopped_at(8))
+        pixel_cache.load(
+            root, names, WANTED, pixel_cache.Store(home, "it", file_index.look_up(home, root, names)), stopped_at(8)
+        )
     os.truncate(files(home, "it.begun/pixels")[0], 5 * ROW)
     found = load(root, home, names)
     assert found.decoded == 8
-    assert torch.equal(found.pixels, cache.load(root, names, WANTED).pixels)
+    assert torch.equal(found.pixels, pixel_cache.load(root, names, WANTED).pixels)
 
 
 def test_writing_into_loaded_pixels_leaves_the_cache_alone(tmp_path: Path, root: Path) -> None:
     first = load(root, tmp_path / "cache")
-    wanted = first.pixels.clone()
+    expected = first.pixels.clone()
     first.pixels.zero_()
-    assert torch.equal(load(root, tmp_path / "cache").pixels, wanted)
+    assert torch.equal(load(root, tmp_path / "cache").pixels, expected)
 
 
 def test_a_cache_that_cannot_be_written_is_a_line(tmp_path: Path, root: Path) -> None:
     (tmp_path / "cache").write_text("a file")
-    with pytest.raises(Problem, match=r"cannot be written: .*choose another --cache FOLDER"):
+    with pytest.raises(TaskgraftError, match=r"cannot be written: .*choose another --cache FOLDER"):
         load(root, tmp_path / "cache")
 
 
@@ -197,6 +201,6 @@ def test_pillows_warnings_do_not_leak(tmp_path: Path) -> None:
     Image.new("1", (10_000, 10_000)).save(tmp_path / "x.png")
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        found = cache.load(tmp_path, ["x.png"], WANTED)
+        found = pixel_cache.load(tmp_path, ["x.png"], WANTED)
     assert told == []
     assert found.reasons == {0: "10000x10000 is more than 89478485 pixels"}

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from taskgraft.data import Preprocess, curate, open_images
-from taskgraft.data.formats import Listing, list_images
-from taskgraft.problem import Problem
+from taskgraft.data import Preprocessing, curate, open_images
+from taskgraft.data.layouts import Listing, list_images
+from taskgraft.errors import TaskgraftError
 
 SIZES = {"ford_focus_2001": 3, "ford_focus_2002": 2, "ford_ka_1999": 1, "vw_golf_1990": 4, "van": 2}
 
@@ -72,7 +72,7 @@ def test_only_training_pictures_count_where_there_is_a_split(root: Path) -> None
     ],
 )
 def test_a_bad_pattern_is_refused(root: Path, pattern: str | None, least: int, message: str) -> None:
-    with pytest.raises(Problem, match=message):
+    with pytest.raises(TaskgraftError, match=message):
         curate.group(listing(root), "make", pattern, least)
 
 
@@ -88,7 +88,7 @@ def test_the_table_can_be_used_as_data_and_no_picture_is_touched(root: Path, whe
     again = list_images(path, "make")
     assert [dict(entry.labels) for entry in again.entries] == [dict(entry.labels) for entry in found.entries]
     assert not again.skipped
-    opened = open_images(path, "make", Preprocess(8, "squash"), seed=0)
+    opened = open_images(path, "make", Preprocessing(8, "squash"), seed=0)
     assert opened.tasks[0].classes == ("ford", "vw")
 
 
@@ -104,6 +104,6 @@ def test_splits_survive_the_table(root: Path) -> None:
 def test_a_table_that_could_not_name_the_pictures_is_refused(root: Path) -> None:
     entries = listing(root).entries
     for path in (root / "van" / "t.csv", root.parent / "elsewhere" / "t.csv"):
-        with pytest.raises(Problem, match=r"give a place in .* or above it"):
+        with pytest.raises(TaskgraftError, match=r"give a place in .* or above it"):
             curate.write_manifest(path, root, entries, "make")
         assert not path.exists()

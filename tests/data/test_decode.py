@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from taskgraft.data import decode
-from taskgraft.data.preprocess import Preprocess
+from taskgraft.data.transforms import Preprocessing
 
-AS_IS = Preprocess(16, "squash", 0.875, "nearest")
+AS_IS = Preprocessing(16, "squash", 0.875, "nearest")
 Array = NDArray[np.uint8]
 
 
@@ -32,11 +32,11 @@ def saved(path: Path, image: Image.Image, **options: object) -> Path:
     return path
 
 
-def pixels(path: Path, wanted: Preprocess = AS_IS) -> Array:
-    found = decode.decode(path, wanted)
+def pixels(path: Path, expected: Preprocessing = AS_IS) -> Array:
+    found = decode.decode(path, expected)
     assert found.reason is None
     assert found.pixels is not None
-    assert (found.pixels.shape, found.pixels.dtype) == ((wanted.size, wanted.size, 3), np.uint8)
+    assert (found.pixels.shape, found.pixels.dtype) == ((expected.size, expected.size, 3), np.uint8)
     return found.pixels
 
 
@@ -116,8 +116,8 @@ def test_cmyk_is_converted(tmp_path: Path) -> None:
 
 
 def test_sixteen_bits_are_scaled_and_not_clipped(tmp_path: Path) -> None:
-    ramp = np.linspace(0, 65535, 256).round().astype(np.uint16).reshape(16, 16)
-    image = Image.fromarray(ramp)
+    warmup_steps = np.linspace(0, 65535, 256).round().astype(np.uint16).reshape(16, 16)
+    image = Image.fromarray(warmup_steps)
     assert image.mode == "I;16"
     found = pixels(saved(tmp_path / "x.png", image))
     np.testing.assert_array_equal(found[..., 0], np.arange(256).reshape(16, 16))
@@ -143,13 +143,13 @@ def test_a_palette_with_transparency(tmp_path: Path, transparency: int | bytes) 
     assert found.tolist() == [[255, 0, 0], [255, 255, 255], [0, 0, 255], [0, 0, 255]]
 
 
-def test_one_bit_and_grey(tmp_path: Path) -> None:
+def test_one_bit_and_gray(tmp_path: Path) -> None:
     chequer = (np.indices((16, 16)).sum(0) % 2 * 255).astype(np.uint8)
-    wanted = np.repeat(chequer[..., None], 3, axis=2)
-    np.testing.assert_array_equal(pixels(saved(tmp_path / "1.png", Image.fromarray(chequer).convert("1"))), wanted)
-    np.testing.assert_array_equal(pixels(saved(tmp_path / "l.png", Image.fromarray(chequer))), wanted)
+    expected = np.repeat(chequer[..., None], 3, axis=2)
+    np.testing.assert_array_equal(pixels(saved(tmp_path / "1.png", Image.fromarray(chequer).convert("1"))), expected)
+    np.testing.assert_array_equal(pixels(saved(tmp_path / "l.png", Image.fromarray(chequer))), expected)
     two = np.stack([chequer, np.full_like(chequer, 255)], axis=2)
-    np.testing.assert_array_equal(pixels(saved(tmp_path / "la.png", Image.fromarray(two))), wanted)
+    np.testing.assert_array_equal(pixels(saved(tmp_path / "la.png", Image.fromarray(two))), expected)
 
 
 # how a camera that was held so stores an upright picture, by EXIF orientation
@@ -174,7 +174,7 @@ def test_all_orientations_give_the_same_picture(tmp_path: Path, orientation: int
 
 
 def test_the_first_frame_of_an_animation(tmp_path: Path) -> None:
-    frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "lime", "blue")]
+    frames = [Image.new("RGB", (16, 16), color) for color in ("red", "lime", "blue")]
     path = saved(tmp_path / "x.gif", frames[0], save_all=True, append_images=frames[1:])
     with Image.open(path) as image:
         assert getattr(image, "n_frames", 1) == 3
@@ -230,10 +230,10 @@ def photograph(side: int, orientation: int = 1) -> bytes:
 def test_a_large_jpeg_is_decoded_at_a_reduced_scale_and_looks_the_same(
     monkeypatch: pytest.MonkeyPatch, crop: str, orientation: int
 ) -> None:
-    wanted, blob = Preprocess(48, crop, 0.875, "bilinear"), photograph(1000, orientation)
-    reduced = decode.decode_bytes(blob, wanted)
+    expected, blob = Preprocessing(48, crop, 0.875, "bilinear"), photograph(1000, orientation)
+    reduced = decode.decode_bytes(blob, expected)
     monkeypatch.setattr(decode, "SPARE", 10**6)
-    full = decode.decode_bytes(blob, wanted)
+    full = decode.decode_bytes(blob, expected)
     assert reduced.pixels is not None
     assert full.pixels is not None
     assert (reduced.width, reduced.height) == (1000, 1000)
@@ -243,10 +243,10 @@ def test_a_large_jpeg_is_decoded_at_a_reduced_scale_and_looks_the_same(
 
 
 def test_a_jpeg_that_is_not_far_larger_than_wanted_is_decoded_in_full(monkeypatch: pytest.MonkeyPatch) -> None:
-    wanted, blob = Preprocess(48, "squash", 0.875, "bilinear"), photograph(300)  # half of it is less than 4 x 48
-    found = decode.decode_bytes(blob, wanted).pixels
+    expected, blob = Preprocessing(48, "squash", 0.875, "bilinear"), photograph(300)  # half of it is less than 4 x 48
+    found = decode.decode_bytes(blob, expected).pixels
     monkeypatch.setattr(decode, "SPARE", 10**6)
-    np.testing.assert_array_equal(found, decode.decode_bytes(blob, wanted).pixels)
+    np.testing.assert_array_equal(found, decode.decode_bytes(blob, expected).pixels)
 
 
 def test_a_truncated_large_jpeg_is_refused_at_any_scale(tmp_path: Path) -> None:
@@ -259,6 +259,6 @@ def test_what_would_be_blown_up_is_refused() -> None:
     """A model's own preprocessing may ask for more pixels than any picture has."""
     file = io.BytesIO()
     Image.new("RGB", (4, 400)).save(file, "PNG")
-    found = decode.decode_bytes(file.getvalue(), Preprocess(4096, "center", 1.0, "bilinear"))
+    found = decode.decode_bytes(file.getvalue(), Preprocessing(4096, "center", 1.0, "bilinear"))
     assert found.pixels is None
     assert found.reason == "4x400 would be brought to 4096x409600: more than 89478485 pixels"

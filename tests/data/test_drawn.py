@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from taskgraft.data.drawn import MAKES, PAINTS, draw_car, write_cars
+from taskgraft.demo.cars import MAKES, PAINTS, draw_car, write_cars
 
 CAMERAS = ("street", "factory")
 
@@ -38,8 +38,8 @@ def test_there_are_enough_classes():
 def test_all_makes_and_paints_differ_in_the_same_scene(camera):
     for seed in range(3):
         shapes = [draw_car(make, "red", seed, camera=camera).astype(int) for make in MAKES]
-        colours = [draw_car("van", paint, seed, camera=camera).astype(int) for paint in PAINTS]
-        pairs = [*itertools.combinations(shapes, 2), *itertools.combinations(colours, 2)]
+        colors = [draw_car("van", paint, seed, camera=camera).astype(int) for paint in PAINTS]
+        pairs = [*itertools.combinations(shapes, 2), *itertools.combinations(colors, 2)]
         for one, other in pairs:
             changed = np.abs(one - other).max(-1) > 24  # beyond what an edge's rounding could be
             assert 0.01 < changed.mean() < 0.7

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from taskgraft.data.formats import list_images
-from taskgraft.problem import Problem
+from taskgraft.data.layouts import list_images
+from taskgraft.errors import TaskgraftError
 from toys import NEW, folder_of
 
 
@@ -52,34 +52,34 @@ def test_split_folders_go_by_their_names(tmp_path: Path, folder: str, split: str
 
 def test_splits_beside_classes_are_refused(tmp_path: Path) -> None:
     put(tmp_path, "train/cat/1.png", "dog/1.png")
-    with pytest.raises(Problem, match=r"both split folders \(train\) and others \(dog\)"):
+    with pytest.raises(TaskgraftError, match=r"both split folders \(train\) and others \(dog\)"):
         list_images(tmp_path, "label")
 
 
 def test_a_folder_in_a_class_folder_is_refused(tmp_path: Path) -> None:
     put(tmp_path, "cat/old/1.png", "dog/1.png")
-    with pytest.raises(Problem, match="cat/old is a folder inside the class folder 'cat'"):
+    with pytest.raises(TaskgraftError, match="cat/old is a folder inside the class folder 'cat'"):
         list_images(tmp_path, "label")
 
 
 def test_an_empty_class_is_refused(tmp_path: Path) -> None:
     put(tmp_path, "train/cat/1.png").joinpath("train/dog").mkdir()
-    with pytest.raises(Problem, match="class folder 'train/dog' holds no picture"):
+    with pytest.raises(TaskgraftError, match="class folder 'train/dog' holds no picture"):
         list_images(tmp_path, "label")
 
 
 def test_a_class_of_hidden_files_is_empty(tmp_path: Path) -> None:
     put(tmp_path, "cat/1.png", "dog/.keep")
-    with pytest.raises(Problem, match="'dog' holds no picture"):
+    with pytest.raises(TaskgraftError, match="'dog' holds no picture"):
         list_images(tmp_path, "label")
 
 
 def test_nothing_at_all_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(Problem, match="holds no class folder"):
+    with pytest.raises(TaskgraftError, match="holds no class folder"):
         list_images(tmp_path, "label")
-    with pytest.raises(Problem, match="does not exist"):
+    with pytest.raises(TaskgraftError, match="does not exist"):
         list_images(tmp_path / "gone", "label")
-    with pytest.raises(Problem, match="is a file but no table"):
+    with pytest.raises(TaskgraftError, match="is a file but no table"):
         list_images(put(tmp_path, "notes.txt") / "notes.txt", "label")
 
 
@@ -121,7 +121,7 @@ def test_a_circle_of_links_ends(tmp_path: Path) -> None:
     (tmp_path / "cat" / "self.png").symlink_to(tmp_path / "cat" / "self.png")
     assert list_images(tmp_path, "label").entries[0].path == "cat/1.png"
     (tmp_path / "cat" / "up").symlink_to(tmp_path)
-    with pytest.raises(Problem, match="cat/up is a folder inside"):
+    with pytest.raises(TaskgraftError, match="cat/up is a folder inside"):
         list_images(tmp_path, "label")
 
 
@@ -148,7 +148,7 @@ def test_several_columns_with_blanks(tmp_path: Path) -> None:
         ("a.png", "train", {"make": "van"}),
         ("deep/c.png", None, {"make": "van"}),
     ]
-    with pytest.raises(Problem, match="give --task NAME, one of make, paint"):
+    with pytest.raises(TaskgraftError, match="give --task NAME, one of make, paint"):
         list_images(path, "size")
 
 
@@ -178,7 +178,7 @@ def test_a_tab_separated_table_and_a_folder_with_metadata(tmp_path: Path) -> Non
 )
 def test_a_table_that_cannot_be_meant_is_refused_with_its_line(tmp_path: Path, text: str | bytes, message: str) -> None:
     path = table(tmp_path, text)
-    with pytest.raises(Problem, match=message) as caught:
+    with pytest.raises(TaskgraftError, match=message) as caught:
         list_images(path, "label")
     assert str(path) in str(caught.value)
 

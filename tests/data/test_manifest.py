@@ -12,22 +12,22 @@ import torch
 from PIL import Image
 
 from openings import Openings
-from taskgraft.data import DataSet, Preprocess, ledger, open_images
-from taskgraft.data.sets import counts, write_lists
-from taskgraft.problem import Problem
+from taskgraft.data import Dataset, Preprocessing, file_index, open_images
+from taskgraft.data.splits import counts, write_lists
+from taskgraft.errors import TaskgraftError
 from taskgraft.types import Task
 from toys import NEW, OLD, folder_of
 
-WANTED = Preprocess(16, "squash", 0.875, "bilinear")
+WANTED = Preprocessing(16, "squash", 0.875, "bilinear")
 
 
 @pytest.fixture(autouse=True)
 def _settled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Files of a test are only just written; elsewhere they are not relied on for some seconds."""
-    monkeypatch.setattr(ledger, "SETTLED", 0.0)
+    monkeypatch.setattr(file_index, "SETTLED", 0.0)
 
 
-def opened(data: Path, task: str = NEW.name, **options: Any) -> DataSet:
+def opened(data: Path, task: str = NEW.name, **options: Any) -> Dataset:
     return open_images(data, task, WANTED, **{"seed": 0, **options})
 
 
@@ -102,7 +102,7 @@ def test_an_unknown_class_in_val_is_refused_with_the_nearest(tmp_path: Path) -> 
     root = split(tmp_path)
     (root / "val" / "green").rename(root / "val" / "gren")
     with pytest.raises(
-        Problem, match="val has the class 'gren', which the training pictures lack; did you mean 'green'"
+        TaskgraftError, match="val has the class 'gren', which the training pictures lack; did you mean 'green'"
     ):
         opened(root)
 
@@ -114,7 +114,7 @@ def test_given_classes_fix_numbers_and_names(tmp_path: Path) -> None:
     assert found.val is not None
     assert found.tasks[0].classes == ("thin", "round", "square", "flat")
     assert sorted(found.val.labels["shape"].tolist()) == [0, 0, 1, 1, 2, 2]
-    with pytest.raises(Problem, match="val has the class 'thin', which the model lacks; did you mean 'thing'"):
+    with pytest.raises(TaskgraftError, match="val has the class 'thin', which the model lacks; did you mean 'thing'"):
         opened(tmp_path, "shape", classes=("thing", "round", "square"), whole="val")
 
 
@@ -128,11 +128,11 @@ def test_whole_takes_the_split_of_that_name_alone(tmp_path: Path) -> None:
 def test_one_class_is_refused(tmp_path: Path) -> None:
     for value in range(6):
         flat(tmp_path / "cat" / f"{value}.png", value)
-    with pytest.raises(Problem, match=r"1 class \(cat\), and a classifier needs two; add"):
+    with pytest.raises(TaskgraftError, match=r"1 class \(cat\), and a classifier needs two; add"):
         opened(tmp_path)
 
 
-def alike(one: DataSet, two: DataSet) -> bool:
+def alike(one: Dataset, two: Dataset) -> bool:
     """Whether two sets are equal but for the work that they took."""
     for name in ("train", "val", "test"):
         left, right = getattr(one, name), getattr(two, name)
@@ -197,7 +197,7 @@ def test_a_change_is_seen_and_costs_one_file(tmp_path: Path, keep_time: bool, op
 def test_what_was_written_a_moment_ago_is_read_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, openings: Openings
 ) -> None:
-    monkeypatch.setattr(ledger, "SETTLED", 3600.0)
+    monkeypatch.setattr(file_index, "SETTLED", 3600.0)
     root, home = split(tmp_path / "data"), tmp_path / "cache"
     opened(root, cache_folder=home)
     with openings(root) as read:
@@ -208,7 +208,7 @@ def test_what_was_written_a_moment_ago_is_read_again(
 def test_where_the_system_tells_no_time_of_change_everything_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, openings: Openings
 ) -> None:
-    monkeypatch.setattr(ledger, "TELLS", False)
+    monkeypatch.setattr(file_index, "TELLS", False)
     root = split(tmp_path / "data")
     for _ in range(2):
         with openings(root) as read:
@@ -221,7 +221,7 @@ def test_a_folder_that_was_moved_with_its_pictures_is_seen(tmp_path: Path) -> No
         flat(tmp_path / "data" / name, 30 * number)
     opened(tmp_path / "data", cache_folder=tmp_path / "cache")
     (tmp_path / "data" / "b").rename(tmp_path / "data" / "a" / "b")  # no file has changed, nor has their order
-    with pytest.raises(Problem, match="a/b is a folder inside the class folder 'a'"):
+    with pytest.raises(TaskgraftError, match="a/b is a folder inside the class folder 'a'"):
         opened(tmp_path / "data", cache_folder=tmp_path / "cache")
 
 
@@ -281,7 +281,7 @@ def test_a_few_unreadable_pictures_are_excluded_with_reasons_and_many_stop(tmp_p
     assert found.val is not None
     assert sorted(rows[1:]) == sorted((name, name.split("/")[0]) for name in [*found.train.names, *found.val.names])
     broken[2].write_text("no picture")
-    with pytest.raises(Problem, match=r"3 of 40 pictures cannot be used, first 'train/red/.*\(not a picture"):
+    with pytest.raises(TaskgraftError, match=r"3 of 40 pictures cannot be used, first 'train/red/.*\(not a picture"):
         opened(root)
 
 
@@ -302,11 +302,11 @@ def test_the_fingerprint_is_of_contents_labels_and_splits(tmp_path: Path) -> Non
     assert opened(split(tmp_path / "two")).fingerprint == before  # the place does not matter
     picture = next((root / "train" / "red").iterdir())
     moved = picture.rename(root / "train" / "green" / "moved.png")
-    relabelled = opened(root).fingerprint
+    relabeled = opened(root).fingerprint
     moved.rename(root / "val" / "red" / "moved.png")
     elsewhere = opened(root).fingerprint
     flat(root / "val" / "red" / "moved.png", 3)
-    assert len({before, relabelled, elsewhere, opened(root).fingerprint}) == 4
+    assert len({before, relabeled, elsewhere, opened(root).fingerprint}) == 4
 
 
 def test_a_table_with_two_tasks_labels_both(tmp_path: Path) -> None:

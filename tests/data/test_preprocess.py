@@ -8,47 +8,51 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from taskgraft.data.preprocess import CROPS, FILTERS, NORMS, Preprocess, from_timm, parse, resize, to_timm
-from taskgraft.problem import Problem
+from taskgraft.data.transforms import CROPS, FILTERS, NORMS, Preprocessing, from_timm, parse, resize, to_timm
+from taskgraft.errors import TaskgraftError
 
 FLOATS = st.floats(0.01, 1.0, exclude_max=False).map(lambda value: round(value, 8))
 TRIPLES = st.tuples(FLOATS, FLOATS, FLOATS)
 
 
 @st.composite
-def preprocessings(draw: st.DrawFn) -> Preprocess:
+def preprocessings(draw: st.DrawFn) -> Preprocessing:
     crop = draw(st.sampled_from(CROPS))
     norm = draw(st.one_of(st.sampled_from(list(NORMS.values())), st.tuples(TRIPLES, TRIPLES)))
-    return Preprocess(
+    return Preprocessing(
         draw(st.integers(8, 4096)),
         crop,
-        draw(FLOATS) if crop == "center" else Preprocess().crop_pct,
+        draw(FLOATS) if crop == "center" else Preprocessing().crop_pct,
         draw(st.sampled_from(list(FILTERS))),
         *norm,
     )
 
 
-@given(wanted=preprocessings(), start=preprocessings())
+@given(preprocessing=preprocessings(), start=preprocessings())
 @settings(deadline=None, max_examples=200)
-def test_the_line_says_everything(wanted: Preprocess, start: Preprocess) -> None:
-    read = parse(wanted.show(), start)
-    assert read == wanted if wanted.crop == "center" else read._replace(crop_pct=wanted.crop_pct) == wanted
-    assert parse(read.show(), Preprocess()).show() == wanted.show()
+def test_the_line_says_everything(preprocessing: Preprocessing, start: Preprocessing) -> None:
+    read = parse(preprocessing.show(), start)
+    assert (
+        read == preprocessing
+        if preprocessing.crop == "center"
+        else read._replace(crop_pct=preprocessing.crop_pct) == preprocessing
+    )
+    assert parse(read.show(), Preprocessing()).show() == preprocessing.show()
 
 
-def test_the_line_of_an_unusual_normalisation_is_exact() -> None:
-    clip = Preprocess(mean=(0.48145466, 0.4578275, 0.40821073), std=(0.26862954, 0.26130258, 0.27577711))
-    assert parse(clip.show(), Preprocess()) == clip
+def test_the_line_of_an_unusual_normalization_is_exact() -> None:
+    clip = Preprocessing(mean=(0.48145466, 0.4578275, 0.40821073), std=(0.26862954, 0.26130258, 0.27577711))
+    assert parse(clip.show(), Preprocessing()) == clip
 
 
 def test_what_a_line_leaves_out_stays() -> None:
-    start = Preprocess(96, "center", 0.9, "lanczos", *NORMS["half"])
+    start = Preprocessing(96, "center", 0.9, "lanczos", *NORMS["half"])
     assert parse("", start) == start
     assert parse("squash", start) == start._replace(crop="squash")
     assert parse("center", start) == start
-    assert parse("64 center:0.5 none", start) == Preprocess(64, "center", 0.5, "lanczos", *NORMS["none"])
+    assert parse("64 center:0.5 none", start) == Preprocessing(64, "center", 0.5, "lanczos", *NORMS["none"])
     assert parse("std=1,2,3", start).std == (1.0, 2.0, 3.0)
-    assert Preprocess(96, "squash", 0.875, "bilinear").show() == "96 squash bilinear imagenet"
+    assert Preprocessing(96, "squash", 0.875, "bilinear").show() == "96 squash bilinear imagenet"
 
 
 @pytest.mark.parametrize(
@@ -78,22 +82,22 @@ def test_what_a_line_leaves_out_stays() -> None:
     ],
 )
 def test_a_wrong_word_is_answered_with_the_right_ones(line: str, message: str) -> None:
-    with pytest.raises(Problem, match=message):
-        parse(line, Preprocess())
+    with pytest.raises(TaskgraftError, match=message):
+        parse(line, Preprocessing())
 
 
-@given(wanted=preprocessings())
+@given(preprocessing=preprocessings())
 @settings(deadline=None, max_examples=100)
-def test_timms_keys_round_trip(wanted: Preprocess) -> None:
-    again = from_timm(to_timm(wanted))
-    assert again.show() == wanted.show()
-    assert (again.mean, again.std) == (wanted.mean, wanted.std)
+def test_timms_keys_round_trip(preprocessing: Preprocessing) -> None:
+    again = from_timm(to_timm(preprocessing))
+    assert again.show() == preprocessing.show()
+    assert (again.mean, again.std) == (preprocessing.mean, preprocessing.std)
 
 
 def test_timms_defaults_stand_in() -> None:
-    assert from_timm({}) == Preprocess()
+    assert from_timm({}) == Preprocessing()
     told = {"input_size": (3, 96, 96), "interpolation": "random", "crop_mode": "odd", "crop_pct": None}
-    assert from_timm(told) == Preprocess(96)
+    assert from_timm(told) == Preprocessing(96)
 
 
 @pytest.mark.parametrize(
@@ -103,11 +107,11 @@ def test_timms_defaults_stand_in() -> None:
 def test_timms_own_transform_does_the_same(line: str, shape: tuple[int, int]) -> None:
     from timm.data import create_transform, resolve_data_config
 
-    wanted = parse(line, Preprocess())
+    preprocessing = parse(line, Preprocessing())
     picture = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
-    config = resolve_data_config(pretrained_cfg=to_timm(wanted))
+    config = resolve_data_config(pretrained_cfg=to_timm(preprocessing))
     theirs = create_transform(**{**config, "normalize": False})
-    mine = np.asarray(resize(Image.fromarray(picture), wanted)).astype(int)
+    mine = np.asarray(resize(Image.fromarray(picture), preprocessing)).astype(int)
     other = np.asarray(theirs(Image.fromarray(picture)))  # pyright: ignore
     assert other.shape == (3, 32, 32)
     assert np.abs(mine.transpose(2, 0, 1) - other.astype(int)).max() <= 1
@@ -122,20 +126,20 @@ def bands(width: int, height: int) -> Image.Image:
 
 
 def test_squash_shows_everything() -> None:
-    found = np.asarray(resize(bands(60, 30), Preprocess(24, "squash", 0.875, "nearest")))
+    found = np.asarray(resize(bands(60, 30), Preprocessing(24, "squash", 0.875, "nearest")))
     assert [found[12, x].argmax() for x in (2, 12, 21)] == [0, 1, 2]
     assert found.shape == (24, 24, 3)
     assert (found.max(2) == 255).all()
 
 
 def test_center_cuts_the_middle() -> None:
-    found = np.asarray(resize(bands(90, 30), Preprocess(24, "center", 1.0, "nearest")))
+    found = np.asarray(resize(bands(90, 30), Preprocessing(24, "center", 1.0, "nearest")))
     assert found.shape == (24, 24, 3)
     assert (found.argmax(2) == 1).all()
 
 
 def test_border_pads_with_black() -> None:
-    found = np.asarray(resize(bands(60, 30), Preprocess(24, "border", 0.875, "nearest")))
+    found = np.asarray(resize(bands(60, 30), Preprocessing(24, "border", 0.875, "nearest")))
     assert found.shape == (24, 24, 3)
     assert not found[:6].any()
     assert not found[18:].any()
@@ -145,4 +149,4 @@ def test_border_pads_with_black() -> None:
 @pytest.mark.parametrize("crop", CROPS)
 @pytest.mark.parametrize("shape", [(4, 400), (400, 4), (7, 5), (500, 499)])
 def test_any_shape_becomes_the_size(crop: str, shape: tuple[int, int]) -> None:
-    assert resize(Image.new("RGB", shape), Preprocess(17, crop)).size == (17, 17)
+    assert resize(Image.new("RGB", shape), Preprocessing(17, crop)).size == (17, 17)

@@ -7,19 +7,19 @@ from typing import Any
 
 import pytest
 
-from taskgraft.data import Preprocess
-from taskgraft.data.sources import Inputs, gather, owner_of
-from taskgraft.problem import Problem
-from taskgraft.types import Task, Watch
+from taskgraft.data import Preprocessing
+from taskgraft.data.task_images import TaskData, gather, owner_of
+from taskgraft.errors import TaskgraftError
+from taskgraft.types import Callbacks, Task
 from toys import NEW, OLD, folder_of
 
-WANTED = Preprocess(16, "squash", 0.875, "bilinear")
+WANTED = Preprocessing(16, "squash", 0.875, "bilinear")
 SIZE = Task("size", ("big", "round", "small"))
 TASKS = (OLD, SIZE)
 
 
-def gathered(data: Path, **options: Any) -> Inputs:
-    given: dict[str, Any] = {"old": None, "old_val": (), "seed": 0, "cache": None, "watch": Watch()}
+def gathered(data: Path, **options: Any) -> TaskData:
+    given: dict[str, Any] = {"old": None, "old_val": (), "seed": 0, "cache": None, "watch": Callbacks()}
     return gather(data, NEW.name, TASKS, WANTED, **{**given, **options})
 
 
@@ -63,13 +63,13 @@ def test_two_old_validation_folders_are_joined(folders: tuple[Path, Path, Path])
 
 
 def test_classes_of_no_old_task_are_refused(folders: tuple[Path, Path, Path], tmp_path: Path) -> None:
-    with pytest.raises(Problem, match="its classes belong to none of the old tasks shape, size"):
+    with pytest.raises(TaskgraftError, match="its classes belong to none of the old tasks shape, size"):
         owner_of(folders[0], TASKS)
-    with pytest.raises(Problem, match="does not exist"):
+    with pytest.raises(TaskgraftError, match="does not exist"):
         owner_of(tmp_path / "gone", TASKS)
 
 
 def test_training_and_validation_pictures_are_both_needed(tmp_path: Path) -> None:
     folder_of(tmp_path / "val", NEW, 8, 1, size=16)
-    with pytest.raises(Problem):
+    with pytest.raises(TaskgraftError):
         gathered(tmp_path)

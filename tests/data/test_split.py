@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from taskgraft.data.split import by_content
-from taskgraft.problem import Problem
+from taskgraft.data.splitting import by_content
+from taskgraft.errors import TaskgraftError
 
 ROWS = st.lists(st.tuples(st.integers(0, 30).map(str), st.sampled_from("abc")), min_size=1, max_size=60)
 
@@ -22,7 +22,7 @@ def test_duplicates_never_straddle_and_order_does_not_matter(
     contents = {label: {digest for digest, other in rows if other == label} for _, label in rows}
     digests, labels = [row[0] for row in rows], [row[1] for row in rows]
     if min(map(len, contents.values())) < 2:
-        with pytest.raises(Problem, match="has one picture"):
+        with pytest.raises(TaskgraftError, match="has one picture"):
             by_content(digests, labels, share, seed)
         return
     parts = by_content(digests, labels, share, seed)
@@ -57,7 +57,7 @@ def test_more_pictures_do_not_reshuffle_the_others() -> None:
 
 
 def test_two_copies_of_one_picture_are_one_picture() -> None:
-    with pytest.raises(Problem, match="class 'b' has one picture"):
+    with pytest.raises(TaskgraftError, match="class 'b' has one picture"):
         by_content(["1", "2", "3", "3"], ["a", "a", "b", "b"], 0.2, 0)
 
 

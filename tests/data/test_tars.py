@@ -13,19 +13,19 @@ import pytest
 import torch
 
 from openings import Openings
-from taskgraft.data import Preprocess, decode, ledger, open_images, stream, tars
-from taskgraft.data.formats import list_images
-from taskgraft.problem import Problem
+from taskgraft.data import Preprocessing, decode, file_index, open_images, streaming, tar_shards
+from taskgraft.data.layouts import list_images
+from taskgraft.errors import TaskgraftError
 from toys import NEW, OLD, folder_of
 
-WANTED = Preprocess(16, "squash", 0.875, "bilinear")
+WANTED = Preprocessing(16, "squash", 0.875, "bilinear")
 Members = Iterable[tuple[str | tarfile.TarInfo, bytes]]
 
 
 @pytest.fixture(autouse=True)
 def _settled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Files of a test are only just written; elsewhere they are not relied on for some seconds."""
-    monkeypatch.setattr(ledger, "SETTLED", 0.0)
+    monkeypatch.setattr(file_index, "SETTLED", 0.0)
 
 
 def packed(path: Path, members: Members, kind: int = tarfile.PAX_FORMAT) -> Path:
@@ -141,7 +141,7 @@ def test_what_a_label_may_be(tmp_path: Path) -> None:
         ([("b.png", b"x"), ("b.cls", b"1" * 2**20 + b"1")], "its label is larger"),
     ],
 )
-def test_what_cannot_be_labelled_is_skipped_with_a_reason(tmp_path: Path, members: Members, reason: str) -> None:
+def test_what_cannot_be_labeled_is_skipped_with_a_reason(tmp_path: Path, members: Members, reason: str) -> None:
     path = packed(tmp_path / "s.tar", [("a.png", b"x"), ("a.cls", b"red"), *members])
     listing = list_images(path, "paint")
     assert listing.entries[0].path == "s.tar/a.png"
@@ -186,7 +186,7 @@ def test_a_cut_off_archive_is_refused_and_not_read_in_part(tmp_path: Path, share
     path = packed(tmp_path / "s.tar", [(f"{n}.{kind}", png(n)) for n in range(8) for kind in ("png", "cls")])
     content = path.read_bytes().rstrip(b"\0")
     path.write_bytes(content[: int(share * len(content))])
-    with pytest.raises(Problem, match=r"s\.tar: .*pack or copy it again"):
+    with pytest.raises(TaskgraftError, match=r"s\.tar: .*pack or copy it again"):
         list_images(path, "paint")
 
 
@@ -196,31 +196,33 @@ def test_a_damaged_header_is_no_end(tmp_path: Path) -> None:
     at = content.index(b"5.png\0")
     content[at : at + 4] = b"XXXX"
     path.write_bytes(content)
-    with pytest.raises(Problem, match=f"damaged at byte {at}"):
+    with pytest.raises(TaskgraftError, match=f"damaged at byte {at}"):
         list_images(path, "paint")
 
 
 @pytest.mark.parametrize("content", [b"", b"no tar at all " * 100, b"\x1f\x8b\x08" + b"\0" * 600])
 def test_what_is_no_tar_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "s.tar").write_bytes(content)
-    with pytest.raises(Problem, match="not a whole, uncompressed tar archive"):
+    with pytest.raises(TaskgraftError, match="not a whole, uncompressed tar archive"):
         list_images(tmp_path, "paint")
 
 
 def test_archives_beside_folders_are_refused(tmp_path: Path) -> None:
     packed(tmp_path / "one" / "a.tar", [("a.png", b"x"), ("a.cls", b"red")])
     (tmp_path / "one" / "red").mkdir()
-    with pytest.raises(Problem, match="holds tar archives and red beside them"):
+    with pytest.raises(TaskgraftError, match="holds tar archives and red beside them"):
         list_images(tmp_path / "one", "paint")
     packed(tmp_path / "two" / "a.tar", [("a.png", b"x"), ("a.cls", b"red")])
     packed(tmp_path / "two" / "val" / "a.tar", [("a.png", b"x"), ("a.cls", b"red")])
-    with pytest.raises(Problem, match=r"holds tar archives and a\.tar beside them"):
+    with pytest.raises(TaskgraftError, match=r"holds tar archives and a\.tar beside them"):
         list_images(tmp_path / "two", "paint")
 
 
 def test_archives_without_labels_are_refused_with_the_first_reason(tmp_path: Path) -> None:
     packed(tmp_path / "a.tar", [("a.png", b"x")])
-    with pytest.raises(Problem, match=r"no picture in the archives has a label; .*first: a\.tar/a\.png \(no label"):
+    with pytest.raises(
+        TaskgraftError, match=r"no picture in the archives has a label; .*first: a\.tar/a\.png \(no label"
+    ):
         list_images(tmp_path, "paint")
 
 
@@ -233,9 +235,9 @@ def test_a_member_is_a_path_wherever_pictures_are_read(tmp_path: Path) -> None:
     assert decode.decode(path / "empty.png", WANTED).reason == "empty"
     assert decode.decode(path / "gone.png", WANTED).reason == "no such file in the archive"
     assert decode.decode(tmp_path / "t.tar" / "a.png", WANTED).reason == "cannot be read: No such file or directory"
-    found = stream.find([tmp_path])
+    found = streaming.find([tmp_path])
     assert [item.name for item in found.items] == [f"{path}/deep/c.png", f"{path}/empty.png"]
-    pictures = list(stream.read(found.items, WANTED, 1.0))
+    pictures = list(streaming.read(found.items, WANTED, 1.0))
     assert [(picture.reason, picture.pixels is None) for picture in pictures] == [(None, False), ("empty", True)]
     (tmp_path / "t.csv").write_text("path,paint\ns.tar/deep/c.png,red\n")
     assert labels(tmp_path / "t.csv") == {"s.tar/deep/c.png": {"paint": "red"}}
@@ -243,13 +245,13 @@ def test_a_member_is_a_path_wherever_pictures_are_read(tmp_path: Path) -> None:
 
 def test_an_archive_that_shrinks_while_it_is_read_gives_a_reason(tmp_path: Path) -> None:
     path = packed(tmp_path / "s.tar", [("a.png", png(1)), ("b.png", png(2))])
-    contents = tars.contents_of(path)
+    contents = tar_shards.contents_of(path)
     assert [*contents.spans] == ["a.png", "b.png"]
     path.write_bytes(path.read_bytes()[:600])
     assert "cannot be read" in str(decode.decode(path / "b.png", WANTED).reason)
 
 
-def test_other_tasks_of_archives_are_labelled_too(tmp_path: Path) -> None:
+def test_other_tasks_of_archives_are_labeled_too(tmp_path: Path) -> None:
     rows = [{"paint": NEW.classes[n % 2], "shape": OLD.classes[n % 3]} for n in range(12)]
     members = [(f"{n}.{kind}", png(20 * n) if kind == "png" else json.dumps(row).encode())
                for n, row in enumerate(rows) for kind in ("png", "json")]  # fmt: skip

@@ -9,21 +9,21 @@ import av
 import numpy as np
 import pytest
 
-from films import RATE, cut, film, turned
-from taskgraft.data.preprocess import Preprocess
+from films import LR, cut, film, turned
+from taskgraft.data.transforms import Preprocessing
 from taskgraft.data.video import frames
-from taskgraft.problem import Problem
+from taskgraft.errors import TaskgraftError
 
-WANTED = Preprocess(16, "squash", 1.0, "bilinear")
+WANTED = Preprocessing(16, "squash", 1.0, "bilinear")
 
 
-def grey(levels: list[int]) -> list[np.ndarray]:
+def gray(levels: list[int]) -> list[np.ndarray]:
     return [np.full((48, 64, 3), level, np.uint8) for level in levels]
 
 
 def test_frames_are_taken_by_time(tmp_path: Path) -> None:
     levels = [10 * number for number in range(20)]
-    path = film(tmp_path / "a.mp4", grey(levels))
+    path = film(tmp_path / "a.mp4", gray(levels))
     found = list(frames(path, WANTED, 0.5))
     assert [frame.seconds for frame in found] == pytest.approx([0.0, 0.5, 1.0, 1.5])
     assert [frame.reason for frame in found] == [None] * 4
@@ -34,7 +34,7 @@ def test_frames_are_taken_by_time(tmp_path: Path) -> None:
 
 def test_a_variable_rate_goes_by_time_stamps_not_by_counting(tmp_path: Path) -> None:
     times = [0.0, 0.1, 0.2, 0.3, 2.0, 2.1, 4.75, 4.8]
-    path = film(tmp_path / "a.mkv", grey([10 * number for number in range(8)]), times)
+    path = film(tmp_path / "a.mkv", gray([10 * number for number in range(8)]), times)
     assert [frame.seconds for frame in frames(path, WANTED, 1.0)] == pytest.approx([0.0, 2.0, 4.75], abs=2e-3)
 
 
@@ -96,7 +96,7 @@ def test_what_is_no_video_has_a_reason(tmp_path: Path, content: bytes, reason: s
 def test_sound_alone_has_no_picture(tmp_path: Path) -> None:
     path = tmp_path / "a.mkv"
     with av.open(path, "w") as container:
-        stream = container.add_stream("pcm_s16le", rate=8000)
+        stream = container.add_stream("pcm_s16le", lr=8000)
         frame = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), format="s16", layout="mono")
         frame.rate = 8000
         container.mux(stream.encode(frame))
@@ -106,10 +106,10 @@ def test_sound_alone_has_no_picture(tmp_path: Path) -> None:
 
 
 def test_one_frame_is_enough(tmp_path: Path) -> None:
-    path = film(tmp_path / "a.mkv", grey([120]))
+    path = film(tmp_path / "a.mkv", gray([120]))
     (only,) = frames(path, WANTED, 0.5)
     assert (only.seconds, only.reason) == (0.0, None)
-    assert 1 / RATE < 0.5
+    assert 1 / LR < 0.5
 
 
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
@@ -122,6 +122,6 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
 
 def test_without_pyav_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(Problem, match=r"taskgraft\[video\]") as told:
+    with pytest.raises(TaskgraftError, match=r"taskgraft\[video\]") as told:
         next(frames(tmp_path / "a.mp4", WANTED, 0.5))
-    assert told.value.code == 3
+    assert told.value.exit_code == 3

@@ -9,15 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from taskgraft.data import batch_at, ready, view_of
-from taskgraft.data.views import AUGMENT, places
-from taskgraft.types import Images, Sources
+from taskgraft.data.augmentation import AUGMENT, places
+from taskgraft.types import Images, TrainingData
 from toys import NEW, pictures
 
 COUNT = 10
 
 
-def sources(views: int = 3, augment: str = "shift+flip", count: int = COUNT, seed: int = 4) -> Sources:
-    return Sources(pictures(count, NEW, 1, size=32), None, views, augment, seed)
+def sources(views: int = 3, augment: str = "shift+flip", count: int = COUNT, seed: int = 4) -> TrainingData:
+    return TrainingData(pictures(count, NEW, 1, size=32), None, views, augment, seed)
 
 
 def index(*values: int) -> np.ndarray:
@@ -101,7 +101,7 @@ def test_views_stay_in_range_and_keep_their_size(augment: str) -> None:
 def test_a_shift_moves_by_at_most_a_sixteenth_and_repeats_the_edge() -> None:
     column = torch.arange(32, dtype=torch.uint8) * 8
     ramp = column.repeat(32, 1)[None, :, :, None].repeat(1, 1, 1, 3)
-    some = Sources(Images(ramp, {}, ("ramp",)), None, 0, "shift", 0)
+    some = TrainingData(Images(ramp, {}, ("ramp",)), None, 0, "shift", 0)
     views = view_of(some, index(*[0] * 60), np.arange(60))
     moves = {round(float(view[0, 0, 16]) * 255 / 8) - 16 for view in views}
     assert moves == {-2, -1, 0, 1, 2}
@@ -114,7 +114,7 @@ def test_a_shift_moves_by_at_most_a_sixteenth_and_repeats_the_edge() -> None:
 def test_half_of_the_views_are_mirrored() -> None:
     ramp = (torch.arange(32, dtype=torch.uint8) * 8).repeat(32, 1)[None, :, :, None].repeat(1, 1, 1, 3)
     for augment, low, high in (("shift+flip", 60, 140), ("crop+flip", 60, 140), ("shift", 0, 0)):
-        some = Sources(Images(ramp, {}, ("ramp",)), None, 0, augment, 0)
+        some = TrainingData(Images(ramp, {}, ("ramp",)), None, 0, augment, 0)
         views = view_of(some, index(*[0] * 200), np.arange(200))
         mirrored = int((views[:, 0, 0, 24] < views[:, 0, 0, 8]).sum())
         assert low <= mirrored <= high
@@ -122,7 +122,7 @@ def test_half_of_the_views_are_mirrored() -> None:
 
 def test_a_crop_keeps_at_least_the_stated_share() -> None:
     ramp = (torch.arange(64, dtype=torch.uint8) * 4).repeat(64, 1)[None, :, :, None].repeat(1, 1, 1, 3)
-    some = Sources(Images(ramp, {}, ("ramp",)), None, 0, "crop", 0)
+    some = TrainingData(Images(ramp, {}, ("ramp",)), None, 0, "crop", 0)
     views = view_of(some, index(*[0] * 100), np.arange(100))
     shares = (views[:, 0, 0, 40] - views[:, 0, 0, 24]) / (16 * 4 / 255)  # how fast the ramp rises
     assert 0.7 - 1e-3 <= float(shares.min()) < 0.75
@@ -132,9 +132,9 @@ def test_a_crop_keeps_at_least_the_stated_share() -> None:
 def test_ready_is_the_textbook_formula() -> None:
     images = pictures(3, NEW, 1)._replace(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
     mean, std = (torch.tensor(part, dtype=torch.float64)[:, None, None] for part in (images.mean, images.std))
-    wanted = (images.pixels[1:3].permute(0, 3, 1, 2).double() / 255 - mean) / std
-    torch.testing.assert_close(ready(images, 1, 3).double(), wanted, rtol=1e-5, atol=1e-5)
-    none = view_of(Sources(images, None, 1, "none", 0), index(2), index(0))
+    preprocessing = (images.pixels[1:3].permute(0, 3, 1, 2).double() / 255 - mean) / std
+    torch.testing.assert_close(ready(images, 1, 3).double(), preprocessing, rtol=1e-5, atol=1e-5)
+    none = view_of(TrainingData(images, None, 1, "none", 0), index(2), index(0))
     assert torch.equal(none, ready(images, 2, 3))
 
 
@@ -142,6 +142,6 @@ def test_float_inputs_pass_through() -> None:
     values = torch.randn(6, 5, generator=torch.Generator().manual_seed(0))
     images = Images(values, {"x": torch.arange(6)}, tuple("abcdef"), (9.0,), (7.0,))
     assert torch.equal(ready(images, 0, 6), values)
-    batch = batch_at(Sources(images, None, 2, "crop+flip", 0), 1, 4)
+    batch = batch_at(TrainingData(images, None, 2, "crop+flip", 0), 1, 4)
     assert torch.equal(batch.images, values[batch.place])
     assert torch.equal(batch.labels["x"], batch.place)

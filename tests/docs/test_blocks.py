@@ -28,22 +28,24 @@ from torch import nn
 import taskgraft
 from films import film, stills
 from servers import running
-from taskgraft import Run, Task, cli
+from taskgraft import Task, TrainingConfig, cli
 from taskgraft.bundle import Bundle, write
-from taskgraft.bundle.parents import create
-from taskgraft.classifier import wrap
-from taskgraft.data import open_images, preprocess
-from taskgraft.data.drawn import write_cars
-from taskgraft.jobs.extend import extend
+from taskgraft.bundle.loaders import create
+from taskgraft.data import open_images, transforms
+from taskgraft.demo.cars import write_cars
+from taskgraft.models.classifier import wrap
+from taskgraft.pipeline.extend import extend
 from typed import COMMANDS, flags, understood
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 FENCE = re.compile(r"(?:<!-- not run: (?P<why>[^>]+) -->\n)?^```(?P<kind>\w*)\n(?P<text>.*?)^```$", re.M | re.S)
-LESS = ["--steps", "2", "--batch", "4", "--eval-every", "1", "--precision", "fp32", "--cache", "none"]
-FEW = {"train": LESS, "extend": [*LESS, "--warmup", "2"], "compare": [*LESS, "--warmup", "2", "--seeds", "1"]}
+LESS = ["--steps", "2", "--batch-size", "4", "--eval-every", "1", "--precision", "fp32", "--cache", "none"]
+FEW = {"train": LESS, "extend": [*LESS, "--head-steps", "2"], "compare": [*LESS, "--head-steps", "2", "--seeds", "1"]}
 FEW |= {"tune": [*FEW["extend"], "--trials", "2"], "serve": ["--trial", "--port", "0"]}
-SHORT = Run(steps=2, batch=4, warmup=2, eval_every=1, precision="fp32")  # from Python, where a page gives none
+SHORT = TrainingConfig(
+    steps=2, batch_size=4, head_steps=2, eval_every=1, precision="fp32"
+)  # from Python, where a page gives none
 MAY_BE_1 = ("check", "doctor", "evaluate")  # their answer may be "no", and that is an answer
 # What is not run, by page: the first line of the block, and why.
 LEFT_OUT = {
@@ -116,7 +118,7 @@ PAGES = [page for page in WRITTEN if page.name != "CONTRIBUTING.md" and any(b.ki
 def answering(arch: str, line: str, pictures: Path) -> Bundle:
     """A network of random weights whose last layer is fitted to answer the validation pictures of a folder."""
     torch.manual_seed(0)
-    plain = open_images(pictures, "label", preprocess.parse(line, preprocess.Preprocess()), seed=0)
+    plain = open_images(pictures, "label", transforms.parse(line, transforms.Preprocessing()), seed=0)
     task, images = plain.tasks[0], plain.val
     assert images
     net, head, start = create(arch, len(task.classes))
@@ -135,7 +137,7 @@ def answering(arch: str, line: str, pictures: Path) -> Bundle:
             torch.linalg.lstsq(features, nn.functional.one_hot(images.labels["label"]).float()).solution.T
         )
     classifier = wrap(net, head, [Task("make", task.classes)]).eval()
-    return Bundle(classifier, preprocess.parse(line, start), {}, "drawn", "0", arch, head)
+    return Bundle(classifier, transforms.parse(line, start), {}, "drawn", "0", arch, head)
 
 
 def weights_file(bundle: Bundle, file: Path) -> None:
@@ -197,7 +199,7 @@ def later(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with what the pages on using a model begin with: a child of two tasks, pictures, frames, a film."""
     home = tmp_path_factory.mktemp("later") / "home"
     shutil.copytree(start, home)
-    extend(home / "demo-run/alice", home / "colours", home / "both", task="colour", run=SHORT, old_val=home / "cars")
+    extend(home / "demo-run/alice", home / "colours", home / "both", task="colour", config=SHORT, old_val=home / "cars")
     shutil.copytree(home / "colours", home / "pictures")
     pictures = sorted((home / "colours/val").rglob("*.png"))
     shutil.copytree(pictures[0].parent, home / "crops")
@@ -234,7 +236,7 @@ def server(page_home: Path) -> Iterator[str]:
 def test_the_blocks_of_a_page_run_in_order(page_home: Path, server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for function in (taskgraft.extend, taskgraft.train, taskgraft.learn):
         assert function.__kwdefaults__
-        monkeypatch.setitem(function.__kwdefaults__, "run", SHORT)
+        monkeypatch.setitem(function.__kwdefaults__, "config", SHORT)
     names: dict[str, object] = {"__name__": "__main__"}
     for block in blocks(page_home):
         if block.why or block.kind not in RUN:

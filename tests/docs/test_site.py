@@ -109,7 +109,7 @@ def test_every_message_of_the_code_is_on_the_page(site: Path) -> None:
     calls = 0
     for path in sorted((ROOT / "src").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and ast.unparse(node.func) == "Problem":
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "TaskgraftError":
                 words = re.findall(r"[a-z]{5,}", " ".join(said(node.args[0])))
                 calls += 1
                 assert not [word for word in words if word not in shown], f"{path}:{node.lineno}"

@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 import taskgraft
 from taskgraft.bundle import Bundle, open_parent, write
 from taskgraft.cli import main
-from taskgraft.data import Preprocess, open_images, ready
+from taskgraft.data import Preprocessing, open_images, ready
+from taskgraft.errors import TaskgraftError
 from taskgraft.exports import verify
-from taskgraft.exports.describe import output_names, outputs
-from taskgraft.inference import predict
-from taskgraft.problem import Problem
+from taskgraft.exports.signature import output_names, outputs
+from taskgraft.models.inference import predict
 from taskgraft.types import Images
 from toys import NEW, OLD, finished, parent
 
@@ -33,7 +33,7 @@ TASKS = ["shape", "paint"]
 
 @pytest.fixture(scope="module")
 def shown(old_pictures: Path) -> Images:
-    wanted = Preprocess(32, "squash", 0.875, "bilinear", (0.5,) * 3, (0.5,) * 3)
+    wanted = Preprocessing(32, "squash", 0.875, "bilinear", (0.5,) * 3, (0.5,) * 3)
     found = open_images(old_pictures / "val", "shape", wanted, seed=0, classes=OLD.classes, whole="val").val
     assert found is not None
     return found
@@ -57,7 +57,7 @@ def test_onnx(branched: Path, shown: Images, tmp_path: Path, uint8: bool) -> Non
     assert done.refused is None
     assert [(check.task, check.agreement) for check in done.checks] == [("shape", 1.0), ("paint", 1.0)]
     assert done.checks[0].images == 48  # old and new validation pictures, as the record names them
-    assert done.checks[0].labelled == done.checks[1].labelled == 24
+    assert done.checks[0].labeled == done.checks[1].labeled == 24
     assert done.checks[0].accuracy == done.checks[0].exported
     file = tmp_path / "out/model.onnx"
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
@@ -138,12 +138,12 @@ def test_other_kinds_of_models(notation: str, arch: str, tmp_path: Path) -> None
     options = {"img_size": 32} if "vit" in arch else {}
     child, _ = finished(notation, model=parent(arch, **options))
     head = "fc" if arch == "test_resnet" else "head"
-    bundle = Bundle(child, Preprocess(32, "squash"), {}, "here", "0", arch, head, options=options)
+    bundle = Bundle(child, Preprocessing(32, "squash"), {}, "here", "0", arch, head, options=options)
     (tmp_path / "model").mkdir()
     write(tmp_path / "model", bundle, method=notation, parent={})
     said: list[str] = []
-    watch = taskgraft.Watch(say=said.append)
-    done = taskgraft.export(tmp_path / "model", tmp_path / "out", uint8_input=True, watch=watch)
+    callbacks = taskgraft.Callbacks(info=said.append)
+    done = taskgraft.export(tmp_path / "model", tmp_path / "out", uint8_input=True, callbacks=callbacks)
     assert done.refused is None
     assert all(check.agreement == 1 and check.relative < 1e-3 for check in done.checks)
     assert any("WARNING" in line and "synthetic" in line for line in said)
@@ -161,14 +161,14 @@ def test_int8_is_measured_on_each_task(
     kinds = {node.op_type for node in onnx.load(tmp_path / "out/model.onnx").graph.node}
     assert ("QuantizeLinear" if precision == "int8-static" else "MatMulInteger") in kinds
     for found in done.checks:
-        assert found.labelled == 24
+        assert found.labeled == 24
         assert found.accuracy is not None
         assert found.difference > 0
 
 
 def test_a_loss_is_a_refusal() -> None:
     found = verify.TaskCheck(
-        task="a", images=100, difference=1, relative=0.1, agreement=0.95, labelled=100, accuracy=0.9, exported=0.88
+        task="a", images=100, difference=1, relative=0.1, agreement=0.95, labeled=100, accuracy=0.9, exported=0.88
     )
     assert "accuracy falls from 90.00% to 88.00%" in str(verify.refusal((found,), "int8-static"))
     assert verify.refusal((found.model_copy(update={"exported": 0.891}),), "int8-static") is None
@@ -176,7 +176,7 @@ def test_a_loss_is_a_refusal() -> None:
     same = found.model_copy(update={"relative": 1e-6, "agreement": 0.99})
     assert "1.00% of the pictures get another answer" in str(verify.refusal((same,), "fp32"))
     unknown = found.model_copy(update={"accuracy": None, "exported": None})
-    assert "none is labelled" in str(verify.refusal((unknown,), "int8-static"))
+    assert "none is labeled" in str(verify.refusal((unknown,), "int8-static"))
     assert "not finite" in str(verify.refusal((found.model_copy(update={"difference": float("nan")}),), "fp32"))
 
 
@@ -208,14 +208,14 @@ def test_what_differs_is_not_left(
     ],
 )
 def test_what_cannot_be_exported(options: dict[str, Any], part: str, branched: Path, tmp_path: Path) -> None:
-    with pytest.raises(Problem, match=part):
+    with pytest.raises(TaskgraftError, match=part):
         taskgraft.export(branched, tmp_path / "out", **options)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_nothing_is_overwritten(branched: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
-    with pytest.raises(Problem, match="exists already"):
+    with pytest.raises(TaskgraftError, match="exists already"):
         taskgraft.export(branched, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import dying
 from faults.trying import UNDER_WAY, Fault, Place, command, same_bits, stopped
-from taskgraft import Watch
+from taskgraft import Callbacks
 
 
 def full_log(place: Place) -> str:
@@ -27,7 +27,7 @@ def refusing(place: Place) -> str:
         out = place.root / how
         code, said = dying.disturbed(out, at, how, lambda out=out: place.extend(out))
         assert code == dying.OTHER, f"{how} at {at}: it only seems to be done"
-        assert said.startswith("Problem: "), f"{how} at {at}: {said}"
+        assert said.startswith("TaskgraftError: "), f"{how} at {at}: {said}"
         assert os.strerror(dying.REFUSALS[how]) in said
         assert "--resume goes on" in said or "choose another OUT" in said
         place.extend(out, resume=True)
@@ -44,7 +44,7 @@ def damaged(place: Place) -> str:
         ("flipped", "best.safetensors", "best.safetensors does not match"),
         ("empty", "memory.safetensors", "does not match"),
         ("missing", "manifest.json", "FileNotFoundError"),
-        ("all", "optimiser.safetensors", "the run begins again"),
+        ("all", "optimizer.safetensors", "the run begins again"),
     ):
         out = place.root / name
         shutil.copytree(begun, out)
@@ -52,7 +52,7 @@ def damaged(place: Place) -> str:
         for checkpoint in (out / "state").glob("step-*") if name == "all" else [newest]:
             harm(checkpoint / part, name)
         told: list[str] = []
-        place.extend(out, resume=True, watch=Watch(say=told.append))
+        place.extend(out, resume=True, callbacks=Callbacks(info=told.append))
         assert [line for line in told if said in line], (name, told)
         assert [line for line in told if line.startswith(f"checkpoint {newest.name} is damaged")]
         assert [line for line in told if line == "going on from step 2"] or name == "all"

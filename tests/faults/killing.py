@@ -25,18 +25,20 @@ from typing import Any, NamedTuple
 import torch
 
 import dying
-from taskgraft import Run
-from taskgraft.jobs.extend import extend
-from taskgraft.jobs.request import Request
-from taskgraft.jobs.train import train
-from taskgraft.jobs.tune import tune
-from taskgraft.loop.folder import LEFT
-from taskgraft.search import space
-from taskgraft.search.wish import Wish
+from taskgraft import TrainingConfig
+from taskgraft.commands.tune import tune
+from taskgraft.pipeline.extend import extend
+from taskgraft.pipeline.request import Request
+from taskgraft.pipeline.train import train
+from taskgraft.training.run_folder import LEFT
+from taskgraft.tuning import space
+from taskgraft.tuning.search_config import SearchConfig
 from toys import NEW, OLD, folder_of
 
-EXTEND = Run(steps=12, batch=8, warmup=4, eval_every=3, save_every=2, log_every=3, precision="fp32")
-TUNE = Run(steps=8, batch=8, warmup=5, eval_every=2, save_every=2, views=2, precision="fp32", rate=0.01)
+EXTEND = TrainingConfig(steps=12, batch_size=8, head_steps=4, eval_every=3, save_every=2, log_every=3, precision="fp32")
+TUNE = TrainingConfig(
+    steps=8, batch_size=8, head_steps=5, eval_every=2, save_every=2, views=2, precision="fp32", lr=0.01
+)
 LATE = (
     "jinja2",
     "optuna.importance",
@@ -69,12 +71,12 @@ def works(parent: Path, new: Path, old: Path) -> dict[str, Work]:
 
     def extension(out: Path) -> Any:
         method = "distill + ewc(images=8)"
-        return extend(parent, new, out, task="paint", method=method, run=EXTEND, old_val=[old], resume=True)
+        return extend(parent, new, out, task="paint", method=method, config=EXTEND, old_val=[old], resume=True)
 
     def search(out: Path) -> Any:
         request = Request(str(parent), new, "paint", "finetune", TUNE, old_val=(old,))
-        searched = space.parse("distill(strength=[0.1, 10]) + wise(points=2)", "rate=[0.01, 0.1]", TUNE)
-        return tune(request, searched, out, wish=Wish(sampler="grid", prune="yes"))
+        searched = space.parse("distill(strength=[0.1, 10]) + wise(points=2)", "lr=[0.01, 0.1]", TUNE)
+        return tune(request, searched, out, search_config=SearchConfig(sampler="grid", prune="yes"))
 
     model = ("model.safetensors", "memory.safetensors", "metrics.jsonl", "split.csv", "excluded.csv", "cards/*.json")
     single = Work("extend", extension, (*model, "predictions.npz"), _in_a_run)
@@ -93,10 +95,10 @@ def calm(work: Work, out: Path) -> float:
     return time.monotonic() - begun
 
 
-def kills(work: Work, wanted: Path, length: float, home: Path, count: int, seed: int) -> Iterator[Kill]:
-    """Kill `count` runs of about `length` seconds below `home`, resume each, and compare with the calm run `wanted`."""
+def kills(work: Work, calm: Path, length: float, home: Path, count: int, seed: int) -> Iterator[Kill]:
+    """Kill `count` runs of about `length` seconds below `home`, resume each, and compare with the calm run."""
     drawn, done = random.Random(f"{work.name} {seed}"), 0
-    expected = marks(work, wanted)
+    expected = marks(work, calm)
     while done < count:
         out, after = home / f"{work.name}-{done}", drawn.uniform(0, length)
         child = dying.begin(lambda out=out: work.do(out))
@@ -124,9 +126,9 @@ def marks(work: Work, out: Path) -> dict[str, str]:
     return found
 
 
-def unlike(wanted: dict[str, str], found: dict[str, str], out: Path) -> list[str]:
+def unlike(expected: dict[str, str], found: dict[str, str], out: Path) -> list[str]:
     """The files that differ, and what is left behind or not there."""
-    wrong = [name for name in sorted(wanted.keys() | found.keys()) if wanted.get(name) != found.get(name)]
+    wrong = [name for name in sorted(expected.keys() | found.keys()) if expected.get(name) != found.get(name)]
     wrong += [f"left: {path.name}" for path in out.rglob(".*") if LEFT.fullmatch(path.name)]
     return wrong + ["no report"] * (not (out / "report.html").exists())
 
@@ -172,9 +174,9 @@ def main() -> int:
         home = Path(folder)
         for name, task, count, seed in (("old/train", OLD, 36, 1), ("old/val", OLD, 24, 2), ("new", NEW, 64, 3)):
             folder_of(home / name, task, count, seed)
-        learn = Run(steps=30, batch=12, rate=0.05, warmup=0, eval_every=10, precision="fp32")
+        learn = TrainingConfig(steps=30, batch_size=12, lr=0.05, head_steps=0, eval_every=10, precision="fp32")
         asked_for: dict[str, Any] = {"task": "shape", "model": "test_resnet", "wanted": "32 squash bilinear half"}
-        code, said = dying.end(dying.begin(lambda: train(home / "old", home / "alice", run=learn, **asked_for)))
+        code, said = dying.end(dying.begin(lambda: train(home / "old", home / "alice", config=learn, **asked_for)))
         assert code == 0, said
         for work in map(works(home / "alice", home / "new", home / "old" / "val").__getitem__, given.works):
             length = calm(work, home / f"{work.name}-calm")

@@ -14,7 +14,7 @@ from typing import Any
 
 import dying
 from faults.trying import UNDER_WAY, Fault, Place, begun, command, same_bits, stopped, waited_for
-from taskgraft import Watch
+from taskgraft import Callbacks
 
 HOUR, LATE = 3600.0, 2**31 + 86_400  # seconds; a day after what a signed 32-bit time can hold
 PROCESSES = ("subprocess.Popen", "os.fork", "os.posix_spawn", "os.exec", "os.system")
@@ -85,7 +85,7 @@ def other_versions(place: Place) -> str:
     assert stored["place"]["torch"]
     (out / "run.json").write_text(json.dumps({**stored, "place": {**stored["place"], "torch": "2.9.0"}}))
     told: list[str] = []
-    done = place.extend(out, resume=True, watch=Watch(say=told.append))
+    done = place.extend(out, resume=True, callbacks=Callbacks(info=told.append))
     (warned,) = [line for line in told if line.startswith("the run was begun elsewhere (torch was '2.9.0', is ")]
     assert [note for note in done.record.notes if "torch was '2.9.0'" in note]
     assert "begun elsewhere" not in str(place.extend(place.root / "new").record.notes)
@@ -126,7 +126,9 @@ def begin_and_wait(place: Place, out: Path) -> tuple[dying.Child, Path]:
     """A run that holds its folder, and waits in the middle of its training until it is killed."""
 
     def work() -> None:
-        place.extend(out, watch=Watch(progress=lambda *_: time.sleep(600) if (out / UNDER_WAY).exists() else None))
+        place.extend(
+            out, callbacks=Callbacks(progress=lambda *_: time.sleep(600) if (out / UNDER_WAY).exists() else None)
+        )
 
     child = dying.begin(work)
     waited_for((out / UNDER_WAY).exists)
@@ -173,8 +175,8 @@ def hung_up(place: Place) -> str:
 
 
 def report_fails(place: Place) -> str:
-    from taskgraft.jobs import evidence
-    from taskgraft.jobs.extend import load
+    from taskgraft.pipeline import evidence
+    from taskgraft.pipeline.extend import load
 
     out = place.root / "both"
 
@@ -195,13 +197,13 @@ def report_fails(place: Place) -> str:
 
 
 def no_runtime(place: Place) -> str:
-    from taskgraft import problem
+    from taskgraft import errors
 
     out = place.root / "exported"
 
     def without() -> None:
-        real = problem.importlib.util.find_spec
-        problem.importlib.util.find_spec = lambda name, *more: None if name == "onnxruntime" else real(name, *more)
+        real = errors.importlib.util.find_spec
+        errors.importlib.util.find_spec = lambda name, *more: None if name == "onnxruntime" else real(name, *more)
 
     told = command(("export", place.plain, out), place.root, without)
     assert told.code == 3

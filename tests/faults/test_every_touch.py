@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 import dying
-from taskgraft import Run, extend
+from taskgraft import TrainingConfig, extend
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="processes are forked")
-RUN = Run(steps=6, batch=8, warmup=4, eval_every=3, save_every=2, log_every=3, precision="fp32")
+RUN = TrainingConfig(steps=6, batch_size=8, head_steps=4, eval_every=3, save_every=2, log_every=3, precision="fp32")
 FILES = ("model.safetensors", "memory.safetensors", "metrics.jsonl", "split.csv")
 SPREAD = 9  # moments of a run that are tried
 
@@ -28,7 +28,7 @@ def work(alice: Path, new_pictures: Path, old_pictures: Path) -> Callable[..., A
     def carry_out(out: Path, *, resume: bool = False) -> Any:
         method = "distill + ewc(images=8)"
         return extend(
-            alice, new_pictures, out, task="paint", method=method, run=RUN, old_val=[old_pictures], resume=resume
+            alice, new_pictures, out, task="paint", method=method, config=RUN, old_val=[old_pictures], resume=resume
         )
 
     return carry_out
@@ -73,7 +73,7 @@ def test_the_disk_is_full(work: Callable[..., Any], calm: Path, moments: list[in
         out = tmp_path / str(moment)
         code, said = dying.disturbed(out, moment, "full", lambda out=out: work(out))
         if code:
-            assert said.startswith("Problem: "), f"moment {moment}: {said}"
+            assert said.startswith("TaskgraftError: "), f"moment {moment}: {said}"
             assert "No space left" in said
             assert "--resume goes on" in said or "choose another OUT" in said
         else:

@@ -69,7 +69,7 @@ def test_what_a_row_names_is_a_test(name: str) -> None:
 def test_a_bad_rate(calm: Place, tmp_path: Path) -> None:
     """A loss that is not finite at some step: the run stops before the update, and its checkpoints are sound."""
     out = tmp_path / "both"
-    told = command(calm.words(out, "--rate", "1e30", "--clip", "0", "--optimiser", "sgd"), tmp_path)
+    told = command(calm.words(out, "--lr", "1e30", "--clip-grad", "0", "--optimizer", "sgd"), tmp_path)
     assert told.code == 4
     assert "is not finite at rate" in told.last
     assert "nothing was updated" in told.last

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-FLAGS = ["--steps", "40", "--batch", "8", "--warmup", "10", "--eval-every", "10", "--save-every", "5"]
+FLAGS = ["--steps", "40", "--batch-size", "8", "--head-steps", "10", "--eval-every", "10", "--save-every", "5"]
 FLAGS += ["--precision", "fp32", "--cache", "none", "--method", "distill"]
 
 

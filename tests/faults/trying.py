@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 
 import dying
 from dying import Child
-from taskgraft import Run, Watch
+from taskgraft import Callbacks, TrainingConfig
 from taskgraft.cli import main
-from taskgraft.jobs.extend import Extension, extend
+from taskgraft.pipeline.extend import Extension, extend
 
-RUN = Run(steps=6, batch=8, warmup=4, eval_every=3, save_every=2, log_every=3, precision="fp32")
+RUN = TrainingConfig(steps=6, batch_size=8, head_steps=4, eval_every=3, save_every=2, log_every=3, precision="fp32")
 FLAGS = (
-    "--task", "paint", "--method", "distill", "--steps", "6", "--batch", "8", "--warmup", "4", "--eval-every", "3",
+    "--task", "paint", "--method", "distill", "--steps", "6", "--batch-size", "8", "--head-steps", "4", "--eval-every", "3",
     "--save-every", "2", "--log-every", "3", "--precision", "fp32",
 )  # fmt: skip
 BITS = ("model.safetensors", "metrics.jsonl", "split.csv", "predictions.npz")
@@ -37,7 +37,7 @@ class Place(NamedTuple):
 
     def extend(self, out: Path, **more: Any) -> Extension:
         """The run whose bits are known, in this process."""
-        asked = {"task": "paint", "method": "distill", "run": RUN, "old_val": [self.old], **more}
+        asked = {"task": "paint", "method": "distill", "config": RUN, "old_val": [self.old], **more}
         return extend(self.alice, asked.pop("new", self.new), out, **asked)
 
     def words(self, out: Path, *more: object) -> tuple[object, ...]:
@@ -125,7 +125,7 @@ def stopped(place: Place, out: Path) -> Path:
     """A run that was killed once `UNDER_WAY` was saved."""
 
     def work() -> None:
-        place.extend(out, watch=Watch(progress=lambda *_: os._exit(1) if (out / UNDER_WAY).exists() else None))
+        place.extend(out, callbacks=Callbacks(progress=lambda *_: os._exit(1) if (out / UNDER_WAY).exists() else None))
 
     code, said = dying.end(dying.begin(work))
     assert code == 1, said

@@ -64,7 +64,7 @@ def model_goes(place: Place) -> str:
                 raise MemoryError("no room for this one")
             return quick(pixels)
 
-        object.__setattr__(found.service.waiting, "run", picky)
+        object.__setattr__(found.service.waiting, "config", picky)
         Image.new("RGB", (32, 32), (7, 7, 7)).save(place.root / "seven.png")
         seven = (place.root / "seven.png").read_bytes()
         mixed = answers(found, [sent[0], sent[1], seven, sent[2], b"no picture"])

@@ -1,4 +1,4 @@
-"""A bundle whose JSON somebody changed: it opens in full, or it is a Problem. What a server says of it as well."""
+"""A bundle whose JSON somebody changed: it opens in full, or it is a TaskgraftError. What a server says of it as well."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 
 from fuzz.fuzzing import Target
 from taskgraft.bundle import Bundle, digests, read, write
-from taskgraft.data.preprocess import Preprocess
-from taskgraft.jobs.predict import temperatures
-from taskgraft.loop import steps
+from taskgraft.commands.predict import temperatures
+from taskgraft.data.transforms import Preprocessing
+from taskgraft.errors import TaskgraftError
 from taskgraft.methods import build, parse
-from taskgraft.problem import Problem
-from taskgraft.record import write_json
+from taskgraft.quantification import task_card as cards
+from taskgraft.results.files import write_json
 from taskgraft.serving import model
-from taskgraft.shares import card as cards
+from taskgraft.training import loop
 from toys import RUN, past_of, sources
 from toys import parent as tiny
 
@@ -55,8 +55,8 @@ def target(folder: Path) -> Target:
             (home / name).write_bytes(content)
         try:
             opened(home)
-        except Problem as problem:
-            in_one_line(problem)
+        except TaskgraftError as error:
+            in_one_line(error)
         finally:
             for name in changed:
                 (home / name).write_bytes(whole[name])
@@ -64,8 +64,8 @@ def target(folder: Path) -> Target:
     return Target(one, SEEDS, WORDS, longest=600, executions=120)
 
 
-def in_one_line(problem: Problem) -> None:
-    assert "\n" not in str(problem)
+def in_one_line(error: TaskgraftError) -> None:
+    assert "\n" not in str(error)
 
 
 def opened(home: Path) -> None:
@@ -81,17 +81,17 @@ def made(home: Path) -> Path:
     """A bundle with a branch beside its backbone, since it has more to describe than a plain one."""
     (home / "cards").mkdir(parents=True)
     images = sources()
-    from taskgraft.classifier import grow
+    from taskgraft.models.classifier import grow
     from toys import NEW
 
     child = grow(tiny(), NEW, 0)
-    state = steps.start(child, build(parse("branch")), images, past_of(child), RUN)
-    wanted = Preprocess(32, "squash", 0.875, "bilinear", (0.5,) * 3, (0.5,) * 3)
+    state = loop.start(child, build(parse("branch")), images, past_of(child), RUN)
+    expected = Preprocessing(32, "squash", 0.875, "bilinear", (0.5,) * 3, (0.5,) * 3)
     known = (
         {"parent": {"source": "x", "tasks": ["shape"]}, "task": "paint", "method": "branch", "accuracy": {"a": 0.5}},
     )
     bundle = Bundle(
-        state.classifier, wanted, {}, "here", "0", "test_resnet", "fc", lineage=known, cards={"shape": CARD}
+        state.classifier, expected, {}, "here", "0", "test_resnet", "fc", lineage=known, cards={"shape": CARD}
     )
     write(home, bundle, method="branch", parent={})
     write_json(home / "cards" / "shape.json", CARD)
@@ -105,11 +105,11 @@ def patched(whole: dict[str, bytes], data: bytes) -> dict[str, bytes]:
     if name.decode("latin-1") in FILES:
         return {name.decode("latin-1"): content}
     try:
-        wanted = json.loads(data)
+        expected = json.loads(data)
     except (ValueError, RecursionError):
         return {"config.json": data}
     changed: dict[str, Any] = {}
-    for key, value in wanted.items() if isinstance(wanted, dict) else ():
+    for key, value in expected.items() if isinstance(expected, dict) else ():
         file = next((file for file in FILES if key.startswith(file)), None)
         if file:
             changed.setdefault(file, json.loads(whole[file]))

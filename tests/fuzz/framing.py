@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from fuzz.fuzzing import Target
-from taskgraft.serving import protocol
+from taskgraft.serving import v2_protocol
 from taskgraft.serving.limits import Refusal
 
 SIZE, MOST = 2, 4  # a model of 2 pixels: twelve bytes a picture
@@ -44,16 +44,16 @@ def given(text: dict, blob: bytes = b"") -> bytes:
 def one(data: bytes) -> None:
     header, _, body = data.partition(b"\n")
     try:
-        asked = protocol.parse(body, header.decode("latin-1") or None, SIZE, MOST)
+        asked = v2_protocol.parse(body, header.decode("latin-1") or None, SIZE, MOST)
         count = len(asked.pictures) if asked.pixels is None else len(asked.pixels)
         assert 1 <= count <= MOST
         assert asked.pixels is None or asked.pixels.shape == (count, SIZE, SIZE, 3)
         logits = np.zeros((count, 2), np.float32)
         tensors = [
-            protocol.Tensor("logits_a", "FP32", logits.shape, logits),
-            protocol.Tensor("label_a", "BYTES", (count,), [b"x"] * count),
+            v2_protocol.Tensor("logits_a", "FP32", logits.shape, logits),
+            v2_protocol.Tensor("label_a", "BYTES", (count,), [b"x"] * count),
         ]
-        content, length = protocol.answer("model", asked, tensors, LABELS)
+        content, length = v2_protocol.answer("model", asked, tensors, LABELS)
         told = json.loads(content[:length])
         assert told["outputs"]
         assert len(content) < 10_000

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from fuzz.fuzzing import Target
 from taskgraft import methods
-from taskgraft.data import preprocess
-from taskgraft.data.preprocess import Preprocess
-from taskgraft.problem import Problem
-from taskgraft.search import space
-from taskgraft.settings import Run
+from taskgraft.config import TrainingConfig
+from taskgraft.data import transforms
+from taskgraft.data.transforms import Preprocessing
+from taskgraft.errors import TaskgraftError
+from taskgraft.tuning import space
 
 SEEDS = (
     b"mewc(strength=30) + distill(temperature=2, teacher=live)",
@@ -18,7 +18,7 @@ SEEDS = (
     b"mreplay(share=0.5, keep=true) + wise(weight=0.3)", b"mbaseline",
     b"p96 squash bilinear imagenet",
     b"p224 center:0.9 bicubic mean=0.5,0.4,0.3 std=0.1,0.2,0.3", b"p32 border nearest none",
-    b"sewc(strength=10..1000) + distill\nrate=1e-4..1e-2, warmup=[0, 200]",
+    b"sewc(strength=10..1000) + distill\nrate=1e-4..1e-2, head_steps=[0, 200]",
     b"sdistill(temperature=[1, 2, 4])\n", b"smas\nsteps=300",
     # what has been a crash once
     b"mewc(strength=" + b"-" * 1500 + b"1)", b"sewc(strength=1" + b"+1" * 490 + b")\n", b"p" + b"9" * 4500,
@@ -27,7 +27,7 @@ WORDS = (
     *(name.encode() for name in methods.METHODS), b"strength=", b"temperature=", b"labels=exact", b"1e999", b"-", b"~",
     b"not ", b"9" * 40, b"[", b"(", b"..", b"lambda:", b"**x", b"*x", b"f'{x}'", b"'\\d'", b"nan", b"inf", b"1j",
     b"center:",
-    b"mean=", b"std=", b"squash", "\uff12".encode(), "\ufb01".encode(), b"\xed\xa0\x80", b"\0", b"rate=", b"0x1",
+    b"mean=", b"std=", b"squash", "\uff12".encode(), "\ufb01".encode(), b"\xed\xa0\x80", b"\0", b"lr=", b"0x1",
     b"1_0", b"# ", b"\\\n",
 )  # fmt: skip
 
@@ -44,11 +44,11 @@ def one(data: bytes) -> None:
             plan = methods.parse(text)
             assert methods.parse(methods.show(plan)) == plan
         elif kind == b"p":
-            wanted = preprocess.parse(text, Preprocess())
-            assert preprocess.parse(wanted.show(), Preprocess()).show() == wanted.show()
+            preprocessing = transforms.parse(text, Preprocessing())
+            assert transforms.parse(preprocessing.show(), Preprocessing()).show() == preprocessing.show()
         else:
             method, _, settings = text.partition("\n")
-            found = space.parse(method, settings, Run())
+            found = space.parse(method, settings, TrainingConfig())
             assert space.show(found)
-    except Problem:
+    except TaskgraftError:
         return

@@ -11,9 +11,9 @@ from PIL import Image
 
 from fuzz.fuzzing import Target
 from taskgraft.data import decode
-from taskgraft.data.preprocess import Preprocess
+from taskgraft.data.transforms import Preprocessing
 
-WANTED = Preprocess(8, "center", 0.875, "bilinear")
+WANTED = Preprocessing(8, "center", 0.875, "bilinear")
 MOST = 20_000  # pixels: a picture that is let in costs little
 KINDS = (
     ("JPEG", "RGB"), ("JPEG", "CMYK"), ("JPEG", "L"), ("PNG", "RGBA"), ("PNG", "P"), ("PNG", "I;16"), ("PNG", "1"),

@@ -16,14 +16,14 @@ from fuzz.fuzzing import Target
 from fuzz.pictures import drawn
 from malformed import requests
 from taskgraft.data import decode
-from taskgraft.data.preprocess import Preprocess
-from taskgraft.serving import app, batching, gauges
+from taskgraft.data.transforms import Preprocessing
+from taskgraft.serving import app, batching, metrics
 from taskgraft.serving.decoding import BAD, GOOD, Decoders, Worker
 from taskgraft.serving.limits import Limits
 from taskgraft.serving.model import Served
 from taskgraft.serving.service import Service
 
-WANTED = Preprocess(2, "squash", 0.875, "bilinear")
+WANTED = Preprocessing(2, "squash", 0.875, "bilinear")
 LIMITS = Limits(max_batch=4, max_delay=0, max_queue=8, max_body=1, max_pixels=0.02, request_seconds=5, workers=1)
 CLASSES = ("x", "y")
 WORDS = (
@@ -82,7 +82,7 @@ def service() -> Service:
     )
     pool = Decoders(WANTED, LIMITS, asyncio.Queue(), thread, [0])
     pool.idle.put_nowait(Worker(cast(Any, None), cast(Connection, InHand())))
-    made = gauges.gauges(lambda: 0, lambda: 0, lambda: True)
+    made = metrics.gauges(lambda: 0, lambda: 0, lambda: True)
     waiting = batching.batcher(served, LIMITS, made.batches.observe)
     return Service(served, LIMITS, waiting, pool, made, {"draining": 0, "requests": 0, "bytes": 0})
 

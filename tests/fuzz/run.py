@@ -27,12 +27,12 @@ def main() -> None:
     if sys.argv[1:2] == ["--inside"]:
         inside(sys.argv[2], sys.argv[3:])
         return
-    wanted = parser.parse_args()
+    expected = parser.parse_args()
     from fuzz.targets import TARGETS
 
     total, failed = 0, []
-    for name in wanted.names or TARGETS:
-        count, code = fuzzed(name, wanted.minutes)
+    for name in expected.names or TARGETS:
+        count, code = fuzzed(name, expected.minutes)
         total += count
         failed += [name] if code else []
         print(

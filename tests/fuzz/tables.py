@@ -7,9 +7,9 @@ import tarfile
 from pathlib import Path
 
 from fuzz.fuzzing import Target
-from taskgraft.data import tars
-from taskgraft.data.formats import list_images
-from taskgraft.problem import Problem
+from taskgraft.data import tar_shards
+from taskgraft.data.layouts import list_images
+from taskgraft.errors import TaskgraftError
 
 ROWS = (
     b"path,label\na.png,x\nb.png,y\n", b"\xef\xbb\xbfpath,label,split\r\na.png,x,train\r\nb.png,,val\r\n",
@@ -35,7 +35,7 @@ def tables(folder: Path) -> Target:
         table.write_bytes(data)
         try:
             found = list_images(table, "label", ("paint",))
-        except Problem:
+        except TaskgraftError:
             return
         assert found.entries
         for entry in found.entries:
@@ -52,14 +52,14 @@ def archives(folder: Path) -> Target:
         file.write_bytes(data)
         skipped: list[tuple[str, str]] = []
         try:
-            for sample in tars.samples(file, skipped):
-                labels = tars.labels_of(sample, ("label", "paint"))
+            for sample in tar_shards.samples(file, skipped):
+                labels = tar_shards.labels_of(sample, ("label", "paint"))
                 assert isinstance(labels, str | dict)
-                assert isinstance(tars.read(file / sample.name, 2**20), bytes | str)
+                assert isinstance(tar_shards.read(file / sample.name, 2**20), bytes | str)
                 assert not sample.name.startswith("/")
                 assert ".." not in sample.name.split("/")
-            tars.pictures(file)
-        except Problem:
+            tar_shards.pictures(file)
+        except TaskgraftError:
             pass
 
     return Target(one, [packed(kind) for kind in (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)],

@@ -13,7 +13,7 @@ from safetensors.torch import save
 
 from fuzz.fuzzing import Target
 from taskgraft.bundle import unpickle, weights
-from taskgraft.problem import Problem
+from taskgraft.errors import TaskgraftError
 
 TENSORS = {"fc.weight": torch.arange(6.0).reshape(2, 3), "fc.bias": torch.ones(2), "n": torch.tensor(3)}
 HEADERS = (
@@ -38,7 +38,7 @@ def safetensors(folder: Path) -> Target:
         file.write_bytes(data)
         try:
             found, _, _ = weights.load(file)
-        except Problem:
+        except TaskgraftError:
             return
         assert all(bool(torch.isfinite(value.float()).all()) for value in found.values())
 

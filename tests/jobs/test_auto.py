@@ -7,17 +7,17 @@ from pathlib import Path
 import pytest
 
 import taskgraft
-from taskgraft import Problem, Run
-from taskgraft.jobs import auto as job
-from taskgraft.jobs.request import Request
+from taskgraft import TaskgraftError, TrainingConfig
+from taskgraft.commands import auto as job
+from taskgraft.pipeline.request import Request
 
-RUN = Run(steps=4, batch=8, warmup=5, eval_every=2, save_every=2, views=1, precision="fp32")
+RUN = TrainingConfig(steps=4, batch_size=8, head_steps=5, eval_every=2, save_every=2, views=1, precision="fp32")
 
 
 @pytest.fixture
 def asked(alice: Path, new_pictures: Path, old_pictures: Path, monkeypatch: pytest.MonkeyPatch) -> Request:
     monkeypatch.setattr(job, "RATES", (0.001,))
-    return Request(str(alice), new_pictures, "paint", run=RUN, old_val=(old_pictures / "val",))
+    return Request(str(alice), new_pictures, "paint", config=RUN, old_val=(old_pictures / "val",))
 
 
 def test_the_best_of_the_portfolio_is_left_in_out(asked: Request, tmp_path: Path) -> None:
@@ -45,5 +45,5 @@ def test_a_limit_on_forgetting_decides(asked: Request, tmp_path: Path) -> None:
 
 def test_other_files_in_out_are_left_alone(asked: Request, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("x")
-    with pytest.raises(Problem, match="already holds other files"):
+    with pytest.raises(TaskgraftError, match="already holds other files"):
         job.auto(asked, tmp_path)

@@ -1,4 +1,4 @@
-"""A new card from labelled pictures: the temperature and nothing but the card changes."""
+"""A new card from labeled pictures: the temperature and nothing but the card changes."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 
 import taskgraft
 from taskgraft.bundle import read
-from taskgraft.problem import Problem
-from taskgraft.record import digest
+from taskgraft.errors import TaskgraftError
+from taskgraft.results.files import digest
 from toys import NEW, OLD, folder_of
 
 
@@ -64,9 +64,9 @@ def test_probabilities_follow_the_card_and_labels_do_not(model: Path, tmp_path: 
 @pytest.mark.parametrize("what", ["few", "foreign", "task", "no bundle"])
 def test_what_cannot_be_calibrated_is_said(model: Path, tmp_path: Path, what: str) -> None:
     data = folder_of(tmp_path / "data", NEW if what == "foreign" else OLD, 12 if what == "few" else 30, 9)
-    wanted = {"few": "12 pictures", "foreign": "lack", "task": "no task 'paint'", "no bundle": "is no bundle"}[what]
+    expected = {"few": "12 pictures", "foreign": "lack", "task": "no task 'paint'", "no bundle": "is no bundle"}[what]
     given = "test_resnet" if what == "no bundle" else model
     before = digest(model / "cards/shape.json")
-    with pytest.raises(Problem, match=wanted):
+    with pytest.raises(TaskgraftError, match=expected):
         taskgraft.calibrate(given, data, task="paint" if what == "task" else None)
     assert digest(model / "cards/shape.json") == before

@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from taskgraft import report
-from taskgraft.jobs.check import check
-from taskgraft.problem import Problem
+from taskgraft.commands.check import check
+from taskgraft.errors import TaskgraftError
 from toys import NEW, folder_of
 
 
@@ -69,7 +69,7 @@ def test_doubles_inside_and_across(data: Path) -> None:
     assert any("1 picture stands in two splits: train/bus/1.png and val/bus/leak.png" in one for one in found["lines"])
 
 
-def test_another_colour_is_another_picture(data: Path) -> None:
+def test_another_color_is_another_picture(data: Path) -> None:
     red, green = (Image.merge("RGB", [noise(9).convert("L").point(lambda v, k=k: v * k) for k in kept])
                   for kept in ((1, 0, 0), (0, 1, 0)))  # fmt: skip
     red.save(data / "train/bus/red.png")
@@ -78,8 +78,8 @@ def test_another_colour_is_another_picture(data: Path) -> None:
 
 
 def test_pictures_of_one_tone_are_not_compared(data: Path) -> None:
-    for grey in (90, 91, 92):
-        Image.new("RGB", (40, 40), (grey,) * 3).save(data / f"train/bus/flat{grey}.png")
+    for gray in (90, 91, 92):
+        Image.new("RGB", (40, 40), (gray,) * 3).save(data / f"train/bus/flat{gray}.png")
     found = check(data)
     assert (found["near_duplicates"], found["too_even_to_compare"]) == ([], 3)
 
@@ -134,7 +134,7 @@ def test_a_new_task_beside_a_model(alice: Path, new_pictures: Path) -> None:
     assert found["against"]["task"] is None
     assert found["against"]["unknown"] == sorted(NEW.classes)
     assert not found["wanting"]
-    with pytest.raises(Problem, match="no file, no folder and no timm model"):
+    with pytest.raises(TaskgraftError, match="no file, no folder and no timm model"):
         check(new_pictures, against="nothing")
 
 
@@ -167,7 +167,7 @@ def test_the_page_holds_what_was_found(data: Path, tmp_path: Path) -> None:
     assert "<i>leak" not in text
     check(data, html=page)  # a page of ours is made anew
     (tmp_path / "mine.html").write_text("<p>mine")
-    with pytest.raises(Problem, match="is no page of taskgraft"):
+    with pytest.raises(TaskgraftError, match="is no page of taskgraft"):
         check(data, html=tmp_path / "mine.html")
     assert (tmp_path / "mine.html").read_text() == "<p>mine"
 
@@ -175,7 +175,7 @@ def test_the_page_holds_what_was_found(data: Path, tmp_path: Path) -> None:
 def test_a_table_replaces_no_other_file(data: Path, tmp_path: Path) -> None:
     table = tmp_path / "t.csv"
     table.write_text("mine")
-    with pytest.raises(Problem, match="holds something else"):
+    with pytest.raises(TaskgraftError, match="holds something else"):
         check(data, manifest=table)
     assert table.read_text() == "mine"
     table.unlink()

@@ -15,10 +15,10 @@ from films import cut, film, stills
 from taskgraft import report
 from taskgraft.bundle import read
 from taskgraft.cli import main
-from taskgraft.jobs import distribution as job
-from taskgraft.problem import Problem
-from taskgraft.shares import Distribution
-from taskgraft.types import Watch
+from taskgraft.commands import distribution as job
+from taskgraft.errors import TaskgraftError
+from taskgraft.quantification import Distribution
+from taskgraft.types import Callbacks
 from toys import OLD, pictures
 
 TRACKS = [0, 0, 1, 0, 2, 0, 0, 1, 0, 0, 1, 0]  # 8 of 12 round, 3 square, 1 thin
@@ -60,10 +60,10 @@ def test_a_video_of_known_tracks_has_their_shares(alice: Path, clip: Path) -> No
     found = taskgraft.distribution(alice, [clip], every=0.1, block=1.0)
     (task,) = found.tasks
     assert (task.images, task.units, task.unit) == (120, 12, "block of 1 s")
-    for name, wanted in zip(OLD.classes, (8 / 12, 3 / 12, 1 / 12), strict=True):
+    for name, expected in zip(OLD.classes, (8 / 12, 3 / 12, 1 / 12), strict=True):
         low, share, high = shares(found)[name]
-        assert share == pytest.approx(wanted, abs=0.06)
-        assert low <= wanted <= high
+        assert share == pytest.approx(expected, abs=0.06)
+        assert low <= expected <= high
         assert high - low > 0.1  # of 12 tracks, not of 120 frames
     assert 6 < task.effective < 30
     assert "frames are counted, not vehicles" in found.notes[0]
@@ -73,7 +73,7 @@ def test_a_video_of_known_tracks_has_their_shares(alice: Path, clip: Path) -> No
 def test_a_video_cut_in_the_middle_keeps_what_was_read_and_says_so(alice: Path, clip: Path, tmp_path: Path) -> None:
     said: list[str] = []
     half = cut(clip, 0.5, tmp_path / "half.mp4")
-    found = taskgraft.distribution(alice, [half], every=0.1, block=1.0, watch=Watch(say=said.append))
+    found = taskgraft.distribution(alice, [half], every=0.1, block=1.0, callbacks=Callbacks(info=said.append))
     (task,) = found.tasks
     assert 40 <= task.images <= 80
     assert found.unreadable == 1
@@ -81,7 +81,7 @@ def test_a_video_cut_in_the_middle_keeps_what_was_read_and_says_so(alice: Path, 
     seen = TRACKS[: task.units]
     assert shares(found)["round"][1] == pytest.approx(seen.count(0) / len(seen), abs=0.12)
     said.clear()
-    rows = list(taskgraft.predict_files(alice, [half], every=0.5, watch=Watch(say=said.append)))
+    rows = list(taskgraft.predict_files(alice, [half], every=0.5, callbacks=Callbacks(info=said.append)))
     assert any("cut off at" in line for line in said)
     assert "tasks" in rows[0]
     assert "cut off at" in rows[-1]["error"]
@@ -133,7 +133,7 @@ def test_the_folder_holds_page_figure_and_numbers(alice: Path, old_pictures: Pat
 )
 def test_bad_tables_are_refused(alice: Path, tmp_path: Path, text: str, reason: str) -> None:
     (tmp_path / "a.csv").write_text(text)
-    with pytest.raises(Problem, match=reason.replace("(", r"\(")):
+    with pytest.raises(TaskgraftError, match=reason.replace("(", r"\(")):
         job.distribution(alice, [tmp_path / "a.csv"])
 
 
@@ -161,6 +161,6 @@ def test_wrong_words_are_refused_in_one_line(
 
 def test_nothing_readable_is_not_a_share_of_nothing(alice: Path, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"no picture")
-    with pytest.raises(Problem, match="could be read") as told:
+    with pytest.raises(TaskgraftError, match="could be read") as told:
         job.distribution(alice, [tmp_path])
-    assert told.value.code == 1
+    assert told.value.exit_code == 1

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from taskgraft.jobs import doctor
-from taskgraft.jobs.doctor import GIB, Finding
+from taskgraft.commands import doctor
+from taskgraft.commands.doctor import GIB, Finding
 
 PYPROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 MISFIT = "Traceback\nRuntimeError: operator torchvision::nms does not exist\n"
@@ -95,17 +95,17 @@ def test_video() -> None:
 
 
 def test_extras_are_those_of_the_project(monkeypatch: pytest.MonkeyPatch) -> None:
-    wanted = {}
+    expected = {}
     for extra, lines in PYPROJECT["optional-dependencies"].items():
         flat = [line for line in lines if not line.startswith("taskgraft[")]
         inner = [part for line in lines for part in re.findall(r"^taskgraft\[([^\]]*)\]", line)]
         flat += [
             line for part in inner for name in part.split(",") for line in PYPROJECT["optional-dependencies"][name]
         ]
-        wanted[extra] = {re.split(r"[\[><=]", line)[0].replace("-", "_") for line in flat}
+        expected[extra] = {re.split(r"[\[><=]", line)[0].replace("-", "_") for line in flat}
     for extra in ("docs", "test", "coverage", "lint", "fuzz", "sbom", "dev"):
-        del wanted[extra]  # for those who change taskgraft, not for those who use it
-    assert {extra: set(modules) for extra, modules in doctor.EXTRAS.items()} == wanted
+        del expected[extra]  # for those who change taskgraft, not for those who use it
+    assert {extra: set(modules) for extra, modules in doctor.EXTRAS.items()} == expected
     monkeypatch.setitem(doctor.EXTRAS, "video", ("no_such_module",))
     found = {one.name: one for one in doctor.extras(lambda name: "1")}
     assert found["extra video"] == Finding(

@@ -16,19 +16,19 @@ import timm
 import torch
 
 import taskgraft
-from taskgraft import Problem, Run, data
+from taskgraft import TaskgraftError, TrainingConfig, data
 from taskgraft.bundle import open_parent
-from taskgraft.data.manifest import open_images
-from taskgraft.inference import predict
-from taskgraft.record import load_predictions
+from taskgraft.data.dataset import open_images
+from taskgraft.models.inference import predict
+from taskgraft.results.predictions import load_predictions
 
-RUN = Run(steps=12, batch=8, warmup=10, eval_every=4, save_every=3, log_every=4, precision="fp32")
+RUN = TrainingConfig(steps=12, batch_size=8, head_steps=10, eval_every=4, save_every=3, log_every=4, precision="fp32")
 FLAGS = [
     "--steps",
     "12",
-    "--batch",
+    "--batch-size",
     "8",
-    "--warmup",
+    "--head-steps",
     "10",
     "--eval-every",
     "4",
@@ -49,7 +49,7 @@ def command(alice: Path, new: Path, old: Path, out: Path, *more: str) -> list[st
 
 
 def extended(alice: Path, new: Path, old: Path, out: Path, **more: object) -> taskgraft.Extension:
-    arguments: dict = {"task": "paint", "run": RUN, "old_val": (old,), **more}
+    arguments: dict = {"task": "paint", "config": RUN, "old_val": (old,), **more}
     return taskgraft.extend(alice, new, out, **arguments)
 
 
@@ -86,7 +86,7 @@ def test_a_second_run_writes_the_same_metrics_and_weights(
         extended(alice, new_pictures, old_pictures, tmp_path / name)
     for file in ("metrics.jsonl", "model.safetensors"):
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
-    extended(alice, new_pictures, old_pictures, tmp_path / "three", run=Run(**{**vars(RUN), "seed": 1}))
+    extended(alice, new_pictures, old_pictures, tmp_path / "three", config=TrainingConfig(**{**vars(RUN), "seed": 1}))
     assert (tmp_path / "one/metrics.jsonl").read_bytes() != (tmp_path / "three/metrics.jsonl").read_bytes()
 
 
@@ -138,13 +138,13 @@ def test_a_finished_run_is_read_and_another_one_refused(
     first = extended(alice, new_pictures, old_pictures, out)
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     assert extended(alice, new_pictures, old_pictures, out).record == first.record
-    with pytest.raises(Problem, match=r"run\.rate was 0\.001, is 0\.02"):
-        extended(alice, new_pictures, old_pictures, out, run=Run(**{**vars(RUN), "rate": 0.02}))
+    with pytest.raises(TaskgraftError, match=r"run\.rate was 0\.001, is 0\.02"):
+        extended(alice, new_pictures, old_pictures, out, config=TrainingConfig(**{**vars(RUN), "lr": 0.02}))
     assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
 
 
 def test_without_old_images_agreement_stands_in(alice: Path, new_pictures: Path, tmp_path: Path) -> None:
-    done = taskgraft.extend(alice, new_pictures, tmp_path / "both", task="paint", run=RUN)
+    done = taskgraft.extend(alice, new_pictures, tmp_path / "both", task="paint", config=RUN)
     shape, _ = done.record.tasks
     assert done.record.score is None
     assert done.record.step == RUN.steps
@@ -157,7 +157,7 @@ def test_plain_timm_loads_the_child(alice: Path, new_pictures: Path, old_picture
     out = tmp_path / "both"
     done = extended(alice, new_pictures, old_pictures, out, method="distill")
     plain = timm.create_model(f"local-dir:{out}", pretrained=True).eval()
-    found = open_images(new_pictures, "paint", done.bundle.preprocess, seed=0)
+    found = open_images(new_pictures, "paint", done.bundle.preprocessing, seed=0)
     assert found.val
     with torch.no_grad():
         joint = plain(data.ready(found.val, 0, 24))
@@ -183,10 +183,10 @@ def test_a_third_task_on_the_child(alice: Path, new_pictures: Path, old_pictures
 def test_a_loss_that_is_not_finite_stops_before_the_update(
     alice: Path, new_pictures: Path, old_pictures: Path, tmp_path: Path
 ) -> None:
-    run = Run(**{**vars(RUN), "rate": 1e18, "clip": 0.0, "schedule": "constant"})
-    with pytest.raises(Problem, match="not finite") as caught:
-        extended(alice, new_pictures, old_pictures, tmp_path / "bad", run=run)
-    assert caught.value.code == 4
+    config = TrainingConfig(**{**vars(RUN), "lr": 1e18, "clip_grad": 0.0, "schedule": "constant"})
+    with pytest.raises(TaskgraftError, match="not finite") as caught:
+        extended(alice, new_pictures, old_pictures, tmp_path / "bad", config=config)
+    assert caught.value.exit_code == 4
     assert list((tmp_path / "bad/state").glob("step-*"))  # the last good checkpoint is kept
 
 
@@ -216,7 +216,7 @@ def test_predictions_file_is_what_the_models_say(
 ) -> None:
     done = extended(alice, new_pictures, old_pictures, tmp_path / "both")
     stored = load_predictions(done.out / "predictions.npz")
-    found = open_images(old_pictures, "shape", done.bundle.preprocess, seed=0, classes=("round", "square", "thin"))
+    found = open_images(old_pictures, "shape", done.bundle.preprocessing, seed=0, classes=("round", "square", "thin"))
     assert found.val
     now = predict(open_parent(str(done.out)).classifier, found.val)
     assert np.array_equal(stored["old"].logits["shape"], now.logits["shape"])
@@ -225,12 +225,19 @@ def test_predictions_file_is_what_the_models_say(
 
 @pytest.mark.parametrize(
     ("method", "views", "said"),
-    [("distill", 0, "needs fixed views"), ("ewc(labels=empirical)", 8, "needs labelled images")],
+    [("distill", 0, "needs fixed views"), ("ewc(labels=empirical)", 8, "needs labeled images")],
 )
 def test_a_request_refused_at_its_start_leaves_the_folder_free(
     alice: Path, new_pictures: Path, old_pictures: Path, tmp_path: Path, method: str, views: int, said: str
 ) -> None:
     out = tmp_path / "both"
-    with pytest.raises(Problem, match=said):
-        extended(alice, new_pictures, old_pictures, out, method=method, run=Run(**{**vars(RUN), "views": views}))
+    with pytest.raises(TaskgraftError, match=said):
+        extended(
+            alice,
+            new_pictures,
+            old_pictures,
+            out,
+            method=method,
+            config=TrainingConfig(**{**vars(RUN), "views": views}),
+        )
     assert extended(alice, new_pictures, old_pictures, out).record.score

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 import taskgraft
+from taskgraft.config import TrainingConfig
 from taskgraft.data import open_images
-from taskgraft.jobs.train import train
-from taskgraft.problem import Problem
-from taskgraft.settings import Run
+from taskgraft.errors import TaskgraftError
+from taskgraft.pipeline.train import train
 from toys import NEW, OLD, folder_of
 
-RUN = Run(steps=30, batch=8, warmup=20, eval_every=10, save_every=10, precision="fp32")
+RUN = TrainingConfig(steps=30, batch_size=8, head_steps=20, eval_every=10, save_every=10, precision="fp32")
 MORE = OLD._replace(classes=("oval", "star"))
 
 
@@ -31,7 +31,14 @@ def test_added_classes_join_an_old_task(
     alice: Path, more_pictures: Path, old_pictures: Path, tmp_path: Path, method: str
 ) -> None:
     done = taskgraft.extend(
-        alice, more_pictures, tmp_path / "wide", task="shape", into=True, method=method, run=RUN, old_val=[old_pictures]
+        alice,
+        more_pictures,
+        tmp_path / "wide",
+        task="shape",
+        into=True,
+        method=method,
+        config=RUN,
+        old_val=[old_pictures],
     )
     assert [task.classes for task in done.bundle.classifier.tasks] == [(*OLD.classes, *MORE.classes)]
     old, new = done.record.tasks
@@ -44,7 +51,7 @@ def test_added_classes_join_an_old_task(
     assert np.shape(card["confusion"]) == (5, 6)
     assert np.sum(card["confusion"]) == 36  # measured on old and new pictures
     again = taskgraft.load(tmp_path / "wide").bundle.classifier
-    found = open_images(more_pictures, "shape", done.bundle.preprocess, seed=0, classes=again.tasks[0].classes)
+    found = open_images(more_pictures, "shape", done.bundle.preprocessing, seed=0, classes=again.tasks[0].classes)
     assert found.val
     logits = taskgraft.predict(again, found.val).logits["shape"]
     np.testing.assert_allclose(logits, done.predictions["new"].logits["shape"], atol=1e-5)
@@ -55,9 +62,9 @@ def test_a_widened_model_learns_another_task(
 ) -> None:
     method = "distill + ewc(images=16)"
     wide = taskgraft.extend(
-        alice, more_pictures, tmp_path / "wide", task="shape", into=True, method=method, run=RUN
+        alice, more_pictures, tmp_path / "wide", task="shape", into=True, method=method, config=RUN
     ).out
-    both = taskgraft.extend(wide, new_pictures, tmp_path / "both", task="paint", method=method, run=RUN)
+    both = taskgraft.extend(wide, new_pictures, tmp_path / "both", task="paint", method=method, config=RUN)
     assert [len(task.classes) for task in both.bundle.classifier.tasks] == [5, 4]
     assert both.bundle.memory["ewc"]["importance"]["heads.1.weight"].shape[0] == 2  # the added rows have a head
 
@@ -69,8 +76,8 @@ def test_a_widened_model_learns_another_task(
 def test_what_cannot_be_added_is_refused(
     alice: Path, old_pictures: Path, tmp_path: Path, task: str, message: str
 ) -> None:
-    with pytest.raises(Problem, match=message):
-        taskgraft.extend(alice, old_pictures, tmp_path / "x", task=task, into=True, run=RUN)
+    with pytest.raises(TaskgraftError, match=message):
+        taskgraft.extend(alice, old_pictures, tmp_path / "x", task=task, into=True, config=RUN)
     assert not (tmp_path / "x").exists()
 
 
@@ -78,24 +85,24 @@ def test_the_first_task_records_what_its_extension_needs(
     old_pictures: Path, new_pictures: Path, alice: Path, tmp_path: Path
 ) -> None:
     first = train(
-        old_pictures, tmp_path / "first", task="shape", model="test_resnet", wanted="32 squash bilinear half",
-        run=RUN, keep="ewc(images=16) + si",
+        old_pictures, tmp_path / "first", task="shape", model="test_resnet", preprocessing="32 squash bilinear half",
+        config=RUN, keep="ewc(images=16) + si",
     )  # fmt: skip
     assert set(first.bundle.memory) == {"ewc", "si"}
     kept = taskgraft.open_parent(str(first.out)).memory["si"]["importance"]
     assert kept["heads.0.weight"].shape == (3, 96)
-    both = taskgraft.extend(first.out, new_pictures, tmp_path / "both", task="paint", method="si", run=RUN)
+    both = taskgraft.extend(first.out, new_pictures, tmp_path / "both", task="paint", method="si", config=RUN)
     assert "si" in both.record.history[-1].terms
-    with pytest.raises(Problem, match="which this parent does not carry"):
-        taskgraft.extend(alice, new_pictures, tmp_path / "x", task="paint", method="si", run=RUN)
-    with pytest.raises(Problem, match="distill records nothing"):
+    with pytest.raises(TaskgraftError, match="which this parent does not carry"):
+        taskgraft.extend(alice, new_pictures, tmp_path / "x", task="paint", method="si", config=RUN)
+    with pytest.raises(TaskgraftError, match="distill records nothing"):
         train(old_pictures, tmp_path / "y", keep="distill")
 
 
 def test_the_report_states_what_a_branch_costs(
     alice: Path, new_pictures: Path, old_pictures: Path, tmp_path: Path
 ) -> None:
-    done = taskgraft.extend(alice, new_pictures, tmp_path / "both", task=NEW.name, run=RUN, old_val=[old_pictures])
+    done = taskgraft.extend(alice, new_pictures, tmp_path / "both", task=NEW.name, config=RUN, old_val=[old_pictures])
     assert done.record.method == "branch"
     assert done.record.tasks[0].forgetting
     assert (done.record.tasks[0].forgetting.low, done.record.tasks[0].forgetting.high) == (0, 0)

@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 
 import taskgraft
-from taskgraft import Problem, Request, Run, Watch
+from taskgraft import Callbacks, Request, TaskgraftError, TrainingConfig
 from taskgraft.cli import main
-from taskgraft.jobs.auto import auto
-from taskgraft.jobs.compare import arms, compare
-from taskgraft.search import space
+from taskgraft.commands.auto import auto
+from taskgraft.commands.compare import compare, variants
+from taskgraft.tuning import space
 from toys import OLD
 
-RUN = Run(steps=2, batch=4, warmup=0, precision="fp32")
-FEW = ["--steps", "2", "--batch", "4", "--warmup", "0", "--precision", "fp32", "--cache", "none"]
+RUN = TrainingConfig(steps=2, batch_size=4, head_steps=0, precision="fp32")
+FEW = ["--steps", "2", "--batch-size", "4", "--head-steps", "0", "--precision", "fp32", "--cache", "none"]
 
 
 @pytest.fixture(scope="module")
@@ -27,13 +27,22 @@ def mixed_up(alice: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]
     home = tmp_path_factory.mktemp("mixed")
     shutil.copy(alice / "model.safetensors", home / "cars.safetensors")
     (home / "labels.txt").write_text("\n".join([*OLD.classes[1:], OLD.classes[0]]), encoding="utf-8")
-    flags = ["--arch", "test_resnet", "--labels", str(home / "labels.txt"), "--input", "32 squash bilinear half"]
+    flags = [
+        "--arch",
+        "test_resnet",
+        "--labels",
+        str(home / "labels.txt"),
+        "--preprocessing",
+        "32 squash bilinear half",
+    ]
     return [str(home / "cars.safetensors"), *flags]
 
 
 def request_of(mixed_up: list[str], new: Path, old: Path, **more: Any) -> Request:
-    parent, _, arch, _, labels, _, wanted = mixed_up
-    return Request(parent, new, "paint", run=RUN, old_val=old, arch=arch, labels=labels, wanted=wanted, **more)
+    parent, _, arch, _, labels, _, preprocessing = mixed_up
+    return Request(
+        parent, new, "paint", config=RUN, old_val=old, arch=arch, labels=labels, preprocessing=preprocessing, **more
+    )
 
 
 def said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, list[str]]:
@@ -60,7 +69,7 @@ def test_it_stops_with_a_line_and_leaves_nothing(
     for part in (
         "taskgraft: the parent answers 0.0% of 24 validation pictures of parent rightly",
         "guessing the most frequent class gives 33.3%",
-        "('32 squash bilinear half', as --input says)",
+        "('32 squash bilinear half', as --preprocessing says)",
         "--labels",
         "--old-val",
         "--no-parent-check",
@@ -87,25 +96,25 @@ def test_python_stops_and_goes_on_too(
     mixed_up: list[str], new_pictures: Path, old_pictures: Path, tmp_path: Path
 ) -> None:
     asked = request_of(mixed_up, new_pictures, old_pictures)
-    with pytest.raises(Problem, match=r"guessing the most frequent class gives 33\.3%") as stopped:
+    with pytest.raises(TaskgraftError, match=r"guessing the most frequent class gives 33\.3%") as stopped:
         taskgraft.extend(
-            asked.parent, new_pictures, tmp_path / "out", task="paint", run=RUN, old_val=old_pictures, arch=asked.arch,
-            labels=asked.labels, wanted=asked.wanted,
+            asked.parent, new_pictures, tmp_path / "out", task="paint", config=RUN, old_val=old_pictures, arch=asked.arch,
+            labels=asked.labels, preprocessing=asked.preprocessing,
         )  # fmt: skip
-    assert stopped.value.code == 2
-    with pytest.raises(Problem, match="guessing"):
+    assert stopped.value.exit_code == 2
+    with pytest.raises(TaskgraftError, match="guessing"):
         auto(asked, tmp_path / "auto")
     found = compare(
-        request_of(mixed_up, new_pictures, old_pictures, check_parent=False), arms(["finetune"], [], RUN),
+        request_of(mixed_up, new_pictures, old_pictures, check_parent=False), variants(["finetune"], [], RUN),
         tmp_path / "table", seeds=1, separate=0,
     )  # fmt: skip
-    assert found.arrangements[0].records[0].asked.endswith(" --no-parent-check")
+    assert found.variants[0].records[0].asked.endswith(" --no-parent-check")
     searched = space.parse("distill(strength=[0.1, 10])", "", RUN)
-    wish = taskgraft.Wish(sampler="grid")
-    with pytest.raises(Problem, match="guessing"):
-        taskgraft.tune(asked, searched, tmp_path / "search", wish=wish)
+    search_config = taskgraft.SearchConfig(sampler="grid")
+    with pytest.raises(TaskgraftError, match="guessing"):
+        taskgraft.tune(asked, searched, tmp_path / "search", search_config=search_config)
     asked = request_of(mixed_up, new_pictures, old_pictures, check_parent=False)
-    assert taskgraft.tune(asked, searched, tmp_path / "search", wish=wish).choices
+    assert taskgraft.tune(asked, searched, tmp_path / "search", search_config=search_config).choices
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / "auto").exists()
 
@@ -114,10 +123,12 @@ def test_a_good_parent_is_told_and_its_training_begins(
     alice: Path, new_pictures: Path, old_pictures: Path, tmp_path: Path
 ) -> None:
     lines: list[str] = []
-    watch = Watch(say=lines.append)
-    taskgraft.extend(alice, new_pictures, tmp_path / "out", task="paint", run=RUN, old_val=old_pictures, watch=watch)
+    callbacks = Callbacks(info=lines.append)
+    taskgraft.extend(
+        alice, new_pictures, tmp_path / "out", task="paint", config=RUN, old_val=old_pictures, callbacks=callbacks
+    )
     (pictures,) = [line for line in lines if line.startswith("parent: pictures are shown as '32 squash bilinear half'")]
-    assert pictures.endswith(f"as {alice / 'config.json'} says; --input sets it")
+    assert pictures.endswith(f"as {alice / 'config.json'} says; --preprocessing sets it")
     (measured,) = [line for line in lines if "validation pictures" in line]
     assert measured.startswith("parent: shape ")
     assert lines.index(measured) < min(place for place, line in enumerate(lines) if line.startswith("step "))
@@ -127,9 +138,9 @@ def test_a_comparison_tells_of_its_parent_once(
     alice: Path, new_pictures: Path, old_pictures: Path, tmp_path: Path
 ) -> None:
     lines: list[str] = []
-    request = Request(alice, new_pictures, "paint", run=RUN, old_val=old_pictures)
-    chosen = arms(["finetune", "distill"], [], RUN)
-    compare(request, chosen, tmp_path / "table", seeds=1, separate=0, watch=Watch(say=lines.append))
+    request = Request(alice, new_pictures, "paint", config=RUN, old_val=old_pictures)
+    chosen = variants(["finetune", "distill"], [], RUN)
+    compare(request, chosen, tmp_path / "table", seeds=1, separate=0, callbacks=Callbacks(info=lines.append))
     assert len([line for line in lines if line.startswith("parent: pictures are shown")]) == 1
     assert len([line for line in lines if line.startswith("parent: shape ")]) == 1
     assert not [line for line in lines if line.startswith("step ")]
@@ -141,9 +152,9 @@ def test_few_pictures_are_a_warning(alice: Path, new_pictures: Path, old_picture
         first = sorted((old_pictures / "val" / name).iterdir())[0]
         shutil.copy(first, tmp_path / "two" / name)
     lines: list[str] = []
-    watch = Watch(say=lines.append)
+    callbacks = Callbacks(info=lines.append)
     taskgraft.extend(
-        alice, new_pictures, tmp_path / "out", task="paint", run=RUN, old_val=tmp_path / "two", watch=watch
+        alice, new_pictures, tmp_path / "out", task="paint", config=RUN, old_val=tmp_path / "two", callbacks=callbacks
     )
     assert "parent: shape 100.0% on 2 validation pictures" in lines
     assert "parent: that is not told from guessing the most frequent class, 50.0%; more pictures would tell" in lines
@@ -154,9 +165,9 @@ def test_one_class_alone_is_held_against_all_that_the_parent_knows(
 ) -> None:
     shutil.copytree(old_pictures / "val" / OLD.classes[0], tmp_path / "one" / OLD.classes[0])
     lines: list[str] = []
-    watch = Watch(say=lines.append)
+    callbacks = Callbacks(info=lines.append)
     taskgraft.extend(
-        alice, new_pictures, tmp_path / "out", task="paint", run=RUN, old_val=tmp_path / "one", watch=watch
+        alice, new_pictures, tmp_path / "out", task="paint", config=RUN, old_val=tmp_path / "one", callbacks=callbacks
     )
     assert "parent: shape 100.0% on 8 validation pictures" in lines
     assert not [line for line in lines if "guessing" in line]
@@ -166,7 +177,7 @@ def test_a_stopped_run_is_not_judged_anew(
     alice: Path, new_pictures: Path, old_pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its parent was looked at when it began; a rule that has changed since does not end it."""
-    from taskgraft.jobs import fitting
+    from taskgraft.pipeline import fitting
 
     class Stop(Exception):
         pass
@@ -174,10 +185,10 @@ def test_a_stopped_run_is_not_judged_anew(
     def stop(line: object) -> None:
         raise Stop
 
-    given = {"task": "paint", "run": RUN, "old_val": old_pictures}
+    given = {"task": "paint", "config": RUN, "old_val": old_pictures}
     with pytest.raises(Stop):
-        taskgraft.extend(alice, new_pictures, tmp_path / "out", watch=Watch(logged=stop), **given)
+        taskgraft.extend(alice, new_pictures, tmp_path / "out", callbacks=Callbacks(on_metrics=stop), **given)
     monkeypatch.setattr(fitting, "guessed", lambda labels, classes: 2.0)
-    with pytest.raises(Problem, match="guessing"):
+    with pytest.raises(TaskgraftError, match="guessing"):
         taskgraft.extend(alice, new_pictures, tmp_path / "other", **given)
     assert taskgraft.extend(alice, new_pictures, tmp_path / "out", resume=True, **given).record.step

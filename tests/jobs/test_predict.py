@@ -18,17 +18,17 @@ from PIL import Image
 import taskgraft
 from films import film, stills
 from taskgraft.bundle import Bundle, open_parent, write
-from taskgraft.classifier import grow
 from taskgraft.cli import main
-from taskgraft.data import Preprocess
-from taskgraft.jobs import parts
-from taskgraft.jobs import predict as job
-from taskgraft.jobs.predict import Asked, predict_files, predict_to
+from taskgraft.commands import parts
+from taskgraft.commands import predict as job
+from taskgraft.commands.predict import Asked, predict_files, predict_to
+from taskgraft.data import Preprocessing
+from taskgraft.errors import TaskgraftError
 from taskgraft.metrics import probabilities
-from taskgraft.problem import Problem
+from taskgraft.models.classifier import grow
 from toys import NEW, OLD, folder_of, parent, pictures
 
-WANTED = Preprocess(32, "squash", 1.0, "bilinear", (0.5,) * 3, (0.5,) * 3)
+WANTED = Preprocessing(32, "squash", 1.0, "bilinear", (0.5,) * 3, (0.5,) * 3)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def test_every_picture_has_a_row_in_order(model: Path, folder: Path) -> None:
-    rows = list(predict_files(model, [folder], top=2, batch=4))
+    rows = list(predict_files(model, [folder], top=2, batch_size=4))
     names = [Path(row["id"]).relative_to(folder).as_posix() for row in rows]
     assert names == sorted(names)
     assert len(names) == 10
@@ -129,7 +129,7 @@ def test_tables_hold_what_lines_hold(model: Path, folder: Path, tmp_path: Path) 
 def test_a_run_that_was_stopped_goes_on_to_the_same_file(
     model: Path, folder: Path, tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = Asked(str(model), batch=2)
+    asked = Asked(str(model), batch_size=2)
     predict_to(tmp_path / f"whole.{suffix}", asked, [folder], chunk=3)
     out, given, made = tmp_path / f"a.{suffix}", job._answered, []
 
@@ -145,9 +145,9 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_file(
         predict_to(out, asked, [folder], chunk=3)
     monkeypatch.setattr(job, "_answered", given)
     assert not out.exists()
-    with pytest.raises(Problem, match="--resume goes on"):
+    with pytest.raises(TaskgraftError, match="--resume goes on"):
         predict_to(out, asked, [folder], chunk=3)
-    with pytest.raises(Problem, match="top was 1, is 2"):
+    with pytest.raises(TaskgraftError, match="top was 1, is 2"):
         predict_to(out, asked._replace(top=2), [folder], chunk=3, resume=True)
     kept = {path.name: path.stat().st_mtime_ns for path in parts.home(out).glob(f"*.{suffix}")}
     assert len(kept) == 2
@@ -157,12 +157,12 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_file(
     assert len(counted) == 2  # of four parts, two were whole
     assert out.read_bytes() == (tmp_path / f"whole.{suffix}").read_bytes()
     assert predict_to(out, asked, [folder], chunk=3, resume=True).read == 0
-    with pytest.raises(Problem, match="exists"):
+    with pytest.raises(TaskgraftError, match="exists"):
         predict_to(out, asked, [folder], chunk=3)
 
 
 def test_workers_share_the_work_and_the_last_one_joins(model: Path, folder: Path, tmp_path: Path) -> None:
-    asked, out = Asked(str(model), batch=2), tmp_path / "a.jsonl"
+    asked, out = Asked(str(model), batch_size=2), tmp_path / "a.jsonl"
     predict_to(tmp_path / "whole.jsonl", asked, [folder], chunk=2)
     first = predict_to(out, asked, [folder], chunk=2, shard=(1, 3))
     assert (first.done, out.exists()) == (False, False)
@@ -192,8 +192,8 @@ def test_what_cannot_be_done_is_said_before_anything_is_written(model: Path, tmp
     (tmp_path / "empty").mkdir()
     paths = [tmp_path / ("none" if what == "missing" else "empty")]
     out = tmp_path / ("a.xlsx" if what == "suffix" else "a.csv")
-    wanted = {"nothing": "no picture or video", "missing": "does not exist", "suffix": "suffix"}[what]
-    with pytest.raises(Problem, match=wanted):
+    expected = {"nothing": "no picture or video", "missing": "does not exist", "suffix": "suffix"}[what]
+    with pytest.raises(TaskgraftError, match=expected):
         predict_to(out, Asked(str(model)), paths)
     assert {path.name for path in tmp_path.iterdir()} == {"empty"}
 

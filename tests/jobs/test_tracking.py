@@ -9,19 +9,19 @@ from typing import Any
 
 import pytest
 
-from taskgraft import Problem, Watch
-from taskgraft.jobs import tracking
-from taskgraft.record import Line
-from taskgraft.types import Watch as Whole
+from taskgraft import Callbacks, TaskgraftError
+from taskgraft.pipeline import tracking
+from taskgraft.results.record import StepMetrics
+from taskgraft.types import Callbacks as Whole
 
-LINES = [Line(step=step, rate=0.1, terms={"data": 1.0}, accuracy={"paint": 0.5}) for step in range(3)]
+LINES = [StepMetrics(step=step, lr=0.1, terms={"data": 1.0}, accuracy={"paint": 0.5}) for step in range(3)]
 
 
 def told(out: Path, name: str = "tensorboard") -> list[str]:
     said: list[str] = []
-    with tracking.tracked(name, out, {"rate": 0.1}, Watch(say=said.append)) as watch:
+    with tracking.tracked(name, out, {"lr": 0.1}, Callbacks(info=said.append)) as callbacks:
         for line in LINES:
-            watch.logged(line)
+            callbacks.on_metrics(line)
     return said
 
 
@@ -31,7 +31,7 @@ def test_tensorboard_holds_every_value(tmp_path: Path) -> None:
     folder = next((tmp_path / "tensorboard").rglob("events.*")).parent
     found = events.EventAccumulator(str(folder)).Reload()
     assert [(one.step, one.value) for one in found.Scalars("accuracy/paint")] == [(0, 0.5), (1, 0.5), (2, 0.5)]
-    assert set(found.Tags()["scalars"]) >= {"accuracy/paint", "loss/data", "rate"}
+    assert set(found.Tags()["scalars"]) >= {"accuracy/paint", "loss/data", "lr"}
 
 
 class Broken:
@@ -79,23 +79,23 @@ def test_a_tracker_that_is_down_costs_a_line(
 
 
 def test_without_a_tracker_nothing_is_added(tmp_path: Path) -> None:
-    watch = Whole()
-    with tracking.tracked("", tmp_path, {}, watch) as same:
-        assert same is watch
+    callbacks = Whole()
+    with tracking.tracked("", tmp_path, {}, callbacks) as same:
+        assert same is callbacks
 
 
 def test_an_unknown_or_missing_tracker_is_refused() -> None:
-    with pytest.raises(Problem, match="give tensorboard, mlflow, wandb"):
+    with pytest.raises(TaskgraftError, match="give tensorboard, mlflow, wandb"):
         tracking.check("excel")
-    with pytest.raises(Problem, match="pip install mlflow") as caught:
+    with pytest.raises(TaskgraftError, match="pip install mlflow") as caught:
         tracking.check("mlflow")
-    assert caught.value.code == 3
+    assert caught.value.exit_code == 3
 
 
 @pytest.mark.parametrize("name", tracking.TRACKERS)
 def test_trackers_name_the_extra_that_brings_accelerate(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     found = importlib.util.find_spec
     monkeypatch.setattr("importlib.util.find_spec", lambda asked: None if asked == "accelerate" else found(asked))
-    with pytest.raises(Problem, match=rf"^--track {name} needs accelerate.*'taskgraft\[track\]'$") as caught:
+    with pytest.raises(TaskgraftError, match=rf"^--track {name} needs accelerate.*'taskgraft\[track\]'$") as caught:
         tracking.check(name)
-    assert caught.value.code == 3
+    assert caught.value.exit_code == 3

@@ -12,10 +12,10 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from taskgraft.bundle import digests
-from taskgraft.jobs.calibrate import calibrate
-from taskgraft.jobs.verify import verify
-from taskgraft.problem import Problem
-from taskgraft.record import digest
+from taskgraft.commands.calibrate import calibrate
+from taskgraft.commands.verify import verify
+from taskgraft.errors import TaskgraftError
+from taskgraft.results.files import digest
 
 
 @pytest.fixture
@@ -105,8 +105,8 @@ def test_a_card_that_was_written_anew_is_noted(bundle: Path, old_pictures: Path)
 
 
 def test_what_is_no_finished_bundle(bundle: Path, tmp_path: Path) -> None:
-    with pytest.raises(Problem, match=r"holds no digests\.json"):
+    with pytest.raises(TaskgraftError, match=r"holds no digests\.json"):
         verify(tmp_path)
     (bundle / digests.FILE).write_text('{"files": 3}')
-    with pytest.raises(Problem, match=r"digests\.json is damaged"):
+    with pytest.raises(TaskgraftError, match=r"digests\.json is damaged"):
         verify(bundle)

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from taskgraft import learn, methods
-from taskgraft.bundle.files import Bundle, read, write
-from taskgraft.bundle.parents import create
-from taskgraft.classifier import Classifier, grow, widen
-from taskgraft.inference import predict
-from taskgraft.loop import steps
+from taskgraft.bundle.format import Bundle, read, write
+from taskgraft.bundle.loaders import create
+from taskgraft.models.classifier import Classifier, grow, widen
+from taskgraft.models.inference import predict
+from taskgraft.training import loop
 from taskgraft.types import Memory, Task
 from toys import OLD, RUN, parent, pictures, sources
 
@@ -31,9 +31,9 @@ WIDEN = ["finetune", "distill", "ewc(images=16)", "branch(shared=0.5)", "taps", 
 
 def through_disk(folder: Path, child: Classifier, memory: Memory) -> tuple[Classifier, Memory]:
     """Written as a bundle and read again."""
-    _, head, preprocess = create("test_resnet", 2)
+    _, head, preprocessing = create("test_resnet", 2)
     folder.mkdir()
-    write(folder, Bundle(child, preprocess, memory, "", "", "test_resnet", head), method="", parent={})
+    write(folder, Bundle(child, preprocessing, memory, "", "", "test_resnet", head), method="", parent={})
     bundle = read(folder)
     return bundle.classifier, bundle.memory
 
@@ -44,7 +44,7 @@ def lived(chain: tuple[str, ...], folder: Path | None) -> list[Classifier]:
     for number, text in enumerate(chain):
         task = Task(f"task {number}", ("red", "green", "blue", "grey"))
         model, memory = learn(
-            grow(model, task, number), pictures(20, task, number), method=text, run=RUN, memory=memory,
+            grow(model, task, number), pictures(20, task, number), method=text, config=RUN, memory=memory,
         )  # fmt: skip
         if folder:
             model, memory = through_disk(folder / str(number), model, memory)
@@ -79,15 +79,15 @@ def test_a_chain_in_memory_is_the_chain_of_bundles(chain: tuple[str, ...], tmp_p
 
 def test_an_importance_lives_on_through_a_task_that_does_not_use_it() -> None:
     a, b, c = (Task(name, ("x", "y")) for name in "abc")
-    first = learn(grow(parent(), a, 1), pictures(20, a, 1), method="ewc(images=16)", run=RUN)
+    first = learn(grow(parent(), a, 1), pictures(20, a, 1), method="ewc(images=16)", config=RUN)
     child = grow(first.classifier, b, 1)
-    second = learn(child, pictures(20, b, 2), method="branch(shared=0.5)", run=RUN, memory=first.memory)
+    second = learn(child, pictures(20, b, 2), method="branch(shared=0.5)", config=RUN, memory=first.memory)
     kept, now = first.memory["ewc"]["importance"], second.memory["ewc"]["importance"]
     assert all(torch.equal(now[name], value) for name, value in kept.items())
     last = grow(second.classifier, c, 1)
     method, images = methods.build(methods.parse("ewc(images=16)")), sources()
     more = images._replace(new=pictures(20, c, 3), old=None)
-    held = steps.start(last, method, more, second.memory, RUN).memory["ewc"]["importance"]
+    held = loop.start(last, method, more, second.memory, RUN).memory["ewc"]["importance"]
     assert held.keys() == dict(last.named_parameters()).keys() - {"heads.3.weight", "heads.3.bias"}
     assert sum(float(value.sum()) for name, value in held.items() if name.startswith("extras.0.")) > 0
     for name, value in kept.items():
@@ -101,11 +101,11 @@ def test_added_classes_leave_the_old_rows_as_they_were_before_step_one(text: str
     wide = widen(old, OLD.name, WIDER.classes, RUN.seed)
     assert wide.tasks == (WIDER,)
     method, given = methods.build(methods.parse(text)), sources()._replace(new=images, old=None)
-    begun = steps.start(wide, method, given, {}, RUN).classifier
+    begun = loop.start(wide, method, given, {}, RUN).classifier
     before, first = predict(old, images).logits[OLD.name], predict(begun, images).logits[OLD.name]
     assert first.shape == (20, len(OLD.classes) + 2)
     assert np.array_equal(first[:, : len(OLD.classes)], before)
-    end = learn(wide, images, method=text, run=replace(RUN, steps=12)).classifier
+    end = learn(wide, images, method=text, config=replace(RUN, steps=12)).classifier
     last = predict(end, images).logits[OLD.name]
     assert last.shape == (20, 5)
     assert np.array_equal(last[:, :3], before) == (text in ("branch(shared=0.5)", "taps", "ladder"))

@@ -14,9 +14,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from taskgraft import inference, tree
-from taskgraft.classifier import Classifier
-from taskgraft.loop import steps
+from taskgraft import pytree
+from taskgraft.models import inference
+from taskgraft.models.classifier import Classifier
+from taskgraft.training import loop
 from toys import NEW, OLD, RUN, pictures, started
 
 QUIET = replace(RUN, steps=1000, log_every=1000, views=1)  # nothing is logged in the steps that are looked at
@@ -48,9 +49,9 @@ def cost_of(notation: str, after: int = VIEWS) -> tuple[int, int, int]:
     """Operator calls and new bytes of one step in the steady state, and the number of learning tensors."""
     state, method, sources = started(notation, QUIET)
     for _ in range(after):
-        state, _ = steps.advance(state, method, sources, QUIET)
+        state, _ = loop.advance(state, method, sources, QUIET)
     with Counted() as counted:
-        state, terms = steps.advance(state, method, sources, QUIET)
+        state, terms = loop.advance(state, method, sources, QUIET)
     assert terms == {}
     return counted.calls, counted.fresh, sum(value.requires_grad for value in state.classifier.parameters())
 
@@ -79,13 +80,13 @@ def test_recorded_answers_cost_no_pass_of_the_parent(plain: tuple[int, int, int]
 
 
 def test_a_plain_step_has_no_needless_call(plain: tuple[int, int, int]) -> None:
-    """Of a bare loop: forward, loss, backward, optimiser. The rest is picking views and looking for overflow."""
+    """Of a bare loop: forward, loss, backward, optimizer. The rest is picking views and looking for overflow."""
     state, _, _ = started("finetune", QUIET)
-    model, optimiser = state.classifier.train(), torch.optim.SGD(state.classifier.parameters(), 0.1, fused=True)
+    model, optimizer = state.classifier.train(), torch.optim.SGD(state.classifier.parameters(), 0.1, fused=True)
     images, target = torch.randn(8, 3, 32, 32), torch.arange(8) % 4
     with Counted() as bare:
         torch.nn.functional.cross_entropy(model.newest_logits(images)[:, :4], target).backward()
-        optimiser.step()
+        optimizer.step()
     assert plain[0] - bare.calls <= 120
 
 
@@ -96,7 +97,7 @@ def test_a_plain_step_has_no_needless_call(plain: tuple[int, int, int]) -> None:
 def test_what_a_method_holds(notation: str, times: float) -> None:
     """Bytes of its memory, as a multiple of the weights'."""
     state, *_ = started(notation, QUIET)
-    held = sum(value.nbytes for _, value in tree.flatten(state.memory))
+    held = sum(value.nbytes for _, value in pytree.flatten(state.memory))
     weights = sum(value.nbytes for value in state.classifier.state_dict().values())
     assert held <= times * weights + 1000
 
@@ -120,7 +121,7 @@ def test_a_step_passes_each_image_once() -> None:
     for notation in ("finetune", "ewc(images=20)", "si", "distill"):
         state, method, sources = started(notation, QUIET)
         for _ in range(VIEWS):
-            state, _ = steps.advance(state, method, sources, QUIET)
+            state, _ = loop.advance(state, method, sources, QUIET)
         now = state
-        assert passes_of(now.classifier, lambda now=now, m=method, s=sources: steps.advance(now, m, s, QUIET)) == 8
+        assert passes_of(now.classifier, lambda now=now, m=method, s=sources: loop.advance(now, m, s, QUIET)) == 8
     assert NEW.classes

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from taskgraft import data, losses, methods, tree
-from taskgraft.classifier import grow
-from taskgraft.inference import predict
-from taskgraft.loop import state as states
-from taskgraft.loop import steps
-from taskgraft.method import compose
+from taskgraft import data, losses, methods, pytree
+from taskgraft.methods.protocol import compose
+from taskgraft.models.classifier import grow
+from taskgraft.models.inference import predict
+from taskgraft.training import checkpoints as states
+from taskgraft.training import loop
 from taskgraft.types import Memory
 from toys import NEW, OLD, RUN, finished, mark, parent, past_of, pictures, same, sources, started, trained, weights
 
@@ -64,14 +64,14 @@ def test_every_method_is_under_these_laws() -> None:
 
 
 @pytest.mark.parametrize("text", WITH_STRENGTH)
-@pytest.mark.parametrize("optimiser", ["sgd", "adamw"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize("softmax", ["per-task", "joint"])
-def test_strength_0_is_bitwise_finetune(text: str, optimiser: str, softmax: str) -> None:
-    run = replace(RUN, optimiser=optimiser, softmax=softmax, clip=0.0)
+def test_strength_0_is_bitwise_finetune(text: str, optimizer: str, softmax: str) -> None:
+    config = replace(RUN, optimizer=optimizer, softmax=softmax, clip_grad=0.0)
     head, _, rest = text.partition("(")
     others = [part for part in rest.rstrip(")").split(", ") if part and not part.startswith("strength")]
     nothing = f"{head}({', '.join([*others, 'strength=0'])})"
-    assert same(weights(trained(nothing, run)), weights(trained("finetune", run)))
+    assert same(weights(trained(nothing, config)), weights(trained("finetune", config)))
 
 
 def test_a_positive_strength_is_not_finetune() -> None:
@@ -91,12 +91,12 @@ def test_a_huge_strength_pins_what_ewc_protects() -> None:
 
 
 def test_a_huge_strength_pins_the_answers_that_distill_protects() -> None:
-    run = replace(RUN, steps=20, rate=1e-4, schedule="constant", clip=0.0, norm="frozen", warmup=0)
-    images, old = sources(run=run), OLD.name
+    config = replace(RUN, steps=20, lr=1e-4, schedule="constant", clip_grad=0.0, norm="frozen", head_steps=0)
+    images, old = sources(config=config), OLD.name
     before = torch.from_numpy(predict(parent(), images.new).logits[old])
 
-    def drift(text: str, rate: float) -> float:
-        child = trained(text, replace(run, rate=rate)).classifier
+    def drift(text: str, lr: float) -> float:
+        child = trained(text, replace(config, lr=lr)).classifier
         return float(losses.distillation(torch.from_numpy(predict(child, images.new).logits[old]), before, 1.0))
 
     assert drift("distill(strength=1000, teacher=live)", 1e-4) < 0.2 * drift("finetune", 1e-4)
@@ -105,11 +105,11 @@ def test_a_huge_strength_pins_the_answers_that_distill_protects() -> None:
 @pytest.mark.parametrize("text", ALL)
 def test_memory_is_tensors_without_gradients_and_round_trips(text: str, tmp_path: Path) -> None:
     start, _method, _images = started(text)
-    kept = dict(tree.flatten(start.memory))
+    kept = dict(pytree.flatten(start.memory))
     assert not any(value.requires_grad for value in kept.values())
     states.save(tmp_path, start)
     again = states.restore(states.checkpoints(tmp_path)[0], replace(started(text)[0], memory={}))
-    assert same(dict(tree.flatten(again.memory)), kept)
+    assert same(dict(pytree.flatten(again.memory)), kept)
 
 
 @pytest.mark.parametrize("text", ALL)
@@ -117,14 +117,14 @@ def test_stopping_changes_no_bit(text: str, tmp_path: Path) -> None:
     whole = trained(text)
     half, method, images = started(text)
     while half.step < 3:
-        half, _ = steps.advance(half, method, images, RUN)
+        half, _ = loop.advance(half, method, images, RUN)
     torch.manual_seed(99)  # an evaluation and stray draws in between
     predict(half.classifier, pictures(8, NEW, 8))
     np.random.default_rng().random(5)
     torch.rand(5)
     path = states.save(tmp_path, half)
-    blank = steps.prepare(grow(parent(), NEW, RUN.seed), method, images, RUN)
-    rest = steps.fit(states.restore(path, blank), method, images, RUN)
+    blank = loop.prepare(grow(parent(), NEW, RUN.seed), method, images, RUN)
+    rest = loop.fit(states.restore(path, blank), method, images, RUN)
     assert same(weights(rest), weights(whole))
 
 
@@ -133,9 +133,9 @@ def test_a_new_process_goes_on_bit_for_bit(tmp_path: Path) -> None:
     for number, text in enumerate(ALL):
         half, method, images = started(text)
         for _ in range(3):
-            half, _ = steps.advance(half, method, images, RUN)
+            half, _ = loop.advance(half, method, images, RUN)
         states.save(tmp_path / str(number), half)
-        expected.append(mark(weights(steps.fit(half, method, images, RUN))))
+        expected.append(mark(weights(loop.fit(half, method, images, RUN))))
     done = subprocess.run(
         [sys.executable, str(Path(__file__).with_name("go_on.py")), str(tmp_path), *ALL],
         capture_output=True, text=True, check=True,
@@ -153,31 +153,31 @@ def test_before_step_one_the_old_logits_are_the_parents(text: str, arch: str) ->
 
 @pytest.mark.parametrize("softmax", ["per-task", "joint"])
 def test_recorded_answers_are_the_parents_on_the_same_view(softmax: str) -> None:
-    run = replace(RUN, softmax=softmax)
-    state, method, images = started("distill", run)
-    teacher = steps.start(grow(parent(), NEW, run.seed), compose({}), images, {}, run).classifier.eval()
-    state = steps.fit(state, method, images, run)
+    config = replace(RUN, softmax=softmax)
+    state, method, images = started("distill", config)
+    teacher = loop.start(grow(parent(), NEW, config.seed), compose({}), images, {}, config).classifier.eval()
+    state = loop.fit(state, method, images, config)
     memory = state.memory["distill"]
     rows, views = memory["known"].nonzero(as_tuple=True)
     assert len(rows) > 20
     with torch.no_grad():
         answers = teacher(data.view_of(images, rows.numpy(), views.numpy()))
-    wanted = torch.cat(list(answers.values()), 1) if softmax == "joint" else answers[OLD.name]
+    expected = torch.cat(list(answers.values()), 1) if softmax == "joint" else answers[OLD.name]
     kept = next(iter(memory["answers"].values()))[rows, views]
-    torch.testing.assert_close(kept.float(), wanted, rtol=1e-3, atol=1e-3)  # float16
+    torch.testing.assert_close(kept.float(), expected, rtol=1e-3, atol=1e-3)  # float16
     flipped = next(iter(memory["answers"].values()))[rows, 1 - views]
-    assert not torch.allclose(flipped.float(), wanted, rtol=1e-3, atol=1e-3)
+    assert not torch.allclose(flipped.float(), expected, rtol=1e-3, atol=1e-3)
 
 
 def test_the_teacher_is_asked_once_for_each_view(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
-    real = steps._answerer
+    real = loop._answerer
 
     def counting(*given):
         answer = real(*given)
         return lambda params, chosen: (asked.append(int(chosen.sum())), answer(params, chosen))[1]
 
-    monkeypatch.setattr(steps, "_answerer", counting)
+    monkeypatch.setattr(loop, "_answerer", counting)
     trained("distill", replace(RUN, steps=20))  # 160 places, 20 images x 2 views
     assert sum(asked) == 20 * RUN.views
 
@@ -189,7 +189,7 @@ def test_composing_one_method_is_that_method() -> None:
     once = alone.remember(start.classifier, images, {}) if alone.remember else {}
     assert joined.remember
     assert same(
-        dict(tree.flatten({"distill": once})), dict(tree.flatten(joined.remember(start.classifier, images, {})))
+        dict(pytree.flatten({"distill": once})), dict(pytree.flatten(joined.remember(start.classifier, images, {})))
     )
     assert compose({}) == methods.build(methods.parse("finetune"))
 
@@ -204,16 +204,16 @@ def test_the_order_of_a_sum_is_immaterial() -> None:
 def test_relabelling_the_classes_permutes_the_answers(text: str) -> None:
     order = torch.tensor([2, 0, 3, 1])  # class k is called order[k]
 
-    def answers(relabelled: bool) -> torch.Tensor:
+    def answers(relabeled: bool) -> torch.Tensor:
         method, images = methods.build(methods.parse(text)), sources()
         child = grow(parent(), NEW, RUN.seed)
-        if relabelled:
+        if relabeled:
             head = child.linears()[-1]
             with torch.no_grad():
                 head.weight[order], head.bias[order] = head.weight.clone(), head.bias.clone()
             new = images.new._replace(labels={NEW.name: order[images.new.labels[NEW.name]]})
             images = images._replace(new=new)
-        end = steps.fit(steps.start(child, method, images, past_of(child), RUN), method, images, RUN)
+        end = loop.fit(loop.start(child, method, images, past_of(child), RUN), method, images, RUN)
         return torch.from_numpy(predict(end.classifier, images.new).logits[NEW.name])
 
     torch.testing.assert_close(answers(True)[:, order], answers(False), rtol=1e-3, atol=1e-3)
@@ -226,8 +226,8 @@ def test_what_is_kept_extends_a_third_task_without_old_images(text: str) -> None
     third = OLD._replace(name="size")
     more = images._replace(new=pictures(16, third, 9))
     child = grow(classifier, third, 4)
-    past: Memory = tree.unflatten(dict(tree.flatten(kept)))
-    last = steps.fit(steps.start(child, method, more, past, RUN), method, more, RUN)
+    past: Memory = pytree.unflatten(dict(pytree.flatten(kept)))
+    last = loop.fit(loop.start(child, method, more, past, RUN), method, more, RUN)
     assert [task.name for task in last.classifier.tasks] == ["shape", "paint", "size"]
     for name in set(last.memory) & {"ewc", "mas", "si"}:  # the importance covers what was the new head
         assert float(last.memory[name]["importance"]["heads.1.weight"].sum()) > 0
@@ -245,23 +245,23 @@ def test_what_freezes_the_old_keeps_old_logits_bit_for_bit(text: str, arch: str)
 @pytest.mark.parametrize("arch", ["test_resnet", "test_efficientnet"])
 def test_merged_lora_computes_the_same_under_the_parents_names(arch: str) -> None:
     state, method, images = started("lora(rank=2)", model=parent(arch))
-    state = steps.fit(state, method, images, RUN)
+    state = loop.fit(state, method, images, RUN)
     before = predict(state.classifier, images.new).logits
     assert method.finish
     merged, _ = method.finish(state.classifier, state.memory, images)
     grown = grow(parent(arch), NEW, RUN.seed)
-    assert {name: value.shape for name, value in tree.state(merged).items()} == {
-        name: value.shape for name, value in tree.state(grown).items()
+    assert {name: value.shape for name, value in pytree.state(merged).items()} == {
+        name: value.shape for name, value in pytree.state(grown).items()
     }
     for task, logits in predict(merged, images.new).logits.items():
         np.testing.assert_allclose(logits, before[task], rtol=1e-4, atol=1e-5)
-    assert not same(tree.state(merged.backbone), tree.state(grown.backbone))
+    assert not same(pytree.state(merged.backbone), pytree.state(grown.backbone))
 
 
 def test_wise_at_1_is_the_child_and_near_0_the_parent_with_its_warmed_head() -> None:
     child, begun = weights(trained("finetune")), weights(started("finetune")[0])
-    assert same(tree.state(finished("wise(weight=1)")[0]), child)
-    near = tree.state(finished("wise(weight=1e-6)")[0])
+    assert same(pytree.state(finished("wise(weight=1)")[0]), child)
+    near = pytree.state(finished("wise(weight=1e-6)")[0])
     for name, value in begun.items():
         if value.is_floating_point():
             torch.testing.assert_close(near[name], value, rtol=1e-4, atol=1e-4)
@@ -272,7 +272,7 @@ def test_wise_at_1_is_the_child_and_near_0_the_parent_with_its_warmed_head() -> 
 def test_importance_depends_on_neither_batch_nor_mode(text: str) -> None:
     name, found = text.partition("(")[0], []
     for batch, lively in ((2, False), (8, True), (20, True)):
-        start, _, _ = started(text, replace(RUN, batch=batch), parent().train(lively))
+        start, _, _ = started(text, replace(RUN, batch_size=batch), parent().train(lively))
         found.append(start.memory[name]["importance"])
     assert same(found[0], found[1])
     assert same(found[0], found[2])

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from taskgraft import Problem, Run, extend, tree
-from taskgraft.classifier import Classifier
-from taskgraft.loop import steps
-from taskgraft.types import Watch
+from taskgraft import TaskgraftError, TrainingConfig, extend, pytree
+from taskgraft.models.classifier import Classifier
+from taskgraft.training import loop
+from taskgraft.types import Callbacks
 from toys import RUN, finished, started
 
 FROZEN = replace(RUN, norm="frozen")  # BatchNorm in training mode sees pieces, and rightly answers otherwise
@@ -22,35 +22,39 @@ FROZEN = replace(RUN, norm="frozen")  # BatchNorm in training mode sees pieces, 
     "notation", ["finetune", "distill", "replay + lwf", "ewc(images=20) + si(strength=0)", "branch",
                  "ladder(width=8, dropout=0)"],
 )  # fmt: skip
-@pytest.mark.parametrize("pieces", [3, 8])
-def test_pieces_change_nothing_but_memory(notation: str, pieces: int) -> None:
+@pytest.mark.parametrize("micro_batches", [3, 8])
+def test_pieces_change_nothing_but_memory(notation: str, micro_batches: int) -> None:
     whole, kept = finished(notation, FROZEN)
-    child, memory = finished(notation, replace(FROZEN, pieces=pieces))
-    wanted = {**tree.state(whole), **dict(tree.flatten(kept))}
-    found = {**tree.state(child), **dict(tree.flatten(memory))}
-    assert found.keys() == wanted.keys()
-    for name, value in wanted.items():
+    child, memory = finished(notation, replace(FROZEN, micro_batches=micro_batches))
+    preprocessing = {**pytree.state(whole), **dict(pytree.flatten(kept))}
+    found = {**pytree.state(child), **dict(pytree.flatten(memory))}
+    assert found.keys() == preprocessing.keys()
+    for name, value in preprocessing.items():
         distance = (found[name].double() - value.double()).norm() / value.double().norm().clamp(min=1e-9)
         assert distance < 1e-5, f"{name}: {distance:.1e}"
 
 
 def test_statistics_move_once_a_step() -> None:
-    state, method, sources = started("finetune", replace(RUN, pieces=2))
+    state, method, sources = started("finetune", replace(RUN, micro_batches=2))
     counts = {name: value for name, value in state.classifier.named_buffers() if name.endswith("num_batches_tracked")}
     before = {name: int(value) for name, value in counts.items()}
-    steps.advance(state, method, sources, replace(RUN, pieces=2))
+    loop.advance(state, method, sources, replace(RUN, micro_batches=2))
     assert {int(value) - before[name] for name, value in counts.items()} == {2}  # one for each piece
 
 
-@pytest.mark.parametrize(("batch", "pieces"), [(1, 1), (4, 4)])
-def test_one_image_at_once_has_no_statistics(batch: int, pieces: int) -> None:
-    run = replace(RUN, batch=batch, pieces=pieces)
-    with pytest.raises(Problem, match=r"one image alone: give --batch or --pieces .* or --norm frozen"):
-        finished("finetune", run)
-    finished("finetune", replace(run, norm="frozen"))
+@pytest.mark.parametrize(("batch_size", "micro_batches"), [(1, 1), (4, 4)])
+def test_one_image_at_once_has_no_statistics(batch: int, micro_batches: int) -> None:
+    config = replace(RUN, batch_size=batch, micro_batches=micro_batches)
+    with pytest.raises(
+        TaskgraftError, match=r"one image alone: give --batch-size or --micro-batches .* or --norm frozen"
+    ):
+        finished("finetune", config)
+    finished("finetune", replace(config, norm="frozen"))
 
 
-RUN_OUT = Run(steps=8, batch=8, warmup=5, eval_every=4, save_every=2, precision="fp32", norm="frozen")
+RUN_OUT = TrainingConfig(
+    steps=8, batch_size=8, head_steps=5, eval_every=4, save_every=2, precision="fp32", norm="frozen"
+)
 
 
 def short_of_memory(monkeypatch: pytest.MonkeyPatch, most: int, first: int) -> None:
@@ -70,19 +74,19 @@ def short_of_memory(monkeypatch: pytest.MonkeyPatch, most: int, first: int) -> N
 def test_memory_that_runs_out_halves_the_pieces_and_keeps_the_batch(
     alice: Path, old_pictures: Path, new_pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: dict = {"task": "paint", "method": "distill", "run": RUN_OUT, "old_val": [old_pictures]}
+    asked: dict = {"task": "paint", "method": "distill", "config": RUN_OUT, "old_val": [old_pictures]}
     whole = extend(alice, new_pictures, tmp_path / "whole", **asked)
     short_of_memory(monkeypatch, 2, 5)
     said: list[str] = []
-    done = extend(alice, new_pictures, tmp_path / "short", **asked, watch=Watch(say=said.append))
+    done = extend(alice, new_pictures, tmp_path / "short", **asked, callbacks=Callbacks(info=said.append))
     assert [line for line in said if line.startswith("memory ran out")] == [
         "memory ran out: batches of 8 now go through in 2 pieces",
         "memory ran out: batches of 8 now go through in 4 pieces",
     ]
     assert said.count("going on from step 4") == 2
-    assert json.loads((tmp_path / "short" / "run.json").read_text())["resolved"]["run"]["pieces"] == 4
-    assert done.record.run["pieces"] == 4
-    assert ("pieces", "4", "memory ran out at fewer") in done.record.choices
+    assert json.loads((tmp_path / "short" / "run.json").read_text())["resolved"]["config"]["micro_batches"] == 4
+    assert done.record.config["micro_batches"] == 4
+    assert ("micro_batches", "4", "memory ran out at fewer") in done.record.choices
     for name, value in whole.bundle.classifier.state_dict().items():
         torch.testing.assert_close(done.bundle.classifier.state_dict()[name], value, rtol=1e-4, atol=1e-5)
 
@@ -91,8 +95,14 @@ def test_memory_that_no_piece_fits_is_a_problem(
     alice: Path, old_pictures: Path, new_pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     short_of_memory(monkeypatch, 0, 1)
-    with pytest.raises(Problem, match="memory is exhausted by a batch of 8 in 8 piece") as told:
+    with pytest.raises(TaskgraftError, match="memory is exhausted by a batch of 8 in 8 piece") as told:
         extend(
-            alice, new_pictures, tmp_path / "out", task="paint", method="distill", run=RUN_OUT, old_val=[old_pictures]
+            alice,
+            new_pictures,
+            tmp_path / "out",
+            task="paint",
+            method="distill",
+            config=RUN_OUT,
+            old_val=[old_pictures],
         )
-    assert told.value.code == 4
+    assert told.value.exit_code == 4

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from taskgraft import Run, losses
-from taskgraft.loop.penalty import add_gradients, settled, step_towards
+from taskgraft import TrainingConfig, losses
+from taskgraft.training.penalties import add_gradients, settled, step_towards
 from taskgraft.types import Params, Quadratic
 
 SHAPES = {"a": (3, 4), "b": (5,), "free": (2,)}
@@ -66,13 +66,13 @@ def test_the_explicit_gradient_is_that_of_the_formula() -> None:
 
 
 def test_the_implicit_step_is_the_closed_form_minimiser() -> None:
-    theta, item, rate = params(torch.float64), quadratic(1, 2.5, True, dtype=torch.float64), 0.3
+    theta, item, lr = params(torch.float64), quadratic(1, 2.5, True, dtype=torch.float64), 0.3
     before = values(theta)
-    step_towards(theta, [item], rate)
+    step_towards(theta, [item], lr)
     for name, anchor in item.anchor.items():
-        pull = rate * item.strength * importance_of(item, name)
+        pull = lr * item.strength * importance_of(item, name)
         torch.testing.assert_close(theta[name].detach(), (before[name] + pull * anchor) / (1 + pull))
-        slope = (theta[name].detach() - before[name]) / rate
+        slope = (theta[name].detach() - before[name]) / lr
         slope += item.strength * importance_of(item, name) * (theta[name].detach() - anchor)
         assert float(slope.abs().max()) < 1e-12  # of |t - theta|^2 / (2 rate) + the quadratic
     assert torch.equal(theta["free"], before["free"])
@@ -100,15 +100,15 @@ def test_two_penalties_in_either_order_are_equal(implicit: bool) -> None:
 
 
 def test_two_implicit_penalties_are_one_with_both_pulls() -> None:
-    one, two, rate = quadratic(1, 2.0, True), quadratic(5, 0.7, True, ("b",)), 0.2
+    one, two, lr = quadratic(1, 2.0, True), quadratic(5, 0.7, True, ("b",)), 0.2
     theta, alone = params(), params()
-    step_towards(theta, [one, two], rate)
-    step_towards(alone, [one], rate)
+    step_towards(theta, [one, two], lr)
+    step_towards(alone, [one], lr)
     torch.testing.assert_close(theta["a"], alone["a"], rtol=1e-6, atol=1e-7)
-    first, second = (rate * item.strength * importance_of(item, "b") for item in (one, two))
+    first, second = (lr * item.strength * importance_of(item, "b") for item in (one, two))
     start = noise(0, tuple(SHAPES))["b"]
-    wanted = (start + first * one.anchor["b"] + second * two.anchor["b"]) / (1 + first + second)
-    torch.testing.assert_close(theta["b"].detach(), wanted)
+    preprocessing = (start + first * one.anchor["b"] + second * two.anchor["b"]) / (1 + first + second)
+    torch.testing.assert_close(theta["b"].detach(), preprocessing)
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -166,12 +166,16 @@ def test_the_explicit_gradient_oscillates_beyond_its_limit_and_the_implicit_step
 
 
 @pytest.mark.parametrize(
-    ("softmax", "optimiser", "implicit"),
+    ("softmax", "optimizer", "implicit"),
     [("per-task", "sgd", True), ("per-task", "adamw", True), ("joint", "sgd", True), ("joint", "adamw", False)],
 )
 def test_only_adamw_under_a_joint_softmax_takes_the_penalty_into_the_loss(
-    softmax: Any, optimiser: Any, implicit: bool
+    softmax: Any, optimizer: Any, implicit: bool
 ) -> None:
-    run, open_, fixed = Run(softmax=softmax, optimiser=optimiser), Quadratic({}, None, 1.0), quadratic(1, 1.0, True)
-    found = settled({"open": open_, "fixed": fixed}, run)
+    config, open_, fixed = (
+        TrainingConfig(softmax=softmax, optimizer=optimizer),
+        Quadratic({}, None, 1.0),
+        quadratic(1, 1.0, True),
+    )
+    found = settled({"open": open_, "fixed": fixed}, config)
     assert found == {"open": open_._replace(implicit=implicit), "fixed": fixed}

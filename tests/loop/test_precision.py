@@ -15,39 +15,39 @@ from typing import Any
 import pytest
 import torch
 
-from taskgraft import tree
-from taskgraft.classifier import grow
-from taskgraft.loop import precision
-from taskgraft.settings import Precision
+from taskgraft import pytree
+from taskgraft.config import Precision
+from taskgraft.models.classifier import grow
+from taskgraft.training import precision
 from toys import NEW, RUN, parent, same, sources
 
-AUTO = replace(RUN, precision="auto", batch=4)
+AUTO = replace(RUN, precision="auto", batch_size=4)
 
 
 @pytest.mark.parametrize("asked", precision.CANDIDATES)
 def test_what_is_asked_for_is_taken(asked: Precision, tmp_path: Path) -> None:
-    run = replace(RUN, precision=asked)
-    assert precision.choose(parent(), sources(), run, tmp_path) == (run, "as asked")
+    config = replace(RUN, precision=asked)
+    assert precision.choose(parent(), sources(), config, tmp_path) == (config, "as asked")
     assert not list(tmp_path.iterdir())
 
 
 def test_auto_is_measured_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     child = grow(parent(), NEW, 0)
-    before, draws = tree.state(child), torch.random.get_rng_state()
-    run, reason = precision.choose(child, sources(), AUTO, tmp_path)
-    assert run == replace(AUTO, precision=run.precision)
-    assert run.precision in precision.CANDIDATES
+    before, draws = pytree.state(child), torch.random.get_rng_state()
+    config, reason = precision.choose(child, sources(), AUTO, tmp_path)
+    assert config == replace(AUTO, precision=config.precision)
+    assert config.precision in precision.CANDIDATES
     assert reason.startswith("measured here: fp32 ")
     assert reason.count("images/s") == 2 + precision.computes_bf16(torch.device("cpu"))
-    assert same(tree.state(child), before)  # timing teaches nothing
+    assert same(pytree.state(child), before)  # timing teaches nothing
     assert torch.equal(torch.random.get_rng_state(), draws)
     monkeypatch.setattr(precision, "_timed", lambda *_: pytest.fail("timed twice"))
-    assert precision.choose(child, sources(), AUTO, tmp_path) == (run, reason)
+    assert precision.choose(child, sources(), AUTO, tmp_path) == (config, reason)
 
 
 def test_the_fastest_wins_by_a_margin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def chosen(**rates: float) -> str:
-        found: Any = {name.replace("_", "-"): rate for name, rate in rates.items()}
+    def chosen(**lrs: float) -> str:
+        found: Any = {name.replace("_", "-"): lr for name, lr in lrs.items()}
         monkeypatch.setattr(precision, "_timed", lambda *_: precision.Trial(found, {}))
         return precision.choose(parent(), sources(), AUTO, None)[0].precision
 
@@ -113,16 +113,16 @@ def test_what_is_emulated_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(precision, "computes_bf16", lambda device: False)
     asked: list[str] = []
     monkeypatch.setattr(precision, "_seconds", lambda trial, batch, name, softmax: asked.append(name) or 0.1)
-    run, reason = precision.choose(grow(parent(), NEW, 0), sources(), AUTO, None)
+    config, reason = precision.choose(grow(parent(), NEW, 0), sources(), AUTO, None)
     assert set(asked) == {"fp32", "fp32-channels-last"}
     assert reason.endswith("; bf16 not tried: this device only emulates it")
-    assert run.precision == "fp32"
+    assert config.precision == "fp32"
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="oneDNN's levels are those of x86-64")
-def test_a_processor_without_bf16_units_is_recognised() -> None:
+def test_a_processor_without_bf16_units_is_recognized() -> None:
     """oneDNN can be told to take a processor for an older one."""
-    code = "import torch; from taskgraft.loop.precision import computes_bf16 as c; print(c(torch.device('cpu')))"
+    code = "import torch; from taskgraft.training.precision import computes_bf16 as c; print(c(torch.device('cpu')))"
     told = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"}
     done = subprocess.run([sys.executable, "-c", code], env=told, capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
@@ -130,10 +130,10 @@ def test_a_processor_without_bf16_units_is_recognised() -> None:
 
 def test_another_batch_or_a_damaged_store_is_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    rates: dict[Precision, float] = {"fp32": 1.0, "fp32-channels-last": 1.0, "bf16": 1.0}
-    monkeypatch.setattr(precision, "_timed", lambda *_: asked.append(1) or precision.Trial(rates, {}))
-    for run in (AUTO, AUTO, replace(AUTO, batch=5)):
-        precision.choose(parent(), sources(), run, tmp_path)
+    lrs: dict[Precision, float] = {"fp32": 1.0, "fp32-channels-last": 1.0, "bf16": 1.0}
+    monkeypatch.setattr(precision, "_timed", lambda *_: asked.append(1) or precision.Trial(lrs, {}))
+    for config in (AUTO, AUTO, replace(AUTO, batch_size=5)):
+        precision.choose(parent(), sources(), config, tmp_path)
     assert len(asked) == 2
     assert len(json.loads((tmp_path / "precision.json").read_text())) == 2
     (tmp_path / "precision.json").write_text("{")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from taskgraft.loop.shared import once_in
+from taskgraft.training.trial_cache import once_in
 
 VALUES = {"a": torch.arange(6.0).view(2, 3), "b": torch.ones(4, dtype=torch.float16)}
 

@@ -10,30 +10,30 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from taskgraft import tree
-from taskgraft.classifier import grow
-from taskgraft.loop import folder, steps
-from taskgraft.loop import state as states
-from taskgraft.loop.state import TrainState
-from taskgraft.method import Method
+from taskgraft import pytree
+from taskgraft.methods.protocol import Method
+from taskgraft.models.classifier import grow
+from taskgraft.training import checkpoints as states
+from taskgraft.training import loop, run_folder
+from taskgraft.training.checkpoints import TrainState
 from toys import NEW, RUN, parent, same, sources, weights
 
 EMPTY = Method()
-QUICK = replace(RUN, warmup=0)
+QUICK = replace(RUN, head_steps=0)
 
 
-def at(step: int, optimiser: str = "sgd") -> TrainState:
-    run = replace(QUICK, optimiser=optimiser)
-    state = steps.prepare(grow(parent(), NEW, 3), EMPTY, sources(), run)
+def at(step: int, optimizer: str = "sgd") -> TrainState:
+    config = replace(QUICK, optimizer=optimizer)
+    state = loop.prepare(grow(parent(), NEW, 3), EMPTY, sources(), config)
     memory = {"m": {"deep": {"f": torch.rand(3), "i": torch.tensor([1, -5])}, "b": torch.tensor([True, False])}}
     state = replace(state, memory=memory)
     for _ in range(step):
-        state, _ = steps.advance(state, EMPTY, sources(), run)
+        state, _ = loop.advance(state, EMPTY, sources(), config)
     return state
 
 
-def blank(optimiser: str = "sgd") -> TrainState:
-    return steps.prepare(grow(parent(), NEW, 9), EMPTY, sources(), replace(QUICK, optimiser=optimiser))
+def blank(optimizer: str = "sgd") -> TrainState:
+    return loop.prepare(grow(parent(), NEW, 9), EMPTY, sources(), replace(QUICK, optimizer=optimizer))
 
 
 def saved(folder: Path, *numbers: int) -> list[Path]:
@@ -43,24 +43,24 @@ def saved(folder: Path, *numbers: int) -> list[Path]:
 
 def packed(state: TrainState) -> dict[str, torch.Tensor]:
     found = {}
-    for row, entries in state.optimiser.state_dict()["state"].items():
+    for row, entries in state.optimizer.state_dict()["state"].items():
         found |= {f"{row}/{key}": torch.as_tensor(value) for key, value in entries.items()}
     return found
 
 
-@pytest.mark.parametrize("optimiser", ["sgd", "adamw"])
-def test_everything_comes_back(tmp_path: Path, optimiser: str) -> None:
-    before = at(2, optimiser)
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_everything_comes_back(tmp_path: Path, optimizer: str) -> None:
+    before = at(2, optimizer)
     path = states.save(tmp_path, before)
-    after = states.restore(path, blank(optimiser))
+    after = states.restore(path, blank(optimizer))
     assert (after.seed, after.step) == (before.seed, 2)
     assert same(weights(after), weights(before))
     assert len(packed(before)) > 10
     assert same(packed(after), packed(before))
-    assert same(dict(tree.flatten(after.memory)), dict(tree.flatten(before.memory)))
+    assert same(dict(pytree.flatten(after.memory)), dict(pytree.flatten(before.memory)))
     assert after.memory["m"]["deep"]["i"].dtype == torch.int64
-    run = replace(QUICK, optimiser=optimiser)
-    ends = [weights(steps.fit(state, EMPTY, sources(), run)) for state in (before, after)]
+    config = replace(QUICK, optimizer=optimizer)
+    ends = [weights(loop.fit(state, EMPTY, sources(), config)) for state in (before, after)]
     assert same(*ends)
 
 
@@ -96,13 +96,13 @@ def test_a_checkpoint_is_not_the_living_state(tmp_path: Path) -> None:
     path = states.save(tmp_path, state)
     before = weights(state)
     after = states.restore(path, blank())
-    steps.advance(state, EMPTY, sources(), QUICK)
+    loop.advance(state, EMPTY, sources(), QUICK)
     shutil.rmtree(path)
     assert same(weights(after), before)
 
 
 def test_a_folder_is_made_and_leftovers_of_killed_writers_go(tmp_path: Path) -> None:
-    deep = tmp_path / "run" / "state"
+    deep = tmp_path / "config" / "state"
     (deep.parent).mkdir()
     states.save(deep, at(1))
     (deep / ".step-000000009.77").mkdir()
@@ -133,7 +133,7 @@ def test_a_kill_while_an_old_one_is_removed_leaves_no_half(
         with pytest.raises(KeyboardInterrupt):
             saved(tmp_path, number)
     assert all((path / "manifest.json").exists() for path in states.checkpoints(tmp_path))
-    with folder.held(tmp_path):
+    with run_folder.held(tmp_path):
         left = sorted(path.name for path in tmp_path.iterdir())
     assert left == [".holder", ".lock", *(f"step-{step:09d}" for step in ((2, 3) if number == 3 else (1,)))]
 
@@ -154,7 +154,7 @@ def flip(path: Path) -> None:
     path.write_bytes(bytes(content))
 
 
-@pytest.mark.parametrize("part", ["model", "optimiser", "memory"])
+@pytest.mark.parametrize("part", ["model", "optimizer", "memory"])
 @pytest.mark.parametrize("harm", ["flip", "truncate", "remove"])
 def test_a_damaged_newest_gives_way_to_the_one_before(tmp_path: Path, part: str, harm: str) -> None:
     old, new = saved(tmp_path, 2, 4)

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from taskgraft.config import Option, options
+from taskgraft.errors import TaskgraftError
 from taskgraft.methods import ALIASES, METHODS, Plan, build, parse, show
-from taskgraft.methods.sums import senseless
-from taskgraft.problem import Problem
-from taskgraft.settings import Option, options
+from taskgraft.methods.compatibility import senseless
 
 
 def values(option: Option) -> st.SearchStrategy[Any]:
@@ -119,10 +119,10 @@ def test_an_alias_is_its_method() -> None:
     ],
 )
 def test_a_wrong_word_is_answered_with_the_right_ones(text: str, message: str) -> None:
-    with pytest.raises(Problem, match=message) as caught:
+    with pytest.raises(TaskgraftError, match=message) as caught:
         parse(text)
     assert "\n" not in str(caught.value)
-    assert caught.value.code == 2
+    assert caught.value.exit_code == 2
 
 
 @given(text=st.text(alphabet="ewcdistill(=+,)1.0 '*", max_size=30))
@@ -130,7 +130,7 @@ def test_a_wrong_word_is_answered_with_the_right_ones(text: str, message: str) -
 def test_any_text_is_read_or_refused(text: str) -> None:
     try:
         plan = parse(text)
-    except Problem:
+    except TaskgraftError:
         return
     assert parse(show(plan)) == plan
 

@@ -13,17 +13,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from taskgraft import Run, extend
+from taskgraft import TrainingConfig, extend
 
-RUN = Run(steps=60, batch=8, warmup=10, eval_every=20, save_every=10, precision="fp32", optimiser="sgd", rate=0.01)
-FLAGS = ["--steps", "60", "--batch", "8", "--warmup", "10", "--eval-every", "20", "--save-every", "10"]
-FLAGS += ["--precision", "fp32", "--optimiser", "sgd", "--rate", "0.01", "--cache", "none"]
+RUN = TrainingConfig(
+    steps=60, batch_size=8, head_steps=10, eval_every=20, save_every=10, precision="fp32", optimizer="sgd", lr=0.01
+)
+FLAGS = ["--steps", "60", "--batch-size", "8", "--head-steps", "10", "--eval-every", "20", "--save-every", "10"]
+FLAGS += ["--precision", "fp32", "--optimizer", "sgd", "--lr", "0.01", "--cache", "none"]
 
 
 @pytest.fixture(scope="module")
 def alone(alice: Path, old_pictures: Path, new_pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("alone") / "both"
-    extend(alice, new_pictures, out, task="paint", method="distill", run=RUN, old_val=[old_pictures])
+    extend(alice, new_pictures, out, task="paint", method="distill", config=RUN, old_val=[old_pictures])
     return out
 
 
@@ -51,9 +53,9 @@ def workers_of(launcher: int) -> list[int]:
 
 
 def assert_close(out: Path, alone: Path) -> None:
-    found, wanted = load_file(out / "model.safetensors"), load_file(alone / "model.safetensors")
-    assert found.keys() == wanted.keys()
-    for name, value in wanted.items():
+    found, expected = load_file(out / "model.safetensors"), load_file(alone / "model.safetensors")
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
         distance = (found[name].double() - value.double()).norm() / value.double().norm().clamp(min=1e-9)
         assert distance < 1e-4, f"{name}: {distance:.1e}"  # 60 steps, and the sums' order differs: measured 1e-6
 

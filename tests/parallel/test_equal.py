@@ -50,8 +50,8 @@ def test_measuring_is_shared(tmp_path: Path) -> None:
 
 
 def test_batch_statistics_are_those_of_all(tmp_path: Path) -> None:
-    whole = several.normalised()
-    for found in several.together(2, tmp_path, several.normalised):
+    whole = several.normalized()
+    for found in several.together(2, tmp_path, several.normalized):
         for name, value in whole.items():
             torch.testing.assert_close(found[name], value, rtol=2e-5, atol=2e-5, msg=name)
 

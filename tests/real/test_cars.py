@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import taskgraft
-from taskgraft.jobs.evaluate import evaluate
-from taskgraft.settings import Run
+from taskgraft.commands.evaluate import evaluate
+from taskgraft.config import TrainingConfig
 
 SHARED = Path(__file__).parents[3] / "shared"
 needs = pytest.mark.skipif(not (SHARED / "data/cars").is_dir(), reason="the real pictures of cars are not here")
@@ -22,7 +22,7 @@ def test_a_foreign_checkpoint_measures_as_its_makers_say() -> None:
         SHARED / "data/cars/val",
         arch="tf_efficientnet_lite0",
         labels=SHARED / "checkpoints/cars196_labels.txt",
-        wanted="96 squash bilinear imagenet",
+        preprocessing="96 squash bilinear imagenet",
     )
     assert found["images"] == 873
     assert found["accuracy"] == pytest.approx(0.741, abs=0.005)
@@ -35,10 +35,10 @@ def test_the_default_keeps_every_old_answer_and_learns_the_new_task(tmp_path: Pa
         SHARED / "data/colours",
         tmp_path / "both",
         task="colour",
-        run=Run(steps=20, eval_every=20, precision="fp32-channels-last"),
+        config=TrainingConfig(steps=20, eval_every=20, precision="fp32-channels-last"),
         arch="tf_efficientnet_lite0",
         labels=SHARED / "checkpoints/cars196_labels.txt",
-        wanted="96 squash bilinear imagenet",
+        preprocessing="96 squash bilinear imagenet",
         parent_task="model",
     )
     before, after = done.predictions["new-parent"].logits["model"], done.predictions["new"].logits["model"]

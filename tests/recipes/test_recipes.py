@@ -15,11 +15,11 @@ import timm
 import torch
 from torch import nn
 
-from taskgraft import Run, Wish, open_parent
+from taskgraft import SearchConfig, TrainingConfig, open_parent
 from toys import NEW, OLD, folder_of
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-RUN = Run(steps=4, batch=8, warmup=4, eval_every=2, views=2, precision="fp32")
+RUN = TrainingConfig(steps=4, batch_size=8, head_steps=4, eval_every=2, views=2, precision="fp32")
 
 
 def recipe(name: str) -> ModuleType:
@@ -87,9 +87,7 @@ def test_a_transformers_model(paint: Path, tmp_path: Path, monkeypatch: pytest.M
     parent.save_pretrained(tmp_path / "parent")
     size = {"height": 32, "width": 32}
     transformers.ViTImageProcessor(size=size).save_pretrained(tmp_path / "parent")
-    found = recipe("hugging_face").main(
-        tmp_path / "parent", paint, tmp_path / "child", replace(RUN, steps=20, rate=0.01)
-    )
+    found = recipe("hugging_face").main(tmp_path / "parent", paint, tmp_path / "child", replace(RUN, steps=20, lr=0.01))
     assert found["new"] > 1.5 / len(NEW.classes)
     assert 0 <= found["agreement"] <= 1
     child = transformers.AutoModelForImageClassification.from_pretrained(tmp_path / "child").eval()
@@ -132,16 +130,16 @@ def test_a_search(
     for name in ("RAY_ADDRESS", "SLURM_PROCID", "SEARCH_STORAGE"):
         monkeypatch.delenv(name, raising=False)
     search = recipe("cluster_search")
-    assert search.crew().jobs == max(1, (os.cpu_count() or 1) // 4)
+    assert search.worker_config().jobs == max(1, (os.cpu_count() or 1) // 4)
     with monkeypatch.context() as patch:
         patch.setenv("SLURM_PROCID", "3")
         patch.setenv("SLURM_CPUS_PER_TASK", "6")
-        assert (search.crew().jobs, search.crew().threads) == (1, 6)
+        assert (search.worker_config().jobs, search.worker_config().threads) == (1, 6)
         patch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
-        assert search.crew().ray == "10.0.0.1:6379"
+        assert search.worker_config().ray == "10.0.0.1:6379"
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
     bundles = search.main(
-        alice, paint, tmp_path / "search", old_pictures / "val", Wish(trials=2, wave=2), RUN,
+        alice, paint, tmp_path / "search", old_pictures / "val", SearchConfig(trials=2, wave=2), RUN,
         "distill(strength=[0.1, 10])",
     )  # fmt: skip
     assert "score" in bundles

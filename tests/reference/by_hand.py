@@ -12,16 +12,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from taskgraft import Images, Run, Task, data, grow, learn, losses, methods, predict, wrap
-from taskgraft.classifier import Classifier, inherited
-from taskgraft.method import Method
-from taskgraft.types import Batch, Memory, Outputs, Params, Quadratic, Sources, Step, Terms
+from taskgraft import Images, Task, TrainingConfig, data, grow, learn, losses, methods, predict, wrap
+from taskgraft.methods.protocol import Method
+from taskgraft.models.classifier import Classifier, inherited
+from taskgraft.types import Batch, Memory, Outputs, Params, Quadratic, Step, Terms, TrainingData
 from toys import NEW, OLD, pictures
 from toys import RUN as TOY
 
 WIDTH = 6
-RUN = replace(TOY, optimiser="sgd")
-PLAIN = replace(RUN, steps=5, rate=0.1, momentum=0.0, schedule="constant", clip=0.0, warmup=0)
+RUN = replace(TOY, optimizer="sgd")
+PLAIN = replace(RUN, steps=5, lr=0.1, momentum=0.0, schedule="constant", clip_grad=0.0, head_steps=0)
 
 
 class Foreign(nn.Module):
@@ -44,11 +44,11 @@ def _foreign(steps: int) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         net = Foreign()
-        optimiser = torch.optim.Adam(net.parameters(), 0.01)
+        optimizer = torch.optim.Adam(net.parameters(), 0.01)
         for _ in range(steps):
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             F.cross_entropy(net(pixels), labels).backward()
-            optimiser.step()
+            optimizer.step()
     return net
 
 
@@ -75,8 +75,8 @@ def perceptron() -> Classifier:
     return wrap(net, "3", [OLD])
 
 
-def child_of(parent: Classifier, run: Run = RUN) -> Classifier:
-    return grow(parent, NEW, run.seed)
+def child_of(parent: Classifier, config: TrainingConfig = RUN) -> Classifier:
+    return grow(parent, NEW, config.seed)
 
 
 def keeping(text: str) -> Method:
@@ -86,14 +86,14 @@ def keeping(text: str) -> Method:
 
 def worked_with(
     text: str,
-    run: Run = RUN,
+    config: TrainingConfig = RUN,
     old: Images | None = None,
     parent: Classifier | None = None,
     new: Images | None = None,
 ) -> Memory:
     """What a method remembered of a run on NEW pictures."""
-    child = child_of(parent or foreign(), run)
-    return learn(child, new or pictures(20, NEW, 5), method=keeping(text), run=run, old=old).memory
+    child = child_of(parent or foreign(), config)
+    return learn(child, new or pictures(20, NEW, 5), method=keeping(text), config=config, old=old).memory
 
 
 class Seen(NamedTuple):
@@ -161,7 +161,7 @@ Loss = Callable[[Params, Batch, Outputs], Tensor]
 def trained_by_hand(
     classifier: Classifier,
     images: Images,
-    run: Run,
+    config: TrainingConfig,
     *,
     also: Loss = lambda params, batch, outputs: torch.zeros(()),
     then: Callable[[str, Tensor], Tensor] = lambda name, value: value,
@@ -175,8 +175,10 @@ def trained_by_hand(
     old = inherited(model) if frozen else {}
     params: Params = {name: value for name, value in model.named_parameters() if name not in old}
     path = {name: torch.zeros_like(value) for name, value in params.items()}
-    for step in range(run.steps):
-        batch = data.batch_at(Sources(images, None, run.views, run.augment, run.seed), step, run.batch)
+    for step in range(config.steps):
+        batch = data.batch_at(
+            TrainingData(images, None, config.views, config.augment, config.seed), step, config.batch_size
+        )
         outputs = model(batch.images)
         pure = F.cross_entropy(outputs[NEW.name], batch.labels[NEW.name])
         extra = also(params, batch, outputs)
@@ -186,7 +188,7 @@ def trained_by_hand(
         for (name, value), slope, pull in zip(params.items(), slopes, pulls, strict=True):
             before, slope = value.detach().clone(), torch.zeros_like(value) if slope is None else slope
             with torch.no_grad():
-                value.copy_(then(name, value - run.rate * (slope + (0 if pull is None else pull))))
+                value.copy_(then(name, value - config.lr * (slope + (0 if pull is None else pull))))
             path[name] -= slope * (value.detach() - before)
     return {name: value.detach() for name, value in model.named_parameters()}, path
 
@@ -204,22 +206,22 @@ def squares(anchor: Params, importance: Params | None, strength: float) -> Loss:
     return loss
 
 
-def close(found: Params, wanted: Params, rtol: float = 1e-4) -> None:
+def close(found: Params, expected: Params, rtol: float = 1e-4) -> None:
     """Equal names; values equal but for rounding, relative to the largest of each tensor."""
-    assert found.keys() == wanted.keys()
-    for name, value in wanted.items():
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
         room = rtol * float(value.abs().max()) * 0.1 + 1e-12
         torch.testing.assert_close(found[name], value, rtol=rtol, atol=room, msg=lambda m, n=name: f"{n}: {m}")
 
 
-def closed_form_path(rate: float, steps: int, x: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
+def closed_form_path(lr: float, steps: int, x: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
     """Path and displacement of W [K, D] where |W x + b - target|^2 / 2 falls by gradient descent; b is the last column.
 
     `start` [K] is W x + b - target before. The residual shrinks by 1 - rate (|x|^2 + 1) at each step.
     """
     x = torch.cat([x, torch.ones(1)])
     size = float(x.square().sum())
-    shrink = 1 - rate * size
-    path = rate * (1 - shrink ** (2 * steps)) / (1 - shrink**2) * start.square()[:, None] * x.square()
+    shrink = 1 - lr * size
+    path = lr * (1 - shrink ** (2 * steps)) / (1 - shrink**2) * start.square()[:, None] * x.square()
     moved = -(1 - shrink**steps) / size * start[:, None] * x
     return path, moved

@@ -219,9 +219,9 @@ def drawn(task: str, i: int, p: Tensor, draws: int = 1) -> Tensor:
     return F.one_hot(torch.tensor(picks), len(p)).double().mean(0)
 
 
-def agree(found: dict[str, Tensor], wanted: dict[str, Tensor], rtol: float = 1e-6) -> None:
-    assert found.keys() == wanted.keys()
-    for name, value in wanted.items():
+def agree(found: dict[str, Tensor], expected: dict[str, Tensor], rtol: float = 1e-6) -> None:
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
         assert found[name].shape == value.shape
         assert found[name].is_contiguous()
         scale = float(value.abs().max())
@@ -233,10 +233,10 @@ def agree(found: dict[str, Tensor], wanted: dict[str, Tensor], rtol: float = 1e-
 @pytest.mark.parametrize("name", MODELS)
 def test_sampled_is_the_definition(name: str) -> None:
     model, images = build(name)
-    wanted = definition(model, images, drawn)
-    assert sum(float(value.sum()) for value in wanted.values()) > 0
-    agree(measure(model, images, seed=3), wanted)
-    agree(measure(model, images, seed=3, chunk=3), wanted)
+    expected = definition(model, images, drawn)
+    assert sum(float(value.sum()) for value in expected.values()) > 0
+    agree(measure(model, images, seed=3), expected)
+    agree(measure(model, images, seed=3, chunk=3), expected)
 
 
 @pytest.mark.parametrize("name", ["convolutions", "shared", "vit"])
@@ -246,7 +246,7 @@ def test_exact_is_the_sum_over_classes(name: str) -> None:  # D6
 
 
 @pytest.mark.parametrize("name", ["convolutions", "shared"])
-def test_empirical_takes_the_given_labels_and_skips_the_unlabelled(name: str) -> None:
+def test_empirical_takes_the_given_labels_and_skips_the_unlabeled(name: str) -> None:
     model, images = build(name)
     targets = {"a": torch.tensor([2, -1, 0, 1]), "b": torch.tensor([-1, -1, 3, -1])}
 
@@ -288,7 +288,7 @@ def test_a_joint_softmax_is_one_distribution_over_all_outputs(name: str) -> None
     assert not torch.allclose(exact["head_a.weight"], measure(model, images, labels="exact")["head_a.weight"])
 
 
-def test_an_image_labelled_for_two_tasks_counts_for_the_first_under_a_joint_softmax() -> None:
+def test_an_image_labeled_for_two_tasks_counts_for_the_first_under_a_joint_softmax() -> None:
     model, images = build("mlp")
     targets = {"a": torch.tensor([2, -1, 0, -1]), "b": torch.tensor([1, 3, -1, -1])}
     place = torch.tensor([2, 3 + 3, 0, -1])  # among the seven outputs, those of "a" first
@@ -304,8 +304,8 @@ def test_an_image_labelled_for_two_tasks_counts_for_the_first_under_a_joint_soft
 
 def test_draws_average_and_tend_to_the_exact_value() -> None:
     model, images = build("mlp")
-    wanted = definition(model, images, lambda task, i, p: drawn(task, i, p, draws=3))
-    agree(measure(model, images, seed=3, draws=3), wanted)
+    expected = definition(model, images, lambda task, i, p: drawn(task, i, p, draws=3))
+    agree(measure(model, images, seed=3, draws=3), expected)
     many, exact = measure(model, images, draws=400), measure(model, images, labels="exact")
     agree(many, exact, rtol=0.35)
     for name, value in exact.items():
@@ -324,9 +324,9 @@ def test_chunks_change_nothing(name: str) -> None:
 def test_single_precision_is_close(name: str) -> None:
     model, images = build(name)
     targets = {"a": torch.tensor([0, 1, 2, 0]), "b": torch.tensor([0, 1, 2, 3])}
-    wanted = measure(model, images, labels="empirical", targets=targets)
+    expected = measure(model, images, labels="empirical", targets=targets)
     found = measure(model.float(), images.float(), labels="empirical", targets=targets)
-    for key, value in wanted.items():
+    for key, value in expected.items():
         assert found[key].dtype == torch.float32
         assert (found[key].double() - value).norm() <= 1e-4 * value.norm() + 1e-12, key
 
@@ -351,8 +351,8 @@ def test_it_is_no_squared_mean() -> None:  # D1
     z[:, 0].mean().backward()
     squared_mean = model.head_a.weight.grad
     assert squared_mean is not None
-    wanted = measure(model, images, tasks=["a"], labels="empirical", targets={"a": torch.zeros(COUNT).long()})
-    assert not torch.allclose(squared_mean.square(), wanted["head_a.weight"], rtol=0.05)
+    expected = measure(model, images, tasks=["a"], labels="empirical", targets={"a": torch.zeros(COUNT).long()})
+    assert not torch.allclose(squared_mean.square(), expected["head_a.weight"], rtol=0.05)
 
 
 def test_the_model_is_left_as_it_was() -> None:  # D4
@@ -501,8 +501,8 @@ def test_the_generic_path_takes_all_images_at_once_where_it_can(name: str, calls
 def test_drawn_labels_are_those_of_the_published_mixer_everywhere() -> None:
     """The first outputs of SplitMix64 from the seed 1234567, as its authors' program prints them."""
     golden, state = 0x9E3779B97F4A7C15, 1234567
-    for wanted in (6457827717110365317, 3203168211198807973, 9817491932198370423):
-        assert int(labels._splitmix(np.array([state], dtype=np.uint64))[0]) == wanted
+    for expected in (6457827717110365317, 3203168211198807973, 9817491932198370423):
+        assert int(labels._splitmix(np.array([state], dtype=np.uint64))[0]) == expected
         state = (state + golden) % 2**64
 
 

@@ -25,12 +25,12 @@ from reference.by_hand import (
     worked_with,
 )
 from reference.test_curvature import COUNT, agree, build, definition, drawn
-from taskgraft import Images, Task, data, learn, losses, methods, tree, wrap
-from taskgraft.classifier import Classifier, inherited
+from taskgraft import Images, Task, data, learn, losses, methods, pytree, wrap
 from taskgraft.curvature import fisher_diagonal, output_sensitivity
-from taskgraft.features import reader
-from taskgraft.method import Method, compose
-from taskgraft.types import Memory, Params, Sources, Step, Terms
+from taskgraft.methods.protocol import Method, compose
+from taskgraft.models.classifier import Classifier, inherited
+from taskgraft.models.features import reader
+from taskgraft.types import Memory, Params, Step, Terms, TrainingData
 from toys import NEW, OLD, pictures, same
 
 OLDS = pictures(20, OLD, 2)
@@ -48,27 +48,27 @@ def old_part(model: Classifier, values: Params) -> Params:
 def test_d01_the_fisher_is_the_mean_of_squares_whatever_the_batch_and_the_chunk() -> None:
     """Squared batch-mean gradients (Avalanche, PyCIL, PILOT, CapyMOA, gmumcl; times B: FACIL, clarena, clearn)."""
     found = [
-        importance(worked_with("ewc(images=20, labels=empirical)", replace(RUN, batch=batch), OLDS))
+        importance(worked_with("ewc(images=20, labels=empirical)", replace(RUN, batch_size=batch), OLDS))
         for batch in (2, 8, 20)
     ]
     assert same(found[0], found[1])
     assert same(found[0], found[2])
     model, targets = foreign(), OLDS.labels[OLD.name]
-    wanted = fisher(model, OLDS, OLD.name, lambda i, p: F.one_hot(targets[i], len(p)))
-    close(found[0], wanted, rtol=1e-3)
+    expected = fisher(model, OLDS, OLD.name, lambda i, p: F.one_hot(targets[i], len(p)))
+    close(found[0], expected, rtol=1e-3)
     for chunk in (1, 3, 20):
         close(
             fisher_diagonal(
-                model, reader(OLDS, model), 20, list(wanted), [OLD.name],
+                model, reader(OLDS, model), 20, list(expected), [OLD.name],
                 labels="empirical", targets=OLDS.labels, chunk=chunk,
             ),
-            wanted,
+            expected,
             rtol=1e-3,
         )  # fmt: skip
     F.cross_entropy(model.eval()(data.ready(OLDS, 0, 20))[OLD.name], targets).backward()
     for factor in (1, 20):  # the two wrong formulas are far off, so the test can tell
         wrong = sum(float(p.grad.square().sum()) * factor for p in model.parameters() if p.grad is not None)
-        assert not 0.7 < wrong / sum(float(value.sum()) for value in wanted.values()) < 1.4
+        assert not 0.7 < wrong / sum(float(value.sum()) for value in expected.values()) < 1.4
 
 
 WHERE = {  # weights are held where old pictures need them, answers on the pictures that are learnt from
@@ -80,10 +80,10 @@ WHERE = {  # weights are held where old pictures need them, answers on the pictu
 @pytest.mark.parametrize(("text", "task"), WHERE.items())
 def test_d02_a_network_that_we_did_not_train_is_protected_from_the_first_step(text: str, task: Task) -> None:
     """Nothing is protected before the framework has trained a first task itself: Avalanche (issue 1165)."""
-    run, before, unseen = replace(RUN, steps=30, rate=0.05, norm="frozen"), foreign(), pictures(30, task, 9)
+    config, before, unseen = replace(RUN, steps=30, lr=0.05, norm="frozen"), foreign(), pictures(30, task, 9)
     method, seen = watched(text)
-    after = learn(child_of(before, run), pictures(20, NEW, 5), method=method, run=run, old=OLDS).classifier
-    free = learn(child_of(before, run), pictures(20, NEW, 5), method="finetune", run=run).classifier
+    after = learn(child_of(before, config), pictures(20, NEW, 5), method=method, config=config, old=OLDS).classifier
+    free = learn(child_of(before, config), pictures(20, NEW, 5), method="finetune", config=config).classifier
     assert drift(before, after, unseen) < 0.6 * drift(before, free, unseen)
     active = [sum(map(float, (*terms.values(), *held.values()))) for terms, held in zip(*seen[1:], strict=True)]
     assert all(value > 0 for value in active[1:])  # before the first step nothing has moved
@@ -104,11 +104,11 @@ def test_d03_the_teacher_answers_in_eval_mode_and_stays_as_it_is(text: str) -> N
         return terms
 
     spying = keeping(text)._replace(response=response)
-    memory = learn(child_of(parent), pictures(20, NEW, 5), method=spying, run=RUN).memory[text.split("(")[0]]
+    memory = learn(child_of(parent), pictures(20, NEW, 5), method=spying, config=RUN).memory[text.split("(")[0]]
     with torch.no_grad():
         for images, answers in seen:
             torch.testing.assert_close(answers, parent.eval()(images)[OLD.name], rtol=1e-5, atol=1e-5)
-    state = tree.state(parent)
+    state = pytree.state(parent)
     assert same({name: memory["parent"][name] for name in state}, state)
 
 
@@ -122,26 +122,26 @@ def test_d04_importance_is_measured_in_eval_mode_and_leaves_the_model_alone() ->
         assert same(importance(lively, text[:3]), importance(calm, text[:3]))
     model = foreign().train()
     model.backbone.get_submodule("norm").eval()
-    modes, state = [module.training for module in model.modules()], tree.state(model)
+    modes, state = [module.training for module in model.modules()], pytree.state(model)
     names = [name for name, _ in model.named_parameters()]
     found = fisher_diagonal(model, reader(OLDS, model), 20, names, [OLD.name], labels="exact")
     output_sensitivity(model, reader(OLDS, model), 20, names, [OLD.name])
     assert modes == [module.training for module in model.modules()]
-    assert same(tree.state(model), state)
+    assert same(pytree.state(model), state)
     close(found, fisher(model, OLDS, OLD.name, lambda i, p: p), rtol=1e-3)  # the definition runs in eval mode
 
 
 def test_d05_the_recorded_answer_is_the_teachers_on_the_very_view() -> None:
-    """Recorded on pictures that are not normalised as those learnt from: mammoth; of another view: torchdistill."""
+    """Recorded on pictures that are not normalized as those learnt from: mammoth; of another view: torchdistill."""
     new = pictures(20, NEW, 5)._replace(mean=(0.2, 0.5, 0.7), std=(0.1, 0.3, 0.25))
-    kept = learn(child_of(foreign()), new, method=keeping("distill"), run=RUN).memory["distill"]
+    kept = learn(child_of(foreign()), new, method=keeping("distill"), config=RUN).memory["distill"]
     rows, views = kept["known"].nonzero(as_tuple=True)
     assert set(views.tolist()) == {0, 1}
-    shown = data.view_of(Sources(new, None, RUN.views, RUN.augment, RUN.seed), rows.numpy(), views.numpy())
+    shown = data.view_of(TrainingData(new, None, RUN.views, RUN.augment, RUN.seed), rows.numpy(), views.numpy())
     with torch.no_grad():
-        wanted, bare = (foreign().eval()(images)[OLD.name] for images in (shown, data.ready(new, 0, 20)[rows]))
-    torch.testing.assert_close(kept["answers"][OLD.name][rows, views].float(), wanted, rtol=2e-3, atol=2e-3)
-    assert float((wanted - bare).abs().max()) > 0.02  # the views differ enough for the test to tell
+        expected, bare = (foreign().eval()(images)[OLD.name] for images in (shown, data.ready(new, 0, 20)[rows]))
+    torch.testing.assert_close(kept["answers"][OLD.name][rows, views].float(), expected, rtol=2e-3, atol=2e-3)
+    assert float((expected - bare).abs().max()) > 0.02  # the views differ enough for the test to tell
 
 
 def test_d06_the_fisher_is_the_expectation_over_the_models_own_labels() -> None:
@@ -160,23 +160,25 @@ def test_d07_sampled_labels_work_for_any_batch(count: int, draws: int) -> None:
     """Sampling draws B labels for each of B rows and then fails for B > 1: FACIL."""
     model, images = build("mlp")
     names = [name for name, _ in model.named_parameters()]
-    wanted = definition(model, images[:count], lambda task, i, p: drawn(task, i, p, draws))
+    expected = definition(model, images[:count], lambda task, i, p: drawn(task, i, p, draws))
     for chunk in (1, 2, 64):
         found = fisher_diagonal(
             model, lambda i, j: images[i : min(j, count)], count, names, ["a", "b"], draws=draws, seed=3, chunk=chunk
         )
-        agree(found, wanted)
+        agree(found, expected)
 
 
 def test_d08_the_importance_of_the_first_task_enters_a_chain_whole() -> None:
     """The first task's importance is blended with zeros: FACIL (halved), LibContinual (times 0.2)."""
     text = "ewc(images=20, labels=exact)"
-    first = learn(foreign(), OLDS, method=text, run=RUN)
+    first = learn(foreign(), OLDS, method=text, config=RUN)
     alone = fisher(first.classifier, OLDS, OLD.name, lambda i, p: p)
     close(importance(first.memory), alone, rtol=2e-3)
-    held = learn(child_of(first.classifier), pictures(20, NEW, 5), method=keeping(text), run=RUN, memory=first.memory)
+    held = learn(
+        child_of(first.classifier), pictures(20, NEW, 5), method=keeping(text), config=RUN, memory=first.memory
+    )
     assert same(old_part(first.classifier, importance(held.memory)), importance(first.memory))
-    second = learn(child_of(first.classifier), pictures(20, NEW, 5), method=text, run=RUN, memory=first.memory)
+    second = learn(child_of(first.classifier), pictures(20, NEW, 5), method=text, config=RUN, memory=first.memory)
     added = fisher(second.classifier, pictures(20, NEW, 5), NEW.name, lambda i, p: p)
     both = {name: value + importance(first.memory).get(name, 0) for name, value in added.items()}
     close(importance(second.memory), both, rtol=2e-3)
@@ -184,9 +186,9 @@ def test_d08_the_importance_of_the_first_task_enters_a_chain_whole() -> None:
 
 def test_d08_recording_with_si_at_strength_0_keeps_what_was_recorded_before() -> None:
     """As above, for the path integral: an extension that only records must add to the earlier tasks' importance."""
-    first = learn(foreign(), OLDS, method="si", run=RUN)
+    first = learn(foreign(), OLDS, method="si", config=RUN)
     later = learn(
-        child_of(first.classifier), pictures(20, NEW, 5), method="si(strength=0)", run=RUN, memory=first.memory
+        child_of(first.classifier), pictures(20, NEW, 5), method="si(strength=0)", config=RUN, memory=first.memory
     )
     before, after = importance(first.memory, "si"), importance(later.memory, "si")
     assert float(before["heads.0.weight"].sum()) > 0
@@ -207,7 +209,7 @@ WITH_STRENGTH = [
 def test_d09_four_times_the_strength_is_four_times_the_penalty(text: str) -> None:
     """Hidden constants and clips beside the strength: PyCIL (fishermax 1e-4, lambda 1000, T 2), LibContinual."""
     method, seen = watched(text.format("strength=1"))
-    end = learn(child_of(foreign()), pictures(20, NEW, 5), method=method, run=RUN, old=OLDS).classifier
+    end = learn(child_of(foreign()), pictures(20, NEW, 5), method=method, config=RUN, old=OLDS).classifier
     step, memory = seen.steps[-1]
 
     def value(strength: float) -> float:
@@ -255,16 +257,18 @@ def test_d10_the_path_integral_is_the_closed_form_from_the_start_of_the_task() -
 
     si = methods.parse(f"si(damping={damping})")["si"].build()
     falls = []
-    for rate, steps in ((0.05, 7), (0.001, 50)):
-        run = replace(PLAIN, rate=rate, steps=steps)
-        wanted = closed_form_path(rate, steps, x, net(x).detach() - target)
-        end = learn(wrap(net, "1", [OLD]), images, method=compose({"si": si, "pull": Method(response=pull)}), run=run)
-        omega = wanted[0] / (wanted[1].square() + damping)
+    for lr, steps in ((0.05, 7), (0.001, 50)):
+        config = replace(PLAIN, lr=lr, steps=steps)
+        expected = closed_form_path(lr, steps, x, net(x).detach() - target)
+        end = learn(
+            wrap(net, "1", [OLD]), images, method=compose({"si": si, "pull": Method(response=pull)}), config=config
+        )
+        omega = expected[0] / (expected[1].square() + damping)
         torch.testing.assert_close(importance(end.memory, "si")["heads.0.weight"], omega[:, :4], rtol=1e-3, atol=1e-7)
         torch.testing.assert_close(importance(end.memory, "si")["heads.0.bias"], omega[:, 4], rtol=1e-3, atol=1e-7)
         head = end.classifier.linears()[0]
         now = (head(x) - target).detach().square().sum() / 2
-        falls.append(float(wanted[0].sum() / ((net(x) - target).detach().square().sum() / 2 - now)))
+        falls.append(float(expected[0].sum() / ((net(x) - target).detach().square().sum() / 2 - now)))
     assert falls[1] == pytest.approx(1, abs=0.01)  # the path sums to the fall of the loss for small rates
     assert falls[0] > 1.1
 
@@ -272,11 +276,16 @@ def test_d10_the_path_integral_is_the_closed_form_from_the_start_of_the_task() -
 @pytest.mark.parametrize("text", ["ewc(images=20)", "mas(images=20)", "si", "l2sp"])
 def test_d18_importances_and_penalties_are_above_0(text: str) -> None:
     """A release whose importances were all zero: Avalanche (issue 1099)."""
-    first = learn(foreign(), OLDS, method="si", run=RUN) if text == "si" else None
+    first = learn(foreign(), OLDS, method="si", config=RUN) if text == "si" else None
     parent = first.classifier if first else foreign()
     method, seen = watched(text)
     learn(
-        child_of(parent), pictures(20, NEW, 5), method=method, run=RUN, old=OLDS, memory=first.memory if first else {}
+        child_of(parent),
+        pictures(20, NEW, 5),
+        method=method,
+        config=RUN,
+        old=OLDS,
+        memory=first.memory if first else {},
     )
     assert all(sum(values.values()) > 0 for values in seen.penalties[1:])
     if text != "l2sp":

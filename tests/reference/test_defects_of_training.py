@@ -15,14 +15,16 @@ from torch.nn import functional as F
 
 import taskgraft
 from reference.by_hand import PLAIN, RUN, child_of, foreign, perceptron, vectors, watched
-from taskgraft import Run, learn, losses, methods, open_parent, predict, tree
-from taskgraft.classifier import Classifier, inherited
+from taskgraft import TrainingConfig, learn, losses, methods, open_parent, predict, pytree
 from taskgraft.data import open_images
-from taskgraft.loop.penalty import add_gradients
-from taskgraft.types import Memory, Move, Params, Quadratic, Sources
+from taskgraft.models.classifier import Classifier, inherited
+from taskgraft.training.penalties import add_gradients
+from taskgraft.types import Memory, Params, Quadratic, TrainingData, Update
 from toys import NEW, OLD, folder_of, parent, pictures, same
 
-JOB = Run(steps=12, batch=8, rate=0.02, warmup=10, eval_every=4, save_every=6, log_every=4, precision="fp32")
+JOB = TrainingConfig(
+    steps=12, batch_size=8, lr=0.02, head_steps=10, eval_every=4, save_every=6, log_every=4, precision="fp32"
+)
 
 
 def right(model: Classifier, images: taskgraft.Images, task: str) -> float:
@@ -35,16 +37,16 @@ def is_picture(value: Tensor) -> bool:
     return value.dtype == torch.uint8 or {tuple(value.shape[-3:])} & {(32, 32, 3), (3, 32, 32)} != set()
 
 
-def test_d11_forgetting_is_parent_minus_child_on_pictures_that_nobody_learnt_from(
+def test_d11_forgetting_is_parent_minus_child_on_pictures_that_nobody_learned_from(
     alice: Path, new_pictures: Path, old_pictures: Path, tmp_path: Path
 ) -> None:
     """ "94 % retained" is an absolute accuracy on training pictures: clearn."""
     done = taskgraft.extend(
-        alice, new_pictures, tmp_path / "both", task="paint", method="finetune", run=replace(JOB, rate=0.2),
+        alice, new_pictures, tmp_path / "both", task="paint", method="finetune", config=replace(JOB, lr=0.2),
         old_val=(old_pictures,),
     )  # fmt: skip
     before = open_parent(str(alice))
-    found = open_images(old_pictures, "shape", before.preprocess, seed=0, classes=before.classifier.tasks[0].classes)
+    found = open_images(old_pictures, "shape", before.preprocessing, seed=0, classes=before.classifier.tasks[0].classes)
     assert found.val
     assert found.train
     assert set(done.predictions["old"].ids) == set(found.val.names)
@@ -82,7 +84,7 @@ def test_d11_a_bundle_holds_no_training_picture(
 ) -> None:
     """Checkpoints hold up to 500 raw training samples of each task: clearn."""
     out = tmp_path / "both"
-    taskgraft.extend(alice, new_pictures, out, task="paint", method=text, run=JOB, old=old_pictures)
+    taskgraft.extend(alice, new_pictures, out, task="paint", method=text, config=JOB, old=old_pictures)
     assert stored_pictures(out) == set()
 
 
@@ -90,14 +92,14 @@ def test_d11_only_replay_keeps_pictures_and_only_when_asked() -> None:
     """As above, of what `learn` hands on."""
     for name in methods.METHODS:
         text = {"ewc": "ewc(images=16)", "mas": "mas(images=16)", "lora": "lora(rank=2)", "wise": "wise(weight=0.5)"}
-        first = learn(parent(), pictures(9, OLD, 1), method="si", run=RUN)
+        first = learn(parent(), pictures(9, OLD, 1), method="si", config=RUN)
         memory = learn(
-            child_of(first.classifier), pictures(20, NEW, 5), method=text.get(name, name), run=RUN,
+            child_of(first.classifier), pictures(20, NEW, 5), method=text.get(name, name), config=RUN,
             old=pictures(9, OLD, 7), memory=first.memory,
         ).memory  # fmt: skip
-        assert not [path for path, value in tree.flatten(memory) if is_picture(value)], name
+        assert not [path for path, value in pytree.flatten(memory) if is_picture(value)], name
     kept = learn(
-        child_of(parent()), pictures(20, NEW, 5), method="replay(keep=True)", run=RUN, old=pictures(9, OLD, 7)
+        child_of(parent()), pictures(20, NEW, 5), method="replay(keep=True)", config=RUN, old=pictures(9, OLD, 7)
     ).memory
     assert torch.equal(kept["replay"]["pixels"], pictures(9, OLD, 7).pixels)
 
@@ -109,12 +111,12 @@ def test_d12_distillation_has_the_factor_t_squared_and_says_when_not(temperature
     for scale, factor in (("T2", temperature), ("none", 1 / temperature)):
         own = z.clone().requires_grad_()
         losses.distillation(own, t, temperature, scale).backward()  # pyright: ignore[reportArgumentType]
-        wanted = factor * ((z / temperature).softmax(1) - (t / temperature).softmax(1)) / len(z)
-        torch.testing.assert_close(own.grad, wanted)
+        expected = factor * ((z / temperature).softmax(1) - (t / temperature).softmax(1)) / len(z)
+        torch.testing.assert_close(own.grad, expected)
     found = []
     for text in ("distill(temperature={})", "distill(scale=none, temperature={})", "lwf(temperature={})"):
         method, seen = watched(text.format(temperature))
-        learn(child_of(foreign()), pictures(20, NEW, 5), method=method, run=replace(RUN, steps=1, norm="train"))
+        learn(child_of(foreign()), pictures(20, NEW, 5), method=method, config=replace(RUN, steps=1, norm="train"))
         found.append(sum(map(float, seen.terms[0].values())))  # dropout and BatchNorm alone move the first answers
     assert found[0] > 0
     assert found[1] == pytest.approx(found[0] / temperature**2, rel=1e-4)
@@ -130,22 +132,22 @@ DECAY = [
 
 def test_d13_weight_decay_is_0_by_default() -> None:
     """A decay of 2e-4 acts on all weights, also on old rows: PyCIL (issue 7)."""
-    assert Run().decay == 0
-    for optimiser in ("sgd", "adamw"):
-        run = replace(PLAIN, optimiser=optimiser, rate=0.01)
+    assert TrainingConfig().weight_decay == 0
+    for optimizer in ("sgd", "adamw"):
+        config = replace(PLAIN, optimizer=optimizer, lr=0.01)
         before, after = (
-            learn(child_of(perceptron()), vectors(20, NEW, 5), method="finetune", run=one).classifier
-            for one in (replace(run, decay=0.5), run)
+            learn(child_of(perceptron()), vectors(20, NEW, 5), method="finetune", config=one).classifier
+            for one in (replace(config, weight_decay=0.5), config)
         )
-        assert not same(tree.state(before), tree.state(after))  # so a decay would be seen
+        assert not same(pytree.state(before), pytree.state(after))  # so a decay would be seen
 
 
 @pytest.mark.parametrize("text", DECAY)
-@pytest.mark.parametrize("optimiser", ["sgd", "adamw"])
-def test_d13_rows_that_get_no_gradient_are_not_eroded_by_decay(text: str, optimiser: str) -> None:
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_d13_rows_that_get_no_gradient_are_not_eroded_by_decay(text: str, optimizer: str) -> None:
     """Rows of old classes get no gradient from the loss and shrink all the same: PyCIL (issue 7)."""
-    run = replace(RUN, optimiser=optimiser, decay=0.1, clip=0.0)
-    child = learn(child_of(parent()), pictures(20, NEW, 5), method=text, run=run).classifier
+    config = replace(RUN, optimizer=optimizer, weight_decay=0.1, clip_grad=0.0)
+    child = learn(child_of(parent()), pictures(20, NEW, 5), method=text, config=config).classifier
     assert torch.equal(child.linears()[0].weight, parent().linears()[0].weight)
     assert torch.equal(child.linears()[0].bias, parent().linears()[0].bias)
 
@@ -162,14 +164,14 @@ def test_d14_batchnorm_comes_through_bit_for_bit(text: str, arch: str) -> None:
     old = foreign() if arch == "foreign" else parent(arch)
     started, method = [], methods.build(methods.parse(text))
 
-    def remember(classifier: Classifier, sources: Sources, past: Memory) -> Memory:
-        started.append((tree.state(classifier), norms(classifier), predict(classifier, sources.new).logits[OLD.name]))
+    def remember(classifier: Classifier, sources: TrainingData, past: Memory) -> Memory:
+        started.append((pytree.state(classifier), norms(classifier), predict(classifier, sources.new).logits[OLD.name]))
         return method.remember(classifier, sources, past) if method.remember else {}
 
-    run = replace(RUN, steps=1)
-    learn(child_of(old), pictures(20, NEW, 5), method=method._replace(remember=remember), run=run)
+    config = replace(RUN, steps=1)
+    learn(child_of(old), pictures(20, NEW, 5), method=method._replace(remember=remember), config=config)
     state, kinds, logits = started[0]
-    assert same({name: state[name] for name in tree.state(old)}, tree.state(old))
+    assert same({name: state[name] for name in pytree.state(old)}, pytree.state(old))
     assert kinds[: len(norms(old))] == norms(old)
     assert norms(old)
     assert np.array_equal(logits, predict(old, pictures(20, NEW, 5)).logits[OLD.name])
@@ -178,26 +180,26 @@ def test_d14_batchnorm_comes_through_bit_for_bit(text: str, arch: str) -> None:
 @pytest.mark.parametrize("implicit", [True, False])
 def test_d15_a_penalty_is_arithmetic_on_weights_and_builds_no_graph(implicit: bool) -> None:
     """The penalty is a loop over parameters under autograd at every step: Avalanche, FACIL, PyCIL, van de Ven."""
-    rate, strength, moves = 0.1, 3.0, []
+    lr, strength, moves = 0.1, 3.0, []
     made = methods.build(methods.parse(f"l2sp(strength={strength}, implicit={implicit})"))
 
-    def observe(memory: Memory, move: Move) -> Memory:
+    def observe(memory: Memory, move: Update) -> Memory:
         before, after, gradient = ({name: value.clone() for name, value in part.items()} for part in move[:3])
-        moves.append(Move(before, after, {name: value / move.scale for name, value in gradient.items()}))
+        moves.append(Update(before, after, {name: value / move.scale for name, value in gradient.items()}))
         return memory
 
     parent_ = child_of(perceptron())
-    learn(parent_, vectors(20, NEW, 5), method=made._replace(observe=observe), run=replace(PLAIN, rate=rate))
+    learn(parent_, vectors(20, NEW, 5), method=made._replace(observe=observe), config=replace(PLAIN, lr=lr))
     anchor = {name: value.detach() for name, value in inherited(parent_).items()}
     for move in moves:  # the loss's own gradient never contains the penalty
         for name, start in anchor.items():
             before = move.before[name]
             gradient = move.gradient.get(name, torch.zeros_like(before))
             if implicit:
-                wanted = (before - rate * gradient + rate * strength * start) / (1 + rate * strength)
+                expected = (before - lr * gradient + lr * strength * start) / (1 + lr * strength)
             else:
-                wanted = before - rate * (gradient + strength * (before - start))
-            torch.testing.assert_close(move.after[name], wanted, rtol=1e-4, atol=1e-6)
+                expected = before - lr * (gradient + strength * (before - start))
+            torch.testing.assert_close(move.after[name], expected, rtol=1e-4, atol=1e-6)
     assert any(not torch.equal(moves[-1].before[name], start) for name, start in anchor.items())
     params: Params = {name: value.requires_grad_() for name, value in moves[-1].after.items()}
     item = Quadratic(anchor, {name: value.square() for name, value in anchor.items()}, strength, False)
@@ -215,7 +217,7 @@ def test_d16_old_logits_are_the_plain_output_of_their_layer(text: str) -> None:
     """Old logits are masked: multiplied by 0 (CapyMOA) or set to -1000 (Avalanche)."""
     images = pictures(20, NEW, 5)
     grown = child_of(parent())
-    for child in (grown, learn(grown, images, method=text, run=RUN).classifier):
+    for child in (grown, learn(grown, images, method=text, config=RUN).classifier):
         child.eval()
         with torch.no_grad():
             features = child.features(taskgraft.data.ready(images, 0, 20))
@@ -234,7 +236,7 @@ def test_d17_test_pictures_choose_nothing(alice: Path, new_pictures: Path, old_p
         folder_of(tmp_path / name / "test", NEW._replace(classes=NEW.classes[:: (1 if seed == 5 else -1)]), 12, seed)
         taskgraft.extend(
             alice, tmp_path / name, tmp_path / f"out {name}", task="paint", method="wise(points=3)",
-            run=replace(JOB, eval_every=1, rate=0.05), old_val=(old_pictures,),
+            config=replace(JOB, eval_every=1, lr=0.05), old_val=(old_pictures,),
         )  # fmt: skip
     for file in ("model.safetensors", "metrics.jsonl", "memory.safetensors"):
         assert (tmp_path / "out one" / file).read_bytes() == (tmp_path / "out two" / file).read_bytes(), file

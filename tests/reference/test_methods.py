@@ -23,10 +23,10 @@ from reference.by_hand import (
     vectors,
     watched,
 )
-from taskgraft import Images, Problem, data, learn, methods, tree
-from taskgraft.classifier import Classifier, grow, inherited
-from taskgraft.loop import steps
-from taskgraft.types import Batch, Memory, Move, Outputs, Params, Sources
+from taskgraft import Images, TaskgraftError, data, learn, methods, pytree
+from taskgraft.models.classifier import Classifier, grow, inherited
+from taskgraft.training import loop
+from taskgraft.types import Batch, Memory, Outputs, Params, TrainingData, Update
 from toys import NEW, OLD, same
 
 IMAGES, OLDS = vectors(20, NEW, 5), vectors(12, OLD, 7)
@@ -43,17 +43,17 @@ def anchor_of(child: Classifier) -> Params:
 @pytest.mark.parametrize("implicit", [True, False])
 def test_l2sp_is_descent_with_its_pull(implicit: bool) -> None:
     child, strength = child_of(perceptron()), 0.7
-    anchor, pull = anchor_of(child), PLAIN.rate * strength
-    found = learn(child, IMAGES, method=f"l2sp(strength={strength}, implicit={implicit})", run=PLAIN).classifier
+    anchor, pull = anchor_of(child), PLAIN.lr * strength
+    found = learn(child, IMAGES, method=f"l2sp(strength={strength}, implicit={implicit})", config=PLAIN).classifier
 
     def proximal(name: str, value: Tensor) -> Tensor:
         return (value + pull * anchor[name]) / (1 + pull) if name in anchor else value
 
     if implicit:
-        wanted, _ = trained_by_hand(child, IMAGES, PLAIN, then=proximal)
+        expected, _ = trained_by_hand(child, IMAGES, PLAIN, then=proximal)
     else:
-        wanted, _ = trained_by_hand(child, IMAGES, PLAIN, also=squares(anchor, None, strength))
-    close(weights(found), wanted)
+        expected, _ = trained_by_hand(child, IMAGES, PLAIN, also=squares(anchor, None, strength))
+    close(weights(found), expected)
 
 
 @pytest.mark.parametrize("text", ["mas(strength={}, implicit=False)", "ewc(labels=exact, strength={}, implicit=False)"])
@@ -65,11 +65,13 @@ def test_mas_and_ewc_are_descent_with_the_naive_loops_importance(text: str) -> N
         whole = fisher(child, OLDS, OLD.name, lambda i, p: p)
     anchor = anchor_of(child)
     importance = {name: whole[name] for name in anchor}
-    wanted, _ = trained_by_hand(child, IMAGES, PLAIN, also=squares(anchor, importance, strength))
+    expected, _ = trained_by_hand(child, IMAGES, PLAIN, also=squares(anchor, importance, strength))
     free, _ = trained_by_hand(child, IMAGES, PLAIN)
-    close(weights(learn(child, IMAGES, method=text.format(strength), run=PLAIN, old=OLDS).classifier), wanted, 1e-3)
+    close(
+        weights(learn(child, IMAGES, method=text.format(strength), config=PLAIN, old=OLDS).classifier), expected, 1e-3
+    )
     with pytest.raises(AssertionError):
-        close(free, wanted, 1e-3)
+        close(free, expected, 1e-3)
 
 
 def test_si_is_descent_with_the_recorded_path_and_records_the_data_term_alone() -> None:
@@ -77,11 +79,11 @@ def test_si_is_descent_with_the_recorded_path_and_records_the_data_term_alone() 
     anchor = anchor_of(child)
     known = {name: 1.5 + torch.sin(torch.arange(value.numel())).reshape(value.shape) for name, value in anchor.items()}
     text = f"si(strength={strength}, damping={damping}, implicit=False)"
-    second = learn(child, IMAGES, method=text, run=PLAIN, memory={"si": {"importance": known}})
-    wanted, path = trained_by_hand(child, IMAGES, PLAIN, also=squares(anchor, known, strength))
-    close(weights(second.classifier), wanted, 1e-3)
+    second = learn(child, IMAGES, method=text, config=PLAIN, memory={"si": {"importance": known}})
+    expected, path = trained_by_hand(child, IMAGES, PLAIN, also=squares(anchor, known, strength))
+    close(weights(second.classifier), expected, 1e-3)
     start = weights(child)
-    added = {n: (path[n] / ((wanted[n] - start[n]).square() + damping)).clamp(min=0) for n in wanted}
+    added = {n: (path[n] / ((expected[n] - start[n]).square() + damping)).clamp(min=0) for n in expected}
     close(second.memory["si"]["importance"], {n: v + known.get(n, 0) for n, v in added.items()}, 2e-3)
 
 
@@ -89,23 +91,23 @@ def test_si_never_rewards_drifting() -> None:
     """Decay carries weights uphill, which makes parts of the path negative; the importance is not."""
     method, walked = methods.build(methods.parse("si(damping=0.05)")), {}
 
-    def observe(memory: Memory, move: Move) -> Memory:
+    def observe(memory: Memory, move: Update) -> Memory:
         for name, gradient in move.gradient.items():
             walked[name] = walked.get(name, 0) - gradient * (move.after[name] - move.before[name])
         return method.observe(memory, move) if method.observe else memory
 
     start = perceptron()
-    run = replace(RUN, steps=20, decay=1.0, clip=0.0, warmup=0)
-    end = learn(start, OLDS, method=method._replace(observe=observe), run=run)
+    config = replace(RUN, steps=20, weight_decay=1.0, clip_grad=0.0, head_steps=0)
+    end = learn(start, OLDS, method=method._replace(observe=observe), config=config)
     assert any(bool((path < 0).any()) for path in walked.values())
     moved = {name: value - weights(start)[name] for name, value in weights(end.classifier).items()}
-    wanted = {name: (path / (moved[name].square() + 0.05)).clamp(min=0) for name, path in walked.items()}
-    close(end.memory["si"]["importance"], wanted)
+    expected = {name: (path / (moved[name].square() + 0.05)).clamp(min=0) for name, path in walked.items()}
+    close(end.memory["si"]["importance"], expected)
 
 
 def test_si_without_a_recorded_path_says_so() -> None:
-    with pytest.raises(Problem, match=r"does not carry.*train it by train --keep si, use ewc or mas"):
-        learn(child_of(perceptron()), IMAGES, method="si", run=PLAIN)
+    with pytest.raises(TaskgraftError, match=r"does not carry.*train it by train --keep si, use ewc or mas"):
+        learn(child_of(perceptron()), IMAGES, method="si", config=PLAIN)
 
 
 def answers_kept(child: Classifier, strength: float, temperature: float, factor: float) -> Loss:
@@ -132,53 +134,53 @@ def answers_kept(child: Classifier, strength: float, temperature: float, factor:
 )
 def test_lwf_and_distill_are_descent_with_the_divergence_written_out(text: str, factor: float) -> None:
     child = child_of(perceptron())
-    found = learn(child, IMAGES, method=text, run=PLAIN).classifier
-    wanted, _ = trained_by_hand(child, IMAGES, PLAIN, also=answers_kept(child, 3, 2, factor))
-    close(weights(found), wanted, 5e-3 if "recorded" in text or "distill" in text else 1e-4)
+    found = learn(child, IMAGES, method=text, config=PLAIN).classifier
+    expected, _ = trained_by_hand(child, IMAGES, PLAIN, also=answers_kept(child, 3, 2, factor))
+    close(weights(found), expected, 5e-3 if "recorded" in text or "distill" in text else 1e-4)
 
 
 def test_distill_in_memory_takes_one_softmax_over_all_tasks() -> None:
-    run = replace(PLAIN, softmax="joint")
-    child = learn(child_of(perceptron()), IMAGES, method="distill", run=run).classifier
+    config = replace(PLAIN, softmax="joint")
+    child = learn(child_of(perceptron()), IMAGES, method="distill", config=config).classifier
     assert child.softmax == "joint"
 
 
 def test_frozen_is_descent_of_the_new_head_alone_on_calm_features() -> None:
     child = child_of(perceptron())
-    found = learn(child, IMAGES, method="frozen", run=PLAIN).classifier
-    wanted, _ = trained_by_hand(child, IMAGES, PLAIN, frozen=True)
-    close(weights(found), wanted)
-    assert same(tree.state(found.backbone), tree.state(child.backbone))
+    found = learn(child, IMAGES, method="frozen", config=PLAIN).classifier
+    expected, _ = trained_by_hand(child, IMAGES, PLAIN, frozen=True)
+    close(weights(found), expected)
+    assert same(pytree.state(found.backbone), pytree.state(child.backbone))
     assert not torch.equal(found.linears()[-1].weight, child.linears()[-1].weight)
 
 
 def test_wise_takes_the_weight_of_the_best_score() -> None:
     """A Score that peaks inside, and one that grows towards the parent; BatchNorm's statistics go along."""
     child = child_of(perceptron())
-    end = tree.state(learn(child, IMAGES, method="finetune", run=PLAIN).classifier)
-    start = tree.state(child)
+    end = pytree.state(learn(child, IMAGES, method="finetune", config=PLAIN).classifier)
+    start = pytree.state(child)
     far = end["heads.1.weight"] - start["heads.1.weight"]
 
     def way(model: Classifier) -> float:
         return float(((model.linears()[1].weight.detach() - start["heads.1.weight"]) / far).mean())
 
-    for aim, wanted in ((0.6, 0.6), (0.0, 0.2), (2.0, 1.0)):
-        found = learn(child, IMAGES, method="wise(points=5)", run=PLAIN, score=lambda m, a=aim: -abs(way(m) - a))
-        assert float(found.memory["wise"]["weight"]) == pytest.approx(wanted)
-        got = tree.state(found.classifier)
+    for aim, expected in ((0.6, 0.6), (0.0, 0.2), (2.0, 1.0)):
+        found = learn(child, IMAGES, method="wise(points=5)", config=PLAIN, score=lambda m, a=aim: -abs(way(m) - a))
+        assert float(found.memory["wise"]["weight"]) == pytest.approx(expected)
+        got = pytree.state(found.classifier)
         moved = [name for name in got if got[name].is_floating_point()]
         assert "backbone.1.running_var" in moved
         assert not torch.equal(end["backbone.1.running_var"], start["backbone.1.running_var"])
         close(
             {name: got[name] for name in moved},
-            {name: start[name] + wanted * (end[name] - start[name]) for name in moved},
+            {name: start[name] + expected * (end[name] - start[name]) for name in moved},
         )
 
 
-def test_replay_adds_its_share_of_labelled_old_images() -> None:
+def test_replay_adds_its_share_of_labeled_old_images() -> None:
     method, seen = watched("replay(share=0.5)")
     child = child_of(perceptron())
-    found = learn(child, IMAGES, method=method, run=PLAIN, old=OLDS)
+    found = learn(child, IMAGES, method=method, config=PLAIN, old=OLDS)
     assert found.memory == {}
     chosen = set()
     for step, _ in seen.steps:
@@ -196,26 +198,26 @@ def test_replay_adds_its_share_of_labelled_old_images() -> None:
 
 
 def test_replay_that_was_kept_needs_no_old_sample_again() -> None:
-    first = learn(child_of(perceptron()), IMAGES, method="replay(keep=True)", run=PLAIN, old=OLDS)
+    first = learn(child_of(perceptron()), IMAGES, method="replay(keep=True)", config=PLAIN, old=OLDS)
     assert torch.equal(first.memory["replay"]["pixels"], OLDS.pixels)
     third = grow(first.classifier, NEW._replace(name="third"), 1)
     more = IMAGES._replace(labels={"third": IMAGES.labels[NEW.name]})
     method, seen = watched("replay")
-    learn(third, more, method=method, run=PLAIN, memory=first.memory)
+    learn(third, more, method=method, config=PLAIN, memory=first.memory)
     assert (seen.steps[0][0].batch.labels[OLD.name][8:] >= 0).all()
-    with pytest.raises(Problem, match="give a sample of them with --old DIR"):
-        learn(third, more, method="replay", run=PLAIN)
+    with pytest.raises(TaskgraftError, match="give a sample of them with --old DIR"):
+        learn(third, more, method="replay", config=PLAIN)
 
 
-JOINT = replace(RUN, optimiser="adamw", rate=1e-2, softmax="joint", norm="frozen", warmup=0, clip=0.0, steps=20)
+JOINT = replace(RUN, optimizer="adamw", lr=1e-2, softmax="joint", norm="frozen", head_steps=0, clip_grad=0.0, steps=20)
 
 
 def remembered(text: str, *, old: Images | None = None, past: Memory | None = None) -> Memory:
     """What ewc remembers of a child under one softmax over all outputs."""
     child = child_of(perceptron())
     child.softmax = "joint"
-    images = Sources(IMAGES, old, JOINT.views, JOINT.augment, JOINT.seed)
-    return steps.start(child, methods.build(methods.parse(text)), images, past or {}, JOINT).memory["ewc"]
+    images = TrainingData(IMAGES, old, JOINT.views, JOINT.augment, JOINT.seed)
+    return loop.start(child, methods.build(methods.parse(text)), images, past or {}, JOINT).memory["ewc"]
 
 
 def test_under_a_joint_softmax_ewc_holds_the_new_rows_where_they_start() -> None:
@@ -226,9 +228,9 @@ def test_under_a_joint_softmax_ewc_holds_the_new_rows_where_they_start() -> None
     with torch.no_grad():
         images = data.ready(IMAGES, 0, len(IMAGES.pixels))
         h, p = child.features(images), torch.cat(list(child(images).values()), 1).softmax(1)
-    wanted = torch.einsum("bk,bd->kd", p * (1 - p), h.square()) / len(h)
+    expected = torch.einsum("bk,bd->kd", p * (1 - p), h.square()) / len(h)
     found = torch.cat([memory["importance"][f"heads.{i}.weight"] for i in (0, 1)])
-    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-8)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-8)
 
 
 def test_under_a_joint_softmax_an_old_sample_counts_alone_and_else_the_bundle_for_what_it_knows() -> None:
@@ -246,7 +248,7 @@ def test_a_huge_strength_keeps_every_answer_under_a_joint_softmax() -> None:
     images = data.ready(IMAGES, 0, len(IMAGES.pixels))
 
     def moved(text: str) -> float:
-        model = learn(child_of(perceptron()), IMAGES, method=text, run=JOINT).classifier
+        model = learn(child_of(perceptron()), IMAGES, method=text, config=JOINT).classifier
         with torch.no_grad():
             return float(
                 torch.stack([(model(images)[task] - z).abs().mean() for task, z in start(images).items()]).sum()

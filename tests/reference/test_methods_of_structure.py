@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from reference.by_hand import RUN, child_of
-from taskgraft import Images, data, extras, learn, methods, predict, stages, tree, wrap
-from taskgraft.classifier import Classifier, grow
-from taskgraft.features import features_of
-from taskgraft.problem import Problem
-from taskgraft.types import Memory, Params, Sources
+from taskgraft import Images, data, learn, methods, predict, pytree, wrap
+from taskgraft.errors import TaskgraftError
+from taskgraft.models import feature_points, side_networks
+from taskgraft.models.classifier import Classifier, grow
+from taskgraft.models.features import features_of
+from taskgraft.types import Memory, Params, TrainingData
 from toys import NEW, OLD, parent, pictures
 
 
@@ -27,16 +28,16 @@ def test_lora_starts_as_the_parent_learns_low_ranks_and_merges() -> None:
     images, child = pictures(20, NEW, 5), child_of(parent())
     method, before = methods.build(methods.parse("lora(rank=2)")), []
 
-    def finish(classifier: Classifier, memory: Memory, sources: Sources) -> tuple[Classifier, Memory]:
+    def finish(classifier: Classifier, memory: Memory, sources: TrainingData) -> tuple[Classifier, Memory]:
         before.append(predict(classifier, images).logits)
         assert method.finish
         return method.finish(classifier, memory, sources)
 
     assert method.adapt
-    adapted = method.adapt(copy.deepcopy(child), Sources(images, None, 0, "none", 0))
+    adapted = method.adapt(copy.deepcopy(child), TrainingData(images, None, 0, "none", 0))
     assert (predict(adapted, images).logits[OLD.name] == predict(child, images).logits[OLD.name]).all()
-    found = learn(child, images, method=method._replace(finish=finish), run=RUN).classifier
-    assert tree.state(found).keys() == tree.state(child).keys()
+    found = learn(child, images, method=method._replace(finish=finish), config=RUN).classifier
+    assert pytree.state(found).keys() == pytree.state(child).keys()
     for task, logits in predict(found, images).logits.items():
         torch.testing.assert_close(torch.from_numpy(logits), torch.from_numpy(before[0][task]), rtol=1e-4, atol=1e-5)
     ranks = {}
@@ -54,10 +55,10 @@ def test_lora_starts_as_the_parent_learns_low_ranks_and_merges() -> None:
 @pytest.mark.parametrize("shared", [0.0, 0.5, 1.0])
 def test_branch_trains_a_copy_of_the_last_stages_alone(shared: float) -> None:
     images, old = pictures(20, NEW, 5), parent()
-    child = learn(child_of(old), images, method=f"branch(shared={shared})", run=RUN).classifier
+    child = learn(child_of(old), images, method=f"branch(shared={shared})", config=RUN).classifier
     assert (predict(child, images).logits[OLD.name] == predict(old, images).logits[OLD.name]).all()
-    known = stages.points(old.backbone)
-    tail = stages.tail(old.backbone, known[round(shared * (len(known) - 1))])
+    known = feature_points.points(old.backbone)
+    tail = feature_points.tail(old.backbone, known[round(shared * (len(known) - 1))])
     own = {name.removeprefix("extras.0.net."): v for name, v in weights(child).items() if name.startswith("extras")}
     assert own.keys() == {name for name, _ in tail.named_parameters()}
     assert all(not torch.equal(own[name], value) for name, value in tail.named_parameters() if value.dim() > 1)
@@ -98,25 +99,27 @@ def test_taps_find_an_answer_that_only_an_early_stage_has() -> None:
     child = grow(old, NEW._replace(name="light", classes=("green", "blue")), 0)
     unseen, share = blue_or_green(40, 2), {}
     for text in ("frozen", "taps(thumbnail=0)"):
-        found = learn(child, blue_or_green(40, 1), method=text, run=replace(RUN, warmup=100, steps=20)).classifier
+        found = learn(
+            child, blue_or_green(40, 1), method=text, config=replace(RUN, head_steps=100, steps=20)
+        ).classifier
         answers = torch.from_numpy(predict(found, unseen).logits["light"]).argmax(1)
         share[text] = float((answers == unseen.labels["light"]).float().mean())
     assert share["taps(thumbnail=0)"] == 1.0
     assert share["frozen"] < 0.8
 
 
-def test_taps_give_standardised_columns_of_every_stage_and_keep_old_answers() -> None:
+def test_taps_give_standardized_columns_of_every_stage_and_keep_old_answers() -> None:
     images, old = pictures(20, NEW, 5), parent()
-    child = learn(child_of(old), images, method="taps(thumbnail=3)", run=RUN).classifier
+    child = learn(child_of(old), images, method="taps(thumbnail=3)", config=RUN).classifier
     assert (predict(child, images).logits[OLD.name] == predict(old, images).logits[OLD.name]).all()
     start = old.linears()[0].in_features
     columns = features_of(child, images)[:, start:]
-    spread = columns.std(0, correction=0) * columns.shape[1] ** 0.5 / extras.NORM
+    spread = columns.std(0, correction=0) * columns.shape[1] ** 0.5 / side_networks.NORM
     assert float(columns.mean(0).abs().max()) < 1e-3
     assert float(spread.max()) < 1.001
     assert float((spread > 0.999).float().mean()) > 0.7  # the others hardly vary at all
-    points = [*stages.points(old.backbone), stages.LAST]
-    read = stages.staged(copy.deepcopy(old.backbone).eval(), points[:-1])
+    points = [*feature_points.points(old.backbone), feature_points.LAST]
+    read = feature_points.staged(copy.deepcopy(old.backbone).eval(), points[:-1])
     with torch.no_grad():
         last, seen = read(data.ready(images, 0, 2))
     channels = sum(2 * value.shape[1] for value in seen.values()) + last.shape[1] + 3 * 3 * 3
@@ -129,7 +132,7 @@ def test_the_newest_head_alone_gives_the_same_bits(notation: str) -> None:
     images, method = pictures(8, NEW, 5), methods.build(methods.parse(notation))
     child = child_of(parent())
     if method.adapt:
-        child = method.adapt(child, Sources(images, None, 0, "none", 0))
+        child = method.adapt(child, TrainingData(images, None, 0, "none", 0))
     child.eval()
     ready = data.ready(images, 0, 8)
     whole = child(ready)[NEW.name]
@@ -147,16 +150,16 @@ def test_the_newest_head_alone_gives_the_same_bits(notation: str) -> None:
 )
 def test_a_ladder_learns_beside_a_network_that_stays(arch: str, options: dict[str, int], at: list[str]) -> None:
     images, old = pictures(20, NEW, 5), parent(arch, **options)
-    child = learn(child_of(old), images, method="ladder(rungs=3, width=8)", run=RUN).classifier
+    child = learn(child_of(old), images, method="ladder(rungs=3, width=8)", config=RUN).classifier
     ladder = child.extras[0]
-    assert isinstance(ladder, extras.Ladder)
+    assert isinstance(ladder, side_networks.Ladder)
     assert list(ladder.at) == at
     assert ladder.widths == ((8, 11, 16) if arch == "test_resnet" else (8, 8, 8))
     assert (predict(child, images).logits[OLD.name] == predict(old, images).logits[OLD.name]).all()
     assert child.linears()[1].in_features == 2 * sum(ladder.widths)
     again = methods.build(methods.parse("ladder(rungs=3, width=8)")).adapt
     assert again
-    begun = again(child_of(old), Sources(images, None, 0, "none", RUN.seed))
+    begun = again(child_of(old), TrainingData(images, None, 0, "none", RUN.seed))
     pairs = zip(begun.extras.parameters(), ladder.parameters(), strict=True)
     moved = [not torch.equal(one, two) for one, two in pairs if one.dim() > 1]
     assert all(moved)
@@ -168,21 +171,21 @@ def test_a_ladder_learns_beside_a_network_that_stays(arch: str, options: dict[st
 
 def test_tokens_of_a_picture_are_a_square_and_others_a_row() -> None:
     tokens = torch.arange(2 * 10 * 3.0).reshape(2, 10, 3)
-    square = extras.as_map(tokens, picture=True)
+    square = side_networks.as_map(tokens, picture=True)
     assert square.shape == (2, 3, 3, 3)
     assert torch.equal(square[:, :, 0, 0], tokens[:, 1])  # the first one is no place of the picture
     assert torch.equal(square[:, :, 1, 2], tokens[:, 6])
-    row = extras.as_map(tokens, picture=False)
+    row = side_networks.as_map(tokens, picture=False)
     assert row.shape == (2, 3, 1, 10)
     assert torch.equal(row[:, :, 0, 9], tokens[:, 9])
-    assert extras.as_map(tokens[:, 0], picture=True).shape == (2, 3, 1, 1)
+    assert side_networks.as_map(tokens[:, 0], picture=True).shape == (2, 3, 1, 1)
     maps = torch.rand(2, 4, 4, 7)
-    assert torch.equal(extras.as_map(maps, picture=True), maps.permute(0, 3, 1, 2))
-    assert extras.as_map(maps.permute(0, 3, 1, 2), picture=True).shape == (2, 7, 4, 4)
+    assert torch.equal(side_networks.as_map(maps, picture=True), maps.permute(0, 3, 1, 2))
+    assert side_networks.as_map(maps.permute(0, 3, 1, 2), picture=True).shape == (2, 7, 4, 4)
 
 
 @pytest.mark.parametrize("notation", ["branch", "ladder"])
 def test_a_network_of_one_stage_is_refused(notation: str) -> None:
     old = wrap(nn.Sequential(nn.Flatten(), nn.Linear(192, len(OLD.classes))), "1", [OLD])
-    with pytest.raises(Problem, match="Sequential has one stage only"):
-        learn(grow(old, NEW, 0), pictures(8, NEW, 1, size=8), method=notation, run=RUN)
+    with pytest.raises(TaskgraftError, match="Sequential has one stage only"):
+        learn(grow(old, NEW, 0), pictures(8, NEW, 1, size=8), method=notation, config=RUN)

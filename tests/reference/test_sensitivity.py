@@ -82,10 +82,10 @@ def definition(model: nn.Module, images: Tensor, tasks: tuple[str, ...] = ("a", 
                          ids=[*MODELS, *TIMM])  # fmt: skip
 def test_it_is_the_definition(make: Callable[[], tuple[Tasks, Tensor]]) -> None:
     model, images = make()
-    wanted = definition(model, images)
-    assert sum(float(value.sum()) for value in wanted.values()) > 0
-    agree(measure(model, images), wanted)
-    agree(measure(model, images, chunk=3), wanted)
+    expected = definition(model, images)
+    assert sum(float(value.sum()) for value in expected.values()) > 0
+    agree(measure(model, images), expected)
+    agree(measure(model, images, chunk=3), expected)
     agree(measure(model, images, tasks=["b"]), definition(model, images, ("b",)))
 
 
@@ -131,9 +131,9 @@ def test_a_model_that_vmap_cannot_run_is_looped_over() -> None:
 @pytest.mark.parametrize("name", ["resnet", "efficientnet", "vit"])
 def test_single_precision_is_close(name: str) -> None:
     model, images = build(name)
-    wanted = measure(model, images)
+    expected = measure(model, images)
     found = measure(model.float(), images.float())
-    for key, value in wanted.items():
+    for key, value in expected.items():
         assert found[key].dtype == torch.float32
         assert found[key].device == value.device
         assert (found[key].double() - value).norm() <= 1e-4 * value.norm() + 1e-5, key

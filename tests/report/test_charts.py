@@ -24,7 +24,7 @@ from made_up import (
     made_up_shares,
 )
 from taskgraft import report
-from taskgraft.report import check_page, drawing, looks
+from taskgraft.report import check_page, drawing, theme
 from taskgraft.report.charts import Axis, Box, Chart, Curve, Panel
 
 ODD = (
@@ -85,17 +85,17 @@ def test_a_page_has_its_charts(pages: dict[str, str], name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_charts_have_the_colours_and_the_letters_of_the_page(pages: dict[str, str], name: str) -> None:
+def test_charts_have_the_colors_and_the_letters_of_the_page(pages: dict[str, str], name: str) -> None:
     for one in drawings(pages[name]):
         for each in one.iter():
             style = dict(part.split(":", 1) for part in each.attrib.get("style", "").split(";") if part)
-            colours = {value for key, value in style.items() if key in ("fill", "stroke")}
-            assert all(value == "none" or re.fullmatch(r"var\(--(\w+)\)", value) for value in colours), style
-            assert {value[6:-1] for value in colours - {"none"}} <= looks.LIGHT.keys()
+            colors = {value for key, value in style.items() if key in ("fill", "stroke")}
+            assert all(value == "none" or re.fullmatch(r"var\(--(\w+)\)", value) for value in colors), style
+            assert {value[6:-1] for value in colors - {"none"}} <= theme.LIGHT.keys()
             assert "fill" not in each.attrib
             assert not {"font-family", "font"} & style.keys()
             if each.tag == "path":  # what names no colour would be black
-                assert colours or each.attrib.get("id") or "clip-path" in each.attrib, each.attrib
+                assert colors or each.attrib.get("id") or "clip-path" in each.attrib, each.attrib
         assert "font-size" in Xml.tostring(one, encoding="unicode")  # letters, not their outlines
 
 
@@ -141,7 +141,7 @@ def test_charts_of_almost_nothing(tmp_path: Path) -> None:
     """One step, no trial, no class, one class: warnings are errors."""
     record, made = made_up_record(), made_up_comparison(1)
     record = record.model_copy(update={"history": record.history[:1], "parent_history": (), "step": 0})
-    one = made.arrangements[0].model_copy(update={"records": (record,)})
+    one = made.variants[0].model_copy(update={"records": (record,)})
     assert drawings(report.render_run(record, {}))
     assert drawings(report.render_comparison(made.model_copy(update={"arrangements": (one,)})))
     choices = tuple(one.model_copy(update={"candidate": None}) for one in made_up_search().choices)
@@ -192,11 +192,11 @@ def test_nobodys_settings_are_used_or_changed(pages: dict[str, str]) -> None:
 def test_a_matrix_tells_its_cells(pages: dict[str, str]) -> None:
     reader = Reader(pages["run"])
     head, *rows = reader.table("make: images by true class and answer")
-    wanted = {
+    expected = {
         f"true {row[0]}, answered {answer}: {count} image{'' if count == '1' else 's'}"
         for row in rows
         for answer, count in zip(head[1:], row[1:], strict=True)
         if count != "0"
     }
-    assert {text.split(" (")[0] for text in reader.told("confusion0")} == wanted
+    assert {text.split(" (")[0] for text in reader.told("confusion0")} == expected
     assert set(MAKES) <= set(reader.words("confusion0"))

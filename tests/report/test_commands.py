@@ -13,10 +13,10 @@ import pytest
 
 from made_up import made_up_comparison, made_up_record, made_up_sets
 from taskgraft import report
-from taskgraft.jobs.request import Request, command_line
-from taskgraft.record import Comparison, Interval, Record
+from taskgraft.config import TrainingConfig
+from taskgraft.pipeline.request import Request, command_line
 from taskgraft.report import commands, verdict
-from taskgraft.settings import Run
+from taskgraft.results.record import Comparison, Interval, Record
 from typed import COMMANDS, flags, understood
 
 POOR = Interval(mean=0.4, low=0.3, high=0.5, n=100)
@@ -34,8 +34,8 @@ TYPED = {
     "processes": "taskgraft extend alice bob both --task colour --processes=2",
     "resume": "taskgraft extend alice bob both --task colour --resume",
     "auto": "taskgraft extend alice bob both --task colour --method auto --budget 15m --max-forgetting 1% --jobs 2",
-    "flags before": "taskgraft --debug extend --task colour --rate 0.01 alice bob --cache none both",
-    "foreign": "taskgraft extend cars.pth bob both --task colour --arch resnet18 --labels l.txt --input '96 squash' "
+    "flags before": "taskgraft --debug extend --task colour --lr 0.01 alice bob --cache none both",
+    "foreign": "taskgraft extend cars.pth bob both --task colour --arch resnet18 --labels l.txt --preprocessing '96 squash' "
     "--parent-task make --no-parent-check --old bob --old-val x --old-val y",
     "names with signs": """taskgraft extend 'al ice' "bob's" 'bo"th out' --task 'car colour' --old-val 'my cars'""",
     "a dash": "taskgraft extend --task colour -- alice bob -both",
@@ -73,13 +73,15 @@ def in_state(record: Record, status: str) -> Record:
 def asked_by(line: str) -> str:
     """The whole command that the record of a run holds beside the one that was typed."""
     if not line.startswith("taskgraft ") or line.count('"') == 1 or "-both" in line:
-        return command_line(Request("alice", "bob/", "colour", "distill", Run(rate=0.01), old_val="cars"), Path("both"))
+        return command_line(
+            Request("alice", "bob/", "colour", "distill", TrainingConfig(lr=0.01), old_val="cars"), Path("both")
+        )
     words = shlex.split(line)
     with COMMANDS["extend"].make_context("extend", words[words.index("extend") + 1 :]) as given:
         own = given.params
-    run = Run(**{name: own[name] for name in asdict(Run()) if own[name] is not None})
+    config = TrainingConfig(**{name: own[name] for name in asdict(TrainingConfig()) if own[name] is not None})
     request = Request(
-        own["parent"], own["data"], own["task"] or own["into"], "branch", run, own["old"], own["old_val"] or (),
+        own["parent"], own["data"], own["task"] or own["into"], "branch", config, own["old"], own["old_val"] or (),
         own["arch"], own["labels"], own["wanted"], own["parent_task"], bool(own["into"]), not own["no_parent_check"],
     )  # fmt: skip
     return command_line(request, own["out"])
@@ -128,12 +130,12 @@ def test_what_the_pages_of_a_run_show(start: str) -> None:
 
 
 def test_a_proposal_keeps_what_the_next_command_knows() -> None:
-    typed = TYPED["foreign"] + " --track wandb --gpus 2 --rate 0.01 --method ewc --resume"
+    typed = TYPED["foreign"] + " --track wandb --gpus 2 --lr 0.01 --method ewc --resume"
     record = made_up_record().model_copy(update={"command": typed, "asked": asked_by(typed)})
     line = commands.compared(record)
     assert line == (
         "taskgraft compare cars.pth bob both-compared --task colour --old bob --old-val x --old-val y --arch resnet18 "
-        "--labels l.txt --input '96 squash' --parent-task make --rate 0.01 --no-parent-check --seeds 3"
+        "--labels l.txt --preprocessing '96 squash' --parent-task make --lr 0.01 --no-parent-check --seeds 3"
     )
     again = dict(commands.following(record))["Once more, into another folder:"]
     assert "--gpus 2" in again
@@ -172,9 +174,11 @@ def test_what_follows_a_comparison(start: str, seeds: int, with_old: bool, folde
     Path("compare.toml").write_text('task = "colour"\nseeds = 2\n', encoding="utf-8")
     made = made_up_comparison(seeds, with_old=with_old).model_copy(update={"command": COMPARED[start]})
     kept = []
-    for one in made.arrangements if folders else ():
+    for one in made.variants if folders else ():
         places = tuple(f"{one.label.lower()}/seed-{seed}" for seed in range(seeds))
-        request = Request("alice", "bob", "colour", one.method, Run(steps=600), old_val="cars" if with_old else ())
+        request = Request(
+            "alice", "bob", "colour", one.method, TrainingConfig(steps=600), old_val="cars" if with_old else ()
+        )
         records = tuple(
             record.model_copy(update={"asked": command_line(request, Path("own place") / place)})
             for record, place in zip(one.records, places, strict=True)
@@ -183,9 +187,9 @@ def test_what_follows_a_comparison(start: str, seeds: int, with_old: bool, folde
     made = made.model_copy(update={"arrangements": tuple(kept)}) if folders else made
     judged = verdict.judge_comparison(made)
     verb = understood(judged.command)
-    wanted = "predict" if folders else "extend"
+    expected = "predict" if folders else "extend"
     assert verb == (
-        wanted if (seeds, with_old) == (3, True) else "demo" if "demo" in start and seeds == 1 else "compare"
+        expected if (seeds, with_old) == (3, True) else "demo" if "demo" in start and seeds == 1 else "compare"
     )
     for line in shown(report.render_comparison(made)):
         understood(line)
@@ -193,12 +197,12 @@ def test_what_follows_a_comparison(start: str, seeds: int, with_old: bool, folde
         assert judged.command == (
             "taskgraft compare alice bob 'own place-3-seeds' --task colour --old-val cars --methods 'finetune; "
             "ewc(strength=30); distill(strength=1); distill(strength=1) + ewc(strength=30)' --rates 0.001,0.0001 "
-            "--steps 600 --optimiser sgd --seeds 3"
+            "--steps 600 --optimizer sgd --seeds 3"
         )
 
 
 @pytest.mark.parametrize("start", COMPARED)
 def test_what_follows_a_comparison_without_a_result(start: str) -> None:
     Path("compare.toml").write_text('task = "colour"\n', encoding="utf-8")
-    nothing = Comparison(command=COMPARED[start], title="x", arrangements=(), failures=(("ewc", "no memory"),))
+    nothing = Comparison(command=COMPARED[start], title="x", variants=(), failures=(("ewc", "no memory"),))
     assert understood(verdict.judge_comparison(nothing).command) == "check"

@@ -11,8 +11,8 @@ import pytest
 
 from made_up import made_up_comparison, made_up_record, made_up_sets
 from taskgraft import report
-from taskgraft.jobs.check import check
-from taskgraft.report import looks
+from taskgraft.commands.check import check
+from taskgraft.report import theme
 
 CHROMIUM = shutil.which("chromium")
 playwright = pytest.importorskip("playwright.sync_api")
@@ -22,8 +22,8 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium to look at
 SIZES = {"phone": {"width": 390, "height": 844}, "wide": {"width": 1280, "height": 900}}
 EVERY = "[...document.querySelectorAll"
 RULES = ["wcag2a", "wcag2aa", "wcag21aa", "wcag22aa", "best-practice"]
-READ = {("run", "dark"), ("comparison", "light"), ("check", "light")}  # axe takes seconds a page
-PAGES = ("run", "blind", "comparison", "check")
+READ = {("config", "dark"), ("comparison", "light"), ("check", "light")}  # axe takes seconds a page
+PAGES = ("config", "blind", "comparison", "check")
 
 
 @pytest.fixture(scope="module")
@@ -81,9 +81,9 @@ def test_on_paper_everything_that_can_be_shown_is(browser: Any, folder: Path) ->
             hidden
         )
     inks = page.evaluate("[...document.querySelectorAll('.plot text')].map((one) => getComputedStyle(one).fill)")
-    paper = looks.LIGHT | looks.PRINT
-    wanted = [[int(paper[name][at : at + 2], 16) for at in (1, 3, 5)] for name in ("ink", "muted")]
-    assert set(inks) == {f"rgb({red}, {green}, {blue})" for red, green, blue in wanted}
+    paper = theme.LIGHT | theme.PRINT
+    expected = [[int(paper[name][at : at + 2], 16) for at in (1, 3, 5)] for name in ("ink", "muted")]
+    assert set(inks) == {f"rgb({red}, {green}, {blue})" for red, green, blue in expected}
     assert page.evaluate("document.documentElement.scrollWidth") <= page.viewport_size["width"]
     context.close()
 

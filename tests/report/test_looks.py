@@ -11,11 +11,11 @@ import pytest
 from numpy.typing import NDArray
 
 from made_up import made_up_record
-from taskgraft.record import Line
-from taskgraft.report import charts, history, looks
+from taskgraft.report import charts, history, theme
 from taskgraft.report.run_evidence import reliability
+from taskgraft.results.record import StepMetrics
 
-PAPERS = {"light": looks.LIGHT, "dark": looks.DARK, "print": looks.LIGHT | looks.PRINT}
+PAPERS = {"light": theme.LIGHT, "dark": theme.DARK, "print": theme.LIGHT | theme.PRINT}
 TEXT = ("ink", "muted", "link", "good", "mixed", "poor", "unknown")
 DRAWN = (*charts.SERIES, "link", "muted")  # the last two: now and before on the first screen
 # What the three kinds of colour-blindness leave of linear RGB: Machado, Oliveira and Fernandes 2009, severity 1.
@@ -36,69 +36,69 @@ TO_LAB = np.array([[0.2104542553, 0.7936177850, -0.0040720468], [1.9779984951, -
 APART = 0.1  # of Oklab's lightness from black to white; neighbours on the Okabe-Ito palette keep about this
 
 
-def linear(colour: str) -> NDArray[np.float64]:
+def linear(color: str) -> NDArray[np.float64]:
     """#rrggbb as linear light [3] in [0, 1]."""
-    values = np.array([int(colour[at : at + 2], 16) for at in (1, 3, 5)]) / 255
+    values = np.array([int(color[at : at + 2], 16) for at in (1, 3, 5)]) / 255
     return np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
 
 
 def contrast(one: str, two: str) -> float:
     """WCAG's contrast ratio of two colours, from 1 to 21."""
-    dark, light = sorted(float(linear(colour) @ [0.2126, 0.7152, 0.0722]) for colour in (one, two))
+    dark, light = sorted(float(linear(color) @ [0.2126, 0.7152, 0.0722]) for color in (one, two))
     return (light + 0.05) / (dark + 0.05)
 
 
 def distance(one: str, two: str, sight: str) -> float:
     """How far apart two colours look in Oklab."""
-    seen = [np.clip(BLIND[sight] @ linear(colour), 0, 1) for colour in (one, two)]
-    first, second = (TO_LAB @ np.cbrt(TO_LMS @ colour) for colour in seen)
+    seen = [np.clip(BLIND[sight] @ linear(color), 0, 1) for color in (one, two)]
+    first, second = (TO_LAB @ np.cbrt(TO_LMS @ color) for color in seen)
     return float(np.linalg.norm(first - second))
 
 
 @pytest.mark.parametrize("paper", PAPERS)
 def test_text_can_be_read(paper: str) -> None:
-    colours = PAPERS[paper]
+    colors = PAPERS[paper]
     low = {
-        (name, ground): round(contrast(colours[name], colours[ground]), 2)
+        (name, ground): round(contrast(colors[name], colors[ground]), 2)
         for ground in ("paper", "raised", "tint")
         for name in (TEXT if ground != "tint" else ("ink",))
-        if contrast(colours[name], colours[ground]) < 4.5
+        if contrast(colors[name], colors[ground]) < 4.5
     }
     assert not low
-    assert contrast(colours["on"], colours["link"]) >= 4.5 or paper == "print"  # nothing is pressed on paper
+    assert contrast(colors["on"], colors["link"]) >= 4.5 or paper == "print"  # nothing is pressed on paper
 
 
 @pytest.mark.parametrize("paper", PAPERS)
 def test_what_is_drawn_can_be_seen(paper: str) -> None:
-    colours = PAPERS[paper]
-    assert not {name: colours[name] for name in DRAWN if contrast(colours[name], colours["paper"]) < 3}
-    assert all(contrast(colours["ink"], colours[cell]) >= 4.5 for cell in ("cold", "heat"))  # the numbers of a matrix
+    colors = PAPERS[paper]
+    assert not {name: colors[name] for name in DRAWN if contrast(colors[name], colors["paper"]) < 3}
+    assert all(contrast(colors["ink"], colors[cell]) >= 4.5 for cell in ("cold", "heat"))  # the numbers of a matrix
 
 
 @pytest.mark.parametrize("sight", BLIND)
 @pytest.mark.parametrize("paper", ["light", "dark"])
-def test_nothing_rests_on_colour_alone(paper: str, sight: str) -> None:
+def test_nothing_rests_on_color_alone(paper: str, sight: str) -> None:
     """Two curves differ in dash or marker, or in colours that anybody tells apart."""
-    colours = PAPERS[paper]
-    assert distance(colours["red"], colours["blue"], sight) > 1.5 * APART  # task A and task B
-    terms = Line(step=1, terms={f"term {i}": 1.0 for i in range(len(charts.SERIES))})
+    colors = PAPERS[paper]
+    assert distance(colors["red"], colors["blue"], sight) > 1.5 * APART  # task A and task B
+    terms = StepMetrics(step=1, terms={f"term {i}": 1.0 for i in range(len(charts.SERIES))})
     chart = history.loss_chart("loss", "", [made_up_record().model_copy(update={"history": (terms,)})])
     assert chart
     looked = charts.styles([f"method{i}" for i in range(8)])
-    for curves in ([(one.colour, one.dash, one.marker) for one in chart.panels[0].curves], list(looked)):
+    for curves in ([(one.color, one.dash, one.marker) for one in chart.panels[0].curves], list(looked)):
         for one, two in combinations(curves, 2):
-            assert one[1:] != two[1:] or distance(colours[one[0]], colours[two[0]], sight) > APART, (one, two)
+            assert one[1:] != two[1:] or distance(colors[one[0]], colors[two[0]], sight) > APART, (one, two)
     assert len({one.marker for one in reliability([(f"task {i}", (), ()) for i in range(6)])[1:]}) == 6
 
 
-def test_every_page_has_the_same_colours() -> None:
+def test_every_page_has_the_same_colors() -> None:
     """Style sheets name colours by their variables alone, and only those that there are."""
-    homes = (Path(looks.__file__).parent / "templates", Path(looks.__file__).parents[1] / "serving" / "page")
+    homes = (Path(theme.__file__).parent / "templates", Path(theme.__file__).parents[1] / "serving" / "page")
     sheets = {path: path.read_text(encoding="utf-8") for home in homes for path in home.glob("*.css")}
     assert len(sheets) == 3
     for path, text in sheets.items():
         assert not re.findall(r"#[0-9a-f]{3,8}\b(?=[^{]*;)", text), path
-        unknown = set(re.findall(r"var\(--([a-z]+)", text)) - {*looks.LIGHT, "serif", "sans", "mono", "share"}
+        unknown = set(re.findall(r"var\(--([a-z]+)", text)) - {*theme.LIGHT, "serif", "sans", "mono", "share"}
         assert not unknown, path
-    assert looks.LIGHT.keys() == looks.DARK.keys()
-    assert looks.PRINT.keys() <= looks.LIGHT.keys()
+    assert theme.LIGHT.keys() == theme.DARK.keys()
+    assert theme.PRINT.keys() <= theme.LIGHT.keys()

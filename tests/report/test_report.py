@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from made_up import (
-    COLOURS,
+    COLORS,
     HOSTILE,
     MAKES,
     Reader,
@@ -22,7 +22,7 @@ from made_up import (
     made_up_sets,
 )
 from taskgraft import metrics, report
-from taskgraft.record import Line
+from taskgraft.results.record import StepMetrics
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def hostile_ancestor():
 
 def hostile_record():
     record = made_up_record()
-    old, new = (*HOSTILE, *MAKES), (*HOSTILE, *COLOURS)
+    old, new = (*HOSTILE, *MAKES), (*HOSTILE, *COLORS)
     tasks = (
         record.tasks[0].model_copy(update={"classes": old}),
         record.tasks[1].model_copy(update={"classes": new}),
@@ -67,18 +67,18 @@ def hostile_record():
 
 def hostile_comparison():
     made = made_up_comparison(2)
-    first = made.arrangements[0].model_copy(update={"label": HOSTILE[1], "method": HOSTILE[0]})
-    record = made.arrangements[1].records[0]
+    first = made.variants[0].model_copy(update={"label": HOSTILE[1], "method": HOSTILE[0]})
+    record = made.variants[1].records[0]
     renamed = tuple(task.model_copy(update={"name": HOSTILE[1]}) for task in record.tasks[:1])
-    line = Line(step=20, terms={HOSTILE[1]: 1.0}, accuracy={HOSTILE[1]: 0.5, "colour": 0.5})
+    line = StepMetrics(step=20, terms={HOSTILE[1]: 1.0}, accuracy={HOSTILE[1]: 0.5, "colour": 0.5})
     record = record.model_copy(update={"tasks": (*renamed, record.tasks[1]), "history": (line,)})
-    second = made.arrangements[1].model_copy(update={"records": (record,)})
+    second = made.variants[1].model_copy(update={"records": (record,)})
     return made.model_copy(
         update={"title": HOSTILE[0], "arrangements": (first, second), "failures": ((HOSTILE[1], HOSTILE[0]),)}
     )
 
 
-@pytest.mark.parametrize("kind", ["run", "comparison", "pictures"])
+@pytest.mark.parametrize("kind", ["config", "comparison", "pictures"])
 def test_hostile_names_are_inert(kind):
     if kind == "comparison":
         page = report.render_comparison(hostile_comparison())
@@ -114,18 +114,18 @@ def test_equal_records_give_equal_pages(comparison, compared, run_page):
 
 def test_the_tables_numbers_are_those_of_the_records(comparison, compared):
     rows = Reader(compared).table("Score_A is accuracy on make")
-    for arrangement, row in zip(comparison.arrangements, rows[1:], strict=True):
-        old = [record.tasks[0].child.mean for record in arrangement.records]
-        new = [record.tasks[1].child.mean for record in arrangement.records]
-        scores = [record.score for record in arrangement.records]
-        lost = [record.tasks[0].parent.mean - a for record, a in zip(arrangement.records, old, strict=True)]
+    for variant, row in zip(comparison.variants, rows[1:], strict=True):
+        old = [record.tasks[0].child.mean for record in variant.records]
+        new = [record.tasks[1].child.mean for record in variant.records]
+        scores = [record.score for record in variant.records]
+        lost = [record.tasks[0].parent.mean - a for record, a in zip(variant.records, old, strict=True)]
         gaps = [
             metrics.gap(score, {"make": 0.87, "colour": alone})
             for score, alone in zip(scores, comparison.separate["colour"], strict=True)
         ]
-        wanted = [_words(values) for values in (scores, old, new, lost, gaps)]
-        assert [cell.replace("−", "-") for cell in row[1:6]] == wanted
-        assert row[0] == arrangement.label
+        expected = [_words(values) for values in (scores, old, new, lost, gaps)]
+        assert [cell.replace("−", "-") for cell in row[1:6]] == expected
+        assert row[0] == variant.label
     assert 'class="best"' in compared
 
 
@@ -137,7 +137,7 @@ def _words(values):
 def test_the_best_is_bold_and_markdown_agrees_with_the_page(comparison, compared):
     lines = report.table_markdown(comparison).splitlines()
     bold = [line for line in lines if line.startswith("| **")]
-    best = max(comparison.arrangements, key=lambda one: np.mean([record.score for record in one.records]))
+    best = max(comparison.variants, key=lambda one: np.mean([record.score for record in one.records]))
     assert [line.split("|")[1].strip(" *") for line in bold] == [best.label]
     page_row = next(row for row in Reader(compared).table("Score_A is") if row[0] == best.label)
     assert [cell.strip(" *") for cell in bold[0].split("|")[2:7]] == [cell.replace("−", "-") for cell in page_row[1:6]]
@@ -145,8 +145,8 @@ def test_the_best_is_bold_and_markdown_agrees_with_the_page(comparison, compared
 
 def test_markdown_keeps_hostile_labels_in_their_cells():
     made = made_up_comparison(1)
-    bad = made.arrangements[0].model_copy(update={"label": "a | b\n<script>alert(1)</script>"})
-    text = report.table_markdown(made.model_copy(update={"arrangements": (bad, *made.arrangements[1:])}))
+    bad = made.variants[0].model_copy(update={"label": "a | b\n<script>alert(1)</script>"})
+    text = report.table_markdown(made.model_copy(update={"arrangements": (bad, *made.variants[1:])}))
     assert "<script>" not in text
     assert r"a \| b &lt;script>" in text
 
@@ -193,18 +193,18 @@ def test_the_verdict_has_five_lines(comparison):
 
 def test_the_first_line_of_a_verdict():
     record = made_up_record()
-    make, colour = record.tasks
+    make, color = record.tasks
     assert make.forgetting
     assert make.child
-    assert colour.child
+    assert color.child
     assert record.score
     lost, low, high = make.forgetting.mean, make.forgetting.low, make.forgetting.high
-    wanted = (
+    expected = (
         f"make 87.0 → {100 * make.child.mean:.1f} ({-100 * lost:.1f}, 95 % interval "
-        f"{-100 * high:.1f} to {-100 * low:.1f}); colour {100 * colour.child.mean:.1f}; "
+        f"{-100 * high:.1f} to {-100 * low:.1f}); colour {100 * color.child.mean:.1f}; "
         f"Score {100 * record.score:.1f} at step {record.step}"
     )
-    assert report.verdict_run(record)[0] == wanted
+    assert report.verdict_run(record)[0] == expected
 
 
 def test_a_verdict_cannot_steer_the_terminal():
@@ -234,10 +234,12 @@ def test_the_three_figures(comparison, compared, tmp_path):
     reader = Reader(compared)
     assert all(reader.charts(key) for key in ("figure1", "figure2", "figure3", "frontier-plot", "loss0", "loss6"))
     assert {"make (task A)", "colour (task B)", "parent"} <= set(reader.words("figure1"))
-    line = comparison.arrangements[0].records
+    line = comparison.variants[0].records
     for task, name in (("make", "make (task A)"), ("colour", "colour (task B)")):
-        wanted = np.mean([[one.accuracy[task] for one in record.history] for record in line], axis=0)
-        said = [f"{name}, step {at.step}: {100 * mean:.1f} %" for at, mean in zip(line[0].history, wanted, strict=True)]
+        expected = np.mean([[one.accuracy[task] for one in record.history] for record in line], axis=0)
+        said = [
+            f"{name}, step {at.step}: {100 * mean:.1f} %" for at, mean in zip(line[0].history, expected, strict=True)
+        ]
         assert [text for text in reader.told("figure1") if text.startswith(name)] == said
     assert any(text.startswith("make, parent's training, step -600:") for text in reader.told("figure3"))
     paths = report.write_figures(comparison, tmp_path)
@@ -248,18 +250,18 @@ def test_the_three_figures(comparison, compared, tmp_path):
 
 
 def test_figures_without_data_are_left_out(comparison, tmp_path):
-    without = comparison.model_copy(update={"arrangements": comparison.arrangements[2:]})
+    without = comparison.model_copy(update={"arrangements": comparison.variants[2:]})
     assert [path.name for path in report.write_figures(without, tmp_path)] == ["figure3.png"]
-    one = comparison.model_copy(update={"arrangements": comparison.arrangements[:1]})
+    one = comparison.model_copy(update={"arrangements": comparison.variants[:1]})
     assert [path.name for path in report.write_figures(one, tmp_path)] == ["figure1.png", "figure3.png"]
 
 
 def test_names_that_matplotlib_reads_are_drawn_as_they_are(comparison, tmp_path):
     labels = ("$\\bad{", "_hidden", "漢字")
-    arrangements = tuple(
-        one.model_copy(update={"label": label}) for one, label in zip(comparison.arrangements, labels, strict=False)
+    variants = tuple(
+        one.model_copy(update={"label": label}) for one, label in zip(comparison.variants, labels, strict=False)
     )
-    assert len(report.write_figures(comparison.model_copy(update={"arrangements": arrangements}), tmp_path)) == 3
+    assert len(report.write_figures(comparison.model_copy(update={"arrangements": variants}), tmp_path)) == 3
 
 
 def test_many_classes_give_a_table_of_confusions():
@@ -278,8 +280,8 @@ def test_images_that_went_from_right_to_wrong(run_page):
     sets = made_up_sets()
     was = metrics.answers(sets["old-parent"], "make") == sets["old"].labels["make"]
     now = metrics.answers(sets["old"], "make") == sets["old"].labels["make"]
-    wanted = [name for name, a, b in zip(sets["old"].ids, was, now, strict=True) if a and not b]
-    assert [row[0] for row in Reader(run_page).table("make: right before, wrong now")[1:]] == wanted[:200]
+    expected = [name for name, a, b in zip(sets["old"].ids, was, now, strict=True) if a and not b]
+    assert [row[0] for row in Reader(run_page).table("make: right before, wrong now")[1:]] == expected[:200]
 
 
 def test_a_run_that_diverged_still_has_a_page():
@@ -323,6 +325,6 @@ def test_excluded_images_are_listed_with_their_reasons(run_page):
 
 
 def test_the_next_command_after_a_comparison_with_folders(comparison):
-    kept = tuple(one.model_copy(update={"folders": ("best one/seed-0",)}) for one in comparison.arrangements)
+    kept = tuple(one.model_copy(update={"folders": ("best one/seed-0",)}) for one in comparison.variants)
     line = report.verdict_comparison(comparison.model_copy(update={"arrangements": kept}))[4]
     assert line.endswith("taskgraft predict 'out/best one/seed-0' IMAGES")

@@ -17,9 +17,9 @@ from PIL import Image
 
 from made_up import Reader, made_up_record, made_up_sets
 from taskgraft import report
-from taskgraft.jobs.evaluate import evaluate
-from taskgraft.problem import Problem
-from taskgraft.record import Record
+from taskgraft.commands.evaluate import evaluate
+from taskgraft.errors import TaskgraftError
+from taskgraft.results.record import Record
 
 BOUND = 1_500_000  # bytes
 SECTIONS = {"tasks", "curves", "answers", "changes", "reliability", "lineage", "settings", "data", "repeat"}
@@ -28,11 +28,11 @@ SECTIONS = {"tasks", "curves", "answers", "changes", "reliability", "lineage", "
 @pytest.fixture
 def run(forgetful: Path, tmp_path: Path) -> Path:
     """A copy of it, to change."""
-    return shutil.copytree(forgetful, tmp_path / "run")
+    return shutil.copytree(forgetful, tmp_path / "config")
 
 
-def rewritten(run: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "taskgraft.cli", "report", str(run)]
+def rewritten(config: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "taskgraft.cli", "report", str(config)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
@@ -87,27 +87,27 @@ def test_the_pictures_are_those_that_are_named(forgetful: Path, new_pictures: Pa
     assert seen == {"paint", "shape"}
 
 
-def test_a_page_is_written_again_with_and_without_pictures(run: Path) -> None:
-    before = (run / "report.html").read_bytes()
-    (run / "report.html").unlink()
-    assert rewritten(run).returncode == 0
-    assert (run / "report.html").read_bytes() == before
-    (run / "thumbnails.json").unlink()
-    assert rewritten(run).returncode == 0
+def test_a_page_is_written_again_with_and_without_pictures(config: Path) -> None:
+    before = (config / "report.html").read_bytes()
+    (config / "report.html").unlink()
+    assert rewritten(config).returncode == 0
+    assert (config / "report.html").read_bytes() == before
+    (config / "thumbnails.json").unlink()
+    assert rewritten(config).returncode == 0
     assert pictures(before.decode())
-    assert not pictures((run / "report.html").read_text(encoding="utf-8"))
+    assert not pictures((config / "report.html").read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize(
     "content", ["{", "[1]", '{"old": {"1": "http://x.test/"}}', '{"old": {"x": "data:image/jpeg;base64,AAAA"}}']
 )
-def test_damaged_pictures_are_told(run: Path, content: str) -> None:
-    before = (run / "report.html").read_bytes()
-    (run / "thumbnails.json").write_text(content, encoding="utf-8")
-    done = rewritten(run)
+def test_damaged_pictures_are_told(config: Path, content: str) -> None:
+    before = (config / "report.html").read_bytes()
+    (config / "thumbnails.json").write_text(content, encoding="utf-8")
+    done = rewritten(config)
     assert (done.returncode, done.stdout) == (2, "")
     assert re.fullmatch(r"taskgraft: .*thumbnails\.json is damaged; delete it .*\n", done.stderr)
-    assert (run / "report.html").read_bytes() == before
+    assert (config / "report.html").read_bytes() == before
 
 
 @pytest.mark.parametrize("tasks", [1, 12, 80])
@@ -181,8 +181,8 @@ def test_an_evaluation_has_a_page_too(forgetful: Path, new_pictures: Path, tmp_p
     assert pictures(text)
     assert "Parent" not in said
     (tmp_path / "mine.html").write_text("mine", encoding="utf-8")
-    with pytest.raises(Problem, match="is no page of taskgraft"):
+    with pytest.raises(TaskgraftError, match="is no page of taskgraft"):
         evaluate(str(forgetful), new_pictures, html=tmp_path / "mine.html")
     assert (tmp_path / "mine.html").read_text(encoding="utf-8") == "mine"
-    with pytest.raises(Problem, match="cannot be written"):
+    with pytest.raises(TaskgraftError, match="cannot be written"):
         evaluate(str(forgetful), new_pictures, html=tmp_path / "pages" / "colours.html" / "x.html")

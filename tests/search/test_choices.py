@@ -6,11 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taskgraft.search.choices import Candidate, choices, frontier, wilson
+from taskgraft.metrics import wilson
+from taskgraft.tuning.selection import Candidate, choices, frontier
 
 
 def one(trial: int, old: float, new: float) -> Candidate:
-    return Candidate(trial=trial, method="distill", rate=0.1, old=wilson(old, 100), new=wilson(new, 100))
+    return Candidate(trial=trial, method="distill", lr=0.1, old=wilson(old, 100), new=wilson(new, 100))
 
 
 POINTS = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1, max_size=20)

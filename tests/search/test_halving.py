@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taskgraft.search.halving import ETA, Due, Seen, cost, due, fitting, rungs
+from taskgraft.tuning.halving import ETA, Due, Seen, cost, due, fitting, rungs
 
 
 def test_rungs_lie_on_evaluated_steps() -> None:

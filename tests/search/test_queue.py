@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 
 from search.databases import postgresql
-from taskgraft import Problem, Run
-from taskgraft.search import queue as queues
-from taskgraft.search import space
-from taskgraft.search.queue import claim, finish, finished, open_queue, pieces, publish, put, revive
-from taskgraft.search.sampling import Suggestion
+from taskgraft import TaskgraftError, TrainingConfig
+from taskgraft.tuning import queue as queues
+from taskgraft.tuning import space
+from taskgraft.tuning.queue import claim, finish, finished, open_queue, pieces, publish, put, revive
+from taskgraft.tuning.sampler import Suggestion
 
-IDENTITY = {"parent": "abc", "space": {"rate": "[0.1, 0.2]"}}
-SPACE = space.parse("distill", "rate=0.1..0.2", Run())
+IDENTITY = {"parent": "abc", "space": {"lr": "[0.1, 0.2]"}}
+SPACE = space.parse("distill", "lr=0.1..0.2", TrainingConfig())
 RESULT = {"reason": None, "old": 0.5, "new": 0.6, "score": 0.55}
 
 
@@ -35,7 +35,7 @@ def storage(request: pytest.FixtureRequest) -> Iterator[str]:
 def filled(storage: str, out: Path, count: int) -> queues.Queue:
     queue = open_queue(storage, "trial", out, IDENTITY)
     for place in range(count):
-        put(queue, 0, place, 10, Suggestion({"rate": 0.1 + place / 100}, {}))
+        put(queue, 0, place, 10, Suggestion({"lr": 0.1 + place / 100}, {}))
     return queue
 
 
@@ -79,7 +79,7 @@ def test_the_piece_of_a_dead_worker_waits_again_once(storage: str, tmp_path: Pat
     assert revive(queue) == []
     again = claim(queue)
     assert again
-    assert again.params == {"rate": 0.1}
+    assert again.params == {"lr": 0.1}
     finish(queue, again, RESULT)
     assert [piece.state for piece in pieces(queue)] == ["done"]
 
@@ -109,7 +109,7 @@ def test_a_worker_elsewhere_is_dead_after_a_long_silence(tmp_path: Path, monkeyp
 
 def test_two_that_put_the_same_piece_make_one(tmp_path: Path) -> None:
     queue = filled("", tmp_path, 1)
-    put(queue, 0, 0, 10, Suggestion({"rate": 0.1}, {}))
+    put(queue, 0, 0, 10, Suggestion({"lr": 0.1}, {}))
     assert len(pieces(queue)) == 1
     first = claim(queue)
     assert first
@@ -124,13 +124,13 @@ def test_trials_are_published_once_and_in_order(tmp_path: Path) -> None:
         publish(queue, SPACE, piece, RESULT)
         publish(queue, SPACE, piece, {**RESULT, "old": 0.9})
     found = finished(queue, 1)
-    assert [trial.params["rate"] for trial in found] == [0.1, 0.11]
+    assert [trial.params["lr"] for trial in found] == [0.1, 0.11]
     assert [trial.values for trial in found] == [[0.5, 0.6]] * 2
 
 
 def test_a_search_of_something_else_is_refused(storage: str, tmp_path: Path) -> None:
     filled(storage, tmp_path, 1)
-    with pytest.raises(Problem, match="parent was 'abc', is 'xyz'"):
+    with pytest.raises(TaskgraftError, match="parent was 'abc', is 'xyz'"):
         open_queue(storage, "trial", tmp_path, {**IDENTITY, "parent": "xyz"})
 
 
@@ -139,7 +139,7 @@ def test_a_half_written_line_of_the_journal_is_cut(tmp_path: Path) -> None:
     with (tmp_path / "study.journal").open("ab") as file:
         file.write(b'{"op_code": 4, "work')
     again = open_queue("", "trial", tmp_path, IDENTITY)
-    put(again, 0, 1, 10, Suggestion({"rate": 0.11}, {}))
+    put(again, 0, 1, 10, Suggestion({"lr": 0.11}, {}))
     assert len(pieces(open_queue("", "trial", tmp_path, IDENTITY))) == 2
     assert pieces(queue)
 
@@ -154,7 +154,7 @@ def test_a_half_written_line_of_the_journal_is_cut(tmp_path: Path) -> None:
 def test_a_storage_that_cannot_be_used_is_one_line_without_its_password(
     storage: str, said: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(Problem, match=said) as caught:
+    with pytest.raises(TaskgraftError, match=said) as caught:
         open_queue(storage, "trial", tmp_path, IDENTITY)
     assert "secret" not in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -9,8 +9,8 @@ import pytest
 from optuna.storages import RDBStorage
 from sqlalchemy.exc import ProgrammingError
 
-from taskgraft.problem import Problem
-from taskgraft.search import storage
+from taskgraft.errors import TaskgraftError
+from taskgraft.tuning import storage
 
 
 @pytest.mark.parametrize("often", [1, 3, 99])
@@ -32,5 +32,5 @@ def test_tables_that_another_process_is_making_are_waited_for(
         assert storage.open_storage(url, tmp_path)
         assert len(tried) == often + 1
     else:
-        with pytest.raises(Problem, match=r"cannot be used: relation .* already exists"):
+        with pytest.raises(TaskgraftError, match=r"cannot be used: relation .* already exists"):
             storage.open_storage(url, tmp_path)

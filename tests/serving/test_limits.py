@@ -23,8 +23,8 @@ from PIL import Image
 
 from servers import LIMITS, Running, running
 from taskgraft.data.decode import decode_bytes
-from taskgraft.problem import Problem
-from taskgraft.serving import decoding, run
+from taskgraft.errors import TaskgraftError
+from taskgraft.serving import decoding, server
 from taskgraft.serving.limits import Limits, checked
 
 TOKEN = "correct-horse"
@@ -148,7 +148,7 @@ def test_broken_framing(server: Running, head: bytes) -> None:
 def test_a_full_queue_says_so_at_once_and_loses_nobody(branched: Path, pictures: list[Path]) -> None:
     with running(branched, replace(LIMITS, max_batch=2, max_queue=4)) as found:
         quick = found.service.waiting.run
-        object.__setattr__(found.service.waiting, "run", lambda pixels: (time.sleep(0.2), quick(pixels))[1])
+        object.__setattr__(found.service.waiting, "config", lambda pixels: (time.sleep(0.2), quick(pixels))[1])
         body = pictures[0].read_bytes()
 
         def ask(_: int) -> tuple[int, float, str | None]:
@@ -233,7 +233,7 @@ def test_an_error_inside_tells_nothing(branched: Path, pictures: list[Path]) -> 
         raise RuntimeError("/secret/path")
 
     with running(branched) as found:
-        object.__setattr__(found.service.waiting, "run", broken)
+        object.__setattr__(found.service.waiting, "config", broken)
         refused(found.client.post("/predict", content=pictures[0].read_bytes()), 500, "internal error")
         assert "secret" not in found.client.post("/predict", content=pictures[0].read_bytes()).text
         assert found.client.get("/v2/health/ready").status_code == 200
@@ -257,17 +257,17 @@ def test_onnx_runtime_answers_alike(branched: Path, server: Running, pictures: l
 
 
 def test_who_may_be_reached() -> None:
-    assert run.admit("127.0.0.1", None, insecure=False)
-    assert run.admit("localhost", None, insecure=False)
-    assert run.admit("127.8.8.8", None, insecure=False)
-    assert not run.admit("0.0.0.0", TOKEN, insecure=False)
-    assert not run.admit("0.0.0.0", None, insecure=True)
+    assert server.admit("127.0.0.1", None, insecure=False)
+    assert server.admit("localhost", None, insecure=False)
+    assert server.admit("127.8.8.8", None, insecure=False)
+    assert not server.admit("0.0.0.0", TOKEN, insecure=False)
+    assert not server.admit("0.0.0.0", None, insecure=True)
     for host in ("0.0.0.0", "192.168.1.2", "::", "example.org"):
-        with pytest.raises(Problem, match="--token"):
-            run.admit(host, None, insecure=False)
+        with pytest.raises(TaskgraftError, match="--token"):
+            server.admit(host, None, insecure=False)
     for token in ("short", "with a space", "ünïcödé-token", "new\nline-token"):
-        with pytest.raises(Problem, match="give 8 or more printable"):
-            run.admit("127.0.0.1", token, insecure=False)
+        with pytest.raises(TaskgraftError, match="give 8 or more printable"):
+            server.admit("127.0.0.1", token, insecure=False)
 
 
 @pytest.mark.parametrize(
@@ -281,18 +281,18 @@ def test_who_may_be_reached() -> None:
     ],
 )
 def test_limits_that_make_no_sense(limits: Limits, part: str) -> None:
-    with pytest.raises(Problem) as told:
+    with pytest.raises(TaskgraftError) as told:
         checked(limits)
     assert part in str(told.value)
 
 
 def test_a_taken_port_is_a_problem() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as door, pytest.raises(Problem, match="cannot be opened"):
-        run.listen("127.0.0.1", door.getsockname()[1])
+    with socket.create_server(("127.0.0.1", 0)) as door, pytest.raises(TaskgraftError, match="cannot be opened"):
+        server.listen("127.0.0.1", door.getsockname()[1])
 
 
 def test_small_answers_are_sent_at_once() -> None:
-    with run.listen("127.0.0.1", 0) as door, socket.create_connection(door.getsockname()) as client:
+    with server.listen("127.0.0.1", 0) as door, socket.create_connection(door.getsockname()) as client:
         accepted, _ = door.accept()
         with accepted:
             assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)

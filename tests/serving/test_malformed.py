@@ -124,13 +124,13 @@ def test_an_error_in_the_log_is_clean(server: Running, pictures: list[Path], cap
 
     good = server.service.waiting.run
     try:
-        object.__setattr__(server.service.waiting, "run", broken)
+        object.__setattr__(server.service.waiting, "config", broken)
         assert server.client.post("/predict", content=pictures[0].read_bytes()).status_code == 500
         end = time.monotonic() + 10
         while "in broken" not in caplog.text and time.monotonic() < end:  # the answer goes out first
             time.sleep(0.01)
     finally:
-        object.__setattr__(server.service.waiting, "run", good)
+        object.__setattr__(server.service.waiting, "config", good)
     assert "RuntimeError 'out of memory\\n\\x1b[31mxxx" in caplog.text
     assert "in broken" in caplog.text
     assert "\x1b" not in caplog.text

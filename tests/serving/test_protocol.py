@@ -14,14 +14,14 @@ from tritonclient.utils import InferenceServerException
 from taskgraft import metrics
 from taskgraft.bundle import open_parent
 from taskgraft.data.decode import decode
-from taskgraft.inference import predict
+from taskgraft.models.inference import predict
 from taskgraft.types import Images
 from toys import NEW
 
 
 @pytest.fixture(scope="module")
 def pixels(pictures: list[Path], branched: Path) -> NDArray[np.uint8]:
-    wanted = open_parent(str(branched)).preprocess
+    wanted = open_parent(str(branched)).preprocessing
     return np.stack([found for file in pictures[:5] if (found := decode(file, wanted).pixels) is not None])
 
 
@@ -30,7 +30,7 @@ def expected(branched: Path, pixels: NDArray[np.uint8]) -> dict[str, NDArray[np.
     import torch
 
     bundle = open_parent(str(branched))
-    images = Images(torch.from_numpy(pixels), {}, ("",) * 5, bundle.preprocess.mean, bundle.preprocess.std)
+    images = Images(torch.from_numpy(pixels), {}, ("",) * 5, bundle.preprocessing.mean, bundle.preprocessing.std)
     return predict(bundle.classifier, images).logits
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from taskgraft.shares.estimators import adjust, adjust_pair, em, em_pair, project
+from taskgraft.quantification.estimators import adjust, adjust_pair, em, em_pair, project
 
 
 def posteriors(count: int, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -19,9 +19,9 @@ def posteriors(count: int, size: int, seed: int) -> tuple[np.ndarray, np.ndarray
     return shares / shares.sum(axis=1, keepdims=True), labels
 
 
-def shifted(labels: np.ndarray, wanted: np.ndarray, count: int, seed: int) -> np.ndarray:
+def shifted(labels: np.ndarray, preprocessing: np.ndarray, count: int, seed: int) -> np.ndarray:
     rng = np.random.default_rng(seed)
-    chosen = rng.choice(len(wanted), count, p=wanted)
+    chosen = rng.choice(len(preprocessing), count, p=preprocessing)
     return np.array([rng.choice(np.flatnonzero(labels == k)) for k in chosen])
 
 
@@ -56,19 +56,19 @@ def test_adjusted_counts_are_quapys() -> None:
     from quapy.method.aggregative import ACC, PACC
 
     shares, labels = posteriors(2000, 4, 3)
-    rates = PACC.getPteCondEstim(np.arange(4), labels, shares)
+    lrs = PACC.getPteCondEstim(np.arange(4), labels, shares)
     rows = shifted(labels, WANTED, 1500, 4)
     mean = shares[rows].mean(axis=0)
-    theirs = ACC.solve_adjustment(rates, mean, method="inversion", solver="minimize")
-    ours = adjust(rates.T, mean[None])[0]
+    theirs = ACC.solve_adjustment(lrs, mean, method="inversion", solver="minimize")
+    ours = adjust(lrs.T, mean[None])[0]
     assert ours == pytest.approx(theirs, abs=2e-3)  # theirs stops earlier
-    assert np.linalg.norm(ours @ rates.T - mean) <= np.linalg.norm(theirs @ rates.T - mean) + 1e-9
+    assert np.linalg.norm(ours @ lrs.T - mean) <= np.linalg.norm(theirs @ lrs.T - mean) + 1e-9
 
 
 def test_answers_beyond_the_simplex_are_explained_by_its_edge() -> None:
-    rates = np.array([[0.9, 0.1], [0.2, 0.8]])
-    assert adjust(rates, np.array([[0.95, 0.05]]))[0] == pytest.approx([1, 0])
-    assert adjust(rates, np.array([[0.9, 0.1], [0.55, 0.45]])) == pytest.approx(np.array([[1, 0], [0.5, 0.5]]))
+    lrs = np.array([[0.9, 0.1], [0.2, 0.8]])
+    assert adjust(lrs, np.array([[0.95, 0.05]]))[0] == pytest.approx([1, 0])
+    assert adjust(lrs, np.array([[0.9, 0.1], [0.55, 0.45]])) == pytest.approx(np.array([[1, 0], [0.5, 0.5]]))
 
 
 def test_projections_lie_on_the_simplex_and_are_nearest() -> None:
@@ -93,8 +93,8 @@ def test_pairs_that_go_together_are_seen() -> None:
     weights, prior = np.full(3000, 1 / 3000), (np.full(3, 1 / 3), np.full(2, 0.5))
     found = em_pair((one[rows], prior[0]), (two[columns], prior[1]), weights, np.outer(*prior))
     assert np.abs(found - joint).max() < 0.03
-    rates = [np.stack([s[k == c].mean(axis=0) for c in range(s.shape[1])]) for s, k in ((one, first), (two, second))]
+    lrs = [np.stack([s[k == c].mean(axis=0) for c in range(s.shape[1])]) for s, k in ((one, first), (two, second))]
     answered = one[rows].T @ (two[columns] * weights[:, None])
-    adjusted = adjust_pair(rates[0], rates[1], answered)
+    adjusted = adjust_pair(lrs[0], lrs[1], answered)
     assert np.abs(adjusted - joint).max() < 0.04
     assert np.abs(answered - joint).max() > 0.06

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from taskgraft.jobs.evidence import card
-from taskgraft.record import Predictions
-from taskgraft.shares import Sample, TaskShares, measure, measure_pair
+from taskgraft.pipeline.evidence import card
+from taskgraft.quantification import Sample, TaskShares, measure, measure_pair
+from taskgraft.results.predictions import Predictions
 
 CLASSES = ("a", "b", "c", "d")
 SIZE = len(CLASSES)
@@ -74,8 +74,8 @@ def test_frames_of_a_track_are_not_independent() -> None:
             unit = np.repeat(np.arange(tracks), frames) if kind == "track" else np.arange(tracks * frames)
             sample = Sample(predicted(logits), unit, np.full(len(unit), 1 / len(unit)), kind)
             found = measure(sample, "kind", card_of(seed))
-            wanted = np.array([0.4, 0.3, 0.2, 0.1])
-            held[kind] += [*((column(found, "low") <= wanted) & (wanted <= column(found, "high")))]
+            preprocessing = np.array([0.4, 0.3, 0.2, 0.1])
+            held[kind] += [*((column(found, "low") <= preprocessing) & (preprocessing <= column(found, "high")))]
             sizes[kind] = found.effective
     assert np.mean(held["track"]) >= 0.9
     assert np.mean(held["image"]) < 0.75
@@ -179,11 +179,11 @@ def test_pairs_have_intervals(estimator: Any) -> None:
     sample = Sample(both, np.arange(500), np.full(500, 1 / 500), "image")
     found = measure_pair(sample, ("kind", "other"), {"kind": card_of(0), "other": card_of(1)}, estimator)
     pairs = {one.name: one for one in found.pairs}
-    wanted = {"a × a": 0.5, "b × b": 0.3, "c × a": 0.2, "d × d": 0.0}
+    preprocessing = {"a × a": 0.5, "b × b": 0.3, "c × a": 0.2, "d × d": 0.0}
     if estimator == "emq":  # PACC's pairs are held back by all the pairs that may not be below 0
-        for name, share in wanted.items():
+        for name, share in preprocessing.items():
             one = pairs.get(name)
             assert (one.low <= share <= one.high) if one else share == 0
     assert sum(one.share for one in found.pairs) == pytest.approx(1, abs=0.02)
-    wrong = sum(abs((pairs[name].share if name in pairs else 0) - share) for name, share in wanted.items())
+    wrong = sum(abs((pairs[name].share if name in pairs else 0) - share) for name, share in preprocessing.items())
     assert (wrong > 0.2) == (estimator == "naive")

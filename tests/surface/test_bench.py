@@ -83,7 +83,7 @@ def test_memory_is_counted_by_storage(results: Path):
     found = rows(results, "memory")
     assert found["finetune"]["method"] == 0
     assert found["l2sp"]["method_over_weights"] == pytest.approx(1, abs=0.01)  # the anchor
-    assert found["finetune"]["optimiser"] < 2.1 * found["finetune"]["weights"]  # AdamW: two moments
+    assert found["finetune"]["optimizer"] < 2.1 * found["finetune"]["weights"]  # AdamW: two moments
 
 
 def test_the_page_is_made_of_the_json_and_touches_nothing_else(
@@ -116,7 +116,7 @@ def test_figures_of_toy_size_are_never_shown(results: Path, tmp_path: Path, monk
 def test_a_rival_that_fails_costs_no_other_its_turn(monkeypatch: pytest.MonkeyPatch):
     turns, worker = bench("turns", monkeypatch), bench("worker", monkeypatch)
     plan = turns.Plan(0, 0, quick=True)
-    case = {"arch": "test_resnet", "size": 32, "batch": 2, "images": 4}
+    case = {"arch": "test_resnet", "size": 32, "batch_size": 2, "images": 4}
     workers = turns.open_houses([worker.House("here")], plan)
     rivals = (turns.Rival("good", "here", "loops:plain"), turns.Rival("bad", "here", "loops:nobody"))
     good, bad = turns.measure(rivals, workers, case, plan, "good", lambda line: None, {})
@@ -127,14 +127,14 @@ def test_a_rival_that_fails_costs_no_other_its_turn(monkeypatch: pytest.MonkeyPa
 
 def test_a_start_is_told_part_by_part(tmp_path: Path, alice: Path, new_pictures: Path):
     words = ["extend", str(alice), str(new_pictures), str(tmp_path / "out"), "--task", "paint", "--steps", "4",
-             "--batch", "8", "--warmup", "5", "--precision", "fp32", "--cache", str(tmp_path / "cache")]  # fmt: skip
+             "--batch-size", "8", "--head-steps", "5", "--precision", "fp32", "--cache", str(tmp_path / "cache")]  # fmt: skip
     command = [sys.executable, "-m", "benchmarks.speed.parts", str(time.monotonic()), *words]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
-    wanted = {"imports", "rest", "checkpoint", "pictures", "answers on validation pictures", "choice of precision",
+    preprocessing = {"imports", "rest", "checkpoint", "pictures", "answers on validation pictures", "choice of precision",
               "adaptation", "head's warm-up", "first checkpoint", "first step"}  # fmt: skip
-    assert set(found["parts"]) == wanted
+    assert set(found["parts"]) == preprocessing
     assert found["total"] == pytest.approx(sum(found["parts"].values()), abs=0.01)
     lines = (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [0]  # stopped when the step was taken

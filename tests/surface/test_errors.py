@@ -14,10 +14,10 @@ from PIL import Image
 
 from taskgraft.bundle import Bundle, write
 from taskgraft.cli import main
-from taskgraft.data import Preprocess
+from taskgraft.data import Preprocessing
 from toys import NEW, OLD, folder_of, parent
 
-SMALL = ["--steps", "1", "--warmup", "0", "--batch", "4", "--precision", "fp32", "--cache", "none"]
+SMALL = ["--steps", "1", "--head-steps", "0", "--batch-size", "4", "--precision", "fp32", "--cache", "none"]
 
 
 class Place(NamedTuple):
@@ -40,9 +40,9 @@ class Told(NamedTuple):
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Place:
     root = tmp_path_factory.mktemp("errors")
-    wanted = Preprocess(32, "squash", 0.875, "bilinear")
+    preprocessing = Preprocessing(32, "squash", 0.875, "bilinear")
     (root / "parent").mkdir()
-    bundle = Bundle(parent(), wanted, {}, "here", "0", "test_resnet", "fc")
+    bundle = Bundle(parent(), preprocessing, {}, "here", "0", "test_resnet", "fc")
     write(root / "parent", bundle, method="train", parent={"source": "nowhere"})
     folder_of(root / "data", NEW, 24, 1, size=16)
     torch.save(timm.create_model("test_resnet", num_classes=3).state_dict(), root / "x.pth")
@@ -98,17 +98,17 @@ def extend(place: Place, *flags: object) -> list[object]:
         (["--method", "distill(temperature=0)"], ["temperature=0): must be above 0"]),
         (["--method", "distill(temperature=-3)"], ["must be above 0"]),
         (["--method", "destill"], ["did you mean 'distill'"]),
-        (["--rate", "0"], ["rate 0.0: must be above 0"]),
-        (["--rate", "-0.1"], ["must be above 0"]),
-        (["--rate", "nan"], ["rate nan: give a number such as 0.001"]),
+        (["--lr", "0"], ["rate 0.0: must be above 0"]),
+        (["--lr", "-0.1"], ["must be above 0"]),
+        (["--lr", "nan"], ["rate nan: give a number such as 0.001"]),
         (["--steps", "0"], ["steps 0: must be at least 1"]),
-        (["--batch", "0"], ["batch 0: must be at least 1"]),
+        (["--batch-size", "0"], ["batch 0: must be at least 1"]),
         (["--precision", "fp8"], ["precision 'fp8': give one of auto, fp32"]),
         (["--augment", "mixup"], ["augment 'mixup': give one of none, shift"]),
         (["--softmax", "both"], ["softmax 'both': give one of per-task, joint"]),
         (["--seed", "-1"], ["seed -1: must be at least 0"]),
-        (["--input", "96 squish"], ["'squish' is not understood", "squash, center"]),
-        (["--input", "mean=1,2"], ["is not three numbers"]),
+        (["--preprocessing", "96 squish"], ["'squish' is not understood", "squash, center"]),
+        (["--preprocessing", "mean=1,2"], ["is not three numbers"]),
         (["--task", "shape"], ["already has a task 'shape' (tasks: shape)", "--task"]),
         (["--task", "../paint"], ["task name '../paint': use letters"]),
         (["--old-val", "/nowhere/at/all"], ["/nowhere/at/all does not exist"]),
@@ -191,7 +191,7 @@ def test_an_output_folder_that_is_a_file(place: Place, command) -> None:
 def test_an_output_folder_with_another_run(place: Place, command) -> None:
     assert command(*extend(place, "--method", "finetune")).code == 0
     before = contents(place.out)
-    told = command(*extend(place, "--method", "ewc", "--rate", "0.5"))
+    told = command(*extend(place, "--method", "ewc", "--lr", "0.5"))
     refused(told, "holds another run", "method was 'finetune', is 'ewc'", "run.rate was 0.001, is 0.5", "another OUT")
     assert contents(place.out) == before
     again = command(*extend(place, "--method", "finetune"))
@@ -226,7 +226,7 @@ def test_an_unexpected_error_is_one_line_too(place: Place, command, monkeypatch:
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("the moon")
 
-    monkeypatch.setattr("taskgraft.jobs.check.check", broken)
+    monkeypatch.setattr("taskgraft.commands.check.check", broken)
     told = command("check", place.data)
     assert told.code == 1
     assert told.err == ["taskgraft: RuntimeError: the moon (taskgraft --debug … shows where)"]
@@ -239,7 +239,7 @@ def test_an_interruption_names_the_way_on(place: Place, command, monkeypatch: py
     def stopped(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("taskgraft.jobs.check.check", stopped)
+    monkeypatch.setattr("taskgraft.commands.check.check", stopped)
     told = command("check", place.data)
     assert told.code == 130
     assert told.err == ["taskgraft: stopped; the same command begins anew"]

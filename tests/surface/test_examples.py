@@ -12,12 +12,25 @@ import pytest
 import typer.main
 
 from taskgraft.cli import app
-from taskgraft.data.drawn import write_cars
-from taskgraft.jobs.train import train
-from taskgraft.settings import Run
+from taskgraft.config import TrainingConfig
+from taskgraft.demo.cars import write_cars
+from taskgraft.pipeline.train import train
 
 COMMANDS = typer.main.get_command(app).commands  # pyright: ignore[reportAttributeAccessIssue]
-LESS = ["--steps", "2", "--batch", "4", "--warmup", "2", "--eval-every", "1", "--precision", "fp32", "--cache", "none"]
+LESS = [
+    "--steps",
+    "2",
+    "--batch-size",
+    "4",
+    "--head-steps",
+    "2",
+    "--eval-every",
+    "1",
+    "--precision",
+    "fp32",
+    "--cache",
+    "none",
+]
 MORE = {
     "train": [*LESS, "--model", "test_resnet"],
     "extend": [*LESS, "--no-parent-check"],  # the parent below has hardly been trained
@@ -33,8 +46,15 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     data = home / "demo-run" / "data"
     makes = write_cars(data / "makes", label="make", train=4, val=2, seed=1, size=32, camera="street")
     write_cars(data / "paints", label="paint", train=4, val=2, seed=2, size=32, camera="factory")
-    run = Run(steps=2, batch=4, warmup=0, precision="fp32")
-    train(makes, home / "demo-run/alice", task="make", model="test_resnet", wanted="32 squash bilinear half", run=run)
+    config = TrainingConfig(steps=2, batch_size=4, head_steps=0, precision="fp32")
+    train(
+        makes,
+        home / "demo-run/alice",
+        task="make",
+        model="test_resnet",
+        preprocessing="32 squash bilinear half",
+        config=config,
+    )
     return home
 
 

@@ -15,8 +15,8 @@ import typer
 
 import taskgraft
 from taskgraft.cli import app, main
+from taskgraft.config import TRAIN_DEFAULTS, TrainingConfig, options
 from taskgraft.methods import METHODS
-from taskgraft.settings import LEARN, Run, options
 
 GROUP = typer.main.get_command(app)
 COMMANDS: Mapping[str, click.Command] = GROUP.commands  # pyright: ignore[reportAttributeAccessIssue]
@@ -69,11 +69,11 @@ def test_every_setting_has_a_flag(
     name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flags = {flag for parameter in COMMANDS[name].params for flag in parameter.opts}
-    wanted = {"--" + field.name.replace("_", "-") for field in fields(Run)}
-    assert wanted <= flags
+    preprocessing = {"--" + field.name.replace("_", "-") for field in fields(TrainingConfig)}
+    assert preprocessing <= flags
     text = told(capsys, monkeypatch, name, "--help")
-    defaults = LEARN if name == "train" else Run()
-    for key, option in options(Run).items():
+    defaults = TRAIN_DEFAULTS if name == "train" else TrainingConfig()
+    for key, option in options(TrainingConfig).items():
         if key == "log_every":
             continue
         assert f"--{key.replace('_', '-')}" in text

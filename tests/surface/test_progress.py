@@ -12,11 +12,11 @@ def test_the_time_left_is_that_of_this_run_not_of_those_before(
 ) -> None:
     clock = [0.0]
     monkeypatch.setattr(console.time, "monotonic", lambda: clock[0])
-    with console.watching() as watch:
+    with console.watching() as callbacks:
         for seconds, last in ((20, 100), (20, 50), (40, 100)):  # a whole run, one that stopped half-way, a third
             for done in range(last + 1):
                 clock[0] += seconds
-                watch.progress("training", done, 100)
+                callbacks.progress("training", done, 100)
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("training: 40 of 100")]
     assert [line.split(", ")[1] for line in lines] == [
         "about 20.0 minutes left",

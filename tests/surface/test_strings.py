@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 
 import taskgraft
-from taskgraft import Request, Run, Wish
-from taskgraft.jobs.compare import arms
-from taskgraft.jobs.predict import Asked
-from taskgraft.search import space
+from taskgraft import Request, SearchConfig, TrainingConfig
+from taskgraft.commands.compare import variants
+from taskgraft.commands.predict import Asked
+from taskgraft.tuning import space
 from toys import OLD
 
-RUN = Run(steps=2, batch=4, warmup=0, precision="fp32", eval_every=1)
+RUN = TrainingConfig(steps=2, batch_size=4, head_steps=0, precision="fp32", eval_every=1)
 NO_PATHS = {"doctor", "grow", "learn", "predict", "wrap"}
 TAKING = [
     name
@@ -54,38 +54,42 @@ FOREIGN: dict[str, Any] = {"arch": "test_resnet", "labels": "labels.txt", "wante
 
 def extended() -> None:
     done = taskgraft.extend(
-        "shapes.safetensors", "paints", "both/", task="paint", run=RUN, old="shapes/train", old_val="shapes/val",
+        "shapes.safetensors", "paints", "both/", task="paint", config=RUN, old="shapes/train", old_val="shapes/val",
         cache="cache", **FOREIGN,
     )  # fmt: skip
     assert done.record.asked == (
         "taskgraft extend shapes.safetensors paints both --task paint --method branch --old shapes/train "
-        "--old-val shapes/val --arch test_resnet --labels labels.txt --input '32 squash bilinear half' --steps 2 "
-        "--batch 4 --warmup 0 --precision fp32 --eval-every 1"
+        "--old-val shapes/val --arch test_resnet --labels labels.txt --preprocessing '32 squash bilinear half' --steps 2 "
+        "--batch-size 4 --head-steps 0 --precision fp32 --eval-every 1"
     )
-    several = taskgraft.extend("shapes_bundle", "paints", "again", task="paint", run=RUN, old_val=["shapes/val"])
+    several = taskgraft.extend("shapes_bundle", "paints", "again", task="paint", config=RUN, old_val=["shapes/val"])
     assert len(taskgraft.load("both").record.tasks) == len(several.record.tasks) == 2
 
 
 def compared() -> None:
-    request = Request("shapes_bundle", "paints", "paint", run=RUN, old_val="shapes/val")
-    found = taskgraft.compare(request, arms(["finetune"], [], RUN), "table", seeds=1, separate=0, cache="cache")
-    assert found.arrangements[0].records
+    request = Request("shapes_bundle", "paints", "paint", config=RUN, old_val="shapes/val")
+    found = taskgraft.compare(request, variants(["finetune"], [], RUN), "table", seeds=1, separate=0, cache="cache")
+    assert found.variants[0].records
     assert Path("table/report.html").is_file()
 
 
 def tuned() -> None:
-    request = Request("shapes_bundle", "paints", "paint", run=RUN, old_val=["shapes/val"])
+    request = Request("shapes_bundle", "paints", "paint", config=RUN, old_val=["shapes/val"])
     searched = space.parse("distill(strength=[0.1, 10])", "", RUN)
-    found = taskgraft.tune(request, searched, "search", wish=Wish(sampler="grid"), cache="cache")
+    found = taskgraft.tune(request, searched, "search", search_config=SearchConfig(sampler="grid"), cache="cache")
     assert Path(found.choices[0].folder).is_dir()
 
 
 def trained() -> None:
-    wanted = "32 squash bilinear half"
-    done = taskgraft.train("shapes", "first", task="shape", model="test_resnet", wanted=wanted, run=RUN, cache="cache")
+    preprocessing = "32 squash bilinear half"
+    done = taskgraft.train(
+        "shapes", "first", task="shape", model="test_resnet", preprocessing=preprocessing, config=RUN, cache="cache"
+    )
     assert done.out == Path("first")
-    taskgraft.train("paints", "second", model="test_resnet", weights="shapes_bundle", run=RUN)
-    taskgraft.train("paints", "third", model="test_resnet", weights="shapes.safetensors", wanted=wanted, run=RUN)
+    taskgraft.train("paints", "second", model="test_resnet", weights="shapes_bundle", config=RUN)
+    taskgraft.train(
+        "paints", "third", model="test_resnet", weights="shapes.safetensors", preprocessing=preprocessing, config=RUN
+    )
 
 
 def looked() -> None:
@@ -152,7 +156,7 @@ def test_strings_do(call, here: Path) -> None:
 
 
 def test_the_demo_too(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from taskgraft.jobs import demo
+    from taskgraft.commands import demo
 
     class Drawn(Exception):
         pass

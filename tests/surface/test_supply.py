@@ -40,8 +40,8 @@ DEVELOPERS = {"docs", "test", "coverage", "lint", "fuzz", "sbom", "dev"}
 BASE = ("cli.training", "jobs.train", "jobs.extend", "jobs.compare", "report", "report.comparison_page")
 # What those modules import of extras, each where a user asks for it.
 ASKED = {
-    "taskgraft.data.formats": {"pyarrow"},
-    "taskgraft.jobs.tracking": {"accelerate"},
+    "taskgraft.data.layouts": {"pyarrow"},
+    "taskgraft.pipeline.tracking": {"accelerate"},
     "taskgraft.methods.lora": {"peft"},
 }
 # Required, though imported by a requirement only: it has to be of torch's release.
@@ -232,12 +232,12 @@ def test_every_extra_of_the_makefile_exists() -> None:
 
 def test_every_module_can_be_imported_without_the_extras() -> None:
     """In a process where they do not exist."""
-    wanted = [dotted(path) for path in SOURCES if home_of(dotted(path)) is None and path.stem != "__main__"]
-    assert len(wanted) > 100
+    preprocessing = [dotted(path) for path in SOURCES if home_of(dotted(path)) is None and path.stem != "__main__"]
+    assert len(preprocessing) > 100
     code = f"""
 import importlib, sys
 sys.modules.update(dict.fromkeys({sorted(optional())!r}))  # None: it does not exist
-for name in {wanted!r}:
+for name in {preprocessing!r}:
     importlib.import_module(name)
 print(len(sys.modules))
 """

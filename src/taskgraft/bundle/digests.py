@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from taskgraft.problem import Problem
-from taskgraft.record import digest, write_json
+from taskgraft.errors import CheckpointError
+from taskgraft.results.files import digest, write_json
 
 FILE = "digests.json"
 # Not what people may edit (README.md), what is drawn anew from the rest (report.html), or what a run notes of itself.
@@ -63,16 +63,18 @@ def renew(folder: Path, name: str) -> None:
 
 
 def read(folder: Path) -> Digests:
-    """What was noted; raises Problem where there is nothing, or nothing sound."""
+    """What was noted; raises TaskgraftError where there is nothing, or nothing sound."""
     try:
         return Digests.model_validate_json((folder / FILE).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise Problem(
+        raise CheckpointError(
             f"{folder} holds no {FILE}, which every finished run has; "
             "finish it by the same train or extend with --resume, or make it anew"
         ) from error
     except (OSError, ValueError, ValidationError) as error:
-        raise Problem(f"{folder / FILE} is damaged: {str(error).splitlines()[0][:160]}; copy it again") from error
+        raise CheckpointError(
+            f"{folder / FILE} is damaged: {str(error).splitlines()[0][:160]}; copy it again"
+        ) from error
 
 
 def compare(folder: Path) -> Compared:

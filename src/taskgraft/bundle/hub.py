@@ -13,21 +13,20 @@ import timm
 from huggingface_hub import constants
 from torch import nn
 
-from taskgraft.problem import Problem
+from taskgraft.errors import SetupError
 
 
 def fetched(source: str) -> nn.Module:
-    """A timm network with the weights of its name; raises Problem (code 3) where they cannot be had."""
+    """A timm network with the weights of its name; raises TaskgraftError (code 3) where they cannot be had."""
     try:
         with _cache_alone_without_network(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return timm.create_model(source, pretrained=True)
     except Exception as error:  # timm, the hub's client and what they lean on raise anything
         reason = " ".join(str(error).split())[:120]
-        raise Problem(
+        raise SetupError(
             f"the weights of {source!r} could not be fetched ({type(error).__name__}: {reason}); without a "
             "network give a local folder (local-dir:FOLDER) or a file of weights with its --arch",
-            code=3,
         ) from error
 
 

@@ -15,9 +15,9 @@ from safetensors.torch import load
 from torch import Tensor
 
 from taskgraft.bundle import unpickle
-from taskgraft.problem import Problem
-from taskgraft.recall import recalled_in
-from taskgraft.record import digest
+from taskgraft.errors import CheckpointError
+from taskgraft.results.files import digest
+from taskgraft.training.tensor_cache import recalled_in
 from taskgraft.types import Params
 
 IDLE = 20.0  # seconds that the process waits for another pickle: it holds as much memory as a bare torch
@@ -30,7 +30,7 @@ _ALONE = threading.Lock()
 def read(path: Path, cache: Path | None = None) -> tuple[dict[str, Tensor], dict[str, str], list[str]]:
     """A pickle's tensors by name, the texts beside them, and what was inferred.
 
-    With a cache folder, a file of the same contents is not opened again. Raises Problem for what is damaged, needs
+    With a cache folder, a file of the same contents is not opened again. Raises TaskgraftError for what is damaged, needs
     code, holds no tensors, or ends the process that opens it.
     """
     if cache is None:
@@ -57,7 +57,7 @@ def _opened(path: Path) -> tuple[dict[str, Tensor], dict[str, str], list[str]]:
         _TIMERS[0].daemon = True
         _TIMERS[0].start()
     if answer[:1] != unpickle.GOOD:
-        raise Problem(f"{path} {answer[1:].decode('utf-8', 'replace')}")
+        raise CheckpointError(f"{path} {answer[1:].decode('utf-8', 'replace')}")
     blob = answer[1:]
     about = json.loads(blob[8 : 8 + int.from_bytes(blob[:8], "little")])["__metadata__"]
     return load(blob), json.loads(about["rest"]), json.loads(about["found"])

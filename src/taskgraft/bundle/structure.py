@@ -8,11 +8,11 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
-from taskgraft import stages
-from taskgraft.classifier import Classifier, Part
-from taskgraft.extras import Ladder, Pooled, Tail
-from taskgraft.problem import Problem
-from taskgraft.settings import Softmax
+from taskgraft.config import Softmax
+from taskgraft.errors import CheckpointError
+from taskgraft.models import feature_points
+from taskgraft.models.classifier import Classifier, Part
+from taskgraft.models.side_networks import Ladder, Pooled, Tail
 from taskgraft.types import Task
 
 Size = Annotated[int, Field(ge=1, le=65_536)]
@@ -53,7 +53,7 @@ def extras(classifier: Classifier) -> list[ExtraShape]:
     found = []
     for extra in classifier.extras:
         if isinstance(extra, Pooled):
-            found.append(ExtraShape(kind="taps", at=list(extra.at), thumbnail=extra.thumbnail, width=len(extra.centre)))
+            found.append(ExtraShape(kind="taps", at=list(extra.at), thumbnail=extra.thumbnail, width=len(extra.center)))
         elif isinstance(extra, Tail):
             found.append(ExtraShape(kind="branch", at=[extra.point]))
         elif isinstance(extra, Ladder):
@@ -65,7 +65,7 @@ def extras(classifier: Classifier) -> list[ExtraShape]:
                 )
             )  # fmt: skip
         else:
-            raise Problem(
+            raise CheckpointError(
                 f"a {type(extra).__name__} beside the backbone cannot be stored in a bundle; "
                 "keep such a model in memory"
             )
@@ -77,13 +77,13 @@ def rebuild(
     head: str,
     tasks: Sequence[Task],
     softmax: Softmax,
-    wanted: Sequence[HeadShape],
+    shapes: Sequence[HeadShape],
     beside: Sequence[ExtraShape],
 ) -> Classifier:
-    """A classifier of this shape without its weights, on a fresh network; raises Problem where they do not fit."""
+    """A classifier of this shape without its weights, on a fresh network; raises TaskgraftError where they do not fit."""
     layer = dict(net.named_modules()).get(head)
     if not isinstance(layer, nn.Linear):
-        raise Problem(
+        raise CheckpointError(
             f"config.json: {head!r} is no linear layer of {type(net).__name__}, so the file is damaged; copy it again"
         )
     net.set_submodule(head, nn.Identity())
@@ -92,28 +92,28 @@ def rebuild(
         if extra.kind == "taps":
             made.append(Pooled(extra.at, extra.thumbnail, extra.width))
         elif extra.kind == "branch":
-            made.append(Tail(extra.at[0], stages.tail(net, extra.at[0])))
+            made.append(Tail(extra.at[0], feature_points.tail(net, extra.at[0])))
         elif len(extra.at) == len(extra.channels) == len(extra.widths) and extra.width == 2 * sum(extra.widths):
             made.append(Ladder(extra.at, extra.channels, extra.widths, extra.dropout))
         else:
-            raise Problem(
+            raise CheckpointError(
                 f"config.json: a ladder with stages {extra.at}, but {len(extra.widths)} rungs: damaged; copy it again"
             )
-    points = [point for extra in beside for point in extra.at if point != stages.LAST]
-    staged = stages.staged(net, list(dict.fromkeys(points)))
+    points = [point for extra in beside for point in extra.at if point != feature_points.LAST]
+    staged = feature_points.staged(net, list(dict.fromkeys(points)))
     width = layer.in_features + sum(layer.in_features if extra.kind == "branch" else extra.width for extra in beside)
-    outside = next((shape for shape in wanted if not 0 <= shape.columns[0] < shape.columns[1] <= width), None)
+    outside = next((shape for shape in shapes if not 0 <= shape.columns[0] < shape.columns[1] <= width), None)
     if outside:
         start, stop = outside.columns
-        raise Problem(
+        raise CheckpointError(
             f"config.json: a head of {outside.task!r} reads columns {start} to {stop} of {width}: damaged; "
             "copy it again"
         )
     return Classifier(
         staged,
-        [nn.Linear(shape.columns[1] - shape.columns[0], shape.rows) for shape in wanted],
+        [nn.Linear(shape.columns[1] - shape.columns[0], shape.rows) for shape in shapes],
         tasks,
         softmax,
         extras=made,
-        parts=[Part(shape.task, *shape.columns) for shape in wanted],
+        parts=[Part(shape.task, *shape.columns) for shape in shapes],
     )

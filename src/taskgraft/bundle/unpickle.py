@@ -63,8 +63,8 @@ def opened(path: Path) -> dict[str, Any]:
             warnings.simplefilter("ignore")  # of old formats, which are read all the same
             top = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        wanted = [line.strip() for line in str(error).splitlines() if "GLOBAL" in line]
-        reason = wanted[0] if wanted else "it holds more than tensors"
+        refused = [line.strip() for line in str(error).splitlines() if "GLOBAL" in line]
+        reason = refused[0] if refused else "it holds more than tensors"
         raise Refused(
             f"was not loaded: opening it would run code from the file ({reason[:160]}); "
             "where it was made, save only the weights: torch.save(model.state_dict(), …)"

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from taskgraft.bundle import pickles
-from taskgraft.problem import Problem
+from taskgraft.errors import CheckpointError
 
 PREFIXES = ("module.", "_orig_mod.", "model.")
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -23,13 +23,13 @@ def load(path: Path, cache: Path | None = None) -> tuple[dict[str, Tensor], dict
 
     `cache` keeps what a pickle was made of.
 
-    Raises Problem for a missing, foreign or damaged file, one whose pickle needs code, or weights not finite.
+    Raises TaskgraftError for a missing, foreign or damaged file, one whose pickle needs code, or weights not finite.
     """
     if not path.is_file():
-        raise Problem(f"{path} does not exist or is no file; give a checkpoint, a bundle folder or a timm name")
+        raise CheckpointError(f"{path} does not exist or is no file; give a checkpoint, a bundle folder or a timm name")
     with path.open("rb") as file:
         if file.read(len(POINTER)) == POINTER:
-            raise Problem(f"{path} is a Git LFS pointer, not the weights; fetch them with: git lfs pull")
+            raise CheckpointError(f"{path} is a Git LFS pointer, not the weights; fetch them with: git lfs pull")
     if path.suffix == ".safetensors":
         tensors, rest, found = _safetensors(path), {}, []
     else:
@@ -43,19 +43,23 @@ def load(path: Path, cache: Path | None = None) -> tuple[dict[str, Tensor], dict
 
 
 def require_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Raise Problem for values that are not finite, and for numbers of 8 or 4 bits or with two parts."""
+    """Raise TaskgraftError for values that are not finite, and for numbers of 8 or 4 bits or with two parts."""
     for name, value in tensors.items():
         if not value.is_floating_point() and not value.is_complex():
             continue
         if value.dtype not in FLOATS:
             kind = str(value.dtype).removeprefix("torch.")
-            raise Problem(f"{path}: tensor {name!r} holds {kind}; save the weights as float32, float16 or bfloat16")
+            raise CheckpointError(
+                f"{path}: tensor {name!r} holds {kind}; save the weights as float32, float16 or bfloat16"
+            )
         if not bool(torch.isfinite(value).all()):
-            raise Problem(f"{path}: tensor {name!r} holds values that are not finite; save it again from a sound model")
+            raise CheckpointError(
+                f"{path}: tensor {name!r} holds values that are not finite; save it again from a sound model"
+            )
 
 
 def _safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return dict(load_file(path))
     except (SafetensorError, OSError) as error:
-        raise Problem(f"{path} is no sound safetensors file: {error}; copy it again") from error
+        raise CheckpointError(f"{path} is no sound safetensors file: {error}; copy it again") from error

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from taskgraft.cli import console, hosting, inspecting, launch, searching, training, using
-from taskgraft.problem import Problem
+from taskgraft.errors import TaskgraftError
 from taskgraft.version import __version__
 
 STOPPED, TERMINATED = 130, 143  # exit codes after SIGINT and SIGTERM, as shells have them
@@ -110,11 +110,11 @@ def main() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")  # names that the terminal cannot show are escaped
     try:
         code = _run()
-    except Problem as problem:
+    except TaskgraftError as error:
         if debug:
             raise
-        console.note(f"taskgraft: {problem}")
-        sys.exit(launch.settle(problem.code))
+        console.note(f"taskgraft: {error}")
+        sys.exit(launch.settle(error.exit_code))
     except _Terminated:
         if not launch.inside():  # there the launcher ends its processes, perhaps to start them again
             _farewell()

@@ -39,19 +39,19 @@ def watching(brief: bool = False) -> Iterator[Any]:
 
     `brief` leaves one of the two: on a terminal the bar alone, elsewhere the lines that say what begins.
     """
-    from taskgraft.types import Watch
+    from taskgraft.types import Callbacks
 
     if not leads():
-        yield Watch()
+        yield Callbacks()
         return
     console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     if not console.is_terminal:
-        yield Watch(say=note) if brief else Watch(say=note, progress=_plain())
+        yield Callbacks(info=note) if brief else Callbacks(info=note, progress=_plain())
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as bars:
-        watch = Watch(progress=_bars(bars))
-        yield watch if brief else watch._replace(say=lambda line: bars.console.print(line))
+        callbacks = Callbacks(progress=_bars(bars))
+        yield callbacks if brief else callbacks._replace(info=lambda line: bars.console.print(line))
 
 
 def note(line: str) -> None:
@@ -88,7 +88,7 @@ def _plain() -> Callable[[str, int, int], None]:
 
 def _left(missing: int, done: int, seconds: float) -> str:
     """How long the rest will take, if it goes on as it went."""
-    from taskgraft.report.wording import duration
+    from taskgraft.report.formatting import duration
 
     return f", about {duration(missing * seconds / done)} left" if done > 0 and missing > 0 else ""
 

@@ -29,11 +29,11 @@ def export(
     format: Annotated[str, typer.Option(help="safetensors | onnx | pt2 | openvino | triton")] = "onnx",
     precision: Annotated[str, typer.Option(help="fp32 | int8-dynamic | int8-static (onnx and triton)")] = "fp32",
     uint8_input: Annotated[
-        bool, typer.Option("--uint8-input", help="the file takes uint8 pixels [B, H, W, 3] and normalises them itself")
+        bool, typer.Option("--uint8-input", help="the file takes uint8 pixels [B, H, W, 3] and normalizes them itself")
     ] = False,
     check: Annotated[
         list[Path] | None,
-        typer.Option(help="labelled pictures to compare on; once for each task [default: those the record names]"),
+        typer.Option(help="labeled pictures to compare on; once for each task [default: those the record names]"),
     ] = None,
     keep: Annotated[bool, typer.Option("--keep", help="leave the files even where they differ too much")] = False,
     name: Annotated[
@@ -41,20 +41,20 @@ def export(
     ] = None,
     arch: Arch = None,
     labels: Labels = None,
-    wanted: Input = None,
+    preprocessing: Input = None,
     parent_task: ParentTask = "parent",
     cache: Cache = "",
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
     """Write a model for another runtime, open it there, and compare its answers. Exit 1 where they differ too much."""
+    from taskgraft.commands import export as job
     from taskgraft.exports import verify
-    from taskgraft.jobs import export as job
 
-    with console.watching() as watch:
+    with console.watching() as callbacks:
         done = job.export(
             model, out, format=format, precision=precision, uint8_input=uint8_input, check=check or (), keep=keep,
-            name=name, arch=arch, labels=labels, wanted=wanted, parent_task=parent_task, cache=cache_folder(cache),
-            watch=watch,
+            name=name, arch=arch, labels=labels, preprocessing=preprocessing, parent_task=parent_task, cache=cache_folder(cache),
+            callbacks=callbacks,
         )  # fmt: skip
     kept = not done.refused or keep
     if as_json:
@@ -87,16 +87,16 @@ def serve(
     trial: Annotated[bool, typer.Option("--trial", help="open everything, answer one picture, and stop")] = False,
     arch: Arch = None,
     labels: Labels = None,
-    wanted: Input = None,
+    preprocessing: Input = None,
     parent_task: ParentTask = "parent",
 ) -> None:
     """Serve a model over HTTP: Open Inference Protocol V2, /predict, /metrics, and a page for people at /."""
-    from taskgraft.jobs import serve as job
+    from taskgraft.commands import serve as job
 
-    with console.watching() as watch:
+    with console.watching() as callbacks:
         found = job.serve(
             model, host=host, port=port, token=token or None, insecure=insecure, backend=backend, name=name,
-            limits=limits, trial=trial, arch=arch, labels=labels, wanted=wanted, parent_task=parent_task, watch=watch,
+            limits=limits, trial=trial, arch=arch, labels=labels, preprocessing=preprocessing, parent_task=parent_task, callbacks=callbacks,
         )  # fmt: skip
     if trial:
         tasks = ", ".join(f"{task['name']} ({len(task['classes'])} classes)" for task in found["tasks"])

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from taskgraft.cli import console
-from taskgraft.cli.config import config
+from taskgraft.cli.config_file import config
 from taskgraft.cli.options import Arch, Cache, Input, Labels, ParentTask, cache_folder
 
 
@@ -30,7 +30,7 @@ def evaluate(
     data: Annotated[
         Path | None,
         typer.Argument(
-            help="labelled pictures; their validation part where there is one [--verify: those of the record]"
+            help="labeled pictures; their validation part where there is one [--verify: those of the record]"
         ),
     ] = None,
     task: Annotated[
@@ -38,7 +38,7 @@ def evaluate(
     ] = None,
     arch: Arch = None,
     labels: Labels = None,
-    wanted: Input = None,
+    preprocessing: Input = None,
     parent_task: ParentTask = "parent",
     cache: Cache = "",
     verify: Annotated[
@@ -47,22 +47,22 @@ def evaluate(
     html: Annotated[Path | None, typer.Option(help="write what was found as a page, with pictures")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
-    """Measure a model on labelled pictures: accuracy with its interval, calibration, the worst classes."""
+    """Measure a model on labeled pictures: accuracy with its interval, calibration, the worst classes."""
     with console.importing():
-        from taskgraft.jobs import evaluate as job
-    from taskgraft.problem import Problem
+        from taskgraft.commands import evaluate as job
+    from taskgraft.errors import InputError
 
     if verify and html:
-        raise Problem("--verify writes no page; leave --html out")
+        raise InputError("--verify writes no page; leave --html out")
     if verify:
         _verify(model, data, cache, as_json)
         return
     if data is None:
-        raise Problem("evaluate needs DATA, labelled pictures; without them there is only --verify")
-    with console.watching() as watch:
-        bundle_options = {"arch": arch, "labels": labels, "wanted": wanted, "parent_task": parent_task}
+        raise InputError("evaluate needs DATA, labeled pictures; without them there is only --verify")
+    with console.watching() as callbacks:
+        bundle_options = {"arch": arch, "labels": labels, "preprocessing": preprocessing, "parent_task": parent_task}
         found = job.evaluate(
-            model, data, task=task, html=html, cache=cache_folder(cache), watch=watch, **bundle_options
+            model, data, task=task, html=html, cache=cache_folder(cache), callbacks=callbacks, **bundle_options
         )
     if as_json:
         console.out([json.dumps(found, indent=2, ensure_ascii=False)])
@@ -77,10 +77,10 @@ def evaluate(
 
 
 def _verify(model: str, data: Path | None, cache: str, as_json: bool) -> None:
-    from taskgraft.jobs import verify as job
+    from taskgraft.commands import verify as job
 
-    with console.watching() as watch:
-        found = job.verify(model, data, cache=cache_folder(cache), watch=watch)
+    with console.watching() as callbacks:
+        found = job.verify(model, data, cache=cache_folder(cache), callbacks=callbacks)
     lines = found.pop("lines")
     console.out([json.dumps(found, indent=2, ensure_ascii=False)] if as_json else lines)
     if not found["sound"]:
@@ -88,39 +88,41 @@ def _verify(model: str, data: Path | None, cache: str, as_json: bool) -> None:
 
 
 def report(
-    run: Annotated[Path, typer.Argument(help="OUT folder of train, extend, compare or tune")],
+    config: Annotated[Path, typer.Argument(help="OUT folder of train, extend, compare or tune")],
 ) -> None:
     """Write the report of a finished run, comparison or search again; needs neither the pictures nor torch."""
     from taskgraft import report as pages
-    from taskgraft.problem import Problem
-    from taskgraft.record import Comparison, Record, load_predictions, parsed, write_text
-    from taskgraft.search.result import Found
+    from taskgraft.errors import InputError
+    from taskgraft.results.files import write_text
+    from taskgraft.results.predictions import load_predictions
+    from taskgraft.results.record import Comparison, Record, parsed
+    from taskgraft.tuning.results import SearchResult
 
-    if (run / "comparison.json").is_file():
-        comparison = parsed(Comparison, run / "comparison.json")
-        write_text(run / "table.md", pages.table_markdown(comparison))
-        pages.write_figures(comparison, run)
-        write_text(run / "report.html", pages.render_comparison(comparison))
-        console.out([*pages.verdict_comparison(comparison), f"report: {run}/report.html"])
-    elif (run / "search.json").is_file():
-        found = parsed(Found, run / "search.json")
-        pages.write_search(found, run)
-        console.out([*pages.verdict_search(found), f"report: {run}/report.html"])
-    elif (run / "record.json").is_file():
-        record = parsed(Record, run / "record.json")
-        page = pages.render_run(record, load_predictions(run / "predictions.npz"), pages.stored(run))
-        write_text(run / "report.html", page)
-        console.out([*pages.verdict_run(record), f"report: {run}/report.html"])
+    if (config / "comparison.json").is_file():
+        comparison = parsed(Comparison, config / "comparison.json")
+        write_text(config / "table.md", pages.table_markdown(comparison))
+        pages.write_figures(comparison, config)
+        write_text(config / "report.html", pages.render_comparison(comparison))
+        console.out([*pages.verdict_comparison(comparison), f"report: {config}/report.html"])
+    elif (config / "search.json").is_file():
+        found = parsed(SearchResult, config / "search.json")
+        pages.write_search(found, config)
+        console.out([*pages.verdict_search(found), f"report: {config}/report.html"])
+    elif (config / "record.json").is_file():
+        record = parsed(Record, config / "record.json")
+        page = pages.render_run(record, load_predictions(config / "predictions.npz"), pages.stored(config))
+        write_text(config / "report.html", page)
+        console.out([*pages.verdict_run(record), f"report: {config}/report.html"])
     else:
-        raise Problem(f"{run} holds no finished run, comparison or search; give the OUT folder of one")
+        raise InputError(f"{config} holds no finished run, comparison or search; give the OUT folder of one")
 
 
 def methods(
     name: Annotated[str | None, typer.Argument(help="one method, for its settings")] = None,
 ) -> None:
     """List the methods, or one with its settings and their values."""
+    from taskgraft.config import options
     from taskgraft.methods import METHODS, parse
-    from taskgraft.settings import options
 
     if name is None:
         width = max(map(len, METHODS))
@@ -156,12 +158,12 @@ def check(
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
     """Look at pictures without training: classes, splits, doubles, damaged files. Changes none; exit 1 if wanting."""
-    from taskgraft.jobs import check as job
+    from taskgraft.commands import check as job
 
-    with console.watching() as watch:
+    with console.watching() as callbacks:
         found = job.check(
             data, task, group=group, min_images=min_images, manifest=write_manifest, drop_leaks=drop_leaks,
-            against=against, arch=arch, labels=labels, html=html, watch=watch,
+            against=against, arch=arch, labels=labels, html=html, callbacks=callbacks,
         )  # fmt: skip
     lines = found.pop("lines")
     console.out([json.dumps(found, indent=2, ensure_ascii=False)] if as_json else lines)
@@ -173,7 +175,7 @@ def check(
 
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False) -> None:
     """Look at this machine: versions, torch beside torchvision, GPU, disk, extras. Exit 1 if something blocks."""
-    from taskgraft.jobs import doctor as job
+    from taskgraft.commands import doctor as job
 
     found = job.doctor()
     blocked = any(one.state == "blocks" for one in found)

@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import typer
 
 from taskgraft.cli.options import signed
-from taskgraft.problem import Problem
+from taskgraft.errors import InputError, ResultError
 
 OUTCOME = "TASKGRAFT_OUTCOME"  # a file for the exit code of an error that starting again would not mend
 
@@ -61,10 +61,10 @@ def with_processes(command: Callable[..., None]) -> Callable[..., None]:
         if not inside():
             command(**given)
             return
-        from taskgraft import parallel
+        from taskgraft import distributed
 
         again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-        with parallel.join(patience, _hung):
+        with distributed.join(patience, _hung):
             command(**{**given, "resume": given["resume"] or again})
 
     return signed(wrapper, [*own, *flags])
@@ -107,7 +107,7 @@ def explained(error: Exception) -> str:
 
 
 def launch(count: int, restarts: int) -> int:
-    """Run this very command in `count` processes; returns its exit code. Raises Problem where GPUs are lacking."""
+    """Run this very command in `count` processes; returns its exit code. Raises TaskgraftError where GPUs are lacking."""
     import torch
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -115,7 +115,7 @@ def launch(count: int, restarts: int) -> int:
 
     present = torch.cuda.device_count()
     if 0 < present < count:
-        raise Problem(f"--gpus {count}: this machine has {present}; give no more than it has")
+        raise InputError(f"--gpus {count}: this machine has {present}; give no more than it has")
     for name in ("torch.distributed", "torch.distributed.elastic"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
@@ -130,10 +130,9 @@ def launch(count: int, restarts: int) -> int:
             elastic_launch(config, sys.executable)("-m", "taskgraft.cli", *sys.argv[1:])
         except ChildFailedError as error:
             rank, failure = error.get_first_failure()
-            raise Problem(
+            raise ResultError(
                 f"process {rank} of {count} ended with code {failure.exitcode}{_last_words(Path(folder), rank)}; "
                 "the same command with --resume goes on from the last checkpoint",
-                code=1,
             ) from error
         except (SignalException, KeyboardInterrupt):
             return 130

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
 
-from taskgraft.settings import Run, options
+from taskgraft.config import TrainingConfig, options
 
 Method = Annotated[
     str,
@@ -54,7 +54,7 @@ Labels = Annotated[
 Input = Annotated[
     str | None,
     typer.Option(
-        "--input", rich_help_panel="Parent",
+        "--preprocessing", rich_help_panel="Parent",
         help="preprocessing of the parent, such as '96 squash bilinear imagenet' [default: what the parent says]",
     ),
 ]  # fmt: skip
@@ -113,9 +113,9 @@ HIDDEN = ("log_every",)
 PANELS = {"precision": "Hardware", "seed": "Training", "softmax": "Method", "norm": "Method"}
 
 
-def with_run(base: Run) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def with_run(base: TrainingConfig) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command a flag for every field of Run; it is called with `run`, that is `base` with what was given."""
-    return with_flags(base, "run", "Training")
+    return with_flags(base, "config", "Training")
 
 
 def with_flags(base: Any, argument: str, panel: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -180,6 +180,6 @@ def _flag(name: str, option: Any, default: Any, panel: str) -> inspect.Parameter
 
 def command_line() -> str:
     """The command as it was given, for the record."""
-    from taskgraft.record import shown
+    from taskgraft.results.files import shown
 
     return shown("taskgraft " + shlex.join(sys.argv[1:]))

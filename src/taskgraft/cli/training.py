@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from taskgraft.cli import console
-from taskgraft.cli.config import with_config
+from taskgraft.cli.config_file import with_config
 from taskgraft.cli.launch import with_processes
 from taskgraft.cli.options import (
     Arch,
@@ -34,11 +34,11 @@ from taskgraft.cli.options import (
     command_line,
     with_run,
 )  # fmt: skip
-from taskgraft.problem import Problem, need
-from taskgraft.settings import LEARN, METHOD, Run
+from taskgraft.config import DEFAULT_METHOD, TRAIN_DEFAULTS, TrainingConfig
+from taskgraft.errors import InputError, require
 
 if TYPE_CHECKING:
-    from taskgraft.jobs.request import Request
+    from taskgraft.pipeline.request import Request
 
 Parent = Annotated[str, typer.Argument(help="a bundle, a file of weights, a timm folder or a timm name")]
 Data = Annotated[Path, typer.Argument(help="pictures: folder per class, train/ and val/ above it, or a CSV table")]
@@ -47,7 +47,7 @@ Out = Annotated[Path, typer.Argument(help="run folder and bundle to write")]
 
 # They run as they stand where `taskgraft demo` has been run; tests run them on less.
 EXAMPLES = {
-    "train": "Example: taskgraft train demo-run/data/makes makes --task make --input '64 squash bilinear half'",
+    "train": "Example: taskgraft train demo-run/data/makes makes --task make --preprocessing '64 squash bilinear half'",
     "extend": "Example: taskgraft extend demo-run/alice demo-run/data/paints both --task paint "
     "--old-val demo-run/data/makes",
     "compare": "Example: taskgraft compare demo-run/alice demo-run/data/paints table --task paint "
@@ -58,16 +58,16 @@ EXAMPLES = {
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the application."""
-    app.command(epilog=EXAMPLES["train"])(with_config(with_processes(with_run(LEARN)(train))))
-    app.command(epilog=EXAMPLES["extend"])(with_config(with_processes(with_run(Run())(extend))))
-    app.command(epilog=EXAMPLES["compare"])(with_config(with_run(Run())(compare)))
+    app.command(epilog=EXAMPLES["train"])(with_config(with_processes(with_run(TRAIN_DEFAULTS)(train))))
+    app.command(epilog=EXAMPLES["extend"])(with_config(with_processes(with_run(TrainingConfig())(extend))))
+    app.command(epilog=EXAMPLES["compare"])(with_config(with_run(TrainingConfig())(compare)))
     app.command(epilog=EXAMPLES["demo"])(demo)
 
 
 def train(
     data: Data,
     out: Out,
-    run: Run,
+    config: TrainingConfig,
     task: TaskName = "label",
     model: Annotated[
         str | None,
@@ -80,7 +80,7 @@ def train(
             rich_help_panel="Parent",
         ),
     ] = None,
-    wanted: Input = None,
+    preprocessing: Input = None,
     keep: Annotated[
         str, typer.Option(help="record for the first extension: ewc, mas, si or a sum", rich_help_panel="Method")
     ] = "",
@@ -91,13 +91,13 @@ def train(
     """Train a classifier of one task: the parent of later extensions."""
     with console.importing():
         from taskgraft import report
-        from taskgraft.jobs import train as job
-        from taskgraft.jobs.tracking import tracked
+        from taskgraft.pipeline import train as job
+        from taskgraft.pipeline.tracking import tracked
 
-    with console.watching() as watch, tracked(track, out, asdict(run), watch) as watch:
+    with console.watching() as callbacks, tracked(track, out, asdict(config), callbacks) as callbacks:
         done = job.train(
-            data, out, task=task, model=model, weights=weights, wanted=wanted, run=run, keep=keep,
-            cache=cache_folder(cache), resume=resume, command=command_line(), watch=watch,
+            data, out, task=task, model=model, weights=weights, preprocessing=preprocessing, config=config, keep=keep,
+            cache=cache_folder(cache), resume=resume, command=command_line(), callbacks=callbacks,
         )  # fmt: skip
     console.out([*report.verdict_run(done.record), f"model and report: {out}/report.html"])
 
@@ -106,15 +106,15 @@ def extend(
     parent: Parent,
     data: Data,
     out: Out,
-    run: Run,
+    config: TrainingConfig,
     task: NewTask = "",
     into: Into = "",
-    method: Method = METHOD,
+    method: Method = DEFAULT_METHOD,
     old: Old = None,
     old_val: OldVal = None,
     arch: Arch = None,
     labels: Labels = None,
-    wanted: Input = None,
+    preprocessing: Input = None,
     parent_task: ParentTask = "parent",
     no_parent_check: NoParentCheck = False,
     cache: Cache = "",
@@ -128,46 +128,52 @@ def extend(
     """Extend a trained classifier with a new task; the old tasks' training pictures are not needed."""
     with console.importing():
         from taskgraft import report
-        from taskgraft.jobs.extend import carry_out
-        from taskgraft.jobs.request import Request
-        from taskgraft.jobs.tracking import tracked
+        from taskgraft.pipeline.extend import carry_out
+        from taskgraft.pipeline.request import Request
+        from taskgraft.pipeline.tracking import tracked
 
     if bool(task) == bool(into):
-        raise Problem(
+        raise InputError(
             "one of --task and --into says what is learnt; give --task NAME for a new task, or --into TASK for more "
             "classes of an old one"
         )
     request = Request(
-        parent, data, task or into, method, run, old, old_val or (), arch, labels, wanted, parent_task,
+        parent, data, task or into, method, config, old, old_val or (), arch, labels, preprocessing, parent_task,
         bool(into), not no_parent_check,
     )  # fmt: skip
     if dry_run:
         _dry_run(request, out)
         return
     asked = {"cache": cache_folder(cache), "command": command_line()}
-    with console.watching() as watch, tracked(track, out, asdict(run), watch) as watch:
+    with console.watching() as callbacks, tracked(track, out, asdict(config), callbacks) as callbacks:
         if method == "auto":
-            need("tune", "optuna", what="--method auto")
-            from taskgraft.jobs.auto import auto
-            from taskgraft.search.wish import Crew
+            require("tune", "optuna", what="--method auto")
+            from taskgraft.commands.auto import auto
+            from taskgraft.tuning.search_config import WorkerConfig
 
             done = auto(
-                request, out, budget=budget, max_forgetting=max_forgetting, crew=Crew(jobs), **asked, watch=watch
+                request,
+                out,
+                budget=budget,
+                max_forgetting=max_forgetting,
+                worker_config=WorkerConfig(jobs),
+                **asked,
+                callbacks=callbacks,
             )
         elif budget or max_forgetting or jobs > 1:
-            raise Problem("--budget, --max-forgetting and --jobs belong to --method auto; add it or leave them out")
+            raise InputError("--budget, --max-forgetting and --jobs belong to --method auto; add it or leave them out")
         else:
-            done = carry_out(request, out, resume=resume, **asked, watch=watch)
+            done = carry_out(request, out, resume=resume, **asked, callbacks=callbacks)
     console.out([*report.verdict_run(done.record), f"model and report: {out}/report.html"])
 
 
 def _dry_run(request: Request, out: Path) -> None:
-    from taskgraft.jobs.outlook import outlook
+    from taskgraft.commands.dry_run import outlook
 
     if request.method == "auto":
-        raise Problem("--dry-run tells of one method; give another --method than auto")
-    with console.watching() as watch:
-        lines = outlook(request, out, watch=watch)
+        raise InputError("--dry-run tells of one method; give another --method than auto")
+    with console.watching() as callbacks:
+        lines = outlook(request, out, callbacks=callbacks)
     console.out(lines)
 
 
@@ -175,13 +181,13 @@ def compare(
     parent: Parent,
     data: Data,
     out: Out,
-    run: Run,
+    config: TrainingConfig,
     task: TaskName,
     methods: Annotated[
         str, typer.Option(help="methods to compare, separated by semicolons", rich_help_panel="Method")
     ] = "finetune; distill; branch",
-    rates: Annotated[
-        str, typer.Option(help="learning rates, separated by commas [default: --rate]", rich_help_panel="Training")
+    lrs: Annotated[
+        str, typer.Option(help="learning rates, separated by commas [default: --lr]", rich_help_panel="Training")
     ] = "",
     seeds: Annotated[int, typer.Option(min=1, help="runs of each, from --seed on", rich_help_panel="Training")] = 3,
     separate: Annotated[
@@ -194,7 +200,7 @@ def compare(
     old_val: OldVal = None,
     arch: Arch = None,
     labels: Labels = None,
-    wanted: Input = None,
+    preprocessing: Input = None,
     parent_task: ParentTask = "parent",
     no_parent_check: NoParentCheck = False,
     cache: Cache = "",
@@ -202,15 +208,15 @@ def compare(
     """Extend with several methods and seeds: table, figures, report. The same command goes on after a stop."""
     with console.importing():
         from taskgraft import report
-        from taskgraft.jobs.compare import arms, compare
-        from taskgraft.jobs.request import Request
+        from taskgraft.commands.compare import compare, variants
+        from taskgraft.pipeline.request import Request
 
-    chosen = arms([name for name in methods.split(";") if name.strip()], _numbers(rates), run)
+    chosen = variants([name for name in methods.split(";") if name.strip()], _numbers(lrs), config)
     request = Request(
-        parent, data, task, "finetune", run, old, old_val or (), arch, labels, wanted, parent_task,
+        parent, data, task, "finetune", config, old, old_val or (), arch, labels, preprocessing, parent_task,
         check_parent=not no_parent_check,
     )  # fmt: skip
-    with console.watching() as watch:
+    with console.watching() as callbacks:
         found = compare(
             request,
             chosen,
@@ -219,7 +225,7 @@ def compare(
             separate=separate,
             cache=cache_folder(cache),
             command=command_line(),
-            watch=watch,
+            callbacks=callbacks,
         )
     table = report.table_markdown(found)
     console.out([table, *report.verdict_comparison(found), f"table, figures and report: {out}/report.html"])
@@ -233,13 +239,13 @@ def demo(
     """Draw synthetic cars, train a classifier of makes, extend it with paints: the reference experiment in minutes."""
     with console.importing():
         from taskgraft import report
-        from taskgraft.jobs.demo import demo
+        from taskgraft.commands.demo import demo
 
-    with console.watching(brief=True) as watch:
-        found = demo(out, seeds=seeds, cache=cache_folder(cache), command=command_line(), watch=watch)
+    with console.watching(brief=True) as callbacks:
+        found = demo(out, seeds=seeds, cache=cache_folder(cache), command=command_line(), callbacks=callbacks)
     comparison = out / "comparison"
     figures = [comparison / f"figure{number}.png" for number in (1, 2, 3)]
-    model = comparison / found.arrangements[-1].folders[0] if found.arrangements[-1].folders else out / "alice"
+    model = comparison / found.variants[-1].folders[0] if found.variants[-1].folders else out / "alice"
     console.out([
         report.table_markdown(found),
         *(f"figure: {path.resolve()}" for path in figures if path.exists()),
@@ -262,4 +268,4 @@ def _numbers(text: str) -> list[float]:
     try:
         return [float(part) for part in text.split(",") if part.strip()]
     except ValueError as error:
-        raise Problem(f"--rates {text!r}: give numbers separated by commas, such as 0.01,0.001") from error
+        raise InputError(f"--rates {text!r}: give numbers separated by commas, such as 0.01,0.001") from error

@@ -50,7 +50,7 @@ def predict(
     ] = None,
     arch: Arch = None,
     labels: Labels = None,
-    wanted: Input = None,
+    preprocessing: Input = None,
     parent_task: ParentTask = "parent",
 ) -> None:
     """Answer all tasks for pictures and videos, in one pass: labels and probabilities, in the order given.
@@ -59,25 +59,27 @@ def predict(
     process takes its share of the work into --out.
     """
     with console.importing():
-        from taskgraft.jobs import predict as job
-        from taskgraft.jobs.rows import line
-    from taskgraft.problem import Problem
+        from taskgraft.commands import predict as job
+        from taskgraft.commands.rows import line
+    from taskgraft.errors import InputError
 
     given, shard = _paths(paths), (int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
-    asked = job.Asked(model, top, raw, _seconds(every), batch, arch, labels, wanted, parent_task)
+    asked = job.Asked(model, top, raw, _seconds(every), batch, arch, labels, preprocessing, parent_task)
     if out is None and (resume or ray or shard[1] > 1):
-        raise Problem("answers on stdout are not kept for --resume, --ray and torchrun; add --out FILE")
-    with console.watching() as watch:
+        raise InputError("answers on stdout are not kept for --resume, --ray and torchrun; add --out FILE")
+    with console.watching() as callbacks:
         if out is None:
-            done = _print_rows(job.answer(asked, given, watch), line)
+            done = _print_rows(job.answer(asked, given, callbacks), line)
         elif ray:
-            done = job.predict_on_ray(ray, out, asked, given, resume=resume, watch=watch)
+            done = job.predict_on_ray(ray, out, asked, given, resume=resume, callbacks=callbacks)
         else:
-            done = job.predict_to(out, asked, given, resume=resume, shard=shard, watch=watch)
+            done = job.predict_to(out, asked, given, resume=resume, shard=shard, callbacks=callbacks)
         if done.bad:
-            watch.say(f"{done.bad} of {done.read + done.bad} could not be read; their rows say why")
+            callbacks.info(f"{done.bad} of {done.read + done.bad} could not be read; their rows say why")
         if not done.done:
-            watch.say(f"this share is done; {out} is written when all are (the same command with --resume sees to it)")
+            callbacks.info(
+                f"this share is done; {out} is written when all are (the same command with --resume sees to it)"
+            )
     if out is not None and done.done:
         console.out([f"{done.read} answered, {done.bad} not readable: {out}"])
     if done.bad and not done.read:
@@ -85,7 +87,7 @@ def predict(
 
 
 def _print_rows(rows: Any, line: Any) -> Any:
-    from taskgraft.jobs.predict import Summary
+    from taskgraft.commands.predict import Summary
 
     read = bad = 0
     for row in rows:
@@ -118,7 +120,7 @@ def distribution(
     batch: Batch = 32,
     arch: Arch = None,
     labels: Labels = None,
-    wanted: Input = None,
+    preprocessing: Input = None,
     parent_task: ParentTask = "parent",
 ) -> None:
     """Estimate the share of each class, corrected for the model's errors, with 95 % intervals.
@@ -128,20 +130,20 @@ def distribution(
     from typing import cast, get_args
 
     from taskgraft import report
-    from taskgraft.jobs import distribution as job
-    from taskgraft.problem import Problem
-    from taskgraft.shares.measure import Estimator
+    from taskgraft.commands import distribution as job
+    from taskgraft.errors import InputError
+    from taskgraft.quantification.estimate import Estimator
 
     if estimator not in get_args(Estimator):
-        raise Problem(f"--estimator {estimator!r} is not known; give one of {', '.join(get_args(Estimator))}")
+        raise InputError(f"--estimator {estimator!r} is not known; give one of {', '.join(get_args(Estimator))}")
     pairs = [tuple(name.strip() for name in text.split(",")) for text in joint or ()]
     if any(len(pair) != 2 for pair in pairs):
-        raise Problem("--joint takes two tasks; give them with a comma between, such as make,colour")
-    with console.watching() as watch:
+        raise InputError("--joint takes two tasks; give them with a comma between, such as make,colour")
+    with console.watching() as callbacks:
         found = job.distribution(
             model, _paths(paths), tasks=task or (), joint=cast(list[tuple[str, str]], pairs),
-            estimator=cast(Estimator, estimator), block=block, out=out, watch=watch, every=_seconds(every),
-            batch=batch, arch=arch, labels=labels, wanted=wanted, parent_task=parent_task,
+            estimator=cast(Estimator, estimator), block=block, out=out, callbacks=callbacks, every=_seconds(every),
+            batch_size=batch, arch=arch, labels=labels, preprocessing=preprocessing, parent_task=parent_task,
         )  # fmt: skip
     lines = [found.model_dump_json(indent=2)] if as_json else report.table_shares(found)
     if out is not None and not as_json:
@@ -151,18 +153,18 @@ def distribution(
 
 def calibrate(
     model: Annotated[Path, typer.Argument(help="a bundle: the OUT folder of train or extend")],
-    data: Annotated[Path, typer.Argument(help="labelled pictures that the model was not trained on")],
+    data: Annotated[Path, typer.Argument(help="labeled pictures that the model was not trained on")],
     task: Annotated[
         str | None, typer.Option(help="task that the labels are of [default: found by its classes]")
     ] = None,
     cache: Cache = "",
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
-    """Fit a task's temperature on labelled pictures, and write its task card anew. The weights do not change."""
-    from taskgraft.jobs import calibrate as job
+    """Fit a task's temperature on labeled pictures, and write its task card anew. The weights do not change."""
+    from taskgraft.commands import calibrate as job
 
-    with console.watching() as watch:
-        card = job.calibrate(model, data, task=task, cache=cache_folder(cache), watch=watch)
+    with console.watching() as callbacks:
+        card = job.calibrate(model, data, task=task, cache=cache_folder(cache), callbacks=callbacks)
     found = card["calibration"]
     if as_json:
         console.out([json.dumps({"task": card["task"], **found}, indent=2, ensure_ascii=False)])
@@ -191,7 +193,7 @@ def _seconds(text: str) -> float:
     """Seconds from "0.5s", "500ms" or "0.5"."""
     import math
 
-    from taskgraft.problem import Problem
+    from taskgraft.errors import InputError
 
     factor = 1e-3 if text.endswith("ms") else 1.0
     try:
@@ -199,5 +201,5 @@ def _seconds(text: str) -> float:
     except ValueError:
         value = math.nan
     if not 0 < value < math.inf:
-        raise Problem(f"--every {text!r}: give a time above 0, such as 0.5s or 40ms")
+        raise InputError(f"--every {text!r}: give a time above 0, such as 0.5s or 40ms")
     return value

@@ -17,15 +17,15 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from taskgraft import parallel
+from taskgraft import distributed
 from taskgraft.allocator import keep_freed_memory
+from taskgraft.config import Softmax
 from taskgraft.curvature import generic
 from taskgraft.curvature.labels import Labels, Pass, cotangent, joined_targets, passes
 from taskgraft.curvature.plan import Plan, Read, look
 from taskgraft.curvature.products import Power
 from taskgraft.curvature.tape import Call, Tape
-from taskgraft.modes import evaluating
-from taskgraft.settings import Softmax
+from taskgraft.models.eval_mode import evaluating
 from taskgraft.types import Outputs, Params
 
 __all__ = ["fisher_diagonal", "output_sensitivity"]
@@ -65,7 +65,7 @@ def fisher_diagonal(
         tasks: the outputs that count; their Fishers add.
         labels: "exact" weighs all classes by p_c, "sampled" draws from p, "empirical" takes `targets`.
         softmax: "per-task" has a distribution p for each of `tasks`, "joint" one over the outputs of all of them.
-        targets: task -> int64 [count], -1 where unlabelled; the mean is over the task's labelled images.
+        targets: task -> int64 [count], -1 where unlabeled; the mean is over the task's labeled images.
         draws: labels drawn per image and task, each a hash of (seed, task, image, draw).
         seed: of the draws.
         chunk: images at once; None lets the size of the activations decide. It changes nothing but rounding.
@@ -134,7 +134,7 @@ def _mean_power(
         sums = {name: _zeros(p, power == 2 and name in plan.taps_first) for name, p in params.items()}
         loose = _loose_sum(model, plan, tasks, power)
         chunk = chunk or max(1, min(CHUNK, CHUNK_BYTES // plan.bytes_per_image))
-        own = parallel.part(count)
+        own = distributed.local_slice(count)
         for start in range(own.start, own.stop, chunk):
             images = read(start, min(start + chunk, own.stop))
             outputs, tape = _forward(model, images, plan, sums, power)
@@ -143,7 +143,7 @@ def _mean_power(
             del outputs, tape  # frees the graph before the next one grows
             if loose:
                 _add_loose(loose, images, todo, sums)
-    parallel.added_up(sums.values())
+    distributed.all_reduce(sums.values())
     return {name: (total / count).contiguous() for name, total in sums.items()}
 
 
@@ -183,7 +183,7 @@ def _check_labels(
         raise ValueError(f"draws is {draws}: draw at least one label per image")
     if labels not in ("exact", "sampled", "empirical"):
         raise ValueError(f"labels is {labels!r}: choose exact, sampled or empirical")
-    if labels == "empirical" and softmax == "joint":  # an image has its label from whichever task it is labelled for
+    if labels == "empirical" and softmax == "joint":  # an image has its label from whichever task it is labeled for
         tasks = [task for task in tasks if targets and task in targets] or tasks
     for task in tasks if labels == "empirical" else ():
         if targets is None or task not in targets:

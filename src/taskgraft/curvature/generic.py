@@ -31,10 +31,10 @@ def reached(model: nn.Module, params: Params, images: Tensor, tasks: Sequence[st
 
 
 def sum_for(model: nn.Module, params: Params, images: Tensor, tasks: Sequence[str], power: Power) -> Sum:
-    """Choose between the vectorised way and the loop by trying the former on `images`."""
+    """Choose between the vectorized way and the loop by trying the former on `images`."""
 
-    def vectorised(images: Tensor, seeds: Seeds) -> Params:
-        return _vectorised(model, params, images, seeds, power)
+    def vectorized(images: Tensor, seeds: Seeds) -> Params:
+        return _vectorized(model, params, images, seeds, power)
 
     def looped(images: Tensor, seeds: Seeds) -> Params:
         return _looped(model, params, images, seeds, power)
@@ -42,13 +42,13 @@ def sum_for(model: nn.Module, params: Params, images: Tensor, tasks: Sequence[st
     with torch.no_grad():
         outputs = model(images)
     try:
-        vectorised(images, [{task: torch.ones_like(outputs[task]) for task in tasks}])
+        vectorized(images, [{task: torch.ones_like(outputs[task]) for task in tasks}])
     except (RuntimeError, ValueError):  # what vmap raises for operations that it cannot batch
         return looped
-    return vectorised
+    return vectorized
 
 
-def _vectorised(model: nn.Module, params: Params, images: Tensor, seeds: Seeds, power: Power) -> Params:
+def _vectorized(model: nn.Module, params: Params, images: Tensor, seeds: Seeds, power: Power) -> Params:
     tasks = {task for seed in seeds for task in seed}
 
     def one(image: Tensor, rows: list[Params]) -> Params:

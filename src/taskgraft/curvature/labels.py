@@ -50,7 +50,7 @@ def passes(
             if int(targets[task].max()) >= classes:
                 raise ValueError(f"targets[{task!r}] exceed the task's {classes} classes: count them from 0")
             chosen = targets[task][start : start + rows].cpu()
-            # The mean is over the labelled images of the task; the caller divides by all images.
+            # The mean is over the labeled images of the task; the caller divides by all images.
             scale = known.numel() / int(known.sum())
             found.append(Pass(task, chosen.clamp(min=0), (chosen >= 0).double() * scale))
     return found
@@ -59,7 +59,7 @@ def passes(
 def joined_targets(targets: Mapping[str, Tensor], widths: Mapping[str, int]) -> Tensor:
     """Labels [N] among the outputs of all tasks, which lie side by side with these widths; -1 where there is none.
 
-    An image that is labelled for several tasks counts for the first of them.
+    An image that is labeled for several tasks counts for the first of them.
     """
     joined = torch.full_like(next(iter(targets.values())), -1)
     start = 0

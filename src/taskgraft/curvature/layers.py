@@ -108,12 +108,12 @@ def _add_kernel(total: Tensor, a: Tensor, g: Tensor, geometry: Geometry, groups:
         add_conv_grouped(total, a, g, geometry, groups, power)
 
 
-def _normalised(centre: Callable[[Tensor], Tensor], scale: Tensor | None = None) -> Add:
-    """Build the rule of y = γ·x̂ + β, γ and β [C] along dimension 1: Σ_l g x̂, Σ_l g, x̂ = scale·centre(a), scale > 0."""
+def _normalized(center: Callable[[Tensor], Tensor], scale: Tensor | None = None) -> Add:
+    """Build the rule of y = γ·x̂ + β, γ and β [C] along dimension 1: Σ_l g x̂, Σ_l g, x̂ = scale·center(a), scale > 0."""
 
     def add(a: Tensor, g: Tensor, samples: int, sums: Sums, power: Power) -> None:
         if "weight" in sums:
-            grads_BC = centre(a).mul_(g).flatten(2).sum(2) if a.dim() > 2 else centre(a).mul_(g)
+            grads_BC = center(a).mul_(g).flatten(2).sum(2) if a.dim() > 2 else center(a).mul_(g)
             sum_C = powers(grads_BC, power).sum(0)
             sums["weight"].add_(sum_C if scale is None else sum_C * scale**power)
         if "bias" in sums:
@@ -132,15 +132,15 @@ def batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Reading:
-    """Read batch normalisation by running statistics; raises ValueError if it would use the batch's own."""
+    """Read batch normalization by running statistics; raises ValueError if it would use the batch's own."""
     if training or running_mean is None or running_var is None:
         raise ValueError("a BatchNorm without running statistics mixes the images of a batch: give it some")
     mean = running_mean
 
-    def centre(a: Tensor) -> Tensor:
+    def center(a: Tensor) -> Tensor:
         return a - mean.view((1, -1) + (1,) * (a.dim() - 2))
 
-    return Reading(_affine(weight, bias), input, _normalised(centre, (running_var + eps).rsqrt()))
+    return Reading(_affine(weight, bias), input, _normalized(center, (running_var + eps).rsqrt()))
 
 
 def group_norm(
@@ -150,8 +150,8 @@ def group_norm(
     bias: Tensor | None = None,
     eps: float = 1e-5,
 ) -> Reading:
-    """Read group normalisation."""
-    add = _normalised(lambda a: F.group_norm(a, num_groups, eps=eps))
+    """Read group normalization."""
+    add = _normalized(lambda a: F.group_norm(a, num_groups, eps=eps))
     return Reading(_affine(weight, bias), input, add)
 
 
@@ -162,7 +162,7 @@ def layer_norm(
     bias: Tensor | None = None,
     eps: float = 1e-5,
 ) -> Reading:
-    """Read layer normalisation over the last dimensions; the others but the sample's are positions."""
+    """Read layer normalization over the last dimensions; the others but the sample's are positions."""
     shape = tuple(normalized_shape)
 
     def add(a: Tensor, g: Tensor, samples: int, sums: Sums, power: Power) -> None:

@@ -62,7 +62,7 @@ def look(model: nn.Module, read: Read, count: int, params: Params, tasks: Sequen
         if _differ(outputs[task], others[task])[1:].any():
             raise ValueError(
                 f"the logits of task {task!r} of an image depend on the other images of the batch, so no image has a "
-                "gradient of its own: normalise by running statistics"
+                "gradient of its own: normalize by running statistics"
             )
     fast = _fast_names(tape, altered, short)
     activations = sum(_bytes(call) for call in tape.calls)

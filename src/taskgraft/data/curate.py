@@ -9,9 +9,9 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
-from taskgraft.data.formats import Entry, Listing
-from taskgraft.problem import Problem
-from taskgraft.record import shown, write_asked
+from taskgraft.data.layouts import Entry, Listing
+from taskgraft.errors import DataError
+from taskgraft.results.files import shown, write_asked
 
 
 class Curated(NamedTuple):
@@ -26,13 +26,13 @@ def group(listing: Listing, task: str, pattern: str | None, min_images: int) -> 
     r"""Rename each class to the pattern's groups joined by '_', then drop classes under `min_images`.
 
     A pattern such as `^([^_]+)_` keeps the make of make_model_year. Named or plain groups; without a group the
-    whole match counts. Training pictures are counted where there is a split, all otherwise. Raises Problem for a
+    whole match counts. Training pictures are counted where there is a split, all otherwise. Raises TaskgraftError for a
     bad pattern, one that matches no class, or when fewer than two classes remain.
     """
     names = sorted({entry.labels[task] for entry in listing.entries})
     merged = {name: _merge(name, pattern) for name in names} if pattern else {name: name for name in names}
     if not any(merged.values()):
-        raise Problem(
+        raise DataError(
             f"--group {pattern!r} matches none of the {len(names)} class names; "
             f"write one that fits such names as {names[0]!r}"
         )
@@ -46,7 +46,7 @@ def group(listing: Listing, task: str, pattern: str | None, min_images: int) -> 
     )
     kept = {new for new in renamed.values() if new}
     if len(kept) < 2 and (pattern or min_images):
-        raise Problem(
+        raise DataError(
             f"--min-images {min_images} leaves {len(kept)} class(es) of {len(names)}, and two are needed; lower it"
         )
     return Curated(entries, renamed, small)
@@ -55,12 +55,12 @@ def group(listing: Listing, task: str, pattern: str | None, min_images: int) -> 
 def write_manifest(path: Path, root: Path, entries: tuple[Entry, ...], task: str) -> None:
     """Write `path, split, <task>` as CSV; paths are relative to the table's own folder or its parents' below it.
 
-    Raises Problem when the table would lie where it cannot name the pictures, replace another file, or name a file
+    Raises TaskgraftError when the table would lie where it cannot name the pictures, replace another file, or name a file
     whose name is no text.
     """
     home = path.resolve().parent
     if not root.resolve().is_relative_to(home):
-        raise Problem(f"{path} lies where its rows cannot name the pictures; give a place in {root} or above it")
+        raise DataError(f"{path} lies where its rows cannot name the pictures; give a place in {root} or above it")
     prefix = root.resolve().relative_to(home)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -68,10 +68,10 @@ def write_manifest(path: Path, root: Path, entries: tuple[Entry, ...], task: str
     for entry in entries:
         where = (prefix / entry.path).as_posix()
         if shown(where) != where:
-            raise Problem(f"{shown(where)} has a name that is no UTF-8; rename it, so that a table can name it")
+            raise DataError(f"{shown(where)} has a name that is no UTF-8; rename it, so that a table can name it")
         writer.writerow([where, entry.split or "", entry.labels[task]])
     if path.exists() and path.read_text(encoding="utf-8", errors="replace") != text.getvalue():
-        raise Problem(f"{path} exists and holds something else; choose another file for the table")
+        raise DataError(f"{path} exists and holds something else; choose another file for the table")
     write_asked(path, text.getvalue())
 
 
@@ -79,7 +79,7 @@ def _merge(name: str, pattern: str) -> str | None:
     try:
         found = re.search(pattern, name)
     except re.error as error:
-        raise Problem(f"--group {pattern!r} is no regular expression: {error}; mend it there") from error
+        raise DataError(f"--group {pattern!r} is no regular expression: {error}; mend it there") from error
     if not found:
         return None
     return "_".join(part for part in found.groups() if part) if found.groups() else found.group(0)

@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from taskgraft.data import tars
-from taskgraft.data.preprocess import Preprocess, resize, scaled
+from taskgraft.data import tar_shards
+from taskgraft.data.transforms import Preprocessing, resize, scaled
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
 MAX_BYTES = 256 * 2**20
@@ -56,7 +56,7 @@ def read_bytes(path: Path) -> bytes | str:
         try:
             info = os.stat(path)
         except (NotADirectoryError, FileNotFoundError):
-            member = tars.read(path, MAX_BYTES)
+            member = tar_shards.read(path, MAX_BYTES)
             if member is None:
                 raise
             return member
@@ -77,28 +77,28 @@ def content(path: Path) -> tuple[str, str | None]:
     return ("", found) if isinstance(found, str) else (hashlib.sha256(found).hexdigest(), None)
 
 
-def decode(path: Path, wanted: Preprocess | None) -> Decoded:
+def decode(path: Path, preprocessing: Preprocessing | None) -> Decoded:
     """Open, check, fully decode and bring to size; without `wanted` only check."""
     found = read_bytes(path)
-    return Decoded(None, found) if isinstance(found, str) else decode_bytes(found, wanted)
+    return Decoded(None, found) if isinstance(found, str) else decode_bytes(found, preprocessing)
 
 
-def decode_bytes(found: bytes, wanted: Preprocess | None, most: int = MAX_PIXELS) -> Decoded:
+def decode_bytes(found: bytes, preprocessing: Preprocessing | None, most: int = MAX_PIXELS) -> Decoded:
     """The same for a picture that is in memory already, of at most `most` pixels."""
     try:
         with Image.open(io.BytesIO(found), formats=FORMATS) as image:
             width, height = image.size
             reason = _refuse(width, height, min(most, MAX_PIXELS))
-            across, down = scaled(width, height, wanted) if wanted and not reason else (0, 0)
+            across, down = scaled(width, height, preprocessing) if preprocessing and not reason else (0, 0)
             if across * down > MAX_PIXELS:
                 reason = f"{width}x{height} would be brought to {across}x{down}: more than {MAX_PIXELS} pixels"
             if reason:
                 return Decoded(None, reason, width, height)
-            if wanted and image.format == "JPEG":
+            if preprocessing and image.format == "JPEG":
                 image.draft(None, (SPARE * across, SPARE * down))
             image.load()
             rgb = to_rgb(image)
-            pixels = None if wanted is None else np.asarray(resize(rgb, wanted))
+            pixels = None if preprocessing is None else np.asarray(resize(rgb, preprocessing))
             return Decoded(pixels, None, width, height)
     except Image.DecompressionBombError:
         return Decoded(None, f"more than {min(most, MAX_PIXELS)} pixels")

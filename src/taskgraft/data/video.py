@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taskgraft.data.decode import MAX_PIXELS, MIN_SIDE, to_rgb
-from taskgraft.data.preprocess import Preprocess, resize
-from taskgraft.problem import need
+from taskgraft.data.transforms import Preprocessing, resize
+from taskgraft.errors import require
 
 SUFFIXES = {
     ".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".webm",
@@ -32,13 +32,13 @@ class Frame(NamedTuple):
     reason: str | None = None
 
 
-def frames(path: Path, wanted: Preprocess, every: float) -> Iterator[Frame]:
+def frames(path: Path, preprocessing: Preprocessing, every: float) -> Iterator[Frame]:
     """The first frame, and then one at or after every `every` seconds of time stamp, upright and at size.
 
     Frames are read one after another: memory does not grow with the video. What is damaged is passed over; a last Frame
-    without pixels says what was wrong, or that nothing could be read. Raises Problem without PyAV.
+    without pixels says what was wrong, or that nothing could be read. Raises TaskgraftError without PyAV.
     """
-    need("video", "av", what="a video")
+    require("video", "av", what="a video")
     import av
 
     try:
@@ -48,12 +48,12 @@ def frames(path: Path, wanted: Preprocess, every: float) -> Iterator[Frame]:
             return
         # A file object, not a name: FFmpeg takes names such as "concat:…" for protocols.
         with path.open("rb") as file, av.open(file, options={"format_whitelist": CONTAINERS}) as container:
-            yield from _frames(container, wanted, every)
+            yield from _frames(container, preprocessing, every)
     except (av.FFmpegError, OSError) as error:
         yield Frame(0.0, None, f"cannot be read as a video: {_plain(error)}")
 
 
-def _frames(container: Any, wanted: Preprocess, every: float) -> Iterator[Frame]:
+def _frames(container: Any, preprocessing: Preprocessing, every: float) -> Iterator[Frame]:
     import av
 
     if not container.streams.video:
@@ -65,7 +65,7 @@ def _frames(container: Any, wanted: Preprocess, every: float) -> Iterator[Frame]
     if width * height > MAX_PIXELS or min(width, height) < MIN_SIDE:
         yield Frame(0.0, None, f"its frames of {width}x{height} are too large or too small")
         return
-    rate = float(stream.average_rate or stream.guessed_rate or 25)
+    lr = float(stream.average_rate or stream.guessed_rate or 25)
     start, due, last, count, damaged = 0.0, 0.0, 0.0, 0, 0
     packets, over = container.demux(stream), False
     while not over:
@@ -79,22 +79,22 @@ def _frames(container: Any, wanted: Preprocess, every: float) -> Iterator[Frame]
         except av.FFmpegError:  # nothing can follow
             damaged, found, over = damaged + 1, [], True
         for frame in found:
-            time = count / rate if frame.time is None else float(frame.time)
+            time = count / lr if frame.time is None else float(frame.time)
             start = time if count == 0 else start
             last, count = time - start, count + 1
             if last >= due - 1e-6:
                 due = (int(last / every + 1e-6) + 1) * every
-                yield Frame(last, _pixels(frame, wanted))
-    reason = _wanting(count, damaged, last + 1 / rate, _length(stream, container))
+                yield Frame(last, _pixels(frame, preprocessing))
+    reason = _wanting(count, damaged, last + 1 / lr, _length(stream, container))
     if reason:
         yield Frame(last, None, reason)
 
 
-def _pixels(frame: Any, wanted: Preprocess) -> NDArray[np.uint8]:
+def _pixels(frame: Any, preprocessing: Preprocessing) -> NDArray[np.uint8]:
     image = to_rgb(frame.to_image())
     if frame.rotation % 360:  # degrees by which a player turns it counter-clockwise
         image = image.rotate(frame.rotation, expand=True)
-    return np.asarray(resize(image, wanted))
+    return np.asarray(resize(image, preprocessing))
 
 
 def _length(stream: Any, container: Any) -> float:

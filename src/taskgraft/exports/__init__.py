@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 from numpy.typing import NDArray
 
 from taskgraft.bundle import Bundle
+from taskgraft.errors import InputError, require
 from taskgraft.exports import onnx_file, openvino_file, pt2, timm_folder, triton
-from taskgraft.exports.describe import Order
+from taskgraft.exports.signature import Order
 from taskgraft.exports.verify import Runner
-from taskgraft.problem import Problem, need
 
 PRECISIONS = ("fp32", "int8-dynamic", "int8-static")
 
@@ -40,21 +40,23 @@ FORMATS = {
 
 
 def chosen(order: Order) -> Format:
-    """The format that an order asks for; raises Problem for what it cannot do, or where its libraries are missing."""
+    """The format that an order asks for; raises TaskgraftError for what it cannot do, or where its libraries are missing."""
     if order.format not in FORMATS:
-        raise Problem(f"--format {order.format!r} is not known; give one of {', '.join(FORMATS)}")
-    wanted = FORMATS[order.format]
+        raise InputError(f"--format {order.format!r} is not known; give one of {', '.join(FORMATS)}")
+    chosen_format = FORMATS[order.format]
     if order.precision not in PRECISIONS:
-        raise Problem(f"--precision {order.precision!r} is not known; give one of {', '.join(PRECISIONS)}")
-    if order.precision not in wanted.precisions:
+        raise InputError(f"--precision {order.precision!r} is not known; give one of {', '.join(PRECISIONS)}")
+    if order.precision not in chosen_format.precisions:
         able = ", ".join(name for name, other in FORMATS.items() if order.precision in other.precisions)
-        raise Problem(
+        raise InputError(
             f"--precision {order.precision} is not written for {order.format}; choose {able}, or another precision"
         )
-    if order.uint8 and not wanted.uint8:
-        raise Problem(f"--uint8-input puts the normalisation into a graph, and {order.format} has none; leave it out")
-    need(wanted.extra, *wanted.needs, what=f"--format {order.format}")
-    return wanted
+    if order.uint8 and not chosen_format.uint8:
+        raise InputError(
+            f"--uint8-input puts the normalization into a graph, and {order.format} has none; leave it out"
+        )
+    require(chosen_format.extra, *chosen_format.needs, what=f"--format {order.format}")
+    return chosen_format
 
 
 __all__ = ["FORMATS", "PRECISIONS", "Format", "Order", "chosen"]

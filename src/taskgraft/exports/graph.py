@@ -9,13 +9,13 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from taskgraft.bundle import Bundle
-from taskgraft.classifier import Classifier
+from taskgraft.models.classifier import Classifier
 
 LARGEST_BATCH = 4096
 
 
 class Answers(nn.Module):
-    """Images [B, 3, S, S] float32, normalised -> a tuple of logits [B, K], one for each task in order."""
+    """Images [B, 3, S, S] float32, normalized -> a tuple of logits [B, K], one for each task in order."""
 
     def __init__(self, classifier: Classifier) -> None:
         """The classifier is used as it is, in eval mode."""
@@ -28,7 +28,7 @@ class Answers(nn.Module):
 
 
 class PixelAnswers(nn.Module):
-    """Pixels [B, S, S, 3] uint8 -> the same; the normalisation is part of the graph."""
+    """Pixels [B, S, S, 3] uint8 -> the same; the normalization is part of the graph."""
 
     scale: Tensor
     offset: Tensor
@@ -47,11 +47,11 @@ class PixelAnswers(nn.Module):
 
 def capture(bundle: Bundle, *, uint8: bool) -> ExportedProgram:
     """Capture the model for any batch size, on the CPU and in eval mode; the bundle's own network is left alone."""
-    classifier, wanted = copy.deepcopy(bundle.classifier).cpu().eval(), bundle.preprocess
-    size = wanted.size
+    classifier, preprocessing = copy.deepcopy(bundle.classifier).cpu().eval(), bundle.preprocessing
+    size = preprocessing.size
     # an example of one image would fix the batch at one (pytorch issue 148886)
     if uint8:
-        net: nn.Module = PixelAnswers(classifier, wanted.mean, wanted.std)
+        net: nn.Module = PixelAnswers(classifier, preprocessing.mean, preprocessing.std)
         example = torch.zeros(2, size, size, 3, dtype=torch.uint8)
     else:
         net, example = Answers(classifier), torch.zeros(2, 3, size, size)

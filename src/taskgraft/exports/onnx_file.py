@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 
 from taskgraft.bundle import Bundle
-from taskgraft.exports import graph, quantise
-from taskgraft.exports.describe import Order, describe, input_name, outputs
+from taskgraft.exports import graph, quantize
+from taskgraft.exports.signature import Order, describe, input_name, outputs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,7 +33,7 @@ def write(bundle: Bundle, order: Order, folder: Path, calibration: NDArray[Any] 
     with tempfile.TemporaryDirectory() as aside:
         whole = Path(aside) / FILE
         save(bundle, order, whole)
-        quantise.write(whole, folder / FILE, order, calibration)
+        quantize.write(whole, folder / FILE, order, calibration)
 
 
 def save(bundle: Bundle, order: Order, file: Path) -> None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from taskgraft.bundle import Bundle
 from taskgraft.exports import onnx_file
-from taskgraft.exports.describe import Order, describe
+from taskgraft.exports.signature import Order, describe
 
 FILE = "model.xml"
 

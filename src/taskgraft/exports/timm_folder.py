@@ -16,18 +16,19 @@ from torch.nn import functional as F
 from taskgraft import bundle as bundles
 from taskgraft import data, report
 from taskgraft.bundle import Bundle, structure
-from taskgraft.classifier import joint_layer
-from taskgraft.exports.describe import Order, plain_name
-from taskgraft.problem import Problem
-from taskgraft.record import Record, parsed, write_text
+from taskgraft.errors import InputError
+from taskgraft.exports.signature import Order, plain_name
+from taskgraft.models.classifier import joint_layer
+from taskgraft.results.files import write_text
+from taskgraft.results.record import Record, parsed
 from taskgraft.types import Images
 
 
 def write(bundle: Bundle, order: Order, folder: Path, calibration: NDArray[Any] | None) -> None:
-    """Write config.json, model.safetensors, cards/ and README.md; raises Problem for what timm cannot rebuild."""
+    """Write config.json, model.safetensors, cards/ and README.md; raises TaskgraftError for what timm cannot rebuild."""
     if len(bundle.classifier.extras):
         kinds = dict.fromkeys(shape.kind for shape in structure.extras(bundle.classifier))
-        raise Problem(
+        raise InputError(
             "plain timm cannot rebuild this model: it is more than one linear layer on one backbone "
             f"(beside it: {' and '.join(kinds)}); export it with --format onnx, pt2, openvino or triton, "
             "or extend with a method that leaves one backbone, such as --method distill"

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from taskgraft.bundle import Bundle
 from taskgraft.exports import onnx_file
-from taskgraft.exports.describe import Order, describe, outputs
-from taskgraft.record import write_text
+from taskgraft.exports.signature import Order, describe, outputs
+from taskgraft.results.files import write_text
 
 BATCH, DELAY = 32, 2000  # images; microseconds that Triton waits for more of them
 

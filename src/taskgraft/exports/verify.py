@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from taskgraft import data, metrics
-from taskgraft.classifier import Classifier
-from taskgraft.inference import predict
-from taskgraft.record import Predictions
+from taskgraft.models.classifier import Classifier
+from taskgraft.models.inference import predict
+from taskgraft.results.predictions import Predictions
 from taskgraft.types import Images
 
 Runner = Callable[[NDArray[Any]], list[NDArray[np.float32]]]
@@ -24,7 +24,7 @@ BATCH = 32
 
 
 class TaskCheck(BaseModel):
-    """One task of an export beside the model; accuracies are None where no picture is labelled for it."""
+    """One task of an export beside the model; accuracies are None where no picture is labeled for it."""
 
     model_config = ConfigDict(frozen=True)
     task: str
@@ -32,13 +32,13 @@ class TaskCheck(BaseModel):
     difference: float  # the largest absolute difference of a logit
     relative: float  # the same as a share of the largest logit
     agreement: float  # share of pictures with the same top answer
-    labelled: int = 0
+    labeled: int = 0
     accuracy: float | None = None  # of the model
     exported: float | None = None  # of the export
 
 
 def inputs(images: Images, start: int, stop: int, *, uint8: bool) -> NDArray[Any]:
-    """What the file is fed: pixels [B, S, S, 3] uint8, or normalised images [B, 3, S, S] float32."""
+    """What the file is fed: pixels [B, S, S, 3] uint8, or normalized images [B, 3, S, S] float32."""
     if uint8:
         return np.ascontiguousarray(images.pixels[start:stop].numpy())
     return np.ascontiguousarray(data.ready(images, start, stop).numpy())
@@ -66,7 +66,7 @@ def refusal(checks: tuple[TaskCheck, ...], precision: str) -> str | None:
             if check.accuracy - check.exported > LOSS:
                 return f"{check.task}: accuracy falls from {check.accuracy:.2%} to {check.exported:.2%}"
         elif precision != "fp32" and check.agreement < 1 - LOSS:
-            return f"{check.task}: {1 - check.agreement:.2%} of the pictures get another answer, and none is labelled"
+            return f"{check.task}: {1 - check.agreement:.2%} of the pictures get another answer, and none is labeled"
     return None
 
 
@@ -78,7 +78,7 @@ def line(check: TaskCheck) -> str:
     )
     if check.accuracy is None or check.exported is None:
         return text
-    return f"{text}; accuracy {check.accuracy:.2%} → {check.exported:.2%} on {check.labelled} labelled"
+    return f"{text}; accuracy {check.accuracy:.2%} → {check.exported:.2%} on {check.labeled} labeled"
 
 
 def _batches(count: int) -> Iterator[tuple[int, int]]:
@@ -102,8 +102,8 @@ def _task(task: str, model: Predictions, exported: Predictions) -> TaskCheck:
         relative=difference / max(float(np.abs(ours).max()), 1e-12),
         agreement=float(same.mean()),
     )
-    labelled = int((model.labels[task] >= 0).sum()) if task in model.labels else 0
-    if not labelled:
+    labeled = int((model.labels[task] >= 0).sum()) if task in model.labels else 0
+    if not labeled:
         return found
     scores = {"accuracy": metrics.accuracy(model, task), "exported": metrics.accuracy(exported, task)}
-    return found.model_copy(update={"labelled": labelled, **scores})
+    return found.model_copy(update={"labeled": labeled, **scores})

@@ -11,8 +11,10 @@ import difflib
 import re
 from typing import Any
 
-from taskgraft.method import Method, Settings, compose
+from taskgraft.config import options
+from taskgraft.errors import InputError
 from taskgraft.methods.branch import Branch
+from taskgraft.methods.compatibility import senseless
 from taskgraft.methods.distill import Distill
 from taskgraft.methods.ewc import Ewc
 from taskgraft.methods.finetune import Finetune
@@ -22,13 +24,11 @@ from taskgraft.methods.ladder import Ladder
 from taskgraft.methods.lora import Lora
 from taskgraft.methods.lwf import Lwf
 from taskgraft.methods.mas import Mas
+from taskgraft.methods.protocol import Method, Settings, compose
 from taskgraft.methods.replay import Replay
 from taskgraft.methods.si import Si
-from taskgraft.methods.sums import senseless
 from taskgraft.methods.taps import Taps
 from taskgraft.methods.wise import Wise
-from taskgraft.problem import Problem
-from taskgraft.settings import options
 
 METHODS: dict[str, type[Settings]] = {
     "finetune": Finetune,
@@ -54,25 +54,25 @@ Plan = dict[str, Settings]  # name -> settings, in the order in which they act
 
 
 def parse(text: str) -> Plan:
-    """Read the notation. Raises Problem for a wrong name, setting or value, naming the right ones."""
+    """Read the notation. Raises TaskgraftError for a wrong name, setting or value, naming the right ones."""
     if len(text) > LONGEST:  # also bounds how deep expressions are nested, which readers follow by recursion
-        raise Problem(
+        raise InputError(
             f"method {text[:60]!r}… is longer than {LONGEST} letters; write for example 'ewc(strength=30) + distill'"
         )
     text = text.strip()
     try:
         expression = ast.parse(text, mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise Problem(f"method {text!r} cannot be read; write for example 'ewc(strength=30) + distill'") from error
+        raise InputError(f"method {text!r} cannot be read; write for example 'ewc(strength=30) + distill'") from error
     plan: Plan = {}
     for part in _summands(expression, text):
         name, settings = _settings(part, text)
         if name in plan:
-            raise Problem(f"method {text!r} names {name!r} twice; write it once")
+            raise InputError(f"method {text!r} names {name!r} twice; write it once")
         plan[name] = settings
     reason = senseless(plan)
     if reason:
-        raise Problem(f"method {text!r}: {reason}")
+        raise InputError(f"method {text!r}: {reason}")
     return plan
 
 
@@ -100,7 +100,7 @@ def _summands(node: ast.expr, text: str) -> list[ast.expr]:
         parts.append(node.right)
         node = node.left
     if isinstance(node, ast.BinOp):
-        raise Problem(f"method {text!r} is no sum; join methods by +")
+        raise InputError(f"method {text!r} is no sum; join methods by +")
     return [node, *reversed(parts)]
 
 
@@ -108,29 +108,29 @@ def _settings(node: ast.expr, text: str) -> tuple[str, Settings]:
     arguments: list[tuple[str | None, ast.expr]] = []
     if isinstance(node, ast.Call):
         if node.args:
-            raise Problem(f"method {text!r} gives a value without a name; write settings as name=value")
+            raise InputError(f"method {text!r} gives a value without a name; write settings as name=value")
         arguments, node = [(keyword.arg, keyword.value) for keyword in node.keywords], node.func
     if not isinstance(node, ast.Name):
-        raise Problem(f"method {text!r} cannot be read; write for example 'ewc(strength=30) + distill'")
+        raise InputError(f"method {text!r} cannot be read; write for example 'ewc(strength=30) + distill'")
     name = ALIASES.get(node.id, node.id)
     if name not in METHODS:
         near = difflib.get_close_matches(name, [*METHODS, *ALIASES], n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        raise Problem(f"method {node.id!r} does not exist; {hint}there are {', '.join(METHODS)}")
+        raise InputError(f"method {node.id!r} does not exist; {hint}there are {', '.join(METHODS)}")
     known = options(METHODS[name])
     values = {}
     for key, value in arguments:
         if key not in known:
             near = difflib.get_close_matches(str(key), known, n=1)
             hint = f"did you mean {near[0]!r}? " if near else ""
-            raise Problem(f"{name} has no setting {key!r}; {hint}it has {', '.join(known) or 'none'}")
+            raise InputError(f"{name} has no setting {key!r}; {hint}it has {', '.join(known) or 'none'}")
         if key in values:
-            raise Problem(f"method {text!r} names {key!r} twice; write it once")
+            raise InputError(f"method {text!r} names {key!r} twice; write it once")
         values[key] = constant(value)
         reason = known[key].refusal(values[key])
         if reason:
             given = ast.get_source_segment(text, value) or ""  # as written: unparse() may recurse too deeply
-            raise Problem(f"{name}({key}={given[:60]}): {reason}")
+            raise InputError(f"{name}({key}={given[:60]}): {reason}")
         if known[key].kind in (int, float):
             values[key] = known[key].kind(values[key])
     return name, METHODS[name](**values)

@@ -7,14 +7,14 @@ from typing import Annotated
 
 import torch
 
-from taskgraft import stages
-from taskgraft.classifier import Classifier, freeze
-from taskgraft.extras import Tail
-from taskgraft.features import attach, features_of, sample
-from taskgraft.method import Method
-from taskgraft.problem import Problem
-from taskgraft.settings import Range
-from taskgraft.types import Sources
+from taskgraft.config import Range
+from taskgraft.errors import InputError
+from taskgraft.methods.protocol import Method
+from taskgraft.models import feature_points
+from taskgraft.models.classifier import Classifier, freeze
+from taskgraft.models.features import attach, features_of, sample
+from taskgraft.models.side_networks import Tail
+from taskgraft.types import TrainingData
 
 
 @dataclass(frozen=True)
@@ -30,20 +30,20 @@ class Branch:
     def build(self) -> Method:
         """Uses `adapt`: a copy of the last stages is attached, everything older is frozen."""
 
-        def adapt(classifier: Classifier, sources: Sources) -> Classifier:
-            known = stages.points(classifier.backbone)
+        def adapt(classifier: Classifier, sources: TrainingData) -> Classifier:
+            known = feature_points.points(classifier.backbone)
             if not known:
-                raise Problem(
+                raise InputError(
                     f"{type(classifier.backbone).__name__} has one stage only and cannot be branched; use taps"
                 )
             point = known[round(self.shared * (len(known) - 1))]
-            own = Tail(point, stages.tail(classifier.backbone, point).requires_grad_(True))
-            classifier.backbone = stages.staged(classifier.backbone, [point])
+            own = Tail(point, feature_points.tail(classifier.backbone, point).requires_grad_(True))
+            classifier.backbone = feature_points.staged(classifier.backbone, [point])
             start = attach(classifier, own, sources.new)
             columns = features_of(classifier, sample(sources.new, 2))
             width = columns.shape[1] - start
             if not torch.equal(columns[:, :width], columns[:, start:]):
-                raise Problem(
+                raise InputError(
                     f"a copy of what follows {point!r} answers otherwise than the network; use taps or distill"
                 )
             return freeze(classifier)

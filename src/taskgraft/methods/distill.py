@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from taskgraft import data, losses, tree
-from taskgraft.classifier import Classifier, old_widths
-from taskgraft.features import answers_of, once
-from taskgraft.method import Method
-from taskgraft.problem import Problem
-from taskgraft.settings import Range, Softmax
-from taskgraft.types import Memory, Outputs, Params, Sources, Step, Terms
+from taskgraft import data, losses, pytree
+from taskgraft.config import Range, Softmax
+from taskgraft.errors import InputError
+from taskgraft.methods.protocol import Method
+from taskgraft.models.classifier import Classifier, old_widths
+from taskgraft.models.features import answers_of, once
+from taskgraft.types import Memory, Outputs, Params, Step, Terms, TrainingData
 
 ROWS = 32  # images a pass, where all views are answered at once
 JOINT = "all outputs"  # the one entry of the teacher's answers where one softmax runs over all tasks
@@ -39,11 +39,11 @@ class Distill:
     def build(self) -> Method:
         """Uses `remember` (the parent, and room for its answers) and `response`."""
 
-        def remember(classifier: Classifier, sources: Sources, past: Memory) -> Memory:
-            memory: Memory = {"parent": tree.state(classifier)}
+        def remember(classifier: Classifier, sources: TrainingData, past: Memory) -> Memory:
+            memory: Memory = {"parent": pytree.state(classifier)}
             if self.teacher == "recorded":
                 if not sources.views:
-                    raise Problem(
+                    raise InputError(
                         "distill(teacher=recorded) needs fixed views: give --views 1 or more, or teacher=live"
                     )
                 shape, shared = (len(sources.new.pixels), sources.views), sources.once is not None
@@ -82,7 +82,7 @@ def _recorded(step: Step, memory: Memory, own: Tensor) -> Outputs:
     return {name: kept[index, view].float() for name, kept in memory["answers"].items()}
 
 
-def _room(classifier: Classifier, sources: Sources, filled: bool) -> Params:
+def _room(classifier: Classifier, sources: TrainingData, filled: bool) -> Params:
     """Room for the parent's logits of every view [N, V, K]; `filled` with all of them, for the trials of a search."""
     count = len(sources.new.pixels)
     room = {name: torch.zeros(count, sources.views, k, dtype=torch.float16) for name, k in _widths(classifier).items()}

@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from taskgraft import curvature, importance
-from taskgraft.classifier import Classifier
-from taskgraft.features import reader, sample
-from taskgraft.importance import Measure
-from taskgraft.method import Method
-from taskgraft.problem import Problem
-from taskgraft.settings import Implicit, Range
-from taskgraft.types import Images, Memory, Params, Quadratic, Sources
+from taskgraft import curvature
+from taskgraft.config import Implicit, Range
+from taskgraft.errors import InputError
+from taskgraft.methods import anchored
+from taskgraft.methods.anchored import Measure
+from taskgraft.methods.protocol import Method
+from taskgraft.models.classifier import Classifier
+from taskgraft.models.features import reader, sample
+from taskgraft.types import Images, Memory, Params, Quadratic, TrainingData
 
 
 @dataclass(frozen=True)
@@ -36,26 +37,26 @@ class Ewc:
     def build(self) -> Method:
         """Uses `remember` (anchor and Fisher), `weight` and `finish` (the next extension's Fisher)."""
 
-        def remember(classifier: Classifier, sources: Sources, past: Memory) -> Memory:
+        def remember(classifier: Classifier, sources: TrainingData, past: Memory) -> Memory:
             name = f"{classifier.softmax} Fisher of {self.images} images, {self.labels} labels, {self.draws} draws"
-            return importance.held(classifier, sources, past, self._fisher(classifier, sources.seed), name)
+            return anchored.held(classifier, sources, past, self._fisher(classifier, sources.seed), name)
 
         def weight(params: Params, memory: Memory) -> dict[str, Quadratic]:
-            return {"ewc": Quadratic(*importance.pulled(memory), self.strength, self.implicit)}
+            return {"ewc": Quadratic(*anchored.pulled(memory), self.strength, self.implicit)}
 
-        def finish(classifier: Classifier, memory: Memory, sources: Sources) -> tuple[Classifier, Memory]:
-            return classifier, importance.kept(classifier, memory, sources, self._fisher(classifier, sources.seed))
+        def finish(classifier: Classifier, memory: Memory, sources: TrainingData) -> tuple[Classifier, Memory]:
+            return classifier, anchored.kept(classifier, memory, sources, self._fisher(classifier, sources.seed))
 
         return Method(remember=remember, weight=weight, finish=finish)
 
     def _fisher(self, classifier: Classifier, seed: int) -> Measure:
         def measure(images: Images, names: list[str], tasks: list[str]) -> Params:
             chosen = sample(images, self.images)
-            unlabelled = [task for task in tasks if task not in images.labels]
+            unlabeled = [task for task in tasks if task not in images.labels]
             joint = classifier.softmax == "joint"  # there one label an image is enough, whatever its task
-            if self.labels == "empirical" and (len(unlabelled) == len(tasks) if joint else unlabelled):
-                raise Problem(
-                    f"ewc(labels=empirical) needs labelled images of {unlabelled[0]!r}: give --old, or labels=sampled"
+            if self.labels == "empirical" and (len(unlabeled) == len(tasks) if joint else unlabeled):
+                raise InputError(
+                    f"ewc(labels=empirical) needs labeled images of {unlabeled[0]!r}: give --old, or labels=sampled"
                 )
             return curvature.fisher_diagonal(
                 classifier,

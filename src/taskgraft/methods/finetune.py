@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from taskgraft.method import Method
+from taskgraft.methods.protocol import Method
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from taskgraft.classifier import Classifier, freeze
-from taskgraft.method import Method
-from taskgraft.types import Sources
+from taskgraft.methods.protocol import Method
+from taskgraft.models.classifier import Classifier, freeze
+from taskgraft.types import TrainingData
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Frozen:
     def build(self) -> Method:
         """Uses `adapt`."""
 
-        def adapt(classifier: Classifier, sources: Sources) -> Classifier:
+        def adapt(classifier: Classifier, sources: TrainingData) -> Classifier:
             return freeze(classifier)
 
         return Method(adapt=adapt)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from taskgraft.classifier import Classifier, inherited
-from taskgraft.method import Method
-from taskgraft.settings import Implicit, Range
-from taskgraft.types import Memory, Params, Quadratic, Sources
+from taskgraft.config import Implicit, Range
+from taskgraft.methods.protocol import Method
+from taskgraft.models.classifier import Classifier, inherited
+from taskgraft.types import Memory, Params, Quadratic, TrainingData
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class L2sp:
     def build(self) -> Method:
         """Uses `remember` (the anchor) and `weight`."""
 
-        def remember(classifier: Classifier, sources: Sources, past: Memory) -> Memory:
+        def remember(classifier: Classifier, sources: TrainingData, past: Memory) -> Memory:
             return {"anchor": {name: value.detach().clone() for name, value in inherited(classifier).items()}}
 
         def weight(params: Params, memory: Memory) -> dict[str, Quadratic]:

@@ -9,14 +9,15 @@ from typing import Annotated
 import torch
 from torch import nn
 
-from taskgraft import extras, seeds, stages
-from taskgraft.classifier import Classifier, freeze
-from taskgraft.features import attach, reader, sample
-from taskgraft.method import Method
-from taskgraft.modes import evaluating
-from taskgraft.problem import Problem
-from taskgraft.settings import Range
-from taskgraft.types import Images, Params, Sources
+from taskgraft import seeding
+from taskgraft.config import Range
+from taskgraft.errors import InputError
+from taskgraft.methods.protocol import Method
+from taskgraft.models import feature_points, side_networks
+from taskgraft.models.classifier import Classifier, freeze
+from taskgraft.models.eval_mode import evaluating
+from taskgraft.models.features import attach, reader, sample
+from taskgraft.types import Images, Params, TrainingData
 
 IMAGES = 64  # from which the norms' first statistics are taken
 
@@ -36,15 +37,15 @@ class Ladder:
     def build(self) -> Method:
         """Uses `adapt`: the side network is attached, everything older is frozen."""
 
-        def adapt(classifier: Classifier, sources: Sources) -> Classifier:
+        def adapt(classifier: Classifier, sources: TrainingData) -> Classifier:
             maps = _maps(classifier, sources.new)
             places = {point: value[0, 0].numel() for point, value in maps.items()}
             at = _rungs(places, self.rungs)
             widths = [round(self.width * (places[at[0]] / places[point]) ** 0.25) for point in at]
-            classifier.backbone = stages.staged(classifier.backbone, at)
+            classifier.backbone = feature_points.staged(classifier.backbone, at)
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seeds.derive(sources.seed, "ladder"))
-                own = extras.Ladder(at, [maps[point].shape[1] for point in at], widths, self.dropout)
+                torch.manual_seed(seeding.derive(sources.seed, "ladder"))
+                own = side_networks.Ladder(at, [maps[point].shape[1] for point in at], widths, self.dropout)
             attach(classifier, own, sources.new)
             if len(sources.new.pixels) > 1:  # one image has no statistics
                 _settle(classifier, own, sample(sources.new, IMAGES))
@@ -55,17 +56,17 @@ class Ladder:
 
 def _maps(classifier: Classifier, images: Images) -> Params:
     """What every stage shows of a few images, as maps [B, C, H, W]."""
-    known = stages.points(classifier.backbone)
+    known = feature_points.points(classifier.backbone)
     if not known:
-        raise Problem(f"{type(classifier.backbone).__name__} has one stage only and carries no ladder; use taps")
-    whole = stages.staged(classifier.backbone, known)
+        raise InputError(f"{type(classifier.backbone).__name__} has one stage only and carries no ladder; use taps")
+    whole = feature_points.staged(classifier.backbone, known)
     few = reader(sample(images, 2), classifier)(0, 2)
     with evaluating(whole), torch.inference_mode():
         seen = whole(few)[1]
-    return {point: extras.as_map(seen[point], few.dim() == 4) for point in known}
+    return {point: side_networks.as_map(seen[point], few.dim() == 4) for point in known}
 
 
-def _settle(classifier: Classifier, own: extras.Ladder, images: Images) -> None:
+def _settle(classifier: Classifier, own: side_networks.Ladder, images: Images) -> None:
     """Give the side network's norms the statistics of these images: the warm-up already reads them in eval mode."""
     norms = [layer for layer in own.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
     usual = [layer.momentum for layer in norms]

@@ -8,12 +8,12 @@ from typing import Annotated
 import torch
 from torch import nn
 
-from taskgraft import seeds
-from taskgraft.classifier import Classifier, freeze
-from taskgraft.method import Method
-from taskgraft.problem import Problem, need
-from taskgraft.settings import Range
-from taskgraft.types import Memory, Sources
+from taskgraft import seeding
+from taskgraft.config import Range
+from taskgraft.errors import InputError, require
+from taskgraft.methods.protocol import Method
+from taskgraft.models.classifier import Classifier, freeze
+from taskgraft.types import Memory, TrainingData
 
 
 @dataclass(frozen=True)
@@ -30,24 +30,24 @@ class Lora:
     def build(self) -> Method:
         """Uses `adapt` (adapters in, the rest frozen) and `finish` (adapters merged)."""
 
-        def adapt(classifier: Classifier, sources: Sources) -> Classifier:
-            need("lora", "peft", what="lora")
+        def adapt(classifier: Classifier, sources: TrainingData) -> Classifier:
+            require("lora", "peft", what="lora")
             from peft import LoraConfig, inject_adapter_in_model
 
-            wanted = [name for name, module in classifier.backbone.named_modules() if _fits(module)]
-            if not wanted:
-                raise Problem(
+            adapted = [name for name, module in classifier.backbone.named_modules() if _fits(module)]
+            if not adapted:
+                raise InputError(
                     f"lora finds no linear or plain convolutional layer in {type(classifier.backbone).__name__}; "
                     "use taps"
                 )
             freeze(classifier)
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seeds.derive(sources.seed, "lora"))
-                config = LoraConfig(r=self.rank, lora_alpha=self.alpha, target_modules=wanted)  # pyright: ignore
+                torch.manual_seed(seeding.derive(sources.seed, "lora"))
+                config = LoraConfig(r=self.rank, lora_alpha=self.alpha, target_modules=adapted)  # pyright: ignore
                 classifier.backbone = inject_adapter_in_model(config, classifier.backbone)
             return classifier
 
-        def finish(classifier: Classifier, memory: Memory, sources: Sources) -> tuple[Classifier, Memory]:
+        def finish(classifier: Classifier, memory: Memory, sources: TrainingData) -> tuple[Classifier, Memory]:
             from peft.tuners.tuners_utils import BaseTunerLayer
 
             for name, module in list(classifier.backbone.named_modules()):

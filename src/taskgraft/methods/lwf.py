@@ -7,11 +7,11 @@ from typing import Annotated
 
 import torch
 
-from taskgraft import losses, tree
-from taskgraft.classifier import Classifier
-from taskgraft.method import Method
-from taskgraft.settings import Range
-from taskgraft.types import Memory, Sources, Step, Terms
+from taskgraft import losses, pytree
+from taskgraft.config import Range
+from taskgraft.methods.protocol import Method
+from taskgraft.models.classifier import Classifier
+from taskgraft.types import Memory, Step, Terms, TrainingData
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Lwf:
     """Warm the new head, then train all with distillation on the batch's own images (Li and Hoiem 2016).
 
     strength * sum over old tasks of mean_i KL(parent / T || child / T), without the factor T^2, T = 2. The warm-up is
-    the run's (`--warmup`). `distill` is the same idea with the gradient's size independent of T and answers recorded.
+    the run's (`--head-steps`). `distill` is the same idea with the gradient's size independent of T and answers recorded.
     """
 
     strength: Annotated[float, Range(1e-2, 1e2, log=True, at_least=0)] = 1.0
@@ -28,8 +28,8 @@ class Lwf:
     def build(self) -> Method:
         """Uses `remember` (the parent) and `response`."""
 
-        def remember(classifier: Classifier, sources: Sources, past: Memory) -> Memory:
-            return {"parent": tree.state(classifier)}
+        def remember(classifier: Classifier, sources: TrainingData, past: Memory) -> Memory:
+            return {"parent": pytree.state(classifier)}
 
         def response(step: Step, memory: Memory) -> Terms:
             if not step.old:

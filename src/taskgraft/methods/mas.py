@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from taskgraft import curvature, importance
-from taskgraft.classifier import Classifier
-from taskgraft.features import reader, sample
-from taskgraft.importance import Measure
-from taskgraft.method import Method
-from taskgraft.settings import Implicit, Range
-from taskgraft.types import Images, Memory, Params, Quadratic, Sources
+from taskgraft import curvature
+from taskgraft.config import Implicit, Range
+from taskgraft.methods import anchored
+from taskgraft.methods.anchored import Measure
+from taskgraft.methods.protocol import Method
+from taskgraft.models.classifier import Classifier
+from taskgraft.models.features import reader, sample
+from taskgraft.types import Images, Memory, Params, Quadratic, TrainingData
 
 
 @dataclass(frozen=True)
@@ -29,15 +30,15 @@ class Mas:
     def build(self) -> Method:
         """Uses `remember` (anchor and sensitivity), `weight` and `finish` (the next extension's sensitivity)."""
 
-        def remember(classifier: Classifier, sources: Sources, past: Memory) -> Memory:
+        def remember(classifier: Classifier, sources: TrainingData, past: Memory) -> Memory:
             name = f"{classifier.softmax} sensitivity of {self.images} images"
-            return importance.held(classifier, sources, past, self._sensitivity(classifier), name)
+            return anchored.held(classifier, sources, past, self._sensitivity(classifier), name)
 
         def weight(params: Params, memory: Memory) -> dict[str, Quadratic]:
-            return {"mas": Quadratic(*importance.pulled(memory), self.strength, self.implicit)}
+            return {"mas": Quadratic(*anchored.pulled(memory), self.strength, self.implicit)}
 
-        def finish(classifier: Classifier, memory: Memory, sources: Sources) -> tuple[Classifier, Memory]:
-            return classifier, importance.kept(classifier, memory, sources, self._sensitivity(classifier))
+        def finish(classifier: Classifier, memory: Memory, sources: TrainingData) -> tuple[Classifier, Memory]:
+            return classifier, anchored.kept(classifier, memory, sources, self._sensitivity(classifier))
 
         return Method(remember=remember, weight=weight, finish=finish)
 

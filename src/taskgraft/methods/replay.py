@@ -9,16 +9,16 @@ import numpy as np
 import torch
 
 from taskgraft import data
-from taskgraft.classifier import Classifier, old_widths
-from taskgraft.method import Method
-from taskgraft.problem import Problem
-from taskgraft.settings import Range
-from taskgraft.types import Batch, Images, Memory, Sources
+from taskgraft.config import Range
+from taskgraft.errors import InputError
+from taskgraft.methods.protocol import Method
+from taskgraft.models.classifier import Classifier, old_widths
+from taskgraft.types import Batch, Images, Memory, TrainingData
 
 
 @dataclass(frozen=True)
 class Replay:
-    """Add labelled old images to each batch, `share` of them for each new one (Ratcliff 1990; Chaudhry et al. 2019).
+    """Add labeled old images to each batch, `share` of them for each new one (Ratcliff 1990; Chaudhry et al. 2019).
 
     Needs `--old`. With all old training images this is joint training, the upper bound of every other method.
     `keep` stores the old sample in the bundle for the next extension: pictures then travel with the model.
@@ -30,10 +30,10 @@ class Replay:
     def build(self) -> Method:
         """Uses `remember` (the old sample), `mix` and `finish` (the sample once more, if it is to be kept)."""
 
-        def remember(classifier: Classifier, sources: Sources, past: Memory) -> Memory:
+        def remember(classifier: Classifier, sources: TrainingData, past: Memory) -> Memory:
             old = sources.old
             if old is None and not past:
-                raise Problem("replay mixes in old images: give a sample of them with --old DIR, or use distill")
+                raise InputError("replay mixes in old images: give a sample of them with --old DIR, or use distill")
             if old is None:
                 return past
             known = {task: target for task, target in old.labels.items() if task in old_widths(classifier)}
@@ -52,7 +52,7 @@ class Replay:
             labels = {task: target[torch.from_numpy(rows)] for task, target in memory["labels"].items()}
             return _joined(batch, views, labels)
 
-        def finish(classifier: Classifier, memory: Memory, sources: Sources) -> tuple[Classifier, Memory]:
+        def finish(classifier: Classifier, memory: Memory, sources: TrainingData) -> tuple[Classifier, Memory]:
             return classifier, memory if self.keep else {}
 
         return Method(remember=remember, mix=mix, finish=finish)

@@ -7,12 +7,13 @@ from typing import Annotated
 
 import torch
 
-from taskgraft import importance, tree
-from taskgraft.classifier import Classifier, inherited, old_widths
-from taskgraft.method import Method
-from taskgraft.problem import Problem
-from taskgraft.settings import Implicit, Range
-from taskgraft.types import Memory, Move, Params, Quadratic, Sources
+from taskgraft import pytree
+from taskgraft.config import Implicit, Range
+from taskgraft.errors import InputError
+from taskgraft.methods import anchored
+from taskgraft.methods.protocol import Method
+from taskgraft.models.classifier import Classifier, inherited, old_widths
+from taskgraft.types import Memory, Params, Quadratic, TrainingData, Update
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Si:
     def build(self) -> Method:
         """Uses `remember`, `weight`, `observe` (the path) and `finish` (the next extension's importance)."""
 
-        def remember(classifier: Classifier, sources: Sources, past: Memory) -> Memory:
+        def remember(classifier: Classifier, sources: TrainingData, past: Memory) -> Memory:
             learning = {name: value for name, value in classifier.named_parameters() if value.requires_grad}
             start = {name: value.detach().clone() for name, value in learning.items()}
             memory: Memory = {"start": start, "path": {name: torch.zeros_like(v) for name, v in start.items()}}
@@ -40,7 +41,7 @@ class Si:
             names = [name for name in inherited(classifier) if name in known]
             blind = [name for name in inherited(classifier) if name not in known]
             if blind and self.strength and old_widths(classifier):
-                raise Problem(
+                raise InputError(
                     "si protects by the recorded path of earlier training, which this parent does not carry "
                     f"(nothing of {blind[0]!r}); train it by train --keep si, use ewc or mas, or record by "
                     "si(strength=0)"
@@ -51,17 +52,17 @@ class Si:
             }
 
         def weight(params: Params, memory: Memory) -> dict[str, Quadratic]:
-            return {"si": Quadratic(*importance.pulled(memory), self.strength, self.implicit)}
+            return {"si": Quadratic(*anchored.pulled(memory), self.strength, self.implicit)}
 
-        def observe(memory: Memory, move: Move) -> Memory:
+        def observe(memory: Memory, move: Update) -> Memory:
             for name, gradient in move.gradient.items():
                 if name in memory["path"]:
                     now, then = move.after[name], move.before[name]
-                    for path, slope, new, old in tree.blocks(memory["path"][name], gradient, now, then):
+                    for path, slope, new, old in pytree.blocks(memory["path"][name], gradient, now, then):
                         path.addcmul_(slope, (old - new).div_(move.scale))
             return memory
 
-        def finish(classifier: Classifier, memory: Memory, sources: Sources) -> tuple[Classifier, Memory]:
+        def finish(classifier: Classifier, memory: Memory, sources: TrainingData) -> tuple[Classifier, Memory]:
             found = {}
             now = dict(classifier.named_parameters())
             for name, path in memory["path"].items():

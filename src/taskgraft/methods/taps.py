@@ -7,13 +7,13 @@ from typing import Annotated, Literal
 
 import torch
 
-from taskgraft import stages
-from taskgraft.classifier import Classifier, freeze
-from taskgraft.extras import Pooled
-from taskgraft.features import attach, features_of, sample
-from taskgraft.method import Method
-from taskgraft.settings import Range
-from taskgraft.types import Sources
+from taskgraft.config import Range
+from taskgraft.methods.protocol import Method
+from taskgraft.models import feature_points
+from taskgraft.models.classifier import Classifier, freeze
+from taskgraft.models.features import attach, features_of, sample
+from taskgraft.models.side_networks import Pooled
+from taskgraft.types import TrainingData
 
 IMAGES = 1024  # from which mean and deviation of the columns are taken
 
@@ -33,14 +33,14 @@ class Taps:
     def build(self) -> Method:
         """Uses `adapt`: the backbone shows its stages, and the new head reads them all."""
 
-        def adapt(classifier: Classifier, sources: Sources) -> Classifier:
-            known = stages.points(classifier.backbone)
+        def adapt(classifier: Classifier, sources: TrainingData) -> Classifier:
+            known = feature_points.points(classifier.backbone)
             places = torch.linspace(0, len(known) - 1, min(self.stages, len(known))).round().long().tolist()
-            chosen = [*(known[place] for place in places), stages.LAST]
-            classifier.backbone = stages.staged(classifier.backbone, chosen[:-1])
+            chosen = [*(known[place] for place in places), feature_points.LAST]
+            classifier.backbone = feature_points.staged(classifier.backbone, chosen[:-1])
             tap = Pooled(chosen, self.thumbnail)
             start = attach(classifier, tap, sources.new)
-            tap.standardise(features_of(classifier, sample(sources.new, IMAGES))[:, start:])
+            tap.standardize(features_of(classifier, sample(sources.new, IMAGES))[:, start:])
             return classifier if self.backbone == "trained" else freeze(classifier)
 
         return Method(adapt=adapt)

@@ -7,12 +7,12 @@ from typing import Annotated
 
 import torch
 
-from taskgraft import tree
-from taskgraft.classifier import Classifier
-from taskgraft.method import Method
-from taskgraft.problem import Problem
-from taskgraft.settings import Range
-from taskgraft.types import Memory, Sources
+from taskgraft import pytree
+from taskgraft.config import Range
+from taskgraft.errors import InputError
+from taskgraft.methods.protocol import Method
+from taskgraft.models.classifier import Classifier
+from taskgraft.types import Memory, TrainingData
 
 
 @dataclass(frozen=True)
@@ -29,20 +29,22 @@ class Wise:
     def build(self) -> Method:
         """Uses `remember` (where training began) and `finish`."""
 
-        def remember(classifier: Classifier, sources: Sources, past: Memory) -> Memory:
-            return {"start": tree.state(classifier)}
+        def remember(classifier: Classifier, sources: TrainingData, past: Memory) -> Memory:
+            return {"start": pytree.state(classifier)}
 
-        def finish(classifier: Classifier, memory: Memory, sources: Sources) -> tuple[Classifier, Memory]:
-            end = tree.state(classifier)
+        def finish(classifier: Classifier, memory: Memory, sources: TrainingData) -> tuple[Classifier, Memory]:
+            end = pytree.state(classifier)
 
             def at(weight: float) -> Classifier:
-                classifier.load_state_dict(tree.lerp(memory["start"], end, weight))
+                classifier.load_state_dict(pytree.lerp(memory["start"], end, weight))
                 return classifier
 
             if self.weight:
                 return at(self.weight), {"weight": torch.tensor(self.weight)}
             if sources.score is None:
-                raise Problem("wise chooses its weight on validation images, and there are none; set wise(weight=0.5)")
+                raise InputError(
+                    "wise chooses its weight on validation images, and there are none; set wise(weight=0.5)"
+                )
             path = [place / self.points for place in range(1, self.points + 1)]
             scores = [sources.score(at(weight)) for weight in path]
             best = path[max(range(len(path)), key=lambda place: scores[place])]

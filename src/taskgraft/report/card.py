@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from taskgraft.record import Record
+from taskgraft.results.record import Record
 
 
 def model_card(record: Record) -> str:
@@ -44,7 +44,7 @@ def model_card(record: Record) -> str:
         record.command,
         "```",
         "",
-        "Settings: " + json.dumps(record.run),
+        "Settings: " + json.dumps(record.config),
         "",
     ]
     return "\n".join(head)
@@ -55,7 +55,7 @@ def _how_to_load(record: Record) -> str:
         return "Its last layer joins all tasks; the rows of each are in `config.json` under `taskgraft.tasks`."
     return (
         "It is more than one linear layer on one backbone, so plain timm cannot rebuild it. `taskgraft.open_parent` "
-        "can; `config.json` describes it under `taskgraft.heads` and `taskgraft.extras`."
+        "can; `config.json` describes it under `taskgraft.heads` and `taskgraft.models.side_networks`."
     )
 
 

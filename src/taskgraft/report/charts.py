@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from math import isfinite
 from typing import NamedTuple
 
-from taskgraft.report import wording
+from taskgraft.report import formatting
 
 SERIES = ("blue", "vermillion", "green", "purple", "orange", "sky", "red", "grey")
 DASHES = ("-", "--", ":", "-.")  # as matplotlib calls them
@@ -35,7 +35,7 @@ class Curve(NamedTuple):
     """
 
     name: str
-    colour: str
+    color: str
     dash: str
     marker: str
     x: Sequence[float]
@@ -59,7 +59,7 @@ class Box(NamedTuple):
     y: float
     width: float
     height: float
-    colour: str
+    color: str
     strength: float = 1.0
     name: str = ""
     text: str = ""
@@ -93,7 +93,7 @@ class Chart(NamedTuple):
 class Style(NamedTuple):
     """How a curve is told from others: colour, dash and marker."""
 
-    colour: str
+    color: str
     dash: str
     marker: str
 
@@ -109,9 +109,9 @@ def styles(methods: Sequence[str]) -> tuple[Style, ...]:
         names, families = [str(i) for i in range(len(methods))], [str(i) for i in range(len(methods))]
     found = []
     for i, name in enumerate(families):
-        turn, colour = divmod(names.index(name), len(SERIES))
+        turn, color = divmod(names.index(name), len(SERIES))
         variant = (families[:i].count(name) + turn) % len(DASHES)
-        found.append(Style(SERIES[colour], DASHES[variant], MARKERS[i % len(MARKERS)]))
+        found.append(Style(SERIES[color], DASHES[variant], MARKERS[i % len(MARKERS)]))
     return tuple(found)
 
 
@@ -165,5 +165,5 @@ def table_rows(panel: Panel) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ..
 def number(value: float | None, unit: str) -> str:
     """A value of a panel as text, without its unit."""
     if value is None:
-        return wording.NOTHING
-    return wording.percent(value) if unit else f"{value:.4g}"
+        return formatting.NOTHING
+    return formatting.percent(value) if unit else f"{value:.4g}"

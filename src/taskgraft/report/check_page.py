@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from taskgraft.report.charts import Axis, Box, Chart, Panel
+from taskgraft.report.formatting import count, several
 from taskgraft.report.page import Block, Card, Fold, Page, Plot, Section, Table, Text, render
-from taskgraft.report.wording import count, several
 
 SHOWN = 3  # examples of a line
 LISTED = 200  # rows of a table on the page
@@ -141,9 +141,9 @@ def _bars(classes: Mapping[str, Mapping[str, int]], splits: Sequence[str]) -> Pa
     for row, label in enumerate(order):
         start = 0
         for place, split in enumerate(splits):
-            number, colour = classes[label][split], ("blue", "vermillion", "green")[place % 3]
+            number, color = classes[label][split], ("blue", "vermillion", "green")[place % 3]
             tip = f"{label}, {split}: {count(number)}" if row < TOLD else ""
-            boxes.append(Box(start, row - thick / 2, number, thick, colour, name=split, tip=tip))
+            boxes.append(Box(start, row - thick / 2, number, thick, color, name=split, tip=tip))
             start += number
     names = tuple(enumerate(order)) if named else ()
     axis = Axis("" if named else "classes", max(len(order), 1) - 0.5, -0.5, names=names)

@@ -6,20 +6,20 @@ import shlex
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from taskgraft.record import Arrangement, Comparison, Record
-from taskgraft.settings import Run, options
+from taskgraft.config import TrainingConfig, options
+from taskgraft.results.record import Comparison, Record, VariantResult
 
 # Which flags a command knows, and whether each takes a value; a test compares this with the command line itself.
 _VALUE, _SWITCH = True, False
-_RUN = {"--" + name.replace("_", "-"): _VALUE for name in options(Run)}
+_RUN = {"--" + name.replace("_", "-"): _VALUE for name in options(TrainingConfig)}
 _PARENT = {
-    **dict.fromkeys(("--old", "--old-val", "--arch", "--labels", "--input", "--parent-task"), _VALUE),
+    **dict.fromkeys(("--old", "--old-val", "--arch", "--labels", "--preprocessing", "--parent-task"), _VALUE),
     "--no-parent-check": _SWITCH,
 }
 _MACHINE = dict.fromkeys(("--gpus", "--processes", "--max-restarts", "--patience", "--cache", "--track"), _VALUE)
 FLAGS = {
     "train": {
-        **dict.fromkeys(("--task", "--model", "--arch", "--weights", "--input", "--keep", "--config"), _VALUE),
+        **dict.fromkeys(("--task", "--model", "--arch", "--weights", "--preprocessing", "--keep", "--config"), _VALUE),
         "--resume": _SWITCH, **_MACHINE, **_RUN,
     },
     "extend": {
@@ -190,33 +190,35 @@ def _comparison(comparison: Comparison) -> Call:
     found = read(comparison.command, ("compare",))
     if found is not None:
         return found if found.value("--task") or found.value("--config") else found.having(_named(comparison))
-    runs = [(one, one.records[0], place) for one in comparison.arrangements for place in one.folders[:1] if one.records]
+    runs = [(one, one.records[0], place) for one in comparison.variants for place in one.folders[:1] if one.records]
     for _, record, place in runs:
         own = read(record.asked or record.command, ("extend",))
         if own is not None and own.out().endswith(f"/{place}"):
             call = Call("compare", (*own.places[:2], own.out().removesuffix(f"/{place}")), own.flags)
-            return call.only({"--task", *_PARENT}).having(*_arms(comparison.arrangements))
-    return Call("compare", PLACES["compare"]).having(_named(comparison), *_arms(comparison.arrangements))
+            return call.only({"--task", *_PARENT}).having(*_arms(comparison.variants))
+    return Call("compare", PLACES["compare"]).having(_named(comparison), *_arms(comparison.variants))
 
 
-def _arms(arrangements: Sequence[Arrangement]) -> list[tuple[str, str | None]]:
+def _arms(variants: Sequence[VariantResult]) -> list[tuple[str, str | None]]:
     """The methods, the rates where there are several, and the other settings that all arrangements share."""
-    methods = list(dict.fromkeys(one.method for one in arrangements))
-    rates = list(dict.fromkeys(one.run["rate"] for one in arrangements if "rate" in one.run))
+    methods = list(dict.fromkeys(one.method for one in variants))
+    lrs = list(dict.fromkeys(one.config["lr"] for one in variants if "lr" in one.config))
     flags: list[tuple[str, str | None]] = [("--methods", "; ".join(methods))] if methods else []
-    flags += [("--rates", ",".join(map(str, rates)))] if len(rates) > 1 else []
-    shared = dict(set.intersection(*({*one.run.items()} for one in arrangements))) if arrangements else {}
+    flags += [("--rates", ",".join(map(str, lrs)))] if len(lrs) > 1 else []
+    shared = dict(set.intersection(*({*one.config.items()} for one in variants))) if variants else {}
     return flags + settings(shared)
 
 
-def settings(run: Mapping[str, Any], base: Run = Run()) -> list[tuple[str, str | None]]:  # noqa: B008 - immutable
+def settings(config: Mapping[str, Any], base: TrainingConfig = TrainingConfig()) -> list[tuple[str, str | None]]:  # noqa: B008 - immutable
     """The flags of a run's settings that are not those of `base`."""
-    usual = {name: getattr(base, name) for name in options(Run) if name in run}
-    return [("--" + name.replace("_", "-"), str(run[name])) for name, value in usual.items() if run[name] != value]
+    usual = {name: getattr(base, name) for name in options(TrainingConfig) if name in config}
+    return [
+        ("--" + name.replace("_", "-"), str(config[name])) for name, value in usual.items() if config[name] != value
+    ]
 
 
 def _named(comparison: Comparison) -> tuple[str, str]:
-    records = [record for one in comparison.arrangements for record in one.records]
+    records = [record for one in comparison.variants for record in one.records]
     return ("--task", _task(records[0])[1]) if records else ("--task", "NAME")
 
 
@@ -242,12 +244,12 @@ def compared_with_old(comparison: Comparison) -> str:
     return call.into(f"{call.out()}-measured").having(("--old-val", "DIR")).text()
 
 
-def chosen(comparison: Comparison, one: Arrangement) -> str:
+def chosen(comparison: Comparison, one: VariantResult) -> str:
     """The extension of the best arrangement."""
     whole = _comparison(comparison)
     call = Call("extend", whole.places, whole.flags).only({"--task", *_PARENT})
     call = call if call.value("--task") else call.having(_named(comparison))
-    return call.into(f"{whole.out()}-best").having(("--method", one.method), *settings(one.run)).text()
+    return call.into(f"{whole.out()}-best").having(("--method", one.method), *settings(one.config)).text()
 
 
 def looked_at(comparison: Comparison) -> str:

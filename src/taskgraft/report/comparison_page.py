@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from taskgraft.record import Arrangement, Comparison
-from taskgraft.report import charts, history, summary, wording
+from taskgraft.report import charts, formatting, history, summary
+from taskgraft.report.formatting import percent, typeset
 from taskgraft.report.page import (
     Block,
     Card,
@@ -23,7 +23,7 @@ from taskgraft.report.page import (
 )
 from taskgraft.report.summary import Row
 from taskgraft.report.verdict import Verdict, judge_comparison
-from taskgraft.report.wording import percent, typeset
+from taskgraft.results.record import Comparison, VariantResult
 
 AGREEMENT = (
     "Agreement is the share of the new task's validation images on which child and parent give the same "
@@ -33,7 +33,7 @@ AGREEMENT = (
 
 def render_comparison(comparison: Comparison) -> str:
     """The HTML report of several arrangements from one parent on one data set, in one offline file."""
-    rows = summary.summarise(comparison)
+    rows = summary.summarize(comparison)
     verdict = judge_comparison(comparison)
     sections = (
         _table_section(comparison, rows),
@@ -64,7 +64,7 @@ def _cards(rows: tuple[Row, ...], verdict: Verdict) -> tuple[Card, ...]:
     answer = "No result" if winner is None else rows[winner].label
     tone = "unknown" if winner is not None and rows[winner].score is None else verdict.status
     worked = (_sentence(verdict.judgement), _sentence(verdict.gap))
-    spent = wording.duration(sum(row.seconds for row in rows))
+    spent = formatting.duration(sum(row.seconds for row in rows))
     why, _, last = verdict.why.partition("; ")
     step = (last or why).removeprefix("next, ")
     follow = () if not last else (_sentence(why),)
@@ -78,7 +78,7 @@ def _cards(rows: tuple[Row, ...], verdict: Verdict) -> tuple[Card, ...]:
 
 
 def _table_section(comparison: Comparison, rows: tuple[Row, ...]) -> Section:
-    records = [record for one in comparison.arrangements for record in one.records]
+    records = [record for one in comparison.variants for record in one.records]
     old, new = (history.old_name(records[0]), history.new_name(records[0])) if records else ("old", "new")
     proxy = any(row.score is None for row in rows if row.seeds)
     agreed = proxy or any(row.agreement for row in rows)
@@ -115,9 +115,9 @@ def _frontier_section(comparison: Comparison, rows: tuple[Row, ...]) -> Section:
     known = [row for row in rows if row.old is not None and row.new is not None]
     if not known:
         return Section("frontier", "Old against new", ())
-    first = next(record for one in comparison.arrangements for record in one.records)
+    first = next(record for one in comparison.variants for record in one.records)
     names = history.old_name(first), history.new_name(first)
-    looks = charts.styles([one.method for one in comparison.arrangements])
+    looks = charts.styles([one.method for one in comparison.variants])
     table = Table(
         "Accuracy at the kept step, with 95 % t-intervals over seeds",
         ("Arrangement", f"{names[0]} (%)", f"{names[1]} (%)"),
@@ -129,11 +129,11 @@ def _frontier_section(comparison: Comparison, rows: tuple[Row, ...]) -> Section:
 def _losses_section(comparison: Comparison) -> Section:
     found = [
         history.loss_chart(f"loss{i}", one.label, one.records)
-        for i, one in enumerate(comparison.arrangements)
+        for i, one in enumerate(comparison.variants)
         if one.records
     ]
     items = tuple(chart_plot(chart, "small") for chart in found if chart is not None)
-    most = max((one.records for one in comparison.arrangements), key=len, default=())
+    most = max((one.records for one in comparison.variants), key=len, default=())
     said = Text(f"{history.TERMS} {history.bands(most)}", "note")
     return Section("losses", "Loss terms", (said, Plots(items)) if items else ())
 
@@ -143,21 +143,21 @@ def _notes_section(comparison: Comparison) -> Section:
     if comparison.failures:
         rows = tuple(comparison.failures)
         blocks.insert(0, Table("Runs that failed", ("Arrangement", "Reason"), rows, (0, 1)))
-    own = [(one.label, note) for one in comparison.arrangements for record in one.records for note in record.notes]
+    own = [(one.label, note) for one in comparison.variants for record in one.records for note in record.notes]
     blocks += pairs("Notes of single runs", ("Arrangement", "Note"), list(dict.fromkeys(own)))
     return Section("notes", "Failures and notes", tuple(blocks))
 
 
 def _settings_section(comparison: Comparison) -> Section:
-    arrangements = comparison.arrangements
-    settings = [dict(wording.flat(one.run)) for one in arrangements]
-    differing = summary.differing(arrangements)
+    variants = comparison.variants
+    settings = [dict(formatting.flat(one.config)) for one in variants]
+    differing = summary.differing(variants)
     names = dict.fromkeys(name for one in settings for name in one)
     same = [name for name in names if name != "seed" and name not in differing]
-    reasons = _reasons(arrangements)
+    reasons = _reasons(variants)
     rows = tuple(
-        (one.label, one.method, *(values.get(name, wording.NOTHING) for name in differing), _steps(one))
-        for one, values in zip(arrangements, settings, strict=True)
+        (one.label, one.method, *(values.get(name, formatting.NOTHING) for name in differing), _steps(one))
+        for one, values in zip(variants, settings, strict=True)
     )
     columns = ("Arrangement", "Method", *differing, "Kept step of each seed")
     tables: list[Block] = []
@@ -171,25 +171,25 @@ def _settings_section(comparison: Comparison) -> Section:
     return Section("settings", "Settings", tuple(tables))
 
 
-def _steps(arrangement: Arrangement) -> str:
-    return ", ".join(f"{record.step} (seed {record.seed})" for record in arrangement.records) or wording.NOTHING
+def _steps(variant: VariantResult) -> str:
+    return ", ".join(f"{record.step} (seed {record.seed})" for record in variant.records) or formatting.NOTHING
 
 
-def _reasons(arrangements: Sequence[Arrangement]) -> dict[str, str]:
-    first = next((record for one in arrangements for record in one.records), None)
+def _reasons(variants: Sequence[VariantResult]) -> dict[str, str]:
+    first = next((record for one in variants for record in one.records), None)
     return {name: why for name, _, why in first.choices} if first else {}
 
 
 def _commands_section(comparison: Comparison) -> Section:
     blocks: list[Block] = [Code("The whole comparison:", comparison.command)]
-    commands = [(one.label, record) for one in comparison.arrangements for record in one.records]
+    commands = [(one.label, record) for one in comparison.variants for record in one.records]
     own = tuple(
         (label, str(record.seed), record.command) for label, record in commands if record.command != comparison.command
     )
     if own:
         head = ("Arrangement", "Seed", "Command")
         blocks.append(Fold("The command of each run", Table("Each run by itself", head, own, (0, 2), code=(2,))))
-    folders = [(one.label, folder) for one in comparison.arrangements for folder in one.folders]
+    folders = [(one.label, folder) for one in comparison.variants for folder in one.folders]
     blocks += pairs("Where the runs lie", ("Arrangement", "Folder"), folders)
     if comparison.separate:
         rows = [(name, ", ".join(percent(value) for value in values)) for name, values in comparison.separate.items()]

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from taskgraft.report import drawing, wording
+from taskgraft.quantification.estimate import plural
+from taskgraft.quantification.results import ClassShare, Distribution, PairShares, TaskShares
+from taskgraft.report import drawing, formatting
 from taskgraft.report.charts import Axis, Chart, Curve, Panel
+from taskgraft.report.formatting import percent, several
 from taskgraft.report.page import Block, Card, Page, Plot, Section, Table, Text, render
-from taskgraft.report.wording import percent, several
-from taskgraft.shares.measure import plural
-from taskgraft.shares.result import ClassShare, Distribution, PairShares, TaskShares
 
 DRAWN = 25  # classes of a chart, the most frequent first
 SHARE = Axis("share (%)", 0)
@@ -116,7 +116,7 @@ def _plot(key: str, title: str, caption: str, head: str, shares: Sequence[ClassS
 
 def _about(found: Distribution) -> tuple[Block, ...]:
     rows = tuple(
-        (task.task, wording.count(task.images), wording.count(task.units), task.unit, f"{task.effective:,.0f}")
+        (task.task, formatting.count(task.images), formatting.count(task.units), task.unit, f"{task.effective:,.0f}")
         for task in found.tasks
     )
     head = ("Task", "Images", "Units", "Unit", "Effective size")

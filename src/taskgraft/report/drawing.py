@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree as Xml
 
-from taskgraft.record import atomic
 from taskgraft.report.charts import Axis, Chart, Curve, Panel, number, thin
-from taskgraft.report.looks import LIGHT
+from taskgraft.report.theme import LIGHT
+from taskgraft.results.files import atomic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -171,7 +171,7 @@ def _panel(axes: Axes, panel: Panel, x: Axis, width: float) -> Tips:
     for box in panel.boxes:
         label = _entry(box.name) if box.name else None
         at = box.x, box.y
-        look: Any = {"color": LIGHT[box.colour], "alpha": box.strength, "lw": 0, "label": label, "clip_on": False}
+        look: Any = {"color": LIGHT[box.color], "alpha": box.strength, "lw": 0, "label": label, "clip_on": False}
         axes.add_patch(Rectangle(at, box.width, box.height, **look))
         if box.text:
             axes.text(box.x + box.width / 2, box.y + box.height / 2, box.text, ha="center", va="center", size="small")
@@ -184,25 +184,25 @@ def _panel(axes: Axes, panel: Panel, x: Axis, width: float) -> Tips:
 
 
 def _curve(axes: Axes, one: Curve, unit: str, x: Axis) -> Tips:
-    factor, colour, empty = 100 if unit else 1, LIGHT[one.colour], "none" if one.hollow else LIGHT[one.colour]
+    factor, color, empty = 100 if unit else 1, LIGHT[one.color], "none" if one.hollow else LIGHT[one.color]
     heights = [float("nan") if value is None else factor * value for value in one.y]
     if one.low:
         low, high = ([factor * (value or 0) for value in edge] for edge in (one.low, one.high))
-        axes.fill_between(one.x, low, high, color=colour, alpha=0.16, linewidth=0)
+        axes.fill_between(one.x, low, high, color=color, alpha=0.16, linewidth=0)
     for name, ends, at in (("xerr", one.across, one.x), ("yerr", one.along, heights)):
         if ends:
             reach: Any = [[abs(v - end[side]) for v, end in zip(at, ends, strict=True)] for side in (0, 1)]
-            axes.errorbar(one.x, heights, **{name: reach}, fmt="none", color=colour, elinewidth=1.3)
+            axes.errorbar(one.x, heights, **{name: reach}, fmt="none", color=color, elinewidth=1.3)
     # some dozen markers tell lines apart; one on every point would hide them
     every: Any = [] if one.sizes else max(1, len(one.x) // 12) if one.dash and not one.stepped else 1
     axes.plot(
-        one.x, heights, color=colour, linestyle=one.dash or "none", marker=one.marker, markersize=one.size,
+        one.x, heights, color=color, linestyle=one.dash or "none", marker=one.marker, markersize=one.size,
         markerfacecolor=empty, markeredgewidth=1.6 if one.hollow else 0.6, markevery=every,
         drawstyle="steps-post" if one.stepped else "default", label=_entry(one.name) if one.listed else None,
     )  # fmt: skip
     if one.sizes:
         areas = [size**2 for size in one.sizes]
-        axes.scatter(one.x, heights, areas, marker=one.marker, edgecolors=colour, facecolors=empty, lw=1.6, zorder=3)
+        axes.scatter(one.x, heights, areas, marker=one.marker, edgecolors=color, facecolors=empty, lw=1.6, zorder=3)
     said = one.tips or [
         f"{one.name}, step {at:g}: {number(value, unit)}{unit and ' %'}" for at, value in zip(one.x, one.y, strict=True)
     ]
@@ -243,7 +243,7 @@ def _axis(axes: Axes, name: str, axis: Axis, most: int, turned: float = 0, every
 # ---- the SVG of matplotlib as an element of a page --------------------------------------------------------------
 
 _SVG = "{http://www.w3.org/2000/svg}"
-_NAMES = {colour: name for name, colour in reversed(LIGHT.items())}  # of two that are equal, the first
+_NAMES = {color: name for name, color in reversed(LIGHT.items())}  # of two that are equal, the first
 
 
 def _plain(root: Xml.Element, key: str) -> Xml.Element:

@@ -1,16 +1,17 @@
-"""The page of `evaluate`: one task of a model on labelled pictures."""
+"""The page of `evaluate`: one task of a model on labeled pictures."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from taskgraft.record import Interval, Predictions, TaskResult
-from taskgraft.report import wording
+from taskgraft.report import formatting
 from taskgraft.report.evidence import Evidence, gather
+from taskgraft.report.formatting import percent, several
 from taskgraft.report.galleries import Picture
 from taskgraft.report.page import Card, Fold, Page, Section, Table, render
 from taskgraft.report.run_evidence import answers_section, reliability_section
-from taskgraft.report.wording import percent, several
+from taskgraft.results.predictions import Predictions
+from taskgraft.results.record import Interval, TaskResult
 
 LISTED = 200  # pictures
 
@@ -37,7 +38,7 @@ def render_evaluation(
         Page(
             f"{model} on {data}",
             "taskgraft · evaluation",
-            f"Task {task}, asked about {several(share.n, 'labelled picture')}.",
+            f"Task {task}, asked about {several(share.n, 'labeled picture')}.",
             _cards(share, evidence),
             tuple(section for section in sections if section.blocks),
             "Nothing was trained or changed. This page needs no network.",
@@ -46,7 +47,7 @@ def render_evaluation(
 
 
 def _cards(share: Interval, evidence: Sequence[Evidence]) -> tuple[Card, ...]:
-    right = Card("How often is it right?", f"{percent(share.mean)} %", (f"95 % interval {wording.span(share)}.",))
+    right = Card("How often is it right?", f"{percent(share.mean)} %", (f"95 % interval {formatting.span(share)}.",))
     if not evidence:
         return (right,)
     worst, error = evidence[0].results[0], evidence[0].calibration

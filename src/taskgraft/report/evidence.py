@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from taskgraft import calibration, metrics
 from taskgraft.calibration import Calibration
-from taskgraft.record import Predictions, TaskResult
+from taskgraft.results.predictions import Predictions
+from taskgraft.results.record import TaskResult
 
 ELSEWHERE = "(another task's class)"  # under a joint softmax
 
@@ -24,7 +25,7 @@ class Bin(NamedTuple):
 
 
 class Change(NamedTuple):
-    """An image whose answer changed from parent to child; `truth` is "" where nobody labelled it.
+    """An image whose answer changed from parent to child; `truth` is "" where nobody labeled it.
 
     `row` is its place among the predictions, `sure` the child's confidence in its answer.
     """
@@ -58,13 +59,13 @@ class ClassResult(NamedTuple):
 
 
 class Evidence(NamedTuple):
-    """Everything measured on a task's labelled validation images, those of the set `key` ("new" or "old")."""
+    """Everything measured on a task's labeled validation images, those of the set `key` ("new" or "old")."""
 
     task: str
     key: str
     classes: tuple[str, ...]
     ids: tuple[str, ...]
-    labels: NDArray[np.int64]  # [N], -1 = unlabelled
+    labels: NDArray[np.int64]  # [N], -1 = unlabeled
     answers: NDArray[np.int64]  # [N], -1 = another task's class
     sure: NDArray[np.float64]  # [N], confidence in the answer
     counts: NDArray[np.int64]  # [K, K + 1], as metrics.confusion
@@ -79,17 +80,17 @@ class Evidence(NamedTuple):
 
 
 def gather(task: TaskResult, predictions: Mapping[str, Predictions]) -> Evidence | None:
-    """The evidence on one task; None without labelled images."""
+    """The evidence on one task; None without labeled images."""
     for key in ("new", "old") if task.new else ("old", "new"):
         child, of = predictions.get(key), task.of or task.name
-        if child is not None and _labelled(child, of) and (task.new or child.labels[of].max() < len(task.classes)):
+        if child is not None and _labeled(child, of) and (task.new or child.labels[of].max() < len(task.classes)):
             parent = predictions.get(f"{key}-parent")
             usable = not task.new and parent is not None and of in parent.logits and parent.ids == child.ids
             return _measure(of, key, child, parent if usable else None)._replace(task=task.name)
     return None
 
 
-def _labelled(predictions: Predictions, task: str) -> bool:
+def _labeled(predictions: Predictions, task: str) -> bool:
     labels = predictions.labels.get(task)
     return task in predictions.logits and labels is not None and bool((labels >= 0).any())
 

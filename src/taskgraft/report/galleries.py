@@ -9,11 +9,11 @@ from typing import Annotated
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from taskgraft.problem import Problem
-from taskgraft.report import wording
+from taskgraft.errors import InputError
+from taskgraft.report import formatting
 from taskgraft.report.evidence import Change, Evidence, confusions
+from taskgraft.report.formatting import percent
 from taskgraft.report.page import Gallery, Group, Shot
-from taskgraft.report.wording import percent
 
 FILE = "thumbnails.json"
 MOST = 60  # pictures of a page: with the largest that are written it stays below 1.5 MB
@@ -34,14 +34,14 @@ def no_picture(key: str, row: int) -> str | None:
 
 
 def stored(folder: Path) -> Picture:
-    """The pictures that a run kept for its page; none where it kept none. Raises Problem for a damaged file."""
+    """The pictures that a run kept for its page; none where it kept none. Raises TaskgraftError for a damaged file."""
     file = folder / FILE
     if not file.is_file():
         return no_picture
     try:
         found: Thumbnails = _SHAPE.validate_json(file.read_bytes())
     except (OSError, ValidationError) as error:
-        raise Problem(f"{file} is damaged; delete it for a report without pictures") from error
+        raise InputError(f"{file} is damaged; delete it for a report without pictures") from error
     return lambda key, row: found.get(key, {}).get(row)
 
 
@@ -54,7 +54,7 @@ def confused(one: Evidence, picture: Picture, most: int) -> tuple[Gallery, ...]:
     """Examples of the most frequent confusions; nothing without pictures."""
     groups = []
     for case in confusions(one, GROUPS):
-        images = wording.several(case.images, "image")
+        images = formatting.several(case.images, "image")
         line = f"{images}, {percent(case.share)} % of the class"
         shots = [
             _shot(picture, one.key, row, one.ids[row], f"true {case.truth}, answer {case.answer}", one.sure[row])
@@ -78,7 +78,7 @@ def moved(
             for one in images[: _room(groups, most)]
         ]
         names = (labels[0], before), (labels[1], after)
-        groups.append(_group(names, wording.several(len(images), "image"), shots))
+        groups.append(_group(names, formatting.several(len(images), "image"), shots))
     return _gallery(title, ORDER, groups)
 
 

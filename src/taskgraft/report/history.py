@@ -6,12 +6,12 @@ from collections.abc import Iterable, Sequence
 from math import isnan
 from pathlib import Path
 
-from taskgraft.record import Arrangement, Comparison, Line, Record
 from taskgraft.report import charts, drawing, summary
 from taskgraft.report.charts import Axis, Chart, Curve, Panel, Points, Style, over_steps
+from taskgraft.report.formatting import percent
 from taskgraft.report.summary import Row, Share
 from taskgraft.report.verdict import plain
-from taskgraft.report.wording import percent
+from taskgraft.results.record import Comparison, Record, StepMetrics, VariantResult
 
 TERMS = "Every term of the objective as it was optimised, strength included."
 TASK_A = Style("red", "-", "o")
@@ -23,12 +23,12 @@ ACCURACY = Axis("accuracy (%)", -2, 102)
 
 def founding_figures(comparison: Comparison) -> tuple[Chart, ...]:
     """Figures 1 to 3 of the founding text, without those that have no data."""
-    baselines = [one for one in comparison.arrangements if plain(one.method) and one.records]
-    baselines.sort(key=rate, reverse=True)
+    baselines = [one for one in comparison.variants if plain(one.method) and one.records]
+    baselines.sort(key=lr, reverse=True)
     found = []
     if baselines:
         found.append(_baseline("figure1", 1, "standard", baselines[0]))
-    if len(baselines) > 1 and rate(baselines[-1]) < rate(baselines[0]):
+    if len(baselines) > 1 and lr(baselines[-1]) < lr(baselines[0]):
         found.append(_baseline("figure2", 2, "low", baselines[-1]))
     found.append(_all_methods(comparison))
     return tuple(chart for chart in found if chart is not None)
@@ -53,7 +53,7 @@ def frontier(rows: Sequence[Row], looks: Sequence[Style], names: tuple[str, str]
         reach = [() if isnan(one.half) else (_ends(one),) for one in (row.old, row.new)]
         tip = f"{row.label}: {percent(row.old.mean)} % old, {percent(row.new.mean)} % new"
         curves.append(Curve(
-            row.label, look.colour, "", look.marker, at[:1], at[1:], hollow=look.dash != "-", size=10,
+            row.label, look.color, "", look.marker, at[:1], at[1:], hollow=look.dash != "-", size=10,
             across=reach[0], along=reach[1], tips=(tip,),
         ))  # fmt: skip
     caption = "Up and right is better. Bars are 95 % t-intervals over seeds; one seed has none."
@@ -67,9 +67,9 @@ def _ends(share: Share) -> tuple[float, float]:
     return max(0.0, 100 * (share.mean - share.half)), min(100.0, 100 * (share.mean + share.half))
 
 
-def rate(arrangement: Arrangement) -> float:
+def lr(variant: VariantResult) -> float:
     """The learning rate of an arrangement; 0 where its settings do not say."""
-    value = arrangement.run.get("rate")
+    value = variant.config.get("lr")
     return float(value) if isinstance(value, int | float) else 0.0
 
 
@@ -107,28 +107,28 @@ def _level(record: Record, end: float) -> list[Curve]:
     return [_flat("parent", "grey", sum(known) / len(known), end)]
 
 
-def _flat(name: str, colour: str, value: float, end: float) -> Curve:
+def _flat(name: str, color: str, value: float, end: float) -> Curve:
     """A dashed line at one height."""
-    return Curve(name, colour, "--", "", (0, end), (value, value))
+    return Curve(name, color, "--", "", (0, end), (value, value))
 
 
-def _baseline(key: str, number: int, kind: str, arrangement: Arrangement) -> Chart | None:
-    first = arrangement.records[0]
+def _baseline(key: str, number: int, kind: str, variant: VariantResult) -> Chart | None:
+    first = variant.records[0]
     old, new = old_name(first), new_name(first)
     curves = [
-        charts.curve(f"{old} (task A)", TASK_A, (points(one, False) for one in arrangement.records)),
-        charts.curve(f"{new} (task B)", TASK_B, (points(one, True) for one in arrangement.records)),
+        charts.curve(f"{old} (task A)", TASK_A, (points(one, False) for one in variant.records)),
+        charts.curve(f"{new} (task B)", TASK_B, (points(one, True) for one in variant.records)),
     ]
     kept = [one for one in curves if one is not None]
     if not kept:
         return None
     end = max(one.x[-1] for one in kept)
     caption = (
-        f"The baseline at the {kind} learning rate ({rate(arrangement):g}): validation accuracy on the old "
-        f"task (red, circles) while the new one (blue, squares) is learnt. {bands(arrangement.records)}"
+        f"The baseline at the {kind} learning rate ({lr(variant):g}): validation accuracy on the old "
+        f"task (red, circles) while the new one (blue, squares) is learnt. {bands(variant.records)}"
     )
     panel = Panel("", ACCURACY, (*_level(first, end), *kept), unit="%")
-    return Chart(key, f"Figure {number}: {arrangement.label}", caption, (panel,), over_steps(0, end))
+    return Chart(key, f"Figure {number}: {variant.label}", caption, (panel,), over_steps(0, end))
 
 
 def bands(records: Sequence[Record]) -> str:
@@ -139,16 +139,16 @@ def bands(records: Sequence[Record]) -> str:
 
 
 def _all_methods(comparison: Comparison) -> Chart | None:
-    arrangements = [one for one in comparison.arrangements if one.records]
-    if not arrangements:
+    variants = [one for one in comparison.variants if one.records]
+    if not variants:
         return None
-    looks = charts.styles([one.method for one in arrangements])
-    above = _panel(arrangements, looks, new=False)
+    looks = charts.styles([one.method for one in variants])
+    above = _panel(variants, looks, new=False)
     proxy = not above
     if proxy:
-        above = _curves((one.label, look, map(_agreements, one.records)) for one, look in _pairs(arrangements, looks))
-    below = _panel(arrangements, looks, new=True)
-    first = arrangements[0].records[0]
+        above = _curves((one.label, look, map(_agreements, one.records)) for one, look in _pairs(variants, looks))
+    below = _panel(variants, looks, new=True)
+    first = variants[0].records[0]
     if not above and not below:
         return None
     end = max(one.x[-1] for one in (*above, *below))
@@ -161,7 +161,7 @@ def _all_methods(comparison: Comparison) -> Chart | None:
         Panel(f"{new_name(first)} (task B)", ACCURACY, tuple(below), unit="%"),
     )
     panels = tuple(panel for panel in panels if panel.curves)
-    most = max(arrangements, key=lambda one: len(one.records)).records
+    most = max(variants, key=lambda one: len(one.records)).records
     caption = f"All arrangements from the same parent. {bands(most)}{_shared(before)}"
     text = "task B begins" if start < 0 else ""
     return Chart(
@@ -173,13 +173,13 @@ def _shared(before: Sequence[Curve]) -> str:
     return " Left of step 0: the parent's own training." if before else ""
 
 
-def _pairs(arrangements: Sequence[Arrangement], looks: Sequence[Style]) -> Iterable[tuple[Arrangement, Style]]:
-    return zip(arrangements, looks, strict=True)
+def _pairs(variants: Sequence[VariantResult], looks: Sequence[Style]) -> Iterable[tuple[VariantResult, Style]]:
+    return zip(variants, looks, strict=True)
 
 
-def _panel(arrangements: Sequence[Arrangement], looks: Sequence[Style], new: bool) -> list[Curve]:
+def _panel(variants: Sequence[VariantResult], looks: Sequence[Style], new: bool) -> list[Curve]:
     return _curves(
-        (one.label, look, [points(record, new) for record in one.records]) for one, look in _pairs(arrangements, looks)
+        (one.label, look, [points(record, new) for record in one.records]) for one, look in _pairs(variants, looks)
     )
 
 
@@ -202,21 +202,21 @@ def before_curves(record: Record, looks: Iterable[tuple[str, Style]]) -> list[Cu
 def accuracy_chart(record: Record) -> Chart | None:
     """Validation accuracy of every task over the steps of one run."""
     looks = _task_styles(record)
-    learnt = _curves(
+    learned = _curves(
         (name, look, [[(line.step, line.accuracy[name]) for line in record.history if name in line.accuracy]])
         for name, look in looks.items()
     )
     proxies = _curves(
         (f"{name}, agreement (proxy)", look._replace(dash=":"), [_agreement_of(record.history, name)])
         for name, look in looks.items()
-        if name not in {one.name for one in learnt}
+        if name not in {one.name for one in learned}
     )
-    if not learnt and not proxies:
+    if not learned and not proxies:
         return None
-    end = max(one.x[-1] for one in (*learnt, *proxies))
+    end = max(one.x[-1] for one in (*learned, *proxies))
     before = before_curves(record, ((task.name, looks[task.name]) for task in summary.old_tasks(record)))
     levels = [
-        _flat(f"{task.name}, parent", looks[task.name].colour, task.parent.mean, end)
+        _flat(f"{task.name}, parent", looks[task.name].color, task.parent.mean, end)
         for task in summary.old_tasks(record)
         if task.parent is not None
     ]
@@ -225,7 +225,7 @@ def accuracy_chart(record: Record) -> Chart | None:
         levels, before = ([one._replace(listed=False) for one in part] for part in (levels, before))
     dashed = " Dashed: the parent's." if levels else ""
     caption = f"Validation accuracy of every task.{dashed} The dotted line is the step that was kept."
-    panel = Panel("", ACCURACY, (*before, *levels, *learnt, *proxies), unit="%")
+    panel = Panel("", ACCURACY, (*before, *levels, *learned, *proxies), unit="%")
     kept = f"kept: step {record.step}"
     x = over_steps(start, end)
     return Chart("accuracy", "Accuracy over steps", caption + _shared(before), (panel,), x, record.step, kept)
@@ -239,12 +239,12 @@ def _task_styles(record: Record) -> dict[str, Style]:
             found[task.name] = TASK_B
         else:
             i = next(others)
-            colour = "red" if i == 1 else charts.SERIES[1:6][i % 5]
-            found[task.name] = Style(colour, "-", ("o", *charts.MARKERS[2:])[(i - 1) % 7])
+            color = "red" if i == 1 else charts.SERIES[1:6][i % 5]
+            found[task.name] = Style(color, "-", ("o", *charts.MARKERS[2:])[(i - 1) % 7])
     return found
 
 
-def _agreement_of(history: Sequence[Line], name: str) -> Points:
+def _agreement_of(history: Sequence[StepMetrics], name: str) -> Points:
     return [(line.step, line.agreement[name]) for line in history if name in line.agreement]
 
 

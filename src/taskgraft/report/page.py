@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from taskgraft.problem import Problem
-from taskgraft.record import write_asked
-from taskgraft.report import charts, drawing, looks
+from taskgraft.errors import InputError
+from taskgraft.report import charts, drawing, theme
 from taskgraft.report.charts import Chart
+from taskgraft.results.files import write_asked
 
 SQUARE, SMALL = 640, 380  # units wide, as in drawing
 MARK = '<p class="eyebrow">taskgraft'  # what every page of ours has
@@ -83,7 +83,7 @@ class Shot(NamedTuple):
 
 
 class Group(NamedTuple):
-    """Pictures that have something in common: labelled names ("true", "BMW 3"), a line, the pictures."""
+    """Pictures that have something in common: labeled names ("true", "BMW 3"), a line, the pictures."""
 
     names: tuple[tuple[str, str], ...]
     line: str
@@ -183,20 +183,20 @@ def render(page: Page) -> str:
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    script = looks.part("page.js")
+    script = theme.part("page.js")
     return environment.get_template("page.html.j2").render(
         page=page,
         policy=_policy(script),
-        style=Markup(looks.sheet(looks.part("page.css"))),
+        style=Markup(theme.sheet(theme.part("page.css"))),
         script=Markup(script),
         drawn=lambda plot: Markup(_drawn(plot)),
     )
 
 
 def write_page(path: Path, page: str) -> None:
-    """Write a page where the user asked for it; raises Problem where that cannot be, or something else is there."""
+    """Write a page where the user asked for it; raises TaskgraftError where that cannot be, or something else is there."""
     if path.exists() and MARK not in path.read_text(encoding="utf-8", errors="replace"):
-        raise Problem(f"{path} exists and is no page of taskgraft; choose another file for --html")
+        raise InputError(f"{path} exists and is no page of taskgraft; choose another file for --html")
     write_asked(path, page)
 
 

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from taskgraft.calibration import Calibration
-from taskgraft.record import TaskResult
-from taskgraft.report import galleries, wording
+from taskgraft.report import formatting, galleries
 from taskgraft.report.charts import MARKERS, Axis, Box, Chart, Curve, Panel
 from taskgraft.report.evidence import ELSEWHERE, Bin, Change, Evidence, confusions
+from taskgraft.report.formatting import percent, several, signed, typeset
 from taskgraft.report.galleries import Picture
 from taskgraft.report.page import Block, Fold, Plot, Section, Table, Text
-from taskgraft.report.wording import percent, several, signed, typeset
+from taskgraft.results.record import TaskResult
 
 MATRIX = 25  # classes up to which a confusion matrix can be read
 NUMBERED = 12  # classes up to which its cells have numbers
@@ -23,7 +23,7 @@ LISTED = 200  # images
 
 
 def answers_section(tasks: Sequence[str], evidence: Sequence[Evidence], picture: Picture) -> Section:
-    """Confusions, with pictures where there are any, and worst classes of every task with labelled images."""
+    """Confusions, with pictures where there are any, and worst classes of every task with labeled images."""
     blocks: list[Block] = []
     most = galleries.quota(len(tasks))
     for i, one in enumerate(evidence):
@@ -36,7 +36,7 @@ def answers_section(tasks: Sequence[str], evidence: Sequence[Evidence], picture:
         blocks.append(_worst_classes(one))
     missing = [task for task in tasks if task not in {one.task for one in evidence}]
     if missing and evidence:
-        blocks.append(Text(f"No labelled validation images for {', '.join(missing)}: nothing to show.", "note"))
+        blocks.append(Text(f"No labeled validation images for {', '.join(missing)}: nothing to show.", "note"))
     return Section("answers", "Which answers are wrong", tuple(blocks))
 
 
@@ -77,7 +77,7 @@ def _names(title: str, names: Sequence[str]) -> Axis:
 
 def _worst_confusions(one: Evidence) -> Table:
     rows = tuple(
-        (case.truth, case.answer, wording.count(case.images), percent(case.share))
+        (case.truth, case.answer, formatting.count(case.images), percent(case.share))
         for case in confusions(one, CONFUSIONS)
     )
     caption = f"{one.task}: the {CONFUSIONS} most frequent confusions of {len(one.classes)} classes"
@@ -88,10 +88,10 @@ def _worst_classes(one: Evidence) -> Table:
     compared = any(result.parent is not None for result in one.results)
     rows = []
     for result in one.results[:WORST]:
-        row = [result.name, wording.count(result.images), percent(result.child)]
+        row = [result.name, formatting.count(result.images), percent(result.child)]
         if compared and result.parent is not None:
             row += [percent(result.parent), typeset(signed(result.child - result.parent))]
-        rows.append((*row, result.mistaken or wording.NOTHING))
+        rows.append((*row, result.mistaken or formatting.NOTHING))
     extra = ("Parent (%)", "Change") if compared else ()
     own = "Child (%)" if compared else "Accuracy (%)"
     head = ("Class", "Images", own, *extra, "Mostly mistaken for")
@@ -113,8 +113,8 @@ def changes_section(
             blocks += _moved(one, picture, most)
     for name, changes in differing:
         lead = (
-            f"{name}: nobody labelled the new images for it, so right and wrong are unknown. On "
-            f"{wording.count(len(changes))} of the new images child and parent answer differently."
+            f"{name}: nobody labeled the new images for it, so right and wrong are unknown. On "
+            f"{formatting.count(len(changes))} of the new images child and parent answer differently."
         )
         blocks.append(Text(lead, "note"))
         if changes:
@@ -152,7 +152,7 @@ def _moved(one: Evidence, picture: Picture, most: int) -> list[Block]:
 
 
 def _cut(caption: str, total: int) -> str:
-    return caption if total <= LISTED else f"{caption} (the first {LISTED} of {wording.count(total)})"
+    return caption if total <= LISTED else f"{caption} (the first {LISTED} of {formatting.count(total)})"
 
 
 def reliability_section(evidence: Sequence[Evidence]) -> Section:
@@ -188,10 +188,10 @@ def reliability(tasks: Sequence[tuple[str, Sequence[Bin], Sequence[Bin]]]) -> tu
     return tuple(found)
 
 
-def _bin_curve(name: str, bins: Sequence[Bin], colour: str, marker: str, dash: str) -> Curve:
+def _bin_curve(name: str, bins: Sequence[Bin], color: str, marker: str, dash: str) -> Curve:
     most = max((one.images for one in bins), default=1)
     return Curve(
-        name, colour, dash, marker, [100 * one.confidence for one in bins], [100 * one.accuracy for one in bins],
+        name, color, dash, marker, [100 * one.confidence for one in bins], [100 * one.accuracy for one in bins],
         hollow=dash != "-", sizes=[3.5 + 9 * (one.images / most) ** 0.5 for one in bins],
         tips=[f"{name}: {several(one.images, 'image')} at {percent(one.confidence)} % confidence, "
               f"{percent(one.accuracy)} % right" for one in bins],
@@ -199,7 +199,7 @@ def _bin_curve(name: str, bins: Sequence[Bin], colour: str, marker: str, dash: s
 
 
 def _bins(task: str, bins: Sequence[Bin]) -> Table:
-    rows = tuple((percent(b.confidence), percent(b.accuracy), wording.count(b.images)) for b in bins)
+    rows = tuple((percent(b.confidence), percent(b.accuracy), formatting.count(b.images)) for b in bins)
     return Table(f"{task}: accuracy by confidence", ("Confidence (%)", "Accuracy (%)", "Images"), rows, ())
 
 
@@ -209,7 +209,7 @@ def _errors(evidence: Sequence[Evidence]) -> tuple[Block, ...]:
     rows = tuple(
         (
             one.task,
-            wording.count(int((one.labels >= 0).sum())),
+            formatting.count(int((one.labels >= 0).sum())),
             *((percent(one.calibration_before),) if compared else ()),
             percent(one.calibration),
             *_fitted(one.fitted),
@@ -230,6 +230,6 @@ def _errors(evidence: Sequence[Evidence]) -> tuple[Block, ...]:
 
 def _fitted(found: Calibration | None) -> tuple[str, str, str]:
     if found is None:
-        return wording.NOTHING, wording.NOTHING, wording.NOTHING
+        return formatting.NOTHING, formatting.NOTHING, formatting.NOTHING
     losses = f"{found.loss_before:.3f} → {found.loss_after:.3f}"
     return percent(found.error_after), f"{found.temperature:.3f}", losses

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from taskgraft.record import Interval, Predictions, Record, TaskResult
-from taskgraft.report import history, summary, wording
+from taskgraft.report import formatting, history, summary
 from taskgraft.report.evidence import Evidence, disagreements, gather
+from taskgraft.report.formatting import measured, moved, percent, typeset
 from taskgraft.report.galleries import Picture, no_picture
 from taskgraft.report.page import (
     Bar,
@@ -25,7 +25,8 @@ from taskgraft.report.page import (
 from taskgraft.report.run_evidence import answers_section, changes_section, reliability_section
 from taskgraft.report.run_origin import data_section, lineage_section, repeat_section, settings_section
 from taskgraft.report.verdict import Verdict, guessing, judge, loss
-from taskgraft.report.wording import measured, moved, percent, typeset
+from taskgraft.results.predictions import Predictions
+from taskgraft.results.record import Interval, Record, TaskResult
 
 ANSWERS = {
     "good": "Yes",
@@ -92,10 +93,10 @@ def _lead(record: Record) -> str:
     """What was done, with what: the numbers stand below."""
     new = summary.new_tasks(record)
     pictures = _pictures(record)
-    shown = f" from {wording.several(pictures, 'picture')}" if pictures else ""
+    shown = f" from {formatting.several(pictures, 'picture')}" if pictures else ""
     tasks = ", ".join(f"{task.name} ({_classes(task)})" for task in new)
     what = str(record.parent.get("architecture", "classifier"))
-    step = f"step {wording.count(record.step)} was kept"
+    step = f"step {formatting.count(record.step)} was kept"
     if not summary.old_tasks(record):
         return f"{what} was trained on {tasks}{shown}; {step}."
     return f"{what} learnt {tasks}{shown} by {record.method}; {step}."
@@ -109,7 +110,7 @@ def _pictures(record: Record) -> int:
 
 
 def _classes(task: TaskResult) -> str:
-    return f"{wording.count(len(task.classes))} class{'' if len(task.classes) == 1 else 'es'}"
+    return f"{formatting.count(len(task.classes))} class{'' if len(task.classes) == 1 else 'es'}"
 
 
 def _board(record: Record) -> Board:
@@ -119,7 +120,7 @@ def _board(record: Record) -> Board:
     if any(row.was for row in rows):
         notes.append("hollow before, full now")
     if len(old) > SHOWN:
-        rest = wording.several(len(old) - SHOWN, "more old task")
+        rest = formatting.several(len(old) - SHOWN, "more old task")
         notes.append(f"{rest} lost less or could not be measured: in the table below")
     score = "" if record.score is None else f" Score {percent(record.score)}: the mean of all tasks."
     return Board("How good is it?", tuple(rows), f"{'; '.join(notes)}.{score}")
@@ -127,11 +128,11 @@ def _board(record: Record) -> Board:
 
 def _bar(task: TaskResult) -> Bar:
     """A task's shares, and what became of it in words."""
-    images = f", {wording.several(task.child.n, 'image')}" if task.child else ""
+    images = f", {formatting.several(task.child.n, 'image')}" if task.child else ""
     detail = f"{'new, ' if task.new else ''}{_classes(task)}{images}"
     if task.new:
         alone = "" if task.separate is None else f"; a model for it alone reaches {percent(task.separate)} %"
-        change = f"95 % interval {wording.span(task.child)}{alone}" if task.child else "not measured"
+        change = f"95 % interval {formatting.span(task.child)}{alone}" if task.child else "not measured"
     elif task.identical and task.forgetting is not None:
         change = "every answer is the parent's, bit for bit"
     elif task.forgetting is not None:
@@ -156,7 +157,7 @@ def _cards(record: Record, verdict: Verdict) -> tuple[Card, ...]:
     worked = (_sentence(verdict.judgement), *(() if failed else (_sentence(verdict.gap),)))
     return (
         Card("Did it work?", ANSWERS[verdict.status], worked, tone=verdict.status),
-        Card("What did it cost?", wording.duration(summary.seconds(record)), _cost_lines(record)),
+        Card("What did it cost?", formatting.duration(summary.seconds(record)), _cost_lines(record)),
         Card("What next?", _sentence(why), (), verdict.command),
     )
 
@@ -166,8 +167,10 @@ def _cost_lines(record: Record) -> tuple[str, ...]:
     lines = []
     if more is not None:
         whole = record.parameters.get("parent")
-        share = f", {wording.part(more, whole)} of the parent's" if whole else ""
-        lines.append(f"{wording.several(more, 'parameter')}{' added' if whole else ''}{share}{summary.slower(record)}.")
+        share = f", {formatting.part(more, whole)} of the parent's" if whole else ""
+        lines.append(
+            f"{formatting.several(more, 'parameter')}{' added' if whole else ''}{share}{summary.slower(record)}."
+        )
     passes = [f"{1000 * record.latency[key]:.1f} ms" for key in ("parent", "child") if key in record.latency]
     if passes:
         lines.append(f"One picture alone takes {' → '.join(passes)} where it was trained.")
@@ -198,7 +201,7 @@ def _task_row(task: TaskResult) -> tuple[str, ...]:
     return (
         f"{task.name} (new)" if task.new else task.name,
         str(len(task.classes)),
-        wording.count(images.n) if images else wording.NOTHING,
+        formatting.count(images.n) if images else formatting.NOTHING,
         measured(task.parent),
         measured(task.child),
         typeset(moved(task.forgetting)),

@@ -9,16 +9,16 @@ from typing import Any
 from taskgraft.report import charts
 from taskgraft.report.charts import Axis, Box, Chart, Curve, Panel, over_steps
 from taskgraft.report.drawing import literal
-from taskgraft.report.wording import percent
-from taskgraft.search.choices import Candidate
-from taskgraft.search.result import Found, Tried
+from taskgraft.report.formatting import percent
+from taskgraft.tuning.results import SearchResult, TrialResult
+from taskgraft.tuning.selection import Candidate
 
 WIDE = 20  # values this many times apart are drawn on a logarithmic axis
 SHOWN = 12  # learning curves: the best ones
 SYMBOLS = {"score": "*", "new": "s", "old": "^"}  # of the three choices
 
 
-def frontier(found: Found) -> Chart:
+def frontier(found: SearchResult) -> Chart:
     """Old against new accuracy: every trial, the frontier with its intervals, the choices."""
     known = [one for one in found.trials if one.old is not None]
     curves = [
@@ -41,23 +41,23 @@ def frontier(found: Found) -> Chart:
     return Chart("frontier-plot", "Old against new accuracy of every trial", caption, (panel,), x, kind="Scatter plot")
 
 
-def _cloud(name: str, trials: Sequence[Tried], colour: str) -> Curve:
+def _cloud(name: str, trials: Sequence[TrialResult], color: str) -> Curve:
     old, new = [_points(one.old) for one in trials], [_points(one.new) for one in trials]
-    return Curve(name, colour, "", "o", old, new, hollow=name != "complete",
+    return Curve(name, color, "", "o", old, new, hollow=name != "complete",
                  tips=[_told(f"trial {one.number}: {one.method}", one.old, one.new) for one in trials])  # fmt: skip
 
 
-def _marked(name: str, line: Sequence[Candidate], colour: str, dash: str, marker: str) -> Curve:
-    tips = [_told(f"trial {one.trial}: {one.method}, rate {one.rate:g}", one.old.mean, one.new.mean) for one in line]
+def _marked(name: str, line: Sequence[Candidate], color: str, dash: str, marker: str) -> Curve:
+    tips = [_told(f"trial {one.trial}: {one.method}, rate {one.lr:g}", one.old.mean, one.new.mean) for one in line]
     old, new = [100 * one.old.mean for one in line], [100 * one.new.mean for one in line]
-    return Curve(name, colour, dash, marker, old, new, tips=tips)
+    return Curve(name, color, dash, marker, old, new, tips=tips)
 
 
 def _told(what: str, old: float | None, new: float | None) -> str:
     return f"{literal(what, 80)}: {percent(old)} % old, {percent(new)} % new"
 
 
-def slice_of(found: Found, key: str, number: int) -> Chart:
+def slice_of(found: SearchResult, key: str, number: int) -> Chart:
     """Old and new accuracy over one setting."""
     known = [one for one in found.trials if one.old is not None and key in one.params]
     values: list[Any] = [one.params[key] for one in known]
@@ -65,7 +65,7 @@ def slice_of(found: Found, key: str, number: int) -> Chart:
     names = list(dict.fromkeys(map(str, values))) if words else []
     log = not words and min(values, default=0) > 0 and max(values) / min(values) > WIDE
     curves = []
-    for name, colour, marker in (("old", "red", "o"), ("new", "blue", "s")):
+    for name, color, marker in (("old", "red", "o"), ("new", "blue", "s")):
         for state in ("complete", "stopped"):
             own = [
                 (value, one)
@@ -73,7 +73,7 @@ def slice_of(found: Found, key: str, number: int) -> Chart:
                 if (one.state == "complete") == (state == "complete")
             ]
             curves.append(Curve(
-                name, colour, "", marker, [names.index(str(value)) if words else value for value, _ in own],
+                name, color, "", marker, [names.index(str(value)) if words else value for value, _ in own],
                 [_points(getattr(one, name)) for _, one in own], hollow=state != "complete",
                 tips=[f"trial {one.number}, {one.state}: {percent(getattr(one, name))} % {name}" for _, one in own],
             ))  # fmt: skip
@@ -83,12 +83,12 @@ def slice_of(found: Found, key: str, number: int) -> Chart:
     return Chart(f"slice{number}", key, hint, (panel,), x, kind="Scatter plot")
 
 
-def importance(found: Found) -> Chart:
+def importance(found: SearchResult) -> Chart:
     """How much of the spread of each accuracy a setting explains."""
     names = list(dict.fromkeys(key for own in found.importance.values() for key in own))
     boxes = [
-        Box(0, names.index(key) + above, 100 * value, 0.36, colour, name=name, tip=f"{key}, {name}: {percent(value)} %")
-        for name, colour, above in (("old", "red", -0.38), ("new", "blue", 0.02))
+        Box(0, names.index(key) + above, 100 * value, 0.36, color, name=name, tip=f"{key}, {name}: {percent(value)} %")
+        for name, color, above in (("old", "red", -0.38), ("new", "blue", 0.02))
         for key, value in found.importance.get(name, {}).items()
         if math.isfinite(value)
     ]
@@ -98,7 +98,7 @@ def importance(found: Found) -> Chart:
     return Chart("importance", "Importance", said, (panel,), Axis("share of the spread (%)", 0), kind="Bar chart")
 
 
-def curves(found: Found) -> Chart:
+def curves(found: SearchResult) -> Chart:
     """Mean of old and new accuracy over the steps, of the best trials."""
     best = sorted((one for one in found.trials if one.score is not None), key=lambda one: -(one.score or 0))[:SHOWN]
     looks = charts.styles([str(one.number) for one in best])

@@ -6,8 +6,8 @@ import math
 from pathlib import Path
 from typing import NamedTuple
 
-from taskgraft.record import write_text
-from taskgraft.report import commands, search_charts, wording
+from taskgraft.report import commands, formatting, search_charts
+from taskgraft.report.formatting import NOTHING, percent, typeset
 from taskgraft.report.page import (
     Block,
     Card,
@@ -23,32 +23,32 @@ from taskgraft.report.page import (
     pairs,
     render,
 )
-from taskgraft.report.wording import NOTHING, percent, typeset
-from taskgraft.search.result import Chosen, Found, Tried
+from taskgraft.results.files import write_text
+from taskgraft.tuning.results import SearchResult, SelectedModel, TrialResult
 
 
 class Optimum(NamedTuple):
     """The best trial of an arrangement: which methods act, at which of the rates."""
 
-    arrangement: str
-    best: Tried
+    variant: str
+    best: TrialResult
     trials: int
 
 
-def optima(found: Found) -> list[Optimum]:
+def optima(found: SearchResult) -> list[Optimum]:
     """The best complete trial of each arrangement, as in the founding text; the lowest of several rates is "low"."""
     done = [one for one in found.trials if one.state == "complete" and one.score is not None]
-    rates = {one.run["rate"] for one in done}
-    few = 1 < len(rates) <= 3  # where the rate is a dimension like any other, there is no "low" one
-    groups: dict[str, list[Tried]] = {}
+    lrs = {one.config["lr"] for one in done}
+    few = 1 < len(lrs) <= 3  # where the rate is a dimension like any other, there is no "low" one
+    groups: dict[str, list[TrialResult]] = {}
     for one in done:
-        low = few and one.run["rate"] == min(rates)
-        groups.setdefault(one.arrangement + (" (low rate)" if low else ""), []).append(one)
+        low = few and one.config["lr"] == min(lrs)
+        groups.setdefault(one.variant + (" (low rate)" if low else ""), []).append(one)
     best = {name: max(own, key=lambda one: (one.score or 0.0, -one.number)) for name, own in groups.items()}
     return [Optimum(name, best[name], len(own)) for name, own in groups.items()]
 
 
-def search_markdown(found: Found) -> str:
+def search_markdown(found: SearchResult) -> str:
     """The optimum of each arrangement as a Markdown table, with the choices below it."""
     agreement = " (agreement)" if found.proxy else ""
     lines = [
@@ -57,18 +57,18 @@ def search_markdown(found: Found) -> str:
     ]
     for row in optima(found):
         cells = _numbers(row.best)
-        lines.append(f"| {row.arrangement} | `{row.best.method}` | {' | '.join(cells)} | {row.trials} |")
+        lines.append(f"| {row.variant} | `{row.best.method}` | {' | '.join(cells)} | {row.trials} |")
     lines += ["", *(f"- {_said(choice)}" for choice in found.choices), ""]
     return "\n".join(lines)
 
 
-def write_search(found: Found, out: Path) -> None:
+def write_search(found: SearchResult, out: Path) -> None:
     """Write table.md and report.html of a search."""
     write_text(out / "table.md", search_markdown(found))
     write_text(out / "report.html", render_search(found))
 
 
-def verdict_search(found: Found) -> list[str]:
+def verdict_search(found: SearchResult) -> list[str]:
     """Plain lines for the terminal: the choices, what it cost, what sharing saved."""
     cost = found.cost
     share = cost["steps"] / max(1.0, cost["steps without stopping"])
@@ -76,12 +76,12 @@ def verdict_search(found: Found) -> list[str]:
     lines.append(
         f"{_count(found, 'complete')} trials complete, {_count(found, 'stopped')} stopped early, "
         f"{_count(found, 'failed')} failed; {cost['steps']:,.0f} steps ({share:.0%} of all trials run out) in "
-        f"{wording.duration(cost['seconds'])}; sharing saved {wording.duration(cost['seconds saved by sharing'])}"
+        f"{formatting.duration(cost['seconds'])}; sharing saved {formatting.duration(cost['seconds saved by sharing'])}"
     )
     return lines
 
 
-def render_search(found: Found) -> str:
+def render_search(found: SearchResult) -> str:
     """The HTML report of a search, in one offline file."""
     sections = (
         _choices_section(found),
@@ -105,7 +105,7 @@ def render_search(found: Found) -> str:
     return render(page)
 
 
-def _cards(found: Found) -> tuple[Card, ...]:
+def _cards(found: SearchResult) -> tuple[Card, ...]:
     best = found.choices[0]
     one = best.candidate
     answer = "Nothing" if one is None else one.method
@@ -116,10 +116,10 @@ def _cards(found: Found) -> tuple[Card, ...]:
     )
     cost = found.cost
     follow = f"{cost['trials']:.0f} trials, {cost['steps']:,.0f} steps."
-    saved = f"Sharing saved {wording.duration(cost['seconds saved by sharing'])}."
+    saved = f"Sharing saved {formatting.duration(cost['seconds saved by sharing'])}."
     return (
         Card("What is best?", answer, lines, tone="good" if one else "unknown"),
-        Card("What did it cost?", wording.duration(cost["seconds"]), (follow, saved)),
+        Card("What did it cost?", formatting.duration(cost["seconds"]), (follow, saved)),
         Card(
             "What next?",
             "Use it.",
@@ -129,18 +129,18 @@ def _cards(found: Found) -> tuple[Card, ...]:
     )
 
 
-def _choices_section(found: Found) -> Section:
+def _choices_section(found: SearchResult) -> Section:
     rows = []
     for choice in found.choices:
         one = choice.candidate
         if one is None:
             rows.append((choice.rule, "no trial fulfils it", *[NOTHING] * 6))
             continue
-        test = NOTHING if choice.test is None else wording.measured(choice.test)
-        optimism = NOTHING if choice.optimism is None else wording.signed(choice.optimism)
+        test = NOTHING if choice.test is None else formatting.measured(choice.test)
+        optimism = NOTHING if choice.optimism is None else formatting.signed(choice.optimism)
         rows.append((
-            choice.rule, str(one.trial), one.method, percent(one.score), wording.measured(one.old),
-            wording.measured(one.new), test, optimism,
+            choice.rule, str(one.trial), one.method, percent(one.score), formatting.measured(one.old),
+            formatting.measured(one.new), test, optimism,
         ))  # fmt: skip
     head = ("Choice", "Trial", "Method", "Score", "Old (%)", "New (%)", "New, test (%)", "Optimism")
     table = Table("Three choices on the frontier, with 95 % intervals", head, tuple(rows), (0, 2), code=(2,))
@@ -158,10 +158,10 @@ def _choices_section(found: Found) -> Section:
     return Section("choices", "Choices", (table, said, *codes))
 
 
-def _frontier_section(found: Found) -> Section:
+def _frontier_section(found: SearchResult) -> Section:
     head = ("Trial", "Method", "Rate", f"{found.tasks[0]} … (%)", f"{found.tasks[-1]} (%)", "Score")
     rows = tuple(
-        (str(c.trial), c.method, f"{c.rate:g}", wording.measured(c.old), wording.measured(c.new), percent(c.score))
+        (str(c.trial), c.method, f"{c.lr:g}", formatting.measured(c.old), formatting.measured(c.new), percent(c.score))
         for c in found.frontier
     )
     caption = "Up and right is better. Bars are 95 % intervals over images; hollow points were stopped early."
@@ -169,14 +169,14 @@ def _frontier_section(found: Found) -> Section:
     return Section("frontier", "Frontier", (Plot(chart, (Table("The frontier", head, rows, (0, 1), code=(1,)),)),))
 
 
-def _optima_section(found: Found) -> Section:
-    rows = tuple((row.arrangement, row.best.method, *_numbers(row.best), str(row.trials)) for row in optima(found))
+def _optima_section(found: SearchResult) -> Section:
+    rows = tuple((row.variant, row.best.method, *_numbers(row.best), str(row.trials)) for row in optima(found))
     head = ("Arrangement", "Optimum", "Rate", "Score", "Score_A (%)", "Score_B (%)", "Step", "Trials")
     table = Table("The best trial of each arrangement", head, rows, (0, 1), code=(1,))
     return Section("optima", "Optima", (table,) if rows else ())
 
 
-def _settings_section(found: Found) -> Section:
+def _settings_section(found: SearchResult) -> Section:
     blocks: list[Block] = []
     blocks.append(
         Plots(tuple(Plot(search_charts.slice_of(found, key, i), (), "small") for i, key in enumerate(found.space)))
@@ -187,15 +187,15 @@ def _settings_section(found: Found) -> Section:
     return Section("settings", "Settings", tuple(blocks))
 
 
-def _curves_section(found: Found) -> Section:
+def _curves_section(found: SearchResult) -> Section:
     chart = search_charts.curves(found)
     return Section("curves", "Learning curves", (chart_plot(chart),) if chart.panels[0].curves else ())
 
 
-def _trials_section(found: Found) -> Section:
+def _trials_section(found: SearchResult) -> Section:
     rows = tuple(
-        (str(one.number), one.state, one.method, f"{one.run.get('rate', math.nan):g}", f"{one.reached}", 
-         percent(one.score), percent(one.old), percent(one.new), wording.duration(one.seconds), one.reason or "",
+        (str(one.number), one.state, one.method, f"{one.config.get('lr', math.nan):g}", f"{one.reached}", 
+         percent(one.score), percent(one.old), percent(one.new), formatting.duration(one.seconds), one.reason or "",
          one.folder)
         for one in found.trials
     )  # fmt: skip
@@ -204,17 +204,17 @@ def _trials_section(found: Found) -> Section:
     return Section("trials", "Trials", (table,) if len(rows) <= 60 else (Fold(f"All {len(rows)} trials", table),))
 
 
-def _cost_section(found: Found) -> Section:
+def _cost_section(found: SearchResult) -> Section:
     saved: dict[str, float] = {}
     for one in found.trials:
         for name, seconds in one.saved.items():
             saved[name] = saved.get(name, 0.0) + seconds
     cost = found.cost
     rows = [
-        (name, wording.duration(v) if "seconds" in name or name == "this start" else f"{v:,.0f}")
+        (name, formatting.duration(v) if "seconds" in name or name == "this start" else f"{v:,.0f}")
         for name, v in cost.items()
     ]
-    shared = [(name, wording.duration(seconds)) for name, seconds in saved.items()]
+    shared = [(name, formatting.duration(seconds)) for name, seconds in saved.items()]
     blocks: list[Block] = [
         *pairs("Cost", ("What", "How much"), rows),
         *pairs("What sharing saved: computed once, used by all trials", ("What", "Time"), shared),
@@ -225,21 +225,21 @@ def _cost_section(found: Found) -> Section:
     return Section("cost", "Cost, and how to repeat it", tuple(blocks))
 
 
-def _numbers(one: Tried) -> tuple[str, ...]:
-    return f"{one.run['rate']:g}", percent(one.score), percent(one.old), percent(one.new), str(one.step)
+def _numbers(one: TrialResult) -> tuple[str, ...]:
+    return f"{one.config['lr']:g}", percent(one.score), percent(one.old), percent(one.new), str(one.step)
 
 
-def _said(choice: Chosen) -> str:
+def _said(choice: SelectedModel) -> str:
     one = choice.candidate
     if one is None:
         return f"{choice.rule}: no trial fulfils it"
     test = "" if choice.test is None else f"; on {choice.test.n} test images new {percent(choice.test.mean)}"
     place = f"; {choice.folder}" if choice.folder else ""
     return (
-        f"{choice.rule}: {one.method}, rate {one.rate:g}: Score {percent(one.score)} "
+        f"{choice.rule}: {one.method}, rate {one.lr:g}: Score {percent(one.score)} "
         f"(old {percent(one.old.mean)}, new {percent(one.new.mean)}){test}{place}"
     )
 
 
-def _count(found: Found, state: str) -> int:
+def _count(found: SearchResult, state: str) -> int:
     return sum(one.state == state for one in found.trials)

@@ -7,8 +7,8 @@ from math import isnan
 from typing import NamedTuple
 
 from taskgraft import metrics
-from taskgraft.record import Arrangement, Comparison, Record, TaskResult
-from taskgraft.report import wording
+from taskgraft.report import formatting
+from taskgraft.results.record import Comparison, Record, TaskResult, VariantResult
 
 SEEDS_NEEDED = 3  # below that a t-interval over seeds says next to nothing
 
@@ -23,8 +23,8 @@ class Share(NamedTuple):
     def __str__(self) -> str:
         """The mean with its interval, in percent: 80.7 ± 0.6."""
         if isnan(self.half):
-            return f"{wording.percent(self.mean)} (1 seed)"
-        return f"{wording.percent(self.mean)} ± {wording.percent(self.half)}"
+            return f"{formatting.percent(self.mean)} (1 seed)"
+        return f"{formatting.percent(self.mean)} ± {formatting.percent(self.half)}"
 
 
 class Row(NamedTuple):
@@ -53,9 +53,9 @@ class Row(NamedTuple):
         return sum(known) / len(known) - 1 if len(known) == 2 else float("-inf")  # below any Score
 
 
-def summarise(comparison: Comparison) -> tuple[Row, ...]:
+def summarize(comparison: Comparison) -> tuple[Row, ...]:
     """A row for every arrangement, in the given order."""
-    return tuple(_row(comparison, arrangement) for arrangement in comparison.arrangements)
+    return tuple(_row(comparison, variant) for variant in comparison.variants)
 
 
 def best(rows: Iterable[Row]) -> int | None:
@@ -65,17 +65,17 @@ def best(rows: Iterable[Row]) -> int | None:
     return ranks.index(top) if top > float("-inf") else None
 
 
-def _row(comparison: Comparison, arrangement: Arrangement) -> Row:
-    records = arrangement.records
+def _row(comparison: Comparison, variant: VariantResult) -> Row:
+    records = variant.records
     return Row(
-        arrangement.label,
-        arrangement.method,
+        variant.label,
+        variant.method,
         len(records),
         _share(record.score for record in records),
         _share(_mean(accuracy(task, record) for task in old_tasks(record)) for record in records),
         _share(_mean(accuracy(task, record) for task in new_tasks(record)) for record in records),
         _share(_mean(_of(task.forgetting) for task in old_tasks(record)) for record in records),
-        _share(gap(record, _separate(comparison, arrangement, i)) for i, record in enumerate(records)),
+        _share(gap(record, _separate(comparison, variant, i)) for i, record in enumerate(records)),
         _share(_mean(_of(task.agreement) for task in old_tasks(record)) for record in records),
         sum(seconds(record) for record in records),
         added(records[0]) if records else None,
@@ -117,13 +117,13 @@ def separate_of(record: Record) -> float | None:
     return _mean(task.separate for task in new_tasks(record))
 
 
-def _separate(comparison: Comparison, arrangement: Arrangement, position: int) -> float | None:
+def _separate(comparison: Comparison, variant: VariantResult, position: int) -> float | None:
     """The separate model's accuracy: of the same seed where there are as many, else the mean over seeds."""
-    record = arrangement.records[position]
+    record = variant.records[position]
     values = [value for task in new_tasks(record) for value in comparison.separate.get(task.name, ())]
     if not values:
         return separate_of(record)
-    return values[position] if len(values) == len(arrangement.records) else sum(values) / len(values)
+    return values[position] if len(values) == len(variant.records) else sum(values) / len(values)
 
 
 def added(record: Record) -> int | None:
@@ -169,20 +169,23 @@ def _share(values: Iterable[float | None]) -> Share | None:
 
 def text(share: Share | None) -> str:
     """A share as text, a dash where nothing was measured."""
-    return wording.NOTHING if share is None else str(share)
+    return formatting.NOTHING if share is None else str(share)
 
 
 def cells(row: Row) -> tuple[str, ...]:
     """A row of the table, in the order of HEAD."""
     shares = (row.score, row.old, row.new, row.forgetting, row.gap, row.agreement)
-    return (*map(text, shares), *(wording.NOTHING if n is None else f"{n:.2f} ×" for n in (row.parameters, row.flops)))
+    return (
+        *map(text, shares),
+        *(formatting.NOTHING if n is None else f"{n:.2f} ×" for n in (row.parameters, row.flops)),
+    )
 
 
-def differing(arrangements: Sequence[Arrangement]) -> dict[str, list[str]]:
+def differing(variants: Sequence[VariantResult]) -> dict[str, list[str]]:
     """The settings in which arrangements differ, and the values of each, in their order."""
-    settings = [dict(wording.flat(one.run)) for one in arrangements]
+    settings = [dict(formatting.flat(one.config)) for one in variants]
     names = [name for name in dict.fromkeys(name for one in settings for name in one) if name != "seed"]
-    values = {name: [one.get(name, wording.NOTHING) for one in settings] for name in names}
+    values = {name: [one.get(name, formatting.NOTHING) for one in settings] for name in names}
     return {name: own for name, own in values.items() if len(set(own)) > 1}
 
 
@@ -191,7 +194,7 @@ def remarks(comparison: Comparison, rows: tuple[Row, ...]) -> list[str]:
     lines = []
     seeds = [row.seeds for row in rows if row.seeds]
     if any(number < SEEDS_NEEDED for number in seeds):
-        fewest = wording.several(min(seeds), "seed")
+        fewest = formatting.several(min(seeds), "seed")
         lines.append(
             f"{fewest} only: three seeds are needed to compare arrangements. A difference seen here may be chance."
         )
@@ -202,8 +205,8 @@ def remarks(comparison: Comparison, rows: tuple[Row, ...]) -> list[str]:
             "Old accuracy is unknown, because no old validation images were given: there is no Score. "
             "Agreement with the parent is a proxy, not an accuracy; give old images with --old-val DIR."
         )
-    unlike = differing(comparison.arrangements)
-    if set(unlike) - {"rate"}:
+    unlike = differing(comparison.variants)
+    if set(unlike) - {"lr"}:
         told = "; ".join(f"{name} ({', '.join(dict.fromkeys(values))})" for name, values in unlike.items())
         lines.append(f"The arrangements differ in more than their method: {told}.")
     if all(row.gap is None for row in rows):
@@ -219,7 +222,7 @@ HEAD = (
 
 def table_markdown(comparison: Comparison) -> str:
     """The table of the founding text, with intervals, as Markdown; the best arrangement in bold."""
-    rows = summarise(comparison)
+    rows = summarize(comparison)
     winner = best(rows)
     lines = [
         "| Arrangement | " + " | ".join(HEAD) + " |",

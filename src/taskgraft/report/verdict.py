@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
-from taskgraft.record import Comparison, Record, TaskResult
-from taskgraft.report import commands, summary, wording
-from taskgraft.report.wording import percent, signed
+from taskgraft.report import commands, formatting, summary
+from taskgraft.report.formatting import percent, signed
+from taskgraft.results.record import Comparison, Record, TaskResult
 
 Status = Literal["good", "mixed", "poor", "unknown"]
 
@@ -71,7 +71,7 @@ def _result(record: Record) -> str:
     unknown = [task for task in summary.old_tasks(record) if task.child is None]
     parts = [_old_part(task) for task in sorted(known, key=loss, reverse=True)[:SHOWN]]
     if len(known) > SHOWN:
-        parts.append(f"{wording.several(len(known) - SHOWN, 'more old task')} lost less")
+        parts.append(f"{formatting.several(len(known) - SHOWN, 'more old task')} lost less")
     parts += [f"{task.name} {percent(summary.accuracy(task, record))}" for task in summary.new_tasks(record)]
     if unknown:
         names = ", ".join(task.name for task in unknown[:SHOWN])
@@ -86,7 +86,7 @@ def _old_part(task: TaskResult) -> str:
     after = percent(task.child.mean if task.child else None)
     if task.parent is None or task.forgetting is None:
         return f"{task.name} {after}"
-    delta = wording.change(task.forgetting)
+    delta = formatting.change(task.forgetting)
     return (
         f"{task.name} {percent(task.parent.mean)} → {after} ({signed(delta.mean)}, "
         f"95 % interval {signed(delta.low)} to {signed(delta.high)})"
@@ -103,8 +103,8 @@ def _judgement(record: Record) -> str:
     if failed:
         return f"not learnt: {', '.join(failed)}, whose accuracy is not told from guessing"
     if not summary.old_tasks(record):
-        learnt = "; ".join(f"{task.name} {wording.measured(task.child)}" for task in record.tasks)
-        return f"learnt, with its 95 % interval: {learnt}"
+        learned = "; ".join(f"{task.name} {formatting.measured(task.child)}" for task in record.tasks)
+        return f"learnt, with its 95 % interval: {learned}"
     blind = [task for task in summary.old_tasks(record) if task.forgetting is None]
     if blind:
         return _blind(blind)
@@ -113,14 +113,14 @@ def _judgement(record: Record) -> str:
         return "what the old tasks lost was not measured"
     lost = worst.forgetting
     if all(task.identical for task in summary.old_tasks(record)):
-        return f"nothing forgotten: old answers are the parent's, bit for bit ({wording.several(lost.n, 'image')})"
+        return f"nothing forgotten: old answers are the parent's, bit for bit ({formatting.several(lost.n, 'image')})"
     if lost.low > 0:
         return f"forgetting on {worst.name}: {percent(lost.mean)} points, more than chance explains"
     if lost.high < 0:
         return f"nothing forgotten: {worst.name} gained {percent(-lost.mean)} points"
     return (
         f"no loss told from chance on {worst.name}; losses above {percent(lost.high)} points are "
-        f"ruled out ({wording.several(lost.n, 'image')})"
+        f"ruled out ({formatting.several(lost.n, 'image')})"
     )
 
 
@@ -136,15 +136,15 @@ def _blind(tasks: list[TaskResult]) -> str:
 
 
 def _cost(record: Record) -> str:
-    spent = f"cost: {wording.duration(summary.seconds(record))}"
+    spent = f"cost: {formatting.duration(summary.seconds(record))}"
     more = summary.added(record)
     if more is None:
         return spent
     whole = record.parameters.get("parent")
     if whole == 0:
-        return f"{spent}, {wording.several(more, 'parameter')}"
-    share = f" ({wording.part(more, whole)} of the parent's)" if whole else ""
-    return f"{spent}, {wording.several(more, 'parameter')} added{share}{summary.slower(record)}"
+        return f"{spent}, {formatting.several(more, 'parameter')}"
+    share = f" ({formatting.part(more, whole)} of the parent's)" if whole else ""
+    return f"{spent}, {formatting.several(more, 'parameter')} added{share}{summary.slower(record)}"
 
 
 def _gap(record: Record) -> str:
@@ -181,7 +181,7 @@ def _next(record: Record, status: Status) -> tuple[str, str]:
 
 def judge_comparison(comparison: Comparison) -> Verdict:
     """The verdict on a comparison."""
-    rows = summary.summarise(comparison)
+    rows = summary.summarize(comparison)
     winner = summary.best(rows)
     if winner is None:
         return _nothing(comparison, rows)
@@ -199,14 +199,14 @@ def _follow(comparison: Comparison, winner: int, top: summary.Row, few: bool) ->
         return "three seeds are needed to compare; next", commands.more_seeds(comparison)
     if top.score is None:
         return "next, measure the old tasks", commands.compared_with_old(comparison)
-    one = comparison.arrangements[winner]
+    one = comparison.variants[winner]
     if one.folders:
         return "next, use the best", commands.used_from(comparison, one.folders[0])
     return "next, extend with the best", commands.chosen(comparison, one)
 
 
 def _best(top: summary.Row) -> str:
-    seeds = f"over {wording.several(top.seeds, 'seed')}"
+    seeds = f"over {formatting.several(top.seeds, 'seed')}"
     if top.score is None:
         return (
             f"best by a proxy: {top.label} {seeds}: agreement {_short(top.agreement)}, new task "
@@ -225,7 +225,7 @@ def _short(share: summary.Share | None) -> str:
 
 def _baseline(comparison: Comparison, rows: tuple[summary.Row, ...], winner: int) -> str:
     """The best beside plain fine-tuning at its best: under the same settings, where there is such a row."""
-    top, runs = rows[winner], [_unseeded(one.run) for one in comparison.arrangements]
+    top, runs = rows[winner], [_unseeded(one.config) for one in comparison.variants]
     if top.score is None:
         return "the order rests on agreement, a proxy: measure the old tasks before you trust it"
     others = [i for i, row in enumerate(rows) if plain(row.method) and row.score is not None and i != winner]
@@ -239,8 +239,8 @@ def _baseline(comparison: Comparison, rows: tuple[summary.Row, ...], winner: int
     )
 
 
-def _unseeded(run: Mapping[str, object]) -> dict[str, object]:
-    return {name: value for name, value in run.items() if name != "seed"}
+def _unseeded(config: Mapping[str, object]) -> dict[str, object]:
+    return {name: value for name, value in config.items() if name != "seed"}
 
 
 def plain(method: str) -> bool:
@@ -256,11 +256,11 @@ def _two(top: summary.Row) -> str:
 
 def _spent(comparison: Comparison, rows: tuple[summary.Row, ...], top: summary.Row) -> str:
     runs = sum(row.seeds for row in rows)
-    text = f"cost: {wording.duration(sum(row.seconds for row in rows))}; {wording.several(runs, 'run')}"
+    text = f"cost: {formatting.duration(sum(row.seconds for row in rows))}; {formatting.several(runs, 'config')}"
     if top.added is not None:
-        text += f"; the best adds {wording.several(top.added, 'parameter')}"
+        text += f"; the best adds {formatting.several(top.added, 'parameter')}"
     failed = len(comparison.failures)
-    return f"{text}; {wording.several(failed, 'failure')}" if failed else text
+    return f"{text}; {formatting.several(failed, 'failure')}" if failed else text
 
 
 def _nothing(comparison: Comparison, rows: tuple[summary.Row, ...]) -> Verdict:
@@ -269,7 +269,7 @@ def _nothing(comparison: Comparison, rows: tuple[summary.Row, ...]) -> Verdict:
         "poor",
         "no arrangement gave a result that can be ranked",
         f"failed: {reasons}" if reasons else "nothing failed, nothing was measured",
-        f"cost: {wording.several(sum(row.seeds for row in rows), 'run')}",
+        f"cost: {formatting.several(sum(row.seeds for row in rows), 'config')}",
         "gap to two separate models unknown",
         "next, look at the data",
         commands.looked_at(comparison),

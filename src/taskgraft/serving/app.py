@@ -11,13 +11,13 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
-from taskgraft.serving import guard, people, service, v2
+from taskgraft.serving import middleware, predict_routes, service, v2_routes
 from taskgraft.serving.limits import Refusal
 from taskgraft.serving.service import Service
 from taskgraft.version import __version__
 
 
-def create(found: Service, *, token: str | None = None, local: bool = True) -> guard.App:
+def create(found: Service, *, token: str | None = None, local: bool = True) -> middleware.App:
     """The application for a service. `local`: only localhost may be named as the host, unless there is a token."""
 
     @asynccontextmanager
@@ -40,11 +40,11 @@ def create(found: Service, *, token: str | None = None, local: bool = True) -> g
             Exception: _crash,
         },
     )
-    app.include_router(v2.routes(found))
-    app.include_router(people.routes(found))
+    app.include_router(v2_routes.routes(found))
+    app.include_router(predict_routes.routes(found))
     if token:
         app.openapi = _with_token(app)  # pyright: ignore[reportAttributeAccessIssue] - as FastAPI's manual says
-    return guard.guarded(app, found, token=token, local=local)
+    return middleware.guarded(app, found, token=token, local=local)
 
 
 async def _refusal(request: Request, error: Exception) -> Response:
@@ -78,7 +78,7 @@ def _with_token(app: FastAPI) -> Any:
         made.setdefault("components", {})["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
         for path, routes in made["paths"].items():
             for route in routes.values():
-                if path != "/" and not path.startswith(guard.OPEN[1:]):
+                if path != "/" and not path.startswith(middleware.OPEN[1:]):
                     route["security"] = [{"token": []}]
         return made
 

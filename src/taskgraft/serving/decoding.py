@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taskgraft.data import decode
-from taskgraft.data.preprocess import Preprocess
-from taskgraft.problem import Problem
+from taskgraft.data.transforms import Preprocessing
+from taskgraft.errors import SetupError
 from taskgraft.serving.limits import Limits, Refusal
 
 GOOD, BAD = b"+", b"-"
@@ -43,15 +43,15 @@ class Worker(NamedTuple):
 class Decoders:
     """The pool: `idle` workers wait for a picture; `replaced` counts those that had to go."""
 
-    wanted: Preprocess
+    wanted: Preprocessing
     limits: Limits
     idle: asyncio.Queue[Worker]
     threads: ThreadPoolExecutor
     replaced: list[int]
 
 
-def start(wanted: Preprocess, limits: Limits) -> Decoders:
-    """Start all workers and wait for them; raises Problem where they do not come up."""
+def start(wanted: Preprocessing, limits: Limits) -> Decoders:
+    """Start all workers and wait for them; raises TaskgraftError where they do not come up."""
     multiprocessing.get_context("forkserver").set_forkserver_preload(["taskgraft.serving.decoding"])
     threads = ThreadPoolExecutor(2 * limits.workers, "decoding")  # twice: one may hang until its worker is killed
     pool = Decoders(wanted, limits, asyncio.Queue(), threads, [0])
@@ -94,7 +94,7 @@ def stop(pool: Decoders) -> None:
     pool.threads.shutdown(wait=False, cancel_futures=True)
 
 
-def _hire(wanted: Preprocess, limits: Limits) -> Worker:
+def _hire(wanted: Preprocessing, limits: Limits) -> Worker:
     context = multiprocessing.get_context("forkserver")
     ours, theirs = context.Pipe()
     process = context.Process(target=_work, args=(theirs, tuple(wanted), limits.max_pixels), daemon=True)
@@ -108,8 +108,8 @@ def _hire(wanted: Preprocess, limits: Limits) -> Worker:
     except (EOFError, OSError):
         pass
     _dismiss(worker)
-    raise Problem(
-        f"a decoding process did not start within {STARTING:g} s; free the machine or give fewer --workers", code=3
+    raise SetupError(
+        f"a decoding process did not start within {STARTING:g} s; free the machine or give fewer --workers"
     )
 
 
@@ -139,11 +139,11 @@ def _work(way: Connection, wanted: tuple[Any, ...], max_pixels: float) -> None:
     most = int(max_pixels * 1e6)
     _confine(most * PER_PIXEL + SPARE)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what C libraries say of a stranger's picture is no line of the log
-    preprocess = Preprocess(*wanted)
+    preprocessing = Preprocessing(*wanted)
     with contextlib.suppress(EOFError, OSError):
         way.send_bytes(GOOD)
         while True:
-            picture = decode.decode_bytes(way.recv_bytes(), preprocess, most)
+            picture = decode.decode_bytes(way.recv_bytes(), preprocessing, most)
             if picture.pixels is None:
                 way.send_bytes(BAD + (picture.reason or "unknown").encode())
             else:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from taskgraft.problem import Problem
-from taskgraft.settings import Range, options
+from taskgraft.config import Range, options
+from taskgraft.errors import InputError
 
 
 class Refusal(Exception):
@@ -42,13 +42,13 @@ class Limits:
 
 
 def checked(limits: Limits) -> Limits:
-    """The limits themselves when all are legal and fit together; raises Problem otherwise."""
+    """The limits themselves when all are legal and fit together; raises TaskgraftError otherwise."""
     for name, option in options(Limits).items():
         reason = option.refusal(getattr(limits, name))
         if reason:
-            raise Problem(f"--{name.replace('_', '-')} {getattr(limits, name)!r}: {reason}")
+            raise InputError(f"--{name.replace('_', '-')} {getattr(limits, name)!r}: {reason}")
     if limits.max_queue < limits.max_batch:
-        raise Problem(
+        raise InputError(
             f"--max-queue {limits.max_queue} is below --max-batch {limits.max_batch} and would let no full request in; "
             "raise it"
         )

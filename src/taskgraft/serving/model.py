@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from taskgraft import data, exports, metrics
 from taskgraft.allocator import keep_freed_memory
 from taskgraft.bundle import Bundle
-from taskgraft.exports import onnx_file, pictures, verify
-from taskgraft.exports.describe import Order, outputs, plain_name
-from taskgraft.problem import Problem
-from taskgraft.record import Predictions, Record, parsed
+from taskgraft.errors import InputError, ResultError
+from taskgraft.exports import onnx_file, sample_images, verify
+from taskgraft.exports.signature import Order, outputs, plain_name
+from taskgraft.results.predictions import Predictions
+from taskgraft.results.record import Record, parsed
 from taskgraft.types import Images
 from taskgraft.version import __version__
 
@@ -57,17 +58,17 @@ class Reading(NamedTuple):
 def load(bundle: Bundle, backend: str, name: str | None, thread: ThreadPoolExecutor | None = None) -> Served:
     """Make a model ready to be asked, in `thread` (a new one if left out).
 
-    Raises Problem for an unknown backend, or one whose answers differ.
+    Raises TaskgraftError for an unknown backend, or one whose answers differ.
     """
     if backend not in BACKENDS:
-        raise Problem(f"--backend {backend!r}: give one of {', '.join(BACKENDS)}")
+        raise InputError(f"--backend {backend!r}: give one of {', '.join(BACKENDS)}")
     run = _torch(bundle) if backend == "torch" else _onnx(bundle)
     found = outputs(bundle)
     called = plain_name(name or Path(bundle.source).name, "model")
     return Served(
         called,
         run,
-        bundle.preprocess.size,
+        bundle.preprocessing.size,
         bundle.classifier.softmax,
         {out.task: out.classes for out in found},
         {out.task: out.temperature for out in found},
@@ -98,7 +99,7 @@ def about(bundle: Bundle, name: str, backend: str) -> dict[str, Any]:
         "made_by": f"taskgraft {__version__}",
         "backend": backend,
         "architecture": bundle.arch,
-        "preprocessing": bundle.preprocess.show(),
+        "preprocessing": bundle.preprocessing.show(),
         "softmax": bundle.classifier.softmax,
         "tasks": [
             {"name": out.task, "output": out.name, "classes": list(out.classes), "temperature": out.temperature}
@@ -129,11 +130,11 @@ def _result(task: dict[str, Any]) -> dict[str, Any]:
 
 def _torch(bundle: Bundle) -> Run:
     keep_freed_memory()
-    classifier, wanted = bundle.classifier.eval(), bundle.preprocess
+    classifier, preprocessing = bundle.classifier.eval(), bundle.preprocessing
     device = next(classifier.parameters()).device
 
     def run(pixels: NDArray[np.uint8]) -> Answer:
-        images = Images(torch.from_numpy(pixels), {}, (), wanted.mean, wanted.std)
+        images = Images(torch.from_numpy(pixels), {}, (), preprocessing.mean, preprocessing.std)
         with torch.inference_mode():
             found = classifier(data.ready(images, 0, len(pixels)).to(device))
         return {task: logits.float().cpu().numpy() for task, logits in found.items()}
@@ -148,9 +149,9 @@ def _onnx(bundle: Bundle) -> Run:
     with tempfile.TemporaryDirectory() as folder:
         onnx_file.save(bundle, order, Path(folder) / onnx_file.FILE)
         ask = onnx_file.reopen(Path(folder))
-    checks = verify.compare(bundle.classifier, pictures.synthetic(bundle), ask, uint8=True)
+    checks = verify.compare(bundle.classifier, sample_images.synthetic(bundle), ask, uint8=True)
     refused = verify.refusal(checks, "fp32")
     if refused:
-        raise Problem(f"--backend onnx answers differently than the model: {refused}; use --backend torch", code=1)
+        raise ResultError(f"--backend onnx answers differently than the model: {refused}; use --backend torch")
     tasks = [task.name for task in bundle.classifier.tasks]
     return lambda pixels: dict(zip(tasks, ask(pixels), strict=True))

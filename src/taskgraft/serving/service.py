@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 from starlette.requests import ClientDisconnect, Request
 
-from taskgraft.data.preprocess import Preprocess
-from taskgraft.serving import batching, decoding, gauges, model
+from taskgraft.data.transforms import Preprocessing
+from taskgraft.serving import batching, decoding, metrics, model
 from taskgraft.serving.batching import Batcher
 from taskgraft.serving.decoding import Decoders
-from taskgraft.serving.gauges import Gauges
 from taskgraft.serving.limits import Limits, Refusal
+from taskgraft.serving.metrics import Gauges
 from taskgraft.serving.model import Reading, Served
 
 BODIES = 64  # of the largest size that may be in memory together; slow clients cost what they have sent
@@ -36,11 +36,11 @@ class Service:
     state: dict[str, int]
 
 
-def assemble(served: Served, wanted: Preprocess, limits: Limits) -> Service:
+def assemble(served: Served, wanted: Preprocessing, limits: Limits) -> Service:
     """Start the decoders and put the parts together; the model answers within `running`."""
     pool = decoding.start(wanted, limits)
     state = {"draining": 0, "requests": 0, "bytes": 0}
-    found = gauges.gauges(lambda: waiting.load["pictures"], lambda: pool.replaced[0], lambda: not state["draining"])
+    found = metrics.gauges(lambda: waiting.load["pictures"], lambda: pool.replaced[0], lambda: not state["draining"])
     waiting = batching.batcher(served, limits, found.batches.observe)
     return Service(served, limits, waiting, pool, found, state)
 

@@ -232,9 +232,9 @@ function count(tasks) {
 // Wilson's interval for a share: it stays within 0 and 1, also for few pictures
 function wilson(hits, total) {
   const mean = hits / total, square = Z * Z / total;
-  const centre = (mean + square / 2) / (1 + square);
+  const center = (mean + square / 2) / (1 + square);
   const half = (Z / (1 + square)) * Math.sqrt((mean * (1 - mean)) / total + square / (4 * total));
-  return [Math.max(0, centre - half), Math.min(1, centre + half)];
+  return [Math.max(0, center - half), Math.min(1, center + half)];
 }
 
 function table(name, found) {

@@ -1,0 +1,113 @@
+"""Batches as a function of the step: which images, which views of them, as normalized tensors.
+
+Shapes: B images of a batch, N images of a set, H x W pixels.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from taskgraft import seeding
+from taskgraft.types import Batch, Images, TrainingData
+
+AUGMENT = ("none", "shift", "shift+flip", "crop+flip")
+SHIFT = 16  # a shift moves at most size / SHIFT pixels each way
+ZOOM = 0.7  # a crop keeps at least this share of the side
+
+
+def batch_at(sources: TrainingData, step: int, size: int) -> Batch:
+    """The images of one step: `size` places of an endless row of epochs, each a permutation of its own.
+
+    A batch may straddle two epochs, so no image is ever left out. Each image shows the view that its epoch says.
+    """
+    index, epoch = places(sources, step, size)
+    view = epoch % sources.views if sources.views else epoch
+    chosen = torch.from_numpy(index)
+    labels = {task: target[chosen] for task, target in sources.new.labels.items()}
+    images = view_of(sources, index, view)
+    return Batch(images, labels, chosen, torch.from_numpy(view))
+
+
+def places(sources: TrainingData, step: int, size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Which image [B] and which epoch [B] each place of step's batch holds."""
+    count = len(sources.new.pixels)
+    place = np.arange(step * size, (step + 1) * size)
+    epoch = place // count
+    index = np.array([_order(sources.seed, int(e), count)[p % count] for e, p in zip(epoch, place, strict=True)])
+    return index, epoch
+
+
+def view_of(sources: TrainingData, index: NDArray[np.int64], view: NDArray[np.int64]) -> Tensor:
+    """View number `view` [B] of the new images `index` [B]: [B, 3, H, W] float, ready for the model.
+
+    A pure function of (seed, image, view): the same view is the same tensor in every epoch and every process.
+    """
+    return augmented(sources.new, index, view, sources.augment, seeding.derive(sources.seed, "view"))
+
+
+def ready(images: Images, start: int, stop: int) -> Tensor:
+    """Images start..stop as they are, normalized: [stop - start, 3, H, W] float."""
+    return _normalize(images, images.pixels[start:stop])
+
+
+def augmented(images: Images, index: NDArray[np.int64], view: NDArray[np.int64], augment: str, key: int) -> Tensor:
+    """Normalized images `index` [B] under the augmentation that (key, image, view) decides."""
+    chosen = torch.from_numpy(index)
+    if augment == "none" or images.pixels.dtype != torch.uint8:
+        return _normalize(images, images.pixels[chosen])
+    kinds = augment.split("+")
+    height, width = images.pixels.shape[1:3]
+    flip = (seeding.uniform(key, index, view, 2) < 0.5) & ("flip" in kinds)
+    across, down = (seeding.uniform(key, index, view, axis) for axis in (0, 1))
+    if "shift" in kinds:
+        rows = _shifted(height, down)
+        columns = _shifted(width, across)
+        columns = np.where(flip[:, None], columns[:, ::-1], columns)
+        picked = images.pixels[
+            chosen[:, None, None], torch.from_numpy(rows)[:, :, None], torch.from_numpy(columns)[:, None, :]
+        ]
+        return _normalize(images, picked)
+    zoom = ZOOM + (1 - ZOOM) * seeding.uniform(key, index, view, 3)
+    return _cropped(_normalize(images, images.pixels[chosen]), zoom, across, down, flip)
+
+
+def _shifted(size: int, where: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Row numbers [B, size] of pictures moved by up to size / SHIFT pixels; the edge repeats."""
+    reach = max(1, size // SHIFT)
+    move = np.floor(where * (2 * reach + 1)).astype(np.int64) - reach
+    return (np.arange(size) + move[:, None]).clip(0, size - 1)
+
+
+def _cropped(
+    pixels: Tensor,
+    zoom: NDArray[np.float64],
+    across: NDArray[np.float64],
+    down: NDArray[np.float64],
+    flip: NDArray[np.bool_],
+) -> Tensor:
+    theta = np.zeros((len(zoom), 2, 3), dtype=np.float32)
+    theta[:, 0, 0] = np.where(flip, -zoom, zoom)
+    theta[:, 1, 1] = zoom
+    theta[:, 0, 2] = (1 - zoom) * (2 * across - 1)
+    theta[:, 1, 2] = (1 - zoom) * (2 * down - 1)
+    grid = F.affine_grid(torch.from_numpy(theta), list(pixels.shape), align_corners=False)
+    return F.grid_sample(pixels, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+
+
+def _normalize(images: Images, pixels: Tensor) -> Tensor:
+    if pixels.dtype != torch.uint8:
+        return pixels.float()
+    scale = 1 / (255 * torch.tensor(images.std))
+    offset = torch.tensor(images.mean) / torch.tensor(images.std)
+    return (pixels.float() * scale - offset).permute(0, 3, 1, 2)  # channels-last in memory, for free
+
+
+@lru_cache(maxsize=4)
+def _order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
+    return seeding.generator(seed, "order", epoch).permutation(count)

@@ -1,0 +1,202 @@
+"""Pictures in tar shards, as WebDataset packs them: `key.jpg` beside `key.cls`, `key.txt` or `key.json`.
+
+Nothing is unpacked: a member is read where it lies, and is called `shard-000000.tar/key.jpg` everywhere. Names inside
+an archive are labels for people; no file is ever opened by one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tarfile
+import unicodedata
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from taskgraft.errors import DataError, TaskgraftError
+
+SUFFIX = ".tar"
+PICTURES = {"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "avif"}
+LABELS = ("json", "cls", "txt")  # in this order, where a picture has several
+MAX_LABEL = 2**20  # bytes of a label's file
+NAME = re.compile(r"^((?:.*/)?[^./][^./]*)\.([^/]+)$")  # WebDataset's: the key ends at the first dot of the last part
+ODD = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")  # control signs, and bytes that are no UTF-8
+
+
+class Span(NamedTuple):
+    """Where a member's bytes lie in its archive."""
+
+    offset: int
+    size: int
+
+
+class Contents(NamedTuple):
+    """Members that can be read, by name; and (name, reason) of those that are passed over."""
+
+    spans: Mapping[str, Span]
+    skipped: tuple[tuple[str, str], ...]
+
+
+class Sample(NamedTuple):
+    """A picture's name in its archive, and what stands beside it: "json", "cls" or "txt" and the text."""
+
+    name: str
+    kind: str
+    text: bytes
+
+
+def samples(path: Path, skipped: list[tuple[str, str]]) -> Iterator[Sample]:
+    """Every picture of an archive that has a label beside it, in order; others are added to `skipped` with a reason.
+
+    Raises TaskgraftError for an archive that is damaged, compressed or no tar.
+    """
+    contents = contents_of(path)
+    skipped += contents.skipped
+    beside: dict[str, dict[str, Span]] = {}
+    for name, span in contents.spans.items():
+        key, kind = _parts(name)
+        if kind in LABELS:
+            beside.setdefault(key, {})[kind] = span
+    taken: set[str] = set()
+    with path.open("rb") as file:
+        for name in contents.spans:
+            key, kind = _parts(name)
+            if kind not in PICTURES:
+                continue
+            kinds = [kind for kind in LABELS if kind in beside.get(key, {})]
+            if key in taken:
+                skipped.append((name, f"a second picture called {key}"))
+            elif not kinds:
+                skipped.append((name, f"no label beside it ({', '.join(f'{key}.{kind}' for kind in LABELS)})"))
+            elif beside[key][kinds[0]].size > MAX_LABEL:
+                skipped.append((name, f"its label is larger than {MAX_LABEL} bytes"))
+            else:
+                taken.add(key)
+                yield Sample(name, kinds[0], _bytes(file.fileno(), beside[key][kinds[0]]))
+
+
+def labels_of(sample: Sample, tasks: tuple[str, ...]) -> dict[str, str] | str:
+    """Task -> class of a picture in an archive, or what is wrong; JSON may name tasks, else "label" is the first's."""
+    try:
+        text = sample.text.decode("utf-8-sig")
+        found = json.loads(text) if sample.kind == "json" else {"label": text}
+    except ValueError as error:
+        return f"its .{sample.kind} cannot be read: {error}"
+    if not isinstance(found, dict):
+        return 'its .json is no {"label": …}'
+    if tasks[0] not in found and "label" in found:
+        found[tasks[0]] = found["label"]
+    labels = {}
+    for task in tasks:
+        value = found.get(task)
+        if isinstance(value, bool) or not isinstance(value, str | int | None):
+            return f"its label for {task} is neither text nor a whole number"
+        name = unicodedata.normalize("NFC", str("" if value is None else value).strip())
+        if name:
+            labels[task] = name
+    return labels
+
+
+def pictures(path: Path) -> list[str]:
+    """The names of all pictures of an archive, labeled or not. Raises TaskgraftError as `samples` does."""
+    return [name for name in contents_of(path).spans if _parts(name)[1] in PICTURES]
+
+
+def read(path: Path, most: int) -> bytes | str | None:
+    """The bytes of the member that a path such as `a.tar/key.jpg` names, or why not; None where it names none."""
+    archive = archive_of(path)
+    if archive is None:
+        return None
+    try:
+        span = contents_of(archive).spans.get(path.relative_to(archive).as_posix())
+        if span is None:
+            return "no such file in the archive"
+        if span.size == 0:
+            return "empty"
+        if span.size > most:
+            return f"larger than {most // 2**20} MiB"
+        with archive.open("rb") as file:
+            return _bytes(file.fileno(), span)
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    except TaskgraftError as error:
+        return f"cannot be read: {error}"
+
+
+def archive_of(path: Path) -> Path | None:
+    """The archive in which a path lies, or None."""
+    return next((up for up in path.parents if up.suffix.lower() == SUFFIX and up.is_file()), None)
+
+
+def contents_of(path: Path) -> Contents:
+    """What an archive holds; kept in memory for the last few, as long as the file is the same."""
+    try:
+        info = os.stat(path)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}; check its rights") from error
+    return _contents(path, (info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino))
+
+
+@lru_cache(maxsize=32)  # archives are read one after another; some tens of threads may straddle a few
+def _contents(path: Path, state: tuple[int, ...]) -> Contents:
+    spans: dict[str, Span] = {}
+    skipped: list[tuple[str, str]] = []
+    try:
+        with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
+            for member in archive:
+                name = PurePosixPath(member.name).as_posix()  # "./a.jpg" is a.jpg, as in every path
+                reason = _refuse(member, name, spans, state[0])
+                if reason:
+                    skipped.append((ODD.sub("?", name), reason))
+                elif not member.isdir():
+                    spans[name] = Span(member.offset_data, member.size)
+            file.seek(archive.offset)
+            rest = file.read(tarfile.BLOCKSIZE)
+    except (tarfile.TarError, OSError, EOFError, ValueError) as error:
+        raise DataError(f"{path}: not a whole, uncompressed tar archive ({error}); pack or copy it again") from error
+    if rest.strip(b"\0"):  # tarfile takes a damaged header for the end
+        raise DataError(f"{path}: damaged at byte {archive.offset}, what follows would be lost; pack or copy it again")
+    return Contents(spans, tuple(skipped))
+
+
+def _refuse(member: tarfile.TarInfo, name: str, known: Mapping[str, Span], size: int) -> str | None:
+    if ODD.search(name):
+        return "its name holds signs that cannot be written"
+    if name.startswith("/") or ".." in PurePosixPath(name).parts:
+        return "its name leads out of the archive"
+    if member.isdir():
+        return None
+    if not member.isfile() or member.issparse():
+        return "a link, a device or a sparse file"
+    key, kind = _parts(name)
+    if not kind:
+        return "hidden, or without a suffix"
+    if kind not in PICTURES and kind.rpartition(".")[2] in PICTURES:
+        return f"its suffix is .{kind}, counted from the first dot; a picture is called {key}.jpg"
+    if name in known:
+        return "stands in the archive twice; the first is used"
+    if member.offset_data + member.size > size:
+        return "cut off"
+    return None
+
+
+def _parts(name: str) -> tuple[str, str]:
+    """The key of a member and its kind, in small letters: "a/b", "jpg"; a kind with a dot is of no use here."""
+    found = NAME.match(name)
+    return (found[1], found[2].lower()) if found else (name, "")
+
+
+def _bytes(handle: int, span: Span) -> bytes:
+    """A member's bytes; raises OSError where the file has become shorter."""
+    os.lseek(handle, span.offset, os.SEEK_SET)
+    parts, left = [], span.size
+    while left:
+        part = os.read(handle, left)
+        if not part:
+            raise OSError(5, "the archive has become shorter")
+        parts.append(part)
+        left -= len(part)
+    return b"".join(parts)

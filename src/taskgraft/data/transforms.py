@@ -1,0 +1,206 @@
+"""How a picture becomes a tensor: size, crop, interpolation, normalization, in one line of text."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from PIL import Image
+
+from taskgraft.errors import DataError
+
+CROPS = ("squash", "center", "border")
+FILTERS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+NORMS = {
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+}
+LARGEST = 4096  # pixels of an input's side
+LEAST = 0.01  # share of a picture's side that is cut out; less would blow the picture up without bounds
+FAR = 1e6  # of a mean or a deviation; those of pixels lie between 0 and 1
+WORDS = (
+    "a size such as 96, a crop (squash, center, center:0.875, border), a filter (bilinear, bicubic, …), "
+    "a normalization (imagenet, half, none, or mean=R,G,B std=R,G,B)"
+)
+
+
+class Preprocessing(NamedTuple):
+    """The preprocessing that a model was trained with.
+
+    `size` in pixels (square). `crop`: "squash" resizes the whole picture, aspect not kept; "center" resizes the
+    short side to size / crop_pct and cuts the middle; "border" fits the picture in and pads with black.
+    `mean` and `std` apply to values scaled to [0, 1].
+    """
+
+    size: int = 224
+    crop: str = "center"
+    crop_pct: float = 0.875
+    interpolation: str = "bicubic"
+    mean: tuple[float, ...] = NORMS["imagenet"][0]
+    std: tuple[float, ...] = NORMS["imagenet"][1]
+
+    def show(self) -> str:
+        """Write it as the line that `parse` reads."""
+        crop = f"{self.crop}:{self.crop_pct}" if self.crop == "center" else self.crop
+        return f"{self.size} {crop} {self.interpolation} {self.norm()}"
+
+    def norm(self) -> str:
+        """Mean and standard deviation, by their name where they have one."""
+        known = [name for name, pair in NORMS.items() if pair == (self.mean, self.std)]
+        return known[0] if known else f"mean={_numbers(self.mean)} std={_numbers(self.std)}"
+
+    def told(self) -> str:
+        """What becomes of a picture, in words."""
+        part = {
+            "squash": "the whole picture, squashed",
+            "center": f"the middle square of {100 * self.crop_pct:.4g} % of the shorter side",
+            "border": "the whole picture on black",
+        }[self.crop]
+        norm = {"none": "not normalized", "half": "normalized to -1..1", "imagenet": "normalized as for ImageNet"}.get(
+            self.norm(), f"normalized with {self.norm()}"
+        )
+        return f"{part}, at {self.size} × {self.size} px, {self.interpolation}, {norm}"
+
+
+def parse(text: str, start: Preprocessing) -> Preprocessing:
+    """Read a line such as '96 squash bilinear imagenet'; what it leaves out stays as in `start`.
+
+    Raises TaskgraftError for a word that is none of size, crop, filter or normalization.
+    """
+    preprocessing = start
+    for word in text.split():
+        name, _, value = word.partition("=")
+        crop, _, share = word.partition(":")
+        if re.fullmatch(r"[0-9]{1,4}", word) and 8 <= int(word) <= LARGEST:
+            preprocessing = preprocessing._replace(size=int(word))
+        elif crop in CROPS and (crop == "center" or not share):
+            preprocessing = preprocessing._replace(
+                crop=crop, crop_pct=_share(share, text) if share else preprocessing.crop_pct
+            )
+        elif word in FILTERS:
+            preprocessing = preprocessing._replace(interpolation=word)
+        elif word in NORMS:
+            preprocessing = preprocessing._replace(mean=NORMS[word][0], std=NORMS[word][1])
+        elif name in ("mean", "std") and value:
+            preprocessing = preprocessing._replace(**{name: _triple(value, text)})
+        else:
+            raise DataError(f"input {text!r}: {word!r} is not understood; write {WORDS}")
+    if min(preprocessing.std) <= 0:
+        raise DataError(f"input {text!r}: std is not above 0; give three numbers above 0")
+    return preprocessing
+
+
+def whole(text: str) -> bool:
+    """Whether a line says everything, so that nothing stays of what it starts from."""
+    other = Preprocessing(8, "border", LEAST, "nearest", (FAR,) * 3, (FAR,) * 3)
+    return parse(text, Preprocessing()).show() == parse(text, other).show()
+
+
+def from_timm(config: Mapping[str, Any], where: str = "timm") -> Preprocessing:
+    """Read timm's `pretrained_cfg`; what is missing there gets timm's own defaults.
+
+    Raises TaskgraftError, which tells `where` it stands, for values that no preprocessing can have.
+    """
+    _sound(config, where)
+    default = Preprocessing()
+    crop = str(config.get("crop_mode") or "center")
+    filters = str(config.get("interpolation") or "bicubic")
+    return Preprocessing(
+        size=int((config.get("input_size") or (3, 224, 224))[-1]),
+        crop=crop if crop in CROPS else "center",
+        crop_pct=float(config.get("crop_pct") or 0.875),
+        interpolation=filters if filters in FILTERS else "bicubic",
+        mean=tuple(config.get("mean") or default.mean),
+        std=tuple(config.get("std") or default.std),
+    )
+
+
+def _sound(config: Mapping[str, Any], where: str) -> None:
+    """Refuse what would be an error, or fill the memory, once pictures are there."""
+    size = config.get("input_size") or (3, 224, 224)
+    share, scale = config.get("crop_pct") or 0.875, (config.get("mean") or (0.5,) * 3, config.get("std") or (0.5,) * 3)
+    checks = {
+        "input_size": isinstance(size, list | tuple)
+        and len(size) == 3
+        and all(type(side) is int for side in size)
+        and 8 <= size[-1] <= LARGEST,
+        "crop_pct": isinstance(share, int | float) and LEAST <= share <= 1,
+        "mean": _three(scale[0]),
+        "std": _three(scale[1]) and min(scale[1]) > 0,
+    }
+    for name, good in checks.items():
+        if not good:
+            raise DataError(
+                f"{where}: pretrained_cfg has {name} {str(config.get(name))[:60]}, which cannot be; mend the file"
+            )
+
+
+def _three(values: Any) -> bool:
+    known = isinstance(values, list | tuple) and all(isinstance(value, int | float) for value in values)
+    return known and len(values) == 3 and all(abs(value) <= FAR for value in values)
+
+
+def to_timm(preprocessing: Preprocessing) -> dict[str, Any]:
+    """Write timm's keys, so that timm's own transforms do the same."""
+    return {
+        "input_size": [3, preprocessing.size, preprocessing.size],
+        "interpolation": preprocessing.interpolation,
+        "crop_pct": preprocessing.crop_pct if preprocessing.crop == "center" else 1.0,
+        "crop_mode": preprocessing.crop,
+        "mean": list(preprocessing.mean),
+        "std": list(preprocessing.std),
+    }
+
+
+def resize(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
+    """Bring an RGB picture to [size, size] by Pillow's filters."""
+    size, resample = preprocessing.size, FILTERS[preprocessing.interpolation]
+    width, height = scaled(*image.size, preprocessing)
+    if preprocessing.crop == "squash":
+        return image.resize((width, height), resample)
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    return image.resize((width, height), resample).crop((left, top, left + size, top + size))
+
+
+def scaled(width: int, height: int, preprocessing: Preprocessing) -> tuple[int, int]:
+    """What a picture's sides become before it is cropped or padded."""
+    if preprocessing.crop == "squash":
+        return preprocessing.size, preprocessing.size
+    if preprocessing.crop == "border":
+        factor = preprocessing.size / max(width, height)
+        return max(1, round(width * factor)), max(1, round(height * factor))
+    # rounded down where torchvision and timm do: their pixels are what a parent was measured on
+    short, side = math.floor(preprocessing.size / preprocessing.crop_pct), min(width, height)
+    return int(short * width / side), int(short * height / side)
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    return ",".join(map(str, values))  # every digit: the line must read back as the same preprocessing
+
+
+def _triple(text: str, line: str) -> tuple[float, ...]:
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        values = ()
+    if len(values) != 3 or not all(abs(value) <= FAR for value in values):
+        raise DataError(f"input {line!r}: {text!r} is not three numbers; give them as in 0.485,0.456,0.406")
+    return values
+
+
+def _share(text: str, line: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = 0.0
+    if not LEAST <= share <= 1:
+        raise DataError(f"input {line!r}: the crop's share {text!r} is out of range; give one from {LEAST} to 1")
+    return share

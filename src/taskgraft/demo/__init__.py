@@ -1,0 +1,1 @@
+"""The drawn cars that the demo and the examples learn from."""

@@ -1,0 +1,63 @@
+"""The errors that people are meant to read: what was wrong, where, and what to do, in one line."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import ClassVar
+
+
+class TaskgraftError(Exception):
+    """Base class of everything that taskgraft raises on purpose; `exit_code` is what the command line exits with."""
+
+    exit_code: ClassVar[int] = 2
+
+
+class InputError(TaskgraftError):
+    """A flag, a setting, a method or a path that cannot be used as given."""
+
+
+class DataError(TaskgraftError):
+    """Images, labels or tables that cannot be used."""
+
+
+class CheckpointError(TaskgraftError):
+    """A model, a checkpoint or a bundle that cannot be opened."""
+
+
+class SetupError(TaskgraftError):
+    """The machine does not allow it: no space, no network, a port in use, a broken installation."""
+
+    exit_code = 3
+
+
+class MissingDependency(SetupError):
+    """An optional package is not installed."""
+
+
+class TrainingError(TaskgraftError):
+    """Training failed: a loss that is not finite, memory that ran out, a worker that died."""
+
+    exit_code = 4
+
+
+class ResultError(TaskgraftError):
+    """The work was done, but its outcome is not usable: a report that cannot be made, an export that differs."""
+
+    exit_code = 1
+
+
+def require(extra: str, *packages: str, what: str) -> None:
+    """Check that optional packages are installed.
+
+    Args:
+        extra: the extra of taskgraft that brings them; "" where none does.
+        packages: import names.
+        what: the feature that needs them, as the message names it.
+
+    Raises:
+        MissingDependency: one of them is not installed; the message has the command that installs it.
+    """
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        install = f"'taskgraft[{extra}]'" if extra else " ".join(missing)
+        raise MissingDependency(f"{what} needs {', '.join(missing)}; install with: pip install {install}")

@@ -1,0 +1,1 @@
+"""Classifiers: backbone, heads, what stands beside the backbone, and what they predict."""

@@ -1,0 +1,153 @@
+"""The stages of a network: read features between them, or cut the network in two. Nothing is known of its kind.
+
+A point is a submodule after which one tensor alone carries everything that the rest of the network needs. Points are
+found by tracing the network's own forward function with every submodule taken whole (torch.fx).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+from torch import fx, nn
+
+from taskgraft.errors import InputError
+from taskgraft.models.eval_mode import evaluating
+from taskgraft.types import Params
+
+Seen = Params  # point -> its output
+LAST = ""  # the point after everything: the features themselves
+
+
+def points(net: nn.Module) -> tuple[str, ...]:
+    """The points of a network that hold parameters before or at them, in order of execution.
+
+    Raises TaskgraftError where the forward function cannot be traced.
+    """
+    return tuple(str(node.target) for node in _cuts(net, _traced(net)))
+
+
+def staged(net: nn.Module, nodes: Sequence[str]) -> fx.GraphModule:
+    """The network with a second output: (features, {point: tensor}). It shares the network's parameters.
+
+    A network that is staged already keeps its points. Raises TaskgraftError for a point that does not exist.
+    """
+    graph = _traced(net)
+    known = {str(node.target): node for node in graph.nodes if node.op == "call_module"}
+    missing = [name for name in nodes if name not in known]
+    if missing:
+        raise InputError(f"{type(net).__name__} has no stage {missing[0]!r}; it has {', '.join(points(net))}")
+    for name in known:  # what follows a point must not change in place what is read there
+        if getattr(net.get_submodule(name), "inplace", False):
+            setattr(net.get_submodule(name), "inplace", False)  # noqa: B010 - an attribute that not all modules have
+    output = _output(graph)
+    features, seen = _features(output), _seen(output)
+    output.args = ((features, {**seen, **{name: known[name] for name in nodes}}),)
+    return fx.GraphModule(net, graph)
+
+
+def shown(net: fx.GraphModule, nodes: Sequence[str]) -> fx.GraphModule:
+    """A staged network that gives {point: tensor} alone and computes nothing behind them. It shares the submodules."""
+    graph = fx.Graph()
+    places: dict[fx.Node, fx.Node] = {}
+    graph.graph_copy(net.graph, places)
+    seen = _seen(_output(net.graph))
+    graph.output({name: places[seen[name]] for name in nodes})
+    lean = fx.GraphModule(net, graph)
+    lean.graph.eliminate_dead_code()
+    lean.recompile()
+    return lean
+
+
+def tail(net: nn.Module, point: str) -> fx.GraphModule:
+    """A copy of what follows a point: output of the point -> features. Parameters are copied, not shared."""
+    graph = _traced(net)
+    cut = next((node for node in _cuts(net, graph) if node.target == point), None)
+    if cut is None:
+        raise InputError(f"{type(net).__name__} cannot be cut at {point!r}; it can at {', '.join(points(net))}")
+    rest = fx.Graph()
+    places: dict[fx.Node, fx.Node] = {cut: rest.placeholder("x")}
+    order = list(graph.nodes)
+    for node in order:
+        if node.op == "get_attr" or (node.op != "output" and order.index(node) > order.index(cut)):
+            places[node] = rest.node_copy(node, lambda old: places[old])
+    rest.output(places[_features(_output(graph))])
+    whole = fx.GraphModule(copy.deepcopy(net), rest)
+    rest.eliminate_dead_code()
+    whole.delete_all_unused_submodules()
+    whole.recompile()
+    return whole
+
+
+def _traced(net: nn.Module) -> fx.Graph:
+    tracer = fx.Tracer()
+    tracer.is_leaf_module = _whole  # pyright: ignore[reportAttributeAccessIssue] - fx asks for a subclass
+    try:
+        with evaluating(net):
+            return _of_images(tracer.trace(net))  # in eval mode: dropout in the forward function stays out
+    except Exception as error:  # tracing runs the network's own code, which may raise anything
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            f"the stages of {type(net).__name__} cannot be told apart ({reason[:120]}); "
+            "use a method that needs none, such as distill or ewc"
+        ) from error
+
+
+def _whole(module: nn.Module, name: str) -> bool:
+    """Whether tracing takes a submodule as one: all but a sequence that stands directly in the network."""
+    return not (isinstance(module, nn.Sequential) and "." not in name)
+
+
+def _of_images(graph: fx.Graph) -> fx.Graph:
+    """Fix the arguments that follow the images at their defaults: with them nothing crosses every stage."""
+    for node in list(graph.nodes)[1:]:
+        if node.op == "placeholder":
+            default = node.args[0] if node.args else None
+            for user in list(node.users):
+                user.args, user.kwargs = fx.map_arg(  # pyright: ignore[reportAttributeAccessIssue]
+                    (user.args, user.kwargs), lambda old, node=node, default=default: default if old is node else old
+                )
+            graph.erase_node(node)
+    return graph
+
+
+def _cuts(net: nn.Module, graph: fx.Graph) -> list[fx.Node]:
+    """Calls of modules with parameters after which nothing else is needed, the last one excepted."""
+    features = _features(_output(graph))
+    needed = _ancestors(features)
+    order = [node for node in graph.nodes if node in needed and node.op != "get_attr"]
+    last_use = {old: place for place, node in enumerate(order) for old in node.all_input_nodes}
+    cuts, open_until = [], 0
+    for place, node in enumerate(order):
+        learns = node.op == "call_module" and any(True for _ in net.get_submodule(str(node.target)).parameters())
+        if learns and open_until <= place and node is not features:
+            cuts.append(node)
+        open_until = max(open_until, last_use.get(node, 0))
+    return cuts
+
+
+def _ancestors(node: fx.Node) -> set[fx.Node]:
+    found, waiting = set(), [node]
+    while waiting:
+        current = waiting.pop()
+        if current not in found:
+            found.add(current)
+            waiting += current.all_input_nodes
+    return found
+
+
+def _output(graph: fx.Graph) -> fx.Node:
+    return next(node for node in reversed(graph.nodes) if node.op == "output")
+
+
+def _features(output: fx.Node) -> fx.Node:
+    value = output.args[0]
+    value = value[0] if isinstance(value, tuple) else value
+    if not isinstance(value, fx.Node):
+        raise InputError("the network gives more than one output; give a backbone that has one, [B, D]")
+    return value
+
+
+def _seen(output: fx.Node) -> dict[str, fx.Node]:
+    value = output.args[0]
+    return dict(value[1]) if isinstance(value, tuple) else {}  # pyright: ignore

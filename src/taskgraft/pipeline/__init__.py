@@ -1,0 +1,1 @@
+"""An extension from request to published bundle: open, train, measure, write."""

@@ -1,0 +1,143 @@
+"""What a run leaves behind: `Record` (JSON), `Predictions` (NPZ), provenance. No torch in here."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import time
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from pydantic import BaseModel, ConfigDict
+
+from taskgraft.errors import InputError
+from taskgraft.version import __version__
+
+Kind = TypeVar("Kind", bound=BaseModel)
+
+FORMAT = 1
+
+
+class Interval(BaseModel):
+    """A share between 0 and 1 (or a difference of two) with its 95 % interval, and the number of images."""
+
+    model_config = ConfigDict(frozen=True)
+    mean: float
+    low: float
+    high: float
+    n: int
+
+
+class StepMetrics(BaseModel):
+    """One logged step; a line of `metrics.jsonl`. No clock in it: equal runs write equal files."""
+
+    model_config = ConfigDict(frozen=True)
+    step: int
+    lr: float | None = None
+    terms: dict[str, float] = {}
+    accuracy: dict[str, float] = {}
+    agreement: dict[str, float] = {}
+
+
+class TaskResult(BaseModel):
+    """One task before and after; None where nothing could be measured."""
+
+    model_config = ConfigDict(frozen=True)
+    name: str
+    classes: tuple[str, ...]
+    new: bool
+    of: str = ""  # the task whose outputs these are, where the name is another: classes added to an old task
+    parent: Interval | None = None
+    child: Interval | None = None
+    forgetting: Interval | None = None  # parent - child, paired over images
+    agreement: Interval | None = None  # same answer as the parent on the new task's validation images
+    test: Interval | None = None  # on a test split, scored once, which chose nothing
+    identical: bool = False  # its logits are the parent's, bit for bit, on every validation image
+    separate: float | None = None  # accuracy of a model trained for this task alone, where there is one
+
+
+class Record(BaseModel):
+    """Everything that the report says of one run."""
+
+    model_config = ConfigDict(frozen=True)
+    format: int = FORMAT
+    command: str
+    seed: int
+    method: str
+    config: dict[str, Any]
+    parent: dict[str, Any]  # source, digest, architecture, tasks
+    data: dict[str, Any]  # sources, counts, fingerprints, excluded
+    choices: tuple[tuple[str, str, str], ...] = ()  # what was set, to what, why
+    tasks: tuple[TaskResult, ...]
+    score: float | None  # None where an old task could not be measured
+    step: int  # the step whose weights were kept
+    history: tuple[StepMetrics, ...]
+    parent_history: tuple[StepMetrics, ...] = ()  # the parent's own training, where its bundle has it
+    parameters: dict[str, int]
+    arithmetic: dict[str, int] = {}  # operations of one forward pass on one image, of child and parent
+    latency: dict[str, float] = {}  # median seconds of one forward pass on one image, of child and parent
+    seconds: dict[str, float]
+    versions: dict[str, str]
+    plain: bool = True  # whether plain timm can load the model
+    notes: tuple[str, ...] = ()
+    asked: str = ""  # the command that asks for just this run, whatever started it; the next ones are made from it
+
+
+class VariantResult(BaseModel):
+    """One method with its settings, and its runs over seeds."""
+
+    model_config = ConfigDict(frozen=True)
+    label: str
+    method: str
+    config: dict[str, Any]
+    records: tuple[Record, ...]
+    folders: tuple[str, ...] = ()
+
+
+class Comparison(BaseModel):
+    """Several arrangements from one parent on one data set."""
+
+    model_config = ConfigDict(frozen=True)
+    format: int = FORMAT
+    command: str
+    title: str
+    variants: tuple[VariantResult, ...]
+    separate: dict[str, tuple[float, ...]] = {}  # new task alone: validation accuracy of each seed
+    failures: tuple[tuple[str, str], ...] = ()  # label, reason
+    notes: tuple[str, ...] = ()
+
+
+class Clock(NamedTuple):
+    """Seconds by part of a run; each lap is a new clock."""
+
+    last: float
+    laps: dict[str, float]
+
+    @classmethod
+    def start(cls) -> Clock:
+        """Begin to count."""
+        return cls(time.perf_counter(), {})
+
+    def lap(self, name: str) -> Clock:
+        """Say what the time since the last lap went into."""
+        now = time.perf_counter()
+        return Clock(now, {**self.laps, name: round(now - self.last, 2)})
+
+    def seconds(self) -> dict[str, float]:
+        """The laps and their sum."""
+        return {**self.laps, "total": round(sum(self.laps.values()), 2)}
+
+
+def parsed(kind: type[Kind], path: Path) -> Kind:
+    """What a file holds, as one of the models above; raises TaskgraftError where it is damaged."""
+    try:
+        return kind.model_validate_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:  # of which pydantic's own is one
+        raise InputError(f"{path} is damaged: {str(error).splitlines()[0][:160]}; copy it again") from error
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides a result: Python, the libraries, the processor's name."""
+    names = ("torch", "torchvision", "timm", "numpy", "pillow", "safetensors")
+    found = {"taskgraft": __version__, **{name: importlib.metadata.version(name) for name in names}}
+    return {"python": platform.python_version(), **found, "machine": platform.machine()}

@@ -1,0 +1,95 @@
+"""Quadratic penalties at work on the weights: a gradient, or a proximal step. No graph, and little memory traffic.
+
+Large tensors are walked in blocks that stay in the processor's cache, with one scratch buffer: whole-tensor operations
+would write and read each intermediate from memory, which costs several times as much as the arithmetic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+import torch
+from torch import Tensor
+
+from taskgraft import pytree
+from taskgraft.config import TrainingConfig
+from taskgraft.types import Params, Quadratic
+
+TINY = 1e-37  # keeps 0 / 0 away where a strength is so large that its inverse is no float32
+
+
+def settled(penalties: Mapping[str, Quadratic], config: TrainingConfig) -> dict[str, Quadratic]:
+    """The penalties with `implicit="auto"` decided: the proximal step, but for AdamW under a joint softmax.
+
+    AdamW divides the loss's gradient by its own size, so that every weight moves by about the learning rate. A proximal
+    step is not divided, and where one softmax makes the new outputs outvote the old ones it either loses against such
+    moves or stops them altogether. Inside the loss, both pulls are divided alike. With a softmax for each task, or SGD,
+    the proximal step does as well, and it is stable for any strength (`docs/decisions.md`, 88).
+    """
+    implicit = not (config.softmax == "joint" and config.optimizer == "adamw")
+    return {
+        name: item._replace(implicit=implicit) if item.implicit == "auto" else item for name, item in penalties.items()
+    }
+
+
+def add_gradients(params: Params, penalties: Collection[Quadratic]) -> None:
+    """Add strength * importance * (theta - anchor) to the gradients, for the penalties that are explicit."""
+    with torch.no_grad():
+        for item in penalties:
+            if item.implicit or not item.strength:
+                continue
+            for name, anchor in item.anchor.items():
+                theta = params[name]
+                if theta.grad is None:  # heads of old tasks, where no term of the loss touches them
+                    theta.grad = torch.zeros_like(theta)
+                if item.importance is None:
+                    theta.grad.add_(theta - anchor, alpha=item.strength)
+                    continue
+                for gradient, at, held, weight in pytree.blocks(theta.grad, theta, anchor, item.importance[name]):
+                    gradient.addcmul_(at - held, weight, value=item.strength)
+
+
+def step_towards(params: Params, penalties: Collection[Quadratic], lr: float) -> None:
+    """The proximal step theta <- (theta + sum_k a_k anchor_k) / (1 + sum_k a_k), a = rate * strength * importance.
+
+    Written as theta + sum_k a_k / (1 + sum a) * (anchor_k - theta): exact where nothing has moved. Stable for any
+    strength. With one penalty this is the minimiser of |theta' - theta|^2 / (2 rate) + its quadratic.
+    """
+    implicit = [item for item in penalties if item.implicit]
+    if not implicit:
+        return
+    with torch.no_grad():
+        if len(implicit) == 1:
+            _pull(params, implicit[0], lr)
+        else:
+            _pull_all(params, implicit, lr)
+
+
+def _pull(params: Params, item: Quadratic, lr: float) -> None:
+    """Go a / (1 + a) of the way; computed as importance / (importance + 1 / (rate * strength)), one division less."""
+    if not item.strength * lr:
+        return
+    slack = max(1 / (lr * item.strength), TINY)
+    for name, anchor in item.anchor.items():
+        if item.importance is None:
+            share = lr * item.strength
+            params[name].lerp_(anchor, share / (share + 1.0))
+            continue
+        for theta, held, weight in pytree.blocks(params[name], anchor, item.importance[name]):
+            below = weight + slack
+            theta.lerp_(held, torch.div(weight, below, out=below))
+
+
+def _pull_all(params: Params, items: list[Quadratic], lr: float) -> None:
+    for name, value in params.items():
+        touching = [item for item in items if name in item.anchor]
+        if not touching:
+            continue
+        pulls = [lr * item.strength * _importance(item, name) for item in touching]
+        below = 1 + torch.stack(pulls).sum(0)
+        toward = [pull / below * (item.anchor[name] - value) for pull, item in zip(pulls, touching, strict=True)]
+        value.add_(torch.stack(toward).sum(0))
+
+
+def _importance(item: Quadratic, name: str) -> Tensor:
+    return torch.ones_like(item.anchor[name]) if item.importance is None else item.importance[name]

@@ -1,0 +1,95 @@
+"""Tensors that an earlier run computed from the same things: in a folder, by a name that says all that they depend on.
+
+A file that is damaged counts as none. The folder takes at most LIMIT bytes: what was not wanted for longest goes first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from taskgraft.results.files import atomic, fingerprint
+from taskgraft.types import Memoize, Params
+
+FORMAT = "1"  # raise it when the same names would mean other tensors
+LIMIT = 2 * 2**30  # bytes of all files
+MOST = LIMIT // 4  # bytes of one; what is larger takes long to read and would push everything else out
+LEFT = 86_400.0  # seconds after which a half-written file is taken for what a killed process left
+DIGEST = "sha256"  # in a file's header: over its tensors
+
+
+def recalled_in(folder: Path, *about: str) -> Memoize:
+    """A function that computes tensors the first time, and afterwards reads them: the same bits, on the CPU.
+
+    `about` is what every tensor depends on beside its name.
+    """
+
+    def recall(name: str, make: Callable[[], Params]) -> Params:
+        file = folder / f"{fingerprint([FORMAT, *about, name])[:32]}.safetensors"
+        known = _read(file)
+        if known is None:
+            known = {part: value.detach().cpu().contiguous() for part, value in make().items()}
+            if sum(value.nbytes for value in known.values()) <= MOST:
+                with suppress(OSError, SafetensorError):  # a folder that cannot be written is slower, no more
+                    _write(file, known)
+        return known
+
+    return recall
+
+
+def mark(tensors: Params) -> str:
+    """SHA-256 over names, types, shapes, layouts and bits."""
+    total = hashlib.sha256()
+    for name in sorted(tensors):
+        value = tensors[name].detach()
+        total.update(f"{name} {value.dtype} {tuple(value.shape)} {value.stride()}\n".encode())
+        bits: Any = value.cpu().contiguous().flatten().view(torch.uint8).numpy()
+        total.update(bits)
+    return total.hexdigest()
+
+
+def _read(file: Path) -> Params | None:
+    try:
+        with safe_open(file, "pt") as opened:
+            # copied: a file's tensors lie at any address, and a product's bits may depend on how they are aligned
+            found = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118 - no dictionary
+            if opened.metadata()[DIGEST] != mark(found):
+                return None
+        os.utime(file)
+    except (OSError, SafetensorError, KeyError, TypeError):
+        return None
+    return found
+
+
+def _write(file: Path, tensors: dict[str, Tensor]) -> None:
+    with atomic(file) as aside:
+        save_file(tensors, aside, {DIGEST: mark(tensors)})
+    _trim(file.parent, file)
+
+
+def _trim(folder: Path, newest: Path) -> None:
+    """Remove what was read or written longest ago, until the rest fits; others may do so too."""
+    files: list[tuple[float, int, Path]] = []
+    for path in folder.iterdir():
+        with suppress(OSError):
+            state = path.stat()
+            if path.name.startswith("."):
+                if state.st_mtime < time.time() - LEFT:
+                    path.unlink()
+            elif path != newest:
+                files.append((state.st_mtime, state.st_size, path))
+    total = newest.stat().st_size
+    for _, size, path in sorted(files, reverse=True):
+        total += size
+        if total > LIMIT:
+            path.unlink(missing_ok=True)

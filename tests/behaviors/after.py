@@ -1,0 +1,197 @@
+"""Rows 31 to 40: results, use, errors."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import shutil
+import tomllib
+from pathlib import Path
+
+import timm
+import typer.main
+
+import taskgraft
+from behaviors.trying import FEW, Behavior, Place
+from taskgraft import cli
+from taskgraft.cli.app import STOPPED, TERMINATED
+
+COMMANDS = typer.main.get_command(cli.app).commands  # pyright: ignore[reportAttributeAccessIssue]
+PACKAGE = Path(taskgraft.__file__).parent
+WRONG = Path(__file__).parents[2] / "docs" / "wrong.md"
+
+
+def reported(place: Place) -> str:
+    page = (place.both / "report.html").read_text(encoding="utf-8")
+    for part in ("Did it work?", "Accuracy on validation images, with 95 % intervals", "Over the steps", "calibration",
+                 "To repeat this run", "<span>taskgraft</span> <span>extend</span>"):  # fmt: skip
+        assert part.lower() in page.lower(), part
+    assert not re.search(r"""(src|href)=["'](https?:)?//""", page)
+    return f"report.html, {len(page) / 2**20:.1f} MB, nothing from elsewhere"
+
+
+def verdict(place: Place) -> str:
+    lines = place.told.out.splitlines()
+    assert len(lines) == 6  # five lines, and where everything lies
+    assert re.match(r"shape [\d.]+ → [\d.]+ \(.+, 95 % interval .+\); paint [\d.]+; Score [\d.]+ at step \d+", lines[0])
+    assert lines[-2].startswith("next, ")
+    assert lines[-1] == f"model and report: {place.both}/report.html"
+    return lines[0]
+
+
+def unmeasured(place: Place) -> str:
+    told = place.extend("--method", "branch")
+    assert told.code == 0, told.err
+    assert "accuracy on shape unknown" in told.out
+    assert "--old-val DIR measures it" in told.out
+    assert "bit for bit" in told.out
+    page = (place.root / "out" / "report.html").read_text(encoding="utf-8")
+    assert "Old accuracy is unknown for shape" in page
+    return told.out.splitlines()[1]
+
+
+def predicted(place: Place) -> str:
+    """Rows on stdout and nothing else; a damaged picture keeps its place."""
+    pictures = Path(shutil.copytree(place.new / "val" / "red", place.root / "pictures"))
+    (pictures / "0.png").write_bytes(b"no picture")
+    told = place.run("predict", place.plain, pictures)
+    rows = [json.loads(line) for line in told.out.splitlines()]
+    assert told.code == 0
+    assert [row["id"] for row in rows] == sorted(row["id"] for row in rows)
+    assert rows[0]["error"]
+    assert all(row["tasks"].keys() == {"shape", "paint"} for row in rows[1:])
+    assert "could not be read" in told.err
+    return f"{len(rows)} rows, both tasks in each, one with its error"
+
+
+def shares(place: Place) -> str:
+    told = place.run("distribution", place.plain, place.new / "val", "--json")
+    assert told.code == 0, told.err
+    found = json.loads(told.out)
+    text = place.run("distribution", place.plain, place.new / "val").out
+    for part in ("naive", "95 %", "effective"):
+        assert part in text.lower(), text
+    return f"{', '.join(found)[:80]}"
+
+
+def exported(place: Place) -> str:
+    out = place.root / "timm"
+    told = place.run("export", place.plain, out, "--format", "safetensors", "--check", place.new / "val",
+                     "--check", place.old / "val", "--cache", "none")  # fmt: skip
+    assert told.code == 0, told.err
+    assert "same answer on 100.00%" in told.out
+    assert timm.create_model(f"local-dir:{out}", pretrained=True).num_classes == 7
+    return told.out.splitlines()[0]
+
+
+def served(place: Place) -> str:
+    params = {param.name: param for param in COMMANDS["serve"].params}
+    assert params["host"].default == "127.0.0.1"
+    told = place.run("serve", place.plain, "--port", "0", "--trial")
+    assert told.code == 0, told.err
+    return told.out.strip()
+
+
+def plainly(place: Place) -> str:
+    """Wrong uses of many kinds: each one line on stderr, with what was probably meant; stdout stays empty."""
+    shutil.copytree(place.new, place.root / "data")
+    (place.root / "data" / "val" / "red").rename(place.root / "data" / "val" / "redd")
+    words = ("extend", place.alice, place.new, place.root / "out")
+    kinds = {
+        "a command": (("extnd",), "did you mean 'extend'"),
+        "an option": ((*words, "--tsk", "paint"), "did you mean --task"),
+        "a value": ((*words, "--task", "paint", "--batch-size", "many"), "--batch-size"),
+        "an argument too few": (("extend", place.alice), "missing argument DATA"),
+        "an argument too many": ((*words, "more", "--task", "x"), "unexpected extra argument"),
+        "a method": ((*words, "--task", "paint", "--method", "destill"), "did you mean 'distill'"),
+        "a method's setting": ((*words, "--task", "paint", "--method", "ewc(strenght=1)"), "did you mean 'strength'"),
+        "a model": (("train", place.new, place.root / "out", "--model", "resnet_18"), "did you mean 'resnet"),
+        "a class": (("train", place.root / "data", place.root / "out", *FEW), "'red'"),
+    }
+    said = []
+    for kind, (given, part) in kinds.items():
+        told = place.run(*given)
+        assert (told.code, told.out) == (2, ""), f"{kind}: {told}"
+        own = [line for line in told.err.splitlines() if not line.startswith("parent: ")]
+        assert len(own) == 1, f"{kind}: {told.err}"
+        assert own[0].startswith("taskgraft: ")
+        assert part in own[0], f"{kind}: {own[0]}"
+        assert not any(ord(sign) < 32 for sign in own[0])
+        said.append(kind)
+    return f"{len(said)} kinds, one line each"
+
+
+def codes(place: Place) -> str:
+    """Every exit code that the program can give is explained in docs/wrong.md, where the documentation is at hand."""
+    given = {0, 1, STOPPED, TERMINATED}
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("TaskgraftError"):
+                codes = [one.value for one in node.keywords if one.arg == "code"]
+                given |= {one.value for one in codes if isinstance(one, ast.Constant) and isinstance(one.value, int)}
+    given.add(2)
+    if WRONG.exists():
+        written = {int(found) for found in re.findall(r"^\| (\d+) \|", WRONG.read_text(encoding="utf-8"), re.M)}
+        assert written == given
+    return f"{plainly(place)}; exit codes {', '.join(map(str, sorted(given)))}"
+
+
+def configured(place: Place) -> str:
+    """A template that is TOML once filled in; flag over file over default; unknown keys, wrong values; a schema."""
+    template = place.run("config", "extend")
+    lines = [line.removeprefix("# ") if re.match(r"# [\w-]+ = ", line) else "" for line in template.out.splitlines()]
+    filled = tomllib.loads("\n".join(lines))
+    assert {"lr", "eval-every", "method", "old-val", "task"} <= filled.keys()
+    assert filled["lr"] == 0.001
+    file = place.root / "run.toml"
+    file.write_text(f'task = "paint"\nsteps = 3\nrate = 0.02\nold-val = ["{place.old / "val"}"]\nmethod = "finetune"\n')
+    told = place.run("extend", place.alice, place.new, place.root / "out", *FEW[2:], "--config", file, "--lr", "0.5")
+    assert told.code == 0, told.err
+    record = json.loads((place.root / "out" / "record.json").read_text())
+    assert (record["config"]["steps"], record["config"]["lr"], record["method"]) == (3, 0.5, "finetune")
+    assert record["tasks"][0]["child"]
+    shown = place.run("config", "extend", file)
+    assert "steps = 3  # file" in shown.out
+    assert "batch = 32  # default" in shown.out
+    assert tomllib.loads(shown.out)["lr"] == 0.02
+    schema = json.loads(place.run("config", "extend", "--schema").out)
+    assert filled.keys() <= schema["properties"].keys()
+    assert schema["properties"]["steps"] == {"description": "steps of training [default: 1200]", "type": "integer",
+                                             "minimum": 1}  # fmt: skip
+    for text, part in (('stpes = 3', "did you mean 'steps'"), ("steps = [", "no readable TOML"),
+                       ('steps = "many"', "--steps"), ("rate = -1.0", "rate -1.0: must be above 0")):  # fmt: skip
+        file.write_text(text)
+        own = ("extend", place.alice, place.new, place.root / "no", "--task", "paint", "--config", file)
+        for words in (("config", "extend", file), own):
+            told = place.run(*words)
+            assert (told.code, told.out) == (2, ""), told
+            assert part in told.last
+    return "template, show, check and schema; flag over file over default"
+
+
+ROWS = [
+    Behavior(31, "report.html is one offline file with accuracies, intervals, curves, mistakes, calibration, commands",
+              reported, ("tests/report/test_report.py::test_nothing_is_loaded_from_outside",)),
+    Behavior(32, "a verdict of five lines: before and after, Score, cost, what next", verdict),
+    Behavior(33, "without old pictures the report says that old accuracy is unknown and what measures it", unmeasured),
+    Behavior(34, "compare and tune show the frontier, go on after a kill, show failed trials with the reason", None,
+              ("tests/jobs/test_tune.py::test_killed_with_all_its_workers_it_goes_on_to_the_same_choice",
+               "tests/jobs/test_tune.py::test_a_trial_that_diverges_is_reported_and_the_others_go_on",
+               "tests/jobs/test_extend.py::test_compare_goes_on_and_reports")),
+    Behavior(35, "predict answers all tasks in one pass, in order; stdout is for pipes", predicted,
+              ("tests/jobs/test_predict.py::test_a_run_that_was_stopped_goes_on_to_the_same_file",
+               "tests/jobs/test_predict.py::test_tables_hold_what_lines_hold")),
+    Behavior(36, "distribution gives shares with intervals, the naive count, the effective size", shares,
+              ("tests/jobs/test_distribution.py::test_numbered_frames_without_tracks_are_noticed",)),
+    Behavior(37, "export compares the file with the model and prints the difference; plain timm loads safetensors",
+              exported, ("tests/exports/test_export.py::test_what_differs_is_not_left",)),
+    Behavior(38, "serve binds this machine alone, prints its address and a curl line once it has answered", served,
+              ("tests/serving/test_drain.py::test_sigterm_loses_no_request",
+               "tests/serving/test_protocol.py::test_what_is_told_of_the_model")),
+    Behavior(39, "every error is one line with a remedy; typos are answered; exit codes are documented", codes,
+              ("tests/surface/test_errors.py::test_an_unexpected_error_is_one_line_too",)),
+    Behavior(40, "config files: unknown keys are errors with a suggestion; template, show, check, schema", configured,
+              (),
+              "no variables of the environment: a record's command would not show them; nothing is deprecated yet"),
+]  # fmt: skip
