@@ -3,7 +3,7 @@
     .venv/bin/python benchmarks/chain.py OUT --shared DIR --made DIR [--steps 200] [--seeds 1]
 
 cars (196 models) -> colours -> Fashion-MNIST 0-4 -> even digits -> Fashion-MNIST 5-9, on one EfficientNet-Lite0, 96 px.
-Every extension sees the pictures of its own task alone; validation pictures of all earlier tasks measure it.
+Every extension sees the images of its own task alone; validation images of all earlier tasks measure it.
 """
 
 from __future__ import annotations

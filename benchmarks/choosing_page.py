@@ -2,7 +2,7 @@
 
     .venv/bin/python benchmarks/choosing_page.py
 
-Replaces what stands between the markers in docs/choosing.md and the pictures beside it.
+Replaces what stands between the markers in docs/choosing.md and the images beside it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ LINKS = {
 TITLES = {
     "cars-colours": "cars (196 models) → colours; EfficientNet-Lite0, 96 px, a foreign checkpoint",
     "cars-colours, 300 steps": "the same at 300 steps: what each method does when nothing is tuned",
-    "makes-colours": "makes → colours on the cars' own pictures, disjoint halves; EfficientNet-Lite0",
+    "makes-colours": "makes → colours on the cars' own images, disjoint halves; EfficientNet-Lite0",
     "fashion": "Fashion-MNIST classes 0-4 → 5-9; ResNet-18, 32 px",
     "fashion-vit": "Fashion-MNIST classes 0-4 → 5-9; ViT-tiny, 64 px, trained from nothing",
     "digits": "digits even → odd (scikit-learn); a small ResNet, 32 px",

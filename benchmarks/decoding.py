@@ -2,7 +2,7 @@
 
     .venv/bin/python benchmarks/decoding.py [FOLDER OF PICTURES]
 
-Without a folder, cars are drawn. The second part enlarges 24 of the pictures to the size of photographs and adds grain,
+Without a folder, cars are drawn. The second part enlarges 24 of the images to the size of photographs and adds grain,
 so that there is detail to lose. Differences are in grey levels of 255 at training size. Writes
 benchmarks/results/decoding.json.
 """
@@ -32,7 +32,7 @@ from taskgraft.data import decode, pixel_cache
 from taskgraft.data.transforms import Preprocessing, parse
 from taskgraft.demo import cars
 
-GRAIN = 6.0  # standard deviation of the noise of enlarged pictures, in grey levels
+GRAIN = 6.0  # standard deviation of the noise of enlarged images, in grey levels
 FEW = 24
 INPUTS = ("96 squash bilinear", "128 squash bilinear", "224 center:0.875 bicubic")
 WANTED = parse("96 squash bilinear", Preprocessing())
@@ -53,7 +53,7 @@ def one(path: Path) -> NDArray[np.uint8] | None:
 
 
 def lrs(files: Sequence[Path], rounds: int) -> dict[str, float]:
-    """Pictures per second, the median of the rounds, turn by turn."""
+    """Images per second, the median of the rounds, turn by turn."""
     cores = os.cpu_count() or 1
     names = [str(path) for path in files]
 
@@ -65,7 +65,7 @@ def lrs(files: Sequence[Path], rounds: int) -> dict[str, float]:
         list(pool.map(one, files[: 4 * cores]))
         ways: dict[str, Callable[[], object]] = {
             "one after another": lambda: [one(path) for path in files],
-            f"{cores} threads, one picture at a time": threads,
+            f"{cores} threads, one image at a time": threads,
             f"{cores} threads, as taskgraft does": lambda: pixel_cache.load(Path("/"), names, WANTED),
             f"{cores} processes": lambda: list(pool.map(one, files, chunksize=pixel_cache.GROUP)),
         }
@@ -79,7 +79,7 @@ def lrs(files: Sequence[Path], rounds: int) -> dict[str, float]:
 
 
 def enlarged(path: Path, side: int) -> bytes:
-    """A picture as a camera might give it: longest side `side`, with grain, quality 92."""
+    """An image as a camera might give it: longest side `side`, with grain, quality 92."""
     image = Image.open(path).convert("RGB")
     factor = side / max(image.size)
     image = image.resize((round(image.width * factor), round(image.height * factor)), Image.Resampling.LANCZOS)
@@ -90,7 +90,7 @@ def enlarged(path: Path, side: int) -> bytes:
 
 
 def reduced(blobs: Sequence[bytes], side: int, line: str, rounds: int) -> dict[str, Any]:
-    """Milliseconds a picture and difference from full decoding, for each SPARE."""
+    """Milliseconds an image and difference from full decoding, for each SPARE."""
     preprocessing = parse(line, Preprocessing())
     spares = (10**6, 4, 3, 2, 1)
     taken: dict[int, list[float]] = {spare: [] for spare in spares}
@@ -133,7 +133,7 @@ def main() -> None:
         "machine": {"cores": os.cpu_count()},
         "versions": {"python": platform.python_version(), "pillow": PIL.__version__},
         "chosen": own,
-        "pictures_per_second": speed,
+        "images_per_second": speed,
         "reduced_scale": scales,
     }
     options.out.write_text(json.dumps(report, indent=1) + "\n")

@@ -2,15 +2,15 @@
 
     .venv/bin/python benchmarks/distribution.py CHILD [--draws 200]
 
-CHILD is the folder of an extension of cars (task "model", measured on its 873 validation pictures) with colours (task
-"colour", 358): its predictions.npz is all that is read. In each draw the pictures are halved by class; the task card
+CHILD is the folder of an extension of cars (task "model", measured on its 873 validation images) with colours (task
+"colour", 358): its predictions.npz is all that is read. In each draw the images are halved by class; the task card
 is measured on one half, the sample is drawn from the other, by one of two schemes:
 
-- "drawn": shares p from a symmetric Dirichlet, 500 pictures with replacement (a picture may return: few are there);
-- "thinned": each class is kept with its own probability, no picture returns; about 90 of 180, or 150 of 436.
+- "drawn": shares p from a symmetric Dirichlet, 500 images with replacement (an image may return: few are there);
+- "thinned": each class is kept with its own probability, no image returns; about 90 of 180, or 150 of 436.
 
 Errors are those of the shares against the sample's own labels (what the footage shows) and against p (what it is a
-sample of); coverage is of p. Makes are the first words of the models' names. CPU seconds, no picture is opened.
+sample of); coverage is of p. Makes are the first words of the models' names. CPU seconds, no image is opened.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def drawn(
 
 
 def frames_of(logits: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
-    """Frames of a track: the picture's logits with a little noise of their own."""
+    """Frames of a track: the image's logits with a little noise of their own."""
     return logits + rng.normal(0, 0.3, logits.shape).astype("f4")
 
 

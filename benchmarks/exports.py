@@ -73,7 +73,7 @@ def measured(bundle: str, kind: tuple[str, str, bool], check: list[Path], cache:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle")
-    parser.add_argument("pictures", type=Path, nargs="+")
+    parser.add_argument("images", type=Path, nargs="+")
     parser.add_argument("--name", help="what the results are filed under [default: the bundle's method]")
     parser.add_argument("--only", nargs="+", help="formats")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "exports.json")

@@ -1,9 +1,9 @@
-"""Twenty car models withheld from a parent, then added with their pictures alone, against retraining on all.
+"""Twenty car models withheld from a parent, then added with their images alone, against retraining on all.
 
     .venv/bin/python benchmarks/into.py OUT --shared DIR --weights FOLDER [--steps 800] [--seeds 3]
 
 `--weights` is a timm folder with ImageNet weights of tf_efficientnet_lite0. The tables are written beside a copy of the
-pictures in OUT; nothing is written to the shared folder.
+images in OUT; nothing is written to the shared folder.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def tables(shared: Path, out: Path) -> tuple[Path, Path, Path]:
 
 
 def balanced(done: Extension) -> dict[str, float]:
-    """Accuracy on the old classes and on the added ones, each among all classes, and the mean over all pictures."""
+    """Accuracy on the old classes and on the added ones, each among all classes, and the mean over all images."""
     old, new = (metrics.correct(done.predictions[name], "model") for name in ("old", "new"))
     return {"old": float(old.mean()), "new": float(new.mean()), "all": float(np.concatenate([old, new]).mean())}
 

@@ -3,7 +3,7 @@
     .venv/bin/python benchmarks/large.py
 
 Data sets of 30,000, 1,000,000 and 1,300,000 images of 128 px are simulated: their cache is a sparse file that takes no
-disk, the set is written as taskgraft writes it after a first run, and the pictures are empty files in folders (as many
+disk, the set is written as taskgraft writes it after a first run, and the images are empty files in folders (as many
 as --folders allows) or empty tar shards of 1,000. What is measured is taskgraft's own start, in a process for each.
 Writes benchmarks/results/large.json. Linux only: memory is read from /proc.
 """

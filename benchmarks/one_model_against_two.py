@@ -1,12 +1,12 @@
-"""One extended model against two separate ones in turn: pictures a second and peak memory of `predict`.
+"""One extended model against two separate ones in turn: images a second and peak memory of `predict`.
 
-    .venv/bin/python benchmarks/one_model_against_two.py OUT --pictures DIR --first MODEL --second MODEL \
+    .venv/bin/python benchmarks/one_model_against_two.py OUT --images DIR --first MODEL --second MODEL \
         --child branch=FOLDER --child distill=FOLDER [--count 2000] [--turns 5]
 
 `--first` and `--second` are bundles of the two tasks alone (what two people would run); each `--child` a bundle that
 does both. "branch" costs nearly two backbones and can save decoding alone; a child on one backbone ("distill", "ewc")
 saves the second pass as well. Turn by turn: the two in turn, then each child, `--turns` times; medians. Every run is a
-process of its own, so that peak memory is its own; time counts from the first picture to the last, without start-up.
+process of its own, so that peak memory is its own; time counts from the first image to the last, without start-up.
 Measured twice: with decoding (files), and on decoded pixels, where only the networks count.
 """
 
@@ -26,27 +26,27 @@ from pathlib import Path
 from taskgraft.results.record import versions
 
 RESULTS = Path(__file__).parent / "results" / "one_model_against_two.json"
-WARM = 64  # pictures that are answered before the clock starts
+WARM = 64  # images that are answered before the clock starts
 
 
 def pictures(root: Path, count: int, out: Path) -> Path:
-    """A list of `count` paths, the pictures of a folder again and again as copies by link: no path stands twice."""
+    """A list of `count` paths, the images of a folder again and again as copies by link: no path stands twice."""
     files = sorted(path for path in root.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
     if not files:
-        raise SystemExit(f"{root} holds no pictures")
-    home = out / "pictures"
+        raise SystemExit(f"{root} holds no images")
+    home = out / "images"
     home.mkdir(parents=True, exist_ok=True)
     for number, file in enumerate(islice(cycle(files), count)):
         link = home / f"{number:06d}{file.suffix}"
         if not link.exists():
             link.symlink_to(file.resolve())
-    listed = out / "pictures.txt"
+    listed = out / "images.txt"
     listed.write_text("".join(f"{path}\n" for path in sorted(home.iterdir())[:count]))
     return listed
 
 
 def worker(models: list[str], listed: Path, decoded: bool) -> None:
-    """Answer all pictures with each model in turn, and print seconds and the peak of this process's memory."""
+    """Answer all images with each model in turn, and print seconds and the peak of this process's memory."""
     from taskgraft import open_parent
     from taskgraft.commands.predict import Asked, asked_of, shape_of
     from taskgraft.commands.rows import answer_rows
@@ -69,7 +69,7 @@ def worker(models: list[str], listed: Path, decoded: bool) -> None:
         begun = time.perf_counter()
         count = answer(ready if decoded else given)
         total += time.perf_counter() - begun
-        assert count == len(paths), f"{len(paths) - count} pictures could not be read"
+        assert count == len(paths), f"{len(paths) - count} images could not be read"
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(json.dumps({"seconds": total, "peak_mib": peak}))
 
@@ -89,7 +89,7 @@ def together(models: list[str], listed: Path, decoded: bool) -> dict[str, float]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--pictures", type=Path, required=True)
+    parser.add_argument("--images", type=Path, required=True)
     parser.add_argument("--first", required=True)
     parser.add_argument("--second", required=True)
     parser.add_argument("--child", action="append", required=True, metavar="NAME=FOLDER")
@@ -112,7 +112,7 @@ def main() -> None:
             print(f"{kind}, turn {turn + 1}:", {name: round(rows[-1]["seconds"], 2) for name, rows in found.items()})
         table = {
             name: {key: statistics.median(row[key] for row in rows) for key in ("seconds", "peak_mib")}
-            | {"pictures_a_second": arguments.count / statistics.median(row["seconds"] for row in rows)}
+            | {"images_a_second": arguments.count / statistics.median(row["seconds"] for row in rows)}
             for name, rows in found.items()
         }
         for name in children:

@@ -1,14 +1,14 @@
-"""Three pairs of tasks on real pictures, as folders and tables that `taskgraft train` and `extend` read.
+"""Three pairs of tasks on real images, as folders and tables that `taskgraft train` and `extend` read.
 
     .venv/bin/python benchmarks/pairs.py OUT [--shared ../shared]
 
-makes-colours: Stanford Cars; a = make, b = colour; no picture and no car model stands in both tables.
+makes-colours: Stanford Cars; a = make, b = colour; no image and no car model stands in both tables.
 fashion: Fashion-MNIST; a = classes 0 to 4, b = classes 5 to 9.
 digits: scikit-learn's 8 × 8 digits; a = the even ones, b = the odd ones.
 
-taskgraft reads no file outside its table's folder, so the cars' pictures are copied below OUT, outside the project.
+taskgraft reads no file outside its table's folder, so the cars' images are copied below OUT, outside the project.
 
-Every choice of pictures is a hash of a name and SEED, or the order of the source: a second run writes the same files.
+Every choice of images is a hash of a name and SEED, or the order of the source: a second run writes the same files.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from PIL import Image
 
 SEED = 0
 SPLITS = ("train", "val", "test")
-LEAST = 30  # training pictures of a make or colour; those with fewer are dropped
+LEAST = 30  # training images of a make or colour; those with fewer are dropped
 CONFIDENCE = 0.8  # colours are another model's answers, about 95 % right from here on
 FASHION_DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # where Debian's dataset-fashion-mnist puts its files
 FASHION = ("t-shirt-top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle-boot")
-FASHION_TRAIN, FASHION_HELD = 1000, 400  # pictures of each class: training; validation and test each
+FASHION_TRAIN, FASHION_HELD = 1000, 400  # images of each class: training; validation and test each
 
 
 class Count(NamedTuple):
-    """One task of a pair: how many classes, and how many pictures of each split."""
+    """One task of a pair: how many classes, and how many images of each split."""
 
     pair: str
     task: str
@@ -46,7 +46,7 @@ class Count(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """One picture to write, named by its row in the source."""
+    """One image to write, named by its row in the source."""
 
     split: str
     label: str
@@ -63,7 +63,7 @@ def key(text: str) -> int:
 
 
 def makes_colors(out: Path, cars: Path, confidence: float) -> list[Count]:
-    """Write a.csv (make) and b.csv (colour), each on the car models of one half; pictures stay where they are."""
+    """Write a.csv (make) and b.csv (colour), each on the car models of one half; images stay where they are."""
     manifest = cars / "manifest.csv"
     if not manifest.is_file():
         raise SystemExit(f"{manifest} does not exist; give --shared, the folder that holds data/cars")
@@ -85,21 +85,21 @@ def once(rows: list[dict[str, str]], cars: Path) -> list[dict[str, str]]:
     seen: dict[str, dict[str, str]] = {}
     for row in rows:
         seen.setdefault(hashlib.sha256((cars / row["path"]).read_bytes()).hexdigest(), row)
-    print(f"makes-colours: {len(rows) - len(seen)} of {len(rows)} pictures are copies of another and left out")
+    print(f"makes-colours: {len(rows) - len(seen)} of {len(rows)} images are copies of another and left out")
     return list(seen.values())
 
 
 def frequent(rows: list[dict[str, str]], column: str, everything: list[dict[str, str]]) -> list[dict[str, str]]:
-    """Rows of classes with at least LEAST training pictures; prints what is dropped."""
+    """Rows of classes with at least LEAST training images; prints what is dropped."""
     count = Counter(row[column] for row in rows if row["split"] == "train")
     names = sorted({row[column] for row in everything if row[column]})
     dropped = [f"{name} ({count[name]})" for name in names if count[name] < LEAST]
-    print(f"makes-colours: {column}: dropped for fewer than {LEAST} training pictures: {', '.join(dropped) or 'none'}")
+    print(f"makes-colours: {column}: dropped for fewer than {LEAST} training images: {', '.join(dropped) or 'none'}")
     return [row for row in rows if count[row[column]] >= LEAST]
 
 
 def place(paths: list[str], cars: Path, folder: Path) -> None:
-    """Copy the tables' pictures below them."""
+    """Copy the tables' images below them."""
     for path in paths:
         target = folder / path
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -173,7 +173,7 @@ def digits(out: Path) -> list[Count]:
 
 
 def write(root: Path, pictures: Iterable[Picture]) -> Count:
-    """Save root/<split>/<class>/<name>.png; stops at pictures there that this run does not write."""
+    """Save root/<split>/<class>/<name>.png; stops at images there that this run does not write."""
     files = {root / item.split / item.label / f"{item.name}.png": item for item in pictures}
     strays = sorted(set(root.rglob("*.png")) - set(files))
     if strays:

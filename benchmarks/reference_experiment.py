@@ -1,11 +1,11 @@
-"""The reference experiment on real pictures: one joint softmax, six arrangements, strengths found by exhaustion.
+"""The reference experiment on real images: one joint softmax, six arrangements, strengths found by exhaustion.
 
     .venv/bin/python benchmarks/reference_experiment.py OUT [--shared ../shared] [--steps 160] [--seeds 3]
 
-A classifier of 196 car models that taskgraft did not make learns nine colours. The validation pictures of both tasks
+A classifier of 196 car models that taskgraft did not make learns nine colours. The validation images of both tasks
 are halved by content: on one half `tune` tries every strength of distillation and of EWC at both learning rates
 (seed 0), on the other half the six arrangements are reported, with seeds that chose nothing. EWC has an old sample,
-three training pictures of each car model. Finished runs are not repeated; results/reference_experiment.json has what is
+three training images of each car model. Finished runs are not repeated; results/reference_experiment.json has what is
 reported.
 """
 
@@ -53,12 +53,12 @@ PUBLISHED = {
 
 
 def half_of(path: Path) -> str:
-    """Which half a picture belongs to: by its bytes, so that copies of one picture are never divided."""
+    """Which half an image belongs to: by its bytes, so that copies of one image are never divided."""
     return ("choosing", "reporting")[hashlib.sha256(path.read_bytes()).digest()[0] % 2]
 
 
 def place(pictures: Iterable[Path], folder: Path) -> None:
-    """Give pictures a second name below `folder`, in a folder for their class; a copy where the disk has none."""
+    """Give images a second name below `folder`, in a folder for their class; a copy where the disk has none."""
     for picture in pictures:
         target = folder / picture.parent.name / picture.name
         if target.exists():

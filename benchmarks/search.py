@@ -34,7 +34,7 @@ SIZE = 32
 
 
 def drawn(out: Path, callbacks: Callbacks) -> None:
-    """The demo's two sets of pictures, and a model of the first."""
+    """The demo's two sets of images, and a model of the first."""
     makes = write_cars(out / "makes", label="make", train=200, val=25, seed=1, size=SIZE, camera="street")
     write_cars(out / "paints", label="paint", train=80, val=25, seed=2, size=SIZE, camera="factory")
     learn = replace(TRAIN_DEFAULTS, steps=1000, precision="fp32-channels-last")

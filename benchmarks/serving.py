@@ -61,7 +61,7 @@ def served(bundle: str, *flags: str) -> Iterator[Server]:
 
 
 def asking(server: Server, bodies: list[bytes]) -> dict[str, Ask]:
-    """A JPEG to /predict, and one picture's pixels by the binary protocol."""
+    """A JPEG to /predict, and one image's pixels by the binary protocol."""
 
     async def predict(client: httpx.AsyncClient, turn: int) -> httpx.Response:
         return await client.post("/predict", content=bodies[turn % len(bodies)])
@@ -126,7 +126,7 @@ def percentiles(times: list[float]) -> dict[str, float]:
 
 
 async def overload(server: Server, capacity: float, batch: int, seconds: float) -> dict[str, Any]:
-    """Requests of `batch` pictures come at FACTOR times the capacity, whether or not earlier ones are answered."""
+    """Requests of `batch` images come at FACTOR times the capacity, whether or not earlier ones are answered."""
     body, headers = tensor(server, batch)
     lr = FACTOR * capacity / batch
     found: list[tuple[str, float]] = []
@@ -151,7 +151,7 @@ async def overload(server: Server, capacity: float, batch: int, seconds: float) 
         ready = (await client.get("/v2/health/ready")).status_code
     by = {kind: [took for other, took in found if other == kind] for kind, _ in found}
     return {
-        "offered_pictures_per_second": round(offered, 1),
+        "offered_images_per_second": round(offered, 1),
         "times_capacity": round(offered / capacity, 1),
         "answers": {kind: {"count": len(times), **percentiles(times)} for kind, times in sorted(by.items())},
         "ready_afterwards": ready == 200,
@@ -228,18 +228,18 @@ async def measure(server: Server, bodies: list[bytes], wanted: argparse.Namespac
 
     full = await closed_loop(server, whole, 2, wanted.seconds)
     capacity = 32 * full["requests_per_second"]
-    print(f"capacity: {capacity:.0f} pictures/s in requests of 32", flush=True)
+    print(f"capacity: {capacity:.0f} images/s in requests of 32", flush=True)
     flooded = await overload(server, capacity, 32, wanted.seconds)
     print("overload", flooded, flush=True)
     soaked = await soak(server, asks, wanted.soak)
     print("soak", soaked, flush=True)
-    return {"load": load, "capacity_pictures_per_second": capacity, "overload": flooded, "soak": soaked}
+    return {"load": load, "capacity_images_per_second": capacity, "overload": flooded, "soak": soaked}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle")
-    parser.add_argument("pictures", type=Path)
+    parser.add_argument("images", type=Path)
     parser.add_argument("--seconds", type=float, default=20.0, help="of each load")
     parser.add_argument("--soak", type=float, default=10.0, help="minutes")
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 64])

@@ -13,7 +13,7 @@ PLACES = {
     "bundle": "Opening a checkpoint or a bundle",
     "classifier": "Opening a checkpoint or a bundle",
     "stages": "Opening a checkpoint or a bundle",
-    "data": "Reading pictures",
+    "data": "Reading images",
     "methods": "Naming and joining methods",
     "method": "Naming and joining methods",
     "settings": "Naming and joining methods",

@@ -129,7 +129,7 @@ def _fisher(parent: taskgraft.Classifier, ink: str) -> Figure:
 
 
 def _temperature(ink: str) -> Figure:
-    """One picture's answer at three temperatures."""
+    """One image's answer at three temperatures."""
     logits = np.array([6.0, 4.0, 2.5, 0.5, -1.0])
     classes = ["coupe", "sedan", "wagon", "van", "lorry"]
     figure = Figure(figsize=(8, 2.6), layout="constrained")

@@ -25,7 +25,7 @@ class Row(NamedTuple):
 def page() -> str:
     """Tables by who sends what."""
     groups = {
-        "Pictures, everywhere": PICTURES, "Checkpoints and bundles": MODELS, "Requests to the server": _server(),
+        "Images, everywhere": PICTURES, "Checkpoints and bundles": MODELS, "Requests to the server": _server(),
         "Text": TEXT,
     }  # fmt: skip
     lines: list[str] = []
@@ -41,7 +41,7 @@ PICTURES = [
     Row("pixels", f"{decode.MAX_PIXELS:,}, also of what it is resized to", "excluded before it is decoded"),
     Row("smallest side", f"{decode.MIN_SIDE} pixels", "excluded"),
     Row("longer side over shorter", f"{decode.MAX_ASPECT:g}", "excluded"),
-    Row("bytes of a label in a tar archive", f"{tar_shards.MAX_LABEL // MIB} MiB", "the picture is excluded"),
+    Row("bytes of a label in a tar archive", f"{tar_shards.MAX_LABEL // MIB} MiB", "the image is excluded"),
 ]
 MODELS = [
     Row("bytes of a JSON file", f"{validation.MOST // MIB} MiB", "refused"),
@@ -51,7 +51,7 @@ MODELS = [
         "refused"),
     Row("its processor time", f"{unpickle.SECONDS} s, and 1 s for each {unpickle.SPEED // MIB} MiB", "refused"),
 ]  # fmt: skip
-TEXT = [Row("letters of a method's notation", f"{LONGEST:,}", "refused")]
+TEXT = [Row("characters of a method's notation", f"{LONGEST:,}", "refused")]
 
 
 def _server() -> list[Row]:

@@ -1,8 +1,8 @@
 """One model that learns one task after another, over years.
 
 Each folder is a task, named after the folder. The first is trained with `keep="ewc"`, which records what will protect
-it; every later one extends the model before it and needs none of the earlier training pictures: what the chain
-remembers of them travels in the bundle. Here the validation pictures of earlier tasks are still at hand, so that
+it; every later one extends the model before it and needs none of the earlier training images: what the chain
+remembers of them travels in the bundle. Here the validation images of earlier tasks are still at hand, so that
 forgetting is measured after every link; without them the chain goes on as well, and says what it cannot know.
 
     python recipes/chain.py OUT FOLDER FOLDER FOLDER …
@@ -41,7 +41,7 @@ def main(
 
 
 def accuracies(done: taskgraft.Extension) -> dict[str, float]:
-    """Validation accuracy of each task that has pictures."""
+    """Validation accuracy of each task that has images."""
     return {task.name: task.child.mean for task in done.record.tasks if task.child}
 
 

@@ -1,6 +1,6 @@
 """Extend a timm model with the classes of a folder.
 
-The model keeps its own classes, such as ImageNet's thousand, and learns those of your pictures beside them. Any name
+The model keeps its own classes, such as ImageNet's thousand, and learns those of your images beside them. Any name
 that timm knows will do, fetched once from the hub; `local-dir:FOLDER`, a folder that timm wrote, needs no network. The
 method is one that leaves a single backbone, so plain timm loads what comes out.
 
@@ -22,7 +22,7 @@ from taskgraft import TrainingConfig
 def main(
     pictures: Path, out: Path, model: str = "resnet18.a1_in1k", config: TrainingConfig = TrainingConfig(lr=3e-4)
 ) -> nn.Module:
-    """Look at the pictures, extend the model, and give the child as plain timm opens it."""
+    """Look at the images, extend the model, and give the child as plain timm opens it."""
     for wanting in taskgraft.check(pictures)["wanting"]:
         print(f"before you trust the result: {wanting}")
     done = taskgraft.extend(

@@ -1,4 +1,4 @@
-"""Fixtures that several folders share: a trained toy parent, a folder of toy pictures."""
+"""Fixtures that several folders share: a trained toy parent, a folder of toy images."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def openings() -> Openings:
 
 
 @pytest.fixture(scope="session")
-def old_pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def old_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("shapes")
     folder_of(root / "train", OLD, 36, 1)
     folder_of(root / "val", OLD, 24, 2)
@@ -35,7 +35,7 @@ def old_pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def new_pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def new_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("paints")
     folder_of(root / "train", NEW, 40, 3)
     folder_of(root / "val", NEW, 24, 4)
@@ -43,11 +43,11 @@ def new_pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def alice(tmp_path_factory: pytest.TempPathFactory, old_pictures: Path) -> Path:
+def alice(tmp_path_factory: pytest.TempPathFactory, old_folder: Path) -> Path:
     """A bundle with one task, trained by taskgraft."""
     config = TrainingConfig(steps=30, batch_size=12, lr=0.05, head_steps=0, eval_every=10, precision="fp32")
     out = tmp_path_factory.mktemp("alice") / "bundle"
-    train(old_pictures, out, task="shape", model="test_resnet", preprocessing="32 squash bilinear half", config=config)
+    train(old_folder, out, task="shape", model="test_resnet", preprocessing="32 squash bilinear half", config=config)
     return out
 
 
@@ -55,16 +55,16 @@ SHORT = TrainingConfig(steps=20, batch_size=8, head_steps=20, eval_every=20, pre
 
 
 @pytest.fixture(scope="session")
-def plain(tmp_path_factory: pytest.TempPathFactory, alice: Path, old_pictures: Path, new_pictures: Path) -> Path:
+def plain(tmp_path_factory: pytest.TempPathFactory, alice: Path, old_folder: Path, new_folder: Path) -> Path:
     """A child of one backbone with the tasks shape and paint."""
     out = tmp_path_factory.mktemp("plain") / "bundle"
-    extend(alice, new_pictures, out, task="paint", method="finetune", config=SHORT, old_val=[old_pictures / "val"])
+    extend(alice, new_folder, out, task="paint", method="finetune", config=SHORT, old_val=[old_folder / "val"])
     return out
 
 
 @pytest.fixture(scope="session")
-def branched(tmp_path_factory: pytest.TempPathFactory, alice: Path, old_pictures: Path, new_pictures: Path) -> Path:
+def branched(tmp_path_factory: pytest.TempPathFactory, alice: Path, old_folder: Path, new_folder: Path) -> Path:
     """A child with a branch beside the backbone; the same tasks."""
     out = tmp_path_factory.mktemp("branched") / "bundle"
-    extend(alice, new_pictures, out, task="paint", method="branch", config=SHORT, old_val=[old_pictures / "val"])
+    extend(alice, new_folder, out, task="paint", method="branch", config=SHORT, old_val=[old_folder / "val"])
     return out

@@ -1,4 +1,4 @@
-"""Videos for tests, made of toy pictures: tracks one after another, each some frames of pictures of one class."""
+"""Videos for tests, made of toy images: tracks one after another, each some frames of images of one class."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SIDE = 64
 
 
 def stills(task: Task, tracks: Sequence[int], frames: int, seed: int = 11) -> list[NDArray[np.uint8]]:
-    """`frames` pictures [SIDE, SIDE, 3] for each class number in `tracks`, in order."""
+    """`frames` images [SIDE, SIDE, 3] for each class number in `tracks`, in order."""
     images = pictures(400, task, seed)
     labels = images.labels[task.name].numpy()
     rng = np.random.default_rng(seed)

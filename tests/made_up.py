@@ -13,8 +13,7 @@ from taskgraft import metrics
 from taskgraft.quantification.results import ClassShare, Distribution, PairShares, TaskShares, Unlike
 from taskgraft.results.predictions import Predictions
 from taskgraft.results.record import Comparison, Interval, Record, StepMetrics, TaskResult, VariantResult
-from taskgraft.tuning.results import SearchResult, SelectedModel, TrialResult
-from taskgraft.tuning.selection import Candidate
+from taskgraft.results.search import Candidate, SearchResult, SelectedModel, TrialResult
 
 MAKES = ("Audi A4", "BMW 3", "Ford Focus", "Honda Civic", "Toyota Camry", "VW Golf")
 COLORS = ("black", "blue", "green", "grey", "red", "white")

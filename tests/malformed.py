@@ -28,7 +28,7 @@ class Malformed(NamedTuple):
 
 
 def requests(model: str, size: int) -> dict[str, Malformed]:
-    """Every kind by name, for a model of this name that takes pictures of `size` pixels."""
+    """Every kind by name, for a model of this name that takes images of `size` pixels."""
     return {**_json(model, size), **_binary(model, size), **_pictures(), **_forms(), **_framing(), **_headers(model)}
 
 
@@ -71,7 +71,7 @@ def _json(model: str, size: int) -> dict[str, Malformed]:
         "a shape beyond all numbers": (asked({"shape": [2**62] * 4}), (400,)),
         "a shape of 4,000 digits": (asked({"shape": [10**4000, size, size, 3]}), (400, 422)),
         "another shape": (asked({"shape": [1, 3, size, size]}), (400,)),
-        "too many pictures": (asked({"shape": [100_000, size, size, 3]}), (422,)),
+        "too many images": (asked({"shape": [100_000, size, size, 3]}), (422,)),
         "too few values": (asked({"data": [0] * (count - 1)}), (400,)),
         "another type": (asked({"datatype": "FP32"}), (400,)),
         "another name": (asked({"name": CANARY}), (400,)),
@@ -84,7 +84,7 @@ def _json(model: str, size: int) -> dict[str, Malformed]:
         "an output a thousand times": (asked({}, outputs=[{"name": f"label_{CANARY}"}] * 1000), (400,)),
         "an output that is unknown": (asked({}, outputs=[{"name": CANARY}]), (400,)),
         "no input": (b'{"inputs": []}', (400,)),
-        "an address for a picture": (json.dumps({"inputs": [{**texts, "data": [url]}]}).encode(), (422,)),
+        "an address for an image": (json.dumps({"inputs": [{**texts, "data": [url]}]}).encode(), (422,)),
         "no base64": (json.dumps({"inputs": [{**texts, "data": ["file:///etc/passwd"]}]}).encode(), (400,)),
         "a million elements": (json.dumps({"inputs": [{**texts, "data": [""] * 200_000}]}).encode(), (400,)),
     }
@@ -131,9 +131,9 @@ def _pictures() -> dict[str, Malformed]:
         "a program": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
         "a bomb of 900 million pixels": picture(30_000, 30_000),
         "a bomb in a TIFF": tiff(60_000, 60_000),
-        "a picture that is damaged": picture(100, 100, MARK),
-        "a picture of one pixel": picture(1, 1),
-        "a picture as thin as a hair": picture(4, 4000),
+        "an image that is damaged": picture(100, 100, MARK),
+        "an image of one pixel": picture(1, 1),
+        "an image as thin as a hair": picture(4, 4000),
     }
     found = {name: Malformed(post("/predict", body), (422,)) for name, body in bodies.items()}
     bomb = gzip.compress(bytes(60 * 2**20))

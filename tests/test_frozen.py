@@ -147,7 +147,7 @@ def digests(home: Path) -> Iterator[tuple[str, str]]:
 
     checked = Path(shutil.copytree(new, home / "checked"))
     shutil.copyfile(next((new / "train").rglob("*.png")), checked / "train" / "red" / "twin.png")
-    (checked / "val" / "red" / "damaged.png").write_bytes(b"\x89PNG no picture")
+    (checked / "val" / "red" / "damaged.png").write_bytes(b"\x89PNG no image")
     found = taskgraft.check(checked, "paint")
     yield "check", of_values(numbers(found))
     both = home / "extend 5"
@@ -178,7 +178,7 @@ def exported(model: Path, out: Path) -> Any:
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
     images = (pictures(4, NEW, 9).pixels.permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.25
-    return [value.tolist() for value in session.run(None, {session.get_inputs()[0].name: images.numpy()})]
+    return [np.asarray(value).tolist() for value in session.run(None, {session.get_inputs()[0].name: images.numpy()})]
 
 
 def asked(model: Path) -> Any:

@@ -50,7 +50,7 @@ def parent(arch: str = "test_resnet", **options: Any) -> Classifier:
 
 
 def sources(count: int = 20, config: TrainingConfig = RUN) -> TrainingData:
-    """New pictures, an old sample for those who use one, and a Score that likes what has moved least."""
+    """New images, an old sample for those who use one, and a Score that likes what has moved least."""
     start = parent().linears()[0].weight
 
     def score(model: Classifier) -> float:
@@ -112,7 +112,7 @@ def mark(tensors: Mapping[str, Tensor]) -> str:
 
 
 def folder_of(folder: Path, task: Task, count: int, seed: int, size: int = 32) -> Path:
-    """Write pictures as folder/<class>/<n>.png, `count` of them in all."""
+    """Write images as folder/<class>/<n>.png, `count` of them in all."""
     images = pictures(count, task, seed, size)
     for number, (pixels, label) in enumerate(zip(images.pixels, images.labels[task.name].tolist(), strict=True)):
         home = folder / task.classes[label]

@@ -146,7 +146,7 @@ def order_of(seed: int) -> torch.Tensor:
 
 
 def part(pixels: torch.Tensor, labels: torch.Tensor, classes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The pictures of two classes, labeled 0 and 1."""
+    """The images of two classes, labeled 0 and 1."""
     chosen = (labels[:, None] == classes).any(1)
     return pixels[chosen], (labels[chosen] == classes[1]).long()
 

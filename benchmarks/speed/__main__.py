@@ -29,7 +29,7 @@ PARTS = ("steps", "fisher", "start", "answering", "memory", "growth", "sharing",
 # Minutes on two cores: the rounds of each case are bounded by seconds, the rest is preparation and first calls.
 MINUTES = {"steps": 10.0, "fisher": 8.0, "start": 3.0, "answering": 2.0, "memory": 1.5, "growth": 1.5, "sharing": 1.5,
            "whole": 6.0}  # fmt: skip
-LARGE = 25.0  # more minutes for the start of 50,000 pictures
+LARGE = 25.0  # more minutes for the start of 50,000 images
 PICTURES, MANY, TOY = 3_000, 50_000, 40
 
 
@@ -110,7 +110,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART", help=", ".join(PARTS))
     parser.add_argument("--quick", action="store_true", help="toy sizes; the README is left alone")
-    parser.add_argument("--large", action="store_true", help=f"the start of {MANY:,} pictures instead of {PICTURES:,}")
+    parser.add_argument("--large", action="store_true", help=f"the start of {MANY:,} images instead of {PICTURES:,}")
     parser.add_argument("--no-peers", action="store_true", help="install nothing; only loops that need no library")
     parser.add_argument("--render", action="store_true", help="measure nothing; write README and plots from the JSON")
     parser.add_argument("--out", type=Path, default=None, help="folder for the JSON [default: benchmarks/results]")

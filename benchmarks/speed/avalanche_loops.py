@@ -1,4 +1,4 @@
-"""Avalanche as a rival: its own strategies and loops at their defaults, on the same pictures, already normalized.
+"""Avalanche as a rival: its own strategies and loops at their defaults, on the same images, already normalized.
 
 They are normalized before the clock starts, which favors Avalanche. A turn is an epoch, timed between the hooks that
 its plugins get, so that what a strategy does at the end of an experience is left out.

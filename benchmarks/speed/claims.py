@@ -104,7 +104,7 @@ def _start(report: Report) -> Iterator[Claim]:
     for case in report["cases"]:
         for row in case["rows"]:
             if row["rival"] == "decoded in the second run":
-                yield Claim("pictures decoded by the second run", row["decoded"], 0.0, True)
+                yield Claim("images decoded by the second run", row["decoded"], 0.0, True)
             if row["rival"].startswith("warm"):
                 yield Claim(f"seconds to the first step, {row['rival']}", row["median"], 5.0, True)
             if row["rival"] == "taskgraft --help":
@@ -112,7 +112,7 @@ def _start(report: Report) -> Iterator[Claim]:
         lrs = {row["rival"]: row["median"] for row in case["rows"] if row.get("unit") == "images/s"}
         if "ImageFolder, 2 workers" in lrs and "taskgraft" in lrs:
             ratio = lrs["taskgraft"] / lrs["ImageFolder, 2 workers"]
-            yield Claim("pictures decoded a second over ImageFolder's", ratio, 1.0)
+            yield Claim("images decoded a second over ImageFolder's", ratio, 1.0)
 
 
 def _sharing(report: Report) -> Iterator[Claim]:

@@ -1,4 +1,4 @@
-"""Rivals that read picture files: decoding, and predicting from files."""
+"""Rivals that read image files: decoding, and predicting from files."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def read_plainly(case: Case) -> Ready:
 
 
 def decoded(case: Case) -> dict[str, Any]:
-    """How many pictures a run with a cache decodes, and its seconds."""
+    """How many images a run with a cache decodes, and its seconds."""
     begin = time.perf_counter()
     found = _opened(case, Path(case["cache"]))
     return {"decoded": found.decoded, "seconds": round(time.perf_counter() - begin, 3)}

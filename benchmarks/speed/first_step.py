@@ -1,4 +1,4 @@
-"""What one writes without taskgraft to begin training on a folder of pictures; ends after the first step.
+"""What one writes without taskgraft to begin training on a folder of images; ends after the first step.
 
 python -m benchmarks.speed.first_step WEIGHTS PICTURES SIZE
 """

@@ -24,7 +24,7 @@ SECONDS = 35.0
 
 
 def rivals(case: Mapping[str, Any]) -> tuple[Rival, ...]:
-    """taskgraft, the floor of practice, and all others on fewer pictures."""
+    """taskgraft, the floor of practice, and all others on fewer images."""
     few = {"images": min(SLOW, case["images"])}
     return (
         Rival("taskgraft", "taskgraft", "ours:fisher"),
@@ -60,7 +60,7 @@ def part(
 
 
 def _add_peaks(table: dict[str, Any], houses: Mapping[str, House], plan: Plan, first: bool) -> None:
-    """Each in a fresh process, on as many pictures; training in fp32 at the same batch for comparison.
+    """Each in a fresh process, on as many images; training in fp32 at the same batch for comparison.
 
     The others' peaks are taken on the first network alone: each costs a process.
     """

@@ -2,7 +2,7 @@
 
 All but the two that say otherwise compute mean_i (d log p_c(x_i) / d theta)^2 with one c drawn from the model for each
 image, in eval mode and fp32. Each takes the fastest of several chunks. What a library cannot do it says, and the table
-with it. The trace on the first pictures tells whether two ways compute the same: labels are drawn, so it agrees within
+with it. The trace on the first images tells whether two ways compute the same: labels are drawn, so it agrees within
 their noise.
 """
 

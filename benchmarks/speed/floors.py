@@ -23,7 +23,7 @@ STEP_PASSES = 3 + 7
 def count(case: Case) -> dict[str, Any]:
     """Operations and bytes of one forward and backward pass of a batch: `flops`, `saved` (activations), `parameters`.
 
-    The backward pass is two products for each of the forward pass, but for the gradient at the pictures, which nobody
+    The backward pass is two products for each of the forward pass, but for the gradient at the images, which nobody
     needs (torch's own count of it forgets that convolutions have groups). Activations are what autograd keeps, each
     storage once; a step writes and reads them.
     """

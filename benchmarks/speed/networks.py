@@ -1,4 +1,4 @@
-"""What all rivals share: the network, and pictures in memory. A case says arch, size (pixels), batch, images."""
+"""What all rivals share: the network, and images in memory. A case says arch, size (pixels), batch, images."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def network(case: Case, classes: int = NEW) -> nn.Module:
 
 
 def pixels(case: Case, count: int | None = None) -> Tensor:
-    """Noise [N, size, size, 3] uint8: what is in a picture changes no timing."""
+    """Noise [N, size, size, 3] uint8: what is in an image changes no timing."""
     shape = (count or case["images"], case["size"], case["size"], 3)
     return torch.from_numpy(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))
 

@@ -36,7 +36,7 @@ def child_of(case: Case) -> Classifier:
 
 
 def images_of(case: Case) -> Images:
-    """The new task's pictures in memory."""
+    """The new task's images in memory."""
     count = case["images"]
     return Images(pixels(case), {"new": labels(count, case.get("classes", NEW))}, ("",) * count, MEAN, STD)
 
@@ -88,7 +88,7 @@ def train(case: Case) -> Ready:
 
 
 def fisher(case: Case) -> Ready:
-    """The Fisher diagonal of all parameters for the old tasks, sampled labels, on `case["images"]` pictures."""
+    """The Fisher diagonal of all parameters for the old tasks, sampled labels, on `case["images"]` images."""
     child, found = child_of(case), images_of(case)
     names, old = [name for name, _ in child.named_parameters()], [task.name for task in child.tasks[:-1]]
     read = reader(found, child)
@@ -103,7 +103,7 @@ def fisher(case: Case) -> Ready:
 
 
 def evaluate(case: Case) -> Ready:
-    """Logits of both tasks on `case["images"]` decoded pictures, as validation asks them."""
+    """Logits of both tasks on `case["images"]` decoded images, as validation asks them."""
     child, found = child_of(case), images_of(case)
 
     def call() -> Work:

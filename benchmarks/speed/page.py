@@ -103,7 +103,7 @@ def _seconds(cases: Sequence[Table]) -> list[str]:
         if not timed:
             found += _rates([{**case, "rows": [row for row in case["rows"] if "median" in row]}])
             counts = [f"{row['rival']}: {row['decoded']:,}" for row in case["rows"] if "decoded" in row]
-            found.append("Pictures " + "; ".join(counts) + ".")
+            found.append("Images " + "; ".join(counts) + ".")
             continue
         lines = [_line(["", "seconds", "peak memory"]), "|---|---:|---:|"]
         lines += [_line([row["rival"], _spread(row), _mib(row.get("peak"))]) for row in timed]
@@ -202,10 +202,10 @@ def _draw_peaks(file: Path, tables: Sequence[Table], title: str) -> None:
 TITLES: dict[str, tuple[str, str, Callable[[Sequence[Table]], list[str]], Draw]] = {
     "steps": (
         "The training step",
-        "Pictures in memory, no augmentation (but for the row that says so), AdamW for all; shares are of taskgraft's "
+        "Images in memory, no augmentation (but for the row that says so), AdamW for all; shares are of taskgraft's "
         "fine-tuning. taskgraft chooses its arithmetic itself; the recorded teacher is measured after its views are "
         "known. The careful loop is channels-last, bf16 where faster, with a fused optimizer, clipping as taskgraft's "
-        "and freed memory kept. Avalanche gets pictures that are normalized already.",
+        "and freed memory kept. Avalanche gets images that are normalized already.",
         _rates,
         plots.bars,
     ),
@@ -220,12 +220,12 @@ TITLES: dict[str, tuple[str, str, Callable[[Sequence[Table]], list[str]], Draw]]
     "start": (
         "Before the first step",
         "Seconds from the start of the process; drawn JPEG files of 360 pixels, brought to 128. A cold `extend` "
-        "decodes, a warm one maps what was kept; both then warm the new head on the features of all pictures, unless "
-        "told not to. The plain loop decodes one batch before its first step, and every picture again in every epoch.",
+        "decodes, a warm one maps what was kept; both then warm the new head on the features of all images, unless "
+        "told not to. The plain loop decodes one batch before its first step, and every image again in every epoch.",
         _seconds,
         plots.bars,
     ),
-    "start-large": ("Before the first step, 50,000 pictures", "As above.", _seconds, plots.bars),
+    "start-large": ("Before the first step, 50,000 images", "As above.", _seconds, plots.bars),
     "answering": (
         "Evaluation and prediction",
         "Evaluation on decoded pixels in fp32, shares of taskgraft's rate; prediction from JPEG files.",

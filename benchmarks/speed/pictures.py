@@ -1,4 +1,4 @@
-"""Drawn pictures on disk for the cold start: JPEG files of photograph size, each with content of its own."""
+"""Drawn images on disk for the cold start: JPEG files of photograph size, each with content of its own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A picture of each part: bars with the spread of their turns, lines for growth."""
+"""An image of each part: bars with the spread of their turns, lines for growth."""
 
 from __future__ import annotations
 

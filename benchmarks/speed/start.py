@@ -16,7 +16,7 @@ from benchmarks.speed import peers, pictures
 from benchmarks.speed.turns import Plan, Rival, close_houses, measure, open_houses, spread
 from benchmarks.speed.worker import ROOT, House, ask
 
-WORK = ROOT / "benchmarks" / ".work"  # git-ignored: drawn pictures, and runs that are removed again
+WORK = ROOT / "benchmarks" / ".work"  # git-ignored: drawn images, and runs that are removed again
 SIZE = 128
 PLAIN = "ImageFolder and a plain loop"
 POLL = 0.005  # seconds
@@ -35,7 +35,7 @@ def part(
 ) -> list[dict[str, Any]]:
     """Three tables: commands, decoding, first steps."""
     side = 64 if plan.quick else pictures.SIDE
-    say(f"drawing {count} pictures below {WORK} (once)")
+    say(f"drawing {count} images below {WORK} (once)")
     folder = pictures.written(WORK / f"drawn-{count}-{side}", count, side)
     few = pictures.written(WORK / f"drawn-{min(count, 600)}-{side}", min(count, 600), side)
     tables = [_commands(plan, absent, say), _decoding(houses, few, min(count, 600), plan, absent, say)]
@@ -76,7 +76,7 @@ def _decoding(
     say: Callable[[str], None],
 ) -> dict[str, Any]:
     """Files to pixels at training size, all cores."""
-    say(f"decoding {count} pictures")
+    say(f"decoding {count} images")
     workers = open_houses([houses[name] for name in ("taskgraft", "pytorch")], plan)
     case = {"folder": str(folder), "size": SIZE, "images": count, "what": "decoding"}
     shown = (

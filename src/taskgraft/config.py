@@ -75,7 +75,7 @@ class TrainingConfig:
         "pieces a batch goes through in; doubled when memory runs out",
     ] = 1
     views: Annotated[int, Range(1, 64, at_least=0), "fixed views of each image; 0 = new ones every epoch"] = 8
-    augment: Annotated[Augment, "how views differ from the picture"] = "shift+flip"
+    augment: Annotated[Augment, "how views differ from the image"] = "shift+flip"
     eval_every: Annotated[int, Range(1, 1000, at_least=1), "steps between validations"] = 50
     log_every: Annotated[int, Range(1, 1000, at_least=1), "steps between logged losses"] = 50
     save_every: Annotated[int, Range(1, 10000, at_least=1), "steps between checkpoints"] = 100

@@ -35,10 +35,10 @@ class Names(Protocol):
 
 
 class Images(NamedTuple):
-    """Pictures at training size with their labels.
+    """Images at training size with their labels.
 
     `pixels` [N, H, W, 3] uint8 (maybe memory-mapped), or [N, ...] float inputs that are used as they are.
-    `labels` maps a task to [N] int64, -1 where a picture is not labeled for it.
+    `labels` maps a task to [N] int64, -1 where an image is not labeled for it.
     """
 
     pixels: Tensor

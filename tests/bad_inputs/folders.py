@@ -83,7 +83,7 @@ def system_files(place: Place) -> Sequence[Try]:
 
 def empty_class(place: Place) -> Sequence[Try]:
     (place.data / "green").mkdir()
-    says = ("class folder 'green' holds no picture; fill or remove it",)
+    says = ("class folder 'green' holds no image; fill or remove it",)
     return [
         Try(("check", place.data), (2,), says),
         Try(("train", place.data, place.out, *TRAIN), (2,), says),
@@ -106,7 +106,7 @@ def other_classes(place: Place) -> Sequence[Try]:
     classes(data / "train", "cat", "dog")
     classes(data / "val", "cat", "Dog", start=500)
     return [
-        Try(("check", data), (1,), ("val: Dog: dog", "WANTING: classes without a training picture")),
+        Try(("check", data), (1,), ("val: Dog: dog", "WANTING: classes without a training image")),
         Try(("train", data, place.out, *TRAIN), (2,), ("val has the class 'Dog'", "lack", "did you mean 'dog'?")),
         Try(("evaluate", place.parent, data, "--cache", "none"), (2,), ("which the model lacks",)),
     ]
@@ -115,12 +115,12 @@ def other_classes(place: Place) -> Sequence[Try]:
 def nested(place: Place) -> Sequence[Try]:
     put(place.data / "blue" / "more" / "1.png")
     put(place.root / "flat" / "1.png")
-    deep = ("blue/more is a folder inside the class folder 'blue'", "<class>/<picture>")
+    deep = ("blue/more is a folder inside the class folder 'blue'", "<class>/<image>")
     return [
         Try(("check", place.data), (2,), deep),
         Try(("train", place.data, place.out, *TRAIN), (2,), deep),
-        Try(("check", place.root / "flat"), (2,), ("flat/<class>/<picture>", "flat/train/<class>/<picture>")),
-        Try(("train", place.root / "flat", place.out, *TRAIN), (2,), ("flat/<class>/<picture>",)),
+        Try(("check", place.root / "flat"), (2,), ("flat/<class>/<image>", "flat/train/<class>/<image>")),
+        Try(("train", place.root / "flat", place.out, *TRAIN), (2,), ("flat/<class>/<image>",)),
     ]
 
 
@@ -132,7 +132,7 @@ STRANGE = (
 
 
 def table_of(place: Place, labels: Sequence[str]) -> Path:
-    """A table with eight pictures of each label, in a folder of their own."""
+    """A table with eight images of each label, in a folder of their own."""
     home = place.root / "table"
     rows = []
     for at, label in enumerate(labels):
@@ -201,7 +201,7 @@ def no_text(place: Place) -> Sequence[Try]:
     folder = os.fsencode(place.data / "blue")
     shutil.copy(put(place.root / "good.png", 77), os.fsdecode(folder + b"/caf\xe9.png"))
     with open(folder + b"/bad\xff.jpg", "wb") as file:
-        file.write(b"no picture")
+        file.write(b"no image")
     shown = ("blue/bad\\udcff.jpg", "blue/caf\\udce9.png")
 
     def listed(place: Place, _: Told) -> str:
@@ -276,11 +276,11 @@ def two_classes(place: Place) -> Sequence[Try]:
 
     def noted(place: Place, _: Told) -> str:
         notes = json.loads((place.out / "record.json").read_text(encoding="utf-8"))["notes"]
-        assert any("1 picture(s) stand in two classes" in note for note in notes)
+        assert any("1 image(s) stand in two classes" in note for note in notes)
         return "a note in the report"
 
     return [
-        Try(("check", place.data), (1,), ("1 picture stands in two classes: blue/0.png and red/again.png",)),
+        Try(("check", place.data), (1,), ("1 image stands in two classes: blue/0.png and red/again.png",)),
         Try(("train", place.data, place.out, *TRAIN), look=noted),
         Try(("extend", place.parent, place.data, place.out, *EXTEND, "--method", "frozen"), look=noted),
     ]
@@ -295,11 +295,11 @@ def leak(place: Place) -> Sequence[Try]:
 
     def noted(place: Place, _: Told) -> str:
         notes = json.loads((place.out / "record.json").read_text(encoding="utf-8"))["notes"]
-        assert any("1 picture(s) stand in two splits" in note for note in notes)
+        assert any("1 image(s) stand in two splits" in note for note in notes)
         return "a note in the report"
 
     return [
-        Try(("check", data), (1,), ("1 picture stands in two splits: train/cat/1.png and val/cat/again.png",
+        Try(("check", data), (1,), ("1 image stands in two splits: train/cat/1.png and val/cat/again.png",
                                     "nearly equal to one of another split: train/cat/1.png and val/cat/larger.jpg")),
         Try(("train", data, place.out, *TRAIN), look=noted),
     ]  # fmt: skip
@@ -308,14 +308,14 @@ def leak(place: Place) -> Sequence[Try]:
 def lopsided(place: Place) -> Sequence[Try]:
     classes(place.root / "uneven", "many", count=400)
     classes(place.root / "uneven", "few", count=4, start=5000)
-    return [Try(("check", place.root / "uneven"), says=("unbalanced: 'many' has 400 training pictures, 'few' 4",))]
+    return [Try(("check", place.root / "uneven"), says=("unbalanced: 'many' has 400 training images, 'few' 4",))]
 
 
 def single(place: Place) -> Sequence[Try]:
     data = classes(place.root / "single", "a", "b", "c", count=1)
-    says = ("class 'a' has one picture, and a validation split needs two",)
+    says = ("class 'a' has one image, and a validation split needs two",)
     return [
-        Try(("check", data), (1,), ("classes with one picture cannot be split",)),
+        Try(("check", data), (1,), ("classes with one image cannot be split",)),
         Try(("train", data, place.out, *TRAIN), (2,), says),
         Try(("extend", place.parent, data, place.out, *EXTEND), (2,), says),
     ]
@@ -328,7 +328,7 @@ def many(place: Place) -> Sequence[Try]:
         home.mkdir(parents=True)
         for at in range(2):
             (home / f"{at}.ppm").write_bytes(b"P6 5 5 255 " + rng.randbytes(75))
-    return [Try(("check", place.root / "many"), says=("1,500 classes; pictures: 3000 all",))]
+    return [Try(("check", place.root / "many"), says=("1,500 classes; images: 3000 all",))]
 
 
 CASES: list[Case] = [
@@ -338,7 +338,7 @@ CASES: list[Case] = [
     case(23, "train and val with other classes, equally many", "refused, never scored by position", other_classes),
     case(
         24,
-        "folders in class folders; pictures in the root",
+        "folders in class folders; images in the root",
         "explained with the expected layout",
         nested,
         "one line with the layout, not a tree: every error is one line",
@@ -356,8 +356,8 @@ CASES: list[Case] = [
     case(29, "circle of links", "ends", circle),
     case(30, "pipe, socket, device named .jpg", "left out without waiting", no_files),
     case(31, "file that cannot be read, or is gone when it is read", "left out, the run goes on", unreadable),
-    case(32, "one picture in two classes", "told as a conflict", two_classes),
-    case(33, "equal and nearly equal pictures in train and val", "told as a leak", leak),
+    case(32, "one image in two classes", "told as a conflict", two_classes),
+    case(33, "equal and nearly equal images in train and val", "told as a leak", leak),
     case(
         34,
         "one class 100 times the other",
@@ -366,6 +366,6 @@ CASES: list[Case] = [
         "tried at 100:1; no balanced option: training on other shares than the data has would spoil the calibrated "
         "probabilities and the task card that `distribution` corrects with",
     ),
-    case(35, "one picture a class", "refuses to split, and says why", single),
+    case(35, "one image a class", "refuses to split, and says why", single),
     case(36, "1,500 classes, 3,000 files", "memory bounded", many, "tried with fewer files: the suite has to be quick"),
 ]

@@ -46,7 +46,7 @@ def labels(place: Place) -> Path:
 
 
 def tried(place: Place, model: Path, *says: str, codes: tuple[int, ...] = (2,)) -> list[Try]:
-    """A model before the commands that open one; nothing that hangs on the network or the pictures comes first."""
+    """A model before the commands that open one; nothing that hangs on the network or the images comes first."""
     flags = (*ARCH, "--labels", labels(place)) if model.is_file() else ()
     picture = place.data / "blue" / "0.png"
     return [

@@ -122,7 +122,7 @@ def paths(place: Place) -> Sequence[Try]:
     file = place.root / "file"
     file.write_text("mine")
     odd = place.root / "out" / " with spaces\nand a line"
-    inside = ("lies in", "whose pictures are read; choose an OUT elsewhere")
+    inside = ("lies in", "whose images are read; choose an OUT elsewhere")
     tail = (*EXTEND, "--method", "frozen")
     found: list[Try] = []
     for command in (("train", place.data), ("extend", place.parent, place.data)):
@@ -136,7 +136,7 @@ def paths(place: Place) -> Sequence[Try]:
             Try((*command, place.root / ("x" * 256), *more), (2,), ("File name too long", "choose another OUT")),
             Try((*command, odd, *more), look=lambda _, told: "written"),
         ]
-    (place.data / "blue" / "a b\n c.png").write_bytes(b"no picture")
+    (place.data / "blue" / "a b\n c.png").write_bytes(b"no image")
     return [
         *found,
         Try(("train", place.data, place.out, *TRAIN), look=excluded("known format", "blue/a b\n c.png")),

@@ -1,4 +1,4 @@
-"""Bad inputs 1 to 19: single pictures, in a data folder, to `predict`, and sent to the server."""
+"""Bad inputs 1 to 19: single images, in a data folder, to `predict`, and sent to the server."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def rows_of(path: Path) -> dict[str, str]:
 
 
 def refused(number: int, what: str, promise: str, files: dict[str, bytes], reason: str, changed: str = "") -> Case:
-    """Pictures that cannot be used: each is left out with a reason, in the same words everywhere."""
+    """Images that cannot be used: each is left out with a reason, in the same words everywhere."""
 
     def make(place: Place) -> Sequence[Try | Post]:
         good = sorted((place.data / "blue").iterdir())[0]
@@ -101,7 +101,7 @@ def accepted(
     remark: str = "",
     changed: str = "",
 ) -> Case:
-    """Pictures that are used: all answered as `same` is, a remark in `check`, nothing excluded."""  # fmt: skip
+    """Images that are used: all answered as `same` is, a remark in `check`, nothing excluded."""  # fmt: skip
 
     def make(place: Place) -> Sequence[Try | Post]:
         for name, data in files.items():
@@ -125,7 +125,7 @@ def accepted(
             rows = [json.loads(line)["tasks"] for line in told.out.splitlines()]
             shares = [row["shape"] for row in rows]
             assert same is None or all(share == shares[0] for share in shares), shares
-            return "answered" if same is None else "answered as the plain picture"
+            return "answered" if same is None else "answered as the plain image"
 
         return [
             Try(("check", place.data, "--json"), (0, 1), look=noted),
@@ -138,7 +138,7 @@ def accepted(
 
 
 def turned(orientation: int) -> bytes:
-    """A picture as a camera that was held so stores it."""
+    """An image as a camera that was held so stores it."""
     undo = {
         1: None, 2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
         5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_90, 7: Image.Transpose.TRANSVERSE,
@@ -156,7 +156,7 @@ def sixteen(kind: str) -> bytes:
 
 
 def see_through(mode: str) -> tuple[bytes, Image.Image]:
-    """A picture whose left half is transparent, and the same on white."""
+    """An image whose left half is transparent, and the same on white."""
     image = picture().convert("L" if mode == "LA" else "RGB")
     mask = Image.new("L", image.size, 255)
     mask.paste(0, (0, 0, 20, 32))
@@ -209,7 +209,7 @@ FOREIGN = {
     "x.svg": b"<svg xmlns='http://www.w3.org/2000/svg'><image href='file:///etc/passwd'/></svg>",
     "x.pdf": b"%PDF-1.4\n" + bytes(200),
 }
-KNOWN = "not a picture in a known format"
+KNOWN = "not an image in a known format"
 
 
 def _palette(mode: str, what: str) -> Case:
@@ -219,7 +219,7 @@ def _palette(mode: str, what: str) -> Case:
 
 CASES: list[Case] = [
     refused(1, "file of 0 bytes", "excluded: empty", {"odd.jpg": b""}, "empty"),
-    refused(2, "HTML named .jpg", "excluded: not a picture", {"odd.jpg": b"<html>404 Not Found</html>" * 9}, KNOWN),
+    refused(2, "HTML named .jpg", "excluded: not an image", {"odd.jpg": b"<html>404 Not Found</html>" * 9}, KNOWN),
     refused(
         3,
         "JPEG cut at 10, 50, 99 %",
@@ -269,7 +269,7 @@ CASES: list[Case] = [
         "float TIFF",
         "excluded with its reason",
         {"odd.tiff": FLOATS},
-        "float picture",
+        "float image",
         "no --float-range: nobody has asked for it, and a flag that guesses a range would guess for every file",
     ),
     _palette("RGBA", "RGBA"),
@@ -345,6 +345,6 @@ CASES: list[Case] = [
     ),
     accepted(18, "comment of 10 MB", "decoded, none of it kept", {"odd.png": commented()}, picture()),
     accepted(
-        19, "JPEG with a ZIP appended", "the picture alone", {"odd.jpg": JPEG + zipped()}, Image.open(io.BytesIO(JPEG))
+        19, "JPEG with a ZIP appended", "the image alone", {"odd.jpg": JPEG + zipped()}, Image.open(io.BytesIO(JPEG))
     ),
 ]

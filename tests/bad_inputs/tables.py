@@ -17,7 +17,7 @@ def good_rows(place: Place) -> list[str]:
 
 
 def table(place: Place, *lines: str, head: str = "path,paint", name: str = "t.csv", start: bytes = b"") -> Path:
-    """A table of all good pictures and further lines, which stand from line 82 on."""
+    """A table of all good images and further lines, which stand from line 82 on."""
     path = place.root / name
     path.write_bytes(start + "\n".join([head, *good_rows(place), *lines, ""]).encode())
     return path
@@ -123,13 +123,13 @@ def archives(place: Place) -> Sequence[Try]:
     out = ("../outside.jpg", "its name leads out of the archive")
     packed = zipped(place.root / "bad.zip", "../../outside.jpg", "/absolute.jpg", "a/b.jpg")
     return [
-        Try(("check", bad), (2,), ("no picture in the archives has a label", *out)),
-        Try(("train", bad, place.out, *TRAIN), (2,), ("no picture in the archives has a label",)),
+        Try(("check", bad), (2,), ("no image in the archives has a label", *out)),
+        Try(("train", bad, place.out, *TRAIN), (2,), ("no image in the archives has a label",)),
         Try(("check", good, "--json"), says=(*out, "a link, a device or a sparse file")),
         Try(("train", good, place.out, *TRAIN), look=excluded(out[1], "good.tar/../outside.jpg")),
         Try(("check", packed), (2,), (NO_ZIP,)),
         Try(("train", packed, place.out, *TRAIN), (2,), (NO_ZIP,)),
-        Try(("predict", place.parent, packed), (1,), ("not a picture in a known format",)),
+        Try(("predict", place.parent, packed), (1,), ("not an image in a known format",)),
     ]
 
 
@@ -144,8 +144,8 @@ def bombs(place: Place) -> Sequence[Try]:
     return [
         Try(("check", bomb), (2,), (NO_ZIP,)),
         Try(("train", bomb, place.out, *TRAIN), (2,), (NO_ZIP,)),
-        Try(("predict", place.parent, bomb), (1,), ("not a picture in a known format",)),
-        Try(("check", crowd), (2,), ("no picture in the archives has a label",)),
+        Try(("predict", place.parent, bomb), (1,), ("not an image in a known format",)),
+        Try(("check", crowd), (2,), ("no image in the archives has a label",)),
     ]
 
 

@@ -105,7 +105,7 @@ def test_a_bad_input(case: Case, place: Place, server: Running, monkeypatch: pyt
 
 @pytest.mark.usefixtures("warm")
 def test_in_a_process_of_its_own(place: Place) -> None:
-    """Two rows as a user would start them: a pipe among the pictures, and a pickle that would run a command."""
+    """Two rows as a user would start them: a pipe among the images, and a pickle that would run a command."""
     os.mkfifo(place.data / "blue" / "pipe.jpg")
     models.malicious(place)
     flags = (*models.ARCH, "--labels", models.labels(place))

@@ -170,7 +170,7 @@ def test_twins_are_pairs_in_order(count: int, seed: int, levels: int) -> None:
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP"])
 def test_an_animation_that_is_cut_anywhere_is_decoded_or_refused(kind: str) -> None:
-    """A later frame may be damaged where the first is sound; found by the test of pictures above."""
+    """A later frame may be damaged where the first is sound; found by the test of images above."""
     whole = frames(kind)
     read = 0
     for end in range(0, len(whole), 3):

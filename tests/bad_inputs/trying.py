@@ -41,7 +41,7 @@ EXTEND = (
 
 
 class Place(NamedTuple):
-    """Where a row is tried: all below `root`; `data` holds good pictures of two classes, `parent` is shared."""
+    """Where a row is tried: all below `root`; `data` holds good images of two classes, `parent` is shared."""
 
     root: Path
     data: Path

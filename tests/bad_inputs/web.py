@@ -70,7 +70,7 @@ def intruders(place: Place) -> Sequence[Try | Post]:
     places = ("http://169.254.169.254/latest/meta-data", "file:///etc/passwd", "/etc/passwd", "\\\\host\\share")
     return [
         *(Post(INFER, fetched(one), (400, 422), ('"error"',), ("root:",)) for one in places),
-        *(Post("/predict", one.encode(), (422,), ("not a usable picture",)) for one in places),
+        *(Post("/predict", one.encode(), (422,), ("not a usable image",)) for one in places),
         raw("Host: evil.example\r\nConnection: close", start="GET /v2"),
         raw("Host: localhost\r\nOrigin: http://evil.example\r\nConnection: close", start="GET /v2"),
         raw("Host: localhost\r\nHost: evil.example\r\nConnection: close", start="GET /v2"),
@@ -90,7 +90,7 @@ CASES: list[Case] = [
     ),
     case(
         56,
-        "addresses and files as pictures, foreign Host and Origin, no or a short token",
+        "addresses and files as images, foreign Host and Origin, no or a short token",
         "refused, nothing is fetched",
         intruders,
     ),

@@ -52,9 +52,9 @@ def unmeasured(place: Place) -> str:
 
 
 def predicted(place: Place) -> str:
-    """Rows on stdout and nothing else; a damaged picture keeps its place."""
-    pictures = Path(shutil.copytree(place.new / "val" / "red", place.root / "pictures"))
-    (pictures / "0.png").write_bytes(b"no picture")
+    """Rows on stdout and nothing else; a damaged image keeps its place."""
+    pictures = Path(shutil.copytree(place.new / "val" / "red", place.root / "images"))
+    (pictures / "0.png").write_bytes(b"no image")
     told = place.run("predict", place.plain, pictures)
     rows = [json.loads(line) for line in told.out.splitlines()]
     assert told.code == 0
@@ -174,16 +174,16 @@ ROWS = [
     Behavior(31, "report.html is one offline file with accuracies, intervals, curves, mistakes, calibration, commands",
               reported, ("tests/report/test_report.py::test_nothing_is_loaded_from_outside",)),
     Behavior(32, "a verdict of five lines: before and after, Score, cost, what next", verdict),
-    Behavior(33, "without old pictures the report says that old accuracy is unknown and what measures it", unmeasured),
+    Behavior(33, "without old images the report says that old accuracy is unknown and what measures it", unmeasured),
     Behavior(34, "compare and tune show the frontier, go on after a kill, show failed trials with the reason", None,
-              ("tests/jobs/test_tune.py::test_killed_with_all_its_workers_it_goes_on_to_the_same_choice",
-               "tests/jobs/test_tune.py::test_a_trial_that_diverges_is_reported_and_the_others_go_on",
-               "tests/jobs/test_extend.py::test_compare_goes_on_and_reports")),
+              ("tests/commands/test_tune.py::test_killed_with_all_its_workers_it_goes_on_to_the_same_choice",
+               "tests/commands/test_tune.py::test_a_trial_that_diverges_is_reported_and_the_others_go_on",
+               "tests/pipeline/test_extend.py::test_compare_goes_on_and_reports")),
     Behavior(35, "predict answers all tasks in one pass, in order; stdout is for pipes", predicted,
-              ("tests/jobs/test_predict.py::test_a_run_that_was_stopped_goes_on_to_the_same_file",
-               "tests/jobs/test_predict.py::test_tables_hold_what_lines_hold")),
+              ("tests/commands/test_predict.py::test_a_run_that_was_stopped_goes_on_to_the_same_file",
+               "tests/commands/test_predict.py::test_tables_hold_what_lines_hold")),
     Behavior(36, "distribution gives shares with intervals, the naive count, the effective size", shares,
-              ("tests/jobs/test_distribution.py::test_numbered_frames_without_tracks_are_noticed",)),
+              ("tests/commands/test_distribution.py::test_numbered_frames_without_tracks_are_noticed",)),
     Behavior(37, "export compares the file with the model and prints the difference; plain timm loads safetensors",
               exported, ("tests/exports/test_export.py::test_what_differs_is_not_left",)),
     Behavior(38, "serve binds this machine alone, prints its address and a curl line once it has answered", served,

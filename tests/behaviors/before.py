@@ -1,4 +1,4 @@
-"""Rows 1 to 18: the first minute, pictures, checkpoints."""
+"""Rows 1 to 18: the first minute, images, checkpoints."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def helped(place: Place) -> str:
 
 
 def demonstrated(place: Place) -> str:
-    """The whole demo, its pictures fewer and its runs shorter."""
+    """The whole demo, its images fewer and its runs shorter."""
 
     def drawn(folder: Path, **given: Any) -> Path:
         return write_cars(folder, **{**given, "train": 2, "val": 1, "size": 32})
@@ -124,7 +124,7 @@ def looked_at(place: Place) -> str:
     told = place.run("check", place.new, "--json")
     found = json.loads(told.out)
     assert told.code == 0
-    assert {"classes", "pictures", "unreadable", "duplicates", "imbalance", "sizes", "wanting"} <= found.keys()
+    assert {"classes", "images", "unreadable", "duplicates", "imbalance", "sizes", "wanting"} <= found.keys()
     data = Path(shutil.copytree(place.new, place.root / "data"))
     shutil.copy(next((data / "train" / "red").iterdir()), data / "val" / "blue" / "again.png")
     wanting = place.run("check", data)
@@ -188,7 +188,7 @@ def bad_pictures(place: Place) -> str:
     excluded = (place.root / "out" / "excluded.csv").read_text()
     assert pictures[0].name in excluded
     for picture in pictures[1:5]:
-        picture.write_bytes(b"no picture")
+        picture.write_bytes(b"no image")
     shutil.rmtree(place.root / "out")
     many = place.extend(data=data)
     assert many.code == 2
@@ -214,7 +214,7 @@ def untouched(place: Place) -> str:
     finally:
         for path in (data, *data.rglob("*")):
             path.chmod(0o755 if path.is_dir() else 0o644)
-    return f"{len(before)} read-only pictures, checked, learnt from, predicted: same bytes, rights and times"
+    return f"{len(before)} read-only images, checked, learnt from, predicted: same bytes, rights and times"
 
 
 def leaks(place: Place) -> str:
@@ -297,7 +297,7 @@ def measured_first(place: Place) -> str:
     assert not (place.root / "out").exists()
     told = place.run(*given, "--no-parent-check")
     assert told.code == 0, told.err
-    line = next(line for line in told.err.splitlines() if "validation pictures" in line)
+    line = next(line for line in told.err.splitlines() if "validation images" in line)
     notes = json.loads((place.root / "out" / "record.json").read_text())["notes"]
     warned = [note for note in notes if "near chance" in note]
     assert len(warned) == 1
@@ -311,7 +311,7 @@ ROWS = [
     Behavior(2, "every command's help has purpose, example, defaults, units, groups", helped,
               ("tests/surface/test_examples.py::test_the_example_runs",)),
     Behavior(3, "doctor finds the broken pair of torch and torchvision; --json; exit 1", None,
-              ("tests/jobs/test_doctor.py::test_a_torchvision_that_does_not_import",)),
+              ("tests/commands/test_doctor.py::test_a_torchvision_that_does_not_import",)),
     Behavior(4, "demo runs the whole program offline and names report and next command", demonstrated, (),
               "minutes on two cores, not under two: it trains a parent and seven arrangements"),
     Behavior(5, "works without a network; a name on the hub then fails at once and says what to give", offline),
@@ -319,16 +319,16 @@ ROWS = [
               ("tests/bad_inputs/test_bad_inputs.py::test_a_bad_input",)),
     Behavior(7, "check validates without training: table, splits, damage, doubles; exit 0, 1 or 2; --json", looked_at),
     Behavior(8, "folder, train/val layouts, tables, shards are told apart and named", layouts,
-              ("tests/data/test_tars.py::test_archives_give_the_same_images_as_folders", "tests/data/test_formats.py::"
+              ("tests/data/test_tar_shards.py::test_archives_give_the_same_images_as_folders", "tests/data/test_layouts.py::"
                "test_a_tab_separated_table_and_a_folder_with_metadata"),
               "archives are tar shards; compressed ones are refused"),
     Behavior(9, "no validation split: one by content, kept as a file, found again", split),
     Behavior(10, "labels go by name in every split; a near miss is an error that says what was meant", named),
-    Behavior(11, "a bad picture is left out with a reason; more than 5 % stop", bad_pictures),
-    Behavior(12, "pictures are never changed", untouched),
+    Behavior(11, "a bad image is left out with a reason; more than 5 % stop", bad_pictures),
+    Behavior(12, "images are never changed", untouched),
     Behavior(13, "doubles between train and val are told with paths; --drop-leaks mends", leaks),
     Behavior(14, "many kinds of checkpoint; what was inferred is printed", opened,
-              ("tests/bundle/test_weights.py::test_containers", "tests/bundle/test_parents.py::test_a_timm_folder"),
+              ("tests/bundle/test_weights.py::test_containers", "tests/bundle/test_loaders.py::test_a_timm_folder"),
               "torchvision's weights where timm has the same network; transformers' folders from Python: "
               "recipes/hugging_face.py"),
     Behavior(15, "a mismatch names the first five tensors with both shapes", mismatched),
@@ -336,6 +336,6 @@ ROWS = [
               ("tests/bundle/test_weights.py::test_code_in_a_file_is_named_and_not_run",)),
     Behavior(17, "missing class names are asked for, never invented", nameless, (),
               "train --weights needs none: it throws the head away"),
-    Behavior(18, "old pictures measure the parent before training; near chance is a warning", measured_first, (),
+    Behavior(18, "old images measure the parent before training; near chance is a warning", measured_first, (),
               "a parent that guesses stops the command; with --no-parent-check it is a warning"),
 ]  # fmt: skip

@@ -34,7 +34,7 @@ class Told(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where a row is tried: `root` is its own; parent, child, pictures and one real run are shared."""
+    """Where a row is tried: `root` is its own; parent, child, images and one real run are shared."""
 
     root: Path
     alice: Path

@@ -72,7 +72,7 @@ def test_a_truncated_jpeg_is_refused(tmp_path: Path, share: float) -> None:
     whole = io.BytesIO()
     Image.fromarray(noise(size=64)).save(whole, "JPEG", quality=95)
     (tmp_path / "x.jpg").write_bytes(whole.getvalue()[: int(share * len(whole.getvalue()))])
-    assert reason(tmp_path / "x.jpg").startswith(("damaged: ", "not a picture"))
+    assert reason(tmp_path / "x.jpg").startswith(("damaged: ", "not an image"))
 
 
 def test_a_truncated_png_is_refused(tmp_path: Path) -> None:
@@ -83,10 +83,10 @@ def test_a_truncated_png_is_refused(tmp_path: Path) -> None:
 
 def test_what_is_no_picture_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty.jpg").write_bytes(b"")
-    (tmp_path / "text.jpg").write_text("not a picture, although it is called one")
+    (tmp_path / "text.jpg").write_text("not an image, although it is called one")
     (tmp_path / "folder.jpg").mkdir()
     assert reason(tmp_path / "empty.jpg") == "empty"
-    assert reason(tmp_path / "text.jpg").startswith("not a picture in a known format (JPEG, PNG")
+    assert reason(tmp_path / "text.jpg").startswith("not an image in a known format (JPEG, PNG")
     assert reason(tmp_path / "folder.jpg") == "not a regular file"
     assert reason(tmp_path / "gone.jpg") == "cannot be read: No such file or directory"
 
@@ -99,13 +99,13 @@ def test_a_pipe_is_refused_without_waiting_for_a_writer(tmp_path: Path) -> None:
 
 def test_postscript_is_refused(tmp_path: Path) -> None:
     path = saved(tmp_path / "x.eps", Image.fromarray(noise()), format="EPS")
-    assert reason(path).startswith("not a picture in a known format")
+    assert reason(path).startswith("not an image in a known format")
 
 
 def test_a_float_picture_is_refused(tmp_path: Path) -> None:
     path = saved(tmp_path / "x.tiff", Image.fromarray(noise()[..., 0].astype(np.float32)), format="TIFF")
-    assert "float picture" in decode.decode(path, AS_IS).reason  # pyright: ignore[reportOperatorIssue]
-    assert "float picture" in reason(path)
+    assert "float image" in decode.decode(path, AS_IS).reason  # pyright: ignore[reportOperatorIssue]
+    assert "float image" in reason(path)
 
 
 def test_cmyk_is_converted(tmp_path: Path) -> None:
@@ -152,7 +152,7 @@ def test_one_bit_and_gray(tmp_path: Path) -> None:
     np.testing.assert_array_equal(pixels(saved(tmp_path / "la.png", Image.fromarray(two))), expected)
 
 
-# how a camera that was held so stores an upright picture, by EXIF orientation
+# how a camera that was held so stores an upright image, by EXIF orientation
 STORED: dict[int, Callable[[Array], Array]] = {
     1: lambda x: x,
     2: lambda x: x[:, ::-1],
@@ -256,7 +256,7 @@ def test_a_truncated_large_jpeg_is_refused_at_any_scale(tmp_path: Path) -> None:
 
 
 def test_what_would_be_blown_up_is_refused() -> None:
-    """A model's own preprocessing may ask for more pixels than any picture has."""
+    """A model's own preprocessing may ask for more pixels than any image has."""
     file = io.BytesIO()
     Image.new("RGB", (4, 400)).save(file, "PNG")
     found = decode.decode_bytes(file.getvalue(), Preprocessing(4096, "center", 1.0, "bilinear"))

@@ -1,7 +1,7 @@
 """Every command and code block of README.md and of the documentation is run as it stands, in a folder of stand-ins.
 
-The folder holds small things under the very names that the pages use: pictures, a bundle, a file of weights whose
-network answers its validation pictures. Commands that train get a few flags more (`FEW`), so that they take seconds; a
+The folder holds small things under the very names that the pages use: images, a bundle, a file of weights whose
+network answers its validation images. Commands that train get a few flags more (`FEW`), so that they take seconds; a
 server gets --trial, so that it ends; from Python, a run that is not given is a short one. What cannot run here (a
 cluster, a download) says so in the page and stands in `LEFT_OUT`; its commands are at least read by the real command
 line, and so is every command in the middle of a text.
@@ -71,24 +71,24 @@ LEFT_OUT = {
         "changes the repository; tests/docs/test_contribute.py does so in a copy",
     },
     "using.md": {
-        "torchrun --nproc-per-node 4 -m taskgraft.cli predict both pictures/ --out answers.parquet":
-        "starts four processes and a Ray cluster; tests/jobs/test_predict.py shares the parts as they do",
+        "torchrun --nproc-per-node 4 -m taskgraft.cli predict both images/ --out answers.parquet":
+        "starts four processes and a Ray cluster; tests/commands/test_predict.py shares the parts as they do",
     },
     "searching.md": {
         "taskgraft tune demo-run/alice demo-run/data/paints search --task paint --old-val demo-run/data/makes \\":
-        "starts processes; tests/jobs/test_tune.py does",
+        "starts processes; tests/commands/test_tune.py does",
         "taskgraft tune cars.pth.tar colours/ /shared/search --task colour --arch tf_efficientnet_lite0 "
-        "--labels cars.txt \\": "needs a database; tests/jobs/test_tune.py has one",
+        "--labels cars.txt \\": "needs a database; tests/commands/test_tune.py has one",
         "#!/bin/bash": "needs Slurm",
         "ray start --head                                # on the others: ray start --address=HEAD:6379":
-        "starts a cluster; tests/jobs/test_tune.py has a small one",
+        "starts a cluster; tests/commands/test_tune.py has a small one",
     },
     "serving.md": {
         "pip install 'taskgraft[serve]'":
         "serves until it is stopped; the client below is run against the same server",
     },
     "clusters.md": {
-        "taskgraft extend model.pth pictures both --task colour --gpus 4":
+        "taskgraft extend model.pth images both --task colour --gpus 4":
         "needs GPUs; tests/parallel runs two processes",
         "torchrun --nnodes 2 --nproc-per-node 4 --rdzv-backend c10d --rdzv-endpoint first-machine:29400 \\":
         "needs two machines",
@@ -116,7 +116,7 @@ PAGES = [page for page in WRITTEN if page.name != "CONTRIBUTING.md" and any(b.ki
 
 
 def answering(arch: str, line: str, pictures: Path) -> Bundle:
-    """A network of random weights whose last layer is fitted to answer the validation pictures of a folder."""
+    """A network of random weights whose last layer is fitted to answer the validation images of a folder."""
     torch.manual_seed(0)
     plain = open_images(pictures, "label", transforms.parse(line, transforms.Preprocessing()), seed=0)
     task, images = plain.tasks[0], plain.val
@@ -126,7 +126,7 @@ def answering(arch: str, line: str, pictures: Path) -> Bundle:
     shown = (shown - torch.tensor(images.mean)[:, None, None]) / torch.tensor(images.std)[:, None, None]
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
-            module.momentum = None  # the statistics of these very pictures
+            module.momentum = None  # the statistics of these very images
     with torch.no_grad():
         net.train()(shown)
         features = net.eval().forward_head(net.forward_features(shown), pre_logits=True)  # pyright: ignore[reportCallIssue]
@@ -152,7 +152,7 @@ def weights_file(bundle: Bundle, file: Path) -> None:
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the pages take for granted, small: the demo's folders, a checkpoint of somebody else, a bundle, pictures."""
+    """What the pages take for granted, small: the demo's folders, a checkpoint of somebody else, a bundle, images."""
     home = tmp_path_factory.mktemp("start")
     data = home / "demo-run/data"
     makes = write_cars(data / "makes", label="make", train=6, val=2, seed=1, size=32, camera="street")
@@ -196,11 +196,11 @@ def front(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def later(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same with what the pages on using a model begin with: a child of two tasks, pictures, frames, a film."""
+    """The same with what the pages on using a model begin with: a child of two tasks, images, frames, a film."""
     home = tmp_path_factory.mktemp("later") / "home"
     shutil.copytree(start, home)
     extend(home / "demo-run/alice", home / "colours", home / "both", task="colour", config=SHORT, old_val=home / "cars")
-    shutil.copytree(home / "colours", home / "pictures")
+    shutil.copytree(home / "colours", home / "images")
     pictures = sorted((home / "colours/val").rglob("*.png"))
     shutil.copytree(pictures[0].parent, home / "crops")
     for name in ("a.jpg", "b.png", "car.jpg", "b.jpg"):

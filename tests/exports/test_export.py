@@ -32,9 +32,9 @@ TASKS = ["shape", "paint"]
 
 
 @pytest.fixture(scope="module")
-def shown(old_pictures: Path) -> Images:
+def shown(old_folder: Path) -> Images:
     wanted = Preprocessing(32, "squash", 0.875, "bilinear", (0.5,) * 3, (0.5,) * 3)
-    found = open_images(old_pictures / "val", "shape", wanted, seed=0, classes=OLD.classes, whole="val").val
+    found = open_images(old_folder / "val", "shape", wanted, seed=0, classes=OLD.classes, whole="val").val
     assert found is not None
     return found
 
@@ -56,7 +56,7 @@ def test_onnx(branched: Path, shown: Images, tmp_path: Path, uint8: bool) -> Non
     done = taskgraft.export(branched, tmp_path / "out", uint8_input=uint8)
     assert done.refused is None
     assert [(check.task, check.agreement) for check in done.checks] == [("shape", 1.0), ("paint", 1.0)]
-    assert done.checks[0].images == 48  # old and new validation pictures, as the record names them
+    assert done.checks[0].images == 48  # old and new validation images, as the record names them
     assert done.checks[0].labeled == done.checks[1].labeled == 24
     assert done.checks[0].accuracy == done.checks[0].exported
     file = tmp_path / "out/model.onnx"
@@ -122,11 +122,11 @@ def test_plain_timm(plain: Path, shown: Images, tmp_path: Path) -> None:
     metadata = pytest.importorskip("huggingface_hub").ModelCard(card).data
     assert metadata.library_name == "timm"
     told = [(result.dataset_name, result.metric_name) for result in metadata.eval_results]
-    old = "validation pictures of shape"
+    old = "validation images of shape"
     assert told == [
         (old, "accuracy, before"),
         (old, "accuracy, now"),
-        ("validation pictures of paint", "accuracy, now"),
+        ("validation images of paint", "accuracy, now"),
     ]
     assert "| shape | 3 |" in card
 
@@ -147,15 +147,15 @@ def test_other_kinds_of_models(notation: str, arch: str, tmp_path: Path) -> None
     assert done.refused is None
     assert all(check.agreement == 1 and check.relative < 1e-3 for check in done.checks)
     assert any("WARNING" in line and "synthetic" in line for line in said)
-    assert json.loads((tmp_path / "out/export.json").read_text())["pictures"]["synthetic"] is True
+    assert json.loads((tmp_path / "out/export.json").read_text())["images"]["synthetic"] is True
 
 
 @pytest.mark.parametrize("precision", ["int8-dynamic", "int8-static"])
 def test_int8_is_measured_on_each_task(
-    precision: str, plain: Path, old_pictures: Path, new_pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    precision: str, plain: Path, old_folder: Path, new_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verify, "LOSS", 0.2)  # of 24 pictures one is four points
-    check = [old_pictures, new_pictures]
+    monkeypatch.setattr(verify, "LOSS", 0.2)  # of 24 images one is four points
+    check = [old_folder, new_folder]
     done = taskgraft.export(plain, tmp_path / "out", precision=precision, check=check)
     assert done.refused is None
     kinds = {node.op_type for node in onnx.load(tmp_path / "out/model.onnx").graph.node}
@@ -174,7 +174,7 @@ def test_a_loss_is_a_refusal() -> None:
     assert verify.refusal((found.model_copy(update={"exported": 0.891}),), "int8-static") is None
     assert "differ by 1.0e-01" in str(verify.refusal((found,), "fp32"))
     same = found.model_copy(update={"relative": 1e-6, "agreement": 0.99})
-    assert "1.00% of the pictures get another answer" in str(verify.refusal((same,), "fp32"))
+    assert "1.00% of the images get another answer" in str(verify.refusal((same,), "fp32"))
     unknown = found.model_copy(update={"accuracy": None, "exported": None})
     assert "none is labeled" in str(verify.refusal((unknown,), "int8-static"))
     assert "not finite" in str(verify.refusal((found.model_copy(update={"difference": float("nan")}),), "fp32"))

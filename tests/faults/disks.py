@@ -93,8 +93,12 @@ def journal(place: Place) -> str:
     return "a damaged line is named; without the journal the trained trials are found again"
 
 
-STATE, TOUCH, QUEUE = "tests/loop/test_state.py", "tests/faults/test_every_touch.py", "tests/search/test_queue.py"
-TUNE = "tests/jobs/test_tune.py"
+STATE, TOUCH, QUEUE = (
+    "tests/training/test_checkpoints.py",
+    "tests/faults/test_every_touch.py",
+    "tests/tuning/test_queue.py",
+)
+TUNE = "tests/commands/test_tune.py"
 FAULTS = [
     Fault(1, "kill -9 at every touch of a file, and at random moments", "--resume gives the same bits",
           tested=(f"{TOUCH}::test_killed", "tests/faults/test_killing.py::test_every_resume_ends_in_the_same_bits")),

@@ -58,7 +58,7 @@ def other_data(place: Place) -> str:
     def added() -> None:
         shutil.copy(second, first.with_name("more.png"))
         with first.with_name("more.png").open("ab") as file:
-            file.write(b"other bytes after the picture")
+            file.write(b"other bytes after the image")
 
     for change, word in (
         (added, "added train/blue/more.png"),
@@ -226,8 +226,12 @@ def no_runtime(place: Place) -> str:
     return "one line with the command that installs it; nothing is left where the runtime breaks"
 
 
-FORWARD, COMMAND, EQUAL = "tests/loop/test_forward.py", "tests/parallel/test_command.py", "tests/parallel/test_equal.py"
-FOLDER, SIGNALS = "tests/loop/test_folder.py", "tests/faults/test_signals.py"
+FORWARD, COMMAND, EQUAL = (
+    "tests/training/test_micro_batching.py",
+    "tests/distributed/test_command.py",
+    "tests/distributed/test_equal.py",
+)
+FOLDER, SIGNALS = "tests/training/test_run_folder.py", "tests/faults/test_signals.py"
 FAULTS = [
     Fault(2, "SIGINT and SIGTERM, once and twice", "what was saved is whole, exit 130 or 143, --resume: the same bits",
           tested=(f"{SIGNALS}::test_a_signal_loses_nothing",)),
@@ -239,28 +243,28 @@ FAULTS = [
           "half the piece, the same batch, told and recorded", no_workers,
           (f"{FORWARD}::test_memory_that_runs_out_halves_the_pieces_and_keeps_the_batch",
                        f"{FORWARD}::test_memory_that_no_piece_fits_is_a_problem"),
-          "there are no loader processes and no shared memory that could fail: pictures are decoded in threads"),
+          "there are no loader processes and no shared memory that could fail: images are decoded in threads"),
     Fault(8, "one of two processes is killed, or hangs",
           "all go on from the last checkpoint; --patience bounds the wait",
           tested=(f"{COMMAND}::test_a_killed_process_is_started_again",
                   f"{EQUAL}::test_trouble_in_one_process_is_everybodys")),
     Fault(9, "another number of processes on --resume", "the same run, up to the rounding of sums",
           tested=(f"{COMMAND}::test_a_run_goes_on_with_another_number_of_processes",)),
-    Fault(10, "pictures are added, removed or changed between stop and --resume",
+    Fault(10, "images are added, removed or changed between stop and --resume",
           "refused, with names; nothing is touched", other_data,
           changed="there is no flag to go on: other data are another run, in another OUT"),
     Fault(11, "another torch, processor or number of threads on --resume", "told, and in the record", other_versions),
-    Fault(12, "the clock jumps; pictures from beyond 2038", "no negative time, no stolen lock, the same bits", clock),
+    Fault(12, "the clock jumps; images from beyond 2038", "no negative time, no stolen lock, the same bits", clock),
     Fault(13, "two processes on one folder; the lock of a dead one",
           "the other is told who holds it; a dead one holds nothing", two_at_once,
           (f"{FOLDER}::test_a_lock_names_who_holds_it_and_dies_with_its_process",)),
     Fault(15, "a tracker that is down or hangs", "a line of warning; the training does not wait",
-          tested=("tests/jobs/test_tracking.py::test_a_tracker_that_is_down_costs_a_line",)),
+          tested=("tests/pipeline/test_tracking.py::test_a_tracker_that_is_down_costs_a_line",)),
     Fault(20, "the report cannot be made", "the model is saved, the exit code tells, the next start makes it",
           report_fails),
     Fault(21, "the runtime of an export is missing, breaks or disagrees", "told, and no half file", no_runtime,
           ("tests/exports/test_export.py::test_what_differs_is_not_left",)),
     Fault(25, "the terminal is closed, the parent dies, the reader of stdout or stderr goes away", "quiet", hung_up,
           (f"{SIGNALS}::test_a_reader_that_goes_away_is_no_error",
-           "tests/jobs/test_tune.py::test_workers_end_with_the_search_that_began_them")),
+           "tests/commands/test_tune.py::test_workers_end_with_the_search_that_began_them")),
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Faults 16 to 19: the hub, the machine, HOME, and pictures that break a decoder."""
+"""Faults 16 to 19: the hub, the machine, HOME, and images that break a decoder."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def one_core(place: Place) -> str:
     return f"in a fork, on one core: {same_bits(out, place.calm)}"
 
 
-SIGNALS, TUNE, SERVING = "tests/faults/test_signals.py", "tests/jobs/test_tune.py", "tests/serving/test_limits.py"
+SIGNALS, TUNE, SERVING = "tests/faults/test_signals.py", "tests/commands/test_tune.py", "tests/serving/test_limits.py"
 FAULTS = [
     Fault(16, "the hub cannot be reached, has no such model, breaks off or sends something else",
           "one line, exit 3, with how to do without it", unreachable,
@@ -116,7 +116,7 @@ FAULTS = [
           "what raises is left out by name; a server's decoder is a process of its own, and is replaced",
           tested=("tests/bad_inputs/test_bad_inputs.py::test_a_bad_input",
                   f"{SERVING}::test_a_worker_that_dies_is_replaced"),
-          changed="one's own pictures are decoded in threads: a decoder that kills its process ends the command"),
+          changed="one's own images are decoded in threads: a decoder that kills its process ends the command"),
     Fault(18, "no HOME, no temporary folder, LANG=C, TERM=dumb, 20 columns", "no traceback, the same bits", homeless,
           (f"{SIGNALS}::test_a_signal_loses_nothing",)),
     Fault(19, "forked or spawned, no workers, one core, no GPU", "the same bits", one_core,

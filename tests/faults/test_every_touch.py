@@ -24,11 +24,11 @@ SPREAD = 9  # moments of a run that are tried
 
 
 @pytest.fixture(scope="module")
-def work(alice: Path, new_pictures: Path, old_pictures: Path) -> Callable[..., Any]:
+def work(alice: Path, new_folder: Path, old_folder: Path) -> Callable[..., Any]:
     def carry_out(out: Path, *, resume: bool = False) -> Any:
         method = "distill + ewc(images=8)"
         return extend(
-            alice, new_pictures, out, task="paint", method=method, config=RUN, old_val=[old_pictures], resume=resume
+            alice, new_folder, out, task="paint", method=method, config=RUN, old_val=[old_folder], resume=resume
         )
 
     return carry_out

@@ -38,12 +38,12 @@ def printed(pytestconfig: pytest.Config) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def calm(
-    alice: Path, plain: Path, new_pictures: Path, old_pictures: Path, tmp_path_factory: pytest.TempPathFactory
+    alice: Path, plain: Path, new_folder: Path, old_folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Place:
     for name in killing.LATE:
         importlib.import_module(name)
     root = tmp_path_factory.mktemp("calm")
-    found = Place(root, alice, plain, new_pictures, old_pictures / "val", root / "both")
+    found = Place(root, alice, plain, new_folder, old_folder / "val", root / "both")
     found.extend(found.calm)
     return found
 

@@ -16,10 +16,10 @@ FEW = {"extend": 4, "tune": 2}
 
 @pytest.mark.parametrize("name", FEW)
 def test_every_resume_ends_in_the_same_bits(
-    name: str, alice: Path, new_pictures: Path, old_pictures: Path, tmp_path: Path
+    name: str, alice: Path, new_folder: Path, old_folder: Path, tmp_path: Path
 ) -> None:
     count = 200 if os.environ.get("TASKGRAFT_FAULTS") == "all" else FEW[name]
-    work = killing.works(alice, new_pictures, old_pictures / "val")[name]
+    work = killing.works(alice, new_folder, old_folder / "val")[name]
     length = killing.calm(work, tmp_path / "calm")
     assert len(killing.marks(work, tmp_path / "calm")) > 6
     found = list(killing.kills(work, tmp_path / "calm", length, tmp_path, count, seed=1))
@@ -27,8 +27,8 @@ def test_every_resume_ends_in_the_same_bits(
     assert not [kill for kill in found if kill.wrong]
 
 
-def test_a_difference_is_noticed(alice: Path, new_pictures: Path, old_pictures: Path, tmp_path: Path) -> None:
-    work = killing.works(alice, new_pictures, old_pictures / "val")["extend"]
+def test_a_difference_is_noticed(alice: Path, new_folder: Path, old_folder: Path, tmp_path: Path) -> None:
+    work = killing.works(alice, new_folder, old_folder / "val")["extend"]
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "model.safetensors").write_text(name)

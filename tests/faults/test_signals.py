@@ -21,13 +21,13 @@ def words(alice: Path, new: Path, old: Path, out: Path, *more: str) -> list[str]
 
 
 @pytest.fixture(scope="module")
-def calm(alice: Path, new_pictures: Path, old_pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def calm(alice: Path, new_folder: Path, old_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The undisturbed run, in the poorest of surroundings: no home, no language, a narrow terminal."""
     out = tmp_path_factory.mktemp("calm") / "both"
     bare = {"PATH": os.environ["PATH"], "LANG": "C", "TERM": "dumb", "COLUMNS": "20"}
     bare |= {name: value for name, value in os.environ.items() if name.endswith("_NUM_THREADS")}  # another sum's order
     done = subprocess.run(
-        words(alice, new_pictures, old_pictures, out), env=bare, capture_output=True, text=True, check=False
+        words(alice, new_folder, old_folder, out), env=bare, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     assert "model and report:" in done.stdout
@@ -36,10 +36,10 @@ def calm(alice: Path, new_pictures: Path, old_pictures: Path, tmp_path_factory: 
 
 @pytest.mark.parametrize(("number", "times", "code"), [("SIGINT", 1, 130), ("SIGINT", 2, 130), ("SIGTERM", 1, 143)])
 def test_a_signal_loses_nothing(
-    alice: Path, new_pictures: Path, old_pictures: Path, calm: Path, tmp_path: Path, number: str, times: int, code: int
+    alice: Path, new_folder: Path, old_folder: Path, calm: Path, tmp_path: Path, number: str, times: int, code: int
 ) -> None:
     out = tmp_path / "both"
-    command = words(alice, new_pictures, old_pictures, out)
+    command = words(alice, new_folder, old_folder, out)
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         end = time.monotonic() + 100
         while not (out / "state" / "step-000000010").is_dir():

@@ -26,7 +26,7 @@ UNDER_WAY = "state/step-000000004"  # a run that is stopped here has been evalua
 
 
 class Place(NamedTuple):
-    """Where a row is tried: `root` is its own; a parent, a child of it, pictures and an undisturbed run are shared."""
+    """Where a row is tried: `root` is its own; a parent, a child of it, images and an undisturbed run are shared."""
 
     root: Path
     alice: Path

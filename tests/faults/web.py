@@ -37,12 +37,12 @@ def answers(found: Running, sent: list[bytes]) -> list[httpx.Response]:
 
 
 def told(answer: httpx.Response) -> dict[str, object]:
-    (picture,) = answer.json()["pictures"]
+    (picture,) = answer.json()["images"]
     return {task: found["label"] for task, found in picture["tasks"].items()}
 
 
 def model_goes(place: Place) -> str:
-    """The model's file is cut, overwritten and removed under a server; and one picture of a batch breaks the model."""
+    """The model's file is cut, overwritten and removed under a server; and one image of a batch breaks the model."""
     bundle = place.root / "bundle"
     shutil.copytree(place.plain, bundle)
     sent = bodies(place, 3)
@@ -67,7 +67,7 @@ def model_goes(place: Place) -> str:
         object.__setattr__(found.service.waiting, "config", picky)
         Image.new("RGB", (32, 32), (7, 7, 7)).save(place.root / "seven.png")
         seven = (place.root / "seven.png").read_bytes()
-        mixed = answers(found, [sent[0], sent[1], seven, sent[2], b"no picture"])
+        mixed = answers(found, [sent[0], sent[1], seven, sent[2], b"no image"])
         assert [answer.status_code for answer in mixed] == [200, 200, 500, 200, 422]
         assert [told(mixed[place]) for place in (0, 1, 3)] == before
         assert found.client.get("/v2/health/ready").status_code == 200
@@ -102,7 +102,7 @@ def slow_clients(place: Place) -> str:
                 assert time.monotonic() - start < 10
             slow.setblocking(True)
         assert {answer.status_code for answer in answers(found, sent)} == {200}
-        assert found.service.waiting.load["pictures"] == found.service.state["requests"] == 0
+        assert found.service.waiting.load["images"] == found.service.state["requests"] == 0
     return f"{IDLE} idle connections, 20 that went away and one byte at a time (408): others are answered at once"
 
 
@@ -152,7 +152,7 @@ def told_to_stop(place: Place) -> str:
 
 LIMITED, DRAIN = "tests/serving/test_limits.py", "tests/serving/test_drain.py"
 FAULTS = [
-    Fault(22, "a decoding process is killed, the model's file changes, one picture breaks the model",
+    Fault(22, "a decoding process is killed, the model's file changes, one image breaks the model",
           "one bad request does not fail its batch mates; the model in memory answers on", model_goes,
           (f"{LIMITED}::test_a_worker_that_dies_is_replaced", f"{LIMITED}::test_an_error_inside_tells_nothing")),
     Fault(23, "slow clients, idle connections, clients that go away, ten times too many", "the others are answered",

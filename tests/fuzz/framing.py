@@ -11,7 +11,7 @@ from fuzz.fuzzing import Target
 from taskgraft.serving import v2_protocol
 from taskgraft.serving.limits import Refusal
 
-SIZE, MOST = 2, 4  # a model of 2 pixels: twelve bytes a picture
+SIZE, MOST = 2, 4  # a model of 2 pixels: twelve bytes an image
 LABELS = {"logits_a": ["x", "y"]}
 BLANK = {"name": "image", "shape": [1, 2, 2, 3], "datatype": "UINT8"}
 ENCODED = {"name": "image_bytes", "shape": [2], "datatype": "BYTES"}

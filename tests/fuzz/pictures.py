@@ -14,7 +14,7 @@ from taskgraft.data import decode
 from taskgraft.data.transforms import Preprocessing
 
 WANTED = Preprocessing(8, "center", 0.875, "bilinear")
-MOST = 20_000  # pixels: a picture that is let in costs little
+MOST = 20_000  # pixels: an image that is let in costs little
 KINDS = (
     ("JPEG", "RGB"), ("JPEG", "CMYK"), ("JPEG", "L"), ("PNG", "RGBA"), ("PNG", "P"), ("PNG", "I;16"), ("PNG", "1"),
     ("WEBP", "RGBA"), ("BMP", "RGB"), ("GIF", "P"), ("TIFF", "RGB"), ("TIFF", "F"), ("PPM", "RGB"), ("AVIF", "RGB"),
@@ -31,7 +31,7 @@ def target(folder: Path) -> Target:
 
 
 def drawn(kind: str, mode: str) -> bytes:
-    """A small picture of a kind, turned by its EXIF where it can be; GIFs have two frames."""
+    """A small image of a kind, turned by its EXIF where it can be; GIFs have two frames."""
     rng = random.Random(f"{kind} {mode}")
     image = Image.frombytes("RGB", (12, 9), rng.randbytes(12 * 9 * 3))
     if mode == "I;16":

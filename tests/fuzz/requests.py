@@ -62,7 +62,7 @@ def target(folder: Path) -> Target:
             assert headers[b"content-type"] == b"application/json"
             assert list(json.loads(body)) == ["error"]
         assert not found.state["bytes"]
-        assert not found.waiting.load["pictures"]
+        assert not found.waiting.load["images"]
 
     good = [drawn("PNG", "RGBA"), drawn("JPEG", "RGB")]
     seeds = [request.sent for request in requests("m", 2).values() if len(request.sent) < 2000]

@@ -17,7 +17,7 @@ from pathlib import Path
 
 HOME = Path(__file__).parents[2] / "build" / "fuzz"
 SECONDS = 20  # that one input may take
-LIBRARIES = {"pictures": ["PIL"], "archives": ["tarfile"]}  # whole packages: of torch it would take minutes
+LIBRARIES = {"images": ["PIL"], "archives": ["tarfile"]}  # whole packages: of torch it would take minutes
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Tables and archives of pictures: what they list lies below their folder, or they are refused."""
+"""Tables and archives of images: what they list lies below their folder, or they are refused."""
 
 from __future__ import annotations
 

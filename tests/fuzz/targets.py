@@ -15,7 +15,7 @@ TARGETS: dict[str, Callable[[Path], Target]] = {
     "archives": tables.archives,
     "safetensors": weights.safetensors,
     "pickles": weights.pickles,
-    "pictures": pictures.target,
+    "images": pictures.target,
     "requests": requests.target,
     "bundles": bundles.target,
 }

@@ -1,4 +1,4 @@
-"""The real checkpoint and pictures, where they are at hand."""
+"""The real checkpoint and images, where they are at hand."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from taskgraft.commands.evaluate import evaluate
 from taskgraft.config import TrainingConfig
 
 SHARED = Path(__file__).parents[3] / "shared"
-needs = pytest.mark.skipif(not (SHARED / "data/cars").is_dir(), reason="the real pictures of cars are not here")
+needs = pytest.mark.skipif(not (SHARED / "data/cars").is_dir(), reason="the real images of cars are not here")
 
 
 @needs

@@ -1,4 +1,4 @@
-"""The programs of recipes/, run on toy pictures with few steps: what each promises holds."""
+"""The programs of recipes/, run on toy images with few steps: what each promises holds."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def recipe(name: str) -> ModuleType:
 
 
 @pytest.fixture(scope="module")
-def paint(new_pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The new pictures in a folder that bears their task's name."""
-    return Path(shutil.copytree(new_pictures, tmp_path_factory.mktemp("recipes") / "paint"))
+def paint(new_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The new images in a folder that bears their task's name."""
+    return Path(shutil.copytree(new_folder, tmp_path_factory.mktemp("recipes") / "paint"))
 
 
 @pytest.fixture(scope="module")
-def shape(old_pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return Path(shutil.copytree(old_pictures, tmp_path_factory.mktemp("recipes") / "shape"))
+def shape(old_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return Path(shutil.copytree(old_folder, tmp_path_factory.mktemp("recipes") / "shape"))
 
 
 def test_each_program_is_short_and_none_is_forgotten() -> None:
@@ -124,9 +124,7 @@ def test_a_chain_of_three(shape: Path, paint: Path, tmp_path: Path, capsys: pyte
     ]
 
 
-def test_a_search(
-    alice: Path, paint: Path, old_pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_search(alice: Path, paint: Path, old_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RAY_ADDRESS", "SLURM_PROCID", "SEARCH_STORAGE"):
         monkeypatch.delenv(name, raising=False)
     search = recipe("cluster_search")
@@ -139,7 +137,7 @@ def test_a_search(
         assert search.worker_config().ray == "10.0.0.1:6379"
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
     bundles = search.main(
-        alice, paint, tmp_path / "search", old_pictures / "val", SearchConfig(trials=2, wave=2), RUN,
+        alice, paint, tmp_path / "search", old_folder / "val", SearchConfig(trials=2, wave=2), RUN,
         "distill(strength=[0.1, 10])",
     )  # fmt: skip
     assert "score" in bundles

@@ -91,7 +91,7 @@ def worked_with(
     parent: Classifier | None = None,
     new: Images | None = None,
 ) -> Memory:
-    """What a method remembered of a run on NEW pictures."""
+    """What a method remembered of a run on NEW images."""
     child = child_of(parent or foreign(), config)
     return learn(child, new or pictures(20, NEW, 5), method=keeping(text), config=config, old=old).memory
 

@@ -71,7 +71,7 @@ def test_d01_the_fisher_is_the_mean_of_squares_whatever_the_batch_and_the_chunk(
         assert not 0.7 < wrong / sum(float(value.sum()) for value in expected.values()) < 1.4
 
 
-WHERE = {  # weights are held where old pictures need them, answers on the pictures that are learnt from
+WHERE = {  # weights are held where old images need them, answers on the images that are learnt from
     "ewc(images=20, strength=1e4)": OLD, "mas(images=20, strength=10)": OLD, "l2sp(strength=10)": OLD,
     "distill": NEW, "lwf": NEW,
 }  # fmt: skip
@@ -132,7 +132,7 @@ def test_d04_importance_is_measured_in_eval_mode_and_leaves_the_model_alone() ->
 
 
 def test_d05_the_recorded_answer_is_the_teachers_on_the_very_view() -> None:
-    """Recorded on pictures that are not normalized as those learnt from: mammoth; of another view: torchdistill."""
+    """Recorded on images that are not normalized as those learnt from: mammoth; of another view: torchdistill."""
     new = pictures(20, NEW, 5)._replace(mean=(0.2, 0.5, 0.7), std=(0.1, 0.3, 0.25))
     kept = learn(child_of(foreign()), new, method=keeping("distill"), config=RUN).memory["distill"]
     rows, views = kept["known"].nonzero(as_tuple=True)

@@ -38,15 +38,15 @@ def is_picture(value: Tensor) -> bool:
 
 
 def test_d11_forgetting_is_parent_minus_child_on_pictures_that_nobody_learned_from(
-    alice: Path, new_pictures: Path, old_pictures: Path, tmp_path: Path
+    alice: Path, new_folder: Path, old_folder: Path, tmp_path: Path
 ) -> None:
-    """ "94 % retained" is an absolute accuracy on training pictures: clearn."""
+    """ "94 % retained" is an absolute accuracy on training images: clearn."""
     done = taskgraft.extend(
-        alice, new_pictures, tmp_path / "both", task="paint", method="finetune", config=replace(JOB, lr=0.2),
-        old_val=(old_pictures,),
+        alice, new_folder, tmp_path / "both", task="paint", method="finetune", config=replace(JOB, lr=0.2),
+        old_val=(old_folder,),
     )  # fmt: skip
     before = open_parent(str(alice))
-    found = open_images(old_pictures, "shape", before.preprocessing, seed=0, classes=before.classifier.tasks[0].classes)
+    found = open_images(old_folder, "shape", before.preprocessing, seed=0, classes=before.classifier.tasks[0].classes)
     assert found.val
     assert found.train
     assert set(done.predictions["old"].ids) == set(found.val.names)
@@ -80,11 +80,11 @@ KEEPING = [
 
 @pytest.mark.parametrize("text", KEEPING)
 def test_d11_a_bundle_holds_no_training_picture(
-    text: str, alice: Path, new_pictures: Path, old_pictures: Path, tmp_path: Path
+    text: str, alice: Path, new_folder: Path, old_folder: Path, tmp_path: Path
 ) -> None:
     """Checkpoints hold up to 500 raw training samples of each task: clearn."""
     out = tmp_path / "both"
-    taskgraft.extend(alice, new_pictures, out, task="paint", method=text, config=JOB, old=old_pictures)
+    taskgraft.extend(alice, new_folder, out, task="paint", method=text, config=JOB, old=old_folder)
     assert stored_pictures(out) == set()
 
 
@@ -229,14 +229,14 @@ def test_d16_old_logits_are_the_plain_output_of_their_layer(text: str) -> None:
     assert np.array_equal(predict(grown, images).logits[OLD.name], before)
 
 
-def test_d17_test_pictures_choose_nothing(alice: Path, new_pictures: Path, old_pictures: Path, tmp_path: Path) -> None:
+def test_d17_test_pictures_choose_nothing(alice: Path, new_folder: Path, old_folder: Path, tmp_path: Path) -> None:
     """Settings are chosen on test accuracy: van de Ven's script, and the published tables."""
     for name, seed in (("one", 5), ("two", 6)):
-        shutil.copytree(new_pictures, tmp_path / name)
+        shutil.copytree(new_folder, tmp_path / name)
         folder_of(tmp_path / name / "test", NEW._replace(classes=NEW.classes[:: (1 if seed == 5 else -1)]), 12, seed)
         taskgraft.extend(
             alice, tmp_path / name, tmp_path / f"out {name}", task="paint", method="wise(points=3)",
-            config=replace(JOB, eval_every=1, lr=0.05), old_val=(old_pictures,),
+            config=replace(JOB, eval_every=1, lr=0.05), old_val=(old_folder,),
         )  # fmt: skip
     for file in ("model.safetensors", "metrics.jsonl", "memory.safetensors"):
         assert (tmp_path / "out one" / file).read_bytes() == (tmp_path / "out two" / file).read_bytes(), file

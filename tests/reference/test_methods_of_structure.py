@@ -85,7 +85,7 @@ class Forgetful(nn.Module):
 
 
 def blue_or_green(count: int, seed: int) -> Images:
-    """Pictures with equal red; the class is the channel that is bright."""
+    """Images with equal red; the class is the channel that is bright."""
     labels = torch.arange(count) % 2
     pixels = torch.randint(90, 110, (count, 8, 8, 3), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
     pixels[torch.arange(count), :, :, 1 + labels] += 40
@@ -144,7 +144,7 @@ def test_the_newest_head_alone_gives_the_same_bits(notation: str) -> None:
 @pytest.mark.parametrize(
     ("arch", "options", "at"),
     [
-        ("test_resnet", {}, ["layer2.0", "layer3.0", "layer4.0"]),  # the last of each size of the picture
+        ("test_resnet", {}, ["layer2.0", "layer3.0", "layer4.0"]),  # the last of each size of the image
         ("vit_tiny_patch16_224", {"img_size": 32, "embed_dim": 24, "depth": 4}, ["blocks.1", "blocks.2", "norm"]),
     ],
 )
@@ -173,7 +173,7 @@ def test_tokens_of_a_picture_are_a_square_and_others_a_row() -> None:
     tokens = torch.arange(2 * 10 * 3.0).reshape(2, 10, 3)
     square = side_networks.as_map(tokens, picture=True)
     assert square.shape == (2, 3, 3, 3)
-    assert torch.equal(square[:, :, 0, 0], tokens[:, 1])  # the first one is no place of the picture
+    assert torch.equal(square[:, :, 0, 0], tokens[:, 1])  # the first one is no place of the image
     assert torch.equal(square[:, :, 1, 2], tokens[:, 6])
     row = side_networks.as_map(tokens, picture=False)
     assert row.shape == (2, 3, 1, 10)

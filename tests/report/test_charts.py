@@ -150,7 +150,7 @@ def test_charts_of_almost_nothing(tmp_path: Path) -> None:
     report.write_shares(made_up_shares(()), tmp_path / "shares.png")
     classes = {"a": {"train": 0, "val": 0}}
     for found in ({}, classes, {f"class {i}": {"train": i, "val": 1} for i in range(300)}):
-        chart = Chart("bars", "", "", (check_page._bars(found, ("train", "val")),), Axis("pictures", 0))
+        chart = Chart("bars", "", "", (check_page._bars(found, ("train", "val")),), Axis("images", 0))
         assert drawing.svg(chart, "bars", drawing.SLIM, "", "any")
 
 

@@ -35,14 +35,14 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, forgetful: Path, new_pictures: Path) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, forgetful: Path, new_folder: Path) -> Path:
     """A page of each kind."""
     root = tmp_path_factory.mktemp("pages")
     shutil.copy(forgetful / "report.html", root / "run.html")
     blind = report.render_run(made_up_record(with_old=False), made_up_sets(with_old=False))
     (root / "blind.html").write_text(blind, encoding="utf-8")
     (root / "comparison.html").write_text(report.render_comparison(made_up_comparison(2)), encoding="utf-8")
-    check(new_pictures, html=root / "check.html")
+    check(new_folder, html=root / "check.html")
     return root
 
 
@@ -58,7 +58,9 @@ def test_a_page_is_drawn_and_can_be_read(browser: Any, folder: Path, name: str, 
     drawn = f"{EVERY}('.plot')].map((one) => [...one.children].filter((own) => own.checkVisibility()).length)"
     assert set(page.evaluate(drawn)) == {1}  # of the drawings for wide screens and for phones
     letters = f"{EVERY}('.plot text')].filter((one) => one.checkVisibility()).map((one) => one.getBoundingClientRect())"
-    assert page.evaluate(f"{letters}.every((box) => Math.max(box.width, box.height) >= 10.9)")  # letters of 9.5 pixels
+    assert page.evaluate(
+        f"{letters}.every((box) => Math.max(box.width, box.height) >= 10.9)"
+    )  # characters of 9.5 pixels
     assert page.evaluate(f"{letters}.every((box) => box.left >= 0 && box.right <= innerWidth)")
     assert errors == []  # a broken content policy would be one
     assert {url.split(":")[0] for url in asked} <= {"file", "data", "blob"}

@@ -78,17 +78,17 @@ def hostile_comparison():
     )
 
 
-@pytest.mark.parametrize("kind", ["config", "comparison", "pictures"])
+@pytest.mark.parametrize("kind", ["config", "comparison", "images"])
 def test_hostile_names_are_inert(kind):
     if kind == "comparison":
         page = report.render_comparison(hostile_comparison())
     else:
-        page = report.render_run(*hostile_record(), *([lambda key, row: PICTURE] if kind == "pictures" else []))
+        page = report.render_run(*hostile_record(), *([lambda key, row: PICTURE] if kind == "images" else []))
     reader = Reader(page)
     assert len(reader.scripts) == 1  # ours: nothing that a name brought
     assert "alert(" not in reader.scripts[0]
     sources = [attrs.get("src") for tag, attrs in reader.tags if tag == "img"]
-    assert set(sources) == ({PICTURE} if kind == "pictures" else set())
+    assert set(sources) == ({PICTURE} if kind == "images" else set())
     assert not [attrs for _, attrs in reader.tags if any(name.startswith("on") for name in attrs)]
     assert any("<script>alert(" in text for text in reader.text)  # shown, as text
 

@@ -1,4 +1,4 @@
-"""The page of a real run, small as it is: every part is there, with pictures, and can be written again."""
+"""The page of a real run, small as it is: every part is there, with images, and can be written again."""
 
 from __future__ import annotations
 
@@ -66,10 +66,10 @@ def test_every_part_is_there(forgetful: Path) -> None:
     assert record.parent["digest"] in said
 
 
-def test_the_pictures_are_those_that_are_named(forgetful: Path, new_pictures: Path, old_pictures: Path) -> None:
+def test_the_pictures_are_those_that_are_named(forgetful: Path, new_folder: Path, old_folder: Path) -> None:
     shown = pictures((forgetful / "report.html").read_text(encoding="utf-8"))
     assert shown
-    places = {"paint": new_pictures, "shape": old_pictures}
+    places = {"paint": new_folder, "shape": old_folder}
     seen = set()
     for one in shown:
         name, said = one["alt"].split(": ", 1)
@@ -112,7 +112,7 @@ def test_damaged_pictures_are_told(config: Path, content: str) -> None:
 
 @pytest.mark.parametrize("tasks", [1, 12, 80])
 def test_a_page_stays_small_however_many_tasks_there_are(tasks: int) -> None:
-    """With pictures of noise, the largest that are written, for each that is asked for."""
+    """With images of noise, the largest that are written, for each that is asked for."""
     rng, record, sets = np.random.default_rng(0), made_up_record(), made_up_sets(old_right=0.3)
     file = io.BytesIO()
     Image.fromarray(rng.integers(0, 256, (128, 128, 3), dtype=np.uint8)).save(file, format="JPEG", quality=75)
@@ -168,8 +168,8 @@ def test_what_is_kept_for_the_page_is_no_more_than_is_shown(forgetful: Path) -> 
     assert {uri for own in kept.values() for uri in own.values()} == shown
 
 
-def test_an_evaluation_has_a_page_too(forgetful: Path, new_pictures: Path, tmp_path: Path) -> None:
-    found = evaluate(str(forgetful), new_pictures, html=tmp_path / "pages" / "colours.html")
+def test_an_evaluation_has_a_page_too(forgetful: Path, new_folder: Path, tmp_path: Path) -> None:
+    found = evaluate(str(forgetful), new_folder, html=tmp_path / "pages" / "colours.html")
     text = (tmp_path / "pages" / "colours.html").read_text(encoding="utf-8")
     reader = Reader(text)
     said = " ".join(" ".join(reader.text).split())
@@ -182,7 +182,7 @@ def test_an_evaluation_has_a_page_too(forgetful: Path, new_pictures: Path, tmp_p
     assert "Parent" not in said
     (tmp_path / "mine.html").write_text("mine", encoding="utf-8")
     with pytest.raises(TaskgraftError, match="is no page of taskgraft"):
-        evaluate(str(forgetful), new_pictures, html=tmp_path / "mine.html")
+        evaluate(str(forgetful), new_folder, html=tmp_path / "mine.html")
     assert (tmp_path / "mine.html").read_text(encoding="utf-8") == "mine"
     with pytest.raises(TaskgraftError, match="cannot be written"):
-        evaluate(str(forgetful), new_pictures, html=tmp_path / "pages" / "colours.html" / "x.html")
+        evaluate(str(forgetful), new_folder, html=tmp_path / "pages" / "colours.html" / "x.html")

@@ -17,5 +17,5 @@ def server(branched: Path) -> Iterator[Running]:
 
 
 @pytest.fixture(scope="session")
-def pictures(new_pictures: Path) -> list[Path]:
-    return sorted((new_pictures / "val").rglob("*.png"))
+def pictures(new_folder: Path) -> list[Path]:
+    return sorted((new_folder / "val").rglob("*.png"))

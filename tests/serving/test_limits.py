@@ -47,7 +47,7 @@ def refused(answer: httpx.Response, status: int, part: str = "") -> None:
 
 
 @pytest.mark.parametrize(
-    ("picture", "part"),
+    ("image", "part"),
     [
         (png(30_000, 30_000), "pixels"),
         (png(1001, 1000), "more than 1000000 pixels"),
@@ -68,7 +68,7 @@ def test_a_bad_picture_costs_nothing(server: Running, picture: bytes, part: str)
 
 def test_predict(server: Running, pictures: list[Path]) -> None:
     raw = server.client.post("/predict", content=pictures[0].read_bytes(), params={"top": 2}).json()
-    (found,) = raw["pictures"]
+    (found,) = raw["images"]
     assert list(found["tasks"]) == ["shape", "paint"]
     for task in found["tasks"].values():
         assert task["label"] == task["top"][0]["label"]
@@ -78,8 +78,8 @@ def test_predict(server: Running, pictures: list[Path]) -> None:
     assert 0 < raw["seconds"] < 20
     files = [("file", (file.name, file.read_bytes(), "image/png")) for file in pictures[:3]]
     form = server.client.post("/predict", files=files, data={"note": "x"}, params={"top": 2}).json()
-    assert [picture["name"] for picture in form["pictures"]] == [file.name for file in pictures[:3]]
-    for name, task in form["pictures"][0]["tasks"].items():
+    assert [picture["name"] for picture in form["images"]] == [file.name for file in pictures[:3]]
+    for name, task in form["images"][0]["tasks"].items():
         assert task["label"] == found["tasks"][name]["label"]
         assert task["probability"] == pytest.approx(found["tasks"][name]["probability"], abs=1e-5)
 
@@ -101,7 +101,7 @@ def test_predict_refuses(server: Running, pictures: list[Path]) -> None:
         server.client.post("/predict", data={str(n): "x" for n in range(999)}, files={"f": b""}), 400, "Too many fields"
     )
     two = [("file", ("a", good, "image/png")), ("file", ("b", b"x", "image/png"))]
-    refused(server.client.post("/predict", files=two), 422, "picture 2 of 2")
+    refused(server.client.post("/predict", files=two), 422, "image 2 of 2")
     form = {"Content-Type": "multipart/form-data; boundary=x"}
     refused(server.client.post("/predict", content=b"--x\r\nbad", headers=form), 400)
     refused(server.client.post("/predict", content=b"--x--", headers={"Content-Type": "multipart/form-data"}), 400)
@@ -161,17 +161,17 @@ def test_a_full_queue_says_so_at_once_and_loses_nobody(branched: Path, pictures:
         assert {status for status, _, _ in answers} == {200, 429}
         assert sum(status == 200 for status, _, _ in answers) >= 4
         assert all(retry == "1" for status, _, retry in answers if status == 429)
-        assert found.service.waiting.load["pictures"] == found.service.state["requests"] == 0
+        assert found.service.waiting.load["images"] == found.service.state["requests"] == 0
         text = found.client.get("/metrics").text
         assert 'taskgraft_rejected_total{reason="429"}' in text
-        assert 'taskgraft_batch_pictures_bucket{le="1.0"}' in text
+        assert 'taskgraft_batch_images_bucket{le="1.0"}' in text
         assert ask(0)[0] == 200
 
 
 def test_what_comes_together_is_answered_together(server: Running, pictures: list[Path]) -> None:
     def sum_of_batches() -> float:
         lines = server.client.get("/metrics").text.splitlines()
-        return float(next(line for line in lines if line.startswith("taskgraft_batch_pictures_count")).split()[1])
+        return float(next(line for line in lines if line.startswith("taskgraft_batch_images_count")).split()[1])
 
     before = sum_of_batches()
     array = np.zeros((4, 32, 32, 3), np.uint8)
@@ -185,7 +185,7 @@ def test_a_worker_that_dies_is_replaced(branched: Path, pictures: list[Path]) ->
         body = pictures[0].read_bytes()
         pool = found.service.decoders
         for number, reason in (
-            (signal.SIGKILL, "decoding this picture failed"),
+            (signal.SIGKILL, "decoding this image failed"),
             (signal.SIGSTOP, "took more than 1 s"),
         ):
             worker = pool.idle._queue[0]  # pyright: ignore[reportAttributeAccessIssue]
@@ -252,8 +252,8 @@ def test_onnx_runtime_answers_alike(branched: Path, server: Running, pictures: l
     body = pictures[0].read_bytes()
     with running(branched, backend="onnx") as found:
         one, two = (client.post("/predict", content=body).json() for client in (found.client, server.client))
-    for task, answer in one["pictures"][0]["tasks"].items():
-        assert answer["probability"] == pytest.approx(two["pictures"][0]["tasks"][task]["probability"], abs=1e-5)
+    for task, answer in one["images"][0]["tasks"].items():
+        assert answer["probability"] == pytest.approx(two["images"][0]["tasks"][task]["probability"], abs=1e-5)
 
 
 def test_who_may_be_reached() -> None:

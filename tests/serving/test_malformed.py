@@ -87,14 +87,14 @@ def test_a_malformed_request_is_turned_away(program: Program, name: str) -> None
 
 
 def test_the_log_quotes_nobody(program: Program, pictures: list[Path]) -> None:
-    """No token, no name, no byte of a picture: not when all is well, and not when a request is broken."""
+    """No token, no name, no byte of an image: not when all is well, and not when a request is broken."""
     body = pictures[0].read_bytes()
     secret = ("Authorization: Bearer " + TOKEN, f"Cookie: {CANARY}", f"User-Agent: {CANARY}")
     assert status(told(program.port, post(f"/predict?top=1&x={CANARY}", body, *secret))) == 200
     for kind in KINDS.values():
         if not kind.slow:
             told(program.port, kind.sent)
-    cut = post("/predict", body)[:-20]  # a client that goes in the middle of a picture
+    cut = post("/predict", body)[:-20]  # a client that goes in the middle of an image
     with socket.create_connection(("127.0.0.1", program.port)) as line:
         line.sendall(cut)
     with socket.create_connection(("127.0.0.1", program.port)) as line:  # broken while its body is waited for
@@ -149,7 +149,7 @@ def test_a_strange_name_comes_back_as_text(server: Running, pictures: list[Path]
     body = pictures[0].read_bytes()
     part = b'--x\r\nContent-Disposition: form-data; name="f"; filename="a\\ud800.png"\r\n\r\n' + body + b"\r\n--x--"
     answer = server.client.post("/predict", content=part, headers={"Content-Type": f"{FORM}; charset=unicode_escape"})
-    assert answer.json()["pictures"][0]["name"] == "a?.png"
+    assert answer.json()["images"][0]["name"] == "a?.png"
 
 
 def test_bodies_are_held_up_to_a_limit(server: Running, pictures: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,13 +177,13 @@ def test_slow_clients_do_not_keep_others_out(server: Running, pictures: list[Pat
 def test_who_would_wait_too_long_is_told_at_once() -> None:
     limits = Limits(max_batch=4, max_queue=100, wait_seconds=1)
     pace = {"seconds": 0.3, "since": 0.0}
-    waiting = batching.Batcher(lambda pixels: {}, limits, None, None, {"pictures": 3}, pace, lambda size: None)  # pyright: ignore
+    waiting = batching.Batcher(lambda pixels: {}, limits, None, None, {"images": 3}, pace, lambda size: None)  # pyright: ignore
     batching.check(waiting, 4)
-    waiting.load["pictures"] = 4
-    with pytest.raises(Refusal, match="too many pictures") as told:
+    waiting.load["images"] = 4
+    with pytest.raises(Refusal, match="too many images") as told:
         batching.check(waiting, 1)
     assert (told.value.status, told.value.retry) == (429, 1)
-    waiting.load["pictures"] = 0
+    waiting.load["images"] = 0
     waiting.pace["seconds"] = 1000.0
     with batching.admitted(waiting, 4):  # whoever finds nobody before him is let in, and the pace is measured anew
         pass

@@ -1,4 +1,4 @@
-"""The page at / in a real browser: two pictures dropped, both tasks answered, the distribution counted."""
+"""The page at / in a real browser: two images dropped, both tasks answered, the distribution counted."""
 
 from __future__ import annotations
 
@@ -58,18 +58,18 @@ def test_two_pictures_are_dropped(server: Running, pictures: list[Path], page) -
     expect(page.get_by_role("heading", name="both", level=1)).to_be_visible()
     expect(page.locator("#lead")).to_contain_text("shape (3 classes) and paint (4 classes)")
     page.evaluate(DROP, packed(pictures[0], pictures[-1]))
-    expect(page.get_by_role("status")).to_have_text("2 of 2 pictures answered.")
+    expect(page.get_by_role("status")).to_have_text("2 of 2 images answered.")
     wanted = [server.client.post("/predict", content=file.read_bytes()).json() for file in (pictures[0], pictures[-1])]
     for file, answer in zip((pictures[0], pictures[-1]), wanted, strict=True):
-        entry = page.locator(".picture", has=page.get_by_role("heading", name=file.name))
+        entry = page.locator(".image", has=page.get_by_role("heading", name=file.name))
         expect(entry.get_by_text(re.compile(r"ms on the server"))).to_be_visible()
-        for task, found in answer["pictures"][0]["tasks"].items():
+        for task, found in answer["images"][0]["tasks"].items():
             block = entry.get_by_role("region", name=task)
             expect(block.locator(".answer")).to_have_text(found["label"])
             expect(block.get_by_role("listitem").first).to_contain_text(f"{100 * found['probability']:.1f} %")
     for task in ("shape", "paint"):
         table = page.get_by_role("table", name=task, exact=True)
-        labels = [answer["pictures"][0]["tasks"][task]["label"] for answer in wanted]
+        labels = [answer["images"][0]["tasks"][task]["label"] for answer in wanted]
         for label in set(labels):
             row = table.get_by_role("row").filter(has=page.get_by_role("rowheader", name=label, exact=True))
             expect(row).to_contain_text(f"{50 * labels.count(label)} %")
@@ -90,7 +90,7 @@ def test_the_keyboard_is_enough(server: Running, pictures: list[Path], page) -> 
     with page.expect_file_chooser() as chooser:
         page.keyboard.press("Space")  # Enter does so too, but not within the first moments of a page
     chooser.value.set_files(pictures[:1])
-    playwright.expect(page.get_by_role("status")).to_have_text("1 of 1 picture answered.")
+    playwright.expect(page.get_by_role("status")).to_have_text("1 of 1 image answered.")
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.id") == "clear"
     page.keyboard.press("Enter")
@@ -103,10 +103,10 @@ def test_a_file_that_is_no_picture_is_told(server: Running, pictures: list[Path]
     name = "<img src=x onerror=alert(1)>.png"
     page.evaluate(DROP, [(name, base64.b64encode(b"text").decode()), *packed(pictures[0])])
     status = page.get_by_role("status")
-    playwright.expect(status).to_have_text("1 of 2 pictures answered, 1 could not be used.")
+    playwright.expect(status).to_have_text("1 of 2 images answered, 1 could not be used.")
     playwright.expect(page.get_by_role("heading", name=name)).to_be_visible()
-    playwright.expect(page.get_by_text("not a usable picture")).to_be_visible()
-    playwright.expect(page.get_by_text("1 picture, by what the model answered.")).to_be_visible()
+    playwright.expect(page.get_by_text("not a usable image")).to_be_visible()
+    playwright.expect(page.get_by_text("1 image, by what the model answered.")).to_be_visible()
 
 
 def test_the_token_is_asked_for(branched: Path, pictures: list[Path], page) -> None:
@@ -119,4 +119,4 @@ def test_the_token_is_asked_for(branched: Path, pictures: list[Path], page) -> N
             page.keyboard.press("Enter")
         playwright.expect(page.get_by_role("heading", name="both", level=1)).to_be_visible()
         page.evaluate(DROP, packed(pictures[0]))
-        playwright.expect(page.get_by_role("status")).to_have_text("1 of 1 picture answered.")
+        playwright.expect(page.get_by_role("status")).to_have_text("1 of 1 image answered.")

@@ -38,15 +38,15 @@ def printed(pytestconfig: pytest.Config) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def whole(
-    alice: Path, plain: Path, new_pictures: Path, old_pictures: Path, tmp_path_factory: pytest.TempPathFactory
+    alice: Path, plain: Path, new_folder: Path, old_folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Place:
     """One run as a user starts it, with a home of its own, which many rows look at."""
     root = tmp_path_factory.mktemp("whole")
     both = root / "both"
-    words = ("extend", alice, new_pictures, both, "--old-val", old_pictures / "val", *RUN)
+    words = ("extend", alice, new_folder, both, "--old-val", old_folder / "val", *RUN)
     told = started(root / "home", *words)
     assert told.code == 0, told.err
-    return Place(root, alice, plain, new_pictures, old_pictures, words, both, told, root / "home")
+    return Place(root, alice, plain, new_folder, old_folder, words, both, told, root / "home")
 
 
 def test_every_number_has_its_row() -> None:

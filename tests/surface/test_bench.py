@@ -125,14 +125,14 @@ def test_a_rival_that_fails_costs_no_other_its_turn(monkeypatch: pytest.MonkeyPa
     assert "nobody" in bad["error"]
 
 
-def test_a_start_is_told_part_by_part(tmp_path: Path, alice: Path, new_pictures: Path):
-    words = ["extend", str(alice), str(new_pictures), str(tmp_path / "out"), "--task", "paint", "--steps", "4",
+def test_a_start_is_told_part_by_part(tmp_path: Path, alice: Path, new_folder: Path):
+    words = ["extend", str(alice), str(new_folder), str(tmp_path / "out"), "--task", "paint", "--steps", "4",
              "--batch-size", "8", "--head-steps", "5", "--precision", "fp32", "--cache", str(tmp_path / "cache")]  # fmt: skip
     command = [sys.executable, "-m", "benchmarks.speed.parts", str(time.monotonic()), *words]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
-    preprocessing = {"imports", "rest", "checkpoint", "pictures", "answers on validation pictures", "choice of precision",
+    preprocessing = {"imports", "rest", "checkpoint", "images", "answers on validation images", "choice of precision",
               "adaptation", "head's warm-up", "first checkpoint", "first step"}  # fmt: skip
     assert set(found["parts"]) == preprocessing
     assert found["total"] == pytest.approx(sum(found["parts"].values()), abs=0.01)

@@ -21,7 +21,7 @@ SMALL = ["--steps", "1", "--head-steps", "0", "--batch-size", "4", "--precision"
 
 
 class Place(NamedTuple):
-    """A parent, pictures of a new task, and where the child would go."""
+    """A parent, images of a new task, and where the child would go."""
 
     root: Path
     parent: Path
@@ -149,7 +149,7 @@ def test_unreadable_pictures(place: Place, command) -> None:
         picture.write_bytes(picture.read_bytes()[:40])
     refused(
         command(*extend(place._replace(data=data))),
-        "2 of 24 pictures cannot be used", "'blue/", "mend or remove them", "at most 5%",
+        "2 of 24 images cannot be used", "'blue/", "mend or remove them", "at most 5%",
     )  # fmt: skip
     assert not place.out.exists()
 

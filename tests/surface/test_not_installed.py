@@ -42,10 +42,10 @@ def test_it_tells_its_version_and_what_it_requires() -> None:
     assert {"torch", "numpy", "timm", "Python"} <= {one["name"] for one in found["findings"]}
 
 
-def test_it_extends_and_exports(tmp_path: Path, alice: Path, new_pictures: Path) -> None:
+def test_it_extends_and_exports(tmp_path: Path, alice: Path, new_folder: Path) -> None:
     out = tmp_path / "out"
     told(
-        "extend", alice, new_pictures, out, "--task", "paint", "--method", "finetune", "--steps", "2", "--batch-size", "8",
+        "extend", alice, new_folder, out, "--task", "paint", "--method", "finetune", "--steps", "2", "--batch-size", "8",
         "--head-steps", "5", "--precision", "fp32", "--cache", "none",
     )  # fmt: skip
     assert json.loads((out / "record.json").read_text())["versions"]["taskgraft"] == taskgraft.__version__

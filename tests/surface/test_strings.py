@@ -31,14 +31,14 @@ TAKING = [
 
 
 @pytest.fixture(scope="module")
-def home(alice: Path, new_pictures: Path, old_pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a bundle, a file of weights with its labels, and pictures of both tasks."""
+def home(alice: Path, new_folder: Path, old_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a bundle, a file of weights with its labels, and images of both tasks."""
     home = tmp_path_factory.mktemp("strings")
     shutil.copytree(alice, home / "shapes_bundle")
     shutil.copy(alice / "model.safetensors", home / "shapes.safetensors")
     (home / "labels.txt").write_text("\n".join(OLD.classes), encoding="utf-8")
-    shutil.copytree(new_pictures, home / "paints")
-    shutil.copytree(old_pictures, home / "shapes")
+    shutil.copytree(new_folder, home / "paints")
+    shutil.copytree(old_folder, home / "shapes")
     return home
 
 

@@ -64,7 +64,7 @@ def open_parent(
 
 
 def told_by(preprocessing: str | None, otherwise: str) -> str:
-    """Who says how pictures are shown: --preprocessing, as far as it goes, and `otherwise`."""
+    """Who says how images are shown: --preprocessing, as far as it goes, and `otherwise`."""
     if not preprocessing:
         return otherwise
     return (
@@ -75,9 +75,9 @@ def told_by(preprocessing: str | None, otherwise: str) -> str:
 
 
 def pictures_line(preprocessing: Preprocessing, told: str) -> str:
-    """How pictures are shown to a model, in words and as --preprocessing takes it, and who says so."""
+    """How images are shown to a model, in words and as --preprocessing takes it, and who says so."""
     change = "" if told.startswith("as --preprocessing") else "; --preprocessing sets it"
-    return f"pictures are shown as '{preprocessing.show()}' ({preprocessing.told()}), {told}{change}"
+    return f"images are shown as '{preprocessing.show()}' ({preprocessing.told()}), {told}{change}"
 
 
 def create(arch: str, classes: int, **options: Any) -> tuple[nn.Module, str, Preprocessing]:

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from taskgraft.bundle import unpickle
 from taskgraft.errors import CheckpointError
+from taskgraft.models.tensor_cache import recalled_in
 from taskgraft.results.files import digest
-from taskgraft.training.tensor_cache import recalled_in
 from taskgraft.types import Params
 
 IDLE = 20.0  # seconds that the process waits for another pickle: it holds as much memory as a bare torch

@@ -33,7 +33,7 @@ def export(
     ] = False,
     check: Annotated[
         list[Path] | None,
-        typer.Option(help="labeled pictures to compare on; once for each task [default: those the record names]"),
+        typer.Option(help="labeled images to compare on; once for each task [default: those the record names]"),
     ] = None,
     keep: Annotated[bool, typer.Option("--keep", help="leave the files even where they differ too much")] = False,
     name: Annotated[
@@ -84,7 +84,7 @@ def serve(
     insecure: Annotated[bool, typer.Option("--insecure", help="listen to other machines without a token")] = False,
     backend: Annotated[str, typer.Option(help="torch | onnx: what computes the answers")] = "torch",
     name: Annotated[str | None, typer.Option(help="what the model is called [default: MODEL's last part]")] = None,
-    trial: Annotated[bool, typer.Option("--trial", help="open everything, answer one picture, and stop")] = False,
+    trial: Annotated[bool, typer.Option("--trial", help="open everything, answer one image, and stop")] = False,
     arch: Arch = None,
     labels: Labels = None,
     preprocessing: Input = None,

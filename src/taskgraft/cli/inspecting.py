@@ -29,9 +29,7 @@ def evaluate(
     model: Annotated[str, typer.Argument(help="a bundle, or any parent that `extend` opens")],
     data: Annotated[
         Path | None,
-        typer.Argument(
-            help="labeled pictures; their validation part where there is one [--verify: those of the record]"
-        ),
+        typer.Argument(help="labeled images; their validation part where there is one [--verify: those of the record]"),
     ] = None,
     task: Annotated[
         str | None, typer.Option(help="task that the labels are of [default: found by its classes]")
@@ -44,10 +42,10 @@ def evaluate(
     verify: Annotated[
         bool, typer.Option("--verify", help="instead: is a bundle still what its digests, record and predictions say?")
     ] = False,
-    html: Annotated[Path | None, typer.Option(help="write what was found as a page, with pictures")] = None,
+    html: Annotated[Path | None, typer.Option(help="write what was found as a page, with images")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
-    """Measure a model on labeled pictures: accuracy with its interval, calibration, the worst classes."""
+    """Measure a model on labeled images: accuracy with its interval, calibration, the worst classes."""
     with console.importing():
         from taskgraft.commands import evaluate as job
     from taskgraft.errors import InputError
@@ -58,7 +56,7 @@ def evaluate(
         _verify(model, data, cache, as_json)
         return
     if data is None:
-        raise InputError("evaluate needs DATA, labeled pictures; without them there is only --verify")
+        raise InputError("evaluate needs DATA, labeled images; without them there is only --verify")
     with console.watching() as callbacks:
         bundle_options = {"arch": arch, "labels": labels, "preprocessing": preprocessing, "parent_task": parent_task}
         found = job.evaluate(
@@ -68,7 +66,7 @@ def evaluate(
         console.out([json.dumps(found, indent=2, ensure_ascii=False)])
         return
     lines = [
-        f"{found['task']}: {found['accuracy']:.1%} of {found['images']} pictures "
+        f"{found['task']}: {found['accuracy']:.1%} of {found['images']} images "
         f"(95 % interval {found['low']:.1%} to {found['high']:.1%}), calibration error {found['calibration_error']:.3f}"
     ]
     lines += [f"  worst: {name} {share:.0%} of {count}" for name, share, count in found["worst"]]
@@ -90,13 +88,13 @@ def _verify(model: str, data: Path | None, cache: str, as_json: bool) -> None:
 def report(
     config: Annotated[Path, typer.Argument(help="OUT folder of train, extend, compare or tune")],
 ) -> None:
-    """Write the report of a finished run, comparison or search again; needs neither the pictures nor torch."""
+    """Write the report of a finished run, comparison or search again; needs neither the images nor torch."""
     from taskgraft import report as pages
     from taskgraft.errors import InputError
     from taskgraft.results.files import write_text
     from taskgraft.results.predictions import load_predictions
     from taskgraft.results.record import Comparison, Record, parsed
-    from taskgraft.tuning.results import SearchResult
+    from taskgraft.results.search import SearchResult
 
     if (config / "comparison.json").is_file():
         comparison = parsed(Comparison, config / "comparison.json")
@@ -138,26 +136,24 @@ def methods(
 
 
 def check(
-    data: Annotated[Path, typer.Argument(help="pictures: folder per class, train/ and val/ above it, or a CSV table")],
+    data: Annotated[Path, typer.Argument(help="images: folder per class, train/ and val/ above it, or a CSV table")],
     task: Annotated[str, typer.Option(help="name of the label column of a table")] = "label",
     against: Annotated[
-        str | None, typer.Option(help="a model: compare its class names and the size of its input with the pictures")
+        str | None, typer.Option(help="a model: compare its class names and the size of its input with the images")
     ] = None,
     group: Annotated[str | None, typer.Option(help="regular expression; class names merge by its groups")] = None,
-    min_images: Annotated[int, typer.Option(min=0, help="drop classes with fewer training pictures")] = 0,
+    min_images: Annotated[int, typer.Option(min=0, help="drop classes with fewer training images")] = 0,
     write_manifest: Annotated[Path | None, typer.Option(help="write what remains as a CSV table")] = None,
     drop_leaks: Annotated[
         bool,
-        typer.Option(
-            "--drop-leaks", help="of --write-manifest: without training pictures that stand in val or test too"
-        ),
+        typer.Option("--drop-leaks", help="of --write-manifest: without training images that stand in val or test too"),
     ] = False,
     html: Annotated[Path | None, typer.Option(help="write what was found as a page")] = None,
     arch: Arch = None,
     labels: Labels = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
-    """Look at pictures without training: classes, splits, doubles, damaged files. Changes none; exit 1 if wanting."""
+    """Look at images without training: classes, splits, doubles, damaged files. Changes none; exit 1 if wanting."""
     from taskgraft.commands import check as job
 
     with console.watching() as callbacks:

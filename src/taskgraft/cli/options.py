@@ -24,14 +24,14 @@ Method = Annotated[
 ]
 Old = Annotated[
     Path | None,
-    typer.Option("--old", rich_help_panel="Data", help="a sample of old training pictures, for methods that use one"),
+    typer.Option("--old", rich_help_panel="Data", help="a sample of old training images, for methods that use one"),
 ]
 OldVal = Annotated[
     list[Path] | None,
     typer.Option(
         "--old-val",
         rich_help_panel="Data",
-        help="old validation pictures, to measure forgetting; once for each old task",
+        help="old validation images, to measure forgetting; once for each old task",
     ),
 ]
 TaskName = Annotated[str, typer.Option("--task", rich_help_panel="Data", help="name of the task that is learnt")]

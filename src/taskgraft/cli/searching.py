@@ -43,7 +43,7 @@ def register(app: typer.Typer) -> None:
 
 def tune(
     parent: Annotated[str, typer.Argument(help="a bundle, a file of weights, a timm folder or a timm name")],
-    data: Annotated[Path, typer.Argument(help="pictures: folder per class, train/ and val/ above it, or a CSV table")],
+    data: Annotated[Path, typer.Argument(help="images: folder per class, train/ and val/ above it, or a CSV table")],
     out: Annotated[Path, typer.Argument(help="folder of the search; the same command goes on in it")],
     config: TrainingConfig,
     search_config: SearchConfig,

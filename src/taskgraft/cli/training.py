@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from taskgraft.pipeline.request import Request
 
 Parent = Annotated[str, typer.Argument(help="a bundle, a file of weights, a timm folder or a timm name")]
-Data = Annotated[Path, typer.Argument(help="pictures: folder per class, train/ and val/ above it, or a CSV table")]
+Data = Annotated[Path, typer.Argument(help="images: folder per class, train/ and val/ above it, or a CSV table")]
 Out = Annotated[Path, typer.Argument(help="run folder and bundle to write")]
 
 
@@ -125,7 +125,7 @@ def extend(
     dry_run: DryRun = False,
     resume: Resume = False,
 ) -> None:
-    """Extend a trained classifier with a new task; the old tasks' training pictures are not needed."""
+    """Extend a trained classifier with a new task; the old tasks' training images are not needed."""
     with console.importing():
         from taskgraft import report
         from taskgraft.pipeline.extend import carry_out

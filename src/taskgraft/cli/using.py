@@ -1,4 +1,4 @@
-"""Commands that use a model on pictures without labels, and the one that makes its probabilities trustworthy."""
+"""Commands that use a model on images without labels, and the one that makes its probabilities trustworthy."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from taskgraft.cli.options import Arch, Cache, Input, Labels, ParentTask, cache_
 
 Model = Annotated[str, typer.Argument(help="a bundle, or any parent that `extend` opens")]
 Paths = Annotated[
-    list[str], typer.Argument(help="pictures, videos, folders of them; - reads paths from stdin, one a line")
+    list[str], typer.Argument(help="images, videos, folders of them; - reads paths from stdin, one a line")
 ]
 Every = Annotated[str, typer.Option(help="time between the frames of a video that are looked at, such as 0.5s or 40ms")]
-Batch = Annotated[int, typer.Option(min=1, help="pictures of one pass", rich_help_panel="Hardware")]
+Batch = Annotated[int, typer.Option(min=1, help="images of one pass", rich_help_panel="Hardware")]
 
 
 def register(app: typer.Typer) -> None:
@@ -53,9 +53,9 @@ def predict(
     preprocessing: Input = None,
     parent_task: ParentTask = "parent",
 ) -> None:
-    """Answer all tasks for pictures and videos, in one pass: labels and probabilities, in the order given.
+    """Answer all tasks for images and videos, in one pass: labels and probabilities, in the order given.
 
-    A picture that cannot be read gets a row with an error; exit 1 if nothing could be read. Under torchrun every
+    An image that cannot be read gets a row with an error; exit 1 if nothing could be read. Under torchrun every
     process takes its share of the work into --out.
     """
     with console.importing():
@@ -101,7 +101,7 @@ def distribution(
     paths: Annotated[
         list[str],
         typer.Argument(
-            help="pictures, videos, folders of them; or one table with a column path, and track or clip; - reads stdin"
+            help="images, videos, folders of them; or one table with a column path, and track or clip; - reads stdin"
         ),
     ],
     task: Annotated[list[str] | None, typer.Option(help="task to estimate; may be repeated [default: all]")] = None,
@@ -153,14 +153,14 @@ def distribution(
 
 def calibrate(
     model: Annotated[Path, typer.Argument(help="a bundle: the OUT folder of train or extend")],
-    data: Annotated[Path, typer.Argument(help="labeled pictures that the model was not trained on")],
+    data: Annotated[Path, typer.Argument(help="labeled images that the model was not trained on")],
     task: Annotated[
         str | None, typer.Option(help="task that the labels are of [default: found by its classes]")
     ] = None,
     cache: Cache = "",
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
-    """Fit a task's temperature on labeled pictures, and write its task card anew. The weights do not change."""
+    """Fit a task's temperature on labeled images, and write its task card anew. The weights do not change."""
     from taskgraft.commands import calibrate as job
 
     with console.watching() as callbacks:
@@ -170,10 +170,10 @@ def calibrate(
         console.out([json.dumps({"task": card["task"], **found}, indent=2, ensure_ascii=False)])
         return
     console.out([
-        f"{card['task']}: temperature {found['temperature']:.3f}, from {found['images']} pictures",
+        f"{card['task']}: temperature {found['temperature']:.3f}, from {found['images']} images",
         f"  log-loss {found['loss_before']:.4f} before, {found['loss_after']:.4f} after",
         f"  calibration error {found['error_before']:.4f} before, {found['error_after']:.4f} after",
-        "  (after: each half of the pictures under the temperature that the other half chose)",
+        "  (after: each half of the images under the temperature that the other half chose)",
         f"card: {model}/cards/{card['task']}.json",
     ])  # fmt: skip
 

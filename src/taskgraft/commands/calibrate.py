@@ -1,4 +1,4 @@
-"""A task's temperature, fitted on labeled pictures; only the task card of a bundle changes."""
+"""A task's temperature, fitted on labeled images; only the task card of a bundle changes."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def calibrate(
     cache: PathLike | None = None,
     callbacks: Callbacks = Callbacks(),  # noqa: B008 - immutable
 ) -> dict[str, Any]:
-    """Measure one task's card anew on labeled pictures, with a temperature, and put it into the bundle `model`.
+    """Measure one task's card anew on labeled images, with a temperature, and put it into the bundle `model`.
 
     Weights and logits do not change: `predict` divides by the temperature. Returns the card, with loss and
-    calibration error before and after (two-fold: no picture is judged under a temperature that it chose). Raises
-    TaskgraftError for what is no bundle, an unknown task, and fewer than FEWEST pictures.
+    calibration error before and after (two-fold: no image is judged under a temperature that it chose). Raises
+    TaskgraftError for what is no bundle, an unknown task, and fewer than FEWEST images.
     """
     data = Path(data)
     home = Path(model)
@@ -37,9 +37,7 @@ def calibrate(
     owner, found = measuring.labeled(bundle, data, task, as_path(cache), callbacks)
     if found.val is None or len(found.val.pixels) < FEWEST:
         count = 0 if found.val is None else len(found.val.pixels)
-        raise InputError(
-            f"{data} has {count} pictures of {owner.name}, too few for a temperature; give {FEWEST} or more"
-        )
+        raise InputError(f"{data} has {count} images of {owner.name}, too few for a temperature; give {FEWEST} or more")
     predictions = predict(bundle.classifier, found.val)
     trained = bundle.cards.get(owner.name, {}).get("train_counts", {})
     card = evidence.card(predictions, owner.name, trained, f"{data.name}, by calibrate")

@@ -1,4 +1,4 @@
-"""A look at pictures without training: what `check` says. Nothing but what was asked for is ever written."""
+"""A look at images without training: what `check` says. Nothing but what was asked for is ever written."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from taskgraft.errors import InputError
 from taskgraft.results.files import shown
 from taskgraft.types import Callbacks, PathLike, Task, as_path
 
-FEW = 10  # training pictures of a class under which nobody learns it well
-LOPSIDED = 20.0  # times as many pictures in the largest class as in the smallest, from which it is worth a word
+FEW = 10  # training images of a class under which nobody learns it well
+LOPSIDED = 20.0  # times as many images in the largest class as in the smallest, from which it is worth a word
 TINY = 32  # pixels of the shorter side under which little can be seen
 
 
@@ -52,9 +52,9 @@ def check(
     html: PathLike | None = None,
     callbacks: Callbacks = Callbacks(),  # noqa: B008 - immutable
 ) -> dict[str, Any]:
-    """Open every picture; count classes, splits and sizes; find what is double, contradictory or probably misspelt.
+    """Open every image; count classes, splits and sizes; find what is double, contradictory or probably misspelt.
 
-    `group` and `min_images` merge and drop classes by name; `drop_leaks` leaves training pictures out of `manifest`
+    `group` and `min_images` merge and drop classes by name; `drop_leaks` leaves training images out of `manifest`
     that stand in another split too; `against` is a model whose class names are compared.
     Returns plain values with the "lines" to print, and in "wanting" what should be mended first. Writes nothing but
     `manifest` and the page `html`. Raises TaskgraftError for data that cannot be understood at all.
@@ -62,9 +62,7 @@ def check(
     data, manifest, html = Path(data), as_path(manifest), as_path(html)
     against = None if against is None else os.fspath(against)
     if drop_leaks and not manifest:
-        raise InputError(
-            "--drop-leaks is of --write-manifest TABLE; give both, the pictures themselves stay as they are"
-        )
+        raise InputError("--drop-leaks is of --write-manifest TABLE; give both, the images themselves stay as they are")
     known = _tasks(against, arch, labels) if against else None
     listing = list_images(data, task)
     curated = curate.group(listing, task, group, min_images)
@@ -121,7 +119,7 @@ def _look(path: Path) -> _Look:
 
 
 def _counted(entries: Sequence[Entry], task: str) -> dict[str, Any]:
-    """Pictures by split and class, and what is remarkable about the numbers."""
+    """Images by split and class, and what is remarkable about the numbers."""
     table = Counter((entry.split or "all", entry.labels[task]) for entry in entries)
     splits, classes = sorted({split for split, _ in table}), sorted({label for _, label in table})
     counts = {label: {split: table[split, label] for split in splits} for label in classes}
@@ -136,7 +134,7 @@ def _counted(entries: Sequence[Entry], task: str) -> dict[str, Any]:
         strange += [[split, label, meant.get(label)] for label in own]
     smallest, largest = (order[0], order[-1]) if order else ((0, ""), (0, ""))
     return {
-        "pictures": {split: sum(counts[label][split] for label in classes) for split in splits},
+        "images": {split: sum(counts[label][split] for label in classes) for split in splits},
         "classes": counts,
         "few": [label for count, label in order if count < FEW],
         "imbalance": {
@@ -151,7 +149,7 @@ def _counted(entries: Sequence[Entry], task: str) -> dict[str, Any]:
 
 
 def _doubles(entries: Sequence[Entry], looks: Sequence[_Look], good: Sequence[int], task: str) -> dict[str, Any]:
-    """Equal and nearly equal pictures: inside a split, across splits, under two classes."""
+    """Equal and nearly equal images: inside a split, across splits, under two classes."""
     same: dict[str, list[int]] = defaultdict(list)
     for row in good:
         same[looks[row].digest].append(row)
@@ -162,7 +160,7 @@ def _doubles(entries: Sequence[Entry], looks: Sequence[_Look], good: Sequence[in
     near = [[first[row] for row in group] for group in near_duplicates.groups(found.pairs)]
 
     def apart(groups: list[list[int]], what: Any) -> list[list[str]]:
-        """Each group's first picture with those that differ from it in `what`."""
+        """Each group's first image with those that differ from it in `what`."""
         pairs = [(rows[0], row) for rows in groups for row in rows[1:] if what(rows[0]) != what(row)]
         return [[shown(entries[one].path), shown(entries[two].path)] for one, two in pairs]
 
@@ -182,14 +180,14 @@ def _doubles(entries: Sequence[Entry], looks: Sequence[_Look], good: Sequence[in
 
 
 def _apart(entries: Sequence[Entry], looks: Sequence[_Look]) -> tuple[Entry, ...]:
-    """The entries without training pictures whose content stands in validation or test too."""
+    """The entries without training images whose content stands in validation or test too."""
     rows = list(zip(entries, looks, strict=True))
     held = {look.digest for entry, look in rows if look.digest and entry.split in ("val", "test")}
     return tuple(entry for entry, look in rows if entry.split != "train" or look.digest not in held)
 
 
 def _single(entries: Sequence[Entry], looks: Sequence[_Look], good: Sequence[int], task: str) -> list[str]:
-    """Classes that cannot be split into training and validation, where no validation pictures are given."""
+    """Classes that cannot be split into training and validation, where no validation images are given."""
     if any(entry.split == "val" for entry in entries):
         return []
     contents: dict[str, set[str]] = defaultdict(set)
@@ -262,11 +260,11 @@ def _wanting(found: dict[str, Any], total: int) -> list[str]:
     bad, against = found["unreadable"], found["against"]
     said = [
         (len(found["classes"]) < 2, "a classifier needs at least two classes"),
-        (bad > MAX_EXCLUDED * total, f"{bad} of {total} pictures cannot be used; training passes over 5% at most"),
-        (found["conflicts"], "equal pictures stand in two classes"),
-        (found["leaks"], "equal pictures stand in two splits"),
-        (found["not_trained"], "classes without a training picture"),
-        (found["single"], "classes with one picture cannot be split; give val/ or more pictures"),
+        (bad > MAX_EXCLUDED * total, f"{bad} of {total} images cannot be used; training passes over 5% at most"),
+        (found["conflicts"], "equal images stand in two classes"),
+        (found["leaks"], "equal images stand in two splits"),
+        (found["not_trained"], "classes without a training image"),
+        (found["single"], "classes with one image cannot be split; give val/ or more images"),
         (found["alike"], "class names that differ in case, spaces or a plural alone"),
         (against and against["near"], "class names that the model writes otherwise"),
     ]

@@ -108,7 +108,7 @@ def compare(
 
 
 def images_of(variants: Sequence[Variant]) -> int:
-    """How many pictures these arrangements learn from, with one seed: what their time is about proportional to."""
+    """How many images these arrangements learn from, with one seed: what their time is about proportional to."""
     return sum(variant.config.steps * variant.config.batch_size for variant in variants)
 
 
@@ -126,7 +126,7 @@ def _within(callbacks: Callbacks, variant: Variant, before: int, total: int) -> 
     def progress(what: str, done: int, of: int) -> None:
         if what == "training":
             callbacks.progress(variant.label, before + done * variant.config.batch_size, total)
-        else:  # reading pictures, which may take long
+        else:  # reading images, which may take long
             callbacks.progress(what, done, of)
 
     return callbacks._replace(progress=progress)

@@ -21,7 +21,7 @@ SIZE = 32
 INPUT = f"{SIZE} squash bilinear half"
 MAKES = ("beetle", "bus", "coupe", "limousine", "microcar", "offroad", "pickup", "van")
 PAINTS = ("black", "white", "red", "blue", "green", "yellow")
-OLD = 32  # training pictures of each make that EWC may see
+OLD = 32  # training images of each make that EWC may see
 ALICE = replace(TRAIN_DEFAULTS, steps=200, lr=0.002, warmup_steps=40, eval_every=50, save_every=200, precision="fp32")
 # The text's set-up: one softmax over all outputs, constant rates of 0.001 and 0.0001, nothing else. It tells neither
 # the optimizer nor what BatchNorm's statistics do: docs/decisions.md, 89.
@@ -66,7 +66,7 @@ def demo(
     command: str = "taskgraft.demo",
     callbacks: Callbacks = Callbacks(),  # noqa: B008 - immutable
 ) -> Comparison:
-    """Draw the pictures, train the parent, extend it in eight arrangements, write `out/comparison/`.
+    """Draw the images, train the parent, extend it in eight arrangements, write `out/comparison/`.
 
     Six are the reference experiment's: one joint softmax, two constant rates, nothing else. Two are taskgraft's: plain
     fine-tuning and the default method, under the same settings, those that taskgraft has by itself. Everything lies in
@@ -100,7 +100,7 @@ def demo(
 
 
 def _after(callbacks: Callbacks, before: int, total: int) -> Callable[[str, int, int], None]:
-    """The progress of the comparison, which is the second part of the demo; not that of reading its few pictures."""
+    """The progress of the comparison, which is the second part of the demo; not that of reading its few images."""
 
     def progress(what: str, done: int, of: int) -> None:
         if before + of == total:
@@ -110,7 +110,7 @@ def _after(callbacks: Callbacks, before: int, total: int) -> Callable[[str, int,
 
 
 def _share(callbacks: Callbacks, what: str, batch: int, total: int) -> Callbacks:
-    """A watch for a training that is the first part of the demo, in pictures learnt from."""
+    """A watch for a training that is the first part of the demo, in images learnt from."""
 
     def progress(kind: str, done: int, of: int) -> None:
         if kind == "training":

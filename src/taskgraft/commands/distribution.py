@@ -1,4 +1,4 @@
-"""The class shares of pictures, a video or a table of them: answers, what is resampled, and the estimates."""
+"""The class shares of images, a video or a table of them: answers, what is resampled, and the estimates."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from taskgraft.types import Callbacks, PathLike, as_paths
 
 BLOCK = 10.0  # seconds of video that are resampled as one
 NUMBER = re.compile(r"^(.*?)(\d+)(\D*)$")
-MANY = 20  # pictures with consecutive numbers that look like frames
+MANY = 20  # images with consecutive numbers that look like frames
 KEYS = ("path", "file_name", "filename")
 
 
@@ -37,7 +37,7 @@ class Given(NamedTuple):
 
 
 class Answered(NamedTuple):
-    """Answers to all that could be read, the unit of each picture by name, and how many could not be read."""
+    """Answers to all that could be read, the unit of each image by name, and how many could not be read."""
 
     predictions: Predictions
     units: tuple[str, ...]
@@ -58,9 +58,9 @@ def distribution(
 ) -> Distribution:
     """The share of each class of each task, counted and corrected, with 95 % intervals.
 
-    `paths` is one or several of pictures, folders and videos, or one table with `path` and a column `track` (each track
+    `paths` is one or several of images, folders and videos, or one table with `path` and a column `track` (each track
     counts once, whatever its number of frames) or `clip`. What is resampled is the track, the clip, `block` seconds of
-    a video, or else the picture. `joint` are pairs of tasks. `out` gets distribution.json, .png and .html. Further
+    a video, or else the image. `joint` are pairs of tasks. `out` gets distribution.json, .png and .html. Further
     options are those of `Asked`. Raises TaskgraftError for unknown tasks, and where nothing could be read.
     """
     asked, paths = Asked(model, **options), as_paths(paths)
@@ -98,7 +98,7 @@ def write(out: Path, found: Distribution) -> None:
 
 
 def sample_of(answered: Answered, given: Given, block: float) -> Sample:
-    """Answers with the number of each picture's unit; the pictures of a track share the weight of one."""
+    """Answers with the number of each image's unit; the images of a track share the weight of one."""
     places: dict[str, int] = {}
     unit = np.array([places.setdefault(name, len(places)) for name in answered.units])
     weights = np.ones(len(unit))
@@ -120,7 +120,7 @@ def warnings_of(answered: Answered, given: Given) -> tuple[str, ...]:
     if given.kind or steps < max(MANY, len(answered.units) / 2):
         return ()
     return (
-        f"{steps} pictures bear the number after that of the picture before them; if they are frames of a video, the "
+        f"{steps} images bear the number after that of the image before them; if they are frames of a video, the "
         f"intervals are too narrow and frames are counted, not vehicles: {advice}",
     )
 
@@ -138,14 +138,14 @@ def _given(paths: Sequence[Path], callbacks: Callbacks) -> Given:
     if not tables:
         return Given(listed(paths, callbacks), {}, "")
     if len(paths) > 1:
-        raise InputError(f"a table names all its pictures; give {tables[0]} alone")
+        raise InputError(f"a table names all its images; give {tables[0]} alone")
     return _table(tables[0])
 
 
 def _table(path: Path) -> Given:
-    """The pictures of a table, and the unit of each: its track (within its clip, where there are both) or clip."""
+    """The images of a table, and the unit of each: its track (within its clip, where there are both) or clip."""
     if not path.is_file():
-        raise InputError(f"{path} does not exist; give pictures, a folder, a video or a table of them")
+        raise InputError(f"{path} does not exist; give images, a folder, a video or a table of them")
     items: dict[str, Item] = {}
     unit: dict[str, str] = {}
     kind = ""
@@ -156,7 +156,7 @@ def _table(path: Path) -> Given:
         where, file = row[key].strip(), path.parent / row[key].strip()
         if not where or leaves(path.parent, file):
             raise InputError(
-                f"{path} line {number}: {where!r} is blank or leaves the table's folder; name a picture below it"
+                f"{path} line {number}: {where!r} is blank or leaves the table's folder; name an image below it"
             )
         name = streaming.shown(where)
         if name in items:
@@ -167,7 +167,7 @@ def _table(path: Path) -> Given:
         if kind and named[-1 if kind == "track" else 0]:
             unit[name] = "/".join(named)
     if not items:
-        raise InputError(f"{path} names no picture; add rows to it")
+        raise InputError(f"{path} names no image; add rows to it")
     return Given(tuple(items.values()), unit, kind)
 
 
@@ -189,7 +189,7 @@ def _ask(bundle: Bundle, given: Given, asked: Asked, block: float, callbacks: Ca
         if predictions is not None:
             found.append(predictions)
     if not found:
-        raise ResultError("no picture or frame could be read; mend the files named above")
+        raise ResultError("no image or frame could be read; mend the files named above")
     first = found[0]
     return Answered(
         first._replace(
@@ -202,7 +202,7 @@ def _ask(bundle: Bundle, given: Given, asked: Asked, block: float, callbacks: Ca
 
 
 def _units(given: Given, block: float) -> Callable[[Picture], str]:
-    """What the unit of a picture is called."""
+    """What the unit of an image is called."""
 
     def name_of(picture: Picture) -> str:
         if picture.seconds is not None:

@@ -45,7 +45,7 @@ def outlook(request: Request, out: Path, *, callbacks: Callbacks = Callbacks()) 
     return [
         f"method: {opened.request.method}",
         pictures_line(opened.parent.preprocessing, opened.parent.preprocess_from),
-        f"pictures: {count(len(new.train.pixels))} to learn from, {count(len(new.val.pixels))} to validate on, "
+        f"images: {count(len(new.train.pixels))} to learn from, {count(len(new.val.pixels))} to validate on, "
         f"{count(old)} of old tasks to measure forgetting",
         *(f"  {f'{name} = {value}':<{width}}  {why}" for name, value, why in own),
         *_sizes(begun, opened, config),

@@ -1,4 +1,4 @@
-"""A model on labeled pictures: the numbers behind `evaluate`."""
+"""A model on labeled images: the numbers behind `evaluate`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Accuracy with its 95 % interval, calibration error and the five worst classes of one task; `html` gets a page.
 
-    Raises TaskgraftError when the model lacks `task` or the pictures have classes that it does not know.
+    Raises TaskgraftError when the model lacks `task` or the images have classes that it does not know.
     """
     data, html = Path(data), as_path(html)
     bundle = open_parent(model, arch=arch, labels=labels, preprocessing=preprocessing, task=parent_task)
@@ -39,7 +39,7 @@ def evaluate(
     bundle.classifier.to(distributed.device())
     owner, found = measuring.labeled(bundle, data, task, as_path(cache), callbacks)
     if found.val is None:
-        raise InputError(f"{data} holds no picture to measure on; add a val/ folder")
+        raise InputError(f"{data} holds no image to measure on; add a val/ folder")
     predictions = predict(bundle.classifier, found.val)
     hits = metrics.correct(predictions, owner.name)
     share = metrics.interval(hits)

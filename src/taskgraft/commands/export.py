@@ -47,9 +47,9 @@ def export(
     cache: PathLike | None = None,
     callbacks: Callbacks = Callbacks(),  # noqa: B008 - immutable
 ) -> Exported:
-    """Write `model` into the new folder `out`, open it again in its own runtime, and compare on pictures.
+    """Write `model` into the new folder `out`, open it again in its own runtime, and compare on images.
 
-    The pictures come from `check`, else from where the model's own record says, else they are synthetic. An export
+    The images come from `check`, else from where the model's own record says, else they are synthetic. An export
     that differs too much is taken away again, unless `keep`. Raises TaskgraftError for bad input before anything is written.
     """
     place = Path(out)
@@ -93,7 +93,7 @@ def _evidence(
         "precision": order.precision,
         "uint8_input": order.uint8,
         "weights_sha256": bundle.digest,
-        "pictures": {"sources": list(shown.sources), "count": len(shown.images.pixels), "synthetic": shown.synthetic},
+        "images": {"sources": list(shown.sources), "count": len(shown.images.pixels), "synthetic": shown.synthetic},
         "batches": [*verify.BATCHES, verify.BATCH],
         "tolerance": {"relative": tolerance, "accuracy": None if tolerance else verify.LOSS},
         "tasks": [check.model_dump() for check in checks],

@@ -17,7 +17,7 @@ from taskgraft.training.run_folder import differences
 
 
 class Count(NamedTuple):
-    """How many pictures were read, and how many could not be."""
+    """How many images were read, and how many could not be."""
 
     read: int
     bad: int

@@ -1,4 +1,4 @@
-"""A model on pictures and videos without labels: rows of answers, streamed, or a file of them made in parts."""
+"""A model on images and videos without labels: rows of answers, streamed, or a file of them made in parts."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from taskgraft.types import Callbacks, Images, PathLike, as_paths
 
 EVERY = 0.5  # seconds between frames of a video
 BATCH = 32
-CHUNK = 1024  # pictures of a part: seconds to minutes of work
-SHOWN = 5  # unreadable pictures that are named
+CHUNK = 1024  # images of a part: seconds to minutes of work
+SHOWN = 5  # unreadable images that are named
 
 
 class Asked(NamedTuple):
@@ -44,7 +44,7 @@ class Asked(NamedTuple):
 
 
 class Summary(NamedTuple):
-    """What became of a set of pictures. `done` is False while parts are missing that other workers make."""
+    """What became of a set of images. `done` is False while parts are missing that other workers make."""
 
     read: int
     bad: int
@@ -59,11 +59,11 @@ def predict_files(
     callbacks: Callbacks = Callbacks(),  # noqa: B008 - immutable
     **options: Any,
 ) -> Iterator[rows.Row]:
-    """Rows of answers to all tasks, in the order of the pictures: {"id", "tasks": {task: {"label", "probability"}}}.
+    """Rows of answers to all tasks, in the order of the images: {"id", "tasks": {task: {"label", "probability"}}}.
 
-    `paths` is one or several of pictures, videos and folders of them. Options are those of `Asked`: top, raw, every
-    (seconds), batch, arch, labels, wanted, parent_task. A picture that cannot be read has a row {"id", "error"}. Memory
-    does not grow with the number of pictures. Raises TaskgraftError for a path that does not exist or holds nothing.
+    `paths` is one or several of images, videos and folders of them. Options are those of `Asked`: top, raw, every
+    (seconds), batch, arch, labels, wanted, parent_task. An image that cannot be read has a row {"id", "error"}. Memory
+    does not grow with the number of images. Raises TaskgraftError for a path that does not exist or holds nothing.
     """
     yield from answer(Asked(model, **options), as_paths(paths), callbacks)
 
@@ -90,7 +90,7 @@ def predict_to(
 ) -> Summary:
     """Write the rows to OUT; its suffix (.jsonl, .csv, .parquet) says how.
 
-    Works in parts of `chunk` pictures that are kept in OUT.parts until all are whole; then they are joined, once.
+    Works in parts of `chunk` images that are kept in OUT.parts until all are whole; then they are joined, once.
     `shard` (worker, workers) makes every so-many-th part; workers that share the folder may run at the same time, and
     whoever is last joins. The file is the same whatever stops and workers there were. Raises TaskgraftError for an OUT that
     exists, without `resume`.
@@ -104,7 +104,7 @@ def predict_to(
     plan = {
         "model": bundle.digest,
         "preprocessing": bundle.preprocessing.show(),
-        "pictures": len(items),
+        "images": len(items),
         "names": fingerprint(item.name for item in items),
         "temperatures": dict(shape.temperatures),
         "settings": {
@@ -171,7 +171,7 @@ def predict_on_ray(
         ray.shutdown()
     return max(
         done, key=lambda one: (one.done, one.read + one.bad)
-    )  # whoever joined the parts knows how many pictures there were
+    )  # whoever joined the parts knows how many images there were
 
 
 def _shard(here: Path, out: Path, asked: Asked, given: Sequence[str], shard: tuple[int, int], chunk: int) -> Summary:
@@ -188,7 +188,7 @@ def listed(paths: Iterable[str | Path], callbacks: Callbacks) -> tuple[Item, ...
     if len(found.skipped) > SHOWN:
         callbacks.info(f"left out: {len(found.skipped) - SHOWN} more")
     if not found.items:
-        raise InputError("there is no picture or video in what was given; give some, or folders of them")
+        raise InputError("there is no image or video in what was given; give some, or folders of them")
     return found.items
 
 
@@ -225,7 +225,7 @@ def temperatures(bundle: Bundle) -> dict[str, float]:
 
 
 def chunks(items: Sequence[Item], size: int) -> list[Sequence[Item]]:
-    """Parts of the work: up to `size` pictures, or one video. Batches do not cross them: a part is always the same."""
+    """Parts of the work: up to `size` images, or one video. Batches do not cross them: a part is always the same."""
     found: list[list[Item]] = []
     for item in items:
         if item.video or not found or found[-1][0].video or len(found[-1]) >= size:
@@ -237,7 +237,7 @@ def chunks(items: Sequence[Item], size: int) -> list[Sequence[Item]]:
 def asked_of(
     classifier: Classifier, pictures: Iterable[Picture], preprocessing: Preprocessing, size: int
 ) -> Iterator[tuple[list[Picture], Predictions | None]]:
-    """Pictures in order, a batch of at most `size` readable ones at a time, with the answers to those."""
+    """Images in order, a batch of at most `size` readable ones at a time, with the answers to those."""
     waiting: list[Picture] = []
     ready = 0
     for picture in pictures:

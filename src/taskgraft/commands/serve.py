@@ -33,7 +33,7 @@ def serve(
 ) -> dict[str, Any]:
     """Serve `model` until SIGTERM or SIGINT; returns what was served.
 
-    `trial` opens everything, answers one grey picture through the whole path, and returns. Raises TaskgraftError for bad
+    `trial` opens everything, answers one grey image through the whole path, and returns. Raises TaskgraftError for bad
     settings, a model that cannot be opened, or a port that is taken, before anybody is answered.
     """
     require("serve", *NEEDS, what="serving")
@@ -60,7 +60,7 @@ def serve(
 
 
 async def _try(served: Any, bundle: Bundle, limits: Limits) -> None:
-    """One grey picture as a client sends it: decoded by a worker, answered by the model."""
+    """One grey image as a client sends it: decoded by a worker, answered by the model."""
     import io
 
     from PIL import Image

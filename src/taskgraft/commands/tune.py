@@ -19,10 +19,10 @@ from taskgraft.pipeline import fitting, tracking
 from taskgraft.pipeline.fitting import Opened
 from taskgraft.pipeline.request import Request
 from taskgraft.results.files import write_json, write_text
+from taskgraft.results.search import SearchResult
 from taskgraft.training import loop, precision, run_folder
 from taskgraft.tuning import executor, halving, outcome, sampler, space, worker
 from taskgraft.tuning.queue import pieces
-from taskgraft.tuning.results import SearchResult
 from taskgraft.tuning.search_config import SearchConfig, WorkerConfig, checked
 from taskgraft.tuning.space import Space
 from taskgraft.tuning.worker import Search

@@ -31,7 +31,7 @@ def verify(
     """Whether a bundle is what it was when it was finished.
 
     Files are compared with digests.json, the record's results with those that follow from predictions.npz, and the
-    stored logits with what the model answers now, on the validation pictures that the record names (`data`: where
+    stored logits with what the model answers now, on the validation images that the record names (`data`: where
     those of the newest task lie now). Returns plain values with the "lines" to print, and "sound". Raises TaskgraftError for
     what is no finished bundle.
     """
@@ -96,7 +96,7 @@ def _answers(
 def _opened(
     bundle: Bundle, path: Path, name: str, part: dict[str, Any], seed: int, cache: Path | None, callbacks: Callbacks
 ) -> Dataset | str:
-    """The pictures of the record, as the run split them; or why they are not at hand."""
+    """The images of the record, as the run split them; or why they are not at hand."""
     tasks = {task.name: task for task in bundle.classifier.tasks}
     owner, old = tasks.get(str(part["task"])), name != "new"
     if owner is None:
@@ -116,14 +116,14 @@ def _opened(
 def _compared(bundle: Bundle, name: str, images: Images | str | None, stored: Predictions | None) -> dict[str, Any]:
     """`same` is None where nothing can be compared."""
     if stored is None or images is None or isinstance(images, str):
-        reason = images if isinstance(images, str) else "there are no such pictures"
-        return {"set": name, "pictures": 0, "same": None, "reason": reason}
+        reason = images if isinstance(images, str) else "there are no such images"
+        return {"set": name, "images": 0, "same": None, "reason": reason}
     if tuple(images.names) != tuple(stored.ids):
         return {
             "set": name,
-            "pictures": 0,
+            "images": 0,
             "same": False,
-            "reason": "these are other pictures than those of the record",
+            "reason": "these are other images than those of the record",
         }
     now = predict(bundle.classifier, images)
     scale = max([1.0, *(float(np.abs(logits).max(initial=0)) for logits in stored.logits.values())])
@@ -132,7 +132,7 @@ def _compared(bundle: Bundle, name: str, images: Images | str | None, stored: Pr
     same = max(gaps) <= TOLERANCE * scale
     reason = "" if same else "the answers differ"
     found = {"largest_difference": max(gaps), "equal_answers": float(min(equal)), "reason": reason}
-    return {"set": name, "pictures": len(stored.ids), "same": same, **found}
+    return {"set": name, "images": len(stored.ids), "same": same, **found}
 
 
 def _lines(
@@ -148,6 +148,6 @@ def _lines(
             lines.append(f"answers ({part['set']}): {part['reason']}")
         else:
             gap, equal = part["largest_difference"], part["equal_answers"]
-            what = f"{part['pictures']} pictures, {equal:.1%} answered as before, logits differ by {gap:.2g} at most"
+            what = f"{part['pictures']} images, {equal:.1%} answered as before, logits differ by {gap:.2g} at most"
             lines.append(f"answers ({part['set']}): {what}")
     return [*lines, f"{home} is what it was" if sound else f"CHANGED: {home} is not what it was"]

@@ -1,4 +1,4 @@
-"""Pictures: formats -> verified manifest -> uint8 cache -> views. Nothing of the user's is ever changed."""
+"""Images: formats -> verified manifest -> uint8 cache -> views. Nothing of the user's is ever changed."""
 
 from taskgraft.data.augmentation import augmented, batch_at, ready, view_of
 from taskgraft.data.dataset import open_images

@@ -78,7 +78,7 @@ def augmented(images: Images, index: NDArray[np.int64], view: NDArray[np.int64],
 
 
 def _shifted(size: int, where: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Row numbers [B, size] of pictures moved by up to size / SHIFT pixels; the edge repeats."""
+    """Row numbers [B, size] of images moved by up to size / SHIFT pixels; the edge repeats."""
     reach = max(1, size // SHIFT)
     move = np.floor(where * (2 * reach + 1)).astype(np.int64) - reach
     return (np.arange(size) + move[:, None]).clip(0, size - 1)

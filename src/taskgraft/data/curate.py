@@ -1,4 +1,4 @@
-"""Curation by name: merge class folders by a pattern, drop small classes; no picture is touched."""
+"""Curation by name: merge class folders by a pattern, drop small classes; no image is touched."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ class Curated(NamedTuple):
 
     entries: tuple[Entry, ...]
     renamed: dict[str, str | None]
-    dropped: dict[str, int]  # merged class -> how many training pictures it had
+    dropped: dict[str, int]  # merged class -> how many training images it had
 
 
 def group(listing: Listing, task: str, pattern: str | None, min_images: int) -> Curated:
     r"""Rename each class to the pattern's groups joined by '_', then drop classes under `min_images`.
 
     A pattern such as `^([^_]+)_` keeps the make of make_model_year. Named or plain groups; without a group the
-    whole match counts. Training pictures are counted where there is a split, all otherwise. Raises TaskgraftError for a
+    whole match counts. Training images are counted where there is a split, all otherwise. Raises TaskgraftError for a
     bad pattern, one that matches no class, or when fewer than two classes remain.
     """
     names = sorted({entry.labels[task] for entry in listing.entries})
@@ -55,12 +55,12 @@ def group(listing: Listing, task: str, pattern: str | None, min_images: int) -> 
 def write_manifest(path: Path, root: Path, entries: tuple[Entry, ...], task: str) -> None:
     """Write `path, split, <task>` as CSV; paths are relative to the table's own folder or its parents' below it.
 
-    Raises TaskgraftError when the table would lie where it cannot name the pictures, replace another file, or name a file
+    Raises TaskgraftError when the table would lie where it cannot name the images, replace another file, or name a file
     whose name is no text.
     """
     home = path.resolve().parent
     if not root.resolve().is_relative_to(home):
-        raise DataError(f"{path} lies where its rows cannot name the pictures; give a place in {root} or above it")
+        raise DataError(f"{path} lies where its rows cannot name the images; give a place in {root} or above it")
     prefix = root.resolve().relative_to(home)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

@@ -23,7 +23,7 @@ MAX_EXCLUDED = 0.05  # more than this share unreadable is a broken copy, not a f
 
 
 class _Asked(NamedTuple):
-    """What decides the sets, beside the pictures."""
+    """What decides the sets, beside the images."""
 
     data: Path
     task: str
@@ -42,7 +42,7 @@ class _Folder(NamedTuple):
 
 
 class _Found(NamedTuple):
-    """Pictures that can be used: `pixels` one split after another, `placed` the split of each entry ("" = unusable)."""
+    """Images that can be used: `pixels` one split after another, `placed` the split of each entry ("" = unusable)."""
 
     pixels: torch.Tensor
     key: str | None
@@ -64,14 +64,14 @@ def open_images(
     whole: str | None = None,
     progress: pixel_cache.Progress | None = None,
 ) -> Dataset:
-    """List, decode, check and split the pictures at `data`.
+    """List, decode, check and split the images at `data`.
 
-    `classes` fixes the classes of `task` (an old one); without it they are those of the training pictures,
+    `classes` fixes the classes of `task` (an old one); without it they are those of the training images,
     sorted. `others` are further tasks whose columns a table may have. `whole="val"` takes a split of that name
-    where there is one and all pictures otherwise, without splitting. With a cache folder, pictures that have not
+    where there is one and all images otherwise, without splitting. With a cache folder, images that have not
     changed are neither opened nor decoded again, and pixels, names and labels are mapped from there. Raises TaskgraftError
     for anything that cannot be understood, fewer than two classes, classes that differ between splits, or too many
-    unreadable pictures.
+    unreadable images.
     """
     asked = _Asked(data, task, preprocessing, seed, classes, others, whole)
     if cache_folder is None:
@@ -126,9 +126,9 @@ def _chosen(listing: Listing, whole: str | None) -> tuple[Entry, ...]:
 def _read(
     root: Path, entries: Sequence[Entry], asked: _Asked, folder: _Folder | None, progress: pixel_cache.Progress | None
 ) -> _Found:
-    """Read what is not known, place every picture, and bring the pixels into the order of the splits.
+    """Read what is not known, place every image, and bring the pixels into the order of the splits.
 
-    Pictures are read in the order of the splits that are given. Only where a split is made of their contents is it
+    Images are read in the order of the splits that are given. Only where a split is made of their contents is it
     another one in the end.
     """
     paths, given = [entry.path for entry in entries], {None: 0} | {name: at for at, name in enumerate(SPLITS)}
@@ -164,11 +164,11 @@ def _read(
 
 
 def _few(data: Path, entries: Sequence[Entry], reasons: Mapping[int, str]) -> None:
-    """Raises TaskgraftError where too many pictures cannot be used."""
+    """Raises TaskgraftError where too many images cannot be used."""
     if len(reasons) > MAX_EXCLUDED * len(entries):
         first = min(reasons)
         raise DataError(
-            f"{data}: {len(reasons)} of {len(entries)} pictures cannot be used, first {entries[first].path!r} "
+            f"{data}: {len(reasons)} of {len(entries)} images cannot be used, first {entries[first].path!r} "
             f"({reasons[first]}); mend or remove them (at most {MAX_EXCLUDED:.0%} are passed over)"
         )
 
@@ -207,7 +207,7 @@ def _classes(
         if strange:
             near = nearest(strange[:1], sorted(known))
             hint = f"did you mean {near[0].meant!r}?" if near else "rename it or leave it out"
-            owner = "the model" if classes is not None else "the training pictures"
+            owner = "the model" if classes is not None else "the training images"
             raise DataError(
                 f"{data}: {part} has the class {strange[0]!r}, which {owner} lack{'s' * (classes is not None)}; {hint}"
             )
@@ -216,7 +216,7 @@ def _classes(
     if len(known) < 2:
         raise DataError(
             f"{data}: {len(known)} class ({', '.join(sorted(known))}), and a classifier needs two; "
-            "add pictures of another"
+            "add images of another"
         )
     return tuple(sorted(known))
 
@@ -257,7 +257,7 @@ def _remarks(entries: Sequence[Entry], found: _Found, task: str) -> list[str]:
             conflicts += entries[original].labels.get(task) != entries[copy].labels.get(task)
     remarks = []
     if leaks:
-        remarks.append(f"{leaks} picture(s) stand in two splits: validation is flattered by them")
+        remarks.append(f"{leaks} image(s) stand in two splits: validation is flattered by them")
     if conflicts:
-        remarks.append(f"{conflicts} picture(s) stand in two classes: their labels contradict each other")
+        remarks.append(f"{conflicts} image(s) stand in two classes: their labels contradict each other")
     return remarks

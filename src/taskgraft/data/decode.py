@@ -1,7 +1,7 @@
-"""One file -> RGB pixels, by stated rules; the only place where pictures are opened.
+"""One file -> RGB pixels, by stated rules; the only place where images are opened.
 
 Rules: decoded by content, not by name; EXIF orientation applied; grey, palette and CMYK converted to RGB;
-transparency laid on white; 16-bit scaled to 8; the first frame of an animation; float pictures refused, since
+transparency laid on white; 16-bit scaled to 8; the first frame of an animation; float images refused, since
 nobody knows their range; a JPEG that is far larger than wanted is decoded at a half, a quarter or an eighth of its
 scale, as long as that leaves SPARE times the wanted size. A file that breaks a rule is refused with a reason, never
 replaced.
@@ -39,7 +39,7 @@ SUFFIXES = {
 
 
 class Decoded(NamedTuple):
-    """A decoded picture [H, W, 3] uint8, or the reason why there is none; width and height of the original."""
+    """A decoded image [H, W, 3] uint8, or the reason why there is none; width and height of the original."""
 
     pixels: NDArray[np.uint8] | None
     reason: str | None
@@ -84,7 +84,7 @@ def decode(path: Path, preprocessing: Preprocessing | None) -> Decoded:
 
 
 def decode_bytes(found: bytes, preprocessing: Preprocessing | None, most: int = MAX_PIXELS) -> Decoded:
-    """The same for a picture that is in memory already, of at most `most` pixels."""
+    """The same for an image that is in memory already, of at most `most` pixels."""
     try:
         with Image.open(io.BytesIO(found), formats=FORMATS) as image:
             width, height = image.size
@@ -105,16 +105,16 @@ def decode_bytes(found: bytes, preprocessing: Preprocessing | None, most: int = 
     except UnidentifiedImageError:
         if found[4:12] in HEIC:
             return Decoded(None, "HEIC, which is not read here; convert it to JPEG or PNG")
-        return Decoded(None, "not a picture in a known format (" + ", ".join(FORMATS) + ")")
+        return Decoded(None, "not an image in a known format (" + ", ".join(FORMATS) + ")")
     except Exception as error:  # Pillow's decoders raise anything on damaged files; each is a reason, none a crash
         return Decoded(None, f"damaged: {type(error).__name__}: {str(error)[:120]}")
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert any mode to upright 8-bit RGB; raises ValueError for float pictures."""
+    """Convert any mode to upright 8-bit RGB; raises ValueError for float images."""
     image = _upright(image)
     if image.mode == "F":
-        raise ValueError("a float picture: its range is unknown")
+        raise ValueError("a float image: its range is unknown")
     if image.mode.startswith("I"):  # 16 bits; Pillow's own conversion clips instead of scaling
         values = np.asarray(image).astype(np.int64)
         return Image.fromarray((values.clip(0, 65535) / 257.0).round().astype(np.uint8)).convert("RGB")
@@ -135,7 +135,7 @@ def _refuse(width: int, height: int, most: int) -> str | None:
 
 
 def remarks(found: bytes, suffix: str) -> tuple[str, ...]:
-    """What the rules did to a picture that can be used, where somebody may want to know; nothing for most."""
+    """What the rules did to an image that can be used, where somebody may want to know; nothing for most."""
     said = []
     with Image.open(io.BytesIO(found), formats=FORMATS) as image:
         kind = "JPEG" if image.format == "MPO" else str(image.format)  # a JPEG with a second view

@@ -26,7 +26,7 @@ from taskgraft.data.layouts import JUNK, rows_of, table_of
 
 SETTLED = 3.0  # seconds: the clock of the coarsest file system (FAT) ticks every two
 TELLS = os.name != "nt"  # whether ctime is the time of change
-DEPTH = 2  # folders below a data folder that may hold pictures: split, class
+DEPTH = 2  # folders below a data folder that may hold images: split, class
 
 Stamp = tuple[int, int, int, int]  # size, modification and change in nanoseconds, inode
 GONE: Stamp = (-1, 0, 0, 0)
@@ -70,7 +70,7 @@ class State(NamedTuple):
 
 
 def state_of(data: Path) -> State | None:
-    """The state of a data path, found without opening a picture; None where nothing can be told.
+    """The state of a data path, found without opening an image; None where nothing can be told.
 
     Memory does not grow with the number of files.
     """

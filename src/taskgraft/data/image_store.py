@@ -1,4 +1,4 @@
-"""Whole files of pixels in the cache: mapped, and looked up by the content of a picture."""
+"""Whole files of pixels in the cache: mapped, and looked up by the content of an image."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _mapped(file: Path) -> NDArray[np.uint8]:
 
 
 def shown_in(home: Path, size: int) -> Shown:
-    """`shown(digest)`: the pixels of a picture whose content stands in some file of the cache, else None."""
+    """`shown(digest)`: the pixels of an image whose content stands in some file of the cache, else None."""
     files, marks, rows = [], [], []
     for file in sorted(home.glob("*.npy")):
         try:

@@ -14,7 +14,7 @@ from taskgraft.data.transforms import Preprocessing
 from taskgraft.results.files import fingerprint
 from taskgraft.types import Images, Task
 
-FORMAT = "1"  # raise it when the same pictures give another set, or the columns change
+FORMAT = "1"  # raise it when the same images give another set, or the columns change
 
 
 def place_of(folder: Path, data: Path, preprocessing: Preprocessing, asked: Sequence[Any]) -> Path:

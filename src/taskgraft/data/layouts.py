@@ -1,4 +1,4 @@
-"""What a data path holds: folder per class or tar shards, train/val/test above them, or a table. Opens no picture."""
+"""What a data path holds: folder per class or tar shards, train/val/test above them, or a table. Opens no image."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def _shards(
         skipped += [(f"{where}/{name}", reason) for name, reason in left]
     if not entries:
         first = f"; first: {skipped[0][0]} ({skipped[0][1]})" if skipped else ""
-        raise DataError(f"{root}: no picture in the archives has a label; expected key.jpg beside key.cls{first}")
+        raise DataError(f"{root}: no image in the archives has a label; expected key.jpg beside key.cls{first}")
     parts = ", ".join(sorted({split for split, _ in shards if split}))
     return Listing(root, tuple(entries), tuple(skipped), f"tar shards {parts}".strip())
 
@@ -130,8 +130,8 @@ def _folders(root: Path, task: str, found: list[Path], skipped: list[tuple[str, 
             entries.extend(_class_folder(item, root, split, task, skipped))
     if not entries:
         raise DataError(
-            f"{root} holds no class folder with pictures; expected {root.name}/<class>/<picture> "
-            f"or {root.name}/train/<class>/<picture>"
+            f"{root} holds no class folder with images; expected {root.name}/<class>/<image> "
+            f"or {root.name}/train/<class>/<image>"
         )
     kind = "folders " + ", ".join(sorted({item.name for item in splits})) if splits else "one folder per class"
     return Listing(root, tuple(entries), tuple(skipped), kind)
@@ -146,11 +146,11 @@ def _class_folder(
         if _is_folder(item):
             raise DataError(
                 f"{where} is a folder inside the class folder {folder.name!r}; "
-                "pictures must lie directly in their class folder: <class>/<picture>"
+                "images must lie directly in their class folder: <class>/<image>"
             )
         yield Entry(where, split, labels)
     if where is None:
-        raise DataError(f"class folder {folder.relative_to(root).as_posix()!r} holds no picture; fill or remove it")
+        raise DataError(f"class folder {folder.relative_to(root).as_posix()!r} holds no image; fill or remove it")
 
 
 def inside(folder: Path, root: Path, skipped: list[tuple[str, str]]) -> Iterator[Path]:

@@ -1,4 +1,4 @@
-"""Pictures that are nearly the same: difference hashes of small thumbnails, compared without looking at all pairs.
+"""Images that are nearly the same: difference hashes of small thumbnails, compared without looking at all pairs.
 
 A hash has a bit for each pair of neighbours in a 9 x 9 grey thumbnail, across and down: 144 bits (the difference
 hash of N. Krawetz, 2013, in both directions). Copies that were scaled, compressed again or touched up differ in few
@@ -21,12 +21,12 @@ THUMB = Preprocessing(SIDE, "squash", 0.875, "bilinear")
 BITS = 8  # of 144 that may differ: with nine bands of 16 bits, one band at least is then equal
 COLOR = 10.0  # grey levels by which thumbnails may differ, on average over pixels and channels
 EVEN = 12.0  # grey levels between the darkest and the brightest cell below which a hash is noise
-CROWD = 4000  # a band that more pictures than this have in common tells nothing, and all pairs would take for ever
+CROWD = 4000  # a band that more images than this have in common tells nothing, and all pairs would take for ever
 BLOCK = 256
 
 
 class Twins(NamedTuple):
-    """Pairs of rows [P, 2] that look the same, the lower row first; `even` pictures were not compared."""
+    """Pairs of rows [P, 2] that look the same, the lower row first; `even` images were not compared."""
 
     pairs: NDArray[np.int64]
     even: int

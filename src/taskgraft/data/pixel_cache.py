@@ -1,8 +1,8 @@
 """Pixels at training size in memory-mapped files, by content: what was decoded once is never decoded again.
 
-A file holds the pictures of one set, in its order, row after row, with nothing before or between them; so any run of
+A file holds the images of one set, in its order, row after row, with nothing before or between them; so any run of
 rows is a tensor that takes no memory until it is looked at. Files are made shard by shard: whoever is stopped goes on
-after the last whole shard. A picture that stands in another file of the cache is copied from there.
+after the last whole shard. An image that stands in another file of the cache is copied from there.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from taskgraft.errors import SetupError
 from taskgraft.results.files import atomic, fingerprint, write_json
 
 Progress = Callable[[int, int], None]
-GROUP = 8  # pictures that a thread takes at a time
-BLOCK = 1024  # pictures that a pool is given at a time, since it takes in all at once
+GROUP = 8  # images that a thread takes at a time
+BLOCK = 1024  # images that a pool is given at a time, since it takes in all at once
 SHARD = 64 * 2**20  # bytes of pixels after which finished work is safe: seconds of decoding
 
 
@@ -41,7 +41,7 @@ class Pixels(NamedTuple):
     """`pixels` [M, size, size, 3] uint8: the M of N files that can be used, in order; `reasons` for the others, by row.
 
     `digests` [N, 32] are SHA-256 of the contents, zeros where a file could not be opened. `decoded` counts the
-    pictures that this call decoded; `key` is the file's name in the cache, None in memory.
+    images that this call decoded; `key` is the file's name in the cache, None in memory.
     """
 
     pixels: Tensor
@@ -161,7 +161,7 @@ def _in_memory(root: Path, paths: Sequence[str], preprocessing: Preprocessing, p
 def _build(
     place: Path, root: Path, paths: Sequence[str], preprocessing: Preprocessing, known: Known, progress: Progress | None
 ) -> Pixels:
-    """Write the file of these pictures, from where an earlier attempt stopped; `place` is for what is unfinished."""
+    """Write the file of these images, from where an earlier attempt stopped; `place` is for what is unfinished."""
     home, row_bytes, count = place.parent, preprocessing.size * preprocessing.size * 3, len(paths)
     mark = known.mark()
     begun, left = _resume(place, mark, row_bytes)
@@ -212,7 +212,7 @@ def _each(pool: ThreadPoolExecutor, make: Callable[[int], _Row], rows: range) ->
 def _keep(
     found: _Row, row: int, pixels: NDArray[np.uint8], at: int, digest: NDArray[np.uint8], reasons: dict[int, str]
 ) -> int:
-    """Put a picture where the next good one goes, or note why it is none; the number of good ones so far."""
+    """Put an image where the next good one goes, or note why it is none; the number of good ones so far."""
     if found.digest:
         digest[:] = np.frombuffer(found.digest, np.uint8)
     if found.pixels is None:
@@ -238,7 +238,7 @@ def _read(file: Path, preprocessing: Preprocessing, shown: Shown) -> _Row:
 def _resume(place: Path, mark: str, row_bytes: int) -> tuple[_Begun, str | None]:
     """What an earlier attempt left that is whole; what it wrote beyond that is cut off.
 
-    If files have changed since, that becomes a file of its own, whose key is given: pictures are taken from there.
+    If files have changed since, that becomes a file of its own, whose key is given: images are taken from there.
     """
     pixels, marks, left = place / "pixels", place / "digests", None
     try:

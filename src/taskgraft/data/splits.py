@@ -51,12 +51,12 @@ def write_lists(folder: Path, found: Dataset) -> None:
 
 
 def changes(folder: Path, found: Dataset) -> str:
-    """How the pictures of a run folder's lists and those found now differ, by name where names differ."""
+    """How the images of a run folder's lists and those found now differ, by name where names differ."""
     try:
         with (folder / "split.csv").open(encoding="utf-8", newline="") as file:
             before = {path for path, _ in list(csv.reader(file))[1:]}
     except (OSError, ValueError, csv.Error):
-        return "other pictures"
+        return "other images"
     now = {shown(path) for path, _ in found.splits()}
     parts = [(word, sorted(names)) for word, names in (("added", now - before), ("gone", before - now)) if names]
     told = [f"{word} {', '.join(names[:3])}{f' and {len(names) - 3} more' * (len(names) > 3)}" for word, names in parts]

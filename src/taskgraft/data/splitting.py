@@ -10,9 +10,9 @@ from taskgraft.errors import DataError
 
 
 def by_content(digests: Sequence[str], labels: Sequence[str], share: float, seed: int) -> list[str]:
-    """Place each picture in "train" or "val", stratified: about `share` of each class goes to val.
+    """Place each image in "train" or "val", stratified: about `share` of each class goes to val.
 
-    Equal contents get equal answers. Raises TaskgraftError when a class has fewer than two different pictures.
+    Equal contents get equal answers. Raises TaskgraftError when a class has fewer than two different images.
     """
     members: dict[str, set[str]] = defaultdict(set)
     for digest, label in zip(digests, labels, strict=True):
@@ -23,7 +23,7 @@ def by_content(digests: Sequence[str], labels: Sequence[str], share: float, seed
         ordered = sorted(members[label], key=lambda digest: seeding.derive(seed, "split", digest))
         if len(ordered) < 2:
             raise DataError(
-                f"class {label!r} has one picture, and a validation split needs two; add some, "
+                f"class {label!r} has one image, and a validation split needs two; add some, "
                 "or give train/ and val/ folders"
             )
         count = min(max(1, round(share * len(ordered))), len(ordered) - 1)

@@ -1,4 +1,4 @@
-"""Pictures and frames of videos one after another, in order, decoded ahead of whoever reads them."""
+"""Images and frames of videos one after another, in order, decoded ahead of whoever reads them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from taskgraft.data.transforms import Preprocessing
 from taskgraft.errors import DataError
 from taskgraft.results.files import shown
 
-AHEAD = 4  # pictures that are being decoded or wait, for each thread
+AHEAD = 4  # images that are being decoded or wait, for each thread
 
 
 class Item(NamedTuple):
@@ -31,7 +31,7 @@ class Item(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """One picture [H, W, 3] uint8, or the reason why there is none; `seconds` is None but for a video's frames."""
+    """One image [H, W, 3] uint8, or the reason why there is none; `seconds` is None but for a video's frames."""
 
     name: str
     pixels: NDArray[np.uint8] | None
@@ -49,7 +49,7 @@ class Found(NamedTuple):
 def find(paths: Iterable[str | Path]) -> Found:
     """Files in the order given, folders sorted and with all below them; a path that is given twice counts once.
 
-    The pictures of a tar archive stand for it, labeled or not. Raises TaskgraftError for a path that does not exist, and for
+    The images of a tar archive stand for it, labeled or not. Raises TaskgraftError for a path that does not exist, and for
     a damaged archive. What lies in a folder and is text, hidden, or a link that leads out
     of it is left out.
     """
@@ -63,7 +63,7 @@ def find(paths: Iterable[str | Path]) -> Found:
         except (OSError, ValueError) as error:
             raise DataError(f"{shown(str(given))!r} is no path: {error}; give a name that a file can have") from error
         if missing:
-            raise DataError(f"{shown(str(given))} does not exist; give pictures, videos or folders of them")
+            raise DataError(f"{shown(str(given))} does not exist; give images, videos or folders of them")
         for file in _unpacked(_below(path, skipped) if folder else (path,), skipped):
             items.setdefault(str(file), Item(file, shown(str(file)), file.suffix.lower() in video.SUFFIXES))
     return Found(tuple(items.values()), tuple(skipped))
@@ -79,7 +79,7 @@ def _unpacked(files: Iterable[Path], skipped: list[tuple[str, str]]) -> Iterator
 
 
 def read(items: Sequence[Item], preprocessing: Preprocessing, every: float) -> Iterator[Picture]:
-    """Every picture of `items`, and of videos a frame every `every` seconds, named "file@12.500s"."""
+    """Every image of `items`, and of videos a frame every `every` seconds, named "file@12.500s"."""
     threads = max(1, os.cpu_count() or 1)
     with ThreadPoolExecutor(threads) as pool, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of what the rules already decide

@@ -1,4 +1,4 @@
-"""Pictures in tar shards, as WebDataset packs them: `key.jpg` beside `key.cls`, `key.txt` or `key.json`.
+"""Images in tar shards, as WebDataset packs them: `key.jpg` beside `key.cls`, `key.txt` or `key.json`.
 
 Nothing is unpacked: a member is read where it lies, and is called `shard-000000.tar/key.jpg` everywhere. Names inside
 an archive are labels for people; no file is ever opened by one.
@@ -20,7 +20,7 @@ from taskgraft.errors import DataError, TaskgraftError
 
 SUFFIX = ".tar"
 PICTURES = {"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "avif"}
-LABELS = ("json", "cls", "txt")  # in this order, where a picture has several
+LABELS = ("json", "cls", "txt")  # in this order, where an image has several
 MAX_LABEL = 2**20  # bytes of a label's file
 NAME = re.compile(r"^((?:.*/)?[^./][^./]*)\.([^/]+)$")  # WebDataset's: the key ends at the first dot of the last part
 ODD = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")  # control signs, and bytes that are no UTF-8
@@ -41,7 +41,7 @@ class Contents(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """A picture's name in its archive, and what stands beside it: "json", "cls" or "txt" and the text."""
+    """An image's name in its archive, and what stands beside it: "json", "cls" or "txt" and the text."""
 
     name: str
     kind: str
@@ -49,7 +49,7 @@ class Sample(NamedTuple):
 
 
 def samples(path: Path, skipped: list[tuple[str, str]]) -> Iterator[Sample]:
-    """Every picture of an archive that has a label beside it, in order; others are added to `skipped` with a reason.
+    """Every image of an archive that has a label beside it, in order; others are added to `skipped` with a reason.
 
     Raises TaskgraftError for an archive that is damaged, compressed or no tar.
     """
@@ -68,7 +68,7 @@ def samples(path: Path, skipped: list[tuple[str, str]]) -> Iterator[Sample]:
                 continue
             kinds = [kind for kind in LABELS if kind in beside.get(key, {})]
             if key in taken:
-                skipped.append((name, f"a second picture called {key}"))
+                skipped.append((name, f"a second image called {key}"))
             elif not kinds:
                 skipped.append((name, f"no label beside it ({', '.join(f'{key}.{kind}' for kind in LABELS)})"))
             elif beside[key][kinds[0]].size > MAX_LABEL:
@@ -79,7 +79,7 @@ def samples(path: Path, skipped: list[tuple[str, str]]) -> Iterator[Sample]:
 
 
 def labels_of(sample: Sample, tasks: tuple[str, ...]) -> dict[str, str] | str:
-    """Task -> class of a picture in an archive, or what is wrong; JSON may name tasks, else "label" is the first's."""
+    """Task -> class of an image in an archive, or what is wrong; JSON may name tasks, else "label" is the first's."""
     try:
         text = sample.text.decode("utf-8-sig")
         found = json.loads(text) if sample.kind == "json" else {"label": text}
@@ -101,7 +101,7 @@ def labels_of(sample: Sample, tasks: tuple[str, ...]) -> dict[str, str] | str:
 
 
 def pictures(path: Path) -> list[str]:
-    """The names of all pictures of an archive, labeled or not. Raises TaskgraftError as `samples` does."""
+    """The names of all images of an archive, labeled or not. Raises TaskgraftError as `samples` does."""
     return [name for name in contents_of(path).spans if _parts(name)[1] in PICTURES]
 
 
@@ -175,7 +175,7 @@ def _refuse(member: tarfile.TarInfo, name: str, known: Mapping[str, Span], size:
     if not kind:
         return "hidden, or without a suffix"
     if kind not in PICTURES and kind.rpartition(".")[2] in PICTURES:
-        return f"its suffix is .{kind}, counted from the first dot; a picture is called {key}.jpg"
+        return f"its suffix is .{kind}, counted from the first dot; an image is called {key}.jpg"
     if name in known:
         return "stands in the archive twice; the first is used"
     if member.offset_data + member.size > size:

@@ -57,7 +57,7 @@ def gather(
     )
     if new.train is None or new.val is None:
         raise DataError(
-            f"{data}: both training and validation pictures are needed, and only one of them is there; add the other"
+            f"{data}: both training and validation images are needed, and only one of them is there; add the other"
         )
     described = {"new": _describe(data, new)}
     opened: dict[str, list[Images]] = {"train": [], "val": []}
@@ -76,12 +76,12 @@ def gather(
 
 
 def classes_at(path: Path, task: str) -> tuple[str, ...]:
-    """The class names that the pictures at a path have for a task, sorted."""
+    """The class names that the images at a path have for a task, sorted."""
     return tuple(sorted({e.labels[task] for e in list_images(path, task).entries if task in e.labels}))
 
 
 def owner_of(path: Path, tasks: Sequence[Task]) -> Task:
-    """The old task whose classes the pictures at `path` have."""
+    """The old task whose classes the images at `path` have."""
     if len(tasks) == 1:
         return tasks[0]
     overlap, reason = {}, None
@@ -97,7 +97,7 @@ def owner_of(path: Path, tasks: Sequence[Task]) -> Task:
     if not overlap or max(overlap.values()) == 0:
         raise DataError(
             f"{path}: its classes belong to none of the old tasks {', '.join(task.name for task in tasks)}; "
-            "give pictures of one"
+            "give images of one"
         )
     return max(overlap, key=lambda task: overlap[task])
 

@@ -1,4 +1,4 @@
-"""How a picture becomes a tensor: size, crop, interpolation, normalization, in one line of text."""
+"""How an image becomes a tensor: size, crop, interpolation, normalization, in one line of text."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NORMS = {
     "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
 }
 LARGEST = 4096  # pixels of an input's side
-LEAST = 0.01  # share of a picture's side that is cut out; less would blow the picture up without bounds
+LEAST = 0.01  # share of an image's side that is cut out; less would blow the image up without bounds
 FAR = 1e6  # of a mean or a deviation; those of pixels lie between 0 and 1
 WORDS = (
     "a size such as 96, a crop (squash, center, center:0.875, border), a filter (bilinear, bicubic, …), "
@@ -35,8 +35,8 @@ WORDS = (
 class Preprocessing(NamedTuple):
     """The preprocessing that a model was trained with.
 
-    `size` in pixels (square). `crop`: "squash" resizes the whole picture, aspect not kept; "center" resizes the
-    short side to size / crop_pct and cuts the middle; "border" fits the picture in and pads with black.
+    `size` in pixels (square). `crop`: "squash" resizes the whole image, aspect not kept; "center" resizes the
+    short side to size / crop_pct and cuts the middle; "border" fits the image in and pads with black.
     `mean` and `std` apply to values scaled to [0, 1].
     """
 
@@ -58,11 +58,11 @@ class Preprocessing(NamedTuple):
         return known[0] if known else f"mean={_numbers(self.mean)} std={_numbers(self.std)}"
 
     def told(self) -> str:
-        """What becomes of a picture, in words."""
+        """What becomes of an image, in words."""
         part = {
-            "squash": "the whole picture, squashed",
+            "squash": "the whole image, squashed",
             "center": f"the middle square of {100 * self.crop_pct:.4g} % of the shorter side",
-            "border": "the whole picture on black",
+            "border": "the whole image on black",
         }[self.crop]
         norm = {"none": "not normalized", "half": "normalized to -1..1", "imagenet": "normalized as for ImageNet"}.get(
             self.norm(), f"normalized with {self.norm()}"
@@ -124,7 +124,7 @@ def from_timm(config: Mapping[str, Any], where: str = "timm") -> Preprocessing:
 
 
 def _sound(config: Mapping[str, Any], where: str) -> None:
-    """Refuse what would be an error, or fill the memory, once pictures are there."""
+    """Refuse what would be an error, or fill the memory, once images are there."""
     size = config.get("input_size") or (3, 224, 224)
     share, scale = config.get("crop_pct") or 0.875, (config.get("mean") or (0.5,) * 3, config.get("std") or (0.5,) * 3)
     checks = {
@@ -161,7 +161,7 @@ def to_timm(preprocessing: Preprocessing) -> dict[str, Any]:
 
 
 def resize(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
-    """Bring an RGB picture to [size, size] by Pillow's filters."""
+    """Bring an RGB image to [size, size] by Pillow's filters."""
     size, resample = preprocessing.size, FILTERS[preprocessing.interpolation]
     width, height = scaled(*image.size, preprocessing)
     if preprocessing.crop == "squash":
@@ -171,7 +171,7 @@ def resize(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
 
 
 def scaled(width: int, height: int, preprocessing: Preprocessing) -> tuple[int, int]:
-    """What a picture's sides become before it is cropped or padded."""
+    """What an image's sides become before it is cropped or padded."""
     if preprocessing.crop == "squash":
         return preprocessing.size, preprocessing.size
     if preprocessing.crop == "border":

@@ -1,4 +1,4 @@
-"""A video -> its frames by time stamp, as pixels by the same rules as pictures. Needs the extra `video` (PyAV)."""
+"""A video -> its frames by time stamp, as pixels by the same rules as images. Needs the extra `video` (PyAV)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Draw the embedded synthetic data: cars whose make is a shape and whose paint is a colour.
 
-No picture here is a photograph. A car is a polygon in metres under a random view, light, background and
-camera, so that neither the mean pixel nor one fixed template gives the answer. Every picture is a pure
+No image here is a photograph. A car is a polygon in metres under a random view, light, background and
+camera, so that neither the mean pixel nor one fixed template gives the answer. Every image is a pure
 function of its arguments, on any machine with the same Pillow and NumPy.
 """
 
@@ -23,7 +23,7 @@ Camera = Literal["street", "factory"]
 Label = Literal["make", "paint"]
 Span = tuple[float, float]
 
-DRAWING = 2  # raise it when pictures change, so that folders written before are not taken for new ones
+DRAWING = 2  # raise it when images change, so that folders written before are not taken for new ones
 SUPERSAMPLING = 2  # polygons have no smooth edges of their own
 TYRE, TRIM, CHROME = (24, 24, 26), (40, 41, 45), (196, 198, 202)
 
@@ -56,7 +56,7 @@ class _Pen(NamedTuple):
     roof: float  # how much higher than drawn this car is above its belt line, as a share
 
     def at(self, points: Points | np.ndarray) -> list[tuple[float, ...]]:
-        """Place metres `[N, 2]` on the picture, in supersampled pixels."""
+        """Place metres `[N, 2]` on the image, in supersampled pixels."""
         xy = np.array(points, dtype=float)
         xy[:, 1] += self.roof * np.maximum(xy[:, 1] - 1, 0)
         return [tuple(p) for p in (xy @ self.linear.T + self.origin).tolist()]
@@ -124,13 +124,13 @@ def _factory(draw: ImageDraw.ImageDraw, side: int, ground: float, rng: np.random
 
 def _view(shape: Shape, side: int, camera: Camera, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Choose where the camera stands: `linear [2, 2]` from meters to pixels, and `depth [2]` in pixels."""
-    # The factory camera stands close and on its side: paint fills the frame, and its pictures are no street's.
+    # The factory camera stands close and on its side: paint fills the frame, and its images are no street's.
     near = rng.uniform(0.78, 0.9) if camera == "street" else rng.uniform(2.0, 2.6)
     # Long cars fill more of the frame, but not in proportion: they would not fit, and length would tell all.
     scale = side * near * (shape.length / 4.5) ** 0.35 / shape.length
     turn = np.deg2rad(rng.normal(0, 1.5))
     rotation = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
-    # A picture's y points down; cars are drawn a little taller than they are, as toys are.
+    # An image's y points down; cars are drawn a little taller than they are, as toys are.
     stretch = np.array([[rng.uniform(0.92, 1.04), rng.normal(0, 0.03)], [0, -1.15]])
     flip = np.diag([rng.choice((-1.0, 1.0)), 1.0])
     depth = np.array([rng.uniform(-0.2, 0.2), -rng.uniform(0.02, 0.15)]) * scale
@@ -185,7 +185,7 @@ def _expose(picture: Image.Image, camera: Camera, rng: np.random.Generator) -> n
 
 
 def draw_car(make: str, paint: str, seed: int, size: int = 64, *, camera: Camera = "street") -> np.ndarray:
-    """Draw one synthetic car, uint8 `[size, size, 3]`; the same arguments always give the same picture.
+    """Draw one synthetic car, uint8 `[size, size, 3]`; the same arguments always give the same image.
 
     With one seed, another make or paint stands in the same scene and light.
 
@@ -230,12 +230,12 @@ def write_cars(
 ) -> Path:
     """Write synthetic cars as `folder/{train,val}/CLASS/N.png`, and return `folder`.
 
-    `train` and `val` count pictures per class, of all makes or paints unless `classes` names some; the attribute that
+    `train` and `val` count images per class, of all makes or paints unless `classes` names some; the attribute that
     is not the label is drawn independently. A second call with the same arguments draws only what is missing.
     `folder/.drawn.json` keeps the arguments.
 
     Raises:
-        ValueError: `label` is neither "make" nor "paint", there is no such class, or there would be no picture.
+        ValueError: `label` is neither "make" nor "paint", there is no such class, or there would be no image.
         FileExistsError: the folder holds anything but cars drawn with these very arguments.
     """
     if label not in ("make", "paint"):
@@ -261,7 +261,7 @@ def write_cars(
                 other = others[derive(place, "other") % len(others)]
                 make, paint = (name, other) if label == "make" else (other, name)
                 picture = Image.fromarray(draw_car(make, paint, place, size, camera=camera))
-                aside = folder / f".{os.getpid()}.png"  # never a half-written picture under its own name
+                aside = folder / f".{os.getpid()}.png"  # never a half-written image under its own name
                 picture.save(aside, compress_level=1)
                 aside.replace(path)
     return folder

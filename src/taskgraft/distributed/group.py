@@ -17,7 +17,7 @@ from taskgraft.distributed.heartbeat import pulse
 from taskgraft.errors import TaskgraftError
 
 BUCKET = 25 * 2**20  # bytes of gradients that go over the wire together
-PATIENCE = timedelta(days=1)  # one process may read pictures for hours while the others wait
+PATIENCE = timedelta(days=1)  # one process may read images for hours while the others wait
 
 T = TypeVar("T")
 

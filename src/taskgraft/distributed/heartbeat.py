@@ -18,7 +18,7 @@ def pulse(store: Store, rank: int, count: int, patience: float, silent: Callable
     """While this lasts, give signs of life and look for those of the other `count - 1` processes.
 
     `silent` is told, in a thread of its own, which process gave none for `patience` seconds. A process that reads
-    pictures for hours gives them; one that is stopped, or whose machine is gone, does not.
+    images for hours gives them; one that is stopped, or whose machine is gone, does not.
     """
     over = threading.Event()
 

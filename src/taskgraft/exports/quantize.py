@@ -30,7 +30,7 @@ def write(whole: Path, file: Path, order: Order, calibration: NDArray[Any] | Non
         if order.precision == "int8-dynamic":
             _dynamic(ready, file)
         elif calibration is None or not len(calibration):
-            raise InputError("int8-static measures ranges on pictures: give --check DATA with real ones")
+            raise InputError("int8-static measures ranges on images: give --check DATA with real ones")
         else:
             _static(ready, file, order, calibration)
 

@@ -1,4 +1,4 @@
-"""The pictures that an export is checked on: given, or those of the model's own record, or synthetic ones."""
+"""The images that an export is checked on: given, or those of the model's own record, or synthetic ones."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from taskgraft.errors import InputError
 from taskgraft.results.record import Record, parsed
 from taskgraft.types import Callbacks, Images, Task
 
-CALIBRATION = 256  # pictures on which int8-static measures the range of every layer
+CALIBRATION = 256  # images on which int8-static measures the range of every layer
 SYNTHETIC = 64
 
 
 class Shown(NamedTuple):
-    """Pictures with labels where known; `calibration` are others, none of which is measured on."""
+    """Images with labels where known; `calibration` are others, none of which is measured on."""
 
     images: Images
     calibration: Images | None
@@ -41,22 +41,22 @@ class _Source(NamedTuple):
 def gather(
     bundle: Bundle, given: Sequence[Path], *, calibrate: bool, cache: Path | None, callbacks: Callbacks
 ) -> Shown:
-    """Open the validation part of every source. Raises TaskgraftError for pictures that cannot be used."""
+    """Open the validation part of every source. Raises TaskgraftError for images that cannot be used."""
     notes: list[str] = []
     tasks = bundle.classifier.tasks
     found = [_Source(path, owner_of(path, tasks), 0) for path in given] or _recorded(bundle, notes)
     if not found:
         notes.append(
-            "WARNING: no real picture is at hand (no --check DATA, and the record names none that still exists): "
-            f"the export is compared on {SYNTHETIC} synthetic pictures, which says little of real ones"
+            "WARNING: no real image is at hand (no --check DATA, and the record names none that still exists): "
+            f"the export is compared on {SYNTHETIC} synthetic images, which says little of real ones"
         )
         return Shown(synthetic(bundle), synthetic(bundle) if calibrate else None, (), tuple(notes), True)
     parts = [images for source in found if (images := _open(bundle, source, cache, callbacks)) is not None]
     images = joined(parts)
     if images is None:
-        raise InputError(f"{found[0].path} holds no picture to compare on; add some")
+        raise InputError(f"{found[0].path} holds no image to compare on; add some")
     covered = {source.task.name for source in found}
-    notes += [f"{task.name}: no labeled pictures; answers are compared" for task in tasks if task.name not in covered]
+    notes += [f"{task.name}: no labeled images; answers are compared" for task in tasks if task.name not in covered]
     calibration = None
     if calibrate:
         images, calibration, note = _calibration(bundle, found, images)
@@ -65,7 +65,7 @@ def gather(
 
 
 def _recorded(bundle: Bundle, notes: list[str]) -> list[_Source]:
-    """The sources of the model's own validation pictures that still exist."""
+    """The sources of the model's own validation images that still exist."""
     file = bundle.home / "record.json" if bundle.home else None
     if file is None or not file.is_file():
         return []
@@ -77,7 +77,7 @@ def _recorded(bundle: Bundle, notes: list[str]) -> list[_Source]:
         if name.startswith("old train") or task is None:
             continue
         if not path.exists():
-            notes.append(f"{path}: the record names these pictures of {task.name}, but they are not there")
+            notes.append(f"{path}: the record names these images of {task.name}, but they are not there")
             continue
         found.append(_Source(path, task, record.seed))
     return found
@@ -95,7 +95,7 @@ def _open(bundle: Bundle, source: _Source, folder: Path | None, callbacks: Callb
 
 
 def _was_split(bundle: Bundle, source: _Source) -> bool:
-    """Whether training took its validation pictures from this very source."""
+    """Whether training took its validation images from this very source."""
     file = bundle.home / "record.json" if bundle.home else None
     if file is None or not file.is_file():
         return False
@@ -104,21 +104,21 @@ def _was_split(bundle: Bundle, source: _Source) -> bool:
 
 
 def _calibration(bundle: Bundle, found: Sequence[_Source], images: Images) -> tuple[Images, Images, str]:
-    """What is measured on, other pictures to calibrate on, and where those come from."""
+    """What is measured on, other images to calibrate on, and where those come from."""
     parts = [part for source in found if (part := _training(bundle, source)) is not None]
     if parts:
         whole = joined(parts)
         assert whole is not None
-        return images, whole, f"int8 ranges are measured on {len(whole.pixels)} training pictures"
+        return images, whole, f"int8 ranges are measured on {len(whole.pixels)} training images"
     total = len(images.pixels)
     chosen = set(torch.linspace(0, total - 1, min(CALIBRATION, max(1, total // 4))).long().tolist())
     rest = _rows(images, [row for row in range(total) if row not in chosen])
-    note = f"no training pictures: int8 ranges are measured on {len(chosen)} of the pictures, the rest is compared on"
+    note = f"no training images: int8 ranges are measured on {len(chosen)} of the images, the rest is compared on"
     return rest, _rows(images, sorted(chosen)), note
 
 
 def _training(bundle: Bundle, source: _Source) -> Images | None:
-    """A sample of a source's training pictures, evenly spread over its list; labels are not needed."""
+    """A sample of a source's training images, evenly spread over its list; labels are not needed."""
     listing = list_images(source.path, source.task.name)
     paths = [entry.path for entry in listing.entries if entry.split == "train"]
     if not paths:

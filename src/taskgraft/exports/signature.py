@@ -63,7 +63,7 @@ def _temperature(card: dict[str, Any], classes: tuple[str, ...]) -> float:
 
 
 def input_name(order: Order) -> str:
-    """`image` takes bytes of a picture's pixels, `pixel_values` takes normalized numbers."""
+    """`image` takes bytes of an image's pixels, `pixel_values` takes normalized numbers."""
     return "image" if order.uint8 else "pixel_values"
 
 

@@ -81,7 +81,7 @@ def card(bundle: Bundle) -> str:
         EvalResult(
             task_type="image-classification",
             dataset_type=plain_name(task.name, "task"),  # results of one type are merged
-            dataset_name=f"validation pictures of {task.name}",
+            dataset_name=f"validation images of {task.name}",
             metric_type="accuracy",
             metric_name=f"accuracy, {when}",
             metric_value=round(share.mean, 6),

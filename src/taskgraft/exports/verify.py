@@ -24,14 +24,14 @@ BATCH = 32
 
 
 class TaskCheck(BaseModel):
-    """One task of an export beside the model; accuracies are None where no picture is labeled for it."""
+    """One task of an export beside the model; accuracies are None where no image is labeled for it."""
 
     model_config = ConfigDict(frozen=True)
     task: str
     images: int
     difference: float  # the largest absolute difference of a logit
     relative: float  # the same as a share of the largest logit
-    agreement: float  # share of pictures with the same top answer
+    agreement: float  # share of images with the same top answer
     labeled: int = 0
     accuracy: float | None = None  # of the model
     exported: float | None = None  # of the export
@@ -61,19 +61,19 @@ def refusal(checks: tuple[TaskCheck, ...], precision: str) -> str | None:
         if precision == "fp32" and check.relative > TOLERANCE:
             return f"{check.task}: logits differ by {check.relative:.1e} of their scale, more than {TOLERANCE:.0e}"
         if precision == "fp32" and check.agreement < 1:
-            return f"{check.task}: {1 - check.agreement:.2%} of the pictures get another answer"
+            return f"{check.task}: {1 - check.agreement:.2%} of the images get another answer"
         if precision != "fp32" and check.accuracy is not None and check.exported is not None:
             if check.accuracy - check.exported > LOSS:
                 return f"{check.task}: accuracy falls from {check.accuracy:.2%} to {check.exported:.2%}"
         elif precision != "fp32" and check.agreement < 1 - LOSS:
-            return f"{check.task}: {1 - check.agreement:.2%} of the pictures get another answer, and none is labeled"
+            return f"{check.task}: {1 - check.agreement:.2%} of the images get another answer, and none is labeled"
     return None
 
 
 def line(check: TaskCheck) -> str:
     """One task in words."""
     text = (
-        f"{check.task}: same answer on {check.agreement:.2%} of {check.images} pictures, "
+        f"{check.task}: same answer on {check.agreement:.2%} of {check.images} images, "
         f"largest difference {check.difference:.1e} ({check.relative:.1e} of the logits' scale)"
     )
     if check.accuracy is None or check.exported is None:

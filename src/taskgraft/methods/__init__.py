@@ -48,7 +48,7 @@ METHODS: dict[str, type[Settings]] = {
 }
 ALIASES = {"baseline": "finetune"}
 
-LONGEST = 2000  # letters of a notation: every method with every setting takes half of it
+LONGEST = 2000  # characters of a notation: every method with every setting takes half of it
 
 Plan = dict[str, Settings]  # name -> settings, in the order in which they act
 

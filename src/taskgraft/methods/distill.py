@@ -1,4 +1,4 @@
-"""Knowledge distillation: keep answering as the parent did, on the very pictures that are learnt from."""
+"""Knowledge distillation: keep answering as the parent did, on the very images that are learnt from."""
 
 from __future__ import annotations
 

@@ -26,8 +26,8 @@ IMAGES = 64  # from which the norms' first statistics are taken
 class Ladder:
     """Train a small side network on the stages of the frozen backbone (Sung et al. 2022): one backbone, one pass.
 
-    A rung stands at the last stage of each of the `rungs` smallest sizes of the picture, or evenly where sizes are
-    equal. `width` is the first rung's channels; they grow as the picture shrinks, by a root of 2 each time it halves.
+    A rung stands at the last stage of each of the `rungs` smallest sizes of the image, or evenly where sizes are
+    equal. `width` is the first rung's channels; they grow as the image shrinks, by a root of 2 each time it halves.
     """
 
     rungs: Annotated[int, Range(2, 12, at_least=1)] = 5

@@ -21,7 +21,7 @@ class Replay:
     """Add labeled old images to each batch, `share` of them for each new one (Ratcliff 1990; Chaudhry et al. 2019).
 
     Needs `--old`. With all old training images this is joint training, the upper bound of every other method.
-    `keep` stores the old sample in the bundle for the next extension: pictures then travel with the model.
+    `keep` stores the old sample in the bundle for the next extension: images then travel with the model.
     """
 
     share: Annotated[float, Range(0.1, 2.0, above=0)] = 1.0

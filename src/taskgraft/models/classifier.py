@@ -162,9 +162,7 @@ def widen(classifier: Classifier, task: str, classes: Sequence[str], seed: int) 
         raise InputError(f"--into {task!r}: the model has no such task; it has {', '.join(known)}")
     added = tuple(name for name in classes if name not in known[task].classes)
     if not added:
-        raise InputError(
-            f"--into {task!r}: the model knows all {len(classes)} classes already; give pictures of others"
-        )
+        raise InputError(f"--into {task!r}: the model knows all {len(classes)} classes already; give images of others")
     if classifier.softmax == "joint":
         raise InputError("--into works with one softmax a task; leave --softmax joint out")
     wider = known[task]._replace(classes=(*known[task].classes, *added))

@@ -12,8 +12,8 @@ from taskgraft.allocator import keep_freed_memory
 from taskgraft.config import Precision
 from taskgraft.models.classifier import Classifier, newest, old_widths, read_columns
 from taskgraft.models.eval_mode import evaluating
+from taskgraft.models.tensor_cache import MOST, mark
 from taskgraft.results.files import fingerprint
-from taskgraft.training.tensor_cache import MOST, mark
 from taskgraft.types import Images, Memoize, Outputs, Params, TrainingData
 
 SIZE = 32  # images of a batch that is only looked at

@@ -28,7 +28,7 @@ class Tail(nn.Module):
 
 
 class Pooled(nn.Module):
-    """Mean and deviation over the picture of every channel at several points, and a thumbnail; standardized.
+    """Mean and deviation over the image of every channel at several points, and a thumbnail; standardized.
 
     Source: Evci et al. 2022 (Head2Toe): a new task's answer may lie in layers that the last one threw away.
     """
@@ -90,7 +90,7 @@ class Ladder(nn.Module):
         self.last = nn.Sequential(nn.BatchNorm1d(2 * sum(widths)), nn.Dropout(dropout))
 
     def forward(self, seen: Seen, images: Tensor) -> Tensor:
-        """Mean and deviation over the picture of every channel of every rung, normalized: [B, 2 * sum(widths)]."""
+        """Mean and deviation over the image of every channel of every rung, normalized: [B, 2 * sum(widths)]."""
         found: list[Tensor] = []
         side = None
         for point, rung in zip(self.at, self.rungs, strict=True):
@@ -127,7 +127,7 @@ class Rung(nn.Module):
 
 
 def as_map(value: Tensor, picture: bool) -> Tensor:
-    """A stage's output as [B, C, H, W], float32: tokens of a picture as a square, leading ones left out, else a row."""
+    """A stage's output as [B, C, H, W], float32: tokens of an image as a square, leading ones left out, else a row."""
     value = value.float()
     if value.dim() == 2:
         return value[:, :, None, None]

@@ -115,7 +115,7 @@ def warnings_of(tasks: Sequence[TaskResult], described: Mapping[str, Any]) -> li
     """What a reader must know before believing the numbers."""
     notes = [f"{name}: {note}" for name, part in described.items() for note in part["notes"]]
     notes += [
-        f"on {task.test.n} test pictures, which chose nothing, {task.name} reaches {task.test.mean:.1%} "
+        f"on {task.test.n} test images, which chose nothing, {task.name} reaches {task.test.mean:.1%} "
         f"(95 % interval {task.test.low:.1%} to {task.test.high:.1%})"
         for task in tasks
         if task.test
@@ -134,7 +134,7 @@ def inputs_of(record: Record) -> dict[str, str]:
     found = {"parent": str(parent["digest"])}
     found |= {f"parent/{name}": mark for name, mark in parent.get("files", {}).items()}
     found |= {"labels": parent["labels"]} if "labels" in parent else {}
-    return found | {f"pictures/{name}": str(part["fingerprint"]) for name, part in record.data.items()}
+    return found | {f"images/{name}": str(part["fingerprint"]) for name, part in record.data.items()}
 
 
 def publish(out: Path, bundle: Bundle, record: Record, sets: Mapping[str, Predictions], found: TaskData) -> None:
@@ -150,7 +150,7 @@ def publish(out: Path, bundle: Bundle, record: Record, sets: Mapping[str, Predic
 
 def tell(out: Path, record: Record, sets: Mapping[str, Predictions], found: TaskData) -> None:
     """Write the report of a run whose model is whole; raises TaskgraftError (code 1) that says so where it cannot be made."""
-    shutil.rmtree(out / "state", ignore_errors=True)  # of no use any more; checkpoints may hold replayed pictures
+    shutil.rmtree(out / "state", ignore_errors=True)  # of no use any more; checkpoints may hold replayed images
     kept: Thumbnails = {}
     try:
         picture = thumbnails.collecting({"new": found.new.val, "old": found.old_val}, kept)

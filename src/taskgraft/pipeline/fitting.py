@@ -19,13 +19,13 @@ from taskgraft.methods import Plan
 from taskgraft.methods.protocol import Method
 from taskgraft.metrics import wilson
 from taskgraft.models.classifier import Classifier, grow, widen
+from taskgraft.models.tensor_cache import recalled_in
 from taskgraft.pipeline import evidence, measuring
 from taskgraft.pipeline.request import Request, checked
 from taskgraft.results.predictions import Predictions
 from taskgraft.results.record import Clock, versions
 from taskgraft.training import loop, precision
 from taskgraft.training.checkpoints import TrainState
-from taskgraft.training.tensor_cache import recalled_in
 from taskgraft.training.trainer import Fitted, Measured, fit_in, resolve
 from taskgraft.types import Callbacks, Memoize, Task, TrainingData
 
@@ -71,7 +71,7 @@ class Trained(NamedTuple):
 
 
 def open_all(request: Request, cache: Path | None, callbacks: Callbacks) -> Opened:
-    """Check a request and open its parent and pictures. Raises TaskgraftError for whatever is wrong with them."""
+    """Check a request and open its parent and images. Raises TaskgraftError for whatever is wrong with them."""
     request, plan = checked(request)
     parent = open_parent(
         request.parent,
@@ -82,7 +82,7 @@ def open_all(request: Request, cache: Path | None, callbacks: Callbacks) -> Open
         cache=cache,
     )
     parent.classifier.to(distributed.device())
-    child = _grown(request, parent.classifier)  # says what is wrong, before pictures are read
+    child = _grown(request, parent.classifier)  # says what is wrong, before images are read
     for line in parent.found:
         callbacks.info(f"parent: {line}")
     own = {task.name: task.classes for task in child.tasks}
@@ -115,17 +115,17 @@ def ask_parent(opened: Opened, callbacks: Callbacks, *, cache: Path | None = Non
     for task, share in measuring.accuracies(opened.before, opened.request.task).items():
         labels = opened.before["old"].labels[task]
         count = int((labels >= 0).sum())
-        callbacks.info(f"parent: {task} {share:.1%} on {count} validation pictures")
+        callbacks.info(f"parent: {task} {share:.1%} on {count} validation images")
         guess = guessed(labels, len(opened.before["old"].classes[task]))
         if wilson(share, count, ONE_SIDED).low > guess:
             continue
         if share >= guess + NEAR * (1 - guess):
             callbacks.info(
-                f"parent: that is not told from guessing the most frequent class, {guess:.1%}; more pictures would tell"
+                f"parent: that is not told from guessing the most frequent class, {guess:.1%}; more images would tell"
             )
         elif strict and opened.request.check_parent:
             raise InputError(
-                f"the parent answers {share:.1%} of {count} validation pictures of {task} rightly, where guessing the "
+                f"the parent answers {share:.1%} of {count} validation images of {task} rightly, where guessing the "
                 f"most frequent class gives {guess:.1%}: they are not shown as in its training "
                 f"('{opened.parent.preprocessing.show()}', {opened.parent.preprocess_from}), or --labels stand in "
                 "another order, or --old-val is of something else; mend --preprocessing, --labels or --old-val, or go on with "
@@ -135,7 +135,7 @@ def ask_parent(opened: Opened, callbacks: Callbacks, *, cache: Path | None = Non
 
 
 def guessed(labels: NDArray[np.int64], classes: int) -> float:
-    """What always giving the most frequent class would get; where all pictures are of one class, any of `classes`."""
+    """What always giving the most frequent class would get; where all images are of one class, any of `classes`."""
     counts = np.unique(labels[labels >= 0], return_counts=True)[1]
     return float(counts.max() / counts.sum()) if len(counts) > 1 else 1 / classes
 
@@ -174,7 +174,7 @@ def train(job: Job, settings: dict[str, Any], clock: Clock) -> tuple[Trained, Cl
     own, views = request.config, views_shown(job.opened)
     sources = TrainingData(found.new.train, found.old, views, own.augment, own.seed, score, job.once, recall)
     config, reason = resolve(job.out, child, sources, request.config, job.cache, settings, job.command, callbacks)
-    if job.until is None:  # the pictures of a search's trials are those of its choices
+    if job.until is None:  # the images of a search's trials are those of its choices
         distributed.broadcast(lambda: write_lists(job.out, found.new))
     if config.softmax == "joint":
         callbacks.info("one softmax over all tasks: for reproduction only, since the new task pushes the old ones out")
@@ -202,7 +202,7 @@ def train(job: Job, settings: dict[str, Any], clock: Clock) -> tuple[Trained, Cl
 
 
 def _recall(parent: Bundle, cache: Path | None) -> Memoize | None:
-    """What keeps, in the cache, what follows from the parent and the pictures alone; None without a cache."""
+    """What keeps, in the cache, what follows from the parent and the images alone; None without a cache."""
     if cache is None:
         return None
     here = {**versions(), **precision.place(next(parent.classifier.parameters()).device)}
@@ -226,7 +226,7 @@ def chosen_by(opened: Opened, before: dict[str, Predictions]) -> list[str]:
 
 
 def _grown(request: Request, parent: Classifier) -> Classifier:
-    """The parent, with room for added classes; a task's classes are not known before its pictures are read."""
+    """The parent, with room for added classes; a task's classes are not known before its images are read."""
     if request.into:
         return widen(parent, request.task, classes_at(request.data, request.task), request.config.seed)
     if request.task in [task.name for task in parent.tasks]:

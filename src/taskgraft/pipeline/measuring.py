@@ -25,9 +25,9 @@ from taskgraft.types import Callbacks, Memoize, Task
 def labeled(
     bundle: Bundle, data: Path, task: str | None, cache: Path | None, callbacks: Callbacks
 ) -> tuple[Task, Dataset]:
-    """The pictures at a path and the task that their labels are of, found by its classes where none is named.
+    """The images at a path and the task that their labels are of, found by its classes where none is named.
 
-    Raises TaskgraftError when the model lacks the task or the pictures have classes that it does not know.
+    Raises TaskgraftError when the model lacks the task or the images have classes that it does not know.
     """
     tasks = {known.name: known for known in bundle.classifier.tasks}
     if task is not None and task not in tasks:

@@ -64,7 +64,7 @@ class Request:
             object.__setattr__(self, name, value)  # as a frozen dataclass does it
 
     def sources(self) -> tuple[Path, ...]:
-        """Where pictures are read from."""
+        """Where images are read from."""
         return (self.data, *([self.old] if self.old else []), *self.old_val)
 
 

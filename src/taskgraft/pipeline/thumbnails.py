@@ -1,4 +1,4 @@
-"""Small pictures for a run's page, made from the pixels that the models were asked about."""
+"""Small images for a run's page, made from the pixels that the models were asked about."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ QUALITY = 75
 
 
 def collecting(sets: Mapping[str, Images | None], kept: Thumbnails) -> Picture:
-    """A function that draws the picture of a row of one of the sets, and leaves it in `kept`."""
+    """A function that draws the image of a row of one of the sets, and leaves it in `kept`."""
 
     def picture(key: str, row: int) -> str | None:
         images = sets.get(key)
@@ -33,7 +33,7 @@ def collecting(sets: Mapping[str, Images | None], kept: Thumbnails) -> Picture:
 
 
 def keep(folder: Path, kept: Thumbnails) -> None:
-    """Write the pictures of a page beside it, so that `taskgraft report` needs no others."""
+    """Write the images of a page beside it, so that `taskgraft report` needs no others."""
     write_json(folder / FILE, {key: {str(row): own[row] for row in sorted(own)} for key, own in kept.items()})
 
 

@@ -1,4 +1,4 @@
-"""A classifier of one task, trained on its own pictures: the parent of later extensions."""
+"""A classifier of one task, trained on its own images: the parent of later extensions."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def _carry_out(
     clock: Clock,
 ) -> Extension:
     if found.new.train is None or found.new.val is None:
-        raise InputError("both training and validation pictures are needed; add what is missing")
+        raise InputError("both training and validation images are needed; add what is missing")
     command, asked = told
     sources = TrainingData(found.new.train, None, config.views, config.augment, config.seed)
     val, task = found.new.val, found.new.tasks[0].name

@@ -15,28 +15,28 @@ DRAWN = 40  # classes with their names beside the bars
 TOLD = 200  # classes whose bars say their number
 FINDINGS = (
     ("excluded", "file{s} cannot be used or {are} left out", "What is left out", ("File", "Reason")),
-    ("not_trained", "class{es} of val or test without a training picture", "Classes without training pictures", ()),
+    ("not_trained", "class{es} of val or test without a training image", "Classes without training images", ()),
     ("alike", "group{s} of class names that differ in case, spaces or a plural alone", "Names that are alike", ()),
     ("forms", "class{es} written in two Unicode forms, taken as one", "Two Unicode forms", ()),
-    ("single", "class{es} with one picture: no validation can be split off", "Classes with one picture", ()),
-    ("few", "class{es} with under 10 training pictures", "Small classes", ()),
-    ("conflicts", "picture{s} stand{v} in two classes", "Equal pictures under two classes", ("Picture", "Equal to")),
-    ("leaks", "picture{s} stand{v} in two splits", "Equal pictures in two splits", ("Picture", "Equal to")),
-    ("duplicates", "group{s} of equal pictures", "Equal pictures", ()),
-    ("near_conflicts", "picture{s} {are} nearly equal to one of another class", "Nearly equal, other class",
-     ("Picture", "Nearly equal to")),
-    ("near_leaks", "picture{s} {are} nearly equal to one of another split", "Nearly equal, other split",
-     ("Picture", "Nearly equal to")),
-    ("near_duplicates", "group{s} of nearly equal pictures", "Nearly equal pictures", ()),
-    ("dropped_classes", "class{es} dropped as too small", "Dropped classes", ("Class", "Pictures")),
+    ("single", "class{es} with one image: no validation can be split off", "Classes with one image", ()),
+    ("few", "class{es} with under 10 training images", "Small classes", ()),
+    ("conflicts", "image{s} stand{v} in two classes", "Equal images under two classes", ("Image", "Equal to")),
+    ("leaks", "image{s} stand{v} in two splits", "Equal images in two splits", ("Image", "Equal to")),
+    ("duplicates", "group{s} of equal images", "Equal images", ()),
+    ("near_conflicts", "image{s} {are} nearly equal to one of another class", "Nearly equal, other class",
+     ("Image", "Nearly equal to")),
+    ("near_leaks", "image{s} {are} nearly equal to one of another split", "Nearly equal, other split",
+     ("Image", "Nearly equal to")),
+    ("near_duplicates", "group{s} of nearly equal images", "Nearly equal images", ()),
+    ("dropped_classes", "class{es} dropped as too small", "Dropped classes", ("Class", "Images")),
 )  # fmt: skip
 
 
 def table_check(found: Mapping[str, Any]) -> list[str]:
     """Lines: what it is, a row for each class, then each finding with its first examples, and the verdict."""
-    classes, splits = found["classes"], list(found["pictures"])
-    totals = ", ".join(f"{number} {split}" for split, number in found["pictures"].items())
-    lines = [f"{found['data']}: {found['layout']}; {_classes(len(classes))}; pictures: {totals or 'none'}"]
+    classes, splits = found["classes"], list(found["images"])
+    totals = ", ".join(f"{number} {split}" for split, number in found["images"].items())
+    lines = [f"{found['data']}: {found['layout']}; {_classes(len(classes))}; images: {totals or 'none'}"]
     width = max((len(label) for label in classes), default=0)
     for label, counts in classes.items():
         lines.append(f"  {label:<{width}}  " + "  ".join(f"{split} {counts[split]:>5}" for split in splits))
@@ -56,16 +56,16 @@ def render_check(found: Mapping[str, Any]) -> str:
     sections = [
         Section("findings", "What was found", tuple(findings or [Text("Nothing out of the ordinary.", "note")])),
         Section("classes", "Classes", tuple(_class_blocks(found))),
-        Section("pictures", "The pictures themselves", tuple(_picture_blocks(found))),
+        Section("images", "The images themselves", tuple(_picture_blocks(found))),
     ]
     if found["against"]:
         sections.insert(1, Section("against", "Beside the model", tuple(_against_blocks(found["against"]))))
-    total, names = sum(found["pictures"].values()), _classes(len(found["classes"]))
+    total, names = sum(found["images"].values()), _classes(len(found["classes"]))
     return render(
         Page(
             f"Check of {found['data']}",
             "taskgraft · check",
-            f"{several(total, 'picture')}, {names}; {found['layout']}. No picture was changed.",
+            f"{several(total, 'picture')}, {names}; {found['layout']}. No image was changed.",
             _cards(found),
             tuple(sections),
             "This page needs no network.",
@@ -122,19 +122,19 @@ def _cells(row: Any) -> tuple[str, ...]:
 
 
 def _class_blocks(found: Mapping[str, Any]) -> list[Block]:
-    classes, splits = found["classes"], list(found["pictures"])
+    classes, splits = found["classes"], list(found["images"])
     rows = tuple((label, *(count(counts[split]) for split in splits)) for label, counts in classes.items())
-    table = Table("Pictures of each class", ("Class", *splits), rows)
-    caption = "Classes by their number of pictures, the most frequent first."
+    table = Table("Images of each class", ("Class", *splits), rows)
+    caption = "Classes by their number of images, the most frequent first."
     chart = Chart(
-        "bars", table.caption, caption, (_bars(classes, splits),), Axis("pictures", 0, whole=True), kind="Bar chart"
+        "bars", table.caption, caption, (_bars(classes, splits),), Axis("images", 0, whole=True), kind="Bar chart"
     )
     plot = Plot(chart, (table,))
     return [plot, *(Text(line[:1].upper() + line[1:] + ".", "note") for line in _uneven(found))]
 
 
 def _bars(classes: Mapping[str, Mapping[str, int]], splits: Sequence[str]) -> Panel:
-    """Horizontal bars, most pictures first; names only where there is room for them."""
+    """Horizontal bars, most images first; names only where there is room for them."""
     order = sorted(classes, key=lambda label: (-sum(classes[label].values()), label))
     named = len(order) <= DRAWN
     thick, boxes = (0.72 if named else 1.1), []  # without a gap there would be hairs of paper between bars
@@ -154,7 +154,7 @@ def _picture_blocks(found: Mapping[str, Any]) -> list[Block]:
     rows = [(remark, count(len(files)), files[0]) for remark, files in found["remarks"].items()]
     blocks: list[Block] = [Text(line[:1].upper() + line[1:] + ".") for line in _size_lines(found)]
     if rows:
-        blocks.append(Table("What the decoding rules did", ("Rule", "Pictures", "First of them"), tuple(rows), (0, 2)))
+        blocks.append(Table("What the decoding rules did", ("Rule", "Images", "First of them"), tuple(rows), (0, 2)))
     if found["too_even_to_compare"]:
         even = found["too_even_to_compare"]
         blocks.append(Text(f"{several(even, 'picture')} of almost one tone could not be compared with others.", "note"))
@@ -166,7 +166,7 @@ def _against_blocks(against: Mapping[str, Any]) -> list[Block]:
     if against["near"]:
         rows = tuple(tuple(map(str, row)) for row in against["near"])
         blocks.append(Table("Names that nearly match", ("Here", "In the model", "How they differ"), rows, (0, 1, 2)))
-    for key, title in (("unknown", "Classes that the model does not have"), ("absent", "Classes without a picture")):
+    for key, title in (("unknown", "Classes that the model does not have"), ("absent", "Classes without an image")):
         if against[key]:
             rows = tuple((name,) for name in against[key][:LISTED])
             blocks.append(Fold(f"{title}: {count(len(against[key]))}", Table(title, ("Class",), rows)))
@@ -195,7 +195,7 @@ def _uneven(found: Mapping[str, Any]) -> list[str]:
     (most, large), (least, small) = found["imbalance"]["largest"], found["imbalance"]["smallest"]
     if found["imbalance"]["ratio"] < found["imbalance"]["noted_from"]:
         return []
-    return [f"unbalanced: {most!r} has {count(large)} training pictures, {least!r} {count(small)}"]
+    return [f"unbalanced: {most!r} has {count(large)} training images, {least!r} {count(small)}"]
 
 
 def _size_lines(found: Mapping[str, Any]) -> list[str]:
@@ -215,7 +215,7 @@ def _sentence(words: str, items: Any, *, examples: bool = True) -> str:
     if not examples:
         return text
     rows = list(items.items()) if isinstance(items, Mapping) else list(items)
-    joint = " and " if words.startswith(("picture", "group")) else ": "
+    joint = " and " if words.startswith(("image", "group")) else ": "
     first = "; ".join(_example(row, joint) for row in rows[:SHOWN])
     return f"{text}: {first}{'; …' if len(rows) > SHOWN else ''}"
 

@@ -104,7 +104,7 @@ def read(command: str, verbs: Collection[str] = tuple(FLAGS)) -> Call | None:
 
 
 def predicted(model: str) -> str:
-    """A model asked about other pictures."""
+    """A model asked about other images."""
     return shlex.join(["taskgraft", "predict", model, "IMAGES"])
 
 
@@ -175,7 +175,7 @@ def following(record: Record) -> list[tuple[str, str]]:
             shlex.join(["taskgraft", "evaluate", out, "--verify"]),
         ),
         ("This page again:", shlex.join(["taskgraft", "report", out])),
-        ("Other pictures:", predicted(out)),
+        ("Other images:", predicted(out)),
         ("A page and an interface for programs:", shlex.join(["taskgraft", "serve", out])),
         ("Another task:", _another(out)),
     ]
@@ -253,7 +253,7 @@ def chosen(comparison: Comparison, one: VariantResult) -> str:
 
 
 def looked_at(comparison: Comparison) -> str:
-    """The pictures of a comparison from which nothing came, looked at."""
+    """The images of a comparison from which nothing came, looked at."""
     whole = _comparison(comparison)
     task = whole.value("--task") or _named(comparison)[1]
     return shlex.join(["taskgraft", "check", whole.places[1], "--task", task])

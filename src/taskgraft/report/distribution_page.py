@@ -1,4 +1,4 @@
-"""Class shares as a page, a picture and lines for the terminal."""
+"""Class shares as a page, an image and lines for the terminal."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def render_shares(found: Distribution) -> str:
     """The shares as one offline page."""
     sections = [_task_section(f"task{i}", task) for i, task in enumerate(found.tasks)]
     sections += [_pair_section(f"pair{i}", pair) for i, pair in enumerate(found.pairs)]
-    what = several(found.images, "picture or frame" if found.images == 1 else "picture")
+    what = several(found.images, "image or frame" if found.images == 1 else "image")
     cards = tuple(_card(task) for task in found.tasks)
     tasks = " and ".join(task.task for task in found.tasks)
     notes = [Text(note, "warning") for note in found.notes]

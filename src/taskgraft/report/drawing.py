@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 BROAD, SLIM = 860, 360  # units wide: for a screen, for a phone; a unit is about a pixel
 FILE, DOTS = 600, 153.6  # the same of a PNG file, and its dots an inch: 1280 pixels wide
 LETTER = 0.6  # of its height is how wide a letter is, about
-LONG = 40  # letters of a name
+LONG = 40  # characters of a name
 TIPS = 40  # points of a curve that say their value
 
 Tips = list[tuple["Axes", tuple[float, float], tuple[float, float], str]]  # two corners, or one point twice; a text

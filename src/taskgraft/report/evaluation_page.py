@@ -1,4 +1,4 @@
-"""The page of `evaluate`: one task of a model on labeled pictures."""
+"""The page of `evaluate`: one task of a model on labeled images."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from taskgraft.report.run_evidence import answers_section, reliability_section
 from taskgraft.results.predictions import Predictions
 from taskgraft.results.record import Interval, TaskResult
 
-LISTED = 200  # pictures
+LISTED = 200  # images
 
 
 def render_evaluation(
@@ -25,7 +25,7 @@ def render_evaluation(
     excluded: Sequence[tuple[str, str]],
     picture: Picture,
 ) -> str:
-    """The HTML page of one task's `predictions`, in one offline file; `picture` gives what is shown of "new"."""
+    """The HTML page of one task's `predictions`, in one offline file; `image` gives what is shown of "new"."""
     result = TaskResult(name=task, classes=predictions.classes[task], new=True, child=share)
     found = gather(result, {"new": predictions})
     evidence = [] if found is None else [found]
@@ -62,6 +62,6 @@ def _cards(share: Interval, evidence: Sequence[Evidence]) -> tuple[Card, ...]:
 def _excluded(excluded: Sequence[tuple[str, str]]) -> tuple[Fold, ...]:
     if not excluded:
         return ()
-    caption = several(len(excluded), "picture")
+    caption = several(len(excluded), "image")
     rest = f" (the first {LISTED})" if len(excluded) > LISTED else ""
-    return (Fold(caption, Table(caption + rest, ("Picture", "Reason"), tuple(excluded[:LISTED]), (0, 1))),)
+    return (Fold(caption, Table(caption + rest, ("Image", "Reason"), tuple(excluded[:LISTED]), (0, 1))),)

@@ -1,4 +1,4 @@
-"""Which pictures a run's page shows: examples of confusions and of changed answers, grouped, and few enough."""
+"""Which images a run's page shows: examples of confusions and of changed answers, grouped, and few enough."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from taskgraft.report.formatting import percent
 from taskgraft.report.page import Gallery, Group, Shot
 
 FILE = "thumbnails.json"
-MOST = 60  # pictures of a page: with the largest that are written it stays below 1.5 MB
+MOST = 60  # images of a page: with the largest that are written it stays below 1.5 MB
 GROUPS = 6  # of a gallery: two rows of three on a wide screen
 SHOTS = 3  # of a group
 
-Picture = Callable[[str, int], str | None]  # (set of predictions, row): a data URI, or None for no picture
+Picture = Callable[[str, int], str | None]  # (set of predictions, row): a data URI, or None for no image
 Thumbnails = dict[str, dict[int, str]]
 _Uri = Annotated[str, Field(pattern=r"^data:image/jpeg;base64,[A-Za-z0-9+/]+=*$")]
 _SHAPE = TypeAdapter(dict[str, dict[int, _Uri]])
@@ -29,29 +29,29 @@ ORDER = "Examples of each, those first of which the model is surest; below each 
 
 
 def no_picture(key: str, row: int) -> str | None:
-    """For a page without pictures."""
+    """For a page without images."""
     return None
 
 
 def stored(folder: Path) -> Picture:
-    """The pictures that a run kept for its page; none where it kept none. Raises TaskgraftError for a damaged file."""
+    """The images that a run kept for its page; none where it kept none. Raises TaskgraftError for a damaged file."""
     file = folder / FILE
     if not file.is_file():
         return no_picture
     try:
         found: Thumbnails = _SHAPE.validate_json(file.read_bytes())
     except (OSError, ValidationError) as error:
-        raise InputError(f"{file} is damaged; delete it for a report without pictures") from error
+        raise InputError(f"{file} is damaged; delete it for a report without images") from error
     return lambda key, row: found.get(key, {}).get(row)
 
 
 def quota(tasks: int) -> int:
-    """How many pictures each of a task's three galleries may have."""
+    """How many images each of a task's three galleries may have."""
     return MOST // max(2, tasks) // 3
 
 
 def confused(one: Evidence, picture: Picture, most: int) -> tuple[Gallery, ...]:
-    """Examples of the most frequent confusions; nothing without pictures."""
+    """Examples of the most frequent confusions; nothing without images."""
     groups = []
     for case in confusions(one, GROUPS):
         images = formatting.several(case.images, "image")
@@ -67,7 +67,7 @@ def confused(one: Evidence, picture: Picture, most: int) -> tuple[Gallery, ...]:
 def moved(
     title: str, key: str, changes: Sequence[Change], labels: tuple[str, str], picture: Picture, most: int
 ) -> tuple[Gallery, ...]:
-    """Examples of images whose answer changed, by what it was and what it is; nothing without pictures."""
+    """Examples of images whose answer changed, by what it was and what it is; nothing without images."""
     cases: dict[tuple[str, str], list[Change]] = {}
     for change in sorted(changes, key=lambda change: -change.sure):
         cases.setdefault((change.before, change.after), []).append(change)

@@ -1,4 +1,4 @@
-"""One offline page from plain parts: sections of tables, charts, pictures, names and commands.
+"""One offline page from plain parts: sections of tables, charts, images, names and commands.
 
 Names of classes and files come from strangers. Three things keep them inert: jinja escapes all text, charts are
 written by an XML library, and a content policy lets no script run but the one whose hash it names, and loads nothing
@@ -75,7 +75,7 @@ class Code(NamedTuple):
 
 
 class Shot(NamedTuple):
-    """A picture as a data URI, what it shows in words, and a line below it."""
+    """An image as a data URI, what it shows in words, and a line below it."""
 
     source: str
     alt: str
@@ -83,7 +83,7 @@ class Shot(NamedTuple):
 
 
 class Group(NamedTuple):
-    """Pictures that have something in common: labeled names ("true", "BMW 3"), a line, the pictures."""
+    """Images that have something in common: labeled names ("true", "BMW 3"), a line, the images."""
 
     names: tuple[tuple[str, str], ...]
     line: str
@@ -91,7 +91,7 @@ class Group(NamedTuple):
 
 
 class Gallery(NamedTuple):
-    """Groups of pictures under one title."""
+    """Groups of images under one title."""
 
     title: str
     caption: str

@@ -23,7 +23,7 @@ LISTED = 200  # images
 
 
 def answers_section(tasks: Sequence[str], evidence: Sequence[Evidence], picture: Picture) -> Section:
-    """Confusions, with pictures where there are any, and worst classes of every task with labeled images."""
+    """Confusions, with images where there are any, and worst classes of every task with labeled images."""
     blocks: list[Block] = []
     most = galleries.quota(len(tasks))
     for i, one in enumerate(evidence):

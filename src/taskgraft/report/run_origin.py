@@ -74,7 +74,7 @@ def _digests(record: Record) -> tuple[tuple[str, str], ...]:
     found |= {f"parent / {name}": mark for name, mark in dict(parent.get("files", {})).items()}
     found |= {"labels of the parent": parent.get("labels")}
     found |= {
-        f"pictures / {name}": part.get("fingerprint") for name, part in record.data.items() if isinstance(part, Mapping)
+        f"images / {name}": part.get("fingerprint") for name, part in record.data.items() if isinstance(part, Mapping)
     }
     return tuple((name, str(mark)) for name, mark in found.items() if mark)
 
@@ -98,7 +98,7 @@ def settings_section(record: Record) -> Section:
 
 
 def data_section(record: Record) -> Section:
-    """The pictures and the parent."""
+    """The images and the parent."""
     blocks: list[Block] = []
     folds: list[Block] = []
     for name, part in record.data.items():
@@ -154,7 +154,7 @@ def repeat_section(record: Record) -> Section:
             *(Code(lead, text) for lead, text in commands.following(record)),
             *pairs("Parameters", ("Part", "Parameters"), numbers),
             *pairs("Time", ("Part", "Time"), times),
-            *pairs("One picture alone, where it was trained", ("Model", "Time"), passes),
+            *pairs("One image alone, where it was trained", ("Model", "Time"), passes),
             *pairs("Versions", ("What", "Version"), list(record.versions.items())),
         ),
         dense=True,

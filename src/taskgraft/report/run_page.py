@@ -34,7 +34,7 @@ ANSWERS = {
     "poor": "No",
     "unknown": "New task learnt; old accuracy unknown",
 }
-DETAILED = 6  # old tasks with plots, tables and pictures of their own: a page of a hundred would open in no browser
+DETAILED = 6  # old tasks with plots, tables and images of their own: a page of a hundred would open in no browser
 SHOWN = 4  # old tasks on the first screen: those that lost most
 
 
@@ -42,7 +42,7 @@ def render_run(record: Record, predictions: dict[str, Predictions], picture: Pic
     """The HTML report of one run, in one offline file.
 
     `predictions`: "new" and "new-parent" are the child and the parent on the new task's validation images,
-    "old" and "old-parent" on those of the old tasks, where there are any. `picture` gives the pictures that are
+    "old" and "old-parent" on those of the old tasks, where there are any. `image` gives the images that are
     shown beside confusions and changed answers.
     """
     detailed = _detailed(record)
@@ -103,7 +103,7 @@ def _lead(record: Record) -> str:
 
 
 def _pictures(record: Record) -> int:
-    """How many pictures the new task was learnt from; 0 where the record does not say."""
+    """How many images the new task was learnt from; 0 where the record does not say."""
     part: Any = record.data.get("new", {})
     images: Any = part.get("images", {}) if isinstance(part, Mapping) else {}
     return int(images.get("train", 0)) if isinstance(images, Mapping) else 0
@@ -173,7 +173,7 @@ def _cost_lines(record: Record) -> tuple[str, ...]:
         )
     passes = [f"{1000 * record.latency[key]:.1f} ms" for key in ("parent", "child") if key in record.latency]
     if passes:
-        lines.append(f"One picture alone takes {' → '.join(passes)} where it was trained.")
+        lines.append(f"One image alone takes {' → '.join(passes)} where it was trained.")
     return tuple(lines)
 
 

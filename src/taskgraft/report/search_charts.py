@@ -10,8 +10,7 @@ from taskgraft.report import charts
 from taskgraft.report.charts import Axis, Box, Chart, Curve, Panel, over_steps
 from taskgraft.report.drawing import literal
 from taskgraft.report.formatting import percent
-from taskgraft.tuning.results import SearchResult, TrialResult
-from taskgraft.tuning.selection import Candidate
+from taskgraft.results.search import Candidate, SearchResult, TrialResult
 
 WIDE = 20  # values this many times apart are drawn on a logarithmic axis
 SHOWN = 12  # learning curves: the best ones

@@ -24,7 +24,7 @@ from taskgraft.report.page import (
     render,
 )
 from taskgraft.results.files import write_text
-from taskgraft.tuning.results import SearchResult, SelectedModel, TrialResult
+from taskgraft.results.search import SearchResult, SelectedModel, TrialResult
 
 
 class Optimum(NamedTuple):

@@ -28,7 +28,7 @@ def create(found: Service, *, token: str | None = None, local: bool = True) -> m
     app = FastAPI(
         title=f"taskgraft: {found.served.name}",
         version=__version__,
-        description="One image classifier with several tasks. Open Inference Protocol V2, and /predict for a picture.",
+        description="One image classifier with several tasks. Open Inference Protocol V2, and /predict for an image.",
         docs_url=None,
         redoc_url=None,
         lifespan=life,

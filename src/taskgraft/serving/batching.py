@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from taskgraft.serving.limits import Limits, Refusal
 from taskgraft.serving.model import Answer, Run, Served
 
-PACE = 32  # pictures over which the time of one is averaged: batches even out, a change of load is soon seen
+PACE = 32  # images over which the time of one is averaged: batches even out, a change of load is soon seen
 
 
 class Asked(NamedTuple):
@@ -30,7 +30,7 @@ class Asked(NamedTuple):
 class Batcher:
     """The queue before the model; one thread runs it.
 
-    `load` counts pictures let in and not answered yet; `pace` holds the mean time from one answered picture to the next
+    `load` counts images let in and not answered yet; `pace` holds the mean time from one answered image to the next
     while there is work ("seconds"), and when the last one was answered or the work began ("since").
     """
 
@@ -46,34 +46,34 @@ class Batcher:
 def batcher(served: Served, limits: Limits, note: Callable[[int], None]) -> Batcher:
     """A batcher that nobody has asked yet."""
     pace = {"seconds": 0.0, "since": 0.0}
-    return Batcher(served.run, limits, asyncio.Queue(), served.thread, {"pictures": 0}, pace, note)
+    return Batcher(served.run, limits, asyncio.Queue(), served.thread, {"images": 0}, pace, note)
 
 
 def check(waiting: Batcher, count: int) -> None:
-    """Raise Refusal 429 where `count` more pictures find no place, or those before them take too long.
+    """Raise Refusal 429 where `count` more images find no place, or those before them take too long.
 
     How long they take is their number times the mean time between answers (Little's law).
     """
-    limits, before = waiting.limits, waiting.load["pictures"]
+    limits, before = waiting.limits, waiting.load["images"]
     if before + count > limits.max_queue or before * waiting.pace["seconds"] > limits.wait_seconds:
-        raise Refusal(429, "too many pictures are waiting; try again", retry=1)
+        raise Refusal(429, "too many images are waiting; try again", retry=1)
 
 
 @contextmanager
 def admitted(waiting: Batcher, count: int) -> Iterator[None]:
-    """Hold a place for `count` pictures; raises Refusal 422 for too many at once, 429 as `check` does."""
+    """Hold a place for `count` images; raises Refusal 422 for too many at once, 429 as `check` does."""
     limits, load = waiting.limits, waiting.load
     if count > limits.max_batch:
-        raise Refusal(422, f"{count} pictures in one request; at most {limits.max_batch} are taken")
+        raise Refusal(422, f"{count} images in one request; at most {limits.max_batch} are taken")
     check(waiting, count)
-    if not load["pictures"]:
+    if not load["images"]:
         waiting.pace["since"] = time.monotonic()
-    load["pictures"] += count
+    load["images"] += count
     try:
         yield
-        _keep_pace(waiting, count)  # only for what was answered: a picture that is none would count as a quick one
+        _keep_pace(waiting, count)  # only for what was answered: an image that is none would count as a quick one
     finally:
-        load["pictures"] -= count
+        load["images"] -= count
 
 
 def _keep_pace(waiting: Batcher, count: int) -> None:
@@ -147,7 +147,7 @@ async def _one_more(waiting: Batcher, count: int, seconds: float) -> Asked | Non
     """What is in the queue already costs no time; only an empty one is waited at, if somebody is on the way."""
     if not waiting.queue.empty():
         return waiting.queue.get_nowait()
-    if seconds <= 0 or count >= waiting.load["pictures"]:
+    if seconds <= 0 or count >= waiting.load["images"]:
         return None
     try:
         return await asyncio.wait_for(waiting.queue.get(), seconds)

@@ -1,4 +1,4 @@
-"""Pictures are decoded in processes of their own: one that hangs, crashes or eats memory is replaced.
+"""Images are decoded in processes of their own: one that hangs, crashes or eats memory is replaced.
 
 The workers are started by a fork server that has imported everything before, so a new one is there within
 milliseconds. They hear of nothing but bytes and answer with nothing but bytes; no pickle goes either way.
@@ -27,9 +27,9 @@ from taskgraft.errors import SetupError
 from taskgraft.serving.limits import Limits, Refusal
 
 GOOD, BAD = b"+", b"-"
-SPARE = 512 * 2**20  # bytes of memory a worker may take beside its picture
+SPARE = 512 * 2**20  # bytes of memory a worker may take beside its image
 STARTING = 120.0  # seconds; the first worker waits for the fork server's imports
-PER_PIXEL = 32  # bytes: a 16-bit picture is widened to 64 bits for a moment
+PER_PIXEL = 32  # bytes: a 16-bit image is widened to 64 bits for a moment
 
 
 class Worker(NamedTuple):
@@ -41,7 +41,7 @@ class Worker(NamedTuple):
 
 @dataclass(frozen=True)
 class Decoders:
-    """The pool: `idle` workers wait for a picture; `replaced` counts those that had to go."""
+    """The pool: `idle` workers wait for an image; `replaced` counts those that had to go."""
 
     wanted: Preprocessing
     limits: Limits
@@ -61,7 +61,7 @@ def start(wanted: Preprocessing, limits: Limits) -> Decoders:
 
 
 async def decoded(pool: Decoders, found: bytes) -> NDArray[np.uint8]:
-    """Pixels [S, S, 3] of one picture in memory; raises Refusal 422 for what is none, or costs too much."""
+    """Pixels [S, S, 3] of one image in memory; raises Refusal 422 for what is none, or costs too much."""
     loop = asyncio.get_running_loop()
     try:
         worker = await asyncio.wait_for(pool.idle.get(), pool.limits.request_seconds)
@@ -76,13 +76,13 @@ async def decoded(pool: Decoders, found: bytes) -> NDArray[np.uint8]:
         raise Refusal(422, f"decoding took more than {pool.limits.decode_seconds:g} s") from None
     except (EOFError, OSError):
         await _replace(pool, worker)
-        raise Refusal(422, "decoding this picture failed") from None
+        raise Refusal(422, "decoding this image failed") from None
     except BaseException:  # the request was cancelled while the worker was busy: its answer must not meet another one
         await asyncio.shield(_replace(pool, worker))
         raise
     pool.idle.put_nowait(worker)
     if answer[:1] == BAD:
-        raise Refusal(422, f"not a usable picture: {answer[1:].decode('utf-8', 'replace')}")
+        raise Refusal(422, f"not a usable image: {answer[1:].decode('utf-8', 'replace')}")
     size = pool.wanted.size
     return np.frombuffer(answer, np.uint8, offset=1).reshape(size, size, 3)
 
@@ -102,7 +102,7 @@ def _hire(wanted: Preprocessing, limits: Limits) -> Worker:
     theirs.close()
     worker = Worker(process, ours)
     try:
-        if ours.poll(STARTING):  # else the first pictures would wait for imports, and run out of their time
+        if ours.poll(STARTING):  # else the first images would wait for imports, and run out of their time
             ours.recv_bytes()
             return worker
     except (EOFError, OSError):
@@ -138,7 +138,7 @@ def _work(way: Connection, wanted: tuple[Any, ...], max_pixels: float) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server says when it is over
     most = int(max_pixels * 1e6)
     _confine(most * PER_PIXEL + SPARE)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what C libraries say of a stranger's picture is no line of the log
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what C libraries say of a stranger's image is no line of the log
     preprocessing = Preprocessing(*wanted)
     with contextlib.suppress(EOFError, OSError):
         way.send_bytes(GOOD)

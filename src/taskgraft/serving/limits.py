@@ -22,23 +22,23 @@ class Refusal(Exception):
 class Limits:
     """Settings of a server; each with its legal values and what it means."""
 
-    max_batch: Annotated[int, Range(1, 256, at_least=1, at_most=4096), "pictures of one request and of one batch"] = 32
+    max_batch: Annotated[int, Range(1, 256, at_least=1, at_most=4096), "images of one request and of one batch"] = 32
     max_delay: Annotated[
-        float, Range(0, 100, at_least=0, at_most=10_000), "milliseconds to wait for more pictures of a batch"
+        float, Range(0, 100, at_least=0, at_most=10_000), "milliseconds to wait for more images of a batch"
     ] = 5.0
     max_queue: Annotated[
-        int, Range(1, 10_000, at_least=1), "pictures that may wait or be worked on; more get status 429"
+        int, Range(1, 10_000, at_least=1), "images that may wait or be worked on; more get status 429"
     ] = 256
     wait_seconds: Annotated[
         float, Range(0.01, 30, above=0), "seconds a request may be expected to wait for others; more get status 429"
     ] = 10.0
     max_body: Annotated[int, Range(1, 256, at_least=1, at_most=1024), "MiB of a request's body"] = 32
-    max_pixels: Annotated[float, Range(1, 89, above=0, at_most=89), "millions of pixels of one picture"] = 25.0
-    decode_seconds: Annotated[float, Range(1, 60, above=0), "seconds that decoding one picture may take"] = 10.0
+    max_pixels: Annotated[float, Range(1, 89, above=0, at_most=89), "millions of pixels of one image"] = 25.0
+    decode_seconds: Annotated[float, Range(1, 60, above=0), "seconds that decoding one image may take"] = 10.0
     request_seconds: Annotated[float, Range(1, 300, above=0), "seconds to receive a body, and again to answer it"] = (
         30.0
     )
-    workers: Annotated[int, Range(1, 64, at_least=1, at_most=256), "processes that decode pictures"] = 2
+    workers: Annotated[int, Range(1, 64, at_least=1, at_most=256), "processes that decode images"] = 2
 
 
 def checked(limits: Limits) -> Limits:

@@ -25,7 +25,7 @@ def gauges(waiting: Callable[[], int], replaced: Callable[[], int], ready: Calla
     """New instruments; `waiting`, `replaced` and `ready` are asked whenever somebody looks."""
     registry = CollectorRegistry()
     for name, meaning, ask in (
-        ("taskgraft_waiting_pictures", "Pictures let in and not answered yet", waiting),
+        ("taskgraft_waiting_images", "Images let in and not answered yet", waiting),
         ("taskgraft_replaced_workers", "Decoding workers that hung or died and were replaced", replaced),
         ("taskgraft_ready", "1 while requests are taken", ready),
     ):
@@ -34,7 +34,7 @@ def gauges(waiting: Callable[[], int], replaced: Callable[[], int], ready: Calla
         registry,
         Counter("taskgraft_requests", "Requests answered", ("route", "status"), registry=registry),
         Histogram("taskgraft_request_seconds", "Time to answer", ("route",), buckets=SECONDS, registry=registry),
-        Histogram("taskgraft_batch_pictures", "Pictures in one pass of the model", buckets=SIZES, registry=registry),
+        Histogram("taskgraft_batch_images", "Images in one pass of the model", buckets=SIZES, registry=registry),
         Counter("taskgraft_rejected", "Requests turned away by a limit", ("reason",), registry=registry),
     )
 

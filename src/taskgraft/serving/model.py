@@ -33,7 +33,7 @@ class Served(NamedTuple):
     """One model under its name. `labels` task -> classes, `temperatures` task -> T, `outputs` task -> logits_TASK.
 
     `thread` runs the model, and had best loaded it: every thread that asks torch for parallel work gets helpers of its
-    own, and with two such sets on the same cores each operation waits for helpers to wake (13 ms a picture, not 5).
+    own, and with two such sets on the same cores each operation waits for helpers to wake (13 ms an image, not 5).
     """
 
     name: str

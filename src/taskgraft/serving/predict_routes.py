@@ -1,4 +1,4 @@
-"""Routes for people: a picture to /predict, the page at /, what the model is, and metrics."""
+"""Routes for people: an image to /predict, the page at /, what the model is, and metrics."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def routes(found: Service) -> APIRouter:
 
     @router.post("/predict", **_documented())
     async def predict(request: Request, top: Annotated[int, Query(ge=1, le=100)] = 5) -> Predicted:
-        """Every task's answer for a picture (the body itself) or several (a form with files)."""
+        """Every task's answer for an image (the body itself) or several (a form with files)."""
         with service.under_way(found):
             return await _predict(found, request, top)
 
@@ -63,7 +63,7 @@ async def _predict(found: Service, request: Request, top: int) -> Predicted:
     async with service.body_of(found, request) as body:
         start = time.perf_counter()
         if not body:
-            raise Refusal(400, "the body is empty; send a picture")
+            raise Refusal(400, "the body is empty; send an image")
         kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
         files = await _files(found, request, body) if kind == "multipart/form-data" else [(None, body)]
         with batching.admitted(found.waiting, len(files)):
@@ -107,7 +107,7 @@ async def _files(found: Service, request: Request, body: bytes) -> list[tuple[st
 
 
 async def _parsed(request: Request, body: bytes, most: int) -> list[tuple[str | None, bytes]]:
-    """The files of a form. It never waits: all of it is in memory and stays there, no picture touches the disk."""
+    """The files of a form. It never waits: all of it is in memory and stays there, no image touches the disk."""
 
     async def stream() -> AsyncGenerator[bytes, None]:
         yield body

@@ -64,14 +64,14 @@ class TaskAnswer(BaseModel):
 
 
 class Picture(BaseModel):
-    """One picture: the answer of each task."""
+    """One image: the answer of each task."""
 
     name: str | None
     tasks: dict[str, TaskAnswer]
 
 
 class Predicted(BaseModel):
-    """The answer of /predict: pictures in the order they came, and seconds from the whole body to the answer."""
+    """The answer of /predict: images in the order they came, and seconds from the whole body to the answer."""
 
     model: str
     pictures: list[Picture]
@@ -88,8 +88,8 @@ def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
         408: "the body did not come in time",
         413: "the body is too large",
         415: "an unknown Content-Encoding or Content-Type",
-        422: "a picture cannot be used, or there are too many",
-        429: "too many pictures are waiting; see Retry-After",
+        422: "an image cannot be used, or there are too many",
+        429: "too many images are waiting; see Retry-After",
         503: "the server is stopping or too slow; see Retry-After",
     }
     return {status: {"model": Error, "description": words[status]} for status in (401, 403, *statuses)}

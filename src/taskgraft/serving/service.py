@@ -40,7 +40,7 @@ def assemble(served: Served, wanted: Preprocessing, limits: Limits) -> Service:
     """Start the decoders and put the parts together; the model answers within `running`."""
     pool = decoding.start(wanted, limits)
     state = {"draining": 0, "requests": 0, "bytes": 0}
-    found = metrics.gauges(lambda: waiting.load["pictures"], lambda: pool.replaced[0], lambda: not state["draining"])
+    found = metrics.gauges(lambda: waiting.load["images"], lambda: pool.replaced[0], lambda: not state["draining"])
     waiting = batching.batcher(served, limits, found.batches.observe)
     return Service(served, limits, waiting, pool, found, state)
 
@@ -96,13 +96,13 @@ async def body_of(service: Service, request: Request) -> AsyncIterator[bytes]:
 
 
 async def pixels_of(service: Service, pictures: list[bytes]) -> NDArray[np.uint8]:
-    """Encoded pictures to pixels [n, S, S, 3]; raises Refusal 422 that says which one cannot be used, and why."""
+    """Encoded images to pixels [n, S, S, 3]; raises Refusal 422 that says which one cannot be used, and why."""
     found = await asyncio.gather(
         *(decoding.decoded(service.decoders, picture) for picture in pictures), return_exceptions=True
     )
     for number, pixels in enumerate(found):
         if isinstance(pixels, Refusal):
-            place = f"picture {number + 1} of {len(pictures)}: " if len(pictures) > 1 else ""
+            place = f"image {number + 1} of {len(pictures)}: " if len(pictures) > 1 else ""
             raise Refusal(pixels.status, place + pixels.message, pixels.retry)
         if isinstance(pixels, BaseException):
             raise pixels

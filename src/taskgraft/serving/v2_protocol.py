@@ -54,7 +54,7 @@ class Wanted(NamedTuple):
 
 
 class Request(NamedTuple):
-    """One request: `pixels` [B, S, S, 3] uint8, or `pictures`, B encoded files; `outputs` None = all of them."""
+    """One request: `pixels` [B, S, S, 3] uint8, or `images`, B encoded files; `outputs` None = all of them."""
 
     id: str | None
     pixels: NDArray[np.uint8] | None
@@ -171,7 +171,7 @@ def _pixels(given: _Given, raw: bytes | None, size: int, most: int) -> NDArray[n
     if len(shape) != 4 or shape[1:] != (size, size, 3) or shape[0] < 1:
         raise Refusal(400, f"input {given.name!r}: shape {given.shape} must be [B, {size}, {size}, 3], B at least 1")
     if shape[0] > most:
-        raise Refusal(422, f"{shape[0]} pictures in one request; at most {most} are taken")
+        raise Refusal(422, f"{shape[0]} images in one request; at most {most} are taken")
     count = shape[0] * size * size * 3
     if raw is None:
         raw = _listed_bytes(given, shape)
@@ -203,7 +203,7 @@ def _pictures(given: _Given, raw: bytes | None, most: int) -> list[bytes]:
     if not shape or len(shape) > 2 or shape[1:] not in ([], [1]) or shape[0] < 1:
         raise Refusal(400, f"input {given.name!r}: shape {shape} must be [B] or [B, 1], B at least 1")
     if shape[0] > most:
-        raise Refusal(422, f"{shape[0]} pictures in one request; at most {most} are taken")
+        raise Refusal(422, f"{shape[0]} images in one request; at most {most} are taken")
     return _from_text(given, shape[0]) if raw is None else _from_bytes(given.name, raw, shape[0])
 
 

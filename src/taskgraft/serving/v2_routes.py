@@ -62,7 +62,7 @@ def routes(found: Service) -> APIRouter:
     @router.post("/v2/models/{name}/infer", **_documented())
     @router.post(f"/v2/models/{{name}}/versions/{VERSION}/infer", **_documented())
     async def infer(name: Name, request: Request) -> Response:
-        """Pixels or encoded pictures in, logits, probabilities and labels of every task out."""
+        """Pixels or encoded images in, logits, probabilities and labels of every task out."""
         _known(served, name)
         with service.under_way(found):
             return await _infer(found, request)
@@ -83,7 +83,7 @@ def described(found: Service) -> ModelMetadata:
             TensorMetadata(name=label, datatype="BYTES", shape=[-1], parameters={"task": task}),
         ]
     pixels = {"meaning": "RGB pixels at the model's size, rows from the top", "instead_of": v2_protocol.ENCODED}
-    encoded = {"meaning": "encoded pictures (JPEG, PNG, …); base64 in JSON", "instead_of": v2_protocol.PIXELS}
+    encoded = {"meaning": "encoded images (JPEG, PNG, …); base64 in JSON", "instead_of": v2_protocol.PIXELS}
     return ModelMetadata(
         name=served.name,
         versions=[VERSION],

@@ -219,7 +219,7 @@ def _guard(
         first = [sources.new.names[row] for row in index[index >= 0].tolist()[:3]]
         raise TrainingError(
             f"step {state.step + 1}: the {'loss' if not bool(torch.isfinite(total)) else 'gradient'} is not finite at "
-            f"rate {lr_at(config, state.step):g} (pictures {', '.join(first)}, …); nothing was updated; "
+            f"rate {lr_at(config, state.step):g} (images {', '.join(first)}, …); nothing was updated; "
             "lower --lr, or set --clip-grad 1",
         )
     if not config.clip_grad:

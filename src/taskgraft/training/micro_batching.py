@@ -62,7 +62,7 @@ def _here(answer: Answer, images: Tensor, config: TrainingConfig, seed: int) -> 
         torch.manual_seed(seed)
         try:
             return answer(images)
-        except ValueError as error:  # torch says it of a layer, when the picture has shrunk to one pixel
+        except ValueError as error:  # torch says it of a layer, when the image has shrunk to one pixel
             if "more than 1 value per channel" not in str(error):
                 raise
             raise InputError(

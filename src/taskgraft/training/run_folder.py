@@ -103,7 +103,7 @@ def _unwritable(folder: Path, error: OSError | SafetensorError) -> Exception:
 
 
 def suited(folder: Path, sources: Iterable[Path]) -> None:
-    """Raise TaskgraftError for an OUT that cannot be: among the pictures that are read, too long, or no text.
+    """Raise TaskgraftError for an OUT that cannot be: among the images that are read, too long, or no text.
 
     Tables may lie beside OUT: only what they list is read.
     """
@@ -116,16 +116,16 @@ def suited(folder: Path, sources: Iterable[Path]) -> None:
     place = Path(os.path.realpath(folder))
     for source in sources:
         if source.is_dir() and place.is_relative_to(os.path.realpath(source)):
-            raise InputError(f"{folder} lies in {source}, whose pictures are read; choose an OUT elsewhere")
+            raise InputError(f"{folder} lies in {source}, whose images are read; choose an OUT elsewhere")
 
 
 def examine(
-    folder: Path, settings: Mapping[str, Any], resume: bool, pictures: Callable[[], str] = lambda: "other pictures"
+    folder: Path, settings: Mapping[str, Any], resume: bool, pictures: Callable[[], str] = lambda: "other images"
 ) -> str:
     """What a folder holds: "new", "begun" (go on) or "done".
 
     Raises TaskgraftError for foreign files, for a begun run without `resume`, telling who is at it if somebody is, and for a
-    run with other settings, naming each difference; `pictures` says how those of the new task differ. Nothing is
+    run with other settings, naming each difference; `images` says how those of the new task differ. Nothing is
     written.
     """
     file = folder / "run.json"

@@ -19,7 +19,7 @@ SECONDS = "seconds"  # in a file's header: what making it took
 def once_in(folder: Path, key: str, saved: Callable[[str, float], None]) -> Memoize:
     """A function that makes tensors the first time and maps the file afterwards; `saved(name, seconds)` hears of it.
 
-    `key` tells apart whatever the tensors depend on beside their name: parent, pictures, seed, views. Two processes
+    `key` tells apart whatever the tensors depend on beside their name: parent, images, seed, views. Two processes
     that ask at the same time wait for one.
     """
 

@@ -19,11 +19,11 @@ from taskgraft.pipeline.extend import Extension, carry_out
 from taskgraft.pipeline.fitting import Opened
 from taskgraft.pipeline.request import Request, command_line
 from taskgraft.results.record import StepMetrics, versions
+from taskgraft.results.search import Candidate, SearchResult, SelectedModel, TrialResult
 from taskgraft.tuning import sampler, space, trial, worker
 from taskgraft.tuning.queue import Piece, Queue, finished, pieces
-from taskgraft.tuning.results import SearchResult, SelectedModel, TrialResult
 from taskgraft.tuning.search_config import Limits
-from taskgraft.tuning.selection import Candidate, choices, frontier
+from taskgraft.tuning.selection import choices, frontier
 from taskgraft.tuning.worker import Search
 from taskgraft.types import Callbacks
 

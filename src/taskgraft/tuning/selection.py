@@ -3,29 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-from pydantic import BaseModel, ConfigDict
-
-from taskgraft.results.record import Interval
-
-Goal = Literal["score", "new", "old"]
-
-
-class Candidate(BaseModel):
-    """A model that could be handed over: a trial at its kept step, at one point of wise's path where there is one."""
-
-    model_config = ConfigDict(frozen=True)
-    trial: int
-    method: str
-    lr: float
-    old: Interval  # accuracy of the old tasks, or agreement with the parent
-    new: Interval
-
-    @property
-    def score(self) -> float:
-        """Mean of old and new."""
-        return (self.old.mean + self.new.mean) / 2
+from taskgraft.results.search import Candidate, Goal
 
 
 class Choice(NamedTuple):

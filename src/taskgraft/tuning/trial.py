@@ -91,7 +91,7 @@ def _watching(callbacks: Callbacks, deadline: float | None) -> Callbacks:
 
 
 def _once(opened: Opened, shared: Path | None, saved: dict[str, float]) -> Memoize | None:
-    """What may be shared depends on the parent, the pictures, the seed, the views, and what the method attaches."""
+    """What may be shared depends on the parent, the images, the seed, the views, and what the method attaches."""
     if shared is None:
         return None
     request, config = opened.request, opened.request.config

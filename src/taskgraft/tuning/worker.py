@@ -61,7 +61,7 @@ class Wanted(NamedTuple):
 
 
 def identity(search: Search, marks: dict[str, Any]) -> dict[str, Any]:
-    """What must be equal for a search to be the same: how it asks, and `marks` of parent and pictures."""
+    """What must be equal for a search to be the same: how it asks, and `marks` of parent and images."""
     return {
         "space": space.show(search.space),
         "method": search.space.fixed,

@@ -1,15 +1,15 @@
-// The page at /: pictures go to /predict one by one, answers and their counts stay in this tab.
+// The page at /: images go to /predict one by one, answers and their counts stay in this tab.
 "use strict";
 
 const AT_ONCE = 4; // requests under way; the server answers them in one batch
 const TOP = 5;
 const SEEN = 0.0005; // smaller probabilities would read 0.0 %
-const SHOWN = 200; // pictures kept on the page; counts go on
+const SHOWN = 200; // images kept on the page; counts go on
 const ROWS = 15; // classes of a task in its table
 const Z = 1.959964; // 97.5 % point of the normal distribution
 
 const get = (id) => document.getElementById(id);
-const counts = new Map(); // task -> Map(label -> pictures)
+const counts = new Map(); // task -> Map(label -> images)
 const urls = [];
 let answered = 0, failed = 0, asked = 0, under = 0, round = 0;
 const waiting = [];
@@ -101,10 +101,10 @@ function lineage(found) {
 // ---- asking
 
 function add(files) {
-  const pictures = [...files].filter((file) => file.size > 0);
-  if (!pictures.length) return;
-  asked += pictures.length;
-  waiting.push(...pictures);
+  const images = [...files].filter((file) => file.size > 0);
+  if (!images.length) return;
+  asked += images.length;
+  waiting.push(...images);
   get("answers").hidden = false;
   tell();
   next();
@@ -130,8 +130,8 @@ async function ask(file, turn) {
     if (turn !== round) return;
     const took = performance.now() - start;
     answered += 1;
-    fill(place, found.pictures[0].tasks, found.seconds, took);
-    count(found.pictures[0].tasks);
+    fill(place, found.images[0].tasks, found.seconds, took);
+    count(found.images[0].tasks);
   } catch (error) {
     if (turn !== round) return;
     failed += 1;
@@ -161,7 +161,7 @@ async function post(file) {
 }
 
 function frame(file) {
-  const entry = make("li", undefined, "picture");
+  const entry = make("li", undefined, "image");
   entry.setAttribute("aria-busy", "true");
   const image = make("img");
   image.alt = "";
@@ -170,12 +170,12 @@ function frame(file) {
   urls.push(image.src);
   const place = make("article");
   const head = make("header");
-  head.append(make("h3", file.name || "pasted picture"));
+  head.append(make("h3", file.name || "pasted image"));
   place.append(head);
   entry.append(image, place);
-  get("pictures").prepend(entry);
-  while (get("pictures").children.length > SHOWN) {
-    const last = get("pictures").lastElementChild;
+  get("images").prepend(entry);
+  while (get("images").children.length > SHOWN) {
+    const last = get("images").lastElementChild;
     URL.revokeObjectURL(last.querySelector("img").src);
     last.remove();
   }
@@ -225,11 +225,11 @@ function count(tasks) {
     counts.get(name).set(label, (counts.get(name).get(label) || 0) + 1);
   }
   get("shares").hidden = false;
-  get("shares-note").textContent = `${plural(answered, "picture")}, by what the model answered.`;
+  get("shares-note").textContent = `${plural(answered, "image")}, by what the model answered.`;
   get("tables").replaceChildren(...[...counts].map(([name, found]) => table(name, found)));
 }
 
-// Wilson's interval for a share: it stays within 0 and 1, also for few pictures
+// Wilson's interval for a share: it stays within 0 and 1, also for few images
 function wilson(hits, total) {
   const mean = hits / total, square = Z * Z / total;
   const center = (mean + square / 2) / (1 + square);
@@ -240,7 +240,7 @@ function wilson(hits, total) {
 function table(name, found) {
   const made = make("table", undefined, "counts");
   const head = make("tr");
-  for (const title of ["class", "pictures", "share", "95 % interval"]) {
+  for (const title of ["class", "images", "share", "95 % interval"]) {
     head.append(Object.assign(make("th", title), { scope: "col" }));
   }
   const body = make("tbody");
@@ -268,7 +268,7 @@ function table(name, found) {
 }
 
 function tell() {
-  const parts = [`${answered} of ${plural(asked, "picture")} answered`];
+  const parts = [`${answered} of ${plural(asked, "image")} answered`];
   if (failed) parts.push(`${failed} could not be used`);
   get("status").textContent = asked ? `${parts.join(", ")}.` : "";
 }
@@ -279,7 +279,7 @@ function clear() {
   counts.clear();
   answered = failed = asked = 0;
   urls.splice(0).forEach((url) => URL.revokeObjectURL(url));
-  get("pictures").replaceChildren();
+  get("images").replaceChildren();
   get("answers").hidden = get("shares").hidden = true;
   get("status").textContent = "Started again.";
   get("files").focus();

@@ -1,4 +1,4 @@
-"""Answers to pictures without labels: rows in order, files in parts, the same whatever stops or shares the work."""
+"""Answers to images without labels: rows in order, files in parts, the same whatever stops or shares the work."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Nine pictures in two folders, a damaged one, text, a hidden file and a link to outside."""
-    root = tmp_path / "pictures"
+    """Nine images in two folders, a damaged one, text, a hidden file and a link to outside."""
+    root = tmp_path / "images"
     folder_of(root, OLD, 9, 1, size=20)
-    (root / "round" / "5.png").write_bytes(b"no picture")
+    (root / "round" / "5.png").write_bytes(b"no image")
     (root / "notes.txt").write_text("text")
     (root / ".hidden.png").write_bytes(b"")
     (tmp_path / "outside.png").write_bytes(b"")
@@ -67,7 +67,7 @@ def test_every_picture_has_a_row_in_order(model: Path, folder: Path) -> None:
     assert len(names) == 10
     bad = [row for row in rows if "error" in row]
     assert [Path(row["id"]).name for row in bad] == ["5.png"]
-    assert "not a picture" in bad[0]["error"]
+    assert "not an image" in bad[0]["error"]
     good = next(row for row in rows if "tasks" in row)
     assert set(good["tasks"]) == {"shape", "paint"}
     answer = good["tasks"]["shape"]
@@ -192,7 +192,7 @@ def test_what_cannot_be_done_is_said_before_anything_is_written(model: Path, tmp
     (tmp_path / "empty").mkdir()
     paths = [tmp_path / ("none" if what == "missing" else "empty")]
     out = tmp_path / ("a.xlsx" if what == "suffix" else "a.csv")
-    expected = {"nothing": "no picture or video", "missing": "does not exist", "suffix": "suffix"}[what]
+    expected = {"nothing": "no image or video", "missing": "does not exist", "suffix": "suffix"}[what]
     with pytest.raises(TaskgraftError, match=expected):
         predict_to(out, Asked(str(model)), paths)
     assert {path.name for path in tmp_path.iterdir()} == {"empty"}

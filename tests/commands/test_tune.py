@@ -17,14 +17,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from search.databases import postgresql
 from taskgraft import Callbacks, TaskgraftError, TrainingConfig, open_parent
 from taskgraft.commands.tune import tune
 from taskgraft.pipeline.request import Request
+from taskgraft.results.search import SearchResult
 from taskgraft.tuning import space
-from taskgraft.tuning.results import SearchResult
 from taskgraft.tuning.search_config import SearchConfig, WorkerConfig
 from toys import NEW, folder_of
+from tuning.databases import postgresql
 
 RUN = TrainingConfig(
     steps=8, batch_size=8, head_steps=5, eval_every=2, save_every=2, views=2, precision="fp32", lr=0.01
@@ -34,8 +34,8 @@ Place = tuple[Path, Path, Path]
 
 
 @pytest.fixture
-def place(alice: Path, new_pictures: Path, old_pictures: Path) -> Place:
-    return alice, new_pictures, old_pictures / "val"
+def place(alice: Path, new_folder: Path, old_folder: Path) -> Place:
+    return alice, new_folder, old_folder / "val"
 
 
 def searched(place: Place, out: Path, method: str = METHOD, settings: str = LRS, **more: Any) -> SearchResult:
@@ -62,11 +62,11 @@ def results(found: SearchResult) -> list[tuple[Any, ...]]:
 
 @pytest.fixture(scope="module")
 def whole(
-    alice: Path, new_pictures: Path, old_pictures: Path, tmp_path_factory: pytest.TempPathFactory
+    alice: Path, new_folder: Path, old_folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[SearchResult, Path]:
     """An undisturbed search of the grid."""
     out = tmp_path_factory.mktemp("whole") / "search"
-    return searched((alice, new_pictures, old_pictures / "val"), out), out
+    return searched((alice, new_folder, old_folder / "val"), out), out
 
 
 def test_a_grid_tries_every_cell_and_hands_over_the_best(whole: tuple[SearchResult, Path], place: Place) -> None:
@@ -243,9 +243,9 @@ def test_two_machines_on_one_database_share_the_work(
     assert len(finished) == len(set(finished)) <= 4
 
 
-def test_test_pictures_are_asked_for_the_choices_alone(place: Place, new_pictures: Path, tmp_path: Path) -> None:
+def test_test_pictures_are_asked_for_the_choices_alone(place: Place, new_folder: Path, tmp_path: Path) -> None:
     parts = tmp_path / "paints"
-    shutil.copytree(new_pictures, parts)
+    shutil.copytree(new_folder, parts)
     folder_of(parts / "test", NEW, 20, 9)
     found = searched((place[0], parts, place[2]), tmp_path / "s")
     best = found.choices[0]
@@ -312,4 +312,4 @@ def test_views_that_no_epoch_reaches_are_not_answered(place: Place, tmp_path: Pa
     searched(place, tmp_path / "s", "distill(strength=[1])", "views=64")
     answers = [load_file(file) for file in (tmp_path / "s" / "shared").glob("*.safetensors")]
     shapes = [tuple(found["shape"].shape) for found in answers if "shape" in found]
-    assert shapes == [(40, 2, 3)]  # 8 steps of 8 pictures show 40 pictures in two epochs
+    assert shapes == [(40, 2, 3)]  # 8 steps of 8 images show 40 images in two epochs

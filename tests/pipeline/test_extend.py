@@ -53,9 +53,9 @@ def extended(alice: Path, new: Path, old: Path, out: Path, **more: object) -> ta
     return taskgraft.extend(alice, new, out, **arguments)
 
 
-def test_the_bundle_holds_everything(alice: Path, new_pictures: Path, old_pictures: Path, tmp_path: Path) -> None:
+def test_the_bundle_holds_everything(alice: Path, new_folder: Path, old_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "both"
-    done = extended(alice, new_pictures, old_pictures, out, method="distill + ewc(images=16)")
+    done = extended(alice, new_folder, old_folder, out, method="distill + ewc(images=16)")
     for name in (
         "config.json", "model.safetensors", "memory.safetensors", "cards/shape.json", "cards/paint.json",
         "record.json", "metrics.jsonl", "predictions.npz", "report.html", "README.md", "run.json", "command.txt",
@@ -80,13 +80,13 @@ def test_the_bundle_holds_everything(alice: Path, new_pictures: Path, old_pictur
 
 
 def test_a_second_run_writes_the_same_metrics_and_weights(
-    alice: Path, new_pictures: Path, old_pictures: Path, tmp_path: Path
+    alice: Path, new_folder: Path, old_folder: Path, tmp_path: Path
 ) -> None:
     for name in ("one", "two"):
-        extended(alice, new_pictures, old_pictures, tmp_path / name)
+        extended(alice, new_folder, old_folder, tmp_path / name)
     for file in ("metrics.jsonl", "model.safetensors"):
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
-    extended(alice, new_pictures, old_pictures, tmp_path / "three", config=TrainingConfig(**{**vars(RUN), "seed": 1}))
+    extended(alice, new_folder, old_folder, tmp_path / "three", config=TrainingConfig(**{**vars(RUN), "seed": 1}))
     assert (tmp_path / "one/metrics.jsonl").read_bytes() != (tmp_path / "three/metrics.jsonl").read_bytes()
 
 
@@ -94,21 +94,21 @@ METHOD = ("--method", "distill + ewc(images=16)", "--eval-every", "1")
 
 
 @pytest.fixture(scope="module")
-def calm(alice: Path, new_pictures: Path, old_pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def calm(alice: Path, new_folder: Path, old_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run that nobody disturbs."""
     out = tmp_path_factory.mktemp("calm") / "both"
-    subprocess.run(command(alice, new_pictures, old_pictures, out, *METHOD), check=True, capture_output=True)
+    subprocess.run(command(alice, new_folder, old_folder, out, *METHOD), check=True, capture_output=True)
     return out
 
 
 @pytest.mark.parametrize("after", [1, 8])
 def test_kill_9_and_resume_is_no_stop(
-    alice: Path, new_pictures: Path, old_pictures: Path, tmp_path: Path, calm: Path, after: int
+    alice: Path, new_folder: Path, old_folder: Path, tmp_path: Path, calm: Path, after: int
 ) -> None:
     """Killed once metrics.jsonl shows step `after`; the same command with --resume ends in equal bits."""
     out = tmp_path / "killed"
     process = subprocess.Popen(
-        command(alice, new_pictures, old_pictures, out, *METHOD),
+        command(alice, new_folder, old_folder, out, *METHOD),
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
     lines = out / "metrics.jsonl"
@@ -119,32 +119,30 @@ def test_kill_9_and_resume_is_no_stop(
     process.wait()
     assert not json.loads((out / "run.json").read_text())["done"]
     refused = subprocess.run(
-        command(alice, new_pictures, old_pictures, out, *METHOD), capture_output=True, text=True, check=False
+        command(alice, new_folder, old_folder, out, *METHOD), capture_output=True, text=True, check=False
     )
     assert refused.returncode == 2
     assert "--resume" in refused.stderr
     assert refused.stderr.count("\n") == refused.stderr.count("parent:") + 1
-    subprocess.run(
-        command(alice, new_pictures, old_pictures, out, *METHOD, "--resume"), check=True, capture_output=True
-    )
+    subprocess.run(command(alice, new_folder, old_folder, out, *METHOD, "--resume"), check=True, capture_output=True)
     for file in ("model.safetensors", "memory.safetensors", "metrics.jsonl"):
         assert (out / file).read_bytes() == (calm / file).read_bytes(), file
 
 
 def test_a_finished_run_is_read_and_another_one_refused(
-    alice: Path, new_pictures: Path, old_pictures: Path, tmp_path: Path
+    alice: Path, new_folder: Path, old_folder: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "both"
-    first = extended(alice, new_pictures, old_pictures, out)
+    first = extended(alice, new_folder, old_folder, out)
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
-    assert extended(alice, new_pictures, old_pictures, out).record == first.record
+    assert extended(alice, new_folder, old_folder, out).record == first.record
     with pytest.raises(TaskgraftError, match=r"run\.rate was 0\.001, is 0\.02"):
-        extended(alice, new_pictures, old_pictures, out, config=TrainingConfig(**{**vars(RUN), "lr": 0.02}))
+        extended(alice, new_folder, old_folder, out, config=TrainingConfig(**{**vars(RUN), "lr": 0.02}))
     assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
 
 
-def test_without_old_images_agreement_stands_in(alice: Path, new_pictures: Path, tmp_path: Path) -> None:
-    done = taskgraft.extend(alice, new_pictures, tmp_path / "both", task="paint", config=RUN)
+def test_without_old_images_agreement_stands_in(alice: Path, new_folder: Path, tmp_path: Path) -> None:
+    done = taskgraft.extend(alice, new_folder, tmp_path / "both", task="paint", config=RUN)
     shape, _ = done.record.tasks
     assert done.record.score is None
     assert done.record.step == RUN.steps
@@ -153,11 +151,11 @@ def test_without_old_images_agreement_stands_in(alice: Path, new_pictures: Path,
     assert "unknown" in " ".join(done.record.notes)
 
 
-def test_plain_timm_loads_the_child(alice: Path, new_pictures: Path, old_pictures: Path, tmp_path: Path) -> None:
+def test_plain_timm_loads_the_child(alice: Path, new_folder: Path, old_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "both"
-    done = extended(alice, new_pictures, old_pictures, out, method="distill")
+    done = extended(alice, new_folder, old_folder, out, method="distill")
     plain = timm.create_model(f"local-dir:{out}", pretrained=True).eval()
-    found = open_images(new_pictures, "paint", done.bundle.preprocessing, seed=0)
+    found = open_images(new_folder, "paint", done.bundle.preprocessing, seed=0)
     assert found.val
     with torch.no_grad():
         joint = plain(data.ready(found.val, 0, 24))
@@ -165,13 +163,13 @@ def test_plain_timm_loads_the_child(alice: Path, new_pictures: Path, old_picture
     np.testing.assert_allclose(joint.numpy(), np.hstack([own.logits["shape"], own.logits["paint"]]), atol=1e-5)
 
 
-def test_a_third_task_on_the_child(alice: Path, new_pictures: Path, old_pictures: Path, tmp_path: Path) -> None:
+def test_a_third_task_on_the_child(alice: Path, new_folder: Path, old_folder: Path, tmp_path: Path) -> None:
     method = "ewc(images=16) + distill"
-    both = extended(alice, new_pictures, old_pictures, tmp_path / "both", method=method).out
+    both = extended(alice, new_folder, old_folder, tmp_path / "both", method=method).out
     assert open_parent(str(both)).memory["ewc"]["importance"]
     third = extended(
-        both, old_pictures, new_pictures, tmp_path / "three", task="shape again", method=method,
-        old_val=(old_pictures, new_pictures),
+        both, old_folder, new_folder, tmp_path / "three", task="shape again", method=method,
+        old_val=(old_folder, new_folder),
     )  # fmt: skip
     assert [task.name for task in third.record.tasks] == ["shape", "paint", "shape again"]
     assert all(task.child for task in third.record.tasks)
@@ -181,19 +179,19 @@ def test_a_third_task_on_the_child(alice: Path, new_pictures: Path, old_pictures
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_update(
-    alice: Path, new_pictures: Path, old_pictures: Path, tmp_path: Path
+    alice: Path, new_folder: Path, old_folder: Path, tmp_path: Path
 ) -> None:
     config = TrainingConfig(**{**vars(RUN), "lr": 1e18, "clip_grad": 0.0, "schedule": "constant"})
     with pytest.raises(TaskgraftError, match="not finite") as caught:
-        extended(alice, new_pictures, old_pictures, tmp_path / "bad", config=config)
+        extended(alice, new_folder, old_folder, tmp_path / "bad", config=config)
     assert caught.value.exit_code == 4
     assert list((tmp_path / "bad/state").glob("step-*"))  # the last good checkpoint is kept
 
 
-def test_compare_goes_on_and_reports(alice: Path, new_pictures: Path, old_pictures: Path, tmp_path: Path) -> None:
+def test_compare_goes_on_and_reports(alice: Path, new_folder: Path, old_folder: Path, tmp_path: Path) -> None:
     arguments = [
-        sys.executable, "-m", "taskgraft.cli", "compare", str(alice), str(new_pictures), str(tmp_path / "table"),
-        "--task", "paint", "--old-val", str(old_pictures), *FLAGS, "--seeds", "2", "--rates", "0.02,0.002",
+        sys.executable, "-m", "taskgraft.cli", "compare", str(alice), str(new_folder), str(tmp_path / "table"),
+        "--task", "paint", "--old-val", str(old_folder), *FLAGS, "--seeds", "2", "--rates", "0.02,0.002",
         "--methods", "finetune; distill", "--separate", "2",
     ]  # fmt: skip
     first = subprocess.run(arguments, check=True, capture_output=True, text=True)
@@ -212,11 +210,11 @@ def test_compare_goes_on_and_reports(alice: Path, new_pictures: Path, old_pictur
 
 
 def test_predictions_file_is_what_the_models_say(
-    alice: Path, new_pictures: Path, old_pictures: Path, tmp_path: Path
+    alice: Path, new_folder: Path, old_folder: Path, tmp_path: Path
 ) -> None:
-    done = extended(alice, new_pictures, old_pictures, tmp_path / "both")
+    done = extended(alice, new_folder, old_folder, tmp_path / "both")
     stored = load_predictions(done.out / "predictions.npz")
-    found = open_images(old_pictures, "shape", done.bundle.preprocessing, seed=0, classes=("round", "square", "thin"))
+    found = open_images(old_folder, "shape", done.bundle.preprocessing, seed=0, classes=("round", "square", "thin"))
     assert found.val
     now = predict(open_parent(str(done.out)).classifier, found.val)
     assert np.array_equal(stored["old"].logits["shape"], now.logits["shape"])
@@ -228,16 +226,16 @@ def test_predictions_file_is_what_the_models_say(
     [("distill", 0, "needs fixed views"), ("ewc(labels=empirical)", 8, "needs labeled images")],
 )
 def test_a_request_refused_at_its_start_leaves_the_folder_free(
-    alice: Path, new_pictures: Path, old_pictures: Path, tmp_path: Path, method: str, views: int, said: str
+    alice: Path, new_folder: Path, old_folder: Path, tmp_path: Path, method: str, views: int, said: str
 ) -> None:
     out = tmp_path / "both"
     with pytest.raises(TaskgraftError, match=said):
         extended(
             alice,
-            new_pictures,
-            old_pictures,
+            new_folder,
+            old_folder,
             out,
             method=method,
             config=TrainingConfig(**{**vars(RUN), "views": views}),
         )
-    assert extended(alice, new_pictures, old_pictures, out).record.score
+    assert extended(alice, new_folder, old_folder, out).record.score

@@ -29,7 +29,9 @@ def paths(root: Path) -> list[str]:
     return sorted(path.relative_to(root).as_posix() for path in root.rglob("*.png"))
 
 
-def load(root: Path, home: Path, names: Sequence[str] = (), preprocessing: Preprocessing = WANTED) -> pixel_cache.Pixels:
+def load(
+    root: Path, home: Path, names: Sequence[str] = (), preprocessing: Preprocessing = WANTED
+) -> pixel_cache.Pixels:
     names = names or paths(root)
     store = pixel_cache.Store(home, "it", file_index.look_up(home, root, names))
     return pixel_cache.load(root, names, preprocessing, store)
@@ -48,7 +50,7 @@ def test_a_second_load_decodes_nothing_and_gives_equal_pixels(tmp_path: Path, ro
     memory = pixel_cache.load(root, paths(root), WANTED)
     assert torch.equal(memory.pixels, first.pixels)
     assert (memory.decoded, memory.key) == (8, None)
-    assert memory.pixels.float().std() > 10  # they are pictures, not zeros
+    assert memory.pixels.float().std() > 10  # they are images, not zeros
     assert [path.name for path in files(home, "*")] == [f"{first.key}.npy", f"{first.key}.u8"]  # nothing left over
 
 
@@ -122,12 +124,12 @@ def test_damaged_digests_are_made_again(tmp_path: Path, root: Path, text: bytes)
 
 def test_what_cannot_be_used_has_a_reason_and_no_row(tmp_path: Path, root: Path) -> None:
     names = paths(root)
-    (root / names[2]).write_bytes(b"no picture")
+    (root / names[2]).write_bytes(b"no image")
     (root / names[5]).write_bytes(b"")
     whole = pixel_cache.load(root, [name for row, name in enumerate(names) if row not in (2, 5)], WANTED)
     for found in (load(root, tmp_path / "cache"), pixel_cache.load(root, names, WANTED)):
         assert sorted(found.reasons) == [2, 5]
-        assert found.reasons[2].startswith("not a picture")
+        assert found.reasons[2].startswith("not an image")
         assert found.reasons[5] == "empty"
         assert torch.equal(found.pixels, whole.pixels)
 
@@ -151,7 +153,7 @@ def test_whoever_was_stopped_goes_on_after_the_last_whole_shard(
     monkeypatch.setattr(pixel_cache, "SHARD", 3 * ROW)
     monkeypatch.setattr(file_index, "SETTLED", 0.0)  # the files are only just written
     home, names = tmp_path / "cache", paths(root)
-    (root / names[1]).write_bytes(b"no picture")
+    (root / names[1]).write_bytes(b"no image")
     with pytest.raises(Stopped):
         pixel_cache.load(
             root, names, WANTED, pixel_cache.Store(home, "it", file_index.look_up(home, root, names)), stopped_at(8)
@@ -162,7 +164,7 @@ def test_whoever_was_stopped_goes_on_after_the_last_whole_shard(
     if changed:
         Image.new("RGB", (20, 20), "red").save(root / names[0])
     found = load(root, home, names)
-    assert found.decoded == (4 if changed else 2)  # of two whole shards, five pictures are there
+    assert found.decoded == (4 if changed else 2)  # of two whole shards, five images are there
     assert torch.equal(found.pixels, pixel_cache.load(root, names, WANTED).pixels)
     assert list(found.reasons) == [1]
     assert len(files(home, "*")) == 2

@@ -1,4 +1,4 @@
-"""Class shares of pictures, tables and videos, by a trained model with its own task card."""
+"""Class shares of images, tables and videos, by a trained model with its own task card."""
 
 from __future__ import annotations
 
@@ -99,17 +99,17 @@ def test_a_track_column_counts_vehicles(alice: Path, frames: Path) -> None:
     assert shares(taskgraft.distribution(alice, [plain]))["square"][1] == pytest.approx(1 / 3, abs=0.06)
 
 
-def test_numbered_frames_without_tracks_are_noticed(alice: Path, tmp_path: Path, old_pictures: Path) -> None:
-    file = next((old_pictures / "val").rglob("*.png"))
+def test_numbered_frames_without_tracks_are_noticed(alice: Path, tmp_path: Path, old_folder: Path) -> None:
+    file = next((old_folder / "val").rglob("*.png"))
     for number in range(30):
         (tmp_path / f"frame_{number:04d}.png").write_bytes(file.read_bytes())
     found = taskgraft.distribution(alice, [tmp_path])
-    assert "the number after that of the picture before" in found.notes[0]
-    assert taskgraft.distribution(alice, [old_pictures / "val"]).notes == ()
+    assert "the number after that of the image before" in found.notes[0]
+    assert taskgraft.distribution(alice, [old_folder / "val"]).notes == ()
 
 
-def test_the_folder_holds_page_figure_and_numbers(alice: Path, old_pictures: Path, tmp_path: Path) -> None:
-    found = taskgraft.distribution(alice, [old_pictures / "val"], out=tmp_path / "shares")
+def test_the_folder_holds_page_figure_and_numbers(alice: Path, old_folder: Path, tmp_path: Path) -> None:
+    found = taskgraft.distribution(alice, [old_folder / "val"], out=tmp_path / "shares")
     assert json.loads((tmp_path / "shares/distribution.json").read_text()) == json.loads(found.model_dump_json())
     with Image.open(tmp_path / "shares/distribution.png") as picture:
         assert picture.size[0] > 1000
@@ -128,7 +128,7 @@ def test_the_folder_holds_page_figure_and_numbers(alice: Path, old_pictures: Pat
         ("path,track\n../a.png,1\n", "line 2: '../a.png' is blank or leaves"),
         ("file,track\na.png,1\n", "no column 'path' among file, track; add it"),
         ("path,track\na.png,1\na.png,1\n", "line 3: 'a.png' stands in the table twice"),
-        ("path,track\n", "names no picture"),
+        ("path,track\n", "names no image"),
     ],
 )
 def test_bad_tables_are_refused(alice: Path, tmp_path: Path, text: str, reason: str) -> None:
@@ -148,10 +148,10 @@ def test_bad_tables_are_refused(alice: Path, tmp_path: Path, text: str, reason: 
     ],
 )
 def test_wrong_words_are_refused_in_one_line(
-    alice: Path, old_pictures: Path, words: list[str], reason: str, capsys: pytest.CaptureFixture[str],
+    alice: Path, old_folder: Path, words: list[str], reason: str, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(sys, "argv", ["taskgraft", "distribution", str(alice), str(old_pictures / "val"), *words])
+    monkeypatch.setattr(sys, "argv", ["taskgraft", "distribution", str(alice), str(old_folder / "val"), *words])
     with pytest.raises(SystemExit) as end:
         main()
     told = capsys.readouterr()
@@ -160,7 +160,7 @@ def test_wrong_words_are_refused_in_one_line(
 
 
 def test_nothing_readable_is_not_a_share_of_nothing(alice: Path, tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_bytes(b"no picture")
+    (tmp_path / "a.png").write_bytes(b"no image")
     with pytest.raises(TaskgraftError, match="could be read") as told:
         job.distribution(alice, [tmp_path])
     assert told.value.exit_code == 1

@@ -1,4 +1,4 @@
-"""A parent that guesses on its own validation pictures stops an extension before anything is written."""
+"""A parent that guesses on its own validation images stops an extension before anything is written."""
 
 from __future__ import annotations
 
@@ -56,18 +56,18 @@ def said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *w
     "words", [["extend"], ["extend", "--dry-run"], ["extend", "--method", "auto"], ["compare"], ["tune"]], ids=" ".join
 )
 def test_it_stops_with_a_line_and_leaves_nothing(
-    words: list[str], mixed_up: list[str], new_pictures: Path, old_pictures: Path, tmp_path: Path,
+    words: list[str], mixed_up: list[str], new_folder: Path, old_folder: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     parent, *flags = mixed_up
     verb, *more = words
-    given = [verb, parent, new_pictures, tmp_path / "out", "--task", "paint", *flags, "--old-val", old_pictures]
+    given = [verb, parent, new_folder, tmp_path / "out", "--task", "paint", *flags, "--old-val", old_folder]
     code, lines = said(monkeypatch, capsys, *given, *FEW, *more)
     assert code == 2
-    assert [line for line in lines if line.startswith("parent: pictures are shown as '32 squash bilinear half' (")]
+    assert [line for line in lines if line.startswith("parent: images are shown as '32 squash bilinear half' (")]
     told = lines[-1]
     for part in (
-        "taskgraft: the parent answers 0.0% of 24 validation pictures of parent rightly",
+        "taskgraft: the parent answers 0.0% of 24 validation images of parent rightly",
         "guessing the most frequent class gives 33.3%",
         "('32 squash bilinear half', as --preprocessing says)",
         "--labels",
@@ -81,31 +81,29 @@ def test_it_stops_with_a_line_and_leaves_nothing(
 
 
 def test_the_flag_goes_on(
-    mixed_up: list[str], new_pictures: Path, old_pictures: Path, tmp_path: Path,
+    mixed_up: list[str], new_folder: Path, old_folder: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     parent, *flags = mixed_up
-    given = ["extend", parent, new_pictures, tmp_path / "out", "--task", "paint", *flags, "--old-val", old_pictures]
+    given = ["extend", parent, new_folder, tmp_path / "out", "--task", "paint", *flags, "--old-val", old_folder]
     code, lines = said(monkeypatch, capsys, *given, *FEW, "--no-parent-check")
     assert code == 0
-    assert "parent: parent 0.0% on 24 validation pictures" in lines
+    assert "parent: parent 0.0% on 24 validation images" in lines
     assert taskgraft.load(tmp_path / "out").record.asked.endswith(" --no-parent-check")
 
 
-def test_python_stops_and_goes_on_too(
-    mixed_up: list[str], new_pictures: Path, old_pictures: Path, tmp_path: Path
-) -> None:
-    asked = request_of(mixed_up, new_pictures, old_pictures)
+def test_python_stops_and_goes_on_too(mixed_up: list[str], new_folder: Path, old_folder: Path, tmp_path: Path) -> None:
+    asked = request_of(mixed_up, new_folder, old_folder)
     with pytest.raises(TaskgraftError, match=r"guessing the most frequent class gives 33\.3%") as stopped:
         taskgraft.extend(
-            asked.parent, new_pictures, tmp_path / "out", task="paint", config=RUN, old_val=old_pictures, arch=asked.arch,
+            asked.parent, new_folder, tmp_path / "out", task="paint", config=RUN, old_val=old_folder, arch=asked.arch,
             labels=asked.labels, preprocessing=asked.preprocessing,
         )  # fmt: skip
     assert stopped.value.exit_code == 2
     with pytest.raises(TaskgraftError, match="guessing"):
         auto(asked, tmp_path / "auto")
     found = compare(
-        request_of(mixed_up, new_pictures, old_pictures, check_parent=False), variants(["finetune"], [], RUN),
+        request_of(mixed_up, new_folder, old_folder, check_parent=False), variants(["finetune"], [], RUN),
         tmp_path / "table", seeds=1, separate=0,
     )  # fmt: skip
     assert found.variants[0].records[0].asked.endswith(" --no-parent-check")
@@ -113,68 +111,66 @@ def test_python_stops_and_goes_on_too(
     search_config = taskgraft.SearchConfig(sampler="grid")
     with pytest.raises(TaskgraftError, match="guessing"):
         taskgraft.tune(asked, searched, tmp_path / "search", search_config=search_config)
-    asked = request_of(mixed_up, new_pictures, old_pictures, check_parent=False)
+    asked = request_of(mixed_up, new_folder, old_folder, check_parent=False)
     assert taskgraft.tune(asked, searched, tmp_path / "search", search_config=search_config).choices
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / "auto").exists()
 
 
 def test_a_good_parent_is_told_and_its_training_begins(
-    alice: Path, new_pictures: Path, old_pictures: Path, tmp_path: Path
+    alice: Path, new_folder: Path, old_folder: Path, tmp_path: Path
 ) -> None:
     lines: list[str] = []
     callbacks = Callbacks(info=lines.append)
     taskgraft.extend(
-        alice, new_pictures, tmp_path / "out", task="paint", config=RUN, old_val=old_pictures, callbacks=callbacks
+        alice, new_folder, tmp_path / "out", task="paint", config=RUN, old_val=old_folder, callbacks=callbacks
     )
-    (pictures,) = [line for line in lines if line.startswith("parent: pictures are shown as '32 squash bilinear half'")]
+    (pictures,) = [line for line in lines if line.startswith("parent: images are shown as '32 squash bilinear half'")]
     assert pictures.endswith(f"as {alice / 'config.json'} says; --preprocessing sets it")
-    (measured,) = [line for line in lines if "validation pictures" in line]
+    (measured,) = [line for line in lines if "validation images" in line]
     assert measured.startswith("parent: shape ")
     assert lines.index(measured) < min(place for place, line in enumerate(lines) if line.startswith("step "))
 
 
-def test_a_comparison_tells_of_its_parent_once(
-    alice: Path, new_pictures: Path, old_pictures: Path, tmp_path: Path
-) -> None:
+def test_a_comparison_tells_of_its_parent_once(alice: Path, new_folder: Path, old_folder: Path, tmp_path: Path) -> None:
     lines: list[str] = []
-    request = Request(alice, new_pictures, "paint", config=RUN, old_val=old_pictures)
+    request = Request(alice, new_folder, "paint", config=RUN, old_val=old_folder)
     chosen = variants(["finetune", "distill"], [], RUN)
     compare(request, chosen, tmp_path / "table", seeds=1, separate=0, callbacks=Callbacks(info=lines.append))
-    assert len([line for line in lines if line.startswith("parent: pictures are shown")]) == 1
+    assert len([line for line in lines if line.startswith("parent: images are shown")]) == 1
     assert len([line for line in lines if line.startswith("parent: shape ")]) == 1
     assert not [line for line in lines if line.startswith("step ")]
 
 
-def test_few_pictures_are_a_warning(alice: Path, new_pictures: Path, old_pictures: Path, tmp_path: Path) -> None:
+def test_few_pictures_are_a_warning(alice: Path, new_folder: Path, old_folder: Path, tmp_path: Path) -> None:
     for name in OLD.classes[:2]:
         (tmp_path / "two" / name).mkdir(parents=True)
-        first = sorted((old_pictures / "val" / name).iterdir())[0]
+        first = sorted((old_folder / "val" / name).iterdir())[0]
         shutil.copy(first, tmp_path / "two" / name)
     lines: list[str] = []
     callbacks = Callbacks(info=lines.append)
     taskgraft.extend(
-        alice, new_pictures, tmp_path / "out", task="paint", config=RUN, old_val=tmp_path / "two", callbacks=callbacks
+        alice, new_folder, tmp_path / "out", task="paint", config=RUN, old_val=tmp_path / "two", callbacks=callbacks
     )
-    assert "parent: shape 100.0% on 2 validation pictures" in lines
-    assert "parent: that is not told from guessing the most frequent class, 50.0%; more pictures would tell" in lines
+    assert "parent: shape 100.0% on 2 validation images" in lines
+    assert "parent: that is not told from guessing the most frequent class, 50.0%; more images would tell" in lines
 
 
 def test_one_class_alone_is_held_against_all_that_the_parent_knows(
-    alice: Path, new_pictures: Path, old_pictures: Path, tmp_path: Path
+    alice: Path, new_folder: Path, old_folder: Path, tmp_path: Path
 ) -> None:
-    shutil.copytree(old_pictures / "val" / OLD.classes[0], tmp_path / "one" / OLD.classes[0])
+    shutil.copytree(old_folder / "val" / OLD.classes[0], tmp_path / "one" / OLD.classes[0])
     lines: list[str] = []
     callbacks = Callbacks(info=lines.append)
     taskgraft.extend(
-        alice, new_pictures, tmp_path / "out", task="paint", config=RUN, old_val=tmp_path / "one", callbacks=callbacks
+        alice, new_folder, tmp_path / "out", task="paint", config=RUN, old_val=tmp_path / "one", callbacks=callbacks
     )
-    assert "parent: shape 100.0% on 8 validation pictures" in lines
+    assert "parent: shape 100.0% on 8 validation images" in lines
     assert not [line for line in lines if "guessing" in line]
 
 
 def test_a_stopped_run_is_not_judged_anew(
-    alice: Path, new_pictures: Path, old_pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    alice: Path, new_folder: Path, old_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its parent was looked at when it began; a rule that has changed since does not end it."""
     from taskgraft.pipeline import fitting
@@ -185,10 +181,10 @@ def test_a_stopped_run_is_not_judged_anew(
     def stop(line: object) -> None:
         raise Stop
 
-    given = {"task": "paint", "config": RUN, "old_val": old_pictures}
+    given = {"task": "paint", "config": RUN, "old_val": old_folder}
     with pytest.raises(Stop):
-        taskgraft.extend(alice, new_pictures, tmp_path / "out", callbacks=Callbacks(on_metrics=stop), **given)
+        taskgraft.extend(alice, new_folder, tmp_path / "out", callbacks=Callbacks(on_metrics=stop), **given)
     monkeypatch.setattr(fitting, "guessed", lambda labels, classes: 2.0)
     with pytest.raises(TaskgraftError, match="guessing"):
-        taskgraft.extend(alice, new_pictures, tmp_path / "other", **given)
-    assert taskgraft.extend(alice, new_pictures, tmp_path / "out", resume=True, **given).record.step
+        taskgraft.extend(alice, new_folder, tmp_path / "other", **given)
+    assert taskgraft.extend(alice, new_folder, tmp_path / "out", resume=True, **given).record.step

@@ -1,4 +1,4 @@
-"""A new card from labeled pictures: the temperature and nothing but the card changes."""
+"""A new card from labeled images: the temperature and nothing but the card changes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def model(alice: Path, tmp_path: Path) -> Path:
 
 
 def contested(folder: Path) -> Path:
-    """Sixty pictures, six of them in the folder of another class: a model that is sure of all is too sure."""
+    """Sixty images, six of them in the folder of another class: a model that is sure of all is too sure."""
     folder_of(folder, OLD, 60, 9)
     for file in sorted((folder / "round").iterdir())[:6]:
         file.rename(folder / "thin" / f"moved-{file.name}")
@@ -46,8 +46,8 @@ def test_only_the_card_changes(model: Path, tmp_path: Path) -> None:
     assert "other" in card["measured_on"]
 
 
-def test_probabilities_follow_the_card_and_labels_do_not(model: Path, tmp_path: Path, old_pictures: Path) -> None:
-    folder = old_pictures / "val"
+def test_probabilities_follow_the_card_and_labels_do_not(model: Path, tmp_path: Path, old_folder: Path) -> None:
+    folder = old_folder / "val"
     first = list(taskgraft.predict_files(model, [folder]))
     raw = list(taskgraft.predict_files(model, [folder], raw=True))
     taskgraft.calibrate(model, contested(tmp_path / "other"))
@@ -64,7 +64,7 @@ def test_probabilities_follow_the_card_and_labels_do_not(model: Path, tmp_path: 
 @pytest.mark.parametrize("what", ["few", "foreign", "task", "no bundle"])
 def test_what_cannot_be_calibrated_is_said(model: Path, tmp_path: Path, what: str) -> None:
     data = folder_of(tmp_path / "data", NEW if what == "foreign" else OLD, 12 if what == "few" else 30, 9)
-    expected = {"few": "12 pictures", "foreign": "lack", "task": "no task 'paint'", "no bundle": "is no bundle"}[what]
+    expected = {"few": "12 images", "foreign": "lack", "task": "no task 'paint'", "no bundle": "is no bundle"}[what]
     given = "test_resnet" if what == "no bundle" else model
     before = digest(model / "cards/shape.json")
     with pytest.raises(TaskgraftError, match=expected):

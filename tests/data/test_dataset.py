@@ -102,7 +102,7 @@ def test_an_unknown_class_in_val_is_refused_with_the_nearest(tmp_path: Path) -> 
     root = split(tmp_path)
     (root / "val" / "green").rename(root / "val" / "gren")
     with pytest.raises(
-        TaskgraftError, match="val has the class 'gren', which the training pictures lack; did you mean 'green'"
+        TaskgraftError, match="val has the class 'gren', which the training images lack; did you mean 'green'"
     ):
         opened(root)
 
@@ -153,7 +153,7 @@ def alike(one: Dataset, two: Dataset) -> bool:
 def test_a_second_start_opens_no_picture(tmp_path: Path, given: bool, openings: Openings) -> None:
     root = split(tmp_path / "data", train=40) if given else folder_of(tmp_path / "data", NEW, 40, 1, size=16)
     picture = next(root.rglob("7.png"))
-    picture.write_text("no picture")
+    picture.write_text("no image")
     home = tmp_path / "cache"
     with openings(root) as read:
         first = opened(root, cache_folder=home)
@@ -248,7 +248,7 @@ def test_a_table_is_as_unchanged_as_its_pictures(tmp_path: Path, openings: Openi
 
 def test_no_set_is_copied_into_memory(tmp_path: Path) -> None:
     root = folder_of(tmp_path / "data", NEW, 40, 1, size=16)
-    (root / "red" / "0.png").write_text("no picture")
+    (root / "red" / "0.png").write_text("no image")
     for _ in range(2):
         found = opened(root, cache_folder=tmp_path / "cache")
         assert found.train is not None
@@ -265,12 +265,12 @@ def test_a_few_unreadable_pictures_are_excluded_with_reasons_and_many_stop(tmp_p
     root = split(tmp_path / "data", train=32, val=8)
     broken = sorted((root / "train" / "red").iterdir())
     for picture in broken[:2]:  # exactly 5 % of 40
-        picture.write_text("no picture")
+        picture.write_text("no image")
     found = opened(root, cache_folder=tmp_path / "cache")
     assert found.train is not None
     assert len(found.train.pixels) == 30
     assert [path for path, _ in found.excluded] == [f"train/red/{picture.name}" for picture in broken[:2]]
-    assert all("not a picture" in reason for _, reason in found.excluded)
+    assert all("not an image" in reason for _, reason in found.excluded)
     assert (found.decoded, opened(root, cache_folder=tmp_path / "cache").decoded) == (40, 0)
     write_lists(tmp_path / "out", found)
     with (tmp_path / "out" / "excluded.csv").open(newline="") as file:
@@ -280,8 +280,8 @@ def test_a_few_unreadable_pictures_are_excluded_with_reasons_and_many_stop(tmp_p
     assert rows[0] == ("path", "split")
     assert found.val is not None
     assert sorted(rows[1:]) == sorted((name, name.split("/")[0]) for name in [*found.train.names, *found.val.names])
-    broken[2].write_text("no picture")
-    with pytest.raises(TaskgraftError, match=r"3 of 40 pictures cannot be used, first 'train/red/.*\(not a picture"):
+    broken[2].write_text("no image")
+    with pytest.raises(TaskgraftError, match=r"3 of 40 images cannot be used, first 'train/red/.*\(not an image"):
         opened(root)
 
 
@@ -290,10 +290,10 @@ def test_leaks_and_conflicts_are_noted(tmp_path: Path) -> None:
     assert opened(root).notes == ()
     first = next((root / "train" / "red").iterdir())
     (root / "val" / "red" / "copy.png").write_bytes(first.read_bytes())
-    assert opened(root).notes == ("1 picture(s) stand in two splits: validation is flattered by them",)
+    assert opened(root).notes == ("1 image(s) stand in two splits: validation is flattered by them",)
     (root / "train" / "blue" / "copy.png").write_bytes(first.read_bytes())
     notes = opened(root).notes
-    assert notes[1:] == ("2 picture(s) stand in two classes: their labels contradict each other",)
+    assert notes[1:] == ("2 image(s) stand in two classes: their labels contradict each other",)
 
 
 def test_the_fingerprint_is_of_contents_labels_and_splits(tmp_path: Path) -> None:

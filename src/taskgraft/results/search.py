@@ -7,9 +7,26 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from taskgraft.results.record import Interval, StepMetrics
-from taskgraft.tuning.selection import Candidate, Goal
 
 FORMAT = 1
+
+Goal = Literal["score", "new", "old"]
+
+
+class Candidate(BaseModel):
+    """A model that could be handed over: a trial at its kept step, at one point of wise's path where there is one."""
+
+    model_config = ConfigDict(frozen=True)
+    trial: int
+    method: str
+    lr: float
+    old: Interval  # accuracy of the old tasks, or agreement with the parent
+    new: Interval
+
+    @property
+    def score(self) -> float:
+        """Mean of old and new."""
+        return (self.old.mean + self.new.mean) / 2
 
 
 class TrialResult(BaseModel):

@@ -23,9 +23,9 @@ FLAGS += ["--precision", "fp32", "--optimizer", "sgd", "--lr", "0.01", "--cache"
 
 
 @pytest.fixture(scope="module")
-def alone(alice: Path, old_pictures: Path, new_pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def alone(alice: Path, old_folder: Path, new_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("alone") / "both"
-    extend(alice, new_pictures, out, task="paint", method="distill", config=RUN, old_val=[old_pictures])
+    extend(alice, new_folder, out, task="paint", method="distill", config=RUN, old_val=[old_folder])
     return out
 
 
@@ -61,10 +61,10 @@ def assert_close(out: Path, alone: Path) -> None:
 
 
 def test_a_killed_process_is_started_again(
-    alice: Path, new_pictures: Path, old_pictures: Path, alone: Path, tmp_path: Path
+    alice: Path, new_folder: Path, old_folder: Path, alone: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "both"
-    done = killed(words(alice, new_pictures, old_pictures, out, "--gpus", "2", "--max-restarts", "1"), out)
+    done = killed(words(alice, new_folder, old_folder, out, "--gpus", "2", "--max-restarts", "1"), out)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     assert "going on from step" in done.stderr
@@ -74,23 +74,23 @@ def test_a_killed_process_is_started_again(
 
 @pytest.mark.skipif(torch.cuda.device_count() > 0, reason="on GPUs a refusal of too many is another one")
 def test_a_run_goes_on_with_another_number_of_processes(
-    alice: Path, new_pictures: Path, old_pictures: Path, alone: Path, tmp_path: Path
+    alice: Path, new_folder: Path, old_folder: Path, alone: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "both"
-    stopped = killed(words(alice, new_pictures, old_pictures, out, "--gpus", "2", "--max-restarts", "0"), out)
+    stopped = killed(words(alice, new_folder, old_folder, out, "--gpus", "2", "--max-restarts", "0"), out)
     assert stopped.returncode == 1
     assert stopped.stderr.strip().splitlines()[-1].startswith("taskgraft: process ")
     assert "--resume" in stopped.stderr
     assert "Traceback" not in stopped.stderr
-    command = words(alice, new_pictures, old_pictures, out, "--resume")
+    command = words(alice, new_folder, old_folder, out, "--resume")
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "going on from step" in done.stderr
     assert_close(out, alone)
 
 
-def test_bad_input_is_told_once(alice: Path, old_pictures: Path, tmp_path: Path) -> None:
-    command = words(alice, tmp_path / "nothing", old_pictures, tmp_path / "both", "--gpus", "2")
+def test_bad_input_is_told_once(alice: Path, old_folder: Path, tmp_path: Path) -> None:
+    command = words(alice, tmp_path / "nothing", old_folder, tmp_path / "both", "--gpus", "2")
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert [line for line in done.stderr.splitlines() if line.startswith("taskgraft:")] == [

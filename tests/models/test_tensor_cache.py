@@ -13,12 +13,12 @@ import torch
 
 from taskgraft.bundle import pickles
 from taskgraft.config import TrainingConfig
-from taskgraft.models import features
+from taskgraft.models import features, tensor_cache
 from taskgraft.models.classifier import Classifier, grow
 from taskgraft.models.features import columns_of, features_of
 from taskgraft.models.inference import predict
 from taskgraft.pipeline.extend import extend
-from taskgraft.training import loop, tensor_cache
+from taskgraft.training import loop
 from taskgraft.types import Params
 from toys import NEW, RUN, parent, pictures, same, sources, started
 
@@ -167,7 +167,7 @@ SHORT = TrainingConfig(steps=4, batch_size=8, head_steps=10, eval_every=2, preci
 
 @pytest.mark.parametrize("method", ["branch", "distill"])
 def test_a_run_with_a_cold_cache_and_one_with_a_warm_cache_are_equal(
-    method: str, tmp_path: Path, alice: Path, old_pictures: Path, new_pictures: Path, monkeypatch: pytest.MonkeyPatch
+    method: str, tmp_path: Path, alice: Path, old_folder: Path, new_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And one without a cache; the warm one computes no columns at all."""
     asked: list[int] = []
@@ -177,8 +177,8 @@ def test_a_run_with_a_cold_cache_and_one_with_a_warm_cache_are_equal(
     for name, cache in (("cold", tmp_path / "cache"), ("warm", tmp_path / "cache"), ("none", None)):
         asked.clear()
         extend(
-            alice, new_pictures, tmp_path / name, task="paint", method=method, config=SHORT,
-            old_val=[old_pictures / "val"], cache=cache,
+            alice, new_folder, tmp_path / name, task="paint", method=method, config=SHORT,
+            old_val=[old_folder / "val"], cache=cache,
         )  # fmt: skip
         counts[name] = sum(count > 2 for count in asked)  # two tell a branch how wide it is
     assert counts["cold"] >= 4

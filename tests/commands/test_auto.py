@@ -15,9 +15,9 @@ RUN = TrainingConfig(steps=4, batch_size=8, head_steps=5, eval_every=2, save_eve
 
 
 @pytest.fixture
-def asked(alice: Path, new_pictures: Path, old_pictures: Path, monkeypatch: pytest.MonkeyPatch) -> Request:
+def asked(alice: Path, new_folder: Path, old_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Request:
     monkeypatch.setattr(job, "RATES", (0.001,))
-    return Request(str(alice), new_pictures, "paint", config=RUN, old_val=(old_pictures / "val",))
+    return Request(str(alice), new_folder, "paint", config=RUN, old_val=(old_folder / "val",))
 
 
 def test_the_best_of_the_portfolio_is_left_in_out(asked: Request, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ def test_duplicates_never_straddle_and_order_does_not_matter(
     contents = {label: {digest for digest, other in rows if other == label} for _, label in rows}
     digests, labels = [row[0] for row in rows], [row[1] for row in rows]
     if min(map(len, contents.values())) < 2:
-        with pytest.raises(TaskgraftError, match="has one picture"):
+        with pytest.raises(TaskgraftError, match="has one image"):
             by_content(digests, labels, share, seed)
         return
     parts = by_content(digests, labels, share, seed)
@@ -57,7 +57,7 @@ def test_more_pictures_do_not_reshuffle_the_others() -> None:
 
 
 def test_two_copies_of_one_picture_are_one_picture() -> None:
-    with pytest.raises(TaskgraftError, match="class 'b' has one picture"):
+    with pytest.raises(TaskgraftError, match="class 'b' has one image"):
         by_content(["1", "2", "3", "3"], ["a", "a", "b", "b"], 0.2, 0)
 
 

@@ -64,13 +64,13 @@ def test_a_folder_in_a_class_folder_is_refused(tmp_path: Path) -> None:
 
 def test_an_empty_class_is_refused(tmp_path: Path) -> None:
     put(tmp_path, "train/cat/1.png").joinpath("train/dog").mkdir()
-    with pytest.raises(TaskgraftError, match="class folder 'train/dog' holds no picture"):
+    with pytest.raises(TaskgraftError, match="class folder 'train/dog' holds no image"):
         list_images(tmp_path, "label")
 
 
 def test_a_class_of_hidden_files_is_empty(tmp_path: Path) -> None:
     put(tmp_path, "cat/1.png", "dog/.keep")
-    with pytest.raises(TaskgraftError, match="'dog' holds no picture"):
+    with pytest.raises(TaskgraftError, match="'dog' holds no image"):
         list_images(tmp_path, "label")
 
 

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from taskgraft.metrics import wilson
-from taskgraft.tuning.selection import Candidate, choices, frontier
+from taskgraft.results.search import Candidate
+from taskgraft.tuning.selection import choices, frontier
 
 
 def one(trial: int, old: float, new: float) -> Candidate:

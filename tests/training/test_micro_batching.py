@@ -72,13 +72,13 @@ def short_of_memory(monkeypatch: pytest.MonkeyPatch, most: int, first: int) -> N
 
 
 def test_memory_that_runs_out_halves_the_pieces_and_keeps_the_batch(
-    alice: Path, old_pictures: Path, new_pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    alice: Path, old_folder: Path, new_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: dict = {"task": "paint", "method": "distill", "config": RUN_OUT, "old_val": [old_pictures]}
-    whole = extend(alice, new_pictures, tmp_path / "whole", **asked)
+    asked: dict = {"task": "paint", "method": "distill", "config": RUN_OUT, "old_val": [old_folder]}
+    whole = extend(alice, new_folder, tmp_path / "whole", **asked)
     short_of_memory(monkeypatch, 2, 5)
     said: list[str] = []
-    done = extend(alice, new_pictures, tmp_path / "short", **asked, callbacks=Callbacks(info=said.append))
+    done = extend(alice, new_folder, tmp_path / "short", **asked, callbacks=Callbacks(info=said.append))
     assert [line for line in said if line.startswith("memory ran out")] == [
         "memory ran out: batches of 8 now go through in 2 pieces",
         "memory ran out: batches of 8 now go through in 4 pieces",
@@ -92,17 +92,17 @@ def test_memory_that_runs_out_halves_the_pieces_and_keeps_the_batch(
 
 
 def test_memory_that_no_piece_fits_is_a_problem(
-    alice: Path, old_pictures: Path, new_pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    alice: Path, old_folder: Path, new_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     short_of_memory(monkeypatch, 0, 1)
     with pytest.raises(TaskgraftError, match="memory is exhausted by a batch of 8 in 8 piece") as told:
         extend(
             alice,
-            new_pictures,
+            new_folder,
             tmp_path / "out",
             task="paint",
             method="distill",
             config=RUN_OUT,
-            old_val=[old_pictures],
+            old_val=[old_folder],
         )
     assert told.value.exit_code == 4

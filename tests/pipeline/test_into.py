@@ -19,7 +19,7 @@ MORE = OLD._replace(classes=("oval", "star"))
 
 
 @pytest.fixture(scope="module")
-def more_pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def more_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("more")
     folder_of(root / "train", MORE, 24, 5)
     folder_of(root / "val", MORE, 12, 6)
@@ -28,17 +28,17 @@ def more_pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("method", ["distill", "branch", "ewc(images=16)"])
 def test_added_classes_join_an_old_task(
-    alice: Path, more_pictures: Path, old_pictures: Path, tmp_path: Path, method: str
+    alice: Path, more_folder: Path, old_folder: Path, tmp_path: Path, method: str
 ) -> None:
     done = taskgraft.extend(
         alice,
-        more_pictures,
+        more_folder,
         tmp_path / "wide",
         task="shape",
         into=True,
         method=method,
         config=RUN,
-        old_val=[old_pictures],
+        old_val=[old_folder],
     )
     assert [task.classes for task in done.bundle.classifier.tasks] == [(*OLD.classes, *MORE.classes)]
     old, new = done.record.tasks
@@ -49,22 +49,22 @@ def test_added_classes_join_an_old_task(
     assert new.classes == MORE.classes
     card = done.bundle.cards["shape"]
     assert np.shape(card["confusion"]) == (5, 6)
-    assert np.sum(card["confusion"]) == 36  # measured on old and new pictures
+    assert np.sum(card["confusion"]) == 36  # measured on old and new images
     again = taskgraft.load(tmp_path / "wide").bundle.classifier
-    found = open_images(more_pictures, "shape", done.bundle.preprocessing, seed=0, classes=again.tasks[0].classes)
+    found = open_images(more_folder, "shape", done.bundle.preprocessing, seed=0, classes=again.tasks[0].classes)
     assert found.val
     logits = taskgraft.predict(again, found.val).logits["shape"]
     np.testing.assert_allclose(logits, done.predictions["new"].logits["shape"], atol=1e-5)
 
 
 def test_a_widened_model_learns_another_task(
-    alice: Path, more_pictures: Path, new_pictures: Path, old_pictures: Path, tmp_path: Path
+    alice: Path, more_folder: Path, new_folder: Path, old_folder: Path, tmp_path: Path
 ) -> None:
     method = "distill + ewc(images=16)"
     wide = taskgraft.extend(
-        alice, more_pictures, tmp_path / "wide", task="shape", into=True, method=method, config=RUN
+        alice, more_folder, tmp_path / "wide", task="shape", into=True, method=method, config=RUN
     ).out
-    both = taskgraft.extend(wide, new_pictures, tmp_path / "both", task="paint", method=method, config=RUN)
+    both = taskgraft.extend(wide, new_folder, tmp_path / "both", task="paint", method=method, config=RUN)
     assert [len(task.classes) for task in both.bundle.classifier.tasks] == [5, 4]
     assert both.bundle.memory["ewc"]["importance"]["heads.1.weight"].shape[0] == 2  # the added rows have a head
 
@@ -74,35 +74,33 @@ def test_a_widened_model_learns_another_task(
     [("size", "has no such task; it has shape"), ("shape", "knows all 3 classes already")],
 )
 def test_what_cannot_be_added_is_refused(
-    alice: Path, old_pictures: Path, tmp_path: Path, task: str, message: str
+    alice: Path, old_folder: Path, tmp_path: Path, task: str, message: str
 ) -> None:
     with pytest.raises(TaskgraftError, match=message):
-        taskgraft.extend(alice, old_pictures, tmp_path / "x", task=task, into=True, config=RUN)
+        taskgraft.extend(alice, old_folder, tmp_path / "x", task=task, into=True, config=RUN)
     assert not (tmp_path / "x").exists()
 
 
 def test_the_first_task_records_what_its_extension_needs(
-    old_pictures: Path, new_pictures: Path, alice: Path, tmp_path: Path
+    old_folder: Path, new_folder: Path, alice: Path, tmp_path: Path
 ) -> None:
     first = train(
-        old_pictures, tmp_path / "first", task="shape", model="test_resnet", preprocessing="32 squash bilinear half",
+        old_folder, tmp_path / "first", task="shape", model="test_resnet", preprocessing="32 squash bilinear half",
         config=RUN, keep="ewc(images=16) + si",
     )  # fmt: skip
     assert set(first.bundle.memory) == {"ewc", "si"}
     kept = taskgraft.open_parent(str(first.out)).memory["si"]["importance"]
     assert kept["heads.0.weight"].shape == (3, 96)
-    both = taskgraft.extend(first.out, new_pictures, tmp_path / "both", task="paint", method="si", config=RUN)
+    both = taskgraft.extend(first.out, new_folder, tmp_path / "both", task="paint", method="si", config=RUN)
     assert "si" in both.record.history[-1].terms
     with pytest.raises(TaskgraftError, match="which this parent does not carry"):
-        taskgraft.extend(alice, new_pictures, tmp_path / "x", task="paint", method="si", config=RUN)
+        taskgraft.extend(alice, new_folder, tmp_path / "x", task="paint", method="si", config=RUN)
     with pytest.raises(TaskgraftError, match="distill records nothing"):
-        train(old_pictures, tmp_path / "y", keep="distill")
+        train(old_folder, tmp_path / "y", keep="distill")
 
 
-def test_the_report_states_what_a_branch_costs(
-    alice: Path, new_pictures: Path, old_pictures: Path, tmp_path: Path
-) -> None:
-    done = taskgraft.extend(alice, new_pictures, tmp_path / "both", task=NEW.name, config=RUN, old_val=[old_pictures])
+def test_the_report_states_what_a_branch_costs(alice: Path, new_folder: Path, old_folder: Path, tmp_path: Path) -> None:
+    done = taskgraft.extend(alice, new_folder, tmp_path / "both", task=NEW.name, config=RUN, old_val=[old_folder])
     assert done.record.method == "branch"
     assert done.record.tasks[0].forgetting
     assert (done.record.tasks[0].forgetting.low, done.record.tasks[0].forgetting.high) == (0, 0)

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from search.databases import postgresql
 from taskgraft import TaskgraftError, TrainingConfig
 from taskgraft.tuning import queue as queues
 from taskgraft.tuning import space
 from taskgraft.tuning.queue import claim, finish, finished, open_queue, pieces, publish, put, revive
 from taskgraft.tuning.sampler import Suggestion
+from tuning.databases import postgresql
 
 IDENTITY = {"parent": "abc", "space": {"lr": "[0.1, 0.2]"}}
 SPACE = space.parse("distill", "lr=0.1..0.2", TrainingConfig())

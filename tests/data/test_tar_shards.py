@@ -1,4 +1,4 @@
-"""Tar shards as input: the same pictures, labels and splits as folders, and archives that are damaged or hostile."""
+"""Tar shards as input: the same images, labels and splits as folders, and archives that are damaged or hostile."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def packed(path: Path, members: Members, kind: int = tarfile.PAX_FORMAT) -> Path
 
 
 def shards(folder: Path, out: Path, each: int) -> Path:
-    """The pictures of a folder with class folders, in archives of so many pictures."""
+    """The images of a folder with class folders, in archives of so many images."""
     found = sorted(folder.rglob("*.png"))
     for first in range(0, len(found), each):
         members = []
@@ -137,7 +137,7 @@ def test_what_a_label_may_be(tmp_path: Path) -> None:
         ([("b.png", b"x"), ("b.json", b"{")], "its .json cannot be read"),
         ([("b.png", b"x"), ("b.json", b'{"label": 1.5}')], "its label for paint is neither text nor a whole number"),
         ([("b.png", b"x"), ("b.json", b'{"label": true}')], "neither text nor a whole number"),
-        ([("b.png", b"x"), ("b.jpg", b"x"), ("b.cls", b"1")], "a second picture called b"),
+        ([("b.png", b"x"), ("b.jpg", b"x"), ("b.cls", b"1")], "a second image called b"),
         ([("b.png", b"x"), ("b.cls", b"1" * 2**20 + b"1")], "its label is larger"),
     ],
 )
@@ -221,7 +221,7 @@ def test_archives_beside_folders_are_refused(tmp_path: Path) -> None:
 def test_archives_without_labels_are_refused_with_the_first_reason(tmp_path: Path) -> None:
     packed(tmp_path / "a.tar", [("a.png", b"x")])
     with pytest.raises(
-        TaskgraftError, match=r"no picture in the archives has a label; .*first: a\.tar/a\.png \(no label"
+        TaskgraftError, match=r"no image in the archives has a label; .*first: a\.tar/a\.png \(no label"
     ):
         list_images(tmp_path, "paint")
 

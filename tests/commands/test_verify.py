@@ -36,7 +36,7 @@ def test_every_input_and_output_has_its_digest(plain: Path, alice: Path) -> None
     known = digests.read(plain)
     assert known.inputs["parent"] == known.inputs["parent/model.safetensors"] == digest(alice / "model.safetensors")
     assert known.inputs["parent/config.json"] == digest(alice / "config.json")
-    assert {"pictures/new", "pictures/old val: shape"} <= known.inputs.keys()
+    assert {"images/new", "images/old val: shape"} <= known.inputs.keys()
     assert all(len(mark) == 64 for mark in known.inputs.values())
     assert known.files["cards/paint.json"] == digest(plain / "cards" / "paint.json")
     assert {"config.json", "model.safetensors", "record.json", "predictions.npz"} <= known.files.keys()
@@ -84,12 +84,12 @@ def test_predictions_that_are_not_the_models(bundle: Path) -> None:
     assert not found["sound"]
 
 
-def test_pictures_that_have_moved_or_changed(bundle: Path, new_pictures: Path, tmp_path: Path) -> None:
-    moved = Path(shutil.copytree(new_pictures, tmp_path / "moved"))
+def test_pictures_that_have_moved_or_changed(bundle: Path, new_folder: Path, tmp_path: Path) -> None:
+    moved = Path(shutil.copytree(new_folder, tmp_path / "moved"))
     assert verify(bundle, moved)["sound"]
     next((moved / "val" / "red").iterdir()).unlink()
     found = verify(bundle, moved)
-    assert found["answers"][0]["reason"] == "these are other pictures than those of the record"
+    assert found["answers"][0]["reason"] == "these are other images than those of the record"
     assert not found["sound"]
     away = verify(bundle, tmp_path / "nowhere")
     assert away["answers"][0]["same"] is None
@@ -97,9 +97,9 @@ def test_pictures_that_have_moved_or_changed(bundle: Path, new_pictures: Path, t
     assert any("not compared" in line and "nowhere is not there" in line for line in away["lines"])
 
 
-def test_a_card_that_was_written_anew_is_noted(bundle: Path, old_pictures: Path) -> None:
+def test_a_card_that_was_written_anew_is_noted(bundle: Path, old_folder: Path) -> None:
     before = digests.read(bundle).files["cards/shape.json"]
-    calibrate(bundle, old_pictures / "val", task="shape")
+    calibrate(bundle, old_folder / "val", task="shape")
     assert digests.read(bundle).files["cards/shape.json"] != before
     assert verify(bundle)["sound"]
 

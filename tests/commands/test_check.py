@@ -1,4 +1,4 @@
-"""What `check` finds in pictures, what it says beside a model, and that it changes nothing."""
+"""What `check` finds in images, what it says beside a model, and that it changes nothing."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def data(tmp_path: Path) -> Path:
 
 def test_good_pictures_want_nothing(data: Path) -> None:
     found = check(data)
-    assert found["pictures"] == {"train": 24, "val": 6}
+    assert found["images"] == {"train": 24, "val": 6}
     assert found["classes"]["bus"] == {"train": 12, "val": 3}
     assert found["sizes"] == {"smallest": [48, 48], "median": [48, 48], "largest": [48, 48], "tiny": 0}
     assert not any(found[key] for key in (*(key for key, *_ in FINDINGS), "wanting", "remarks", "against"))
@@ -65,8 +65,8 @@ def test_doubles_inside_and_across(data: Path) -> None:
     assert found["near_leaks"] == [["train/van/3.png", "val/van/again.jpg"]]
     assert ["train/van/4.png", "train/van/squeezed.png"] in found["near_duplicates"]
     assert found["near_conflicts"] == []
-    assert found["wanting"] == ["equal pictures stand in two classes", "equal pictures stand in two splits"]
-    assert any("1 picture stands in two splits: train/bus/1.png and val/bus/leak.png" in one for one in found["lines"])
+    assert found["wanting"] == ["equal images stand in two classes", "equal images stand in two splits"]
+    assert any("1 image stands in two splits: train/bus/1.png and val/bus/leak.png" in one for one in found["lines"])
 
 
 def test_another_color_is_another_picture(data: Path) -> None:
@@ -90,7 +90,7 @@ def test_classes_of_validation_without_training(data: Path) -> None:
     found = check(data)
     assert found["not_trained"] == [["val", "Vans", "van"], ["val", "lorry", None]]
     assert found["alike"] == [["Vans", "van"]]
-    assert "classes without a training picture" in found["wanting"]
+    assert "classes without a training image" in found["wanting"]
 
 
 def test_what_cannot_be_read_is_listed_with_its_reason(data: Path) -> None:
@@ -101,7 +101,7 @@ def test_what_cannot_be_read_is_listed_with_its_reason(data: Path) -> None:
     assert (found["unreadable"], found["wanting"]) == (1, [])
     for number in range(3):
         (data / f"train/van/bad{number}.png").write_bytes(b"x")
-    assert check(data)["wanting"] == ["4 of 34 pictures cannot be used; training passes over 5% at most"]
+    assert check(data)["wanting"] == ["4 of 34 images cannot be used; training passes over 5% at most"]
 
 
 def test_few_uneven_and_tiny(tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def test_few_uneven_and_tiny(tmp_path: Path) -> None:
     assert (found["few"], found["single"]) == (["one"], ["one"])
     assert found["imbalance"]["largest"] == ["many", 101]
     assert found["sizes"]["tiny"] == 1
-    assert any("unbalanced: 'many' has 101 training pictures, 'one' 1" in line for line in found["lines"])
+    assert any("unbalanced: 'many' has 101 training images, 'one' 1" in line for line in found["lines"])
 
 
 def test_beside_a_model(alice: Path, tmp_path: Path) -> None:
@@ -129,13 +129,13 @@ def test_beside_a_model(alice: Path, tmp_path: Path) -> None:
     assert found["wanting"] == ["class names that the model writes otherwise"]
 
 
-def test_a_new_task_beside_a_model(alice: Path, new_pictures: Path) -> None:
-    found = check(new_pictures, against=str(alice))
+def test_a_new_task_beside_a_model(alice: Path, new_folder: Path) -> None:
+    found = check(new_folder, against=str(alice))
     assert found["against"]["task"] is None
     assert found["against"]["unknown"] == sorted(NEW.classes)
     assert not found["wanting"]
     with pytest.raises(TaskgraftError, match="no file, no folder and no timm model"):
-        check(new_pictures, against="nothing")
+        check(new_folder, against="nothing")
 
 
 def state(root: Path) -> dict[str, tuple[str, int, int]]:
@@ -162,7 +162,7 @@ def test_the_page_holds_what_was_found(data: Path, tmp_path: Path) -> None:
     page = tmp_path / "pages" / "check.html"
     check(data, html=page)
     text = page.read_text(encoding="utf-8")
-    assert "Equal pictures stand in two splits." in text
+    assert "Equal images stand in two splits." in text
     assert "val/bus/&lt;i&gt;leak.png" in text
     assert "<i>leak" not in text
     check(data, html=page)  # a page of ours is made anew
