@@ -106,7 +106,7 @@ def rows(comparison: Comparison, ends: Sequence[float] = ()) -> list[dict[str, A
         row["closed_last"] = _closed(comparison, variant, ends, _last)
         record = variant.records[0]
         row["parameters"] = record.parameters["child"] / record.parameters["parent"]
-        row["arithmetic"] = record.arithmetic["child"] / record.arithmetic["parent"]
+        row["arithmetic"] = record.flops["child"] / record.flops["parent"]
         row["seconds"] = float(np.median([record.seconds["total"] for record in variant.records]))
         row["test"] = [task.test.mean for record in variant.records for task in record.tasks if task.test]
         found.append({key: value for key, value in row.items() if value is not None})

@@ -128,7 +128,7 @@ def made_up_record(
                 "notes": [],
             }
         },
-        choices=(
+        settings=(
             ("method", method, "the founding text's best"),
             ("norm", "train", "forgets as little as frozen here"),
         ),

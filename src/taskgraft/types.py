@@ -52,9 +52,9 @@ class TrainingData(NamedTuple):
     """What a method may learn from: the new task's images and, if there are any, a sample of old ones.
 
     `score(model)` is the mean validation accuracy over tasks, with agreement with the parent for a task that has no
-    validation images; None where nothing can be measured. `once(name, make)` gives what `make` gave the first time
-    under this name, to all trials of a search; None outside of one. `recall(name, make)` does so
-    for later runs, where `name` tells all that the tensors depend on; None where nothing is kept.
+    validation images; None where nothing can be measured. `trial_cache(name, make)` returns what `make` returned the
+    first time under this name, to all trials of a search; None outside a search. `tensor_cache(name, make)` does so
+    for later runs, where `name` identifies everything that the tensors depend on; None without a cache folder.
     """
 
     new: Images
@@ -63,36 +63,36 @@ class TrainingData(NamedTuple):
     augment: str
     seed: int
     score: Callable[[Any], float] | None = None
-    once: Memoize | None = None
-    recall: Memoize | None = None
+    trial_cache: Memoize | None = None
+    tensor_cache: Memoize | None = None
 
 
 class Batch(NamedTuple):
     """One step's images.
 
-    `images` [B, ...] float; `labels` task -> [B] int64, -1 = not labeled; `place` [B] is each image's row
-    in `Sources.new`, -1 for images that a method mixed in; `view` [B] which fixed view it is.
-    `images`, `place` and `view` stay on the CPU, so that looking something up by them never waits for a device.
+    `images` [B, ...] float; `labels` task -> [B] int64, -1 = not labeled; `rows` [B] is each image's row
+    in `TrainingData.new`, -1 for images that a method mixed in; `view` [B] which fixed view it is.
+    `images`, `rows` and `view` stay on the CPU, so that looking something up by them never waits for a device.
     """
 
     images: Tensor
     labels: dict[str, Tensor]
-    place: Tensor
+    rows: Tensor
     view: Tensor
 
 
 class Step(NamedTuple):
     """What a method sees of one step.
 
-    `old` task -> how many of its classes are the parent's. `answer(params, chosen)` gives the logits that the
-    classifier would give with these parameters and buffers in eval mode, without gradients, on the batch's images
-    `chosen` [B] bool (on the CPU).
+    `old` task -> how many of its classes are the parent's. `predict(params, mask)` computes the logits that
+    the classifier has with these parameters and buffers in eval mode, without gradients, on the batch's images
+    where `mask` [B] bool (on the CPU) is true.
     """
 
     batch: Batch
     outputs: Outputs
     softmax: Softmax
-    answer: Callable[[Params, Tensor], Outputs]
+    predict: Callable[[Params, Tensor], Outputs]
     old: dict[str, int]
 
 

@@ -22,7 +22,7 @@ def three(place: Place) -> str:
     assert told.code == 0, told.err
     settings = dict(re.findall(r"^  (\w+) = \S+\s+(.+)$", told.out, re.M))
     assert settings.keys() == options(TrainingConfig).keys()
-    assert settings["precision"] == "as asked"
+    assert settings["precision"] == "set explicitly"
     assert settings["lr"] == "default"
     assert told.out.startswith("method: branch\n")
     return f"{len(settings)} settings, each with its reason; method branch"

@@ -34,9 +34,9 @@ def test_a_batch_is_a_pure_function_of_its_step(augment: str) -> None:
         batch_at(some, step, 4)
     second = batch_at(other, 5, 4)
     assert torch.equal(first.images, second.images)
-    assert torch.equal(first.place, second.place)
+    assert torch.equal(first.rows, second.rows)
     assert torch.equal(first.view, second.view)
-    assert torch.equal(first.labels[NEW.name], some.new.labels[NEW.name][first.place])
+    assert torch.equal(first.labels[NEW.name], some.new.labels[NEW.name][first.rows])
     assert first.images.shape == (4, 3, 32, 32)
     assert first.images.dtype == torch.float32
 
@@ -64,7 +64,7 @@ def test_fixed_views_come_again_after_as_many_epochs() -> None:
     for step in range(6 * COUNT // 5):
         batch = batch_at(some, step, 5)
         assert int(batch.view.max()) < 3
-        for image, place, view in zip(batch.images, batch.place.tolist(), batch.view.tolist(), strict=True):
+        for image, place, view in zip(batch.images, batch.rows.tolist(), batch.view.tolist(), strict=True):
             kept = seen.setdefault((place, view), image)
             assert torch.equal(kept, image)
     assert len(seen) == 3 * COUNT
@@ -74,7 +74,7 @@ def test_without_fixed_views_they_never_come_again() -> None:
     some = sources(views=0, augment="crop+flip", count=2)
     batches = [batch_at(some, step, 2) for step in range(20)]
     assert [batch.view.tolist() for batch in batches] == [[step, step] for step in range(20)]
-    first = [batch.images[batch.place == 0] for batch in batches]
+    first = [batch.images[batch.rows == 0] for batch in batches]
     assert not any(torch.equal(first[i], first[j]) for i in range(20) for j in range(i))
 
 
@@ -143,5 +143,5 @@ def test_float_inputs_pass_through() -> None:
     images = Images(values, {"x": torch.arange(6)}, tuple("abcdef"), (9.0,), (7.0,))
     assert torch.equal(ready(images, 0, 6), values)
     batch = batch_at(TrainingData(images, None, 2, "crop+flip", 0), 1, 4)
-    assert torch.equal(batch.images, values[batch.place])
-    assert torch.equal(batch.labels["x"], batch.place)
+    assert torch.equal(batch.images, values[batch.rows])
+    assert torch.equal(batch.labels["x"], batch.rows)

@@ -206,7 +206,7 @@ def test_a_pickle_is_opened_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_the_warm_up_is_the_same_with_kept_columns(tmp_path: Path) -> None:
     asked = Counting(tmp_path)
-    given = (sources(), sources()._replace(recall=asked), sources()._replace(recall=asked))
+    given = (sources(), sources()._replace(tensor_cache=asked), sources()._replace(tensor_cache=asked))
     heads = [dict(loop.warm(grow(parent(), NEW, 0), one, RUN).named_parameters()) for one in given]
     assert len(asked.made) == 1
     assert same(heads[0], heads[1])

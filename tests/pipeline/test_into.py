@@ -104,6 +104,6 @@ def test_the_report_states_what_a_branch_costs(alice: Path, new_folder: Path, ol
     assert done.record.method == "branch"
     assert done.record.tasks[0].forgetting
     assert (done.record.tasks[0].forgetting.low, done.record.tasks[0].forgetting.high) == (0, 0)
-    assert 1.5 < done.record.arithmetic["child"] / done.record.arithmetic["parent"] < 2
+    assert 1.5 < done.record.flops["child"] / done.record.flops["parent"] < 2
     assert "times the parent" in (tmp_path / "both/report.html").read_text()
     assert "plain timm cannot rebuild it" in (tmp_path / "both/README.md").read_text()

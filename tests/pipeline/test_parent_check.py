@@ -89,7 +89,7 @@ def test_the_flag_goes_on(
     code, lines = said(monkeypatch, capsys, *given, *FEW, "--no-parent-check")
     assert code == 0
     assert "parent: parent 0.0% on 24 validation images" in lines
-    assert taskgraft.load(tmp_path / "out").record.asked.endswith(" --no-parent-check")
+    assert taskgraft.load(tmp_path / "out").record.reproduce_command.endswith(" --no-parent-check")
 
 
 def test_python_stops_and_goes_on_too(mixed_up: list[str], new_folder: Path, old_folder: Path, tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_python_stops_and_goes_on_too(mixed_up: list[str], new_folder: Path, old
         request_of(mixed_up, new_folder, old_folder, check_parent=False), variants(["finetune"], [], RUN),
         tmp_path / "table", seeds=1, separate=0,
     )  # fmt: skip
-    assert found.variants[0].records[0].asked.endswith(" --no-parent-check")
+    assert found.variants[0].records[0].reproduce_command.endswith(" --no-parent-check")
     searched = space.parse("distill(strength=[0.1, 10])", "", RUN)
     search_config = taskgraft.SearchConfig(sampler="grid")
     with pytest.raises(TaskgraftError, match="guessing"):

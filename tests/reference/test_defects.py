@@ -97,7 +97,7 @@ def test_d03_the_teacher_answers_in_eval_mode_and_stays_as_it_is(text: str) -> N
 
     def response(step: Step, memory: Memory) -> Terms:
         terms = method.response(step, memory) if method.response else {}
-        answers = step.answer(
+        answers = step.predict(
             memory[text.split("(")[0]]["parent"], torch.ones(len(step.batch.images), dtype=torch.bool)
         )
         seen.append((step.batch.images, answers[OLD.name]))

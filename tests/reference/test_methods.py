@@ -187,8 +187,8 @@ def test_replay_adds_its_share_of_labeled_old_images() -> None:
         batch = step.batch
         assert len(batch.images) == 8 + 4
         assert batch.labels[NEW.name][8:].tolist() == batch.labels[OLD.name][:8].tolist()[:4] == [-1] * 4
-        assert batch.labels[OLD.name][:8].tolist() == batch.place[8:].tolist() * 2 == [-1] * 8
-        assert torch.equal(batch.images[:8], IMAGES.pixels[batch.place[:8]])
+        assert batch.labels[OLD.name][:8].tolist() == batch.rows[8:].tolist() * 2 == [-1] * 8
+        assert torch.equal(batch.images[:8], IMAGES.pixels[batch.rows[:8]])
         rows = [int((OLDS.pixels == image).all(1).nonzero()[0, 0]) for image in batch.images[8:]]
         assert batch.labels[OLD.name][8:].tolist() == OLDS.labels[OLD.name][rows].tolist()
         assert step.outputs[OLD.name].requires_grad

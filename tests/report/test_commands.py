@@ -99,7 +99,7 @@ def test_the_flags_are_those_of_the_command_line(verb: str) -> None:
 @pytest.mark.parametrize("start", TYPED)
 def test_what_follows_a_run(start: str, status: str, older: bool) -> None:
     record = in_state(made_up_record(), status)
-    own = {"command": TYPED[start], "asked": "" if older else asked_by(TYPED[start])}
+    own = {"command": TYPED[start], "reproduce_command": "" if older else asked_by(TYPED[start])}
     record = record.model_copy(update=own)
     if start == "into":
         added = record.tasks[1].model_copy(update={"name": "make, added classes", "of": "make"})
@@ -120,7 +120,7 @@ def test_what_follows_a_run(start: str, status: str, older: bool) -> None:
 
 @pytest.mark.parametrize("start", ["a slash behind OUT", "track", "gpus", "names with signs", "Python"])
 def test_what_the_pages_of_a_run_show(start: str) -> None:
-    own = {"command": TYPED[start], "asked": asked_by(TYPED[start])}
+    own = {"command": TYPED[start], "reproduce_command": asked_by(TYPED[start])}
     record = in_state(made_up_record(), "poor").model_copy(update=own)
     found = list(shown(report.render_run(record, made_up_sets())))
     assert len(found) >= 7
@@ -131,7 +131,7 @@ def test_what_the_pages_of_a_run_show(start: str) -> None:
 
 def test_a_proposal_keeps_what_the_next_command_knows() -> None:
     typed = TYPED["foreign"] + " --track wandb --gpus 2 --lr 0.01 --method ewc --resume"
-    record = made_up_record().model_copy(update={"command": typed, "asked": asked_by(typed)})
+    record = made_up_record().model_copy(update={"command": typed, "reproduce_command": asked_by(typed)})
     line = commands.compared(record)
     assert line == (
         "taskgraft compare cars.pth bob both-compared --task colour --old bob --old-val x --old-val y --arch resnet18 "
@@ -148,7 +148,9 @@ def test_what_follows_a_first_task(typed: str) -> None:
     made = made_up_record()
     first = made.tasks[0].model_copy(update={"new": True, "parent": None, "forgetting": None, "agreement": None})
     asked = "taskgraft train cars alice --task make --keep ewc"
-    record = made.model_copy(update={"command": typed, "asked": asked, "tasks": (first,), "method": "train"})
+    record = made.model_copy(
+        update={"command": typed, "reproduce_command": asked, "tasks": (first,), "method": "train"}
+    )
     assert verdict.judge(record).command == "taskgraft extend alice DATA alice-extended --task NAME"
     found = [verdict.judge(record).command, *(line for _, line in commands.following(record))]
     assert [understood(line) for line in found] == [
@@ -180,7 +182,7 @@ def test_what_follows_a_comparison(start: str, seeds: int, with_old: bool, folde
             "alice", "bob", "colour", one.method, TrainingConfig(steps=600), old_val="cars" if with_old else ()
         )
         records = tuple(
-            record.model_copy(update={"asked": command_line(request, Path("own place") / place)})
+            record.model_copy(update={"reproduce_command": command_line(request, Path("own place") / place)})
             for record, place in zip(one.records, places, strict=True)
         )
         kept.append(one.model_copy(update={"folders": places, "records": records}))

@@ -57,7 +57,7 @@ def extended() -> None:
         "shapes.safetensors", "paints", "both/", task="paint", config=RUN, old="shapes/train", old_val="shapes/val",
         cache="cache", **FOREIGN,
     )  # fmt: skip
-    assert done.record.asked == (
+    assert done.record.reproduce_command == (
         "taskgraft extend shapes.safetensors paints both --task paint --method branch --old shapes/train "
         "--old-val shapes/val --arch test_resnet --labels labels.txt --preprocessing '32 squash bilinear half' --steps 2 "
         "--batch-size 4 --head-steps 0 --precision fp32 --eval-every 1"

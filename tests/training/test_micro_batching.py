@@ -86,7 +86,7 @@ def test_memory_that_runs_out_halves_the_pieces_and_keeps_the_batch(
     assert said.count("going on from step 4") == 2
     assert json.loads((tmp_path / "short" / "run.json").read_text())["resolved"]["config"]["micro_batches"] == 4
     assert done.record.config["micro_batches"] == 4
-    assert ("micro_batches", "4", "memory ran out at fewer") in done.record.choices
+    assert ("micro_batches", "4", "memory ran out at fewer") in done.record.settings
     for name, value in whole.bundle.classifier.state_dict().items():
         torch.testing.assert_close(done.bundle.classifier.state_dict()[name], value, rtol=1e-4, atol=1e-5)
 

@@ -27,7 +27,7 @@ AUTO = replace(RUN, precision="auto", batch_size=4)
 @pytest.mark.parametrize("asked", precision.CANDIDATES)
 def test_what_is_asked_for_is_taken(asked: Precision, tmp_path: Path) -> None:
     config = replace(RUN, precision=asked)
-    assert precision.choose(parent(), sources(), config, tmp_path) == (config, "as asked")
+    assert precision.choose(parent(), sources(), config, tmp_path) == (config, "set explicitly")
     assert not list(tmp_path.iterdir())
 
 

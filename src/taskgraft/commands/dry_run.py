@@ -39,7 +39,7 @@ def outlook(request: Request, out: Path, *, callbacks: Callbacks = Callbacks()) 
     sources = TrainingData(new.train, opened.found.old, fitting.views_shown(opened), config.augment, config.seed)
     config, reason = precision.choose(opened.child, sources, config, None)
     begun = loop.prepare(opened.child, methods.build(opened.plan), sources, config)
-    own = evidence.choices(config, TrainingConfig(), {"precision": reason})
+    own = evidence.settings_with_reasons(config, TrainingConfig(), {"precision": reason})
     width = max(len(f"{name} = {value}") for name, value, _ in own)
     old = len(opened.found.old_val.pixels) if opened.found.old_val else 0
     return [

@@ -55,7 +55,7 @@ def verify(
 
 def _numbers(record: Record, sets: dict[str, Predictions]) -> list[str]:
     """Results of the record that do not follow from the stored predictions."""
-    newest = record.tasks[-1].of or record.tasks[-1].name
+    newest = record.tasks[-1].added_to or record.tasks[-1].name
     again = {result.name: result for result in evidence.task_results(sets, newest)}
     found = []
     for task in record.tasks:

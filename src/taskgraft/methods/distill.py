@@ -46,18 +46,18 @@ class Distill:
                     raise InputError(
                         "distill(teacher=recorded) needs fixed views: give --views 1 or more, or teacher=live"
                     )
-                shape, shared = (len(sources.new.pixels), sources.views), sources.once is not None
+                shape, shared = (len(sources.new.pixels), sources.views), sources.trial_cache is not None
                 memory["known"] = torch.full(shape, shared, dtype=torch.bool)
                 memory["answers"] = once(sources, "answers", lambda: _room(classifier, sources, filled=shared))
             return memory
 
         def response(step: Step, memory: Memory) -> Terms:
-            own = step.batch.place >= 0  # images that a method mixed in have no recorded answer
+            own = step.batch.rows >= 0  # images that a method mixed in have no recorded answer
             outputs = _grouped(step.outputs, step.softmax, step.old)
             if not bool(own.all()):
                 outputs = {name: logits[own] for name, logits in outputs.items()}
             if self.teacher == "live":
-                answers = _grouped(step.answer(memory["parent"], own), step.softmax, step.old)
+                answers = _grouped(step.predict(memory["parent"], own), step.softmax, step.old)
             else:
                 answers = _recorded(step, memory, own)
             terms = [
@@ -71,10 +71,10 @@ class Distill:
 
 def _recorded(step: Step, memory: Memory, own: Tensor) -> Outputs:
     """The parent's logits of the views `own` [B] bool; those not yet known are computed and kept."""
-    index, view = step.batch.place, step.batch.view
+    index, view = step.batch.rows, step.batch.view
     missing = own & ~memory["known"][index, view]
     if bool(missing.any()):
-        found = _grouped(step.answer(memory["parent"], missing), step.softmax, step.old)
+        found = _grouped(step.predict(memory["parent"], missing), step.softmax, step.old)
         for name, logits in found.items():
             memory["answers"][name][index[missing], view[missing]] = logits.half().cpu()
         memory["known"][index[missing], view[missing]] = True

@@ -34,8 +34,8 @@ class Lwf:
         def response(step: Step, memory: Memory) -> Terms:
             if not step.old:
                 return {}
-            new = step.batch.place >= 0  # not the images that a method mixed in
-            answers = step.answer(memory["parent"], new)
+            new = step.batch.rows >= 0  # not the images that a method mixed in
+            answers = step.predict(memory["parent"], new)
             own = {task: step.outputs[task][new][:, :width] for task, width in step.old.items()}
             terms = [
                 losses.distillation(own[task], answers[task][:, :width], self.temperature, "none")

@@ -67,7 +67,7 @@ def _joined(batch: Batch, images: torch.Tensor, labels: dict[str, torch.Tensor])
         old = labels.get(task, torch.full((more,), -1)).to(device)
         both[task] = torch.cat([new, old])
     nowhere = torch.full((more,), -1)
-    place, view = torch.cat([batch.place, nowhere]), torch.cat([batch.view, nowhere])
+    place, view = torch.cat([batch.rows, nowhere]), torch.cat([batch.view, nowhere])
     return Batch(torch.cat([batch.images, images.to(device)]), both, place, view)
 
 

@@ -90,7 +90,7 @@ def attach(classifier: Classifier, extra: nn.Module, images: Images) -> int:
 
 def once(sources: TrainingData, name: str, make: Callable[[], Params]) -> Params:
     """What `make` computes; in a search, what it computed for the first trial that asked under this name."""
-    return sources.once(name, make) if sources.once else make()
+    return sources.trial_cache(name, make) if sources.trial_cache else make()
 
 
 def balance(classifier: Classifier, sources: TrainingData) -> None:

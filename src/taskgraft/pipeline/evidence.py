@@ -44,7 +44,7 @@ def label_of(newest: str, known: Collection[str]) -> str:
 def _result(name: str, task: str, classes: tuple[str, ...], new: bool, sets: Mapping[str, Predictions]) -> TaskResult:
     child = sets["new"] if new else sets.get("old")
     before = None if new else sets.get("old-parent")
-    result = TaskResult(name=name, classes=classes, new=new, of="" if name == task else task)
+    result = TaskResult(name=name, classes=classes, new=new, added_to="" if name == task else task)
     changes = {}
     if child is not None and task in child.labels:
         after = metrics.correct(child, task)
@@ -101,12 +101,12 @@ def ancestor(record: Record) -> dict[str, Any]:
     }
 
 
-def choices(
+def settings_with_reasons(
     config: TrainingConfig, default: TrainingConfig, reasons: Mapping[str, str]
 ) -> tuple[tuple[str, str, str], ...]:
     """Each setting with its value and why it has it."""
     return tuple(
-        (name, str(value), reasons.get(name, "default" if value == getattr(default, name) else "as asked"))
+        (name, str(value), reasons.get(name, "default" if value == getattr(default, name) else "set explicitly"))
         for name, value in asdict(config).items()
     )
 

@@ -174,7 +174,7 @@ def _carry_out(
         config=asdict(config),
         parent={"source": bundle.source, "digest": bundle.digest, "architecture": bundle.arch, "tasks": []},
         data=found.described,
-        choices=evidence.choices(config, TRAIN_DEFAULTS, {"precision": reason}),
+        settings=evidence.settings_with_reasons(config, TRAIN_DEFAULTS, {"precision": reason}),
         tasks=tasks,
         score=chosen[0] if chosen else None,
         step=fitted.step,
@@ -183,7 +183,7 @@ def _carry_out(
         seconds=clock.seconds(),
         versions=versions(),
         notes=(*evidence.warnings_of(tasks, found.described), *evidence.surroundings(out)),
-        asked=asked,
+        reproduce_command=asked,
     )
     card = evidence.card(sets["new"], task, found.described["new"]["counts"], "validation images, when it was learnt")
     trained = bundle._replace(

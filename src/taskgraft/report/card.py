@@ -12,7 +12,7 @@ def model_card(record: Record) -> str:
     names = [task.name for task in record.tasks]
     head = [
         "---",
-        f"library_name: {'timm' if record.plain else 'taskgraft'}",
+        f"library_name: {'timm' if record.one_backbone else 'taskgraft'}",
         "pipeline_tag: image-classification",
         "tags: [image-classification, timm, taskgraft]",
         "---",
@@ -51,7 +51,7 @@ def model_card(record: Record) -> str:
 
 
 def _how_to_load(record: Record) -> str:
-    if record.plain:
+    if record.one_backbone:
         return "Its last layer joins all tasks; the rows of each are in `config.json` under `taskgraft.tasks`."
     return (
         "It is more than one linear layer on one backbone, so plain timm cannot rebuild it. `taskgraft.open_parent` "

@@ -110,7 +110,7 @@ def predicted(model: str) -> str:
 
 def asked(record: Record) -> Call | None:
     """What a run was asked for, with what its first start was given beside; None where neither can be told."""
-    typed, whole = read(record.command), read(record.asked)
+    typed, whole = read(record.command), read(record.reproduce_command)
     if whole is None or typed is None or typed.verb != whole.verb:
         return whole or typed
     beside = [pair for pair in typed.flags if pair[0] in _MACHINE and pair[0] not in dict(whole.flags)]
@@ -131,7 +131,7 @@ def _task(record: Record) -> tuple[str, str]:
     new = next((task for task in record.tasks if task.new), None)
     if new is None:
         return "--task", "NAME"
-    return ("--into", new.of) if new.of else ("--task", new.name)
+    return ("--into", new.added_to) if new.added_to else ("--task", new.name)
 
 
 def measured(record: Record) -> str:
@@ -192,7 +192,7 @@ def _comparison(comparison: Comparison) -> Call:
         return found if found.value("--task") or found.value("--config") else found.having(_named(comparison))
     runs = [(one, one.records[0], place) for one in comparison.variants for place in one.folders[:1] if one.records]
     for _, record, place in runs:
-        own = read(record.asked or record.command, ("extend",))
+        own = read(record.reproduce_command or record.command, ("extend",))
         if own is not None and own.out().endswith(f"/{place}"):
             call = Call("compare", (*own.places[:2], own.out().removesuffix(f"/{place}")), own.flags)
             return call.only({"--task", *_PARENT}).having(*_arms(comparison.variants))

@@ -177,7 +177,7 @@ def _steps(variant: VariantResult) -> str:
 
 def _reasons(variants: Sequence[VariantResult]) -> dict[str, str]:
     first = next((record for one in variants for record in one.records), None)
-    return {name: why for name, _, why in first.choices} if first else {}
+    return {name: why for name, _, why in first.settings} if first else {}
 
 
 def _commands_section(comparison: Comparison) -> Section:

@@ -82,7 +82,7 @@ class Evidence(NamedTuple):
 def gather(task: TaskResult, predictions: Mapping[str, Predictions]) -> Evidence | None:
     """The evidence on one task; None without labeled images."""
     for key in ("new", "old") if task.new else ("old", "new"):
-        child, of = predictions.get(key), task.of or task.name
+        child, of = predictions.get(key), task.added_to or task.name
         if child is not None and _labeled(child, of) and (task.new or child.labels[of].max() < len(task.classes)):
             parent = predictions.get(f"{key}-parent")
             usable = not task.new and parent is not None and of in parent.logits and parent.ids == child.ids

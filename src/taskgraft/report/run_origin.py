@@ -81,9 +81,9 @@ def _digests(record: Record) -> tuple[tuple[str, str], ...]:
 
 def settings_section(record: Record) -> Section:
     """Each setting with its value and why it has it; those that nobody touched are folded away."""
-    said = {name for name, _, _ in record.choices}
-    usual = [(name, value) for name, value, why in record.choices if why == "default"]
-    chosen = [choice for choice in record.choices if choice[2] != "default"]
+    said = {name for name, _, _ in record.settings}
+    usual = [(name, value) for name, value, why in record.settings if why == "default"]
+    chosen = [choice for choice in record.settings if choice[2] != "default"]
     if "method" not in said:
         chosen.insert(0, ("method", record.method, ""))
     rest = [(name, text) for name, text in formatting.flat(record.config) if name not in said]

@@ -80,7 +80,7 @@ def _row(comparison: Comparison, variant: VariantResult) -> Row:
         sum(seconds(record) for record in records),
         added(records[0]) if records else None,
         _times(records[0].parameters) if records else None,
-        _times(records[0].arithmetic) if records else None,
+        _times(records[0].flops) if records else None,
     )
 
 
@@ -141,7 +141,7 @@ def _times(counts: Mapping[str, int]) -> float | None:
 
 def slower(record: Record) -> str:
     """How much more arithmetic an image costs than the parent took; nothing where it is under a tenth more."""
-    counts = record.arithmetic
+    counts = record.flops
     times = counts["child"] / counts["parent"] if counts.get("parent") else 1.0
     return f"; each image takes {times:.2g} times the parent's arithmetic" if times > 1.1 else ""
 

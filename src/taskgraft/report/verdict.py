@@ -175,7 +175,7 @@ def _next(record: Record, status: Status) -> tuple[str, str]:
         return "next, teach it another task", commands.extended(record)
     if status == "good":
         return "next, use it", commands.used(record)
-    added = any(task.of for task in summary.new_tasks(record))  # to an old task: `compare` knows new ones alone
+    added = any(task.added_to for task in summary.new_tasks(record))  # to an old task: `compare` knows new ones alone
     return "next, try another method" if added else "next, compare methods", commands.compared(record)
 
 

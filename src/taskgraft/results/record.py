@@ -46,7 +46,7 @@ class TaskResult(BaseModel):
     name: str
     classes: tuple[str, ...]
     new: bool
-    of: str = ""  # the task whose outputs these are, where the name is another: classes added to an old task
+    added_to: str = ""  # the old task that these classes were added to; empty for a task of its own
     parent: Interval | None = None
     child: Interval | None = None
     forgetting: Interval | None = None  # parent - child, paired over images
@@ -67,20 +67,20 @@ class Record(BaseModel):
     config: dict[str, Any]
     parent: dict[str, Any]  # source, digest, architecture, tasks
     data: dict[str, Any]  # sources, counts, fingerprints, excluded
-    choices: tuple[tuple[str, str, str], ...] = ()  # what was set, to what, why
+    settings: tuple[tuple[str, str, str], ...] = ()  # (name, value, reason) of each setting
     tasks: tuple[TaskResult, ...]
     score: float | None  # None where an old task could not be measured
     step: int  # the step whose weights were kept
     history: tuple[StepMetrics, ...]
     parent_history: tuple[StepMetrics, ...] = ()  # the parent's own training, where its bundle has it
     parameters: dict[str, int]
-    arithmetic: dict[str, int] = {}  # operations of one forward pass on one image, of child and parent
+    flops: dict[str, int] = {}  # operations of one forward pass on one image, of child and parent
     latency: dict[str, float] = {}  # median seconds of one forward pass on one image, of child and parent
     seconds: dict[str, float]
     versions: dict[str, str]
-    plain: bool = True  # whether plain timm can load the model
+    one_backbone: bool = True  # whether the model is linear layers on one backbone, which plain timm can load
     notes: tuple[str, ...] = ()
-    asked: str = ""  # the command that asks for just this run, whatever started it; the next ones are made from it
+    reproduce_command: str = ""  # the train or extend command that reproduces this run, whatever started it
 
 
 class VariantResult(BaseModel):

@@ -99,7 +99,7 @@ def advance(
         terms |= {name: losses.quadratic(params, item) for name, item in terms_on_weights.items()}
     pure = _gradients(params, terms_on_weights.values()) if method.observe else None
     penalties.add_gradients(params, terms_on_weights.values())
-    scale = _guard(total, params, config, state, sources, batch.place)
+    scale = _guard(total, params, config, state, sources, batch.rows)
     before = {name: value.detach().clone() for name, value in params.items()} if method.observe else {}
     lr = lr_at(config, step)
     for group in state.optimizer.param_groups:
@@ -120,7 +120,7 @@ def warm(classifier: Classifier, sources: TrainingData, config: TrainingConfig) 
     """
     if not config.head_steps:
         return classifier
-    columns = {"recall": sources.recall, "precision": config.precision}
+    columns = {"recall": sources.tensor_cache, "precision": config.precision}
     name = "features in bf16" if config.precision == "bf16" else "features"
     kept = once(sources, name, lambda: {"columns": columns_of(classifier, sources.new, **columns)})
     features = kept["columns"]

@@ -45,7 +45,7 @@ def choose(
     the same seed should give the same run.
     """
     if config.precision != "auto":
-        return config, "as asked"
+        return config, "set explicitly"
     key = _key(classifier, sources, config)
     store = folder / "precision.json" if folder else None
     known = _read(store)
