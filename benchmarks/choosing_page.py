@@ -40,7 +40,7 @@ TITLES = {
     "digits": "digits even → odd (scikit-learn); a small ResNet, 32 px",
 }
 ACROSS = 3  # panels in a row of the figure
-HEAD = ("method", "Score", "A", "B", "forgetting", "closed", "agreement", "parameters", "arithmetic", "seconds")
+HEAD = ("method", "Score", "A", "B", "forgetting", "closed", "agreement", "parameters", "FLOPs", "seconds")
 
 
 def points(pair: list[float] | None) -> str:
@@ -154,7 +154,7 @@ def main() -> None:
     frontier(stored, PAGE.with_name("frontier.png"))
     lines = [line for name, found in stored.items() for line in table(name, found)]
     lines += [
-        "Rank correlation of lost agreement and true forgetting over the runs above whose old answers can change: "
+        "Rank correlation between lost agreement and true forgetting, over the runs above whose old predictions can change: "
         f"{rank:.2f}.",
         "",
     ]

@@ -1,4 +1,4 @@
-"""Every error message that a user can meet, read from the source: the `TaskgraftError(...)` calls of the package."""
+"""Every error message that a user can see, read from the source: where the package creates a `TaskgraftError`."""
 
 from __future__ import annotations
 
@@ -7,24 +7,29 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+from taskgraft import errors as tree
+
 PACKAGE = Path(__file__).parents[1] / "src" / "taskgraft"
-# Where in the package -> what somebody was doing. The first that fits counts.
-PLACES = {
+# Room of the package -> section of the page.
+SECTIONS = {
     "bundle": "Opening a checkpoint or a bundle",
-    "classifier": "Opening a checkpoint or a bundle",
-    "stages": "Opening a checkpoint or a bundle",
+    "models": "Opening a checkpoint or a bundle",
     "data": "Reading images",
-    "methods": "Naming and joining methods",
-    "method": "Naming and joining methods",
-    "settings": "Naming and joining methods",
-    "loop": "Training, stopping, going on",
-    "parallel": "Training, stopping, going on",
-    "search": "Searching",
+    "methods": "Choosing and combining methods",
+    "config": "Choosing and combining methods",
+    "training": "Training, interrupting, resuming",
+    "distributed": "Training, interrupting, resuming",
+    "tuning": "Searching",
     "exports": "Exporting",
     "serving": "Serving",
     "cli": "The command line",
 }
 OTHERS = "Running a command"
+EXIT_CODES = {
+    name: kind.exit_code
+    for name, kind in vars(tree).items()
+    if isinstance(kind, type) and issubclass(kind, tree.TaskgraftError)
+}
 # What begins the part of a message that says what to do.
 TO_DO = re.compile(r"; |: (?=(?:give|write|use|add|list)\b|‹reason›$)")
 # Functions that only shape a value; what they are given names it.
@@ -48,9 +53,9 @@ def messages() -> list[Message]:
     for path in sorted(PACKAGE.rglob("*.py")):
         own = path.relative_to(PACKAGE).as_posix()
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and ast.unparse(node.func) == "TaskgraftError" and node.args:
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in EXIT_CODES and node.args:
                 text = " ".join(written(node.args[0]).split())
-                found.setdefault(text, Message(own, text, _code(node)))
+                found.setdefault(text, Message(own, text, EXIT_CODES[ast.unparse(node.func)]))
     return [message for message in found.values() if not _bare(message.text)]
 
 
@@ -75,14 +80,14 @@ def written(node: ast.expr) -> str:
 
 
 def page() -> str:
-    """The messages as Markdown, one table for each thing that somebody was doing: what is said, and what to do."""
+    """The messages as Markdown, one table per section: the message and the remedy."""
     groups: dict[str, list[Message]] = {}
     for message in messages():
         top = message.path.partition("/")[0].removesuffix(".py")
-        groups.setdefault(PLACES.get(top, OTHERS), []).append(message)
+        groups.setdefault(SECTIONS.get(top, OTHERS), []).append(message)
     lines: list[str] = []
-    for title in dict.fromkeys([*PLACES.values(), OTHERS]):
-        lines += [f"## {title}", "", "| the message | what to do | exit code |", "|---|---|---:|"]
+    for title in dict.fromkeys([*SECTIONS.values(), OTHERS]):
+        lines += [f"## {title}", "", "| message | remedy | exit code |", "|---|---|---:|"]
         for message in groups.get(title, []):
             said, remedy = parted(message.text)
             lines.append(f"| {_literal(said)} | {_literal(remedy)} | {message.code} |")
@@ -94,11 +99,6 @@ def parted(text: str) -> tuple[str, str]:
     """A message as what was wrong and what to do; the second is empty where it does not say that."""
     begins = [found for found in TO_DO.finditer(text) if not _filled(text, found.start())]
     return (text[: begins[-1].start()], text[begins[-1].end() :]) if begins else (text, "")
-
-
-def _code(call: ast.Call) -> int:
-    given = [keyword.value for keyword in call.keywords if keyword.arg == "code"] + call.args[1:]
-    return given[0].value if given and isinstance(given[0], ast.Constant) and isinstance(given[0].value, int) else 2
 
 
 def _bare(text: str) -> bool:

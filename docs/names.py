@@ -31,6 +31,8 @@ def _entry(name: str, value: Any) -> list[str]:
 
 def _signature(name: str, value: Any) -> str:
     """One parameter a line where a single line would be long."""
+    if isinstance(value, type) and issubclass(value, Exception):
+        return f"class {name}({value.__bases__[0].__name__})"
     given = inspect.signature(value)
     short = _typed(f"{name}{given}")
     if len(short) <= 100:
@@ -47,7 +49,7 @@ def _signature(name: str, value: Any) -> str:
 def _typed(text: str) -> str:
     """A signature as one would write it: annotations without quotes, defaults that are made on the spot by name."""
     text = re.sub(r"(: |-> )'([^']*)'", r"\1\2", text)
-    text = re.sub(r"(= (?:Limits|Run|Watch))\([^()]*\)", r"\1()", text)
+    text = re.sub(r"(= (?:Limits|TrainingConfig|Callbacks|SearchConfig|WorkerConfig))\([^()]*\)", r"\1()", text)
     return re.sub(r"<(?:function|object|factory)[^,)]*>", "…", text)
 
 

@@ -51,7 +51,7 @@ MAY_BE_1 = ("check", "doctor", "evaluate")  # their answer may be "no", and that
 LEFT_OUT = {
     "README.md": {
         "make demo": "minutes; the blocks below are run",
-        "make test     # all tests": "the whole project's own",
+        "make test       # all tests": "the whole project's own",
     },
     "start.md": {
         "pip install .": "installs a package",
@@ -64,14 +64,14 @@ LEFT_OUT = {
         "fetches weights from the network",
         "taskgraft train VMMRdb/models.csv vmmr/ --task label --model resnet18 --steps 10000": "hours on a GPU",
         "taskgraft compare vmmr/ color/ six/ --task colour --methods 'finetune; ewc(strength=1e4); distill' "
-        "--rates 0.001,0.0001 \\": "hours on a GPU",
+        "--lrs 0.001,0.0001 \\": "hours on a GPU",
     },
     "contribute.md": {
         "make test ARGS='tests/laws -k match'":
         "changes the repository; tests/docs/test_contribute.py does so in a copy",
     },
     "using.md": {
-        "torchrun --nproc-per-node 4 -m taskgraft.cli predict both images/ --out answers.parquet":
+        "torchrun --nproc-per-node 4 -m taskgraft.cli predict both images/ --out predictions.parquet":
         "starts four processes and a Ray cluster; tests/commands/test_predict.py shares the parts as they do",
     },
     "searching.md": {
@@ -89,7 +89,7 @@ LEFT_OUT = {
     },
     "clusters.md": {
         "taskgraft extend model.pth images both --task colour --gpus 4":
-        "needs GPUs; tests/parallel runs two processes",
+        "needs GPUs; tests/distributed runs two processes",
         "torchrun --nnodes 2 --nproc-per-node 4 --rdzv-backend c10d --rdzv-endpoint first-machine:29400 \\":
         "needs two machines",
     },
