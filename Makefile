@@ -22,28 +22,32 @@ LINT := .venv/ready-lint
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test coverage mutants kills fuzz lock sbom lint bench docs release-check clean
+.PHONY: help demo test test-fast coverage mutants kills fuzz lock sbom lint bench docs release-check clean
 
 help:
-	@echo "make demo    train, extend and report on the embedded data into $(OUT)/ (OUT=folder)"
-	@echo "make test    all tests (WORKERS=$(WORKERS), ARGS='-k name')"
-	@echo "make coverage  the tests once more, counting which lines and branches they reach"
-	@echo "make mutants deliberate defects, each of which the tests must notice (ARGS='D3 lora')"
-	@echo "make kills   kill -9 at 200 random moments of an extend and of a tune (ARGS='extend --count 20')"
-	@echo "make fuzz    inputs that crash what reads strangers' bytes, by coverage (ARGS='--minutes 10 notations')"
-	@echo "make lint    style, types and the order of the modules"
-	@echo "make bench   taskgraft's speed and its peers', turn by turn (ARGS='--only steps --quick')"
-	@echo "make docs    the documentation into build/docs/; every warning is an error"
-	@echo "make release-check  the archives, and the wheel in an empty environment under the tests of the surface"
-	@echo "make lock    requirements.lock: the pins with the digests of their archives"
-	@echo "make sbom    the bill of materials of the environment (CycloneDX) as build/sbom.json"
-	@echo "make clean   remove the environment, caches and demo-run/"
+	@echo "make demo           train, extend and report on drawn cars, into $(OUT)/ (OUT=folder)"
+	@echo "make test           all tests (WORKERS=$(WORKERS), ARGS='-k name')"
+	@echo "make test-fast      the quick tests, in about a minute"
+	@echo "make coverage       all tests, with line and branch coverage"
+	@echo "make mutants        deliberate defects, each of which the tests must catch (ARGS='D3 lora')"
+	@echo "make kills          kill -9 at 200 random moments of an extend and of a tune (ARGS='extend --count 20')"
+	@echo "make fuzz           coverage-guided fuzzing of everything that reads untrusted bytes (ARGS='--minutes 10 notations')"
+	@echo "make lint           style, types and import order"
+	@echo "make bench          speed next to other libraries, in turns (ARGS='--only steps --quick')"
+	@echo "make docs           the documentation into build/docs/; every warning is an error"
+	@echo "make release-check  the archives, and the wheel in an empty environment under the surface tests"
+	@echo "make lock           requirements.lock: the pins with the hashes of their archives"
+	@echo "make sbom           the software bill of materials of the environment (CycloneDX), as build/sbom.json"
+	@echo "make clean          remove the environment, caches and demo-run/"
 
 demo: $(BASE)
 	$(BIN)/taskgraft demo $(OUT) $(ARGS)
 
 test: $(TEST)
 	OMP_NUM_THREADS=$(THREADS) MKL_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+
+test-fast: $(TEST)
+	OMP_NUM_THREADS=$(THREADS) MKL_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest -n $(WORKERS) -m 'not slow and not browser and not cluster' $(ARGS)
 
 # The tests of speed and of silence would hear the counting, so this is no check of CI.
 coverage: .venv/ready-coverage
