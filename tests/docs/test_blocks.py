@@ -164,8 +164,8 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, source in (
         ("cars", makes),
         ("colours", paints),
-        ("PICTURES", paints),
-        ("OLD_VALIDATION_PICTURES", makes),
+        ("IMAGES", paints),
+        ("OLD_VALIDATION_IMAGES", makes),
     ):
         shutil.copytree(source, home / name)
     (home / "cars_labels.txt").write_text("\n".join(alice.classifier.tasks[0].classes), encoding="utf-8")
