@@ -57,7 +57,7 @@ TEXT = [Row("characters of a method's notation", f"{LONGEST:,}", "refused")]
 def _server() -> list[Row]:
     """The flags of `serve` with their defaults, and what cannot be set."""
     rows = [
-        Row(f"`--{name.replace('_', '-')}`: {option.meaning}", f"{option.default:g}", "")
+        Row(f"`--{name.replace('_', '-')}`: {option.help}", f"{option.default:g}", "")
         for name, option in options(Limits).items()
     ]
     answers = {"max_batch": "422", "max_queue": "429", "wait_seconds": "429", "max_body": "413, while it is coming",

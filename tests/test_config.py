@@ -21,7 +21,7 @@ def test_every_setting_says_what_it_means() -> None:
     found = options(TrainingConfig)
     assert list(found) == [field.name for field in fields(TrainingConfig)]
     for name, option in found.items():
-        assert option.meaning, name
+        assert option.help, name
         assert option.default == getattr(TrainingConfig(), name)
         assert get_origin(option.kind) is Literal or option.extent is not None
 

@@ -1,27 +1,33 @@
-"""What a user may set, and which values are legal. No torch in here: help texts are made from it."""
+"""Training settings, their legal values and help texts. Imports no torch, so that `--help` stays fast."""
 
 from __future__ import annotations
 
 import math
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from taskgraft.errors import InputError
 
 Softmax = Literal["per-task", "joint"]
 Precision = Literal["auto", "fp32", "fp32-channels-last", "bf16"]
-DEFAULT_METHOD = "branch"  # by the evidence in docs/choosing.md
-LARGEST = sys.float_info.max  # also refuses NaN, infinities, and whole numbers that no float can hold
 Implicit = Literal["auto", True, False]
 Augment = Literal["none", "shift", "shift+flip", "crop+flip"]
+DEFAULT_METHOD = "branch"  # by the evidence in docs/choosing.md
+LARGEST = sys.float_info.max  # also refuses NaN, infinities, and integers that no float can hold
 
 
 class Range(NamedTuple):
-    """A hyper-parameter's interval: `low`..`high` is searched (`log` says on which scale).
+    """Interval of a numeric hyperparameter.
 
-    Legal is everything from `at_least` on, or everything over `above`; neither means from `low` on; up to `at_most`.
-    `searched` tells whether a search leaves it open by itself: what only sharpens a measurement is not.
+    Attributes:
+        low: Lower end of the typical range, which a search explores.
+        high: Upper end of the typical range.
+        log: Whether a search samples on a logarithmic scale.
+        at_least: Smallest legal value; `low` if neither this nor `above` is set.
+        above: Exclusive lower bound of the legal values.
+        at_most: Largest legal value.
+        searched: Whether a search includes this setting by default.
     """
 
     low: float
@@ -33,7 +39,7 @@ class Range(NamedTuple):
     searched: bool = True
 
     def allows(self, value: float) -> bool:
-        """Whether a value is legal."""
+        """Return whether a value is legal."""
         if self.at_most is not None and value > self.at_most:
             return False
         if self.above is not None:
@@ -41,48 +47,78 @@ class Range(NamedTuple):
         return value >= (self.low if self.at_least is None else self.at_least)
 
     def rule(self) -> str:
-        """The legal and the usual values in words."""
+        """Return the legal and the usual values in words."""
         bound = f"at least {self.low if self.at_least is None else self.at_least:g}"
         bound = bound if self.above is None else f"above {self.above:g}"
         bound = bound if self.at_most is None else f"{bound} and at most {self.at_most:g}"
         return f"must be {bound} (usual values: {self.low:g} to {self.high:g})"
 
 
+# A field of the dataclasses below, and of those in other modules that become flags, is declared as
+#     name: Annotated[type, Range(...)] = field(default=..., metadata={"help": "one line"})
+
+
 @dataclass(frozen=True)
 class TrainingConfig:
-    """Settings common to all methods; each with its legal values and what it means."""
+    """Settings of a training run, common to all methods. `help` in each field's metadata describes it."""
 
-    steps: Annotated[int, Range(100, 10000, log=True, at_least=1), "steps of training"] = 1200
-    batch_size: Annotated[int, Range(8, 256, log=True, at_least=1), "images a step"] = 32
-    lr: Annotated[float, Range(1e-4, 1e-1, log=True, above=0), "learning rate"] = 0.001
-    optimizer: Annotated[Literal["sgd", "adamw"], "optimizer"] = "adamw"
-    momentum: Annotated[float, Range(0, 0.99, at_least=0, at_most=0.9999), "momentum of sgd"] = 0.9
-    weight_decay: Annotated[
-        float, Range(0, 0.1, at_least=0), "weight decay; pulls old weights away from the parent"
-    ] = 0.0
-    schedule: Annotated[Literal["cosine", "constant"], "course of the rate over the steps"] = "cosine"
-    warmup_steps: Annotated[int, Range(0, 1000, at_least=0), "steps over which the rate rises from 0"] = 0
-    head_steps: Annotated[int, Range(0, 1000, at_least=0), "steps of the new head alone before, on cached features"] = (
-        200
+    steps: Annotated[int, Range(100, 10000, log=True, at_least=1)] = field(
+        default=1200, metadata={"help": "Number of training steps"}
     )
-    clip_grad: Annotated[float, Range(0, 10, at_least=0), "largest norm of the gradient; 0 = no limit"] = 1.0
-    norm: Annotated[Literal["train", "frozen"], "BatchNorm's statistics move with the new images, or stay"] = "train"
-    softmax: Annotated[Softmax, "one softmax a task, or one over all (to reproduce; forgets)"] = "per-task"
-    precision: Annotated[Precision, "arithmetic; auto times each once on this machine"] = "auto"
-    micro_batches: Annotated[
-        int,
-        Range(1, 64, at_least=1, searched=False),
-        "pieces a batch goes through in; doubled when memory runs out",
-    ] = 1
-    views: Annotated[int, Range(1, 64, at_least=0), "fixed views of each image; 0 = new ones every epoch"] = 8
-    augment: Annotated[Augment, "how views differ from the image"] = "shift+flip"
-    eval_every: Annotated[int, Range(1, 1000, at_least=1), "steps between validations"] = 50
-    log_every: Annotated[int, Range(1, 1000, at_least=1), "steps between logged losses"] = 50
-    save_every: Annotated[int, Range(1, 10000, at_least=1), "steps between checkpoints"] = 100
-    seed: Annotated[int, Range(0, 2**32, at_least=0), "every random number derives from it"] = 0
+    batch_size: Annotated[int, Range(8, 256, log=True, at_least=1)] = field(
+        default=32, metadata={"help": "Images per step"}
+    )
+    lr: Annotated[float, Range(1e-4, 1e-1, log=True, above=0)] = field(
+        default=0.001, metadata={"help": "Peak learning rate"}
+    )
+    optimizer: Literal["sgd", "adamw"] = field(default="adamw", metadata={"help": "Optimizer"})
+    momentum: Annotated[float, Range(0, 0.99, at_least=0, at_most=0.9999)] = field(
+        default=0.9, metadata={"help": "Momentum of SGD"}
+    )
+    weight_decay: Annotated[float, Range(0, 0.1, at_least=0)] = field(
+        default=0.0, metadata={"help": "Weight decay; moves old weights away from the parent"}
+    )
+    schedule: Literal["cosine", "constant"] = field(default="cosine", metadata={"help": "Learning-rate schedule"})
+    warmup_steps: Annotated[int, Range(0, 1000, at_least=0)] = field(
+        default=0, metadata={"help": "Steps of linear learning-rate warm-up"}
+    )
+    head_steps: Annotated[int, Range(0, 1000, at_least=0)] = field(
+        default=200, metadata={"help": "Head-only steps on cached features before full training (linear probing)"}
+    )
+    clip_grad: Annotated[float, Range(0, 10, at_least=0)] = field(
+        default=1.0, metadata={"help": "Gradient-clipping norm; 0 disables clipping"}
+    )
+    norm: Literal["train", "frozen"] = field(
+        default="train", metadata={"help": "Update or freeze BatchNorm running statistics"}
+    )
+    softmax: Softmax = field(
+        default="per-task",
+        metadata={"help": "One softmax per task, or a joint one over all classes (for reproduction; it forgets)"},
+    )
+    precision: Precision = field(
+        default="auto", metadata={"help": "Numeric precision and memory format; auto benchmarks them on this machine"}
+    )
+    micro_batches: Annotated[int, Range(1, 64, at_least=1, searched=False)] = field(
+        default=1,
+        metadata={"help": "Micro-batches per step (gradient accumulation); doubled when memory runs out"},
+    )
+    views: Annotated[int, Range(1, 64, at_least=0)] = field(
+        default=8, metadata={"help": "Fixed augmented copies per image; 0 = fresh augmentation every epoch"}
+    )
+    augment: Augment = field(default="shift+flip", metadata={"help": "Data augmentation"})
+    eval_every: Annotated[int, Range(1, 1000, at_least=1)] = field(
+        default=50, metadata={"help": "Steps between evaluations on the validation images"}
+    )
+    log_every: Annotated[int, Range(1, 1000, at_least=1)] = field(
+        default=50, metadata={"help": "Steps between logged losses"}
+    )
+    save_every: Annotated[int, Range(1, 10000, at_least=1)] = field(
+        default=100, metadata={"help": "Steps between checkpoints"}
+    )
+    seed: Annotated[int, Range(0, 2**32, at_least=0)] = field(default=0, metadata={"help": "Random seed"})
 
 
-# For a classifier trained from random weights: Adam's rate, decay, and views that never repeat.
+# Defaults of `train`, which starts from random weights: Adam with weight decay, and augmentation that never repeats.
 TRAIN_DEFAULTS = TrainingConfig(
     steps=600,
     optimizer="adamw",
@@ -98,26 +134,41 @@ TRAIN_DEFAULTS = TrainingConfig(
 
 
 def lr_at(config: TrainingConfig, step: int) -> float:
-    """The learning rate of a step: a formula of the step, so that nothing has to be stored."""
-    rising = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
-    falling = 0.5 * (1 + math.cos(math.pi * step / config.steps)) if config.schedule == "cosine" else 1.0
-    return config.lr * rising * falling
+    """Compute the learning rate of a step. It depends on the step alone, so a checkpoint need not store it.
+
+    Args:
+        config: Training settings.
+        step: Number of completed steps, from 0.
+
+    Returns:
+        Linear warm-up times the schedule (cosine annealing, Loshchilov & Hutter 2017, eq. 5, without restarts).
+    """
+    warmup = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
+    decay = 0.5 * (1 + math.cos(math.pi * step / config.steps)) if config.schedule == "cosine" else 1.0
+    return config.lr * warmup * decay
 
 
 class Option(NamedTuple):
-    """A setting as declared: its plain type, legal values, meaning and default."""
+    """A setting as its dataclass declares it.
+
+    Attributes:
+        kind: Plain type: int, float, bool, str or a Literal.
+        extent: Range of a number, None for other types.
+        help: One-line description, "" where there is none.
+        default: Default value.
+    """
 
     kind: Any
     extent: Range | None
-    meaning: str
+    help: str
     default: Any
 
     def refusal(self, value: Any) -> str | None:
-        """Why a value is not legal; None where it is."""
+        """Return why a value is illegal, or None if it is legal."""
         if get_origin(self.kind) is Literal:
-            known = get_args(self.kind)  # 1 == True, but is another value
-            fits = any(value == one and type(value) is type(one) for one in known)
-            return None if fits else f"give one of {', '.join(map(str, known))}"
+            choices = get_args(self.kind)
+            allowed = any(value == choice and type(value) is type(choice) for choice in choices)  # 1 == True
+            return None if allowed else f"give one of {', '.join(map(str, choices))}"
         if self.kind is bool:
             return None if isinstance(value, bool) else "give True or False"
         if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= LARGEST:
@@ -128,18 +179,33 @@ class Option(NamedTuple):
 
 
 def options(settings: type) -> dict[str, Option]:
-    """Each field of a dataclass of settings, in order."""
+    """Return the declared settings of a dataclass.
+
+    Args:
+        settings: A dataclass whose fields are annotated as those of `TrainingConfig`.
+
+    Returns:
+        Field name -> option, in the order of declaration.
+    """
+    hints = get_type_hints(settings, include_extras=True)
     found = {}
-    for name, hint in get_type_hints(settings, include_extras=True).items():
+    for item in fields(settings):
+        hint = hints[item.name]
         kind, *extras = get_args(hint) if get_origin(hint) is Annotated else (hint,)
         extent = next((extra for extra in extras if isinstance(extra, Range)), None)
-        meaning = next((extra for extra in extras if isinstance(extra, str)), "")
-        found[name] = Option(kind, extent, meaning, settings.__dataclass_fields__[name].default)
+        found[item.name] = Option(kind, extent, item.metadata.get("help", ""), item.default)
     return found
 
 
 def validate(config: TrainingConfig) -> TrainingConfig:
-    """The run itself when every setting is legal; raises TaskgraftError naming the setting otherwise."""
+    """Check that every setting is legal.
+
+    Returns:
+        The same config.
+
+    Raises:
+        InputError: A value is illegal; the message names the setting and the rule.
+    """
     for name, option in options(TrainingConfig).items():
         reason = option.refusal(getattr(config, name))
         if reason:

@@ -77,7 +77,7 @@ def test_every_setting_has_a_flag(
         if key == "log_every":
             continue
         assert f"--{key.replace('_', '-')}" in text
-        assert option.meaning.split(";")[0][:20] in " ".join(text.replace("│", " ").split())
+        assert option.help.split(";")[0][:20] in " ".join(text.replace("│", " ").split())
         assert f"[default: {getattr(defaults, key)}]" in " ".join(text.replace("│", " ").split())
 
 

@@ -164,7 +164,7 @@ def cache_folder(text: str) -> Path | None:
 
 def _flag(name: str, option: Any, default: Any, panel: str) -> inspect.Parameter:
     kind = option.kind
-    meaning = option.meaning
+    meaning = option.help
     if get_origin(kind) is Literal:
         meaning, kind = f"{meaning}: {' | '.join(get_args(kind))}", str
     info = typer.Option(

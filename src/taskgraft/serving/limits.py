@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from taskgraft.config import Range, options
@@ -20,25 +20,35 @@ class Refusal(Exception):
 
 @dataclass(frozen=True)
 class Limits:
-    """Settings of a server; each with its legal values and what it means."""
+    """Limits of a server. `help` in each field's metadata describes it."""
 
-    max_batch: Annotated[int, Range(1, 256, at_least=1, at_most=4096), "images of one request and of one batch"] = 32
-    max_delay: Annotated[
-        float, Range(0, 100, at_least=0, at_most=10_000), "milliseconds to wait for more images of a batch"
-    ] = 5.0
-    max_queue: Annotated[
-        int, Range(1, 10_000, at_least=1), "images that may wait or be worked on; more get status 429"
-    ] = 256
-    wait_seconds: Annotated[
-        float, Range(0.01, 30, above=0), "seconds a request may be expected to wait for others; more get status 429"
-    ] = 10.0
-    max_body: Annotated[int, Range(1, 256, at_least=1, at_most=1024), "MiB of a request's body"] = 32
-    max_pixels: Annotated[float, Range(1, 89, above=0, at_most=89), "millions of pixels of one image"] = 25.0
-    decode_seconds: Annotated[float, Range(1, 60, above=0), "seconds that decoding one image may take"] = 10.0
-    request_seconds: Annotated[float, Range(1, 300, above=0), "seconds to receive a body, and again to answer it"] = (
-        30.0
+    max_batch: Annotated[int, Range(1, 256, at_least=1, at_most=4096)] = field(
+        default=32, metadata={"help": "Images per request and per batch"}
     )
-    workers: Annotated[int, Range(1, 64, at_least=1, at_most=256), "processes that decode images"] = 2
+    max_delay: Annotated[float, Range(0, 100, at_least=0, at_most=10_000)] = field(
+        default=5.0, metadata={"help": "Time to wait for more images of a batch (ms)"}
+    )
+    max_queue: Annotated[int, Range(1, 10_000, at_least=1)] = field(
+        default=256, metadata={"help": "Images queued or in progress; further requests get status 429"}
+    )
+    wait_seconds: Annotated[float, Range(0.01, 30, above=0)] = field(
+        default=10.0, metadata={"help": "Longest expected queueing time (s); further requests get status 429"}
+    )
+    max_body: Annotated[int, Range(1, 256, at_least=1, at_most=1024)] = field(
+        default=32, metadata={"help": "Size of a request body (MiB)"}
+    )
+    max_pixels: Annotated[float, Range(1, 89, above=0, at_most=89)] = field(
+        default=25.0, metadata={"help": "Size of an image (megapixels)"}
+    )
+    decode_seconds: Annotated[float, Range(1, 60, above=0)] = field(
+        default=10.0, metadata={"help": "Time to decode an image (s)"}
+    )
+    request_seconds: Annotated[float, Range(1, 300, above=0)] = field(
+        default=30.0, metadata={"help": "Time to receive a request body, and again to answer it (s)"}
+    )
+    workers: Annotated[int, Range(1, 64, at_least=1, at_most=256)] = field(
+        default=2, metadata={"help": "Processes that decode images"}
+    )
 
 
 def checked(limits: Limits) -> Limits:

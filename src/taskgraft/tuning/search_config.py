@@ -1,9 +1,9 @@
-"""How a search is to be made and what is wanted of it: plain values, each with its meaning. No torch in here."""
+"""Settings of a hyperparameter search and their checks. Imports no torch, so that `--help` stays fast."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Literal, NamedTuple
 
 from taskgraft.config import Range, options
@@ -14,30 +14,48 @@ UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 @dataclass(frozen=True)
 class SearchConfig:
-    """Settings of a search; each with its legal values and what it means."""
+    """Settings of a hyperparameter search. `help` in each field's metadata describes it."""
 
-    sampler: Annotated[str, "grid | tpe | nsga2 | random"] = "tpe"
-    points: Annotated[int, Range(2, 9, at_least=1), "of a grid: values of each open interval"] = 5
-    trials: Annotated[int, Range(5, 200, at_least=0), "trials, unless a grid; 0 = until the budget is spent"] = 20
-    wave: Annotated[int, Range(4, 64, at_least=1), "trials that are asked for and compared together"] = 10
-    prune: Annotated[Literal["auto", "yes", "no"], "stop the worse trials early; auto = unless a grid"] = "auto"
-    budget: Annotated[str, "stop after so long: 90s, 30m or 2h; empty = no limit"] = ""
-    max_trials: Annotated[int, Range(10, 1000, at_least=1), "refuse a grid with more cells"] = 400
-    max_forgetting: Annotated[str, "of the choice with the best new task: the most that may be forgotten"] = "1%"
-    min_new: Annotated[str, "of the choice that forgets least: the least new accuracy"] = "90%"
-    storage: Annotated[str, "postgresql://… for several machines; empty = a journal file in OUT"] = ""
-    study: Annotated[str, "the search's name in the storage; empty = OUT's name"] = ""
-    no_share: Annotated[bool, "let every trial compute for itself what trials have in common"] = False
-    track: Annotated[str, "also tell a tracker: tensorboard | mlflow | wandb"] = ""
+    sampler: str = field(default="tpe", metadata={"help": "Search algorithm: grid, tpe, nsga2 or random"})
+    points: Annotated[int, Range(2, 9, at_least=1)] = field(default=5, metadata={"help": "Grid points per range"})
+    trials: Annotated[int, Range(5, 200, at_least=0)] = field(
+        default=20, metadata={"help": "Number of trials, except for a grid; 0 = until --budget is spent"}
+    )
+    wave: Annotated[int, Range(4, 64, at_least=1)] = field(
+        default=10, metadata={"help": "Trials per wave; a wave is sampled and compared as a whole"}
+    )
+    prune: Literal["auto", "yes", "no"] = field(
+        default="auto", metadata={"help": "Stop unpromising trials early; auto = unless --sampler grid"}
+    )
+    budget: str = field(default="", metadata={"help": "Time limit such as 90s, 30m or 2h"})
+    max_trials: Annotated[int, Range(10, 1000, at_least=1)] = field(
+        default=400, metadata={"help": "Refuse grids with more points than this"}
+    )
+    max_forgetting: str = field(
+        default="1%", metadata={"help": "Forgetting allowed in the selected model with the best new-task accuracy"}
+    )
+    min_new: str = field(
+        default="90%", metadata={"help": "New-task accuracy required of the selected model with the least forgetting"}
+    )
+    storage: str = field(
+        default="", metadata={"help": "postgresql://... URL for several machines; the default is a journal file in OUT"}
+    )
+    study: str = field(default="", metadata={"help": "Name of the study in the storage; the default is OUT's name"})
+    no_share: bool = field(default=False, metadata={"help": "Do not reuse computation across trials"})
+    track: str = field(default="", metadata={"help": "Also log to tensorboard, mlflow or wandb"})
 
 
 @dataclass(frozen=True)
 class WorkerConfig:
-    """Who works: how many processes, with how many threads each, on this machine or on a Ray cluster."""
+    """Worker processes of a search, on this machine or on a Ray cluster."""
 
-    jobs: Annotated[int, Range(1, 8, at_least=1), "worker processes, one a GPU where there are any"] = 1
-    threads: Annotated[int, Range(0, 16, at_least=0), "threads of each worker; 0 = the cores shared out"] = 0
-    ray: Annotated[str, "work on a Ray cluster: its address, auto, or local"] = ""
+    jobs: Annotated[int, Range(1, 8, at_least=1)] = field(
+        default=1, metadata={"help": "Worker processes, one per GPU if there are any"}
+    )
+    threads: Annotated[int, Range(0, 16, at_least=0)] = field(
+        default=0, metadata={"help": "Threads per worker; 0 = all cores divided by the workers"}
+    )
+    ray: str = field(default="", metadata={"help": "Run on a Ray cluster: its address, auto or local"})
 
 
 class Limits(NamedTuple):
