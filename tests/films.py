@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from taskgraft.types import Task
 from toys import pictures
 
-LR = 10
+FRAME_RATE = 10
 SIDE = 64
 
 
@@ -32,7 +32,7 @@ def stills(task: Task, tracks: Sequence[int], frames: int, seed: int = 11) -> li
 def film(path: Path, frames: Iterable[NDArray[np.uint8]], times: Sequence[float] | None = None) -> Path:
     """Write frames [H, W, 3] as a video, at RATE a second or at these times (seconds, rising)."""
     with av.open(path, "w", options={"movflags": "faststart"} if path.suffix == ".mp4" else {}) as container:
-        stream = container.add_stream("mpeg4", lr=LR)
+        stream = container.add_stream("mpeg4", rate=FRAME_RATE)
         stream.bit_rate = 8_000_000
         for number, pixels in enumerate(frames):
             if number == 0:
@@ -40,7 +40,7 @@ def film(path: Path, frames: Iterable[NDArray[np.uint8]], times: Sequence[float]
                 stream.pix_fmt = "yuv420p"
                 stream.time_base = stream.codec_context.time_base = Fraction(1, 1000)
             frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-            time = number / LR if times is None else times[number]
+            time = number / FRAME_RATE if times is None else times[number]
             frame.pts, frame.time_base = round(1000 * time), Fraction(1, 1000)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())

@@ -116,8 +116,8 @@ def test_cmyk_is_converted(tmp_path: Path) -> None:
 
 
 def test_sixteen_bits_are_scaled_and_not_clipped(tmp_path: Path) -> None:
-    warmup_steps = np.linspace(0, 65535, 256).round().astype(np.uint16).reshape(16, 16)
-    image = Image.fromarray(warmup_steps)
+    gradient = np.linspace(0, 65535, 256).round().astype(np.uint16).reshape(16, 16)
+    image = Image.fromarray(gradient)
     assert image.mode == "I;16"
     found = pixels(saved(tmp_path / "x.png", image))
     np.testing.assert_array_equal(found[..., 0], np.arange(256).reshape(16, 16))

@@ -96,7 +96,7 @@ def test_what_is_no_video_has_a_reason(tmp_path: Path, content: bytes, reason: s
 def test_sound_alone_has_no_picture(tmp_path: Path) -> None:
     path = tmp_path / "a.mkv"
     with av.open(path, "w") as container:
-        stream = container.add_stream("pcm_s16le", lr=8000)
+        stream = container.add_stream("pcm_s16le", rate=8000)
         frame = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), format="s16", layout="mono")
         frame.rate = 8000
         container.mux(stream.encode(frame))

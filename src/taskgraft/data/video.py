@@ -65,7 +65,7 @@ def _frames(container: Any, preprocessing: Preprocessing, every: float) -> Itera
     if width * height > MAX_PIXELS or min(width, height) < MIN_SIDE:
         yield Frame(0.0, None, f"its frames of {width}x{height} are too large or too small")
         return
-    lr = float(stream.average_rate or stream.guessed_rate or 25)
+    frame_rate = float(stream.average_rate or stream.guessed_rate or 25)
     start, due, last, count, damaged = 0.0, 0.0, 0.0, 0, 0
     packets, over = container.demux(stream), False
     while not over:
@@ -79,13 +79,13 @@ def _frames(container: Any, preprocessing: Preprocessing, every: float) -> Itera
         except av.FFmpegError:  # nothing can follow
             damaged, found, over = damaged + 1, [], True
         for frame in found:
-            time = count / lr if frame.time is None else float(frame.time)
+            time = count / frame_rate if frame.time is None else float(frame.time)
             start = time if count == 0 else start
             last, count = time - start, count + 1
             if last >= due - 1e-6:
                 due = (int(last / every + 1e-6) + 1) * every
                 yield Frame(last, _pixels(frame, preprocessing))
-    reason = _wanting(count, damaged, last + 1 / lr, _length(stream, container))
+    reason = _wanting(count, damaged, last + 1 / frame_rate, _length(stream, container))
     if reason:
         yield Frame(last, None, reason)
 
