@@ -9,7 +9,7 @@ import av
 import numpy as np
 import pytest
 
-from films import LR, cut, film, turned
+from films import FRAME_RATE, cut, film, turned
 from taskgraft.data.transforms import Preprocessing
 from taskgraft.data.video import frames
 from taskgraft.errors import TaskgraftError
@@ -109,7 +109,7 @@ def test_one_frame_is_enough(tmp_path: Path) -> None:
     path = film(tmp_path / "a.mkv", gray([120]))
     (only,) = frames(path, WANTED, 0.5)
     assert (only.seconds, only.reason) == (0.0, None)
-    assert 1 / LR < 0.5
+    assert 1 / FRAME_RATE < 0.5
 
 
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
