@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from taskgraft.commands.compare import Variant, compare
-from taskgraft.config import DEFAULT_METHOD, TRAIN_DEFAULTS, TrainingConfig
+from taskgraft.config import TRAIN_DEFAULTS, TrainingConfig
+from taskgraft.methods.presets import DEFAULT_METHOD
 from taskgraft.metrics import over_seeds
 from taskgraft.pipeline.request import Request
 from taskgraft.pipeline.train import train

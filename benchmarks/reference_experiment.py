@@ -21,10 +21,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from taskgraft import methods, report
+from taskgraft import report
 from taskgraft.commands.compare import Variant, compare
 from taskgraft.commands.tune import tune
 from taskgraft.config import TrainingConfig
+from taskgraft.methods import notation
 from taskgraft.pipeline.request import Request
 from taskgraft.report import summary
 from taskgraft.results.record import Comparison, versions
@@ -102,8 +103,8 @@ def strengths(given: argparse.Namespace, callbacks: Callbacks) -> Iterator[dict[
     """Every cell of the searches; the best of each method and rate is reported elsewhere."""
     config = settings(given.steps, 0)
     asked = request(given.shared, given.out, "choosing", config)
-    for name, notation in SEARCHED.items():
-        searched = space.parse(notation, f"lr={list(LRS)}", config)
+    for name, method in SEARCHED.items():
+        searched = space.parse(method, f"lr={list(LRS)}", config)
         found = tune(
             asked,
             searched,
@@ -129,7 +130,7 @@ def chosen(cells: list[dict[str, Any]], steps: int) -> list[Variant]:
         for name in SEARCHED:
             own = [cell for cell in cells if cell["arrangement"] == name and cell["lr"] == lr]
             best = max(own, key=lambda cell: cell["score"])
-            variants.append(Variant(f"{name}{low}", methods.show(methods.parse(best["method"])), config))
+            variants.append(Variant(f"{name}{low}", notation.show(notation.parse(best["method"])), config))
     return variants
 
 

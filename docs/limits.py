@@ -7,7 +7,7 @@ from typing import NamedTuple
 from taskgraft.bundle import unpickle, validation
 from taskgraft.config import options
 from taskgraft.data import decode, tar_shards, transforms
-from taskgraft.methods import LONGEST
+from taskgraft.methods.notation import LONGEST
 from taskgraft.serving import decoding, middleware, predict_routes, server, service
 from taskgraft.serving.limits import Limits
 

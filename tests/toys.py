@@ -12,9 +12,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from taskgraft import methods, pytree, seeding
+from taskgraft import pytree, seeding
 from taskgraft.bundle.loaders import create
 from taskgraft.config import TrainingConfig
+from taskgraft.methods import composition
 from taskgraft.methods.protocol import Method
 from taskgraft.models.classifier import Classifier, grow, inherited, wrap
 from taskgraft.training import loop
@@ -71,7 +72,7 @@ def started(
     notation: str, config: TrainingConfig = RUN, model: Classifier | None = None
 ) -> tuple[TrainState, Method, TrainingData]:
     """A run of a method before its first step."""
-    method = methods.build(methods.parse(notation))
+    method = composition.build(notation)
     images = sources(config=config)
     child = grow(model or parent(), NEW, config.seed)
     child.softmax = config.softmax

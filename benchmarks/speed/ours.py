@@ -10,10 +10,11 @@ import torch
 from benchmarks.speed.networks import LR, MEAN, NEW, OLD, STD, Case, labels, network, pixels
 from benchmarks.speed.worker import Ready, Work
 
-from taskgraft import methods, pytree
+from taskgraft import pytree
 from taskgraft.bundle.loaders import head_of
 from taskgraft.config import TrainingConfig
 from taskgraft.curvature import fisher_diagonal
+from taskgraft.methods import composition
 from taskgraft.methods.protocol import Method
 from taskgraft.models import inference
 from taskgraft.models.classifier import Classifier, grow, inherited, wrap
@@ -65,7 +66,7 @@ def started(case: Case) -> tuple[TrainState, Method, TrainingData, TrainingConfi
         run = replace(run, precision=chosen)
     if "live" in case["method"]:
         run = replace(run, views=0)  # what a live teacher is for
-    child, method = child_of(case), methods.build(methods.parse(case["method"]))
+    child, method = child_of(case), composition.build(case["method"])
     sources = TrainingData(images_of(case), None, run.views, run.augment, run.seed)
     values = dict(child.named_parameters())
     recorded = {name: torch.ones_like(values[name]).detach() for name in inherited(child)}  # what si's parent carries

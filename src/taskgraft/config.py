@@ -13,7 +13,6 @@ Softmax = Literal["per-task", "joint"]
 Precision = Literal["auto", "fp32", "fp32-channels-last", "bf16"]
 Implicit = Literal["auto", True, False]
 Augment = Literal["none", "shift", "shift+flip", "crop+flip"]
-DEFAULT_METHOD = "branch"  # by the evidence in docs/choosing.md
 LARGEST = sys.float_info.max  # also refuses NaN, infinities, and integers that no float can hold
 
 

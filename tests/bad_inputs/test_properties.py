@@ -12,12 +12,12 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from bad_inputs.pictures import JPEG, frames, picture, saved, sixteen
-from taskgraft import methods
 from taskgraft.bundle import Bundle, digests, read, write
 from taskgraft.data import class_names, decode, near_duplicates, transforms
 from taskgraft.data.layouts import list_images
 from taskgraft.data.transforms import Preprocessing
 from taskgraft.errors import TaskgraftError
+from taskgraft.methods import notation
 from toys import parent
 
 WANTED = Preprocessing(16, "center", 0.875, "bilinear")
@@ -119,10 +119,10 @@ def test_a_changed_byte_is_noticed(bundle: Path, name: str, place: float, new: b
 @example("ewc(strength=1" + "+1" * 3000 + ")")
 def test_a_method_is_parsed_or_refused(text: str) -> None:
     try:
-        plan = methods.parse(text)
+        plan = notation.parse(text)
     except TaskgraftError:
         return
-    assert methods.parse(methods.show(plan)) == plan
+    assert notation.parse(notation.show(plan)) == plan
 
 
 @TRIES

@@ -9,6 +9,7 @@ import pytest
 import taskgraft
 from taskgraft import TaskgraftError, TrainingConfig
 from taskgraft.commands import auto as job
+from taskgraft.methods import presets
 from taskgraft.pipeline.request import Request
 
 RUN = TrainingConfig(steps=4, batch_size=8, head_steps=5, eval_every=2, save_every=2, views=1, precision="fp32")
@@ -16,7 +17,7 @@ RUN = TrainingConfig(steps=4, batch_size=8, head_steps=5, eval_every=2, save_eve
 
 @pytest.fixture
 def asked(alice: Path, new_folder: Path, old_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Request:
-    monkeypatch.setattr(job, "RATES", (0.001,))
+    monkeypatch.setattr(job, "AUTO_LRS", (0.001,))
     return Request(str(alice), new_folder, "paint", config=RUN, old_val=(old_folder / "val",))
 
 
@@ -26,7 +27,7 @@ def test_the_best_of_the_portfolio_is_left_in_out(asked: Request, tmp_path: Path
     tried = {line.split("`")[1] for line in (out / "search" / "table.md").read_text().splitlines() if "`" in line}
     assert tried
     assert done.record.method.split("(")[0].split(" ")[0] in {
-        name.split("(")[0].split(" ")[0] for name in job.PORTFOLIO
+        name.split("(")[0].split(" ")[0] for name in presets.AUTO_PORTFOLIO
     }
     assert [task.name for task in taskgraft.open_parent(str(out)).classifier.tasks] == ["shape", "paint"]
     for name in ("record.json", "report.html", "search/report.html", "predictions.npz"):

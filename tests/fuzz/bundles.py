@@ -11,7 +11,8 @@ from taskgraft.bundle import Bundle, digests, read, write
 from taskgraft.commands.predict import temperatures
 from taskgraft.data.transforms import Preprocessing
 from taskgraft.errors import TaskgraftError
-from taskgraft.methods import build, parse
+from taskgraft.methods.composition import build
+from taskgraft.methods.notation import parse
 from taskgraft.quantification import task_card as cards
 from taskgraft.results.files import write_json
 from taskgraft.serving import model

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from fuzz.fuzzing import Target
-from taskgraft import methods
 from taskgraft.config import TrainingConfig
 from taskgraft.data import transforms
 from taskgraft.data.transforms import Preprocessing
 from taskgraft.errors import TaskgraftError
+from taskgraft.methods import notation, registry
 from taskgraft.tuning import space
 
 SEEDS = (
@@ -24,7 +24,7 @@ SEEDS = (
     b"mewc(strength=" + b"-" * 1500 + b"1)", b"sewc(strength=1" + b"+1" * 490 + b")\n", b"p" + b"9" * 4500,
 )  # fmt: skip
 WORDS = (
-    *(name.encode() for name in methods.METHODS), b"strength=", b"temperature=", b"labels=exact", b"1e999", b"-", b"~",
+    *(name.encode() for name in registry.METHODS), b"strength=", b"temperature=", b"labels=exact", b"1e999", b"-", b"~",
     b"not ", b"9" * 40, b"[", b"(", b"..", b"lambda:", b"**x", b"*x", b"f'{x}'", b"'\\d'", b"nan", b"inf", b"1j",
     b"center:",
     b"mean=", b"std=", b"squash", "\uff12".encode(), "\ufb01".encode(), b"\xed\xa0\x80", b"\0", b"lr=", b"0x1",
@@ -41,8 +41,8 @@ def one(data: bytes) -> None:
     kind, text = data[:1], data[1:].decode("utf-8", "surrogateescape")
     try:
         if kind == b"m":
-            plan = methods.parse(text)
-            assert methods.parse(methods.show(plan)) == plan
+            plan = notation.parse(text)
+            assert notation.parse(notation.show(plan)) == plan
         elif kind == b"p":
             preprocessing = transforms.parse(text, Preprocessing())
             assert transforms.parse(preprocessing.show(), Preprocessing()).show() == preprocessing.show()

@@ -5,14 +5,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from taskgraft import methods
+from taskgraft.methods import composition
 from taskgraft.models.classifier import grow
 from taskgraft.training import checkpoints as states
 from taskgraft.training import loop
 from toys import NEW, RUN, mark, parent, sources, weights
 
 for number, text in enumerate(sys.argv[2:]):
-    method = methods.build(methods.parse(text))
+    method = composition.build(text)
     blank = loop.prepare(grow(parent(), NEW, RUN.seed), method, sources(), RUN)
     path = states.checkpoints(Path(sys.argv[1]) / str(number))[0]
     print(mark(weights(loop.fit(states.restore(path, blank), method, sources(), RUN))))

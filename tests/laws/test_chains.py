@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from taskgraft import learn, methods
+from taskgraft import learn
 from taskgraft.bundle.format import Bundle, read, write
 from taskgraft.bundle.loaders import create
+from taskgraft.methods import composition
 from taskgraft.models.classifier import Classifier, grow, widen
 from taskgraft.models.inference import predict
 from taskgraft.training import loop
@@ -85,7 +86,7 @@ def test_an_importance_lives_on_through_a_task_that_does_not_use_it() -> None:
     kept, now = first.memory["ewc"]["importance"], second.memory["ewc"]["importance"]
     assert all(torch.equal(now[name], value) for name, value in kept.items())
     last = grow(second.classifier, c, 1)
-    method, images = methods.build(methods.parse("ewc(images=16)")), sources()
+    method, images = composition.build("ewc(images=16)"), sources()
     more = images._replace(new=pictures(20, c, 3), old=None)
     held = loop.start(last, method, more, second.memory, RUN).memory["ewc"]["importance"]
     assert held.keys() == dict(last.named_parameters()).keys() - {"heads.3.weight", "heads.3.bias"}
@@ -100,7 +101,7 @@ def test_added_classes_leave_the_old_rows_as_they_were_before_step_one(text: str
     images, old = pictures(20, WIDER, 5), parent()
     wide = widen(old, OLD.name, WIDER.classes, RUN.seed)
     assert wide.tasks == (WIDER,)
-    method, given = methods.build(methods.parse(text)), sources()._replace(new=images, old=None)
+    method, given = composition.build(text), sources()._replace(new=images, old=None)
     begun = loop.start(wide, method, given, {}, RUN).classifier
     before, first = predict(old, images).logits[OLD.name], predict(begun, images).logits[OLD.name]
     assert first.shape == (20, len(OLD.classes) + 2)

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from taskgraft import data, losses, methods, pytree
-from taskgraft.methods.protocol import compose
+from taskgraft import data, losses, pytree
+from taskgraft.methods import composition, notation, registry
+from taskgraft.methods.composition import compose
 from taskgraft.models.classifier import grow
 from taskgraft.models.inference import predict
 from taskgraft.training import checkpoints as states
@@ -50,7 +51,7 @@ WITH_STRENGTH = [
     text
     for name, texts in VARIANTS.items()
     for text in texts
-    if "strength" in {field.name for field in dataclasses.fields(methods.METHODS[name])}  # pyright: ignore
+    if "strength" in {field.name for field in dataclasses.fields(registry.METHODS[name])}  # pyright: ignore
 ]
 KEEPS_OLD = [
     "frozen", "taps", "branch(shared=0.5)", "branch(shared=0.5) + taps", "ladder(rungs=2, width=8)",
@@ -60,7 +61,7 @@ CHANGES = [text for text in ALL if text not in KEEPS_OLD]
 
 
 def test_every_method_is_under_these_laws() -> None:
-    assert VARIANTS.keys() == methods.METHODS.keys()
+    assert VARIANTS.keys() == registry.METHODS.keys()
 
 
 @pytest.mark.parametrize("text", WITH_STRENGTH)
@@ -183,7 +184,7 @@ def test_the_teacher_is_asked_once_for_each_view(monkeypatch: pytest.MonkeyPatch
 
 
 def test_composing_one_method_is_that_method() -> None:
-    settings = methods.parse("distill")["distill"]
+    settings = notation.parse("distill")["distill"]
     alone, joined = settings.build(), compose({"distill": settings.build()})
     start, _, images = started("distill")
     once = alone.remember(start.classifier, images, {}) if alone.remember else {}
@@ -191,7 +192,7 @@ def test_composing_one_method_is_that_method() -> None:
     assert same(
         dict(pytree.flatten({"distill": once})), dict(pytree.flatten(joined.remember(start.classifier, images, {})))
     )
-    assert compose({}) == methods.build(methods.parse("finetune"))
+    assert compose({}) == composition.build("finetune")
 
 
 def test_the_order_of_a_sum_is_immaterial() -> None:
@@ -205,7 +206,7 @@ def test_relabelling_the_classes_permutes_the_answers(text: str) -> None:
     order = torch.tensor([2, 0, 3, 1])  # class k is called order[k]
 
     def answers(relabeled: bool) -> torch.Tensor:
-        method, images = methods.build(methods.parse(text)), sources()
+        method, images = composition.build(text), sources()
         child = grow(parent(), NEW, RUN.seed)
         if relabeled:
             head = child.linears()[-1]
@@ -222,7 +223,7 @@ def test_relabelling_the_classes_permutes_the_answers(text: str) -> None:
 @pytest.mark.parametrize("text", ALL)
 def test_what_is_kept_extends_a_third_task_without_old_images(text: str) -> None:
     classifier, kept = finished(text)
-    method, images = methods.build(methods.parse(text)), sources()
+    method, images = composition.build(text), sources()
     third = OLD._replace(name="size")
     more = images._replace(new=pictures(16, third, 9))
     child = grow(classifier, third, 4)

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from taskgraft import Images, Task, TrainingConfig, data, grow, learn, losses, methods, predict, wrap
+from taskgraft import Images, Task, TrainingConfig, data, grow, learn, losses, predict, wrap
+from taskgraft.methods import composition
 from taskgraft.methods.protocol import Method
 from taskgraft.models.classifier import Classifier, inherited
 from taskgraft.types import Batch, Memory, Outputs, Params, Quadratic, Step, Terms, TrainingData
@@ -81,7 +82,7 @@ def child_of(parent: Classifier, config: TrainingConfig = RUN) -> Classifier:
 
 def keeping(text: str) -> Method:
     """The method, but what it worked with is what it leaves, so that `learn` gives it back."""
-    return methods.build(methods.parse(text))._replace(finish=lambda classifier, memory, sources: (classifier, memory))
+    return composition.build(text)._replace(finish=lambda classifier, memory, sources: (classifier, memory))
 
 
 def worked_with(
@@ -106,7 +107,7 @@ class Seen(NamedTuple):
 
 def watched(text: str) -> tuple[Method, Seen]:
     """The method, and a list of what it did at each step."""
-    method, seen = methods.build(methods.parse(text)), Seen([], [], [])
+    method, seen = composition.build(text), Seen([], [], [])
 
     def response(step: Step, memory: Memory) -> Terms:
         terms = method.response(step, memory) if method.response else {}

@@ -25,9 +25,11 @@ from reference.by_hand import (
     worked_with,
 )
 from reference.test_curvature import COUNT, agree, build, definition, drawn
-from taskgraft import Images, Task, data, learn, losses, methods, pytree, wrap
+from taskgraft import Images, Task, data, learn, losses, pytree, wrap
 from taskgraft.curvature import fisher_diagonal, output_sensitivity
-from taskgraft.methods.protocol import Method, compose
+from taskgraft.methods import composition, notation
+from taskgraft.methods.composition import compose
+from taskgraft.methods.protocol import Method
 from taskgraft.models.classifier import Classifier, inherited
 from taskgraft.models.features import reader
 from taskgraft.types import Memory, Params, Step, Terms, TrainingData
@@ -93,7 +95,7 @@ def test_d02_a_network_that_we_did_not_train_is_protected_from_the_first_step(te
 def test_d03_the_teacher_answers_in_eval_mode_and_stays_as_it_is(text: str) -> None:
     """The teacher is left in train mode, so that dropout and the batch change its answers: Avalanche."""
     parent, seen = foreign(), []
-    method = methods.build(methods.parse(text))
+    method = composition.build(text)
 
     def response(step: Step, memory: Memory) -> Terms:
         terms = method.response(step, memory) if method.response else {}
@@ -213,7 +215,7 @@ def test_d09_four_times_the_strength_is_four_times_the_penalty(text: str) -> Non
     step, memory = seen.steps[-1]
 
     def value(strength: float) -> float:
-        made = methods.build(methods.parse(text.format(f"strength={strength}")))
+        made = composition.build(text.format(f"strength={strength}"))
         terms = made.response(step, memory) if made.response else {}
         held = made.weight(dict(end.named_parameters()), memory) if made.weight else {}
         return sum(float(one.detach()) for one in terms.values()) + sum(
@@ -255,7 +257,7 @@ def test_d10_the_path_integral_is_the_closed_form_from_the_start_of_the_task() -
     def pull(step: Step, memory: Memory) -> Terms:
         return {"pull": 0.5 * (step.outputs[OLD.name] - target).square().sum(1).mean()}
 
-    si = methods.parse(f"si(damping={damping})")["si"].build()
+    si = notation.parse(f"si(damping={damping})")["si"].build()
     falls = []
     for lr, steps in ((0.05, 7), (0.001, 50)):
         config = replace(PLAIN, lr=lr, steps=steps)

@@ -15,8 +15,9 @@ from torch.nn import functional as F
 
 import taskgraft
 from reference.by_hand import PLAIN, RUN, child_of, foreign, perceptron, vectors, watched
-from taskgraft import TrainingConfig, learn, losses, methods, open_parent, predict, pytree
+from taskgraft import TrainingConfig, learn, losses, open_parent, predict, pytree
 from taskgraft.data import open_images
+from taskgraft.methods import composition, registry
 from taskgraft.models.classifier import Classifier, inherited
 from taskgraft.training.penalties import add_gradients
 from taskgraft.types import Memory, Params, Quadratic, TrainingData, Update
@@ -90,7 +91,7 @@ def test_d11_a_bundle_holds_no_training_picture(
 
 def test_d11_only_replay_keeps_pictures_and_only_when_asked() -> None:
     """As above, of what `learn` hands on."""
-    for name in methods.METHODS:
+    for name in registry.METHODS:
         text = {"ewc": "ewc(images=16)", "mas": "mas(images=16)", "lora": "lora(rank=2)", "wise": "wise(weight=0.5)"}
         first = learn(parent(), pictures(9, OLD, 1), method="si", config=RUN)
         memory = learn(
@@ -162,7 +163,7 @@ def norms(model: nn.Module) -> list[type]:
 def test_d14_batchnorm_comes_through_bit_for_bit(text: str, arch: str) -> None:
     """BatchNorm is replaced, and its trained weights and statistics are dropped: Renate."""
     old = foreign() if arch == "foreign" else parent(arch)
-    started, method = [], methods.build(methods.parse(text))
+    started, method = [], composition.build(text)
 
     def remember(classifier: Classifier, sources: TrainingData, past: Memory) -> Memory:
         started.append((pytree.state(classifier), norms(classifier), predict(classifier, sources.new).logits[OLD.name]))
@@ -181,7 +182,7 @@ def test_d14_batchnorm_comes_through_bit_for_bit(text: str, arch: str) -> None:
 def test_d15_a_penalty_is_arithmetic_on_weights_and_builds_no_graph(implicit: bool) -> None:
     """The penalty is a loop over parameters under autograd at every step: Avalanche, FACIL, PyCIL, van de Ven."""
     lr, strength, moves = 0.1, 3.0, []
-    made = methods.build(methods.parse(f"l2sp(strength={strength}, implicit={implicit})"))
+    made = composition.build(f"l2sp(strength={strength}, implicit={implicit})")
 
     def observe(memory: Memory, move: Update) -> Memory:
         before, after, gradient = ({name: value.clone() for name, value in part.items()} for part in move[:3])

@@ -23,7 +23,8 @@ from reference.by_hand import (
     vectors,
     watched,
 )
-from taskgraft import Images, TaskgraftError, data, learn, methods, pytree
+from taskgraft import Images, TaskgraftError, data, learn, pytree
+from taskgraft.methods import composition
 from taskgraft.models.classifier import Classifier, grow, inherited
 from taskgraft.training import loop
 from taskgraft.types import Batch, Memory, Outputs, Params, TrainingData, Update
@@ -89,7 +90,7 @@ def test_si_is_descent_with_the_recorded_path_and_records_the_data_term_alone() 
 
 def test_si_never_rewards_drifting() -> None:
     """Decay carries weights uphill, which makes parts of the path negative; the importance is not."""
-    method, walked = methods.build(methods.parse("si(damping=0.05)")), {}
+    method, walked = composition.build("si(damping=0.05)"), {}
 
     def observe(memory: Memory, move: Update) -> Memory:
         for name, gradient in move.gradient.items():
@@ -217,7 +218,7 @@ def remembered(text: str, *, old: Images | None = None, past: Memory | None = No
     child = child_of(perceptron())
     child.softmax = "joint"
     images = TrainingData(IMAGES, old, JOINT.views, JOINT.augment, JOINT.seed)
-    return loop.start(child, methods.build(methods.parse(text)), images, past or {}, JOINT).memory["ewc"]
+    return loop.start(child, composition.build(text), images, past or {}, JOINT).memory["ewc"]
 
 
 def test_under_a_joint_softmax_ewc_holds_the_new_rows_where_they_start() -> None:

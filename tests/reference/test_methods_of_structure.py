@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from reference.by_hand import RUN, child_of
-from taskgraft import Images, data, learn, methods, predict, pytree, wrap
+from taskgraft import Images, data, learn, predict, pytree, wrap
 from taskgraft.errors import TaskgraftError
+from taskgraft.methods import composition
 from taskgraft.models import feature_points, side_networks
 from taskgraft.models.classifier import Classifier, grow
 from taskgraft.models.features import features_of
@@ -26,7 +27,7 @@ def weights(classifier: Classifier) -> Params:
 
 def test_lora_starts_as_the_parent_learns_low_ranks_and_merges() -> None:
     images, child = pictures(20, NEW, 5), child_of(parent())
-    method, before = methods.build(methods.parse("lora(rank=2)")), []
+    method, before = composition.build("lora(rank=2)"), []
 
     def finish(classifier: Classifier, memory: Memory, sources: TrainingData) -> tuple[Classifier, Memory]:
         before.append(predict(classifier, images).logits)
@@ -129,7 +130,7 @@ def test_taps_give_standardized_columns_of_every_stage_and_keep_old_answers() ->
 
 @pytest.mark.parametrize("notation", ["finetune", "taps", "branch", "branch(shared=0.5)", "ladder"])
 def test_the_newest_head_alone_gives_the_same_bits(notation: str) -> None:
-    images, method = pictures(8, NEW, 5), methods.build(methods.parse(notation))
+    images, method = pictures(8, NEW, 5), composition.build(notation)
     child = child_of(parent())
     if method.adapt:
         child = method.adapt(child, TrainingData(images, None, 0, "none", 0))
@@ -157,7 +158,7 @@ def test_a_ladder_learns_beside_a_network_that_stays(arch: str, options: dict[st
     assert ladder.widths == ((8, 11, 16) if arch == "test_resnet" else (8, 8, 8))
     assert (predict(child, images).logits[OLD.name] == predict(old, images).logits[OLD.name]).all()
     assert child.linears()[1].in_features == 2 * sum(ladder.widths)
-    again = methods.build(methods.parse("ladder(rungs=3, width=8)")).adapt
+    again = composition.build("ladder(rungs=3, width=8)").adapt
     assert again
     begun = again(child_of(old), TrainingData(images, None, 0, "none", RUN.seed))
     pairs = zip(begun.extras.parameters(), ladder.parameters(), strict=True)

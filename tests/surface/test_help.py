@@ -16,7 +16,7 @@ import typer
 import taskgraft
 from taskgraft.cli import app, main
 from taskgraft.config import TRAIN_DEFAULTS, TrainingConfig, options
-from taskgraft.methods import METHODS
+from taskgraft.methods.registry import METHODS
 
 GROUP = typer.main.get_command(app)
 COMMANDS: Mapping[str, click.Command] = GROUP.commands  # pyright: ignore[reportAttributeAccessIssue]

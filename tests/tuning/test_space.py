@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from taskgraft import TaskgraftError, TrainingConfig, methods
+from taskgraft import TaskgraftError, TrainingConfig
 from taskgraft.config import options
+from taskgraft.methods import notation
 from taskgraft.tuning import space
 from taskgraft.tuning.space import Among, Between, Space
 
@@ -38,7 +39,7 @@ def test_settings_of_the_run_are_fixed_or_opened() -> None:
 def test_where_nothing_is_open_every_declared_range_is(method: str) -> None:
     found = space.parse(method, "", RUN)
     expected = {"lr", "head_steps"}
-    for name, settings in methods.parse(method).items():
+    for name, settings in notation.parse(method).items():
         declared = options(type(settings)).items()
         expected |= {f"{name}.{key}" for key, option in declared if option.extent and option.extent.searched}
     assert set(found.open) == expected

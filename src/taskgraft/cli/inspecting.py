@@ -120,12 +120,14 @@ def methods(
 ) -> None:
     """List the methods, or one with its settings and their values."""
     from taskgraft.config import options
-    from taskgraft.methods import METHODS, parse
+    from taskgraft.methods.notation import parse
+    from taskgraft.methods.presets import EXAMPLE
+    from taskgraft.methods.registry import METHODS
 
     if name is None:
         width = max(map(len, METHODS))
         lines = [f"{key:<{width}}  {(kind.__doc__ or '').splitlines()[0]}" for key, kind in METHODS.items()]
-        console.out([*lines, "", "Join them with +, set them in brackets: --method 'ewc(strength=30) + distill'"])
+        console.out([*lines, "", f"Join them with +, set them in brackets: --method {EXAMPLE!r}"])
         return
     settings = type(next(iter(parse(name).values())))
     lines = [" ".join((settings.__doc__ or "").split()), ""]

@@ -34,8 +34,9 @@ from taskgraft.cli.options import (
     command_line,
     with_run,
 )  # fmt: skip
-from taskgraft.config import DEFAULT_METHOD, TRAIN_DEFAULTS, TrainingConfig
+from taskgraft.config import TRAIN_DEFAULTS, TrainingConfig
 from taskgraft.errors import InputError, require
+from taskgraft.methods.presets import DEFAULT_METHOD
 
 if TYPE_CHECKING:
     from taskgraft.pipeline.request import Request

@@ -4,26 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from taskgraft import methods
 from taskgraft.commands.tune import tune
 from taskgraft.errors import InputError
+from taskgraft.methods import notation
+from taskgraft.methods.presets import AUTO_LRS, AUTO_PORTFOLIO
 from taskgraft.pipeline.extend import Extension, load
 from taskgraft.pipeline.request import Request
 from taskgraft.training import run_folder
 from taskgraft.tuning import outcome, space
 from taskgraft.tuning.search_config import SearchConfig, WorkerConfig
 from taskgraft.types import Callbacks
-
-# Each way of keeping the old task that needs no old image.
-PORTFOLIO = (
-    "branch",
-    "ladder",
-    "taps",
-    "distill(strength=4) + wise",
-    "taps(backbone=trained) + distill(strength=4) + wise",
-    "distill + ewc",
-)
-LRS = (3e-4, 1e-3, 3e-3)
 
 
 def auto(
@@ -49,7 +39,9 @@ def auto(
     search_config = SearchConfig(
         sampler="grid", prune="yes", budget=budget, max_forgetting=max_forgetting or SearchConfig.max_forgetting
     )
-    searched = space.portfolio([methods.show(methods.parse(name)) for name in PORTFOLIO], LRS, request.config)
+    searched = space.portfolio(
+        [notation.show(notation.parse(name)) for name in AUTO_PORTFOLIO], AUTO_LRS, request.config
+    )
     found = tune(
         request,
         searched,

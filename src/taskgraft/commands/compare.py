@@ -10,9 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from taskgraft import methods, report
+from taskgraft import report
 from taskgraft.config import TrainingConfig
 from taskgraft.errors import InputError, TaskgraftError, TrainingError
+from taskgraft.methods import notation, presets
 from taskgraft.pipeline.extend import Extension, carry_out
 from taskgraft.pipeline.request import Request, command_line
 from taskgraft.results.files import write_text
@@ -35,8 +36,8 @@ def variants(names: Sequence[str], lrs: Sequence[float], config: TrainingConfig)
     for lr in lrs or [config.lr]:
         low = len(set(lrs)) > 1 and lr == min(lrs)
         for name in names:
-            text = methods.show(methods.parse(name))
-            label = {"finetune": "baseline"}.get(text, text) + (" (low rate)" if low else "")
+            text = notation.show(notation.parse(name))
+            label = presets.label(text) + (" (low rate)" if low else "")
             found.append(Variant(label, text, replace(config, lr=lr)))
     return found
 
@@ -117,7 +118,7 @@ def _separate(request: Request, variants: Sequence[Variant], times: float) -> Va
     lrs = [variant.config.lr for variant in variants if variant.config.optimizer == request.config.optimizer]
     config = replace(request.config, softmax="per-task", schedule="cosine")
     config = replace(config, steps=round(times * config.steps), lr=max([request.config.lr, *lrs]))
-    return Variant(f"a model for {request.task} alone", "finetune", config)
+    return Variant(f"a model for {request.task} alone", presets.BASELINE, config)
 
 
 def _within(callbacks: Callbacks, variant: Variant, before: int, total: int) -> Callbacks:

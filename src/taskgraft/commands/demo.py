@@ -8,8 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from taskgraft.commands.compare import Variant, compare, images_of
-from taskgraft.config import DEFAULT_METHOD, TRAIN_DEFAULTS, TrainingConfig
+from taskgraft.config import TRAIN_DEFAULTS, TrainingConfig
 from taskgraft.demo.cars import write_cars
+from taskgraft.methods.presets import BASELINE, DEFAULT_METHOD, REFERENCE
 from taskgraft.pipeline.request import Request
 from taskgraft.pipeline.train import train
 from taskgraft.report.formatting import duration
@@ -44,15 +45,9 @@ OWN = replace(
     TrainingConfig(), seed=1, steps=TEXT.steps, batch_size=TEXT.batch_size, eval_every=TEXT.eval_every, log_every=TEXT.log_every,
     save_every=TEXT.save_every, precision=TEXT.precision,
 )  # fmt: skip
-# Distillation at its default. EWC's strengths were chosen among 1e3, 1e4, 3e4 and 1e5 with seed 0 and other drawings.
 ARMS = (
-    Variant("baseline", "finetune", TEXT),
-    Variant("EWC", "ewc(strength=3e4)", TEXT),
-    Variant("distillation", "distill", TEXT),
-    Variant("baseline (low rate)", "finetune", replace(TEXT, lr=0.0001)),
-    Variant("EWC (low rate)", "ewc(strength=1e4)", replace(TEXT, lr=0.0001)),
-    Variant("distillation (low rate)", "distill", replace(TEXT, lr=0.0001)),
-    Variant("fair fine-tuning", "finetune", OWN),
+    *(Variant(preset.label, preset.method, replace(TEXT, lr=preset.lr)) for preset in REFERENCE),
+    Variant("fair fine-tuning", BASELINE, OWN),
     Variant("taskgraft's default", DEFAULT_METHOD, OWN),
 )
 SEPARATE = 1.0  # times the steps, for the model of paints alone: the same budget
@@ -92,7 +87,7 @@ def demo(
         makes, out / "alice", task="make", preprocessing=INPUT, config=ALICE, cache=cache, resume=True, command=command,
         callbacks=_share(callbacks, "Alice's model of makes", ALICE.batch_size, total),
     )  # fmt: skip
-    request = Request(str(out / "alice"), paints, "paint", "finetune", OWN, old=sample, old_val=(makes,))
+    request = Request(str(out / "alice"), paints, "paint", BASELINE, OWN, old=sample, old_val=(makes,))
     return compare(
         request, ARMS, out / "comparison", seeds=seeds, separate=SEPARATE, cache=cache, command=command,
         callbacks=callbacks._replace(progress=_after(callbacks, alice, total)),

@@ -21,11 +21,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from taskgraft.methods import presets
+
 State = Literal["good", "note", "blocks"]
 
 EXTRAS = {
     "export": ("onnx", "onnxscript", "onnxruntime"),
-    "lora": ("peft",),
+    **presets.EXTRAS,
     "openvino": ("onnx", "onnxscript", "onnxruntime", "openvino"),
     "parquet": ("pyarrow",),
     "ray": ("optuna", "psycopg", "ray"),

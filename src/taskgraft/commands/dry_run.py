@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from taskgraft import methods
 from taskgraft.bundle.loaders import pictures_line
 from taskgraft.config import TrainingConfig
+from taskgraft.methods import composition
 from taskgraft.methods.protocol import Method
 from taskgraft.pipeline import evidence, fitting, measuring
 from taskgraft.pipeline.fitting import Opened
@@ -38,7 +38,7 @@ def outlook(request: Request, out: Path, *, callbacks: Callbacks = Callbacks()) 
     config = opened.request.config
     sources = TrainingData(new.train, opened.found.old, fitting.views_shown(opened), config.augment, config.seed)
     config, reason = precision.choose(opened.child, sources, config, None)
-    begun = loop.prepare(opened.child, methods.build(opened.plan), sources, config)
+    begun = loop.prepare(opened.child, composition.build(opened.plan), sources, config)
     own = evidence.settings_with_reasons(config, TrainingConfig(), {"precision": reason})
     width = max(len(f"{name} = {value}") for name, value, _ in own)
     old = len(opened.found.old_val.pixels) if opened.found.old_val else 0

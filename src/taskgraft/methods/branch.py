@@ -9,7 +9,7 @@ import torch
 
 from taskgraft.config import Range
 from taskgraft.errors import InputError
-from taskgraft.methods.protocol import Method
+from taskgraft.methods.protocol import Method, Settings, Traits
 from taskgraft.models import feature_points
 from taskgraft.models.classifier import Classifier, freeze
 from taskgraft.models.features import attach, features_of, sample
@@ -18,7 +18,7 @@ from taskgraft.types import TrainingData
 
 
 @dataclass(frozen=True)
-class Branch:
+class Branch(Settings):
     """Share the first stages, copy the rest for the new task, and train the copy alone: old answers bit-identical.
 
     `shared` is how far the stages are shared: 0 up to the first, 1 up to the last. A point between one model, which
@@ -26,6 +26,11 @@ class Branch:
     """
 
     shared: Annotated[float, Range(0.0, 1.0, at_most=1.0)] = 0.1
+
+    @property
+    def traits(self) -> Traits:
+        """See `Traits`."""
+        return Traits(freezes_old=True, attaches=True)
 
     def build(self) -> Method:
         """Uses `adapt`: a copy of the last stages is attached, everything older is frozen."""

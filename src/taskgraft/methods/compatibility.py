@@ -1,35 +1,46 @@
-"""Which sums of methods make sense."""
+"""Which methods cannot be combined. The rules speak of traits (`protocol.Traits`), not of names."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 
-from taskgraft.methods.protocol import Settings
-
-HOLD_WEIGHTS = ("l2sp", "ewc", "mas", "si")
-KEEP_OLD = ("frozen", "branch", "taps", "ladder")  # old answers stay bit-identical: everything old is frozen
+from taskgraft.methods.protocol import Plan, Traits
 
 
-def senseless(plan: Mapping[str, Settings]) -> str | None:
-    """Why a sum of methods is refused; None where it makes sense."""
-    if "finetune" in plan and len(plan) > 1:
-        return "finetune protects nothing and adds nothing to a sum; leave it out"
-    trained = "taps" in plan and getattr(plan["taps"], "backbone", "frozen") == "trained"
-    keeping = [name for name in plan if name in KEEP_OLD and not (name == "taps" and trained)]
-    others = [name for name in plan if name not in KEEP_OLD]
-    if keeping and others:
-        remedy = "write taps(backbone=trained)" if keeping == ["taps"] else f"leave {keeping[0]} or {others[0]} out"
-        return f"{keeping[0]} freezes everything old, so there is nothing for {others[0]} to do; {remedy}"
-    if trained and keeping:
-        return f"{keeping[0]} freezes the backbone that taps(backbone=trained) would train; write {keeping[0]} + taps"
-    if "frozen" in keeping and len(keeping) > 1:
+def conflict(plan: Plan) -> str | None:
+    """Return why a combination of methods is refused and what to write instead; None where it makes sense."""
+    traits = {name: settings.traits for name, settings in plan.items()}
+
+    def having(condition: Callable[[Traits], bool]) -> list[str]:
+        return [name for name, own in traits.items() if condition(own)]
+
+    unprotected = having(lambda own: not own.protects)
+    if unprotected and len(plan) > 1:
+        return f"{unprotected[0]} protects nothing and adds nothing to a sum; leave it out"
+
+    frozen, trained = having(lambda own: own.freezes_old), having(lambda own: not own.freezes_old)
+    acting = [name for name in trained if not traits[name].attaches]  # what only attaches could freeze as well
+    if frozen and acting:
+        unfreeze = traits[frozen[0]].unfreeze if len(frozen) == 1 else ""
+        remedy = f"write {frozen[0]}({unfreeze})" if unfreeze else f"leave {frozen[0]} or {acting[0]} out"
+        return f"{frozen[0]} freezes everything old, so there is nothing for {acting[0]} to do; {remedy}"
+    if frozen and trained:
+        told = f"{trained[0]}({traits[trained[0]].unfreeze})"
+        return f"{frozen[0]} freezes the backbone that {told} would train; write {frozen[0]} + {trained[0]}"
+
+    idle = having(lambda own: own.freezes_old and not own.attaches)
+    if idle and len(frozen) > 1:
+        others = " + ".join(name for name in frozen if name not in idle)
+        return f"{others} freezes the backbone already; leave {idle[0]} out"
+
+    replacing, using = having(lambda own: own.replaces_weights), having(lambda own: own.uses_weights)
+    if replacing and using:
         return (
-            f"{' + '.join(name for name in keeping if name != 'frozen')} freezes the backbone already; leave frozen out"
+            f"{using[0]} acts on the weights that {replacing[0]} freezes and only merges at the end; "
+            f"join {replacing[0]} with a method that acts on the outputs, such as distillation"
         )
-    if "lora" in plan:
-        clash = next((name for name in (*HOLD_WEIGHTS, "wise") if name in plan), None)
-        if clash:
-            return f"{clash} acts on the weights that lora freezes and only merges at the end; join lora with distill"
-    if "lwf" in plan and "distill" in plan:
-        return "lwf is distillation with the published settings; name one of the two"
+
+    distilling = having(lambda own: own.distills)
+    if len(distilling) > 1:
+        return f"{' and '.join(distilling)} are both distillation; name one of the two"
     return None

@@ -13,7 +13,7 @@ from torch import Tensor
 from taskgraft import data, losses, pytree
 from taskgraft.config import Range, Softmax
 from taskgraft.errors import InputError
-from taskgraft.methods.protocol import Method
+from taskgraft.methods.protocol import Method, Settings, Traits
 from taskgraft.models.classifier import Classifier, old_widths
 from taskgraft.models.features import answers_of, once
 from taskgraft.types import Memory, Outputs, Params, Step, Terms, TrainingData
@@ -23,7 +23,7 @@ JOINT = "all outputs"  # the one entry of the teacher's answers where one softma
 
 
 @dataclass(frozen=True)
-class Distill:
+class Distill(Settings):
     """Answer the old tasks on the new images as the parent does (Hinton 2015; Li and Hoiem 2016, LwF).
 
     strength * sum over old tasks of T^2 mean_i KL(parent / T || child / T), the founding text's kappa = strength.
@@ -35,6 +35,11 @@ class Distill:
     temperature: Annotated[float, Range(1, 8, above=0)] = 2.0
     teacher: Literal["recorded", "live"] = "recorded"
     scale: losses.Scale = "T2"
+
+    @property
+    def traits(self) -> Traits:
+        """See `Traits`."""
+        return Traits(distills=True)
 
     def build(self) -> Method:
         """Uses `remember` (the parent, and room for its answers) and `response`."""

@@ -10,14 +10,14 @@ from taskgraft.config import Implicit, Range
 from taskgraft.errors import InputError
 from taskgraft.methods import anchored
 from taskgraft.methods.anchored import Measure
-from taskgraft.methods.protocol import Method
+from taskgraft.methods.protocol import Method, Settings, Traits
 from taskgraft.models.classifier import Classifier
 from taskgraft.models.features import reader, sample
 from taskgraft.types import Images, Memory, Params, Quadratic, TrainingData
 
 
 @dataclass(frozen=True)
-class Ewc:
+class Ewc(Settings):
     """Pull each weight towards the parent's in proportion to its Fisher information (Kirkpatrick et al. 2017).
 
     (strength / 2) sum_j F_jj (theta_j - parent_j)^2 over backbone and old heads; the founding text's lambda is
@@ -33,6 +33,17 @@ class Ewc:
     draws: Annotated[int, Range(1, 16, at_least=1, searched=False)] = 1
     images: Annotated[int, Range(64, 65536, at_least=1, searched=False)] = 1024
     implicit: Implicit = "auto"
+
+    @property
+    def traits(self) -> Traits:
+        """See `Traits`."""
+        return Traits(uses_weights=True, records=True)
+
+    def note(self, finished: Memory, past: Memory, has_old: bool) -> str | None:
+        """Where the Fisher information comes from, if not from old images."""
+        if has_old or past:
+            return None
+        return "no old sample was given: the Fisher information comes from the new images and the parent's own answers"
 
     def build(self) -> Method:
         """Uses `remember` (anchor and Fisher), `weight` and `finish` (the next extension's Fisher)."""

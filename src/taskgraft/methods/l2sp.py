@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from taskgraft.config import Implicit, Range
-from taskgraft.methods.protocol import Method
+from taskgraft.methods.protocol import Method, Settings, Traits
 from taskgraft.models.classifier import Classifier, inherited
 from taskgraft.types import Memory, Params, Quadratic, TrainingData
 
 
 @dataclass(frozen=True)
-class L2sp:
+class L2sp(Settings):
     """Pull every inherited weight towards the parent's with equal force (Li, Grandvalet, Davoine 2018).
 
     (strength / 2) sum_j (theta_j - parent_j)^2; the paper's alpha is strength. Needs no image to set up.
@@ -20,6 +20,11 @@ class L2sp:
 
     strength: Annotated[float, Range(1e-3, 1e2, log=True, at_least=0)] = 0.1
     implicit: Implicit = "auto"
+
+    @property
+    def traits(self) -> Traits:
+        """See `Traits`."""
+        return Traits(uses_weights=True)
 
     def build(self) -> Method:
         """Uses `remember` (the anchor) and `weight`."""

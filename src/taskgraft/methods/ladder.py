@@ -12,7 +12,7 @@ from torch import nn
 from taskgraft import seeding
 from taskgraft.config import Range
 from taskgraft.errors import InputError
-from taskgraft.methods.protocol import Method
+from taskgraft.methods.protocol import Method, Settings, Traits
 from taskgraft.models import feature_points, side_networks
 from taskgraft.models.classifier import Classifier, freeze
 from taskgraft.models.eval_mode import evaluating
@@ -23,7 +23,7 @@ IMAGES = 64  # from which the norms' first statistics are taken
 
 
 @dataclass(frozen=True)
-class Ladder:
+class Ladder(Settings):
     """Train a small side network on the stages of the frozen backbone (Sung et al. 2022): one backbone, one pass.
 
     A rung stands at the last stage of each of the `rungs` smallest sizes of the image, or evenly where sizes are
@@ -33,6 +33,11 @@ class Ladder:
     rungs: Annotated[int, Range(2, 12, at_least=1)] = 5
     width: Annotated[int, Range(8, 256, log=True, at_least=1, at_most=4096)] = 56
     dropout: Annotated[float, Range(0.0, 0.5, at_least=0, at_most=0.95)] = 0.5
+
+    @property
+    def traits(self) -> Traits:
+        """See `Traits`."""
+        return Traits(freezes_old=True, attaches=True)
 
     def build(self) -> Method:
         """Uses `adapt`: the side network is attached, everything older is frozen."""

@@ -11,13 +11,13 @@ from torch import nn
 from taskgraft import seeding
 from taskgraft.config import Range
 from taskgraft.errors import InputError, require
-from taskgraft.methods.protocol import Method
+from taskgraft.methods.protocol import Method, Settings, Traits
 from taskgraft.models.classifier import Classifier, freeze
 from taskgraft.types import Memory, TrainingData
 
 
 @dataclass(frozen=True)
-class Lora:
+class Lora(Settings):
     """Learn a low-rank update of each linear and convolutional layer of the backbone (Hu et al. 2022); needs peft.
 
     W + (alpha / rank) B A with A, B of `rank`; merged into W at the end, so the child costs what the parent does. It
@@ -26,6 +26,11 @@ class Lora:
 
     rank: Annotated[int, Range(2, 64, log=True, at_least=1)] = 8
     alpha: Annotated[float, Range(1, 64, log=True, above=0)] = 16.0
+
+    @property
+    def traits(self) -> Traits:
+        """See `Traits`."""
+        return Traits(replaces_weights=True)
 
     def build(self) -> Method:
         """Uses `adapt` (adapters in, the rest frozen) and `finish` (adapters merged)."""

@@ -8,22 +8,34 @@ from typing import Annotated
 import torch
 
 from taskgraft import losses, pytree
-from taskgraft.config import Range
-from taskgraft.methods.protocol import Method
+from taskgraft.config import Range, TrainingConfig
+from taskgraft.methods.protocol import Method, Settings, Traits
 from taskgraft.models.classifier import Classifier
 from taskgraft.types import Memory, Step, Terms, TrainingData
 
 
 @dataclass(frozen=True)
-class Lwf:
+class Lwf(Settings):
     """Warm the new head, then train all with distillation on the batch's own images (Li and Hoiem 2016).
 
     strength * sum over old tasks of mean_i KL(parent / T || child / T), without the factor T^2, T = 2. The warm-up is
-    the run's (`--head-steps`). `distill` is the same idea with the gradient's size independent of T and answers recorded.
+    the run's `--head-steps`. `distill` is the same idea with a gradient whose size does not depend on T, and recorded
+    logits.
     """
 
     strength: Annotated[float, Range(1e-2, 1e2, log=True, at_least=0)] = 1.0
     temperature: Annotated[float, Range(1, 8, above=0)] = 2.0
+
+    @property
+    def traits(self) -> Traits:
+        """See `Traits`."""
+        return Traits(distills=True)
+
+    def requires(self, config: TrainingConfig) -> str | None:
+        """Head-only steps: the published procedure warms the new head up first."""
+        if config.head_steps:
+            return None
+        return "lwf trains the new head alone first: set --head-steps to 1 or more, or use distill"
 
     def build(self) -> Method:
         """Uses `remember` (the parent) and `response`."""

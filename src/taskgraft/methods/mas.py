@@ -9,14 +9,14 @@ from taskgraft import curvature
 from taskgraft.config import Implicit, Range
 from taskgraft.methods import anchored
 from taskgraft.methods.anchored import Measure
-from taskgraft.methods.protocol import Method
+from taskgraft.methods.protocol import Method, Settings, Traits
 from taskgraft.models.classifier import Classifier
 from taskgraft.models.features import reader, sample
 from taskgraft.types import Images, Memory, Params, Quadratic, TrainingData
 
 
 @dataclass(frozen=True)
-class Mas:
+class Mas(Settings):
     """Pull each weight towards the parent's in proportion to the outputs' sensitivity to it (Aljundi et al. 2018).
 
     (strength / 2) sum_j Omega_j (theta_j - parent_j)^2 with Omega_j = mean_i |d ||z(x_i)||^2 / d theta_j|; the paper's
@@ -26,6 +26,11 @@ class Mas:
     strength: Annotated[float, Range(1e-3, 1e3, log=True, at_least=0)] = 1.0
     images: Annotated[int, Range(64, 65536, at_least=1, searched=False)] = 1024
     implicit: Implicit = "auto"
+
+    @property
+    def traits(self) -> Traits:
+        """See `Traits`."""
+        return Traits(uses_weights=True, records=True)
 
     def build(self) -> Method:
         """Uses `remember` (anchor and sensitivity), `weight` and `finish` (the next extension's sensitivity)."""

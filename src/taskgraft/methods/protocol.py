@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import NamedTuple, Protocol, TypeVar
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, Self
 
 import numpy as np
 
-from taskgraft.errors import InputError
+from taskgraft.config import TrainingConfig
 from taskgraft.models.classifier import Classifier
 from taskgraft.types import Batch, Memory, Params, Quadratic, Step, Terms, TrainingData, Update
 
-T = TypeVar("T")
 Adapt = Callable[[Classifier, TrainingData], Classifier]
 Remember = Callable[[Classifier, TrainingData, Memory], Memory]
 Mix = Callable[[Batch, Memory, np.random.Generator], Batch]
@@ -33,66 +32,57 @@ class Method(NamedTuple):
     finish: Finish | None = None  # once; -> classifier and what the next extension needs (lora, wise, ewc)
 
 
-class Settings(Protocol):
-    """A method's hyper-parameters: a frozen dataclass that builds the method."""
+class Traits(NamedTuple):
+    """What others must know of a method under its settings, so that nobody outside this package names one."""
+
+    protects: bool = True  # False: plain fine-tuning
+    freezes_old: bool = False  # everything inherited is frozen: old logits stay bit-identical
+    unfreeze: str = ""  # the setting, if any, under which a method that freezes everything old would not
+    attaches: bool = False  # gives the new head features of its own, so the child is no longer one plain backbone
+    uses_weights: bool = False  # acts on the inherited weights themselves: penalizes or interpolates them
+    replaces_weights: bool = False  # trains something in place of the inherited weights, merged when it finishes
+    distills: bool = False  # matches the parent's logits at every step
+    needs_old_images: bool = False  # cannot run without a sample of old images, or one that the parent's bundle carries
+    records: bool = False  # its `finish` measures what its next use needs, so `train --keep` can record it
+
+
+class Settings:
+    """Base of a method's hyper-parameters: a frozen dataclass whose fields all have defaults."""
 
     def build(self) -> Method:
-        """The seven slots under these settings."""
-        ...
+        """Return the method's functions under these settings."""
+        raise NotImplementedError
+
+    @property
+    def traits(self) -> Traits:
+        """What others must know of the method under these settings."""
+        return Traits()
+
+    @property
+    def acts(self) -> bool:
+        """Whether the method changes anything: one whose strength is 0 does not."""
+        return self.traits.protects and bool(getattr(self, "strength", True))
+
+    def requires(self, config: TrainingConfig) -> str | None:
+        """Return why the method cannot run under the training settings and what to do; None where it can."""
+        return None
+
+    def note(self, finished: Memory, past: Memory, has_old: bool) -> str | None:
+        """Return a sentence for the run's record, or None.
+
+        Args:
+            finished: What the method's `finish` returned.
+            past: What the parent's bundle carries of this method; empty where it carries nothing.
+            has_old: Whether a sample of old images was given.
+        """
+        return None
+
+    def interpolations(self) -> Mapping[float, Self]:
+        """Return settings that differ only in what `finish` does with the trained child, by their weight in (0, 1].
+
+        A search tries them all on one trained child. Empty for methods without such a choice.
+        """
+        return {}
 
 
-def compose(parts: Mapping[str, Method]) -> Method:
-    """Join named methods: adapt, mix and finish run in order, terms and penalties are gathered, each keeps its
-    own memory under its name. `compose({})` is fine-tuning; `compose({"m": m})` does what `m` does.
-    """
-
-    def adapt(classifier: Classifier, sources: TrainingData) -> Classifier:
-        for part in parts.values():
-            classifier = part.adapt(classifier, sources) if part.adapt else classifier
-        return classifier
-
-    def remember(classifier: Classifier, sources: TrainingData, past: Memory) -> Memory:
-        return {
-            name: part.remember(classifier, sources, past.get(name, {}))
-            for name, part in parts.items()
-            if part.remember
-        }
-
-    def mix(batch: Batch, memory: Memory, rng: np.random.Generator) -> Batch:
-        for name, part in parts.items():
-            batch = part.mix(batch, memory.get(name, {}), rng) if part.mix else batch
-        return batch
-
-    def response(step: Step, memory: Memory) -> Terms:
-        return _gather(part.response(step, memory.get(name, {})) for name, part in parts.items() if part.response)
-
-    def weight(params: Params, memory: Memory) -> dict[str, Quadratic]:
-        return _gather(part.weight(params, memory.get(name, {})) for name, part in parts.items() if part.weight)
-
-    def observe(memory: Memory, move: Update) -> Memory:
-        watching = {name: part.observe(memory.get(name, {}), move) for name, part in parts.items() if part.observe}
-        return {**memory, **watching}
-
-    def finish(classifier: Classifier, memory: Memory, sources: TrainingData) -> tuple[Classifier, Memory]:
-        kept: Memory = {}
-        for name, part in parts.items():
-            if part.finish:
-                classifier, kept[name] = part.finish(classifier, memory.get(name, {}), sources)
-        return classifier, kept
-
-    slots = {
-        "adapt": adapt, "remember": remember, "mix": mix, "response": response,
-        "weight": weight, "observe": observe, "finish": finish,
-    }  # fmt: skip
-    used = {slot for part in parts.values() for slot, function in part._asdict().items() if function}
-    return Method(**{slot: function for slot, function in slots.items() if slot in used})
-
-
-def _gather(found: Iterable[dict[str, T]]) -> dict[str, T]:
-    gathered: dict[str, T] = {}
-    for terms in found:
-        twice = gathered.keys() & terms.keys()
-        if twice:
-            raise InputError(f"two methods both add the term {twice.pop()!r}; name each method once")
-        gathered.update(terms)
-    return gathered
+Plan = dict[str, Settings]  # name -> settings, in the order in which they act

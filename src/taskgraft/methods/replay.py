@@ -11,13 +11,13 @@ import torch
 from taskgraft import data
 from taskgraft.config import Range
 from taskgraft.errors import InputError
-from taskgraft.methods.protocol import Method
+from taskgraft.methods.protocol import Method, Settings, Traits
 from taskgraft.models.classifier import Classifier, old_widths
 from taskgraft.types import Batch, Images, Memory, TrainingData
 
 
 @dataclass(frozen=True)
-class Replay:
+class Replay(Settings):
     """Add labeled old images to each batch, `share` of them for each new one (Ratcliff 1990; Chaudhry et al. 2019).
 
     Needs `--old`. With all old training images this is joint training, the upper bound of every other method.
@@ -26,6 +26,11 @@ class Replay:
 
     share: Annotated[float, Range(0.1, 2.0, above=0)] = 1.0
     keep: bool = False
+
+    @property
+    def traits(self) -> Traits:
+        """See `Traits`."""
+        return Traits(needs_old_images=True)
 
     def build(self) -> Method:
         """Uses `remember` (the old sample), `mix` and `finish` (the sample once more, if it is to be kept)."""

@@ -11,13 +11,13 @@ from taskgraft import pytree
 from taskgraft.config import Implicit, Range
 from taskgraft.errors import InputError
 from taskgraft.methods import anchored
-from taskgraft.methods.protocol import Method
+from taskgraft.methods.protocol import Method, Settings, Traits
 from taskgraft.models.classifier import Classifier, inherited, old_widths
 from taskgraft.types import Memory, Params, Quadratic, TrainingData, Update
 
 
 @dataclass(frozen=True)
-class Si:
+class Si(Settings):
     """Pull each weight towards the parent's in proportion to its share in earlier learning (Zenke et al. 2017).
 
     (strength / 2) sum_j Omega_j (theta_j - parent_j)^2, Omega_j = sum over tasks of the path integral of -gradient *
@@ -29,6 +29,11 @@ class Si:
     strength: Annotated[float, Range(1e-2, 1e4, log=True, at_least=0)] = 2.0
     damping: Annotated[float, Range(1e-4, 1.0, log=True, above=0)] = 0.1
     implicit: Implicit = "auto"
+
+    @property
+    def traits(self) -> Traits:
+        """See `Traits`."""
+        return Traits(uses_weights=True, records=True)
 
     def build(self) -> Method:
         """Uses `remember`, `weight`, `observe` (the path) and `finish` (the next extension's importance)."""

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import torch
 
 from taskgraft.config import Range
-from taskgraft.methods.protocol import Method
+from taskgraft.methods.protocol import Method, Settings, Traits
 from taskgraft.models import feature_points
 from taskgraft.models.classifier import Classifier, freeze
 from taskgraft.models.features import attach, features_of, sample
@@ -19,7 +19,7 @@ IMAGES = 1024  # from which mean and deviation of the columns are taken
 
 
 @dataclass(frozen=True)
-class Taps:
+class Taps(Settings):
     """Let the new head read mean and deviation of each stage's channels and a thumbnail (Head2Toe, Evci et al. 2022).
 
     What the last layer threw away is often still in the early ones. With `backbone="frozen"` old answers stay
@@ -29,6 +29,11 @@ class Taps:
     backbone: Literal["frozen", "trained"] = "frozen"
     thumbnail: Annotated[int, Range(0, 16, at_least=0, at_most=64)] = 4
     stages: Annotated[int, Range(2, 32, at_least=1)] = 12
+
+    @property
+    def traits(self) -> Traits:
+        """See `Traits`."""
+        return Traits(freezes_old=self.backbone == "frozen", attaches=True, unfreeze="backbone=trained")
 
     def build(self) -> Method:
         """Uses `adapt`: the backbone shows its stages, and the new head reads them all."""

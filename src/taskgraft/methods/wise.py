@@ -10,13 +10,13 @@ import torch
 from taskgraft import pytree
 from taskgraft.config import Range
 from taskgraft.errors import InputError
-from taskgraft.methods.protocol import Method
+from taskgraft.methods.protocol import Method, Settings, Traits
 from taskgraft.models.classifier import Classifier
 from taskgraft.types import Memory, TrainingData
 
 
 @dataclass(frozen=True)
-class Wise:
+class Wise(Settings):
     """Interpolate all weights between the parent with its warmed head and the child (WiSE-FT, Wortsman et al. 2022).
 
     `weight` 1 is the child, above 0; 0 = of `points` weights the one with the best validation Score is taken, where
@@ -25,6 +25,21 @@ class Wise:
 
     weight: Annotated[float, Range(0.1, 1.0, at_least=0, at_most=1, searched=False)] = 0.0
     points: Annotated[int, Range(2, 20, at_least=1, searched=False)] = 5
+
+    @property
+    def traits(self) -> Traits:
+        """See `Traits`."""
+        return Traits(uses_weights=True)
+
+    def note(self, finished: Memory, past: Memory, has_old: bool) -> str | None:
+        """The weight that was chosen."""
+        if "weight" not in finished:
+            return None
+        return f"wise went {float(finished['weight']):.0%} of the way from the parent to the trained child"
+
+    def interpolations(self) -> dict[float, Wise]:
+        """Each of `points` weights, where none is set."""
+        return {} if self.weight else {weight: Wise(weight) for weight in self._path()}
 
     def build(self) -> Method:
         """Uses `remember` (where training began) and `finish`."""
@@ -45,9 +60,12 @@ class Wise:
                 raise InputError(
                     "wise chooses its weight on validation images, and there are none; set wise(weight=0.5)"
                 )
-            path = [place / self.points for place in range(1, self.points + 1)]
+            path = self._path()
             scores = [sources.score(at(weight)) for weight in path]
             best = path[max(range(len(path)), key=lambda place: scores[place])]
             return at(best), {"weight": torch.tensor(best), "path": torch.tensor([path, scores])}
 
         return Method(remember=remember, finish=finish)
+
+    def _path(self) -> list[float]:
+        return [step / self.points for step in range(1, self.points + 1)]

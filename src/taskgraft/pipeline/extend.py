@@ -7,12 +7,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
-from taskgraft import distributed, methods
+from taskgraft import distributed
 from taskgraft.bundle import Bundle, digests, read
-from taskgraft.config import DEFAULT_METHOD, TrainingConfig
+from taskgraft.config import TrainingConfig
 from taskgraft.data.splits import changes
 from taskgraft.data.task_images import TaskData
 from taskgraft.errors import InputError, TaskgraftError
+from taskgraft.methods import composition
+from taskgraft.methods.presets import DEFAULT_METHOD
 from taskgraft.models.classifier import Classifier
 from taskgraft.models.features import balance
 from taskgraft.pipeline import evidence, fitting, measuring
@@ -87,7 +89,7 @@ def carry_out(
     clock = clock.lap("reading")
     asked = fitting.ask_parent(opened, callbacks, cache=cache, strict=state == "new")
     with run_folder.held(out):
-        job = Job(asked, methods.build(opened.plan), out, cache, command, callbacks)
+        job = Job(asked, composition.build(opened.plan), out, cache, command, callbacks)
         try:
             trained, clock = fitting.train(job, settings, clock)
             return _finish(job, trained, clock)
@@ -206,12 +208,7 @@ def _reasons(trained: Trained, asked: TrainingConfig) -> dict[str, str]:
 def _notes(job: Job, tasks: tuple[TaskResult, ...], scored: bool, news: Memory) -> tuple[str, ...]:
     found, parent = job.opened.found, job.opened.parent
     notes = evidence.warnings_of(tasks, found.described)
-    if "wise" in news:
-        notes.append(f"wise went {float(news['wise']['weight']):.0%} of the way from the parent to the trained child")
-    if "ewc" in job.opened.plan and found.old is None and not parent.memory.get("ewc"):
-        notes.append(
-            "no old sample was given: the Fisher information comes from the new images and the parent's own answers"
-        )
+    notes += composition.notes(job.opened.plan, news, parent.memory, has_old=found.old is not None)
     if not scored:
         notes.append(
             "not every old task has validation images: old accuracy is unknown, "

@@ -15,8 +15,7 @@ from taskgraft.config import TrainingConfig
 from taskgraft.data.splits import write_lists
 from taskgraft.data.task_images import TaskData, classes_at, gather
 from taskgraft.errors import InputError
-from taskgraft.methods import Plan
-from taskgraft.methods.protocol import Method
+from taskgraft.methods.protocol import Method, Plan
 from taskgraft.metrics import wilson
 from taskgraft.models.classifier import Classifier, grow, widen
 from taskgraft.models.tensor_cache import recalled_in

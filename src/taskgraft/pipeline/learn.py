@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from taskgraft import methods
-from taskgraft.config import DEFAULT_METHOD, TrainingConfig, validate
+from taskgraft.config import TrainingConfig, validate
+from taskgraft.methods import composition
+from taskgraft.methods.presets import DEFAULT_METHOD
 from taskgraft.methods.protocol import Method
 from taskgraft.models.classifier import Classifier
 from taskgraft.models.features import balance
@@ -40,7 +41,7 @@ def learn(
     one (wise). Precision "auto" is fp32 here; the child is in eval mode. Raises TaskgraftError for settings that are not legal
     or a method that lacks what it needs.
     """
-    plan = methods.build(methods.parse(method)) if isinstance(method, str) else method
+    plan = composition.build(method) if isinstance(method, str) else method
     sources = TrainingData(images, old, config.views, config.augment, config.seed, score)
     config = replace(validate(config), precision="fp32" if config.precision == "auto" else config.precision)
     past = dict(memory or {})

@@ -8,10 +8,11 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from taskgraft import methods
-from taskgraft.config import DEFAULT_METHOD, TrainingConfig, validate
+from taskgraft.config import TrainingConfig, validate
 from taskgraft.errors import InputError
-from taskgraft.methods import Plan
+from taskgraft.methods import composition, notation
+from taskgraft.methods.presets import DEFAULT_METHOD
+from taskgraft.methods.protocol import Plan
 from taskgraft.report import commands
 from taskgraft.types import PathLike, as_path, as_paths
 
@@ -70,15 +71,16 @@ class Request:
 
 def checked(request: Request) -> tuple[Request, Plan]:
     """The request with its method written the one way, and the method's settings; raises TaskgraftError for bad values."""
-    plan = methods.parse(request.method)
-    if "lwf" in plan and not request.config.head_steps:
-        raise InputError("lwf is warm-up, then joint training: give --head-steps 1 or more, or use distill")
+    plan = notation.parse(request.method)
+    reason = composition.requires(plan, request.config)
+    if reason:
+        raise InputError(reason)
     for name in (request.task, request.parent_task):
         if not TASK_NAME.fullmatch(name):
             raise InputError(
                 f"task name {name!r}: use letters, digits, spaces, - and _, at most 64, a letter or digit first"
             )
-    return replace(request, method=methods.show(plan), config=validate(request.config)), plan
+    return replace(request, method=notation.show(plan), config=validate(request.config)), plan
 
 
 def command_line(request: Request, out: Path) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from taskgraft import distributed, methods, metrics, seeding
+from taskgraft import distributed, metrics, seeding
 from taskgraft.bundle import Bundle, open_parent
 from taskgraft.bundle.loaders import create, pictures_line, sized, told_by
 from taskgraft.config import TRAIN_DEFAULTS, TrainingConfig, validate
@@ -16,6 +16,8 @@ from taskgraft.data import transforms
 from taskgraft.data.splits import changes, write_lists
 from taskgraft.data.task_images import TaskData, gather
 from taskgraft.errors import InputError
+from taskgraft.methods import composition, notation
+from taskgraft.methods.presets import RECORDERS
 from taskgraft.methods.protocol import Method
 from taskgraft.models.classifier import Classifier, wrap
 from taskgraft.models.inference import predict
@@ -28,8 +30,6 @@ from taskgraft.results.record import Clock, Record, versions
 from taskgraft.training import loop, run_folder
 from taskgraft.training.trainer import Measured, fit_in, resolve
 from taskgraft.types import Callbacks, Memory, PathLike, TrainingData, as_path
-
-RECORDERS = ("ewc", "mas", "si")
 
 
 def train(
@@ -51,7 +51,7 @@ def train(
 
     `model` is a timm name (resnet18 where neither it nor `weights` is given), trained from random weights drawn from
     the seed; `weights` starts from the backbone of a parent that `open_parent` opens, and `model` then tells the
-    architecture of a file that does not name its own. `keep` names methods (ewc, mas, si) whose memory the bundle
+    architecture of a file that does not name its own. `keep` names methods whose memory the bundle
     carries for its first extension. Raises TaskgraftError for bad input before anything is written.
     """
     clock, config = Clock.start(), validate(config)
@@ -105,11 +105,11 @@ def _backbone(weights: PathLike, model: str | None, preprocessing: str | None, c
 
 def _recorder(keep: str) -> Method:
     """The methods whose memory is kept for the first extension; raises TaskgraftError for those that keep nothing."""
-    plan = methods.parse(keep) if keep else {}
-    idle = [name for name in plan if name not in RECORDERS]
+    plan = notation.parse(keep) if keep else {}
+    idle = [name for name, settings in plan.items() if not settings.traits.records]
     if idle:
         raise InputError(f"--keep {keep!r}: {idle[0]} records nothing in training; of use are {', '.join(RECORDERS)}")
-    return methods.build(plan)
+    return composition.build(plan)
 
 
 def _begin(

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from taskgraft.config import TrainingConfig, options
+from taskgraft.methods.presets import alternative
 from taskgraft.results.record import Comparison, Record, VariantResult
 
 # Which flags a command knows, and whether each takes a value; a test compares this with the command line itself.
@@ -144,7 +145,7 @@ def compared(record: Record, seeds: int = 3) -> str:
     """A comparison of methods from the same parent and data; added classes, which it cannot, by another method."""
     found = _extension(record)
     if _task(record)[0] == "--into":
-        other = "distill" if "branch" in record.method else "branch"
+        other = alternative(record.method)
         return found.into(f"{found.out()}-{other}").lacking("--method").having(("--method", other)).text()
     call = Call("compare", found.places, found.flags).only(FLAGS["compare"]).lacking("--config")
     call = call if call.value("--task") else call.having(_task(record))

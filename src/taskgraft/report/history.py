@@ -6,11 +6,11 @@ from collections.abc import Iterable, Sequence
 from math import isnan
 from pathlib import Path
 
+from taskgraft.methods.presets import is_baseline
 from taskgraft.report import charts, drawing, summary
 from taskgraft.report.charts import Axis, Chart, Curve, Panel, Points, Style, over_steps
 from taskgraft.report.formatting import percent
 from taskgraft.report.summary import Row, Share
-from taskgraft.report.verdict import plain
 from taskgraft.results.record import Comparison, Record, StepMetrics, VariantResult
 
 TERMS = "Every term of the objective as it was optimised, strength included."
@@ -23,7 +23,7 @@ ACCURACY = Axis("accuracy (%)", -2, 102)
 
 def founding_figures(comparison: Comparison) -> tuple[Chart, ...]:
     """Figures 1 to 3 of the founding text, without those that have no data."""
-    baselines = [one for one in comparison.variants if plain(one.method) and one.records]
+    baselines = [one for one in comparison.variants if is_baseline(one.method) and one.records]
     baselines.sort(key=lr, reverse=True)
     found = []
     if baselines:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
+from taskgraft.methods.presets import is_baseline
 from taskgraft.report import commands, formatting, summary
 from taskgraft.report.formatting import percent, signed
 from taskgraft.results.record import Comparison, Record, TaskResult
@@ -228,7 +229,7 @@ def _baseline(comparison: Comparison, rows: tuple[summary.Row, ...], winner: int
     top, runs = rows[winner], [_unseeded(one.config) for one in comparison.variants]
     if top.score is None:
         return "the order rests on agreement, a proxy: measure the old tasks before you trust it"
-    others = [i for i, row in enumerate(rows) if plain(row.method) and row.score is not None and i != winner]
+    others = [i for i, row in enumerate(rows) if is_baseline(row.method) and row.score is not None and i != winner]
     if not others:
         return "no plain fine-tuning with a Score to compare with"
     best = max(others, key=lambda i: (rows[i].rank, runs[i] == runs[winner]))
@@ -241,11 +242,6 @@ def _baseline(comparison: Comparison, rows: tuple[summary.Row, ...], winner: int
 
 def _unseeded(config: Mapping[str, object]) -> dict[str, object]:
     return {name: value for name, value in config.items() if name != "seed"}
-
-
-def plain(method: str) -> bool:
-    """Whether a method is the baseline: the notation `finetune`, alone."""
-    return method.replace("()", "").strip() == "finetune"
 
 
 def _two(top: summary.Row) -> str:

@@ -9,10 +9,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from taskgraft import methods
 from taskgraft.config import TrainingConfig
 from taskgraft.errors import InputError
-from taskgraft.methods.wise import Wise
+from taskgraft.methods import composition, notation
 from taskgraft.metrics import wilson
 from taskgraft.pipeline import fitting
 from taskgraft.pipeline.extend import Extension, carry_out
@@ -81,33 +80,26 @@ def _tried(search: Search, known: Sequence[Piece], wave: int, place: int) -> Tri
     whole = {key: value for key, value in last.items() if key not in ("seconds", "saved", "history")}
     state = "failed" if last["reason"] is not None else "complete" if until == search.rungs[-1] else "stopped"
     return TrialResult(
-        number=number, wave=wave, params=own[0].params, state=state, saved=saved, variant=_acting(last["method"]),
+        number=number, wave=wave, params=own[0].params, state=state, saved=saved,
+        variant=composition.acting(notation.parse(last["method"])),
         seconds=sum(result["seconds"] for _, result in done),
         history=tuple(StepMetrics(**line) for line in last.get("history", ())), **whole,
     )  # fmt: skip
 
 
-def _acting(notation: str) -> str:
-    """The methods that act: with strength 0 one does nothing, and with all at 0 there is plain fine-tuning."""
-    plan = methods.parse(notation)
-    names = [name for name, own in plan.items() if getattr(own, "strength", 1.0) and name != "finetune"]
-    return " + ".join(names) or "baseline"
-
-
 def _candidates(one: TrialResult, old: int, new: int) -> list[Candidate]:
-    """A trial as it is, or at each weight of wise's path."""
+    """A trial as it is, or at each weight of its interpolation path."""
     lr = one.config["lr"]
     if not one.path:
         assert one.old is not None
         assert one.new is not None
         values = {"old": wilson(one.old, old), "new": wilson(one.new, new)}
         return [Candidate(trial=one.number, method=one.method, lr=lr, **values)]
-    found = []
+    found, plans = [], composition.interpolations(notation.parse(one.method))
     for point in one.path:
-        plan = methods.parse(one.method)
-        plan["wise"] = Wise(point["weight"])
+        plan = plans[point["weight"]]
         values = {"old": wilson(point["old"], old), "new": wilson(point["new"], new)}
-        found.append(Candidate(trial=one.number, method=methods.show(plan), lr=lr, **values))
+        found.append(Candidate(trial=one.number, method=notation.show(plan), lr=lr, **values))
     return found
 
 

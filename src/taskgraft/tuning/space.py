@@ -14,9 +14,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any, NamedTuple
 
-from taskgraft import methods
 from taskgraft.config import Option, Range, TrainingConfig, options
 from taskgraft.errors import InputError
+from taskgraft.methods import notation, registry
 
 NUMBER = r"[-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?"
 SPAN = re.compile(rf"({NUMBER})\.\.({NUMBER})")
@@ -70,14 +70,13 @@ def portfolio(notations: Sequence[str], lrs: Sequence[float], config: TrainingCo
 
 def applied(space: Space, params: Mapping[str, Any]) -> tuple[str, TrainingConfig]:
     """The notation and the run that values of the open dimensions stand for."""
-    notation = params.get(METHOD, space.fixed)
-    plan = methods.parse(notation)
+    plan = notation.parse(params.get(METHOD, space.fixed))
     for key, value in params.items():
         name, _, setting = key.partition(".")
         if setting:
             plan[name] = replace(plan[name], **{setting: value})  # pyright: ignore[reportArgumentType]
     own = {key: value for key, value in params.items() if "." not in key and key != METHOD}
-    return methods.show(plan), replace(space.config, **own)
+    return notation.show(plan), replace(space.config, **own)
 
 
 def grid(space: Space, points: int) -> list[Params]:
@@ -114,8 +113,8 @@ def _of_method(text: str) -> tuple[str, dict[str, Between | Among]]:
     found: dict[str, Between | Among] = {}
     for call in [node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]:
         assert isinstance(call.func, ast.Name)
-        name = methods.ALIASES.get(call.func.id, call.func.id)
-        known = options(methods.METHODS[name]) if name in methods.METHODS else {}
+        name = registry.ALIASES.get(call.func.id, call.func.id)
+        known = options(registry.METHODS[name]) if name in registry.METHODS else {}
         for keyword in list(call.keywords):
             if isinstance(keyword.value, ast.Tuple | ast.List | ast.Set) and keyword.arg in known:
                 found[f"{name}.{keyword.arg}"] = _extent(keyword.value, known[keyword.arg], f"{name}.{keyword.arg}")
@@ -124,7 +123,7 @@ def _of_method(text: str) -> tuple[str, dict[str, Between | Among]]:
         rest = ast.unparse(tree)
     except RecursionError as error:
         raise InputError(f"method {text[:60]!r}… is nested too deeply; write for example 'ewc(strength=30)'") from error
-    return methods.show(methods.parse(rest)), found
+    return notation.show(notation.parse(rest)), found
 
 
 def _of_run(text: str, config: TrainingConfig) -> tuple[TrainingConfig, dict[str, Between | Among]]:
@@ -138,13 +137,13 @@ def _of_run(text: str, config: TrainingConfig) -> tuple[TrainingConfig, dict[str
         if isinstance(keyword.value, ast.Tuple | ast.List | ast.Set):
             found[keyword.arg] = _extent(keyword.value, known[keyword.arg], keyword.arg)
         else:
-            fixed[keyword.arg] = _legal(methods.constant(keyword.value), known[keyword.arg], keyword.arg)
+            fixed[keyword.arg] = _legal(notation.constant(keyword.value), known[keyword.arg], keyword.arg)
     return replace(config, **fixed), found
 
 
 def _read(text: str, what: str, example: str) -> ast.Expression:
-    if len(text) > methods.LONGEST:
-        raise InputError(f"{what[:60]}… is longer than {methods.LONGEST} letters; write for example {example}")
+    if len(text) > notation.LONGEST:
+        raise InputError(f"{what[:60]}… is longer than {notation.LONGEST} letters; write for example {example}")
     try:
         return ast.parse(SPAN.sub(r"(\1, \2)", text.strip()), mode="eval")
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
@@ -152,7 +151,7 @@ def _read(text: str, what: str, example: str) -> ast.Expression:
 
 
 def _extent(node: ast.Tuple | ast.List | ast.Set, option: Option, name: str) -> Between | Among:
-    found = [_legal(methods.constant(part), option, name) for part in node.elts]
+    found = [_legal(notation.constant(part), option, name) for part in node.elts]
     if not isinstance(node, ast.Tuple):
         if not found or len(set(found)) != len(found):
             raise InputError(f"{name}: list some values, each once")
@@ -175,7 +174,7 @@ def _legal(value: Any, option: Option, name: str) -> Any:
 
 def _everything(fixed: str, config: TrainingConfig) -> dict[str, Between | Among]:
     found: dict[str, Between | Among] = {}
-    for name, settings in methods.parse(fixed).items():
+    for name, settings in notation.parse(fixed).items():
         written = {f.name for f in fields(settings) if getattr(settings, f.name) != f.default}  # pyright: ignore
         for key, option in options(type(settings)).items():
             if option.extent and option.extent.searched and key not in written:

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from taskgraft import methods
 from taskgraft.config import TrainingConfig
 from taskgraft.errors import TrainingError
-from taskgraft.methods.protocol import Method
-from taskgraft.methods.wise import Wise
-from taskgraft.models.classifier import Classifier
+from taskgraft.methods import composition, notation
 from taskgraft.pipeline import evidence, fitting, measuring
 from taskgraft.pipeline.fitting import Job, Opened, Trained
 from taskgraft.pipeline.request import checked, command_line
@@ -46,7 +42,8 @@ def attempt(
     """Train one arrangement up to a step, from its last checkpoint where it has one; what came of it as plain values.
 
     `old` and `new` are the accuracies at the kept step so far (agreement where old images are missing), `score` their
-    mean, `path` the same at each weight of wise, `saved` the seconds that sharing in the folder `shared` saved.
+    mean, `path` the same at each weight of the interpolation path, `saved` the seconds that sharing in the
+    folder `shared` saved.
     `deadline` is a time of this machine's steady clock. Raises OutOfTime there, and TaskgraftError for bad input.
     """
     begun, saved = time.perf_counter(), {}
@@ -56,7 +53,7 @@ def attempt(
     try:
         with run_folder.held(place), tracked(track, place, base, _watching(callbacks, deadline)) as callbacks:
             command = command_line(opened.request, place)
-            job = Job(opened, methods.build(opened.plan), place, cache, command, callbacks, until, once)
+            job = Job(opened, composition.build(opened.plan), place, cache, command, callbacks, until, once)
             settings = fitting.settings_of(opened)
             run_folder.examine(place, settings, resume=True)
             trained, _ = fitting.train(job, settings, Clock.start())
@@ -95,7 +92,7 @@ def _once(opened: Opened, shared: Path | None, saved: dict[str, float]) -> Memoi
     if shared is None:
         return None
     request, config = opened.request, opened.request.config
-    attached = [methods.show({name: own}) for name, own in opened.plan.items() if own.build().adapt]
+    attached = [notation.show({name: own}) for name, own in opened.plan.items() if own.build().adapt]
     key = fingerprint([
         opened.parent.digest, *(part["fingerprint"] for part in opened.found.described.values()), request.task,
         opened.parent.preprocessing.show(), str((config.seed, fitting.views_shown(opened), config.augment, config.softmax)),
@@ -130,14 +127,12 @@ def _pair(line: StepMetrics, label: str) -> tuple[float, float]:
 
 
 def _path(opened: Opened, trained: Trained, label: str) -> list[dict[str, float]]:
-    """Old and new accuracy on the way from the parent to the child, where wise is to find its weight: no training."""
-    own = opened.plan.get("wise")
-    if not isinstance(own, Wise) or own.weight or trained.fitted.state.step < trained.config.steps:
+    """Old and new accuracy at each weight of the interpolation path, where the method has one: no training."""
+    state = trained.fitted.state
+    if state.step < trained.config.steps:
         return []
     found = []
-    for place in range(1, own.points + 1):
-        weight = place / own.points
-        classifier = _back(Wise(weight).build(), trained)
+    for weight, classifier in composition.interpolated(opened.plan, state.classifier, state.memory, trained.sources):
         now = measuring.predictions(classifier, opened.found)
         agreed = measuring.agreements(trained.before["new"], now["new"])
         line = StepMetrics(
@@ -146,9 +141,3 @@ def _path(opened: Opened, trained: Trained, label: str) -> list[dict[str, float]
         old, new = _pair(line, label)
         found.append({"weight": weight, "old": old, "new": new})
     return found
-
-
-def _back(method: Method, trained: Trained) -> Classifier:
-    assert method.finish
-    state = trained.fitted.state
-    return method.finish(copy.deepcopy(state.classifier), state.memory["wise"], trained.sources)[0]
