@@ -21,7 +21,7 @@ import numpy as np
 from taskgraft.commands.compare import Variant, compare
 from taskgraft.config import TRAIN_DEFAULTS, TrainingConfig
 from taskgraft.methods.presets import DEFAULT_METHOD
-from taskgraft.metrics import over_seeds
+from taskgraft.metrics import t_interval
 from taskgraft.pipeline.request import Request
 from taskgraft.pipeline.train import train
 from taskgraft.results.record import Comparison, Record, VariantResult, parsed, versions
@@ -102,7 +102,7 @@ def rows(comparison: Comparison, ends: Sequence[float] = ()) -> list[dict[str, A
             "score": _score, "last": _last, "old": _old, "new": _new, "forgetting": _lost, "agreement": _agreed
         }  # fmt: skip
         for key, of in measures.items():
-            row[key] = over_seeds([of(record) for record in variant.records])
+            row[key] = t_interval([of(record) for record in variant.records])
         row["closed"] = _closed(comparison, variant, alone, _score)
         row["closed_last"] = _closed(comparison, variant, ends, _last)
         record = variant.records[0]
@@ -125,7 +125,7 @@ def _closed(
     floor, bound = _mean(low, of), (parent + float(np.mean(alone))) / 2
     if bound <= floor:
         return None
-    return over_seeds([(of(record) - floor) / (bound - floor) for record in variant.records])
+    return t_interval([(of(record) - floor) / (bound - floor) for record in variant.records])
 
 
 def ends_of(runs: Path, task: str) -> list[float]:

@@ -16,7 +16,7 @@ import matplotlib
 import numpy as np
 from scipy.stats import spearmanr
 
-from taskgraft.metrics import over_seeds
+from taskgraft.metrics import t_interval
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -71,7 +71,7 @@ def table(name: str, found: dict[str, Any]) -> list[str]:
             for row in sorted(found["rows"], key=lambda row: -row["last"][0])
         )
         lines += ["", f"Score at the last step, where no evaluation is the best of many: {last}."]
-        lines += [f"The models for B alone end at {points(list(over_seeds(found['separate_last'])))}."]
+        lines += [f"The models for B alone end at {points(list(t_interval(found['separate_last'])))}."]
     return [*lines, *[f"\nFailed: {label}: {reason}" for label, reason in found["failures"]], ""]
 
 
@@ -128,13 +128,13 @@ def chain(stored: dict[str, Any]) -> list[str]:
     alone = [
         [config["separate"].get(task, config["chains"]["branch"][0].get(task)) for config in runs] for task in LINKS
     ]
-    lines.append("| alone | " + " | ".join(points(list(over_seeds(values))) for values in alone) + " |")
+    lines.append("| alone | " + " | ".join(points(list(t_interval(values))) for values in alone) + " |")
     for method in runs[0]["chains"]:
         cells = []
         for number, task in enumerate(LINKS):
             end, begin = ([config["chains"][method][place][task] for config in runs] for place in (-1, number))
             learned = f" ({100 * np.mean(begin):.1f})" if number + 1 < len(LINKS) else ""
-            cells.append(points(list(over_seeds(end))) + learned)
+            cells.append(points(list(t_interval(end))) + learned)
         lines.append(f"| {method} | " + " | ".join(cells) + " |")
     return [*lines, "", f"{len(runs)} seed{'s' * (len(runs) > 1)}, {stored['steps']} steps a task.", ""]
 

@@ -20,7 +20,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 import taskgraft
 from taskgraft import Task, TrainingConfig, metrics
 from taskgraft.data import Preprocessing, open_images
-from taskgraft.models.classifier import joint_layer
+from taskgraft.models.classifier import merge_heads
 
 
 class Logits(nn.Module):
@@ -53,7 +53,7 @@ def main(folder: Path, pictures: Path, out: Path, config: TrainingConfig = Train
 
     before, after = taskgraft.predict(parent, found.val), taskgraft.predict(child, found.val)
     agreement = metrics.agreement(before, after, "known")
-    weight, bias = joint_layer(child)
+    weight, bias = merge_heads(child)
     layer = nn.Linear(weight.shape[1], len(weight))
     layer.weight.data, layer.bias.data = weight, bias
     child.backbone.set_submodule(head, layer)

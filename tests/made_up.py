@@ -92,15 +92,15 @@ def made_up_record(
     score, step = scored if scored else (None, history[-1].step)
     kept = next(line for line in history if line.step == step)
     sets = made_up_sets(with_old=with_old)
-    agree = metrics.interval(metrics.agreement(sets["new-parent"], sets["new"], "make"))
+    agree = metrics.bootstrap_interval(metrics.agreement(sets["new-parent"], sets["new"], "make"))
     make = TaskResult(name="make", classes=MAKES, new=False, agreement=agree)
     if with_old:
         old, before = hits(kept.accuracy["make"], 500), hits(0.87, 500)
         measured = {"parent": before, "child": old, "forgetting": before - old}
-        make = make.model_copy(update={name: metrics.interval(values) for name, values in measured.items()})
+        make = make.model_copy(update={name: metrics.bootstrap_interval(values) for name, values in measured.items()})
     else:
         old = np.zeros(0)
-    child = metrics.interval(hits(kept.accuracy["colour"], 400))
+    child = metrics.bootstrap_interval(hits(kept.accuracy["colour"], 400))
     color = TaskResult(name="colour", classes=COLORS, new=True, child=child, separate=separate)
     if with_old:
         score = float(old.mean() + child.mean) / 2

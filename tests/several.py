@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from taskgraft import TaskgraftError, distributed, pytree
-from taskgraft.distributed.heartbeat import pulse
+from taskgraft.distributed.heartbeat import monitor
 from taskgraft.errors import SetupError
 from taskgraft.models import inference
-from taskgraft.models.features import features_of
+from taskgraft.models.features import compute_features
 from taskgraft.training import loop
 from toys import OLD, RUN, finished, parent, pictures, started, weights
 
@@ -67,7 +67,7 @@ def measures() -> dict[str, Tensor]:
     for count in (7, 1):
         images = pictures(count, OLD, 3)
         found[f"logits {count}"] = torch.from_numpy(inference.predict(model, images, 2).logits[OLD.name])
-        found[f"features {count}"] = features_of(model, images, 2)
+        found[f"features {count}"] = compute_features(model, images, 2)
     return found
 
 
@@ -80,7 +80,7 @@ def normalized() -> dict[str, Tensor]:
     mean, var = torch.zeros(3), torch.ones(3)
     own = images[distributed.local_slice(7)].requires_grad_()
     weight, bias = weight.requires_grad_(), bias.requires_grad_()
-    with distributed.synchronized():
+    with distributed.sync_batchnorm():
         output = F.batch_norm(own, mean, var, weight, bias, True, 0.1, 1e-5)
     whole = distributed.all_gather(output, 7)
     (whole * slope).sum().backward()
@@ -101,7 +101,7 @@ def orders() -> list[str]:
         said.append(f"{error} ({error.exit_code})")
     said.append(distributed.main_process_first(lambda: f"own {distributed.rank()}"))
     values = torch.full((3,), float(distributed.rank()))
-    distributed.same([values])
+    distributed.broadcast_tensors([values])
     return [*said, str(values.tolist())]
 
 
@@ -137,7 +137,7 @@ def _stopped_for_a_while() -> list[int]:
         found.append(rank)
         os.kill(pids[rank], signal.SIGCONT)
 
-    with pulse(store.clone(), distributed.rank(), distributed.world_size(), 2.0, silent):
+    with monitor(store.clone(), distributed.rank(), distributed.world_size(), 2.0, silent):
         if distributed.rank():
             os.kill(os.getpid(), signal.SIGSTOP)
         distributed.broadcast(lambda: None)

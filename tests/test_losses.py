@@ -172,7 +172,7 @@ GROWN = {"a": noise(4, 5, seed=3), "b": OUTPUTS["b"]}
 
 def test_added_classes_compete_among_themselves_where_no_old_one_is_there() -> None:
     labels = {"a": torch.tensor([3, -1, 4, 3]), "b": LABELS["b"]}
-    outputs, shifted = losses.among_added(GROWN, labels, "a", 3)
+    outputs, shifted = losses.restrict_to_added(GROWN, labels, "a", 3)
     assert torch.equal(outputs["a"], GROWN["a"][:, 3:])
     assert outputs["b"] is GROWN["b"]
     assert shifted["a"].tolist() == [0, -1, 1, 0]
@@ -183,7 +183,7 @@ def test_added_classes_compete_among_themselves_where_no_old_one_is_there() -> N
 @pytest.mark.parametrize(("own", "width"), [([3, 0, 4, -1], 3), ([2, -1, -1, -1], 3), ([0, 1, 2, 3], 0), (None, 3)])
 def test_beside_an_old_class_or_without_added_ones_all_compete(own: list[int] | None, width: int) -> None:
     labels = {"b": LABELS["b"]} | ({} if own is None else {"a": torch.tensor(own)})
-    outputs, same = losses.among_added(GROWN, labels, "a", width)
+    outputs, same = losses.restrict_to_added(GROWN, labels, "a", width)
     assert outputs["a"] is GROWN["a"]
     assert same == labels
     assert same is not labels

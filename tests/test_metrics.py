@@ -25,17 +25,17 @@ def predictions(softmax: str = "per-task") -> Predictions:
 
 
 def test_answers_of_a_task_alone() -> None:
-    assert metrics.answers(predictions(), "a").tolist() == [0, 0, 1, 1, 0]
-    assert metrics.answers(predictions(), "b").tolist() == [2, 2, 1, 1, 0]
+    assert metrics.predicted_classes(predictions(), "a").tolist() == [0, 0, 1, 1, 0]
+    assert metrics.predicted_classes(predictions(), "b").tolist() == [2, 2, 1, 1, 0]
     assert metrics.correct(predictions(), "a").tolist() == [1, 0, 1, 1]
     assert metrics.accuracy(predictions(), "a") == 0.75
     assert metrics.accuracy(predictions(), "b") == 0.75
 
 
 def test_under_a_joint_softmax_an_old_answer_counts_only_if_it_wins_over_all() -> None:
-    assert metrics.answers(predictions("joint"), "a").tolist() == [-1, 0, 1, -1, 0]
+    assert metrics.predicted_classes(predictions("joint"), "a").tolist() == [-1, 0, 1, -1, 0]
     assert metrics.accuracy(predictions("joint"), "a") == 0.25
-    assert metrics.answers(predictions("joint"), "b").tolist() == [2, 2, 1, 1, 0]  # the newest is asked alone
+    assert metrics.predicted_classes(predictions("joint"), "b").tolist() == [2, 2, 1, 1, 0]  # the newest is asked alone
     assert metrics.accuracy(predictions("joint"), "b") == 0.75
 
 
@@ -45,15 +45,15 @@ def test_of_three_tasks_the_last_is_the_newest() -> None:
         dict.fromkeys(logits, ("x", "y")), "joint", ("1", "2"), {},
         {task: np.array(rows, np.float32) for task, rows in logits.items()},
     )  # fmt: skip
-    assert metrics.answers(found, "a").tolist() == [-1, 0]
-    assert metrics.answers(found, "b").tolist() == [-1, -1]
-    assert metrics.answers(found, "c").tolist() == [0, 1]
+    assert metrics.predicted_classes(found, "a").tolist() == [-1, 0]
+    assert metrics.predicted_classes(found, "b").tolist() == [-1, -1]
+    assert metrics.predicted_classes(found, "c").tolist() == [0, 1]
 
 
 def test_confusion_counts_what_another_task_took_in_its_last_column() -> None:
-    assert metrics.confusion(predictions(), "a").tolist() == [[1, 0, 0], [1, 2, 0]]
-    assert metrics.confusion(predictions("joint"), "a").tolist() == [[0, 0, 1], [1, 1, 1]]
-    assert metrics.confusion(predictions("joint"), "b").tolist() == [[0, 1, 0, 0], [0, 1, 0, 0], [0, 0, 2, 0]]
+    assert metrics.confusion_matrix(predictions(), "a").tolist() == [[1, 0, 0], [1, 2, 0]]
+    assert metrics.confusion_matrix(predictions("joint"), "a").tolist() == [[0, 0, 1], [1, 1, 1]]
+    assert metrics.confusion_matrix(predictions("joint"), "b").tolist() == [[0, 1, 0, 0], [0, 1, 0, 0], [0, 0, 2, 0]]
 
 
 def test_nothing_labeled_is_no_accuracy() -> None:
@@ -61,7 +61,7 @@ def test_nothing_labeled_is_no_accuracy() -> None:
     with pytest.raises(ValueError, match="no image is labeled for task 'a'"):
         metrics.accuracy(empty, "a")
     with pytest.raises(ValueError, match=r"^an interval needs at least one value$"):
-        metrics.interval(np.array([]))
+        metrics.bootstrap_interval(np.array([]))
 
 
 def test_agreement_needs_no_label() -> None:
@@ -100,7 +100,7 @@ def test_intervals_cover(kind: str) -> None:
         "differences": (lambda: rng.choice([-1.0, 0.0, 1.0], n, p=[0.1, 0.6, 0.3]), 0.2),
         "values": (lambda: rng.normal(3.0, 2.0, n), 3.0),
     }[kind]
-    found = [metrics.interval(draw[0](), seed) for seed in range(rounds)]
+    found = [metrics.bootstrap_interval(draw[0](), seed) for seed in range(rounds)]
     covered = np.mean([one.low <= draw[1] <= one.high for one in found])
     assert 0.88 <= covered <= 0.99
     assert all(one.low <= one.mean <= one.high and one.n == n for one in found)
@@ -111,9 +111,13 @@ def test_intervals_cover(kind: str) -> None:
 
 def test_an_interval_is_a_function_of_its_arguments_and_certain_without_spread() -> None:
     values = np.random.default_rng(0).random(40)
-    assert metrics.interval(values, 1) == metrics.interval(values, 1) != metrics.interval(values, 2)
-    assert metrics.interval(values) == metrics.interval(values, 0)
-    sure = metrics.interval(np.ones(5))
+    assert (
+        metrics.bootstrap_interval(values, 1)
+        == metrics.bootstrap_interval(values, 1)
+        != metrics.bootstrap_interval(values, 2)
+    )
+    assert metrics.bootstrap_interval(values) == metrics.bootstrap_interval(values, 0)
+    sure = metrics.bootstrap_interval(np.ones(5))
     assert (sure.mean, sure.low, sure.high) == (1, 1, 1)
 
 
@@ -121,16 +125,16 @@ def test_an_interval_is_a_function_of_its_arguments_and_certain_without_spread()
 def test_every_value_is_drawn(place: int) -> None:
     values = np.full(3, 0.5)
     values[place] = 100.5
-    found = metrics.interval(values)
+    found = metrics.bootstrap_interval(values)
     assert (found.low, found.high) == (0.5, 100.5)  # three times the same value: 1 draw of 27, more than 2.5 %
 
 
 def test_over_seeds_by_hand() -> None:
-    mean, half = metrics.over_seeds([0.5, 0.6, 0.7])
+    mean, half = metrics.t_interval([0.5, 0.6, 0.7])
     assert mean == pytest.approx(0.6)
     assert half == pytest.approx(4.303 * 0.1 / math.sqrt(3), rel=1e-6)
-    assert math.isnan(metrics.over_seeds([0.5])[1])
-    assert metrics.over_seeds([0.5, 0.5]) == (0.5, 0.0)
+    assert math.isnan(metrics.t_interval([0.5])[1])
+    assert metrics.t_interval([0.5, 0.5]) == (0.5, 0.0)
 
 
 @pytest.mark.parametrize("count", range(2, 60))
@@ -138,7 +142,7 @@ def test_over_seeds_against_scipy(count: int) -> None:
     stats = pytest.importorskip("scipy.stats")
     values = np.random.default_rng(count).random(count)
     preprocessing = stats.t.ppf(0.975, count - 1) * values.std(ddof=1) / math.sqrt(count)
-    assert metrics.over_seeds(list(values))[1] == pytest.approx(preprocessing, rel=0.01)
+    assert metrics.t_interval(list(values))[1] == pytest.approx(preprocessing, rel=0.01)
 
 
 def logits_of(confidence: list[float]) -> np.ndarray:
@@ -149,20 +153,22 @@ def test_calibration_error_by_hand() -> None:
     logits = logits_of([0.9, 0.9, 0.9, 0.9, 0.6, 0.6])
     labels = np.array([0, 0, 0, 1, 0, 1])  # 75 % right at 90 %, 50 % right at 60 %
     preprocessing = 4 / 6 * 0.15 + 2 / 6 * 0.1
-    assert metrics.calibration_error(logits, labels) == pytest.approx(preprocessing, abs=1e-6)
+    assert metrics.expected_calibration_error(logits, labels) == pytest.approx(preprocessing, abs=1e-6)
     more = np.concatenate([logits, logits_of([0.99])])
-    assert metrics.calibration_error(more, np.append(labels, -1)) == pytest.approx(preprocessing, abs=1e-6)
-    assert metrics.calibration_error(np.array([[50, 0]], np.float32), np.array([0])) == pytest.approx(0, abs=1e-9)
+    assert metrics.expected_calibration_error(more, np.append(labels, -1)) == pytest.approx(preprocessing, abs=1e-6)
+    assert metrics.expected_calibration_error(np.array([[50, 0]], np.float32), np.array([0])) == pytest.approx(
+        0, abs=1e-9
+    )
     with pytest.raises(ValueError, match=r"^calibration needs labeled images$"):
-        metrics.calibration_error(logits, np.full(6, -1))
+        metrics.expected_calibration_error(logits, np.full(6, -1))
 
 
 def test_calibration_is_asked_at_a_temperature_and_in_bins() -> None:
     logits, labels = logits_of([0.9, 0.9, 0.6, 0.6]), np.array([0, 1, 0, 1])  # both bins are right half of the time
-    assert metrics.calibration_error(logits, labels) == pytest.approx(0.5 * 0.4 + 0.5 * 0.1, abs=1e-6)
+    assert metrics.expected_calibration_error(logits, labels) == pytest.approx(0.5 * 0.4 + 0.5 * 0.1, abs=1e-6)
     softened = [math.sqrt(odds) / (1 + math.sqrt(odds)) for odds in (9.0, 1.5)]  # 0.75 and 0.55
     preprocessing = 0.5 * (softened[0] - 0.5) + 0.5 * (softened[1] - 0.5)
-    assert metrics.calibration_error(logits, labels, 2.0) == pytest.approx(preprocessing, abs=1e-6)
+    assert metrics.expected_calibration_error(logits, labels, 2.0) == pytest.approx(preprocessing, abs=1e-6)
 
 
 def test_temperature_softens() -> None:

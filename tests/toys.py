@@ -17,7 +17,7 @@ from taskgraft.bundle.loaders import create
 from taskgraft.config import TrainingConfig
 from taskgraft.methods import composition
 from taskgraft.methods.protocol import Method
-from taskgraft.models.classifier import Classifier, grow, inherited, wrap
+from taskgraft.models.classifier import Classifier, grow, inherited_parameters, wrap
 from taskgraft.training import loop
 from taskgraft.training.checkpoints import TrainState
 from taskgraft.types import Images, Task, TrainingData
@@ -62,7 +62,7 @@ def sources(count: int = 20, config: TrainingConfig = RUN) -> TrainingData:
 
 def past_of(child: Classifier) -> dict[str, Any]:
     """What a parent's bundle may carry: si's recorded importance, without which it refuses."""
-    names = list(inherited(child))
+    names = list(inherited_parameters(child))
     values = dict(child.named_parameters())
     kept = {name: torch.full_like(values[name], 0.5 + i % 3).detach() for i, name in enumerate(names)}
     return {"si": {"importance": kept}}

@@ -19,7 +19,7 @@ from store import RESULTS, Digits, Store, accuracy, climb, mlp, mnist
 from taskgraft import Classifier, Images, Task, TrainingConfig, learn, wrap
 from taskgraft.curvature import fisher_diagonal
 from taskgraft.methods.protocol import Method
-from taskgraft.models.features import reader
+from taskgraft.models.features import image_reader
 from taskgraft.types import Memory, Params, Quadratic, TrainingData
 
 TASKS, SEARCH_TASKS, SEARCH_SEED = 10, 5, 0
@@ -52,7 +52,7 @@ def ewc(strength: float) -> Method:
 
     def finish(classifier: Classifier, memory: Memory, sources: TrainingData) -> tuple[Classifier, Memory]:
         names = [name for name, _ in classifier.named_parameters()]
-        read = reader(sources.new, classifier)
+        read = image_reader(sources.new, classifier)
         fisher = fisher_diagonal(
             classifier, read, len(sources.new.pixels), names, [DIGIT.name], labels="sampled", seed=sources.seed
         )

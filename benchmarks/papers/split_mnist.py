@@ -61,13 +61,13 @@ def batched(strength: float) -> Method:
     """EWC with the widespread defect: the square of a batch's mean gradient, averaged over the batches."""
 
     def remember(classifier: Classifier, sources: TrainingData, past: Memory) -> Memory:
-        return anchored.held(classifier, sources, past, _measure(classifier), "batched")
+        return anchored.anchor_weights(classifier, sources, past, _measure(classifier), "batched")
 
     def weight(params: Params, memory: Memory) -> dict[str, Quadratic]:
-        return {"ewc": Quadratic(*anchored.pulled(memory), strength, False)}
+        return {"ewc": Quadratic(*anchored.anchor_and_importance(memory), strength, False)}
 
     def finish(classifier: Classifier, memory: Memory, sources: TrainingData) -> tuple[Classifier, Memory]:
-        return classifier, anchored.kept(classifier, memory, sources, _measure(classifier))
+        return classifier, anchored.accumulate_importance(classifier, memory, sources, _measure(classifier))
 
     return Method(remember=remember, weight=weight, finish=finish)
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import taskgraft
-from taskgraft.metrics import over_seeds
+from taskgraft.metrics import t_interval
 
 RESULTS = Path(__file__).parent / "results"
 CLEAR = 0.5  # points by which an accuracy must lie below the best one to count as fallen
@@ -100,7 +100,7 @@ class Store:
                 groups.setdefault(tuple(entry[name] for name in self.key), []).append(entry)
         for values, entries in groups.items():
             scores = [entry["accuracy"] for entry in entries]
-            mean, half = over_seeds(scores)
+            mean, half = t_interval(scores)
             yield {
                 **dict(zip(self.key, values, strict=True)),
                 "seeds": [entry["seed"] for entry in entries],

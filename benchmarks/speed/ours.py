@@ -17,8 +17,8 @@ from taskgraft.curvature import fisher_diagonal
 from taskgraft.methods import composition
 from taskgraft.methods.protocol import Method
 from taskgraft.models import inference
-from taskgraft.models.classifier import Classifier, grow, inherited, wrap
-from taskgraft.models.features import reader
+from taskgraft.models.classifier import Classifier, grow, inherited_parameters, wrap
+from taskgraft.models.features import image_reader
 from taskgraft.training import loop, precision
 from taskgraft.training.checkpoints import TrainState
 from taskgraft.types import Images, Task, TrainingData
@@ -69,7 +69,9 @@ def started(case: Case) -> tuple[TrainState, Method, TrainingData, TrainingConfi
     child, method = child_of(case), composition.build(case["method"])
     sources = TrainingData(images_of(case), None, run.views, run.augment, run.seed)
     values = dict(child.named_parameters())
-    recorded = {name: torch.ones_like(values[name]).detach() for name in inherited(child)}  # what si's parent carries
+    recorded = {
+        name: torch.ones_like(values[name]).detach() for name in inherited_parameters(child)
+    }  # what si's parent carries
     state = loop.start(child, method, sources, {"si": {"importance": recorded}}, run)
     return state, method, sources, run
 
@@ -92,7 +94,7 @@ def fisher(case: Case) -> Ready:
     """The Fisher diagonal of all parameters for the old tasks, sampled labels, on `case["images"]` images."""
     child, found = child_of(case), images_of(case)
     names, old = [name for name, _ in child.named_parameters()], [task.name for task in child.tasks[:-1]]
-    read = reader(found, child)
+    read = image_reader(found, child)
 
     def call() -> Work:
         fisher_diagonal(child, read, case["images"], names, old)

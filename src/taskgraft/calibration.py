@@ -74,8 +74,8 @@ def calibrate(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> Calibra
         len(labels),
         nll(logits, labels),
         nll(scaled, labels),
-        metrics.calibration_error(logits, labels),
-        metrics.calibration_error(scaled, labels),
+        metrics.expected_calibration_error(logits, labels),
+        metrics.expected_calibration_error(scaled, labels),
     )
 
 

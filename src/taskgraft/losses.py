@@ -41,7 +41,7 @@ def cross_entropy(outputs: Outputs, labels: Mapping[str, Tensor], softmax: Softm
     return total
 
 
-def among_added(outputs: Outputs, labels: Mapping[str, Tensor], task: str, width: int) -> tuple[Outputs, Params]:
+def restrict_to_added(outputs: Outputs, labels: Mapping[str, Tensor], task: str, width: int) -> tuple[Outputs, Params]:
     """Outputs and labels in which the classes that were added to `task`, from `width` on, compete among themselves.
 
     Nothing is changed where an image of an old class is there to compete with: the classes then share one softmax.

@@ -20,7 +20,7 @@ BINS = 15  # of the expected calibration error, as in Guo et al. 2017
 _T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 
 
-def answers(predictions: Predictions, task: str) -> NDArray[np.int64]:
+def predicted_classes(predictions: Predictions, task: str) -> NDArray[np.int64]:
     """The predicted class of each image [N].
 
     Under a joint softmax an old task's answer is -1 where it is not the argmax over all outputs: whoever used the
@@ -37,7 +37,7 @@ def answers(predictions: Predictions, task: str) -> NDArray[np.int64]:
 def correct(predictions: Predictions, task: str) -> NDArray[np.float64]:
     """1.0 or 0.0 for each image labeled for `task`."""
     labels = predictions.labels[task]
-    return (answers(predictions, task) == labels)[labels >= 0].astype(np.float64)
+    return (predicted_classes(predictions, task) == labels)[labels >= 0].astype(np.float64)
 
 
 def accuracy(predictions: Predictions, task: str) -> float:
@@ -55,10 +55,10 @@ def agreement(parent: Predictions, child: Predictions, task: str) -> NDArray[np.
     """
     known = child.logits[task][:, : parent.logits[task].shape[1]]
     same = child._replace(logits={**child.logits, task: known})
-    return (answers(parent, task) == answers(same, task)).astype(np.float64)
+    return (predicted_classes(parent, task) == predicted_classes(same, task)).astype(np.float64)
 
 
-def interval(values: NDArray[np.float64], seed: int = 0) -> Interval:
+def bootstrap_interval(values: NDArray[np.float64], seed: int = 0) -> Interval:
     """Mean of per-image values [N] with the 95 % percentile bootstrap over images (Efron 1979).
 
     Give paired differences to get the interval of a difference.
@@ -77,7 +77,7 @@ def interval(values: NDArray[np.float64], seed: int = 0) -> Interval:
     return Interval(mean=float(values.mean()), low=float(low), high=float(high), n=n)
 
 
-def over_seeds(values: Sequence[float]) -> tuple[float, float]:
+def t_interval(values: Sequence[float]) -> tuple[float, float]:
     """Mean and half-width of the 95 % t-interval over seeds; the half-width is NaN for a single seed."""
     mean = float(np.mean(values))
     free = len(values) - 1
@@ -110,7 +110,9 @@ def probabilities(logits: NDArray[np.float32], temperature: float = 1.0) -> NDAr
     return powers / powers.sum(axis=1, keepdims=True)
 
 
-def calibration_error(logits: NDArray[np.float32], labels: NDArray[np.int64], temperature: float = 1.0) -> float:
+def expected_calibration_error(
+    logits: NDArray[np.float32], labels: NDArray[np.int64], temperature: float = 1.0
+) -> float:
     """Expected calibration error of the top answer in [0, 1], equal-width bins (Guo et al. 2017, equation 3)."""
     chosen = labels >= 0
     if not chosen.any():
@@ -126,12 +128,12 @@ def calibration_error(logits: NDArray[np.float32], labels: NDArray[np.int64], te
     return float(sum(gaps))
 
 
-def confusion(predictions: Predictions, task: str) -> NDArray[np.int64]:
+def confusion_matrix(predictions: Predictions, task: str) -> NDArray[np.int64]:
     """Counts [K, K + 1] of true class by answer; the last column counts answers lost to another task."""
     labels, size = predictions.labels[task], len(predictions.classes[task])
     counts = np.zeros((size, size + 1), dtype=np.int64)
     chosen = labels >= 0
-    np.add.at(counts, (labels[chosen], answers(predictions, task)[chosen]), 1)  # -1 is the last column
+    np.add.at(counts, (labels[chosen], predicted_classes(predictions, task)[chosen]), 1)  # -1 is the last column
     return counts
 
 
@@ -140,7 +142,7 @@ def gap(score_of_one: float, separate: Mapping[str, float]) -> float:
     return float(np.mean(list(separate.values()))) - score_of_one
 
 
-def wilson(mean: float, count: int, z: float = 1.959964) -> Interval:
+def wilson_interval(mean: float, count: int, z: float = 1.959964) -> Interval:
     """A share of `count` images with its score interval (Wilson 1927); 95 % at the default quantile `z`."""
     center = (mean + z * z / (2 * count)) / (1 + z * z / count)
     half = z * math.sqrt(mean * (1 - mean) / count + z * z / (4 * count * count)) / (1 + z * z / count)

@@ -8,7 +8,7 @@ from torch import nn
 
 from taskgraft import pytree
 from taskgraft.errors import TaskgraftError
-from taskgraft.models.classifier import grow, hold_still, inherited, joint_layer, wrap
+from taskgraft.models.classifier import grow, inherited_parameters, merge_heads, set_frozen_to_eval, wrap
 from taskgraft.types import Task
 from toys import NEW, OLD, parent, same
 
@@ -73,7 +73,7 @@ def test_any_network_with_a_named_linear_layer(bias: bool) -> None:
     wrapped = wrap(net, "3", [OLD, NEW])
     whole = net(pixels)
     torch.testing.assert_close(wrapped(pixels), {"shape": whole[:, :3], "paint": whole[:, 3:]})
-    weight, added = joint_layer(wrapped)
+    weight, added = merge_heads(wrapped)
     last = net.get_submodule("3")
     assert isinstance(last, nn.Linear)
     assert torch.equal(weight, last.weight)
@@ -94,13 +94,13 @@ def test_a_wrong_layer_is_answered_with_the_right_ones() -> None:
 def test_what_is_inherited_is_all_but_the_newest_head() -> None:
     grown = grow(parent(), NEW, 0)
     names = {name for name, _ in grown.named_parameters()}
-    assert names - inherited(grown).keys() == {"heads.1.weight", "heads.1.bias"}
+    assert names - inherited_parameters(grown).keys() == {"heads.1.weight", "heads.1.bias"}
 
 
 def test_frozen_norms_keep_their_statistics() -> None:
     grown = grow(parent(), NEW, 0).train()
     buffers = {name: value.clone() for name, value in grown.named_buffers()}
-    hold_still(grown, "frozen")
+    set_frozen_to_eval(grown, "frozen")
     grown(images() * 5 + 3)
     assert same(dict(grown.named_buffers()), buffers)
     grown.train()

@@ -15,7 +15,7 @@ from taskgraft.bundle import pickles
 from taskgraft.config import TrainingConfig
 from taskgraft.models import features, tensor_cache
 from taskgraft.models.classifier import Classifier, grow
-from taskgraft.models.features import columns_of, features_of
+from taskgraft.models.features import compute_features, recall_features
 from taskgraft.models.inference import predict
 from taskgraft.pipeline.extend import extend
 from taskgraft.training import loop
@@ -28,7 +28,7 @@ class Counting:
 
     def __init__(self, folder: Path, *about: str) -> None:
         self.made: list[str] = []
-        self.inner = tensor_cache.recalled_in(folder, *about)
+        self.inner = tensor_cache.memoize_in(folder, *about)
 
     def __call__(self, name: str, make: Callable[[], Params]) -> Params:
         return self.inner(name, lambda: self.made.append(name) or make())
@@ -52,7 +52,7 @@ def test_the_second_run_reads_what_the_first_made(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("damage", ["bit", "cut", "empty", "other"])
 def test_a_damaged_file_is_made_again(damage: str, tmp_path: Path) -> None:
-    tensor_cache.recalled_in(tmp_path)("name", some)
+    tensor_cache.memoize_in(tmp_path)("name", some)
     (file,) = tmp_path.iterdir()
     whole = file.read_bytes()
     bad = {"bit": bytearray(whole), "cut": whole[:-4], "empty": b"", "other": b"x" * 100}[damage]
@@ -67,21 +67,21 @@ def test_a_damaged_file_is_made_again(damage: str, tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_written_costs_time_alone(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    assert same(tensor_cache.recalled_in(tmp_path / "file")("name", some), some())
+    assert same(tensor_cache.memoize_in(tmp_path / "file")("name", some), some())
 
 
 def test_the_folder_stays_within_its_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tensor_cache.recalled_in(tmp_path)("0", some)
+    tensor_cache.memoize_in(tmp_path)("0", some)
     (first,) = tmp_path.iterdir()
     monkeypatch.setattr(tensor_cache, "LIMIT", 3 * first.stat().st_size)
     left = tmp_path / ".half.123"
     left.touch()
     os.utime(left, (0, 0))
     for number in range(1, 6):
-        tensor_cache.recalled_in(tmp_path)(str(number), some)
+        tensor_cache.memoize_in(tmp_path)(str(number), some)
         for at, file in enumerate(sorted(tmp_path.glob("*.safetensors"), key=lambda file: file.stat().st_mtime_ns)):
             os.utime(file, (at, at))  # a clock that ticks between them
-        kept = tensor_cache.recalled_in(tmp_path)
+        kept = tensor_cache.memoize_in(tmp_path)
         kept("0", some)  # wanted all the time, so it stays
     asked = Counting(tmp_path)
     for number in ("0", "5", "4"):
@@ -91,12 +91,12 @@ def test_the_folder_stays_within_its_limit(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_what_is_too_large_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tensor_cache, "MOST", 100)
-    assert same(tensor_cache.recalled_in(tmp_path)("name", some), some())
+    monkeypatch.setattr(tensor_cache, "LARGEST_FILE", 100)
+    assert same(tensor_cache.memoize_in(tmp_path)("name", some), some())
     assert not tmp_path.exists() or not list(tmp_path.iterdir())
-    monkeypatch.setattr(features, "MOST", 100)
+    monkeypatch.setattr(features, "LARGEST_FILE", 100)
     asked = Counting(tmp_path)
-    columns_of(parent(), pictures(20, NEW, 5), asked)
+    recall_features(parent(), pictures(20, NEW, 5), asked)
     assert asked.made == []  # not even asked: no time is spent on marks
 
 
@@ -105,7 +105,7 @@ def test_columns_are_those_of_the_network_whatever_stands_beside_it(notation: st
     model, images = started(notation)[0].classifier, pictures(40, NEW, 8)
     for turn in range(2):
         asked = Counting(tmp_path)
-        assert torch.equal(columns_of(model, images, asked), features_of(model, images))
+        assert torch.equal(recall_features(model, images, asked), compute_features(model, images))
         assert len(asked.made) == 1 - turn
 
 
@@ -124,23 +124,23 @@ def other_layout(model: Classifier) -> None:
 @pytest.mark.parametrize("change", [changed_weight, changed_statistics, other_layout])
 def test_other_weights_are_asked_again(change: Callable[[Classifier], None], tmp_path: Path) -> None:
     model, images = parent(), pictures(20, NEW, 5)
-    columns_of(model, images, Counting(tmp_path))
+    recall_features(model, images, Counting(tmp_path))
     change(model)
     asked = Counting(tmp_path)
-    assert torch.equal(columns_of(model, images, asked), features_of(model, images))
+    assert torch.equal(recall_features(model, images, asked), compute_features(model, images))
     assert len(asked.made) == 1
 
 
 def test_other_pictures_and_arithmetic_are_asked_again_and_other_heads_are_not(tmp_path: Path) -> None:
     model, images = parent(), pictures(20, NEW, 5)
-    columns_of(model, images, Counting(tmp_path))
+    recall_features(model, images, Counting(tmp_path))
     asked = Counting(tmp_path)
-    columns_of(model, images, asked, precision="bf16")
-    columns_of(model, images._replace(pixels=images.pixels.flip(0)), asked)
-    columns_of(model, images._replace(std=(0.3,) * 3), asked)
+    recall_features(model, images, asked, precision="bf16")
+    recall_features(model, images._replace(pixels=images.pixels.flip(0)), asked)
+    recall_features(model, images._replace(std=(0.3,) * 3), asked)
     assert len(set(asked.made)) == 3
-    columns_of(grow(model, NEW, 1), images, asked)
-    columns_of(model, images._replace(labels={}), asked)
+    recall_features(grow(model, NEW, 1), images, asked)
+    recall_features(model, images._replace(labels={}), asked)
     assert len(asked.made) == 3
 
 
@@ -148,15 +148,15 @@ def test_answers_from_kept_columns_are_the_same_bits(tmp_path: Path) -> None:
     model, images = started("branch")[0].classifier, pictures(70, NEW, 5)
     plain = predict(model, images)
     for _ in range(2):
-        kept = predict(model, images, recall=tensor_cache.recalled_in(tmp_path))
+        kept = predict(model, images, recall=tensor_cache.memoize_in(tmp_path))
         assert all(np.array_equal(plain.logits[task], kept.logits[task]) for task in plain.logits)
         assert kept.ids == plain.ids
 
 
 def test_the_warm_up_uses_the_arithmetic_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    real = features.features_of
-    monkeypatch.setattr(features, "features_of", lambda *args: seen.append(args[3]) or real(*args))
+    real = features.compute_features
+    monkeypatch.setattr(features, "compute_features", lambda *args: seen.append(args[3]) or real(*args))
     for precision in ("fp32", "bf16"):
         started("finetune", replace(RUN, precision=precision))
     assert seen == ["fp32", "bf16"]
@@ -171,8 +171,8 @@ def test_a_run_with_a_cold_cache_and_one_with_a_warm_cache_are_equal(
 ) -> None:
     """And one without a cache; the warm one computes no columns at all."""
     asked: list[int] = []
-    real = features.features_of
-    monkeypatch.setattr(features, "features_of", lambda *args: asked.append(len(args[1].pixels)) or real(*args))
+    real = features.compute_features
+    monkeypatch.setattr(features, "compute_features", lambda *args: asked.append(len(args[1].pixels)) or real(*args))
     counts = {}
     for name, cache in (("cold", tmp_path / "cache"), ("warm", tmp_path / "cache"), ("none", None)):
         asked.clear()

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from taskgraft import Images, Task, TrainingConfig, data, grow, learn, losses, predict, wrap
 from taskgraft.methods import composition
 from taskgraft.methods.protocol import Method
-from taskgraft.models.classifier import Classifier, inherited
+from taskgraft.models.classifier import Classifier, inherited_parameters
 from taskgraft.types import Batch, Memory, Outputs, Params, Quadratic, Step, Terms, TrainingData
 from toys import NEW, OLD, pictures
 from toys import RUN as TOY
@@ -173,7 +173,7 @@ def trained_by_hand(
     Returns the last weights and, of each, the sum of -(gradient of the cross-entropy) * movement.
     """
     model = copy.deepcopy(classifier).train(not frozen)
-    old = inherited(model) if frozen else {}
+    old = inherited_parameters(model) if frozen else {}
     params: Params = {name: value for name, value in model.named_parameters() if name not in old}
     path = {name: torch.zeros_like(value) for name, value in params.items()}
     for step in range(config.steps):

@@ -30,8 +30,8 @@ from taskgraft.curvature import fisher_diagonal, output_sensitivity
 from taskgraft.methods import composition, notation
 from taskgraft.methods.composition import compose
 from taskgraft.methods.protocol import Method
-from taskgraft.models.classifier import Classifier, inherited
-from taskgraft.models.features import reader
+from taskgraft.models.classifier import Classifier, inherited_parameters
+from taskgraft.models.features import image_reader
 from taskgraft.types import Memory, Params, Step, Terms, TrainingData
 from toys import NEW, OLD, pictures, same
 
@@ -61,7 +61,7 @@ def test_d01_the_fisher_is_the_mean_of_squares_whatever_the_batch_and_the_chunk(
     for chunk in (1, 3, 20):
         close(
             fisher_diagonal(
-                model, reader(OLDS, model), 20, list(expected), [OLD.name],
+                model, image_reader(OLDS, model), 20, list(expected), [OLD.name],
                 labels="empirical", targets=OLDS.labels, chunk=chunk,
             ),
             expected,
@@ -126,8 +126,8 @@ def test_d04_importance_is_measured_in_eval_mode_and_leaves_the_model_alone() ->
     model.backbone.get_submodule("norm").eval()
     modes, state = [module.training for module in model.modules()], pytree.state(model)
     names = [name for name, _ in model.named_parameters()]
-    found = fisher_diagonal(model, reader(OLDS, model), 20, names, [OLD.name], labels="exact")
-    output_sensitivity(model, reader(OLDS, model), 20, names, [OLD.name])
+    found = fisher_diagonal(model, image_reader(OLDS, model), 20, names, [OLD.name], labels="exact")
+    output_sensitivity(model, image_reader(OLDS, model), 20, names, [OLD.name])
     assert modes == [module.training for module in model.modules()]
     assert same(pytree.state(model), state)
     close(found, fisher(model, OLDS, OLD.name, lambda i, p: p), rtol=1e-3)  # the definition runs in eval mode
@@ -292,7 +292,7 @@ def test_d18_importances_and_penalties_are_above_0(text: str) -> None:
     assert all(sum(values.values()) > 0 for values in seen.penalties[1:])
     if text != "l2sp":
         found = importance(seen.steps[-1][1], text.split("(")[0])
-        assert found.keys() == inherited(child_of(parent)).keys()
+        assert found.keys() == inherited_parameters(child_of(parent)).keys()
         backbone = [value for name, value in found.items() if name.startswith("backbone.")]
         assert sum(float(value.sum()) for value in backbone) > 0
         assert all(float(value.min()) >= 0 for value in found.values())

@@ -18,7 +18,7 @@ from reference.by_hand import PLAIN, RUN, child_of, foreign, perceptron, vectors
 from taskgraft import TrainingConfig, learn, losses, open_parent, predict, pytree
 from taskgraft.data import open_images
 from taskgraft.methods import composition, registry
-from taskgraft.models.classifier import Classifier, inherited
+from taskgraft.models.classifier import Classifier, inherited_parameters
 from taskgraft.training.penalties import add_gradients
 from taskgraft.types import Memory, Params, Quadratic, TrainingData, Update
 from toys import NEW, OLD, folder_of, parent, pictures, same
@@ -191,7 +191,7 @@ def test_d15_a_penalty_is_arithmetic_on_weights_and_builds_no_graph(implicit: bo
 
     parent_ = child_of(perceptron())
     learn(parent_, vectors(20, NEW, 5), method=made._replace(observe=observe), config=replace(PLAIN, lr=lr))
-    anchor = {name: value.detach() for name, value in inherited(parent_).items()}
+    anchor = {name: value.detach() for name, value in inherited_parameters(parent_).items()}
     for move in moves:  # the loss's own gradient never contains the penalty
         for name, start in anchor.items():
             before = move.before[name]

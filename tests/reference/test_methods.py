@@ -25,7 +25,7 @@ from reference.by_hand import (
 )
 from taskgraft import Images, TaskgraftError, data, learn, pytree
 from taskgraft.methods import composition
-from taskgraft.models.classifier import Classifier, grow, inherited
+from taskgraft.models.classifier import Classifier, grow, inherited_parameters
 from taskgraft.training import loop
 from taskgraft.types import Batch, Memory, Outputs, Params, TrainingData, Update
 from toys import NEW, OLD, same
@@ -38,7 +38,7 @@ def weights(classifier: Classifier) -> Params:
 
 
 def anchor_of(child: Classifier) -> Params:
-    return {name: value.detach().clone() for name, value in inherited(child).items()}
+    return {name: value.detach().clone() for name, value in inherited_parameters(child).items()}
 
 
 @pytest.mark.parametrize("implicit", [True, False])

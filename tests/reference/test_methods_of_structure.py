@@ -16,7 +16,7 @@ from taskgraft.errors import TaskgraftError
 from taskgraft.methods import composition
 from taskgraft.models import feature_points, side_networks
 from taskgraft.models.classifier import Classifier, grow
-from taskgraft.models.features import features_of
+from taskgraft.models.features import compute_features
 from taskgraft.types import Memory, Params, TrainingData
 from toys import NEW, OLD, parent, pictures
 
@@ -58,8 +58,8 @@ def test_branch_trains_a_copy_of_the_last_stages_alone(shared: float) -> None:
     images, old = pictures(20, NEW, 5), parent()
     child = learn(child_of(old), images, method=f"branch(shared={shared})", config=RUN).classifier
     assert (predict(child, images).logits[OLD.name] == predict(old, images).logits[OLD.name]).all()
-    known = feature_points.points(old.backbone)
-    tail = feature_points.tail(old.backbone, known[round(shared * (len(known) - 1))])
+    known = feature_points.find_points(old.backbone)
+    tail = feature_points.copy_tail(old.backbone, known[round(shared * (len(known) - 1))])
     own = {name.removeprefix("extras.0.net."): v for name, v in weights(child).items() if name.startswith("extras")}
     assert own.keys() == {name for name, _ in tail.named_parameters()}
     assert all(not torch.equal(own[name], value) for name, value in tail.named_parameters() if value.dim() > 1)
@@ -114,13 +114,13 @@ def test_taps_give_standardized_columns_of_every_stage_and_keep_old_answers() ->
     child = learn(child_of(old), images, method="taps(thumbnail=3)", config=RUN).classifier
     assert (predict(child, images).logits[OLD.name] == predict(old, images).logits[OLD.name]).all()
     start = old.linears()[0].in_features
-    columns = features_of(child, images)[:, start:]
+    columns = compute_features(child, images)[:, start:]
     spread = columns.std(0, correction=0) * columns.shape[1] ** 0.5 / side_networks.NORM
     assert float(columns.mean(0).abs().max()) < 1e-3
     assert float(spread.max()) < 1.001
     assert float((spread > 0.999).float().mean()) > 0.7  # the others hardly vary at all
-    points = [*feature_points.points(old.backbone), feature_points.LAST]
-    read = feature_points.staged(copy.deepcopy(old.backbone).eval(), points[:-1])
+    points = [*feature_points.find_points(old.backbone), feature_points.LAST]
+    read = feature_points.expose_points(copy.deepcopy(old.backbone).eval(), points[:-1])
     with torch.no_grad():
         last, seen = read(data.ready(images, 0, 2))
     channels = sum(2 * value.shape[1] for value in seen.values()) + last.shape[1] + 3 * 3 * 3
@@ -172,17 +172,17 @@ def test_a_ladder_learns_beside_a_network_that_stays(arch: str, options: dict[st
 
 def test_tokens_of_a_picture_are_a_square_and_others_a_row() -> None:
     tokens = torch.arange(2 * 10 * 3.0).reshape(2, 10, 3)
-    square = side_networks.as_map(tokens, picture=True)
+    square = side_networks.to_map(tokens, picture=True)
     assert square.shape == (2, 3, 3, 3)
     assert torch.equal(square[:, :, 0, 0], tokens[:, 1])  # the first one is no place of the image
     assert torch.equal(square[:, :, 1, 2], tokens[:, 6])
-    row = side_networks.as_map(tokens, picture=False)
+    row = side_networks.to_map(tokens, picture=False)
     assert row.shape == (2, 3, 1, 10)
     assert torch.equal(row[:, :, 0, 9], tokens[:, 9])
-    assert side_networks.as_map(tokens[:, 0], picture=True).shape == (2, 3, 1, 1)
+    assert side_networks.to_map(tokens[:, 0], picture=True).shape == (2, 3, 1, 1)
     maps = torch.rand(2, 4, 4, 7)
-    assert torch.equal(side_networks.as_map(maps, picture=True), maps.permute(0, 3, 1, 2))
-    assert side_networks.as_map(maps.permute(0, 3, 1, 2), picture=True).shape == (2, 7, 4, 4)
+    assert torch.equal(side_networks.to_map(maps, picture=True), maps.permute(0, 3, 1, 2))
+    assert side_networks.to_map(maps.permute(0, 3, 1, 2), picture=True).shape == (2, 7, 4, 4)
 
 
 @pytest.mark.parametrize("notation", ["branch", "ladder"])

@@ -130,7 +130,7 @@ def test_the_tables_numbers_are_those_of_the_records(comparison, compared):
 
 
 def _words(values):
-    mean, half = metrics.over_seeds(values)
+    mean, half = metrics.t_interval(values)
     return f"{100 * mean:.1f} ± {100 * half:.1f}"
 
 
@@ -278,8 +278,8 @@ def test_many_classes_give_a_table_of_confusions():
 
 def test_images_that_went_from_right_to_wrong(run_page):
     sets = made_up_sets()
-    was = metrics.answers(sets["old-parent"], "make") == sets["old"].labels["make"]
-    now = metrics.answers(sets["old"], "make") == sets["old"].labels["make"]
+    was = metrics.predicted_classes(sets["old-parent"], "make") == sets["old"].labels["make"]
+    now = metrics.predicted_classes(sets["old"], "make") == sets["old"].labels["make"]
     expected = [name for name, a, b in zip(sets["old"].ids, was, now, strict=True) if a and not b]
     assert [row[0] for row in Reader(run_page).table("make: right before, wrong now")[1:]] == expected[:200]
 

@@ -75,27 +75,6 @@ def test_what_is_to_be_done_is_an_issue_and_not_a_comment():
     assert not [name(path) for path in files if later.search(path.read_text(encoding="utf-8"))]
 
 
-def imported(path: Path) -> set[str]:
-    """Give the full names of what a file imports, at any depth of its code."""
-    found: set[str] = set()
-    for node in ast.walk(tree(path)):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            package = ["taskgraft", *path.relative_to(PACKAGE).parts][: -node.level] if node.level else []
-            module = ".".join([*package, *([node.module] if node.module else [])])
-            found |= {module, *(f"{module}.{alias.name}" for alias in node.names)}
-    return found
-
-
-def test_no_method_imports_another():
-    files = [path for path in (PACKAGE / "methods").glob("*.py") if not path.stem.startswith("_")]
-    assert files
-    for path in files:
-        others = {f"taskgraft.methods.{other.stem}" for other in files if other != path}
-        assert not imported(path) & others, f"{name(path)} imports another method; join them with +"
-
-
 def test_the_layers_are_the_modules():
     found = {path.stem for path in PACKAGE.glob("*.py")}
     found |= {path.parent.name for path in PACKAGE.glob("*/__init__.py")}

@@ -6,13 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taskgraft.metrics import wilson
+from taskgraft.metrics import wilson_interval
 from taskgraft.results.search import Candidate
 from taskgraft.tuning.selection import choices, frontier
 
 
 def one(trial: int, old: float, new: float) -> Candidate:
-    return Candidate(trial=trial, method="distill", lr=0.1, old=wilson(old, 100), new=wilson(new, 100))
+    return Candidate(
+        trial=trial, method="distill", lr=0.1, old=wilson_interval(old, 100), new=wilson_interval(new, 100)
+    )
 
 
 POINTS = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1, max_size=20)
@@ -48,7 +50,7 @@ def test_ties_go_to_the_earlier_trial() -> None:
 
 
 def test_the_interval_is_wilsons() -> None:
-    found = wilson(0.9, 50)  # Newcombe 1998's method 3 for 45 of 50: 0.786 to 0.957
+    found = wilson_interval(0.9, 50)  # Newcombe 1998's method 3 for 45 of 50: 0.786 to 0.957
     assert (found.low, found.high) == (pytest.approx(0.7864, abs=1e-4), pytest.approx(0.9565, abs=1e-4))
-    assert wilson(1.0, 20).high == 1.0
-    assert wilson(0.0, 20).low == 0.0
+    assert wilson_interval(1.0, 20).high == 1.0
+    assert wilson_interval(0.0, 20).low == 0.0

@@ -22,7 +22,7 @@ from taskgraft.config import Softmax
 from taskgraft.data import transforms
 from taskgraft.data.transforms import Preprocessing
 from taskgraft.errors import CheckpointError
-from taskgraft.models.classifier import Classifier, joint_layer, wrap
+from taskgraft.models.classifier import Classifier, merge_heads, wrap
 from taskgraft.results.files import atomic, digest, write_json
 from taskgraft.types import Memory, Task
 
@@ -93,7 +93,7 @@ def write(folder: Path, bundle: Bundle, *, method: str, parent: dict[str, Any]) 
     if len(classifier.extras):
         tensors = dict(classifier.state_dict())
     else:
-        weight, bias = joint_layer(classifier)
+        weight, bias = merge_heads(classifier)
         layer = {f"{bundle.head}.weight": weight, f"{bundle.head}.bias": bias}
         tensors = {**classifier.backbone.state_dict(), **layer}
     _tensors(folder / "model.safetensors", tensors)

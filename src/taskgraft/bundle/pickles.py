@@ -16,7 +16,7 @@ from torch import Tensor
 
 from taskgraft.bundle import unpickle
 from taskgraft.errors import CheckpointError
-from taskgraft.models.tensor_cache import recalled_in
+from taskgraft.models.tensor_cache import memoize_in
 from taskgraft.results.files import digest
 from taskgraft.types import Params
 
@@ -35,7 +35,7 @@ def read(path: Path, cache: Path | None = None) -> tuple[dict[str, Tensor], dict
     """
     if cache is None:
         return _opened(path)
-    recall = recalled_in(cache / "recalled", "pickle", unpickle.RULES, torch.__version__, digest(path))
+    recall = memoize_in(cache / "recalled", "pickle", unpickle.RULES, torch.__version__, digest(path))
 
     def made() -> Params:
         tensors, *texts = _opened(path)

@@ -92,7 +92,7 @@ def rebuild(
         if extra.kind == "taps":
             made.append(Pooled(extra.at, extra.thumbnail, extra.width))
         elif extra.kind == "branch":
-            made.append(Tail(extra.at[0], feature_points.tail(net, extra.at[0])))
+            made.append(Tail(extra.at[0], feature_points.copy_tail(net, extra.at[0])))
         elif len(extra.at) == len(extra.channels) == len(extra.widths) and extra.width == 2 * sum(extra.widths):
             made.append(Ladder(extra.at, extra.channels, extra.widths, extra.dropout))
         else:
@@ -100,7 +100,7 @@ def rebuild(
                 f"config.json: a ladder with stages {extra.at}, but {len(extra.widths)} rungs: damaged; copy it again"
             )
     points = [point for extra in beside for point in extra.at if point != feature_points.LAST]
-    staged = feature_points.staged(net, list(dict.fromkeys(points)))
+    staged = feature_points.expose_points(net, list(dict.fromkeys(points)))
     width = layer.in_features + sum(layer.in_features if extra.kind == "branch" else extra.width for extra in beside)
     outside = next((shape for shape in shapes if not 0 <= shape.columns[0] < shape.columns[1] <= width), None)
     if outside:

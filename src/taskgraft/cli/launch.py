@@ -64,7 +64,7 @@ def with_processes(command: Callable[..., None]) -> Callable[..., None]:
         from taskgraft import distributed
 
         again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-        with distributed.join(patience, _hung):
+        with distributed.join_group(patience, _hung):
             command(**{**given, "resume": given["resume"] or again})
 
     return signed(wrapper, [*own, *flags])

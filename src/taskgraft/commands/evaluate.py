@@ -42,8 +42,8 @@ def evaluate(
         raise InputError(f"{data} holds no image to measure on; add a val/ folder")
     predictions = predict(bundle.classifier, found.val)
     hits = metrics.correct(predictions, owner.name)
-    share = metrics.interval(hits)
-    counts = metrics.confusion(predictions, owner.name)
+    share = metrics.bootstrap_interval(hits)
+    counts = metrics.confusion_matrix(predictions, owner.name)
     totals = counts.sum(axis=1)
     if html:
         picture = thumbnails.collecting({"new": found.val}, {})
@@ -58,7 +58,9 @@ def evaluate(
         "accuracy": share.mean,
         "low": share.low,
         "high": share.high,
-        "calibration_error": metrics.calibration_error(predictions.logits[owner.name], predictions.labels[owner.name]),
+        "calibration_error": metrics.expected_calibration_error(
+            predictions.logits[owner.name], predictions.labels[owner.name]
+        ),
         "worst": [(owner.classes[row], float(counts[row, row] / totals[row]), int(totals[row])) for row in order[:5]],
         "excluded": [list(pair) for pair in found.excluded],
     }

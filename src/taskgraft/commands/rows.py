@@ -47,7 +47,7 @@ def answer_rows(predictions: Predictions, shape: Shape) -> list[Row]:
         shares = metrics.probabilities(logits, shape.temperatures.get(task, 1.0))
         best = np.argsort(-shares, axis=1, kind="stable")[:, : max(shape.top, 1)]
         values = np.round(np.take_along_axis(shares, best, axis=1), DIGITS).tolist()
-        lost = metrics.answers(predictions, task) < 0 if shape.softmax == "joint" else None
+        lost = metrics.predicted_classes(predictions, task) < 0 if shape.softmax == "joint" else None
         for i, row in enumerate(rows):
             found = [{"label": names[k], "probability": p} for k, p in zip(best[i], values[i], strict=True)]
             row["tasks"][task] = dict(found[0]) | ({"top": found} if shape.top > 1 else {})

@@ -25,7 +25,7 @@ from taskgraft.curvature.labels import Labels, Pass, cotangent, joined_targets, 
 from taskgraft.curvature.plan import Plan, Read, look
 from taskgraft.curvature.products import Power
 from taskgraft.curvature.tape import Call, Tape
-from taskgraft.models.eval_mode import evaluating
+from taskgraft.models.eval_mode import eval_mode
 from taskgraft.types import Outputs, Params
 
 __all__ = ["fisher_diagonal", "output_sensitivity"]
@@ -199,7 +199,7 @@ def _measuring(model: nn.Module) -> Iterator[None]:
     try:
         for param, _ in flags:
             param.requires_grad_(False)
-        with evaluating(model), torch.inference_mode(False), torch.enable_grad():
+        with eval_mode(model), torch.inference_mode(False), torch.enable_grad():
             yield
     finally:
         for param, flag in flags:

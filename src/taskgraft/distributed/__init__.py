@@ -3,32 +3,32 @@
 Outside of such a group, every function here does nothing and costs nothing.
 """
 
+from taskgraft.distributed.batchnorm import sync_batchnorm
 from taskgraft.distributed.group import (
     all_gather,
     all_reduce,
     broadcast,
+    broadcast_tensors,
     device,
     is_main_process,
-    join,
+    join_group,
     local_slice,
     main_process_first,
     rank,
-    same,
     world_size,
 )
-from taskgraft.distributed.sync_batchnorm import synchronized
 
 __all__ = [
     "all_gather",
     "all_reduce",
     "broadcast",
+    "broadcast_tensors",
     "device",
     "is_main_process",
-    "join",
+    "join_group",
     "local_slice",
     "main_process_first",
     "rank",
-    "same",
-    "synchronized",
+    "sync_batchnorm",
     "world_size",
 ]

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from taskgraft.distributed.heartbeat import pulse
+from taskgraft.distributed.heartbeat import monitor
 from taskgraft.errors import TaskgraftError
 
 BUCKET = 25 * 2**20  # bytes of gradients that go over the wire together
@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 @contextmanager
-def join(patience: float, silent: Callable[[int], None]) -> Iterator[None]:
+def join_group(patience: float, silent: Callable[[int], None]) -> Iterator[None]:
     """Be one of the processes that torchrun (or `taskgraft --gpus N`) started; alone, nothing happens.
 
     With a GPU for each process they speak by NCCL, otherwise by gloo. `silent` is told of a process that gave no sign
@@ -42,7 +42,7 @@ def join(patience: float, silent: Callable[[int], None]) -> Iterator[None]:
     backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
     dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=PATIENCE)
     try:
-        with pulse(store.clone(), number, count, patience, silent):
+        with monitor(store.clone(), number, count, patience, silent):
             yield
     finally:
         dist.destroy_process_group()
@@ -119,7 +119,7 @@ def all_reduce(tensors: Iterable[Tensor]) -> None:
             value.copy_(total.view(value.shape))
 
 
-def same(tensors: Iterable[Tensor]) -> None:
+def broadcast_tensors(tensors: Iterable[Tensor]) -> None:
     """Give every process the chief's values, in place: machines of other kinds may round differently."""
     if world_size() == 1:
         return

@@ -14,7 +14,7 @@ GONE = 2**40  # more signs than a run could give: its process has left in good o
 
 
 @contextmanager
-def pulse(store: Store, rank: int, count: int, patience: float, silent: Callable[[int], None]) -> Iterator[None]:
+def monitor(store: Store, rank: int, count: int, patience: float, silent: Callable[[int], None]) -> Iterator[None]:
     """While this lasts, give signs of life and look for those of the other `count - 1` processes.
 
     `silent` is told, in a thread of its own, which process gave none for `patience` seconds. A process that reads

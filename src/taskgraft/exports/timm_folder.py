@@ -18,7 +18,7 @@ from taskgraft import data, report
 from taskgraft.bundle import Bundle, structure
 from taskgraft.errors import InputError
 from taskgraft.exports.signature import Order, plain_name
-from taskgraft.models.classifier import joint_layer
+from taskgraft.models.classifier import merge_heads
 from taskgraft.results.files import write_text
 from taskgraft.results.record import Record, parsed
 from taskgraft.types import Images
@@ -58,7 +58,7 @@ def bit_equal(bundle: Bundle, folder: Path, images: Images, size: int = 32) -> b
     """
     net = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     classifier = bundle.classifier.eval()
-    weight, bias = joint_layer(classifier)
+    weight, bias = merge_heads(classifier)
     with torch.inference_mode():
         for first in range(0, len(images.pixels), size):
             batch = data.ready(images, first, first + size)

@@ -94,7 +94,7 @@ def _batches(count: int) -> Iterator[tuple[int, int]]:
 def _task(task: str, model: Predictions, exported: Predictions) -> TaskCheck:
     ours, theirs = model.logits[task].astype(np.float64), exported.logits[task].astype(np.float64)
     difference = float(np.abs(ours - theirs).max())
-    same = metrics.answers(model, task) == metrics.answers(exported, task)
+    same = metrics.predicted_classes(model, task) == metrics.predicted_classes(exported, task)
     found = TaskCheck(
         task=task,
         images=len(ours),

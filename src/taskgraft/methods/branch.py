@@ -12,7 +12,7 @@ from taskgraft.errors import InputError
 from taskgraft.methods.protocol import Method, Settings, Traits
 from taskgraft.models import feature_points
 from taskgraft.models.classifier import Classifier, freeze
-from taskgraft.models.features import attach, features_of, sample
+from taskgraft.models.features import attach, compute_features, sample_evenly
 from taskgraft.models.side_networks import Tail
 from taskgraft.types import TrainingData
 
@@ -36,16 +36,16 @@ class Branch(Settings):
         """Uses `adapt`: a copy of the last stages is attached, everything older is frozen."""
 
         def adapt(classifier: Classifier, sources: TrainingData) -> Classifier:
-            known = feature_points.points(classifier.backbone)
+            known = feature_points.find_points(classifier.backbone)
             if not known:
                 raise InputError(
                     f"{type(classifier.backbone).__name__} has one stage only and cannot be branched; use taps"
                 )
             point = known[round(self.shared * (len(known) - 1))]
-            own = Tail(point, feature_points.tail(classifier.backbone, point).requires_grad_(True))
-            classifier.backbone = feature_points.staged(classifier.backbone, [point])
+            own = Tail(point, feature_points.copy_tail(classifier.backbone, point).requires_grad_(True))
+            classifier.backbone = feature_points.expose_points(classifier.backbone, [point])
             start = attach(classifier, own, sources.new)
-            columns = features_of(classifier, sample(sources.new, 2))
+            columns = compute_features(classifier, sample_evenly(sources.new, 2))
             width = columns.shape[1] - start
             if not torch.equal(columns[:, :width], columns[:, start:]):
                 raise InputError(

@@ -14,8 +14,8 @@ from taskgraft import data, losses, pytree
 from taskgraft.config import Range, Softmax
 from taskgraft.errors import InputError
 from taskgraft.methods.protocol import Method, Settings, Traits
-from taskgraft.models.classifier import Classifier, old_widths
-from taskgraft.models.features import answers_of, once
+from taskgraft.models.classifier import Classifier, old_class_counts
+from taskgraft.models.features import compute_logits, compute_once
 from taskgraft.types import Memory, Outputs, Params, Step, Terms, TrainingData
 
 ROWS = 32  # images a pass, where all views are answered at once
@@ -53,7 +53,7 @@ class Distill(Settings):
                     )
                 shape, shared = (len(sources.new.pixels), sources.views), sources.trial_cache is not None
                 memory["known"] = torch.full(shape, shared, dtype=torch.bool)
-                memory["answers"] = once(sources, "answers", lambda: _room(classifier, sources, filled=shared))
+                memory["answers"] = compute_once(sources, "answers", lambda: _room(classifier, sources, filled=shared))
             return memory
 
         def response(step: Step, memory: Memory) -> Terms:
@@ -96,7 +96,7 @@ def _room(classifier: Classifier, sources: TrainingData, filled: bool) -> Params
             for first in range(0, count, ROWS):
                 index = np.arange(first, min(first + ROWS, count))
                 images = data.view_of(sources, index, np.full(len(index), view))
-                outputs = _grouped(answers_of(classifier, images), classifier.softmax, old_widths(classifier))
+                outputs = _grouped(compute_logits(classifier, images), classifier.softmax, old_class_counts(classifier))
                 for name, logits in outputs.items():
                     room[name][first : first + ROWS, view] = logits.half().cpu()
     return room
@@ -115,4 +115,4 @@ def _grouped(outputs: Outputs, softmax: Softmax, old: Mapping[str, int]) -> Outp
 def _widths(classifier: Classifier) -> dict[str, int]:
     if classifier.softmax == "joint":
         return {JOINT: sum(len(task.classes) for task in classifier.tasks)}
-    return old_widths(classifier)
+    return old_class_counts(classifier)

@@ -12,7 +12,7 @@ from taskgraft.methods import anchored
 from taskgraft.methods.anchored import Measure
 from taskgraft.methods.protocol import Method, Settings, Traits
 from taskgraft.models.classifier import Classifier
-from taskgraft.models.features import reader, sample
+from taskgraft.models.features import image_reader, sample_evenly
 from taskgraft.types import Images, Memory, Params, Quadratic, TrainingData
 
 
@@ -50,19 +50,21 @@ class Ewc(Settings):
 
         def remember(classifier: Classifier, sources: TrainingData, past: Memory) -> Memory:
             name = f"{classifier.softmax} Fisher of {self.images} images, {self.labels} labels, {self.draws} draws"
-            return anchored.held(classifier, sources, past, self._fisher(classifier, sources.seed), name)
+            return anchored.anchor_weights(classifier, sources, past, self._fisher(classifier, sources.seed), name)
 
         def weight(params: Params, memory: Memory) -> dict[str, Quadratic]:
-            return {"ewc": Quadratic(*anchored.pulled(memory), self.strength, self.implicit)}
+            return {"ewc": Quadratic(*anchored.anchor_and_importance(memory), self.strength, self.implicit)}
 
         def finish(classifier: Classifier, memory: Memory, sources: TrainingData) -> tuple[Classifier, Memory]:
-            return classifier, anchored.kept(classifier, memory, sources, self._fisher(classifier, sources.seed))
+            return classifier, anchored.accumulate_importance(
+                classifier, memory, sources, self._fisher(classifier, sources.seed)
+            )
 
         return Method(remember=remember, weight=weight, finish=finish)
 
     def _fisher(self, classifier: Classifier, seed: int) -> Measure:
         def measure(images: Images, names: list[str], tasks: list[str]) -> Params:
-            chosen = sample(images, self.images)
+            chosen = sample_evenly(images, self.images)
             unlabeled = [task for task in tasks if task not in images.labels]
             joint = classifier.softmax == "joint"  # there one label an image is enough, whatever its task
             if self.labels == "empirical" and (len(unlabeled) == len(tasks) if joint else unlabeled):
@@ -71,7 +73,7 @@ class Ewc(Settings):
                 )
             return curvature.fisher_diagonal(
                 classifier,
-                reader(chosen, classifier),
+                image_reader(chosen, classifier),
                 len(chosen.pixels),
                 names,
                 tasks,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from taskgraft.config import Implicit, Range
 from taskgraft.methods.protocol import Method, Settings, Traits
-from taskgraft.models.classifier import Classifier, inherited
+from taskgraft.models.classifier import Classifier, inherited_parameters
 from taskgraft.types import Memory, Params, Quadratic, TrainingData
 
 
@@ -30,7 +30,9 @@ class L2sp(Settings):
         """Uses `remember` (the anchor) and `weight`."""
 
         def remember(classifier: Classifier, sources: TrainingData, past: Memory) -> Memory:
-            return {"anchor": {name: value.detach().clone() for name, value in inherited(classifier).items()}}
+            return {
+                "anchor": {name: value.detach().clone() for name, value in inherited_parameters(classifier).items()}
+            }
 
         def weight(params: Params, memory: Memory) -> dict[str, Quadratic]:
             return {"l2sp": Quadratic(memory["anchor"], None, self.strength, self.implicit)}

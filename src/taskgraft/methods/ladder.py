@@ -15,8 +15,8 @@ from taskgraft.errors import InputError
 from taskgraft.methods.protocol import Method, Settings, Traits
 from taskgraft.models import feature_points, side_networks
 from taskgraft.models.classifier import Classifier, freeze
-from taskgraft.models.eval_mode import evaluating
-from taskgraft.models.features import attach, reader, sample
+from taskgraft.models.eval_mode import eval_mode
+from taskgraft.models.features import attach, image_reader, sample_evenly
 from taskgraft.types import Images, Params, TrainingData
 
 IMAGES = 64  # from which the norms' first statistics are taken
@@ -47,13 +47,13 @@ class Ladder(Settings):
             places = {point: value[0, 0].numel() for point, value in maps.items()}
             at = _rungs(places, self.rungs)
             widths = [round(self.width * (places[at[0]] / places[point]) ** 0.25) for point in at]
-            classifier.backbone = feature_points.staged(classifier.backbone, at)
+            classifier.backbone = feature_points.expose_points(classifier.backbone, at)
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seeding.derive(sources.seed, "ladder"))
                 own = side_networks.Ladder(at, [maps[point].shape[1] for point in at], widths, self.dropout)
             attach(classifier, own, sources.new)
             if len(sources.new.pixels) > 1:  # one image has no statistics
-                _settle(classifier, own, sample(sources.new, IMAGES))
+                _settle(classifier, own, sample_evenly(sources.new, IMAGES))
             return freeze(classifier)
 
         return Method(adapt=adapt)
@@ -61,25 +61,25 @@ class Ladder(Settings):
 
 def _maps(classifier: Classifier, images: Images) -> Params:
     """What every stage shows of a few images, as maps [B, C, H, W]."""
-    known = feature_points.points(classifier.backbone)
+    known = feature_points.find_points(classifier.backbone)
     if not known:
         raise InputError(f"{type(classifier.backbone).__name__} has one stage only and carries no ladder; use taps")
-    whole = feature_points.staged(classifier.backbone, known)
-    few = reader(sample(images, 2), classifier)(0, 2)
-    with evaluating(whole), torch.inference_mode():
+    whole = feature_points.expose_points(classifier.backbone, known)
+    few = image_reader(sample_evenly(images, 2), classifier)(0, 2)
+    with eval_mode(whole), torch.inference_mode():
         seen = whole(few)[1]
-    return {point: side_networks.as_map(seen[point], few.dim() == 4) for point in known}
+    return {point: side_networks.to_map(seen[point], few.dim() == 4) for point in known}
 
 
 def _settle(classifier: Classifier, own: side_networks.Ladder, images: Images) -> None:
     """Give the side network's norms the statistics of these images: the warm-up already reads them in eval mode."""
     norms = [layer for layer in own.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
     usual = [layer.momentum for layer in norms]
-    with evaluating(classifier), torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with eval_mode(classifier), torch.no_grad(), torch.random.fork_rng(devices=[]):
         own.train()
         for layer in norms:
             layer.momentum = 1.0
-        classifier.features(reader(images, classifier)(0, len(images.pixels)))
+        classifier.features(image_reader(images, classifier)(0, len(images.pixels)))
     for layer, momentum in zip(norms, usual, strict=True):
         layer.momentum = momentum
 

@@ -11,7 +11,7 @@ from taskgraft.methods import anchored
 from taskgraft.methods.anchored import Measure
 from taskgraft.methods.protocol import Method, Settings, Traits
 from taskgraft.models.classifier import Classifier
-from taskgraft.models.features import reader, sample
+from taskgraft.models.features import image_reader, sample_evenly
 from taskgraft.types import Images, Memory, Params, Quadratic, TrainingData
 
 
@@ -37,20 +37,22 @@ class Mas(Settings):
 
         def remember(classifier: Classifier, sources: TrainingData, past: Memory) -> Memory:
             name = f"{classifier.softmax} sensitivity of {self.images} images"
-            return anchored.held(classifier, sources, past, self._sensitivity(classifier), name)
+            return anchored.anchor_weights(classifier, sources, past, self._sensitivity(classifier), name)
 
         def weight(params: Params, memory: Memory) -> dict[str, Quadratic]:
-            return {"mas": Quadratic(*anchored.pulled(memory), self.strength, self.implicit)}
+            return {"mas": Quadratic(*anchored.anchor_and_importance(memory), self.strength, self.implicit)}
 
         def finish(classifier: Classifier, memory: Memory, sources: TrainingData) -> tuple[Classifier, Memory]:
-            return classifier, anchored.kept(classifier, memory, sources, self._sensitivity(classifier))
+            return classifier, anchored.accumulate_importance(
+                classifier, memory, sources, self._sensitivity(classifier)
+            )
 
         return Method(remember=remember, weight=weight, finish=finish)
 
     def _sensitivity(self, classifier: Classifier) -> Measure:
         def measure(images: Images, names: list[str], tasks: list[str]) -> Params:
-            chosen = sample(images, self.images)
-            read = reader(chosen, classifier)
+            chosen = sample_evenly(images, self.images)
+            read = image_reader(chosen, classifier)
             return curvature.output_sensitivity(classifier, read, len(chosen.pixels), names, tasks)
 
         return measure

@@ -12,7 +12,7 @@ from taskgraft import data
 from taskgraft.config import Range
 from taskgraft.errors import InputError
 from taskgraft.methods.protocol import Method, Settings, Traits
-from taskgraft.models.classifier import Classifier, old_widths
+from taskgraft.models.classifier import Classifier, old_class_counts
 from taskgraft.types import Batch, Images, Memory, TrainingData
 
 
@@ -41,7 +41,7 @@ class Replay(Settings):
                 raise InputError("replay mixes in old images: give a sample of them with --old DIR, or use distill")
             if old is None:
                 return past
-            known = {task: target for task, target in old.labels.items() if task in old_widths(classifier)}
+            known = {task: target for task, target in old.labels.items() if task in old_class_counts(classifier)}
             flips = torch.tensor(int("flip" in sources.augment))
             return {
                 "pixels": old.pixels.clone(), "labels": {task: target.clone() for task, target in known.items()},

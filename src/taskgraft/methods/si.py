@@ -12,7 +12,7 @@ from taskgraft.config import Implicit, Range
 from taskgraft.errors import InputError
 from taskgraft.methods import anchored
 from taskgraft.methods.protocol import Method, Settings, Traits
-from taskgraft.models.classifier import Classifier, inherited, old_widths
+from taskgraft.models.classifier import Classifier, inherited_parameters, old_class_counts
 from taskgraft.types import Memory, Params, Quadratic, TrainingData, Update
 
 
@@ -43,9 +43,9 @@ class Si(Settings):
             start = {name: value.detach().clone() for name, value in learning.items()}
             memory: Memory = {"start": start, "path": {name: torch.zeros_like(v) for name, v in start.items()}}
             known: Params = past.get("importance", {})
-            names = [name for name in inherited(classifier) if name in known]
-            blind = [name for name in inherited(classifier) if name not in known]
-            if blind and self.strength and old_widths(classifier):
+            names = [name for name in inherited_parameters(classifier) if name in known]
+            blind = [name for name in inherited_parameters(classifier) if name not in known]
+            if blind and self.strength and old_class_counts(classifier):
                 raise InputError(
                     "si protects by the recorded path of earlier training, which this parent does not carry "
                     f"(nothing of {blind[0]!r}); train it by train --keep si, use ewc or mas, or record by "
@@ -57,7 +57,7 @@ class Si(Settings):
             }
 
         def weight(params: Params, memory: Memory) -> dict[str, Quadratic]:
-            return {"si": Quadratic(*anchored.pulled(memory), self.strength, self.implicit)}
+            return {"si": Quadratic(*anchored.anchor_and_importance(memory), self.strength, self.implicit)}
 
         def observe(memory: Memory, move: Update) -> Memory:
             for name, gradient in move.gradient.items():

@@ -11,7 +11,7 @@ from taskgraft.config import Range
 from taskgraft.methods.protocol import Method, Settings, Traits
 from taskgraft.models import feature_points
 from taskgraft.models.classifier import Classifier, freeze
-from taskgraft.models.features import attach, features_of, sample
+from taskgraft.models.features import attach, compute_features, sample_evenly
 from taskgraft.models.side_networks import Pooled
 from taskgraft.types import TrainingData
 
@@ -39,13 +39,13 @@ class Taps(Settings):
         """Uses `adapt`: the backbone shows its stages, and the new head reads them all."""
 
         def adapt(classifier: Classifier, sources: TrainingData) -> Classifier:
-            known = feature_points.points(classifier.backbone)
+            known = feature_points.find_points(classifier.backbone)
             places = torch.linspace(0, len(known) - 1, min(self.stages, len(known))).round().long().tolist()
             chosen = [*(known[place] for place in places), feature_points.LAST]
-            classifier.backbone = feature_points.staged(classifier.backbone, chosen[:-1])
+            classifier.backbone = feature_points.expose_points(classifier.backbone, chosen[:-1])
             tap = Pooled(chosen, self.thumbnail)
             start = attach(classifier, tap, sources.new)
-            tap.standardize(features_of(classifier, sample(sources.new, IMAGES))[:, start:])
+            tap.standardize(compute_features(classifier, sample_evenly(sources.new, IMAGES))[:, start:])
             return classifier if self.backbone == "trained" else freeze(classifier)
 
         return Method(adapt=adapt)

@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from taskgraft import seeding
 from taskgraft.config import Softmax
 from taskgraft.errors import InputError
-from taskgraft.models.feature_points import LAST, shown
+from taskgraft.models.feature_points import LAST, points_only
 from taskgraft.models.side_networks import Tail
 from taskgraft.types import Outputs, Params, Task
 
@@ -78,7 +78,7 @@ class Classifier(nn.Module):
             part = self.parts[-1]
             return self.heads[-1](self.features(images)[:, part.start : part.stop].contiguous())
         if self._lean is None:  # in a list: its submodules are the backbone's, and are not to be counted twice
-            self._lean = [shown(self.backbone, [extra.point for extra in own])]
+            self._lean = [points_only(self.backbone, [extra.point for extra in own])]
         seen = self._lean[0](images)
         return self.heads[-1](torch.cat([extra(seen, images) for extra in own], 1))
 
@@ -171,18 +171,18 @@ def widen(classifier: Classifier, task: str, classes: Sequence[str], seed: int) 
     return _grown(classifier, added, same, tasks, seed)
 
 
-def inherited(classifier: Classifier) -> Params:
+def inherited_parameters(classifier: Classifier) -> Params:
     """The parameters that the parent has too: all but the newest head and what only that head reads."""
     newest = (f"heads.{len(classifier.heads) - 1}.", *_own_extras(classifier))
     return {name: value for name, value in classifier.named_parameters() if not name.startswith(newest)}
 
 
-def newest(classifier: Classifier) -> str:
+def newest_task(classifier: Classifier) -> str:
     """The name of the task that the newest head belongs to."""
     return classifier.parts[-1].task
 
 
-def old_widths(classifier: Classifier) -> dict[str, int]:
+def old_class_counts(classifier: Classifier) -> dict[str, int]:
     """How many classes of each task are older than the newest head."""
     widths: dict[str, int] = {}
     for part, head in zip(classifier.parts[:-1], classifier.linears()[:-1], strict=True):
@@ -190,7 +190,7 @@ def old_widths(classifier: Classifier) -> dict[str, int]:
     return widths
 
 
-def hold_still(classifier: Classifier, norm: str) -> None:
+def set_frozen_to_eval(classifier: Classifier, norm: str) -> None:
     """Put in eval mode what must not move: all BatchNorm layers (norm "frozen"), and parts in which nothing learns.
 
     A BatchNorm layer's statistics follow the images in train mode even where its weights are frozen.
@@ -204,19 +204,19 @@ def hold_still(classifier: Classifier, norm: str) -> None:
 
 def freeze(classifier: Classifier) -> Classifier:
     """Let nothing learn but the newest head and what only that head reads."""
-    for value in inherited(classifier).values():
+    for value in inherited_parameters(classifier).values():
         value.requires_grad_(False)
     return classifier
 
 
-def read_columns(classifier: Classifier, start: int, stop: int) -> None:
+def connect_newest_head(classifier: Classifier, start: int, stop: int) -> None:
     """Let the newest head read the columns start..stop; it begins at zero, since nothing is known of them."""
-    old, name = classifier.linears()[-1], newest(classifier)
+    old, name = classifier.linears()[-1], newest_task(classifier)
     classifier.heads[-1] = _linear(old.weight.new_zeros(old.out_features, stop - start), torch.zeros_like(old.bias))
     classifier.parts = (*classifier.parts[:-1], Part(name, start, stop))
 
 
-def joint_layer(classifier: Classifier) -> tuple[Tensor, Tensor]:
+def merge_heads(classifier: Classifier) -> tuple[Tensor, Tensor]:
     """All heads as one layer, task by task and oldest rows first: weight [sum K, D] and bias [sum K]."""
     order = [i for task in classifier.tasks for i, part in enumerate(classifier.parts) if part.task == task.name]
     heads = classifier.linears()

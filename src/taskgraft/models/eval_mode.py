@@ -9,7 +9,7 @@ from torch import nn
 
 
 @contextmanager
-def evaluating(*networks: nn.Module) -> Iterator[None]:
+def eval_mode(*networks: nn.Module) -> Iterator[None]:
     """Eval mode inside; afterwards, also after an error, every module has its own mode again."""
     modes = [(module, module.training) for network in networks for module in network.modules()]
     try:

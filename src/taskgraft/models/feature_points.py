@@ -12,14 +12,14 @@ from collections.abc import Sequence
 from torch import fx, nn
 
 from taskgraft.errors import InputError
-from taskgraft.models.eval_mode import evaluating
+from taskgraft.models.eval_mode import eval_mode
 from taskgraft.types import Params
 
-Seen = Params  # point -> its output
+PointOutputs = Params  # point -> its output
 LAST = ""  # the point after everything: the features themselves
 
 
-def points(net: nn.Module) -> tuple[str, ...]:
+def find_points(net: nn.Module) -> tuple[str, ...]:
     """The points of a network that hold parameters before or at them, in order of execution.
 
     Raises TaskgraftError where the forward function cannot be traced.
@@ -27,7 +27,7 @@ def points(net: nn.Module) -> tuple[str, ...]:
     return tuple(str(node.target) for node in _cuts(net, _traced(net)))
 
 
-def staged(net: nn.Module, nodes: Sequence[str]) -> fx.GraphModule:
+def expose_points(net: nn.Module, nodes: Sequence[str]) -> fx.GraphModule:
     """The network with a second output: (features, {point: tensor}). It shares the network's parameters.
 
     A network that is staged already keeps its points. Raises TaskgraftError for a point that does not exist.
@@ -36,7 +36,7 @@ def staged(net: nn.Module, nodes: Sequence[str]) -> fx.GraphModule:
     known = {str(node.target): node for node in graph.nodes if node.op == "call_module"}
     missing = [name for name in nodes if name not in known]
     if missing:
-        raise InputError(f"{type(net).__name__} has no stage {missing[0]!r}; it has {', '.join(points(net))}")
+        raise InputError(f"{type(net).__name__} has no stage {missing[0]!r}; it has {', '.join(find_points(net))}")
     for name in known:  # what follows a point must not change in place what is read there
         if getattr(net.get_submodule(name), "inplace", False):
             setattr(net.get_submodule(name), "inplace", False)  # noqa: B010 - an attribute that not all modules have
@@ -46,7 +46,7 @@ def staged(net: nn.Module, nodes: Sequence[str]) -> fx.GraphModule:
     return fx.GraphModule(net, graph)
 
 
-def shown(net: fx.GraphModule, nodes: Sequence[str]) -> fx.GraphModule:
+def points_only(net: fx.GraphModule, nodes: Sequence[str]) -> fx.GraphModule:
     """A staged network that gives {point: tensor} alone and computes nothing behind them. It shares the submodules."""
     graph = fx.Graph()
     places: dict[fx.Node, fx.Node] = {}
@@ -59,12 +59,12 @@ def shown(net: fx.GraphModule, nodes: Sequence[str]) -> fx.GraphModule:
     return lean
 
 
-def tail(net: nn.Module, point: str) -> fx.GraphModule:
+def copy_tail(net: nn.Module, point: str) -> fx.GraphModule:
     """A copy of what follows a point: output of the point -> features. Parameters are copied, not shared."""
     graph = _traced(net)
     cut = next((node for node in _cuts(net, graph) if node.target == point), None)
     if cut is None:
-        raise InputError(f"{type(net).__name__} cannot be cut at {point!r}; it can at {', '.join(points(net))}")
+        raise InputError(f"{type(net).__name__} cannot be cut at {point!r}; it can at {', '.join(find_points(net))}")
     rest = fx.Graph()
     places: dict[fx.Node, fx.Node] = {cut: rest.placeholder("x")}
     order = list(graph.nodes)
@@ -83,7 +83,7 @@ def _traced(net: nn.Module) -> fx.Graph:
     tracer = fx.Tracer()
     tracer.is_leaf_module = _whole  # pyright: ignore[reportAttributeAccessIssue] - fx asks for a subclass
     try:
-        with evaluating(net):
+        with eval_mode(net):
             return _of_images(tracer.trace(net))  # in eval mode: dropout in the forward function stays out
     except Exception as error:  # tracing runs the network's own code, which may raise anything
         reason = (str(error).splitlines() or [type(error).__name__])[0]

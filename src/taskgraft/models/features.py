@@ -10,27 +10,29 @@ from torch import Tensor, fx, nn
 from taskgraft import data, distributed, pytree
 from taskgraft.allocator import keep_freed_memory
 from taskgraft.config import Precision
-from taskgraft.models.classifier import Classifier, newest, old_widths, read_columns
-from taskgraft.models.eval_mode import evaluating
-from taskgraft.models.tensor_cache import MOST, mark
+from taskgraft.models.classifier import Classifier, connect_newest_head, newest_task, old_class_counts
+from taskgraft.models.eval_mode import eval_mode
+from taskgraft.models.tensor_cache import LARGEST_FILE, tensor_digest
 from taskgraft.results.files import fingerprint
 from taskgraft.types import Images, Memoize, Outputs, Params, TrainingData
 
-SIZE = 32  # images of a batch that is only looked at
+BATCH_SIZE = 32  # images of a batch that is only looked at
 RECALL = 0.9
 
 
-def features_of(classifier: Classifier, images: Images, size: int = SIZE, precision: Precision = "fp32") -> Tensor:
+def compute_features(
+    classifier: Classifier, images: Images, size: int = BATCH_SIZE, precision: Precision = "fp32"
+) -> Tensor:
     """The columns that the heads read for each image [N, D], in eval mode, without gradients; modes are restored.
 
     float32, under whatever `precision` the network ran.
     """
     keep_freed_memory()
-    read, count = reader(images, classifier), len(images.pixels)
+    read, count = image_reader(images, classifier), len(images.pixels)
     own = distributed.local_slice(count)
     device = next(classifier.parameters()).device
     arithmetic = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
-    with evaluating(classifier), torch.inference_mode(), arithmetic:
+    with eval_mode(classifier), torch.inference_mode(), arithmetic:
         parts = [
             classifier.features(read(first, min(first + size, own.stop))) for first in range(own.start, own.stop, size)
         ]
@@ -40,20 +42,24 @@ def features_of(classifier: Classifier, images: Images, size: int = SIZE, precis
     return found.clone()
 
 
-def columns_of(
-    classifier: Classifier, images: Images, recall: Memoize | None, size: int = SIZE, precision: Precision = "fp32"
+def recall_features(
+    classifier: Classifier,
+    images: Images,
+    recall: Memoize | None,
+    size: int = BATCH_SIZE,
+    precision: Precision = "fp32",
 ) -> Tensor:
-    """What `features_of` gives, or gave an earlier run for the same pixels and the same weights beside the heads.
+    """What `compute_features` gives, or gave an earlier run for the same pixels and the same weights beside the heads.
 
     The arguments of `recall` are made of the bits themselves, so that it needs no word of where either came from.
     """
     width = max(part.stop for part in classifier.parts)
-    if recall is None or distributed.world_size() > 1 or 4 * width * len(images.pixels) > MOST:
-        return features_of(classifier, images, size, precision)
+    if recall is None or distributed.world_size() > 1 or 4 * width * len(images.pixels) > LARGEST_FILE:
+        return compute_features(classifier, images, size, precision)
     weights = {name: value for name, value in pytree.state(classifier).items() if not name.startswith("heads.")}
     plain = {"pixels": images.pixels, "mean": torch.tensor(images.mean), "std": torch.tensor(images.std)}
-    name = f"columns {precision == 'bf16'} {size} {mark(weights)} {mark(plain)} {_shape(classifier)}"
-    made = recall(name, lambda: {"columns": features_of(classifier, images, size, precision)})
+    name = f"columns {precision == 'bf16'} {size} {tensor_digest(weights)} {tensor_digest(plain)} {_shape(classifier)}"
+    made = recall(name, lambda: {"columns": compute_features(classifier, images, size, precision)})
     return made["columns"].to(next(classifier.parameters()).device)
 
 
@@ -68,9 +74,9 @@ def _shape(classifier: Classifier) -> str:
     return fingerprint(found)
 
 
-def answers_of(classifier: Classifier, images: Tensor) -> Outputs:
+def compute_logits(classifier: Classifier, images: Tensor) -> Outputs:
     """Logits of every task on ready images [B, ...], in eval mode, without gradients; modes are restored."""
-    with evaluating(classifier), torch.inference_mode():
+    with eval_mode(classifier), torch.inference_mode():
         outputs: Outputs = classifier(images.to(next(classifier.parameters()).device))
     return outputs
 
@@ -80,38 +86,38 @@ def attach(classifier: Classifier, extra: nn.Module, images: Images) -> int:
 
     Returns the first of its columns.
     """
-    few = sample(images, 2)
-    before = features_of(classifier, few).shape[1]
+    few = sample_evenly(images, 2)
+    before = compute_features(classifier, few).shape[1]
     start = before if len(classifier.extras) == classifier.settled else classifier.parts[-1].start
     classifier.extras.append(extra.to(next(classifier.parameters()).device))
-    read_columns(classifier, start, features_of(classifier, few).shape[1])
+    connect_newest_head(classifier, start, compute_features(classifier, few).shape[1])
     return before
 
 
-def once(sources: TrainingData, name: str, make: Callable[[], Params]) -> Params:
+def compute_once(sources: TrainingData, name: str, make: Callable[[], Params]) -> Params:
     """What `make` computes; in a search, what it computed for the first trial that asked under this name."""
     return sources.trial_cache(name, make) if sources.trial_cache else make()
 
 
-def balance(classifier: Classifier, sources: TrainingData) -> None:
+def balance_added_classes(classifier: Classifier, sources: TrainingData) -> None:
     """Shift the rows that were added to an old task, so that RECALL of their own training images are answered by them.
 
     Old and added rows have never competed on an old image; without a shift whichever are louder take everything. Where
     old images of the task were there to learn from, nothing is shifted.
     """
-    task = newest(classifier)
-    width, labels = old_widths(classifier).get(task, 0), sources.new.labels[newest(classifier)]
+    task = newest_task(classifier)
+    width, labels = old_class_counts(classifier).get(task, 0), sources.new.labels[newest_task(classifier)]
     seen = bool(((labels >= 0) & (labels < width)).any()) or (sources.old is not None and task in sources.old.labels)
     if not width or seen or not bool((labels >= width).any()):
         return
-    columns = features_of(classifier, sources.new)
+    columns = compute_features(classifier, sources.new)
     with torch.no_grad():
         logits = classifier.answer(columns)[task][(labels >= width).to(columns.device)]
         margin = logits[:, width:].max(1).values - logits[:, :width].max(1).values
         classifier.linears()[-1].bias.sub_(margin.quantile(1 - RECALL))
 
 
-def sample(images: Images, count: int) -> Images:
+def sample_evenly(images: Images, count: int) -> Images:
     """`count` images from all of a set: sets lie class by class."""
     total = len(images.pixels)
     rows = torch.linspace(0, total - 1, min(count, total)).long()
@@ -120,7 +126,7 @@ def sample(images: Images, count: int) -> Images:
     return images._replace(pixels=images.pixels[rows], labels=labels, names=names)
 
 
-def reader(images: Images, classifier: Classifier) -> Callable[[int, int], Tensor]:
+def image_reader(images: Images, classifier: Classifier) -> Callable[[int, int], Tensor]:
     """`read(start, stop)`: those images, ready for the classifier, on its device."""
     device = next(classifier.parameters()).device
     return lambda start, stop: data.ready(images, start, stop).to(device)

@@ -12,8 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from taskgraft import data, distributed
 from taskgraft.allocator import keep_freed_memory
 from taskgraft.models.classifier import Classifier
-from taskgraft.models.eval_mode import evaluating
-from taskgraft.models.features import SIZE, columns_of
+from taskgraft.models.eval_mode import eval_mode
+from taskgraft.models.features import BATCH_SIZE, recall_features
 from taskgraft.results.predictions import Predictions
 from taskgraft.types import Images, Memoize, Outputs
 
@@ -21,19 +21,19 @@ TURNS, LEAST = 15, 3  # passes whose median is taken; LEAST of them also where t
 PATIENCE = 1.0  # seconds
 
 
-def arithmetic(classifier: Classifier, images: Images) -> int:
+def count_flops(classifier: Classifier, images: Images) -> int:
     """Operations of one forward pass on one image, a multiplication and an addition counted as two."""
     device = next(classifier.parameters()).device
-    with evaluating(classifier), torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with eval_mode(classifier), torch.no_grad(), FlopCounterMode(display=False) as counter:
         classifier(data.ready(images, 0, 1).to(device))
     return counter.get_total_flops()
 
 
-def latency(classifiers: Mapping[str, Classifier], images: Images) -> dict[str, float]:
+def measure_latency(classifiers: Mapping[str, Classifier], images: Images) -> dict[str, float]:
     """Median seconds of one forward pass on one image, by classifier; they take turns, and modes are restored."""
     turns: list[dict[str, float]] = []
     end = time.perf_counter() + PATIENCE
-    with evaluating(*classifiers.values()), torch.inference_mode():
+    with eval_mode(*classifiers.values()), torch.inference_mode():
         while len(turns) <= LEAST or (len(turns) <= TURNS and time.perf_counter() < end):
             turns.append({name: _seconds(one, images) for name, one in classifiers.items()})
     settled = turns[1:]  # the first pass sets things up
@@ -48,7 +48,9 @@ def _seconds(classifier: Classifier, images: Images) -> float:
     return time.perf_counter() - start
 
 
-def predict(classifier: Classifier, images: Images, size: int = SIZE, recall: Memoize | None = None) -> Predictions:
+def predict(
+    classifier: Classifier, images: Images, size: int = BATCH_SIZE, recall: Memoize | None = None
+) -> Predictions:
     """Logits of every task on every image, in eval mode and full precision; modes are restored.
 
     Labels of tasks that the classifier lacks are left out. With `recall` the columns that the heads read are kept for
@@ -57,9 +59,9 @@ def predict(classifier: Classifier, images: Images, size: int = SIZE, recall: Me
     keep_freed_memory()
     device, count = next(classifier.parameters()).device, len(images.pixels)
     own = distributed.local_slice(count)
-    known = columns_of(classifier, images, recall, size) if recall else None
+    known = recall_features(classifier, images, recall, size) if recall else None
     parts: list[Outputs] = [{task.name: torch.empty(0, len(task.classes)) for task in classifier.tasks}]
-    with evaluating(classifier), torch.inference_mode():
+    with eval_mode(classifier), torch.inference_mode():
         for first in range(own.start, own.stop, size):
             last = min(first + size, own.stop)
             outputs = (

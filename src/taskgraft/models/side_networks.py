@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from taskgraft.models.feature_points import Seen
+from taskgraft.models.feature_points import PointOutputs
 
 NORM = 8.0  # of standardized rows: about that of a network's own features, so that the same rates suit
 
@@ -22,7 +22,7 @@ class Tail(nn.Module):
         super().__init__()
         self.point, self.net = point, net
 
-    def forward(self, seen: Seen, images: Tensor) -> Tensor:
+    def forward(self, seen: PointOutputs, images: Tensor) -> Tensor:
         """Features [B, D] of the copied stages."""
         return self.net(seen[self.point])
 
@@ -48,12 +48,12 @@ class Pooled(nn.Module):
         self.center = columns.mean(0)
         self.scale = NORM / columns.shape[1] ** 0.5 / columns.std(0, correction=0).clamp(min=1e-3)
 
-    def forward(self, seen: Seen, images: Tensor) -> Tensor:
+    def forward(self, seen: PointOutputs, images: Tensor) -> Tensor:
         """Standardized columns [B, width]."""
-        return (pooled(seen, images, self.at, self.thumbnail) - self.center) * self.scale
+        return (pool_points(seen, images, self.at, self.thumbnail) - self.center) * self.scale
 
 
-def pooled(seen: Seen, images: Tensor, at: Sequence[str], thumbnail: int) -> Tensor:
+def pool_points(seen: PointOutputs, images: Tensor, at: Sequence[str], thumbnail: int) -> Tensor:
     """What `Pooled` reads, before it is standardized: [B, columns] float32."""
     parts = [part for point in at for part in _moments(seen[point].float())]
     if thumbnail and images.dim() == 4:
@@ -89,12 +89,12 @@ class Ladder(nn.Module):
         self.rungs = nn.ModuleList(Rung(*sizes) for sizes in zip(channels, before, widths, strict=True))
         self.last = nn.Sequential(nn.BatchNorm1d(2 * sum(widths)), nn.Dropout(dropout))
 
-    def forward(self, seen: Seen, images: Tensor) -> Tensor:
+    def forward(self, seen: PointOutputs, images: Tensor) -> Tensor:
         """Mean and deviation over the image of every channel of every rung, normalized: [B, 2 * sum(widths)]."""
         found: list[Tensor] = []
         side = None
         for point, rung in zip(self.at, self.rungs, strict=True):
-            side = rung(as_map(seen[point], images.dim() == 4), side)
+            side = rung(to_map(seen[point], images.dim() == 4), side)
             found += _spread(side.flatten(2))
         return self.last(torch.cat(found, 1))
 
@@ -126,7 +126,7 @@ class Rung(nn.Module):
         return found + self.mix(found)
 
 
-def as_map(value: Tensor, picture: bool) -> Tensor:
+def to_map(value: Tensor, picture: bool) -> Tensor:
     """A stage's output as [B, C, H, W], float32: tokens of an image as a square, leading ones left out, else a row."""
     value = value.float()
     if value.dim() == 2:

@@ -23,12 +23,12 @@ from taskgraft.types import Memoize, Params
 
 FORMAT = "1"  # raise it when the same names would mean other tensors
 LIMIT = 2 * 2**30  # bytes of all files
-MOST = LIMIT // 4  # bytes of one; what is larger takes long to read and would push everything else out
+LARGEST_FILE = LIMIT // 4  # bytes of one; what is larger takes long to read and would push everything else out
 LEFT = 86_400.0  # seconds after which a half-written file is taken for what a killed process left
 DIGEST = "sha256"  # in a file's header: over its tensors
 
 
-def recalled_in(folder: Path, *about: str) -> Memoize:
+def memoize_in(folder: Path, *about: str) -> Memoize:
     """A function that computes tensors the first time, and afterwards reads them: the same bits, on the CPU.
 
     `about` is what every tensor depends on beside its name.
@@ -39,7 +39,7 @@ def recalled_in(folder: Path, *about: str) -> Memoize:
         known = _read(file)
         if known is None:
             known = {part: value.detach().cpu().contiguous() for part, value in make().items()}
-            if sum(value.nbytes for value in known.values()) <= MOST:
+            if sum(value.nbytes for value in known.values()) <= LARGEST_FILE:
                 with suppress(OSError, SafetensorError):  # a folder that cannot be written is slower, no more
                     _write(file, known)
         return known
@@ -47,7 +47,7 @@ def recalled_in(folder: Path, *about: str) -> Memoize:
     return recall
 
 
-def mark(tensors: Params) -> str:
+def tensor_digest(tensors: Params) -> str:
     """SHA-256 over names, types, shapes, layouts and bits."""
     total = hashlib.sha256()
     for name in sorted(tensors):
@@ -63,7 +63,7 @@ def _read(file: Path) -> Params | None:
         with safe_open(file, "pt") as opened:
             # copied: a file's tensors lie at any address, and a product's bits may depend on how they are aligned
             found = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118 - no dictionary
-            if opened.metadata()[DIGEST] != mark(found):
+            if opened.metadata()[DIGEST] != tensor_digest(found):
                 return None
         os.utime(file)
     except (OSError, SafetensorError, KeyError, TypeError):
@@ -73,7 +73,7 @@ def _read(file: Path) -> Params | None:
 
 def _write(file: Path, tensors: dict[str, Tensor]) -> None:
     with atomic(file) as aside:
-        save_file(tensors, aside, {DIGEST: mark(tensors)})
+        save_file(tensors, aside, {DIGEST: tensor_digest(tensors)})
     _trim(file.parent, file)
 
 

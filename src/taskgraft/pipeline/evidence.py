@@ -48,15 +48,18 @@ def _result(name: str, task: str, classes: tuple[str, ...], new: bool, sets: Map
     changes = {}
     if child is not None and task in child.labels:
         after = metrics.correct(child, task)
-        changes["child"] = metrics.interval(after)
+        changes["child"] = metrics.bootstrap_interval(after)
         if before is not None:
             held = metrics.correct(before, task)
-            changes |= {"parent": metrics.interval(held), "forgetting": metrics.interval(held - after)}
+            changes |= {
+                "parent": metrics.bootstrap_interval(held),
+                "forgetting": metrics.bootstrap_interval(held - after),
+            }
     if new and "test" in sets:
-        changes["test"] = metrics.interval(metrics.correct(sets["test"], task))
+        changes["test"] = metrics.bootstrap_interval(metrics.correct(sets["test"], task))
     parent = sets.get("new-parent")
     if parent is not None and not new:
-        changes["agreement"] = metrics.interval(metrics.agreement(parent, sets["new"], task))
+        changes["agreement"] = metrics.bootstrap_interval(metrics.agreement(parent, sets["new"], task))
         pairs = [(sets[name], sets[f"{name}-parent"]) for name in ("new", "old") if name in sets]
         changes["identical"] = all(np.array_equal(one.logits[task], two.logits[task]) for one, two in pairs)
     return result.model_copy(update=changes)
@@ -79,10 +82,10 @@ def card(predictions: Predictions, task: str, trained: Mapping[str, int], measur
         "images": int((labels >= 0).sum()),
         "train_counts": dict(trained),
         "accuracy": metrics.accuracy(predictions, task),
-        "calibration_error": metrics.calibration_error(logits, labels),
+        "calibration_error": metrics.expected_calibration_error(logits, labels),
         "temperature": fitted.temperature if fitted else None,
         "calibration": fitted._asdict() if fitted else None,
-        "confusion": metrics.confusion(predictions, task).tolist(),
+        "confusion": metrics.confusion_matrix(predictions, task).tolist(),
         **describe(logits, labels, fitted.temperature if fitted else 1.0),
     }
 

@@ -16,7 +16,7 @@ from taskgraft.errors import InputError, TaskgraftError
 from taskgraft.methods import composition
 from taskgraft.methods.presets import DEFAULT_METHOD
 from taskgraft.models.classifier import Classifier
-from taskgraft.models.features import balance
+from taskgraft.models.features import balance_added_classes
 from taskgraft.pipeline import evidence, fitting, measuring
 from taskgraft.pipeline.fitting import Job, Trained
 from taskgraft.pipeline.request import Request, command_line
@@ -130,7 +130,7 @@ def _finish(job: Job, trained: Trained, clock: Clock) -> Extension:
     if job.method.finish:
         classifier, news = job.method.finish(classifier, memory, trained.sources)
         kept = {**kept, **{name: memory for name, memory in news.items() if memory}}
-    balance(classifier, trained.sources)
+    balance_added_classes(classifier, trained.sources)
     before = {f"{name}-parent": value for name, value in trained.before.items()}
     sets = measuring.predictions(classifier, found) | before | measuring.tested(classifier, found)
     record = _record(job, trained, classifier, sets, clock.lap("finishing"), news)

@@ -16,9 +16,9 @@ from taskgraft.data.splits import write_lists
 from taskgraft.data.task_images import TaskData, classes_at, gather
 from taskgraft.errors import InputError
 from taskgraft.methods.protocol import Method, Plan
-from taskgraft.metrics import wilson
+from taskgraft.metrics import wilson_interval
 from taskgraft.models.classifier import Classifier, grow, widen
-from taskgraft.models.tensor_cache import recalled_in
+from taskgraft.models.tensor_cache import memoize_in
 from taskgraft.pipeline import evidence, measuring
 from taskgraft.pipeline.request import Request, checked
 from taskgraft.results.predictions import Predictions
@@ -116,7 +116,7 @@ def ask_parent(opened: Opened, callbacks: Callbacks, *, cache: Path | None = Non
         count = int((labels >= 0).sum())
         callbacks.info(f"parent: {task} {share:.1%} on {count} validation images")
         guess = guessed(labels, len(opened.before["old"].classes[task]))
-        if wilson(share, count, ONE_SIDED).low > guess:
+        if wilson_interval(share, count, ONE_SIDED).low > guess:
             continue
         if share >= guess + NEAR * (1 - guess):
             callbacks.info(
@@ -206,7 +206,7 @@ def _recall(parent: Bundle, cache: Path | None) -> Memoize | None:
         return None
     here = {**versions(), **precision.place(next(parent.classifier.parameters()).device)}
     about = (f"{name} {value}" for name, value in sorted({**here, **parent.options}.items()))
-    return recalled_in(cache / "recalled", parent.arch, *about)
+    return memoize_in(cache / "recalled", parent.arch, *about)
 
 
 def views_shown(opened: Opened) -> int:

@@ -12,7 +12,7 @@ from taskgraft.methods import composition
 from taskgraft.methods.presets import DEFAULT_METHOD
 from taskgraft.methods.protocol import Method
 from taskgraft.models.classifier import Classifier
-from taskgraft.models.features import balance
+from taskgraft.models.features import balance_added_classes
 from taskgraft.training import loop
 from taskgraft.types import Images, TrainingData
 
@@ -49,5 +49,5 @@ def learn(
     classifier.softmax = config.softmax
     state = loop.fit(loop.start(classifier, plan, sources, past, config), plan, sources, config)
     child, kept = plan.finish(state.classifier, state.memory, sources) if plan.finish else (state.classifier, {})
-    balance(child, sources)
+    balance_added_classes(child, sources)
     return Learned(child.eval(), {**past, **{name: part for name, part in kept.items() if part}})

@@ -15,8 +15,8 @@ from taskgraft.data.dataset import open_images
 from taskgraft.data.splits import Dataset
 from taskgraft.data.task_images import TaskData, owner_of
 from taskgraft.errors import InputError
-from taskgraft.models.classifier import Classifier, inherited, old_widths
-from taskgraft.models.inference import arithmetic, latency, predict
+from taskgraft.models.classifier import Classifier, inherited_parameters, old_class_counts
+from taskgraft.models.inference import count_flops, measure_latency, predict
 from taskgraft.pipeline import evidence
 from taskgraft.results.predictions import Predictions
 from taskgraft.types import Callbacks, Memoize, Task
@@ -78,9 +78,9 @@ def accuracies(
 def unchanged(classifier: Classifier) -> bool:
     """Whether nothing that answers the old tasks can learn: then their answers need no second look while training."""
     plain = (
-        classifier.softmax == "per-task" and len(old_widths(classifier)) == len(classifier.tasks) - 1
+        classifier.softmax == "per-task" and len(old_class_counts(classifier)) == len(classifier.tasks) - 1
     )  # no old task has got further classes
-    return plain and not any(value.requires_grad for value in inherited(classifier).values())
+    return plain and not any(value.requires_grad for value in inherited_parameters(classifier).values())
 
 
 def agreements(parent: Predictions, child: Predictions) -> dict[str, float]:
@@ -91,13 +91,13 @@ def agreements(parent: Predictions, child: Predictions) -> dict[str, float]:
 def arithmetic_of(child: Classifier, parent: Classifier, found: TaskData) -> dict[str, int]:
     """What one image costs, before and after."""
     assert found.new.val is not None
-    return {"child": arithmetic(child, found.new.val), "parent": arithmetic(parent, found.new.val)}
+    return {"child": count_flops(child, found.new.val), "parent": count_flops(parent, found.new.val)}
 
 
 def latency_of(child: Classifier, parent: Classifier, found: TaskData) -> dict[str, float]:
     """How long one image takes, before and after."""
     assert found.new.val is not None
-    return latency({"child": child, "parent": parent}, found.new.val)
+    return measure_latency({"child": child, "parent": parent}, found.new.val)
 
 
 def cards(

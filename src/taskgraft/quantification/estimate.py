@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taskgraft import seeding
-from taskgraft.metrics import answers, probabilities
+from taskgraft.metrics import predicted_classes, probabilities
 from taskgraft.quantification import intervals
 from taskgraft.quantification import task_card as cards
 from taskgraft.quantification.estimators import adjust, adjust_pair, em, em_pair
@@ -99,7 +99,7 @@ def prepare(sample: Sample, task: str, card: Mapping[str, Any] | None, estimator
             notes.append(f"{thin} of {len(classes)} classes have fewer than 5 images on the card")
     temperature = known.temperature if known and known.temperature else 1.0
     answered = np.zeros((len(sample.unit), len(classes) + 1))
-    answered[np.arange(len(answered)), answers(predictions, task)] = 1  # -1 is the last column
+    answered[np.arange(len(answered)), predicted_classes(predictions, task)] = 1  # -1 is the last column
     return Ready(known, probabilities(predictions.logits[task], temperature), answered, way, tuple(notes))
 
 

@@ -97,10 +97,10 @@ def _labeled(predictions: Predictions, task: str) -> bool:
 
 def _measure(task: str, key: str, child: Predictions, parent: Predictions | None) -> Evidence:
     labels, logits = child.labels[task], child.logits[task]
-    counts = metrics.confusion(child, task)
+    counts = metrics.confusion_matrix(child, task)
     before = None
     if parent is not None:  # its file may carry no labels: they are the child's
-        before = metrics.confusion(parent._replace(labels={task: labels}), task)
+        before = metrics.confusion_matrix(parent._replace(labels={task: labels}), task)
     lost, gained = _moved(task, child, parent) if parent is not None else ((), ())
     known = labels >= 0
     fitted = calibration.calibrate(logits, labels)
@@ -111,13 +111,13 @@ def _measure(task: str, key: str, child: Predictions, parent: Predictions | None
         child.classes[task],
         child.ids,
         labels,
-        metrics.answers(child, task),
+        metrics.predicted_classes(child, task),
         metrics.probabilities(logits).max(axis=1),
         counts,
         _results(child.classes[task], counts, before),
         _bins(logits, labels),
-        metrics.calibration_error(logits, labels),
-        None if parent is None else metrics.calibration_error(parent.logits[task], labels),
+        metrics.expected_calibration_error(logits, labels),
+        None if parent is None else metrics.expected_calibration_error(parent.logits[task], labels),
         fitted,
         () if scaled is None else _bins(scaled, labels[known]),
         lost,
@@ -143,7 +143,7 @@ def _results(
 def _moved(task: str, child: Predictions, parent: Predictions) -> tuple[tuple[Change, ...], tuple[Change, ...]]:
     """Images that went from right to wrong, and from wrong to right."""
     labels = child.labels[task]
-    was, now = metrics.answers(parent, task), metrics.answers(child, task)
+    was, now = metrics.predicted_classes(parent, task), metrics.predicted_classes(child, task)
     known = labels >= 0
     lost = known & (was == labels) & (now != labels)
     gained = known & (was != labels) & (now == labels)
@@ -183,8 +183,8 @@ def disagreements(task: str, predictions: Mapping[str, Predictions]) -> tuple[Ch
         return ()
     known = child.logits[task][:, : parent.logits[task].shape[1]]  # classes added since cannot agree
     was, now = (
-        metrics.answers(parent, task),
-        metrics.answers(child._replace(logits={**child.logits, task: known}), task),
+        metrics.predicted_classes(parent, task),
+        metrics.predicted_classes(child._replace(logits={**child.logits, task: known}), task),
     )
     return _changes(task, child, was != now, was, now, None)
 

@@ -164,7 +164,7 @@ def _mean(values: Iterable[float | None]) -> float | None:
 
 def _share(values: Iterable[float | None]) -> Share | None:
     known = [value for value in values if value is not None]
-    return Share(*metrics.over_seeds(known), len(known)) if known else None
+    return Share(*metrics.t_interval(known), len(known)) if known else None
 
 
 def text(share: Share | None) -> str:

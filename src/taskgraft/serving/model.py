@@ -85,7 +85,7 @@ def read(served: Served, logits: Answer) -> dict[str, Reading]:
     readings = {}
     for task, classes in served.labels.items():
         shares = metrics.probabilities(logits[task], served.temperatures[task]).astype(np.float32)
-        chosen = metrics.answers(whole, task)
+        chosen = metrics.predicted_classes(whole, task)
         readings[task] = Reading(logits[task], shares, [classes[row] if row >= 0 else None for row in chosen])
     return readings
 

@@ -14,9 +14,9 @@ from taskgraft.allocator import keep_freed_memory
 from taskgraft.config import TrainingConfig, lr_at
 from taskgraft.errors import InputError, TrainingError
 from taskgraft.methods.protocol import Method
-from taskgraft.models.classifier import Classifier, hold_still, newest, old_widths
-from taskgraft.models.eval_mode import evaluating
-from taskgraft.models.features import balance, columns_of, once
+from taskgraft.models.classifier import Classifier, newest_task, old_class_counts, set_frozen_to_eval
+from taskgraft.models.eval_mode import eval_mode
+from taskgraft.models.features import balance_added_classes, compute_once, recall_features
 from taskgraft.training import penalties
 from taskgraft.training.checkpoints import TrainState
 from taskgraft.training.micro_batching import forward
@@ -31,7 +31,7 @@ def start(
     `past` is what the parent's bundle kept for its next extension.
     """
     classifier = warm(_adapted(classifier, method, sources), sources, config)
-    balance(classifier, sources)
+    balance_added_classes(classifier, sources)
     memory = method.remember(classifier, sources, past) if method.remember else {}
     return _begun(classifier, memory, config)
 
@@ -71,7 +71,7 @@ def advance(
     """
     classifier, memory, seed, step = state.classifier, state.memory, state.seed, state.step
     classifier.train()
-    hold_still(classifier, config.norm)
+    set_frozen_to_eval(classifier, config.norm)
     device = next(classifier.parameters()).device
     batch = data.batch_at(sources, step, config.batch_size)
     if method.mix:
@@ -84,7 +84,11 @@ def advance(
     terms = {"data": _data_loss(classifier, outputs, batch.labels, config)}
     if method.response:
         seen = Step(
-            batch, outputs, config.softmax, _answerer(classifier, batch.images, own, config), old_widths(classifier)
+            batch,
+            outputs,
+            config.softmax,
+            _answerer(classifier, batch.images, own, config),
+            old_class_counts(classifier),
         )
         terms |= method.response(seen, memory)
     total = torch.stack(list(terms.values())).sum()
@@ -122,7 +126,7 @@ def warm(classifier: Classifier, sources: TrainingData, config: TrainingConfig) 
         return classifier
     columns = {"recall": sources.tensor_cache, "precision": config.precision}
     name = "features in bf16" if config.precision == "bf16" else "features"
-    kept = once(sources, name, lambda: {"columns": columns_of(classifier, sources.new, **columns)})
+    kept = compute_once(sources, name, lambda: {"columns": recall_features(classifier, sources.new, **columns)})
     features = kept["columns"]
     head = classifier.heads[-1]
     optimizer = torch.optim.AdamW(head.parameters(), lr=0.01, weight_decay=0.0)
@@ -130,7 +134,7 @@ def warm(classifier: Classifier, sources: TrainingData, config: TrainingConfig) 
     for step in range(config.head_steps):
         rows = torch.from_numpy(seeding.generator(config.seed, "warmup", step).integers(0, len(features), size))
         labels = {task: target[rows].to(features.device) for task, target in sources.new.labels.items()}
-        own = {newest(classifier): labels[newest(classifier)]}
+        own = {newest_task(classifier): labels[newest_task(classifier)]}
         loss = _data_loss(classifier, classifier.answer(features[rows.to(features.device)]), own, config)
         optimizer.zero_grad()
         loss.backward(inputs=list(head.parameters()))
@@ -139,8 +143,8 @@ def warm(classifier: Classifier, sources: TrainingData, config: TrainingConfig) 
 
 
 def _data_loss(classifier: Classifier, outputs: Outputs, labels: dict[str, Tensor], config: TrainingConfig) -> Tensor:
-    added = newest(classifier)
-    competing, own = losses.among_added(outputs, labels, added, old_widths(classifier).get(added, 0))
+    added = newest_task(classifier)
+    competing, own = losses.restrict_to_added(outputs, labels, added, old_class_counts(classifier).get(added, 0))
     return losses.cross_entropy(competing, own, config.softmax)
 
 
@@ -162,8 +166,13 @@ def _needed(
     classifier: Classifier, method: Method, batch: Batch, config: TrainingConfig
 ) -> Callable[[Tensor], Outputs]:
     """The whole classifier, or its newest head where nothing in the objective reads the older ones."""
-    task = newest(classifier)
-    if method.response or config.softmax == "joint" or set(batch.labels) != {task} or task in old_widths(classifier):
+    task = newest_task(classifier)
+    if (
+        method.response
+        or config.softmax == "joint"
+        or set(batch.labels) != {task}
+        or task in old_class_counts(classifier)
+    ):
         return classifier
     return lambda images: {task: classifier.newest_logits(images)}
 
@@ -180,7 +189,7 @@ def _answerer(
         count = int(chosen.sum())
         rows = own if count == len(images) else images[chosen][distributed.local_slice(count)].to(own.device)
         arithmetic = torch.autocast(own.device.type, torch.bfloat16, enabled=config.precision == "bf16")
-        with evaluating(classifier), torch.no_grad(), arithmetic:
+        with eval_mode(classifier), torch.no_grad(), arithmetic:
             outputs: Outputs = torch.func.functional_call(classifier, params, (rows,))
         return {task: distributed.all_gather(logits, count) for task, logits in outputs.items()}
 

@@ -57,7 +57,7 @@ def _here(answer: Answer, images: Tensor, config: TrainingConfig, seed: int) -> 
     with (
         torch.random.fork_rng(devices=[images.device] if images.is_cuda else []),
         torch.autocast(images.device.type, torch.bfloat16, enabled=config.precision == "bf16"),
-        distributed.synchronized(),
+        distributed.sync_batchnorm(),
     ):
         torch.manual_seed(seed)
         try:

@@ -132,7 +132,7 @@ def _first(
 ) -> tuple[TrainState, list[StepMetrics]]:
     """A state before its first step, made the same in all processes, measured and saved."""
     distributed.broadcast(lambda: run_folder.rewind(out, -1))
-    distributed.same(checkpoints.tensors(current))
+    distributed.broadcast_tensors(checkpoints.tensors(current))
     line = StepMetrics(step=0, **measure(current.classifier)._asdict())
     if distributed.is_main_process():
         run_folder.append(out, line)

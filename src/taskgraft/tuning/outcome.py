@@ -12,7 +12,7 @@ from typing import Any
 from taskgraft.config import TrainingConfig
 from taskgraft.errors import InputError
 from taskgraft.methods import composition, notation
-from taskgraft.metrics import wilson
+from taskgraft.metrics import wilson_interval
 from taskgraft.pipeline import fitting
 from taskgraft.pipeline.extend import Extension, carry_out
 from taskgraft.pipeline.fitting import Opened
@@ -93,12 +93,12 @@ def _candidates(one: TrialResult, old: int, new: int) -> list[Candidate]:
     if not one.path:
         assert one.old is not None
         assert one.new is not None
-        values = {"old": wilson(one.old, old), "new": wilson(one.new, new)}
+        values = {"old": wilson_interval(one.old, old), "new": wilson_interval(one.new, new)}
         return [Candidate(trial=one.number, method=one.method, lr=lr, **values)]
     found, plans = [], composition.interpolations(notation.parse(one.method))
     for point in one.path:
         plan = plans[point["weight"]]
-        values = {"old": wilson(point["old"], old), "new": wilson(point["new"], new)}
+        values = {"old": wilson_interval(point["old"], old), "new": wilson_interval(point["new"], new)}
         found.append(Candidate(trial=one.number, method=notation.show(plan), lr=lr, **values))
     return found
 

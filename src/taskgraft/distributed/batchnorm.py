@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from taskgraft.distributed.group import world_size
 
 
-def synchronized() -> AbstractContextManager[Any]:
+def sync_batchnorm() -> AbstractContextManager[Any]:
     """While this lasts, BatchNorm in training mode sees the batch of all processes."""
     return nullcontext() if world_size() == 1 else _Everywhere()
 
