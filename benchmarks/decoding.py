@@ -29,13 +29,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from taskgraft.data import decode, pixel_cache
-from taskgraft.data.transforms import Preprocessing, parse
+from taskgraft.data.transforms import Preprocessing, parse_preprocessing
 from taskgraft.demo import cars
 
 GRAIN = 6.0  # standard deviation of the noise of enlarged images, in grey levels
 FEW = 24
 INPUTS = ("96 squash bilinear", "128 squash bilinear", "224 center:0.875 bicubic")
-WANTED = parse("96 squash bilinear", Preprocessing())
+WANTED = parse_preprocessing("96 squash bilinear", Preprocessing())
 
 
 def pictures(folder: Path | None, count: int, place: Path) -> list[Path]:
@@ -49,7 +49,7 @@ def pictures(folder: Path | None, count: int, place: Path) -> list[Path]:
 
 
 def one(path: Path) -> NDArray[np.uint8] | None:
-    return decode.decode(path, WANTED).pixels
+    return decode.decode_file(path, WANTED).pixels
 
 
 def lrs(files: Sequence[Path], rounds: int) -> dict[str, float]:
@@ -66,7 +66,7 @@ def lrs(files: Sequence[Path], rounds: int) -> dict[str, float]:
         ways: dict[str, Callable[[], object]] = {
             "one after another": lambda: [one(path) for path in files],
             f"{cores} threads, one image at a time": threads,
-            f"{cores} threads, as taskgraft does": lambda: pixel_cache.load(Path("/"), names, WANTED),
+            f"{cores} threads, as taskgraft does": lambda: pixel_cache.load_pixels(Path("/"), names, WANTED),
             f"{cores} processes": lambda: list(pool.map(one, files, chunksize=pixel_cache.GROUP)),
         }
         taken: dict[str, list[float]] = {name: [] for name in ways}
@@ -91,7 +91,7 @@ def enlarged(path: Path, side: int) -> bytes:
 
 def reduced(blobs: Sequence[bytes], side: int, line: str, rounds: int) -> dict[str, Any]:
     """Milliseconds an image and difference from full decoding, for each SPARE."""
-    preprocessing = parse(line, Preprocessing())
+    preprocessing = parse_preprocessing(line, Preprocessing())
     spares = (10**6, 4, 3, 2, 1)
     taken: dict[int, list[float]] = {spare: [] for spare in spares}
     pixels: dict[int, NDArray[np.int16]] = {}

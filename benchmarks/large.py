@@ -38,7 +38,6 @@ from taskgraft.data import (
     packed_names,
 )
 from taskgraft.data.layouts import list_images
-from taskgraft.data.pixel_cache import home_of
 from taskgraft.types import Images, Task, TrainingData
 
 CLASSES = tuple(f"n{number:08d}" for number in range(1000))
@@ -70,7 +69,7 @@ def simulate(root: Path, layout: str, count: int, size: int) -> None:
     for name in files:
         os.close(os.open(place / name, os.O_CREAT | os.O_WRONLY))
     preprocessing, task = wanted_of(size), Task(TASK, CLASSES)
-    home = home_of(cache, preprocessing)
+    home = geometry_folder(cache, preprocessing)
     home.mkdir(parents=True)
     with (home / "simulated.u8").open("wb") as file:
         file.truncate(count * size * size * 3)
@@ -111,10 +110,10 @@ def start(root: Path, size: int, batches: int) -> dict[str, Any]:
     assert found.train is not None
     assert found.decoded == 0
     sources = TrainingData(found.train, None, 8, "shift+flip", 0)
-    data.batch_at(sources, 0, BATCH)
+    data.build_batch(sources, 0, BATCH)
     first = time.perf_counter() - begin
     for step in range(1, batches):
-        data.batch_at(sources, step, BATCH)
+        data.build_batch(sources, step, BATCH)
     after = memory()
     return {
         "seconds_to_open": round(opened, 3), "seconds_to_first_batch": round(first, 3),

@@ -51,21 +51,21 @@ def worker(models: list[str], listed: Path, decoded: bool) -> None:
     from taskgraft.commands.predict import Asked, asked_of, shape_of
     from taskgraft.commands.rows import answer_rows
     from taskgraft.data import streaming
-    from taskgraft.data.streaming import Picture
+    from taskgraft.data.streaming import StreamedImage
 
     paths = listed.read_text().splitlines()
-    items, total = streaming.find(paths).items, 0.0
+    items, total = streaming.find_media(paths).items, 0.0
     for model in models:
         bundle, asked = open_parent(model), Asked(model)
         shape, preprocessing = shape_of(bundle, asked), bundle.preprocessing
-        given = streaming.read(items, preprocessing, asked.every)
-        ready = [Picture(name, pixels, None) for name, pixels, *_ in given] if decoded else []
+        given = streaming.stream_images(items, preprocessing, asked.every)
+        ready = [StreamedImage(name, pixels, None) for name, pixels, *_ in given] if decoded else []
 
-        def answer(pictures: Iterable[Picture]) -> int:
+        def answer(pictures: Iterable[StreamedImage]) -> int:
             found = asked_of(bundle.classifier, pictures, preprocessing, asked.batch_size)  # noqa: B023 - called in this turn
             return sum(len(answer_rows(predictions, shape)) for _, predictions in found if predictions)  # noqa: B023
 
-        answer(streaming.read(items[:WARM], preprocessing, asked.every))
+        answer(streaming.stream_images(items[:WARM], preprocessing, asked.every))
         begun = time.perf_counter()
         count = answer(ready if decoded else given)
         total += time.perf_counter() - begun

@@ -46,7 +46,7 @@ PICTURES = [
 MODELS = [
     Row("bytes of a JSON file", f"{validation.MOST // MIB} MiB", "refused"),
     Row("a number among a network's arguments", f"{validation.LARGEST:,}", "refused"),
-    Row("side of a model's input", f"{transforms.LARGEST:,} pixels", "refused"),
+    Row("side of a model's input", f"{transforms.MAX_SIZE:,} pixels", "refused"),
     Row("memory of what opens a pickle", f"{unpickle.TIMES} times the file and {unpickle.SPARE // MIB:,} MiB",
         "refused"),
     Row("its processor time", f"{unpickle.SECONDS} s, and 1 s for each {unpickle.SPEED // MIB} MiB", "refused"),

@@ -22,7 +22,7 @@ from typing import Any
 # Part, module, function, the modules that have bound it by name. What is in none of them is "rest".
 PARTS = (
     ("checkpoint", "taskgraft.bundle.loaders", "open_parent", ("taskgraft.bundle", "taskgraft.pipeline.fitting")),
-    ("images", "taskgraft.data.task_images", "gather", ("taskgraft.pipeline.fitting",)),
+    ("images", "taskgraft.data.task_images", "load_task_data", ("taskgraft.pipeline.fitting",)),
     ("answers on validation images", "taskgraft.pipeline.measuring", "predictions", ()),
     ("choice of precision", "taskgraft.training.precision", "choose", ()),
     ("adaptation", "taskgraft.training.loop", "_adapted", ()),

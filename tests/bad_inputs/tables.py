@@ -72,7 +72,7 @@ def escaping(place: Place) -> Sequence[Try]:
     for number, path in enumerate(("../secret.png", str(place.root / "secret.png"), "blue/../../secret.png")):
         file = home / f"{number}.csv"
         file.write_text(f"path,paint\nblue/0.png,blue\n{path},red\n", encoding="utf-8")
-        found += refused(file, place, "line 3", "leaves the table's folder")
+        found += refused(file, place, "line 3", "is outside the table's folder")
     return found
 
 

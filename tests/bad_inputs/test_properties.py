@@ -49,7 +49,7 @@ def test_a_picture_is_decoded_or_refused(seed: bytes, changes: list[tuple[float,
     assert (found.pixels is None) == bool(found.reason)
     if found.pixels is not None:
         assert (found.pixels.shape, found.pixels.dtype) == ((16, 16, 3), np.uint8)
-        assert all(isinstance(remark, str) for remark in decode.remarks(data, ".jpg"))
+        assert all(isinstance(remark, str) for remark in decode.find_remarks(data, ".jpg"))
         again = decode.decode_bytes(data, WANTED, 10**6).pixels
         assert again is not None
         np.testing.assert_array_equal(again, found.pixels)
@@ -129,10 +129,10 @@ def test_a_method_is_parsed_or_refused(text: str) -> None:
 @given(st.text(max_size=60) | st.text(alphabet="0123456789 .,:=abcdefghijklmnopqrstuvwxyz", max_size=60))
 def test_a_line_of_preprocessing_is_parsed_or_refused(text: str) -> None:
     try:
-        preprocessing = transforms.parse(text, WANTED)
+        preprocessing = transforms.parse_preprocessing(text, WANTED)
     except TaskgraftError:
         return
-    assert transforms.parse(preprocessing.show(), Preprocessing()) == preprocessing
+    assert transforms.parse_preprocessing(preprocessing.to_text(), Preprocessing()) == preprocessing
 
 
 @TRIES
@@ -142,29 +142,29 @@ def test_timms_settings_are_read_or_refused(config: dict[str, Any]) -> None:
         preprocessing = transforms.from_timm(config)
     except TaskgraftError:
         return
-    assert 8 <= preprocessing.size <= transforms.LARGEST
+    assert 8 <= preprocessing.size <= transforms.MAX_SIZE
     assert min(preprocessing.std) > 0
 
 
 @TRIES
 @given(st.lists(st.text(max_size=12), max_size=8))
 def test_names_that_are_alike_have_one_plain_form(given_names: list[str]) -> None:
-    for group in class_names.alike(given_names):
-        assert len({class_names.plain(name) for name in group}) == 1
-    for near in class_names.nearest(given_names, ["bus", "van"]):
+    for group in class_names.group_variants(given_names):
+        assert len({class_names.normalize_name(name) for name in group}) == 1
+    for near in class_names.find_matches(given_names, ["bus", "van"]):
         assert near.name not in ("bus", "van")
-        assert near.meant in ("bus", "van")
+        assert near.suggestion in ("bus", "van")
 
 
 @settings(TRIES, max_examples=50)
 @given(st.integers(0, 40), st.integers(0, 2**32 - 1), st.integers(1, 3))
 def test_twins_are_pairs_in_order(count: int, seed: int, levels: int) -> None:
     rng = np.random.default_rng(seed)
-    found = near_duplicates.find(
+    found = near_duplicates.find_near_duplicates(
         (rng.integers(0, levels + 1, (count, 9, 9, 3)) * (255 // (levels + 1))).astype(np.uint8)
     )
     assert (found.pairs[:, 0] < found.pairs[:, 1]).all()
-    flat = [row for group in near_duplicates.groups(found.pairs) for row in group]
+    flat = [row for group in near_duplicates.group_pairs(found.pairs) for row in group]
     assert len(flat) == len(set(flat))
 
 
@@ -175,6 +175,6 @@ def test_an_animation_that_is_cut_anywhere_is_decoded_or_refused(kind: str) -> N
     read = 0
     for end in range(0, len(whole), 3):
         if decode.decode_bytes(whole[:end], WANTED).pixels is not None:
-            assert len(decode.remarks(whole[:end], f".{kind.lower()}")) <= 1
+            assert len(decode.find_remarks(whole[:end], f".{kind.lower()}")) <= 1
             read += 1
     assert (read > 0) == (kind == "GIF")  # a WebP says how long it is

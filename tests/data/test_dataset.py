@@ -13,7 +13,7 @@ from PIL import Image
 
 from openings import Openings
 from taskgraft.data import Dataset, Preprocessing, file_index, open_images
-from taskgraft.data.splits import counts, write_lists
+from taskgraft.data.dataset import count_classes, write_split_lists
 from taskgraft.errors import TaskgraftError
 from taskgraft.types import Task
 from toys import NEW, OLD, folder_of
@@ -54,8 +54,8 @@ def test_classes_go_by_name_in_every_split(tmp_path: Path) -> None:
     for images in (found.train, found.val):
         names = [name.split("/")[1] for name in images.names]
         assert [found.tasks[0].classes[label] for label in images.labels["paint"].tolist()] == names
-    assert counts(found.val, found.tasks[0]) == {"blue": 0, "green": 2, "grey": 2, "red": 2}
-    assert (found.test, found.kind) == (None, "folders train, val")
+    assert count_classes(found.val, found.tasks[0]) == {"blue": 0, "green": 2, "grey": 2, "red": 2}
+    assert (found.test, found.layout) == (None, "folders train, val")
     assert found.train.pixels.shape == (16, 16, 16, 3)
     assert found.train.mean == WANTED.mean
 
@@ -78,7 +78,7 @@ def test_a_folder_without_splits_is_split_by_content(tmp_path: Path) -> None:
     found = opened(folder_of(tmp_path, NEW, 40, 1, size=16))
     assert found.train is not None
     assert found.val is not None
-    assert counts(found.val, found.tasks[0]) == dict.fromkeys(("blue", "green", "grey", "red"), 2)
+    assert count_classes(found.val, found.tasks[0]) == dict.fromkeys(("blue", "green", "grey", "red"), 2)
     assert not set(found.train.names) & set(found.val.names)
     again = opened(tmp_path)
     assert again.val is not None
@@ -109,17 +109,17 @@ def test_an_unknown_class_in_val_is_refused_with_the_nearest(tmp_path: Path) -> 
 
 def test_given_classes_fix_numbers_and_names(tmp_path: Path) -> None:
     folder_of(tmp_path, OLD, 6, 1, size=16)
-    found = opened(tmp_path, "shape", classes=("thin", "round", "square", "flat"), whole="val")
+    found = opened(tmp_path, "shape", classes=("thin", "round", "square", "flat"), as_split="val")
     assert found.train is None
     assert found.val is not None
     assert found.tasks[0].classes == ("thin", "round", "square", "flat")
     assert sorted(found.val.labels["shape"].tolist()) == [0, 0, 1, 1, 2, 2]
     with pytest.raises(TaskgraftError, match="val has the class 'thin', which the model lacks; did you mean 'thing'"):
-        opened(tmp_path, "shape", classes=("thing", "round", "square"), whole="val")
+        opened(tmp_path, "shape", classes=("thing", "round", "square"), as_split="val")
 
 
 def test_whole_takes_the_split_of_that_name_alone(tmp_path: Path) -> None:
-    found = opened(split(tmp_path), classes=NEW.classes, whole="val")
+    found = opened(split(tmp_path), classes=NEW.classes, as_split="val")
     assert found.val is not None
     assert len(found.val.pixels) == 8
     assert all(name.startswith("val/") for name in found.val.names)
@@ -145,7 +145,7 @@ def alike(one: Dataset, two: Dataset) -> bool:
             and left[3:] == right[3:]
         ):
             return False
-    rest = ("tasks", "excluded", "kind", "fingerprint", "notes")
+    rest = ("tasks", "excluded", "layout", "fingerprint", "notes")
     return all(getattr(one, name) == getattr(two, name) for name in rest)
 
 
@@ -272,7 +272,7 @@ def test_a_few_unreadable_pictures_are_excluded_with_reasons_and_many_stop(tmp_p
     assert [path for path, _ in found.excluded] == [f"train/red/{picture.name}" for picture in broken[:2]]
     assert all("not an image" in reason for _, reason in found.excluded)
     assert (found.decoded, opened(root, cache_folder=tmp_path / "cache").decoded) == (40, 0)
-    write_lists(tmp_path / "out", found)
+    write_split_lists(tmp_path / "out", found)
     with (tmp_path / "out" / "excluded.csv").open(newline="") as file:
         assert [tuple(row) for row in csv.reader(file)] == [("path", "reason"), *found.excluded]
     with (tmp_path / "out" / "split.csv").open(newline="") as file:

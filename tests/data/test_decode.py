@@ -33,7 +33,7 @@ def saved(path: Path, image: Image.Image, **options: object) -> Path:
 
 
 def pixels(path: Path, expected: Preprocessing = AS_IS) -> Array:
-    found = decode.decode(path, expected)
+    found = decode.decode_file(path, expected)
     assert found.reason is None
     assert found.pixels is not None
     assert (found.pixels.shape, found.pixels.dtype) == ((expected.size, expected.size, 3), np.uint8)
@@ -41,10 +41,10 @@ def pixels(path: Path, expected: Preprocessing = AS_IS) -> Array:
 
 
 def reason(path: Path) -> str:
-    found = decode.decode(path, AS_IS)
+    found = decode.decode_file(path, AS_IS)
     assert found.pixels is None
     assert found.reason is not None
-    assert decode.decode(path, None).reason == found.reason  # only checking gives the same answer
+    assert decode.decode_file(path, None).reason == found.reason  # only checking gives the same answer
     return found.reason
 
 
@@ -104,7 +104,7 @@ def test_postscript_is_refused(tmp_path: Path) -> None:
 
 def test_a_float_picture_is_refused(tmp_path: Path) -> None:
     path = saved(tmp_path / "x.tiff", Image.fromarray(noise()[..., 0].astype(np.float32)), format="TIFF")
-    assert "float image" in decode.decode(path, AS_IS).reason  # pyright: ignore[reportOperatorIssue]
+    assert "float image" in decode.decode_file(path, AS_IS).reason  # pyright: ignore[reportOperatorIssue]
     assert "float image" in reason(path)
 
 

@@ -37,7 +37,7 @@ def test_a_folder_per_class(tmp_path: Path) -> None:
         ("dog/1.jpg", None, {"pet": "dog"}),
         ("dog/2.png", None, {"pet": "dog"}),
     ]
-    assert list_images(tmp_path, "pet").kind == "one folder per class"
+    assert list_images(tmp_path, "pet").layout == "one folder per class"
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_a_pipe_named_as_a_picture_is_listed_without_being_opened(tmp_path: Path
 def test_a_table_with_a_byte_order_mark_and_one_free_column(tmp_path: Path) -> None:
     path = table(tmp_path, b"\xef\xbb\xbfpath,make\r\na.png,van\r\ndeep/c.png, bus \r\n")
     assert found(path) == [("a.png", None, {"label": "van"}), ("deep/c.png", None, {"label": "bus"})]
-    assert list_images(path, "x").kind == "table, labels from column 'make'"
+    assert list_images(path, "x").layout == "table, labels from column 'make'"
 
 
 def test_several_columns_with_blanks(tmp_path: Path) -> None:
@@ -163,8 +163,8 @@ def test_a_tab_separated_table_and_a_folder_with_metadata(tmp_path: Path) -> Non
     [
         ("path,label\na.png,x\nb.png,x,y\n", "line 3: the number of fields differs"),
         ("path,label\na.png\n", "line 2: the number of fields differs"),
-        ("path,label\na.png,x\n../b.png,x\n", "line 3: '../b.png' leaves the table's folder"),
-        ("path,label\n/etc/passwd,x\n", "line 2: '/etc/passwd' leaves the table's folder"),
+        ("path,label\na.png,x\n../b.png,x\n", "line 3: '../b.png' is outside the table's folder"),
+        ("path,label\n/etc/passwd,x\n", "line 2: '/etc/passwd' is outside the table's folder"),
         ("path,label\na.png,x\nb.png,x\na.png,y\n", "line 4: 'a.png' stands in the table twice"),
         ("path,label\na.png,x\n  ,x\n", "line 3: the path is blank"),
         ("path,split,label\na.png,dev,x\n", "line 2: split 'dev' is not known; write one of train, val"),

@@ -15,8 +15,8 @@ def thumbs(count: int, seed: int = 0) -> NDArray[np.uint8]:
 
 
 def test_strangers_are_no_twins() -> None:
-    assert len(near_duplicates.find(thumbs(400)).pairs) == 0
-    assert len(near_duplicates.find(thumbs(0)).pairs) == 0
+    assert len(near_duplicates.find_near_duplicates(thumbs(400)).pairs) == 0
+    assert len(near_duplicates.find_near_duplicates(thumbs(0)).pairs) == 0
 
 
 def test_every_close_pair_is_found() -> None:
@@ -37,18 +37,18 @@ def test_every_close_pair_is_found() -> None:
         and np.abs(every[one].astype(int) - every[two]).mean() <= near_duplicates.COLOR
     }
     assert len(expected) > 40
-    assert {tuple(pair) for pair in near_duplicates.find(every).pairs.tolist()} == expected
+    assert {tuple(pair) for pair in near_duplicates.find_near_duplicates(every).pairs.tolist()} == expected
 
 
 def test_groups_hang_together() -> None:
     pairs = np.array([[0, 4], [4, 7], [2, 3]])
-    assert near_duplicates.groups(pairs) == [[0, 4, 7], [2, 3]]
-    assert near_duplicates.groups(np.empty((0, 2), np.int64)) == []
+    assert near_duplicates.group_pairs(pairs) == [[0, 4, 7], [2, 3]]
+    assert near_duplicates.group_pairs(np.empty((0, 2), np.int64)) == []
 
 
 def test_a_crowd_ends_soon() -> None:
     same = np.repeat(
         thumbs(1), near_duplicates.CROWD + 1, axis=0
     )  # more equal thumbnails than are compared pair by pair
-    assert len(near_duplicates.find(same).pairs) == 0
-    assert len(near_duplicates.find(same[:300]).pairs) == 300 * 299 // 2
+    assert len(near_duplicates.find_near_duplicates(same).pairs) == 0
+    assert len(near_duplicates.find_near_duplicates(same[:300]).pairs) == 300 * 299 // 2

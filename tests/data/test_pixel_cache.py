@@ -34,7 +34,7 @@ def load(
 ) -> pixel_cache.Pixels:
     names = names or paths(root)
     store = pixel_cache.Store(home, "it", file_index.look_up(home, root, names))
-    return pixel_cache.load(root, names, preprocessing, store)
+    return pixel_cache.load_pixels(root, names, preprocessing, store)
 
 
 def files(home: Path, pattern: str) -> list[Path]:
@@ -47,7 +47,7 @@ def test_a_second_load_decodes_nothing_and_gives_equal_pixels(tmp_path: Path, ro
     assert (first.decoded, second.decoded) == (8, 0)
     assert torch.equal(first.pixels, second.pixels)
     assert (first.digests == second.digests).all()
-    memory = pixel_cache.load(root, paths(root), WANTED)
+    memory = pixel_cache.load_pixels(root, paths(root), WANTED)
     assert torch.equal(memory.pixels, first.pixels)
     assert (memory.decoded, memory.key) == (8, None)
     assert memory.pixels.float().std() > 10  # they are images, not zeros
@@ -56,7 +56,7 @@ def test_a_second_load_decodes_nothing_and_gives_equal_pixels(tmp_path: Path, ro
 
 def test_progress_is_told_for_every_file(root: Path) -> None:
     told: list[tuple[int, int]] = []
-    pixel_cache.load(root, paths(root), WANTED, None, lambda done, total: told.append((done, total)))
+    pixel_cache.load_pixels(root, paths(root), WANTED, None, lambda done, total: told.append((done, total)))
     assert told == [(row + 1, 8) for row in range(8)]
 
 
@@ -126,8 +126,8 @@ def test_what_cannot_be_used_has_a_reason_and_no_row(tmp_path: Path, root: Path)
     names = paths(root)
     (root / names[2]).write_bytes(b"no image")
     (root / names[5]).write_bytes(b"")
-    whole = pixel_cache.load(root, [name for row, name in enumerate(names) if row not in (2, 5)], WANTED)
-    for found in (load(root, tmp_path / "cache"), pixel_cache.load(root, names, WANTED)):
+    whole = pixel_cache.load_pixels(root, [name for row, name in enumerate(names) if row not in (2, 5)], WANTED)
+    for found in (load(root, tmp_path / "cache"), pixel_cache.load_pixels(root, names, WANTED)):
         assert sorted(found.reasons) == [2, 5]
         assert found.reasons[2].startswith("not an image")
         assert found.reasons[5] == "empty"
@@ -155,7 +155,7 @@ def test_whoever_was_stopped_goes_on_after_the_last_whole_shard(
     home, names = tmp_path / "cache", paths(root)
     (root / names[1]).write_bytes(b"no image")
     with pytest.raises(Stopped):
-        pixel_cache.load(
+        pixel_cache.load_pixels(
             root, names, WANTED, pixel_cache.Store(home, "it", file_index.look_up(home, root, names)), stopped_at(8)
         )
     for name in ("pixels", "digests"):  # half of the next shard
@@ -165,7 +165,7 @@ def test_whoever_was_stopped_goes_on_after_the_last_whole_shard(
         Image.new("RGB", (20, 20), "red").save(root / names[0])
     found = load(root, home, names)
     assert found.decoded == (4 if changed else 2)  # of two whole shards, five images are there
-    assert torch.equal(found.pixels, pixel_cache.load(root, names, WANTED).pixels)
+    assert torch.equal(found.pixels, pixel_cache.load_pixels(root, names, WANTED).pixels)
     assert list(found.reasons) == [1]
     assert len(files(home, "*")) == 2
 
@@ -177,13 +177,13 @@ def test_an_unfinished_file_that_is_damaged_is_begun_again(
     monkeypatch.setattr(file_index, "SETTLED", 0.0)
     home, names = tmp_path / "cache", paths(root)
     with pytest.raises(Stopped):
-        pixel_cache.load(
+        pixel_cache.load_pixels(
             root, names, WANTED, pixel_cache.Store(home, "it", file_index.look_up(home, root, names)), stopped_at(8)
         )
     os.truncate(files(home, "it.begun/pixels")[0], 5 * ROW)
     found = load(root, home, names)
     assert found.decoded == 8
-    assert torch.equal(found.pixels, pixel_cache.load(root, names, WANTED).pixels)
+    assert torch.equal(found.pixels, pixel_cache.load_pixels(root, names, WANTED).pixels)
 
 
 def test_writing_into_loaded_pixels_leaves_the_cache_alone(tmp_path: Path, root: Path) -> None:
@@ -203,6 +203,6 @@ def test_pillows_warnings_do_not_leak(tmp_path: Path) -> None:
     Image.new("1", (10_000, 10_000)).save(tmp_path / "x.png")
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        found = pixel_cache.load(tmp_path, ["x.png"], WANTED)
+        found = pixel_cache.load_pixels(tmp_path, ["x.png"], WANTED)
     assert told == []
     assert found.reasons == {0: "10000x10000 is more than 89478485 pixels"}

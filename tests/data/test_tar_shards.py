@@ -73,7 +73,7 @@ def test_archives_give_the_same_images_as_folders(tmp_path: Path) -> None:
         for name in ("folders", "shards")
     )
     assert (one.decoded, two.decoded) == (24, 0)  # by content
-    assert (two.kind, one.tasks, one.fingerprint) == ("tar shards train, val", two.tasks, two.fingerprint)
+    assert (two.layout, one.tasks, one.fingerprint) == ("tar shards train, val", two.tasks, two.fingerprint)
     for left, right in ((one.train, two.train), (one.val, two.val)):
         assert left is not None
         assert right is not None
@@ -177,7 +177,7 @@ def test_hostile_members_are_skipped_with_a_reason(tmp_path: Path, member: tarfi
     assert [entry.path for entry in listing.entries] == ["s.tar/a.png"]
     assert [reason in why for _, why in listing.skipped] == [True]
     listing.skipped[0][0].encode()  # can be written
-    assert decode.decode(tmp_path / "s.tar/a.png", WANTED).reason is None  # the first one, not its second
+    assert decode.decode_file(tmp_path / "s.tar/a.png", WANTED).reason is None  # the first one, not its second
     assert "cannot" not in listing.skipped[0][0]
 
 
@@ -230,14 +230,16 @@ def test_a_member_is_a_path_wherever_pictures_are_read(tmp_path: Path) -> None:
     path = packed(
         tmp_path / "s.tar", [("./deep/a.b.png", b"x"), ("./deep/c.png", png(9)), ("empty.png", b""), ("n.txt", b"x")]
     )
-    assert decode.decode(path / "deep/c.png", WANTED).pixels is not None
+    assert decode.decode_file(path / "deep/c.png", WANTED).pixels is not None
     assert decode.content(path / "deep/c.png")[1] is None
-    assert decode.decode(path / "empty.png", WANTED).reason == "empty"
-    assert decode.decode(path / "gone.png", WANTED).reason == "no such file in the archive"
-    assert decode.decode(tmp_path / "t.tar" / "a.png", WANTED).reason == "cannot be read: No such file or directory"
-    found = streaming.find([tmp_path])
+    assert decode.decode_file(path / "empty.png", WANTED).reason == "empty"
+    assert decode.decode_file(path / "gone.png", WANTED).reason == "no such file in the archive"
+    assert (
+        decode.decode_file(tmp_path / "t.tar" / "a.png", WANTED).reason == "cannot be read: No such file or directory"
+    )
+    found = streaming.find_media([tmp_path])
     assert [item.name for item in found.items] == [f"{path}/deep/c.png", f"{path}/empty.png"]
-    pictures = list(streaming.read(found.items, WANTED, 1.0))
+    pictures = list(streaming.stream_images(found.items, WANTED, 1.0))
     assert [(picture.reason, picture.pixels is None) for picture in pictures] == [(None, False), ("empty", True)]
     (tmp_path / "t.csv").write_text("path,paint\ns.tar/deep/c.png,red\n")
     assert labels(tmp_path / "t.csv") == {"s.tar/deep/c.png": {"paint": "red"}}
@@ -245,10 +247,10 @@ def test_a_member_is_a_path_wherever_pictures_are_read(tmp_path: Path) -> None:
 
 def test_an_archive_that_shrinks_while_it_is_read_gives_a_reason(tmp_path: Path) -> None:
     path = packed(tmp_path / "s.tar", [("a.png", png(1)), ("b.png", png(2))])
-    contents = tar_shards.contents_of(path)
+    contents = tar_shards.read_index(path)
     assert [*contents.spans] == ["a.png", "b.png"]
     path.write_bytes(path.read_bytes()[:600])
-    assert "cannot be read" in str(decode.decode(path / "b.png", WANTED).reason)
+    assert "cannot be read" in str(decode.decode_file(path / "b.png", WANTED).reason)
 
 
 def test_other_tasks_of_archives_are_labeled_too(tmp_path: Path) -> None:

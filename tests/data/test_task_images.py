@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from taskgraft.data import Preprocessing
-from taskgraft.data.task_images import TaskData, gather, owner_of
+from taskgraft.data.task_images import TaskData, load_task_data, match_task
 from taskgraft.errors import TaskgraftError
 from taskgraft.types import Callbacks, Task
 from toys import NEW, OLD, folder_of
@@ -19,8 +19,8 @@ TASKS = (OLD, SIZE)
 
 
 def gathered(data: Path, **options: Any) -> TaskData:
-    given: dict[str, Any] = {"old": None, "old_val": (), "seed": 0, "cache": None, "watch": Callbacks()}
-    return gather(data, NEW.name, TASKS, WANTED, **{**given, **options})
+    given: dict[str, Any] = {"old": None, "old_val": (), "seed": 0, "cache": None, "callbacks": Callbacks()}
+    return load_task_data(data, NEW.name, TASKS, WANTED, **{**given, **options})
 
 
 @pytest.fixture
@@ -42,8 +42,8 @@ def test_the_new_task_alone(folders: tuple[Path, Path, Path]) -> None:
 
 def test_an_old_task_is_found_by_its_classes(folders: tuple[Path, Path, Path]) -> None:
     _, shapes, sizes = folders
-    assert owner_of(shapes, TASKS) == OLD
-    assert owner_of(sizes, TASKS) == SIZE  # although "round" is a class of both
+    assert match_task(shapes, TASKS) == OLD
+    assert match_task(sizes, TASKS) == SIZE  # although "round" is a class of both
     found = gathered(folders[0], old=sizes)
     assert found.old is not None
     assert list(found.old.labels) == ["size"]
@@ -64,9 +64,9 @@ def test_two_old_validation_folders_are_joined(folders: tuple[Path, Path, Path])
 
 def test_classes_of_no_old_task_are_refused(folders: tuple[Path, Path, Path], tmp_path: Path) -> None:
     with pytest.raises(TaskgraftError, match="its classes belong to none of the old tasks shape, size"):
-        owner_of(folders[0], TASKS)
+        match_task(folders[0], TASKS)
     with pytest.raises(TaskgraftError, match="does not exist"):
-        owner_of(tmp_path / "gone", TASKS)
+        match_task(tmp_path / "gone", TASKS)
 
 
 def test_training_and_validation_pictures_are_both_needed(tmp_path: Path) -> None:

@@ -8,7 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from taskgraft.data.transforms import CROPS, FILTERS, NORMS, Preprocessing, from_timm, parse, resize, to_timm
+from taskgraft.data.transforms import (
+    CROPS,
+    FILTERS,
+    NORMS,
+    Preprocessing,
+    from_timm,
+    parse_preprocessing,
+    resize,
+    to_timm,
+)
 from taskgraft.errors import TaskgraftError
 
 FLOATS = st.floats(0.01, 1.0, exclude_max=False).map(lambda value: round(value, 8))
@@ -31,28 +40,30 @@ def preprocessings(draw: st.DrawFn) -> Preprocessing:
 @given(preprocessing=preprocessings(), start=preprocessings())
 @settings(deadline=None, max_examples=200)
 def test_the_line_says_everything(preprocessing: Preprocessing, start: Preprocessing) -> None:
-    read = parse(preprocessing.show(), start)
+    read = parse_preprocessing(preprocessing.to_text(), start)
     assert (
         read == preprocessing
         if preprocessing.crop == "center"
         else read._replace(crop_pct=preprocessing.crop_pct) == preprocessing
     )
-    assert parse(read.show(), Preprocessing()).show() == preprocessing.show()
+    assert parse_preprocessing(read.to_text(), Preprocessing()).to_text() == preprocessing.to_text()
 
 
 def test_the_line_of_an_unusual_normalization_is_exact() -> None:
     clip = Preprocessing(mean=(0.48145466, 0.4578275, 0.40821073), std=(0.26862954, 0.26130258, 0.27577711))
-    assert parse(clip.show(), Preprocessing()) == clip
+    assert parse_preprocessing(clip.to_text(), Preprocessing()) == clip
 
 
 def test_what_a_line_leaves_out_stays() -> None:
     start = Preprocessing(96, "center", 0.9, "lanczos", *NORMS["half"])
-    assert parse("", start) == start
-    assert parse("squash", start) == start._replace(crop="squash")
-    assert parse("center", start) == start
-    assert parse("64 center:0.5 none", start) == Preprocessing(64, "center", 0.5, "lanczos", *NORMS["none"])
-    assert parse("std=1,2,3", start).std == (1.0, 2.0, 3.0)
-    assert Preprocessing(96, "squash", 0.875, "bilinear").show() == "96 squash bilinear imagenet"
+    assert parse_preprocessing("", start) == start
+    assert parse_preprocessing("squash", start) == start._replace(crop="squash")
+    assert parse_preprocessing("center", start) == start
+    assert parse_preprocessing("64 center:0.5 none", start) == Preprocessing(
+        64, "center", 0.5, "lanczos", *NORMS["none"]
+    )
+    assert parse_preprocessing("std=1,2,3", start).std == (1.0, 2.0, 3.0)
+    assert Preprocessing(96, "squash", 0.875, "bilinear").to_text() == "96 squash bilinear imagenet"
 
 
 @pytest.mark.parametrize(
@@ -83,14 +94,14 @@ def test_what_a_line_leaves_out_stays() -> None:
 )
 def test_a_wrong_word_is_answered_with_the_right_ones(line: str, message: str) -> None:
     with pytest.raises(TaskgraftError, match=message):
-        parse(line, Preprocessing())
+        parse_preprocessing(line, Preprocessing())
 
 
 @given(preprocessing=preprocessings())
 @settings(deadline=None, max_examples=100)
 def test_timms_keys_round_trip(preprocessing: Preprocessing) -> None:
     again = from_timm(to_timm(preprocessing))
-    assert again.show() == preprocessing.show()
+    assert again.to_text() == preprocessing.to_text()
     assert (again.mean, again.std) == (preprocessing.mean, preprocessing.std)
 
 
@@ -107,7 +118,7 @@ def test_timms_defaults_stand_in() -> None:
 def test_timms_own_transform_does_the_same(line: str, shape: tuple[int, int]) -> None:
     from timm.data import create_transform, resolve_data_config
 
-    preprocessing = parse(line, Preprocessing())
+    preprocessing = parse_preprocessing(line, Preprocessing())
     picture = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
     config = resolve_data_config(pretrained_cfg=to_timm(preprocessing))
     theirs = create_transform(**{**config, "normalize": False})

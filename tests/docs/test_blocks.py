@@ -118,7 +118,7 @@ PAGES = [page for page in WRITTEN if page.name != "CONTRIBUTING.md" and any(b.ki
 def answering(arch: str, line: str, pictures: Path) -> Bundle:
     """A network of random weights whose last layer is fitted to answer the validation images of a folder."""
     torch.manual_seed(0)
-    plain = open_images(pictures, "label", transforms.parse(line, transforms.Preprocessing()), seed=0)
+    plain = open_images(pictures, "label", transforms.parse_preprocessing(line, transforms.Preprocessing()), seed=0)
     task, images = plain.tasks[0], plain.val
     assert images
     net, head, start = create(arch, len(task.classes))
@@ -137,7 +137,7 @@ def answering(arch: str, line: str, pictures: Path) -> Bundle:
             torch.linalg.lstsq(features, nn.functional.one_hot(images.labels["label"]).float()).solution.T
         )
     classifier = wrap(net, head, [Task("make", task.classes)]).eval()
-    return Bundle(classifier, transforms.parse(line, start), {}, "drawn", "0", arch, head)
+    return Bundle(classifier, transforms.parse_preprocessing(line, start), {}, "drawn", "0", arch, head)
 
 
 def weights_file(bundle: Bundle, file: Path) -> None:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 import taskgraft
 from taskgraft.bundle import Bundle, open_parent, write
 from taskgraft.cli import main
-from taskgraft.data import Preprocessing, open_images, ready
+from taskgraft.data import Preprocessing, normalize, open_images
 from taskgraft.errors import TaskgraftError
 from taskgraft.exports import verify
 from taskgraft.exports.signature import output_names, outputs
@@ -34,13 +34,13 @@ TASKS = ["shape", "paint"]
 @pytest.fixture(scope="module")
 def shown(old_folder: Path) -> Images:
     wanted = Preprocessing(32, "squash", 0.875, "bilinear", (0.5,) * 3, (0.5,) * 3)
-    found = open_images(old_folder / "val", "shape", wanted, seed=0, classes=OLD.classes, whole="val").val
+    found = open_images(old_folder / "val", "shape", wanted, seed=0, classes=OLD.classes, as_split="val").val
     assert found is not None
     return found
 
 
 def inputs(images: Images, uint8: bool, start: int, stop: int) -> NDArray[Any]:
-    return images.pixels[start:stop].numpy() if uint8 else ready(images, start, stop).numpy()
+    return images.pixels[start:stop].numpy() if uint8 else normalize(images, start, stop).numpy()
 
 
 def alike(run: Callable[[NDArray[Any]], list[Any]], model: Path, images: Images, uint8: bool) -> None:

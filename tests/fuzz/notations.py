@@ -44,8 +44,11 @@ def one(data: bytes) -> None:
             plan = notation.parse(text)
             assert notation.parse(notation.show(plan)) == plan
         elif kind == b"p":
-            preprocessing = transforms.parse(text, Preprocessing())
-            assert transforms.parse(preprocessing.show(), Preprocessing()).show() == preprocessing.show()
+            preprocessing = transforms.parse_preprocessing(text, Preprocessing())
+            assert (
+                transforms.parse_preprocessing(preprocessing.to_text(), Preprocessing()).to_text()
+                == preprocessing.to_text()
+            )
         else:
             method, _, settings = text.partition("\n")
             found = space.parse(method, settings, TrainingConfig())

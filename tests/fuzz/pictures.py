@@ -51,7 +51,7 @@ def one(data: bytes) -> None:
         return
     assert (found.pixels.shape, found.pixels.dtype) == ((8, 8, 3), np.uint8)
     assert found.width * found.height <= MOST
-    assert all(isinstance(remark, str) for remark in decode.remarks(data, ".png"))
+    assert all(isinstance(remark, str) for remark in decode.find_remarks(data, ".png"))
     again = decode.decode_bytes(data, WANTED, MOST).pixels
     assert again is not None
     assert (again == found.pixels).all()

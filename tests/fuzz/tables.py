@@ -52,13 +52,13 @@ def archives(folder: Path) -> Target:
         file.write_bytes(data)
         skipped: list[tuple[str, str]] = []
         try:
-            for sample in tar_shards.samples(file, skipped):
-                labels = tar_shards.labels_of(sample, ("label", "paint"))
+            for sample in tar_shards.read_samples(file, skipped):
+                labels = tar_shards.parse_labels(sample, ("label", "paint"))
                 assert isinstance(labels, str | dict)
-                assert isinstance(tar_shards.read(file / sample.name, 2**20), bytes | str)
+                assert isinstance(tar_shards.read_member(file / sample.name, 2**20), bytes | str)
                 assert not sample.name.startswith("/")
                 assert ".." not in sample.name.split("/")
-            tar_shards.pictures(file)
+            tar_shards.list_members(file)
         except TaskgraftError:
             pass
 

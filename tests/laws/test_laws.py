@@ -162,7 +162,7 @@ def test_recorded_answers_are_the_parents_on_the_same_view(softmax: str) -> None
     rows, views = memory["known"].nonzero(as_tuple=True)
     assert len(rows) > 20
     with torch.no_grad():
-        answers = teacher(data.view_of(images, rows.numpy(), views.numpy()))
+        answers = teacher(data.build_views(images, rows.numpy(), views.numpy()))
     expected = torch.cat(list(answers.values()), 1) if softmax == "joint" else answers[OLD.name]
     kept = next(iter(memory["answers"].values()))[rows, views]
     torch.testing.assert_close(kept.float(), expected, rtol=1e-3, atol=1e-3)  # float16

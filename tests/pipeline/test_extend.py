@@ -158,7 +158,7 @@ def test_plain_timm_loads_the_child(alice: Path, new_folder: Path, old_folder: P
     found = open_images(new_folder, "paint", done.bundle.preprocessing, seed=0)
     assert found.val
     with torch.no_grad():
-        joint = plain(data.ready(found.val, 0, 24))
+        joint = plain(data.normalize(found.val, 0, 24))
     own = predict(done.bundle.classifier, found.val)
     np.testing.assert_allclose(joint.numpy(), np.hstack([own.logits["shape"], own.logits["paint"]]), atol=1e-5)
 

@@ -41,7 +41,7 @@ class Foreign(nn.Module):
 @cache
 def _foreign(steps: int) -> nn.Module:
     images = pictures(36, OLD, 1)
-    pixels, labels = data.ready(images, 0, 36), images.labels[OLD.name]
+    pixels, labels = data.normalize(images, 0, 36), images.labels[OLD.name]
     with torch.random.fork_rng():
         torch.manual_seed(0)
         net = Foreign()
@@ -136,7 +136,7 @@ def fisher(model: nn.Module, images: Images, task: str, weigh: Callable[[int, Te
     sums = [torch.zeros_like(value) for value in values]
     count = len(images.pixels)
     for i in range(count):
-        logs = model(data.ready(images, i, i + 1))[task][0].log_softmax(0)
+        logs = model(data.normalize(images, i, i + 1))[task][0].log_softmax(0)
         for c, weight in enumerate(weigh(i, logs.detach().exp()).tolist()):
             found = torch.autograd.grad(logs[c], values, retain_graph=True, allow_unused=True)
             for total, gradient in zip(sums, found, strict=True):
@@ -150,7 +150,7 @@ def sensitivity(model: nn.Module, images: Images, task: str) -> Params:
     names, values = zip(*model.named_parameters(), strict=True)
     sums = [torch.zeros_like(value) for value in values]
     for i in range(len(images.pixels)):
-        size = model(data.ready(images, i, i + 1))[task].square().sum()
+        size = model(data.normalize(images, i, i + 1))[task].square().sum()
         for total, gradient in zip(sums, torch.autograd.grad(size, values, allow_unused=True), strict=True):
             total += 0 if gradient is None else gradient.abs() / len(images.pixels)
     return dict(zip(names, sums, strict=True))
@@ -177,7 +177,7 @@ def trained_by_hand(
     params: Params = {name: value for name, value in model.named_parameters() if name not in old}
     path = {name: torch.zeros_like(value) for name, value in params.items()}
     for step in range(config.steps):
-        batch = data.batch_at(
+        batch = data.build_batch(
             TrainingData(images, None, config.views, config.augment, config.seed), step, config.batch_size
         )
         outputs = model(batch.images)

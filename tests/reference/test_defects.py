@@ -67,7 +67,7 @@ def test_d01_the_fisher_is_the_mean_of_squares_whatever_the_batch_and_the_chunk(
             expected,
             rtol=1e-3,
         )  # fmt: skip
-    F.cross_entropy(model.eval()(data.ready(OLDS, 0, 20))[OLD.name], targets).backward()
+    F.cross_entropy(model.eval()(data.normalize(OLDS, 0, 20))[OLD.name], targets).backward()
     for factor in (1, 20):  # the two wrong formulas are far off, so the test can tell
         wrong = sum(float(p.grad.square().sum()) * factor for p in model.parameters() if p.grad is not None)
         assert not 0.7 < wrong / sum(float(value.sum()) for value in expected.values()) < 1.4
@@ -139,9 +139,9 @@ def test_d05_the_recorded_answer_is_the_teachers_on_the_very_view() -> None:
     kept = learn(child_of(foreign()), new, method=keeping("distill"), config=RUN).memory["distill"]
     rows, views = kept["known"].nonzero(as_tuple=True)
     assert set(views.tolist()) == {0, 1}
-    shown = data.view_of(TrainingData(new, None, RUN.views, RUN.augment, RUN.seed), rows.numpy(), views.numpy())
+    shown = data.build_views(TrainingData(new, None, RUN.views, RUN.augment, RUN.seed), rows.numpy(), views.numpy())
     with torch.no_grad():
-        expected, bare = (foreign().eval()(images)[OLD.name] for images in (shown, data.ready(new, 0, 20)[rows]))
+        expected, bare = (foreign().eval()(images)[OLD.name] for images in (shown, data.normalize(new, 0, 20)[rows]))
     torch.testing.assert_close(kept["answers"][OLD.name][rows, views].float(), expected, rtol=2e-3, atol=2e-3)
     assert float((expected - bare).abs().max()) > 0.02  # the views differ enough for the test to tell
 

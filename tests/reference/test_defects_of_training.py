@@ -221,7 +221,7 @@ def test_d16_old_logits_are_the_plain_output_of_their_layer(text: str) -> None:
     for child in (grown, learn(grown, images, method=text, config=RUN).classifier):
         child.eval()
         with torch.no_grad():
-            features = child.features(taskgraft.data.ready(images, 0, 20))
+            features = child.features(taskgraft.data.normalize(images, 0, 20))
             for train in (False, True):
                 child.heads.train(train)
                 for task, head in zip((OLD.name, NEW.name), child.linears(), strict=True):

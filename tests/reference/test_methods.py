@@ -227,7 +227,7 @@ def test_under_a_joint_softmax_ewc_holds_the_new_rows_where_they_start() -> None
     assert torch.equal(memory["anchor"]["heads.1.weight"], child.linears()[1].weight)
     # the Fisher of the last layer by hand: with p over the outputs of both tasks and features h, mean of p (1 - p) h^2
     with torch.no_grad():
-        images = data.ready(IMAGES, 0, len(IMAGES.pixels))
+        images = data.normalize(IMAGES, 0, len(IMAGES.pixels))
         h, p = child.features(images), torch.cat(list(child(images).values()), 1).softmax(1)
     expected = torch.einsum("bk,bd->kd", p * (1 - p), h.square()) / len(h)
     found = torch.cat([memory["importance"][f"heads.{i}.weight"] for i in (0, 1)])
@@ -246,7 +246,7 @@ def test_under_a_joint_softmax_an_old_sample_counts_alone_and_else_the_bundle_fo
 
 def test_a_huge_strength_keeps_every_answer_under_a_joint_softmax() -> None:
     start = child_of(perceptron()).eval()
-    images = data.ready(IMAGES, 0, len(IMAGES.pixels))
+    images = data.normalize(IMAGES, 0, len(IMAGES.pixels))
 
     def moved(text: str) -> float:
         model = learn(child_of(perceptron()), IMAGES, method=text, config=JOINT).classifier

@@ -122,7 +122,7 @@ def test_taps_give_standardized_columns_of_every_stage_and_keep_old_answers() ->
     points = [*feature_points.find_points(old.backbone), feature_points.LAST]
     read = feature_points.expose_points(copy.deepcopy(old.backbone).eval(), points[:-1])
     with torch.no_grad():
-        last, seen = read(data.ready(images, 0, 2))
+        last, seen = read(data.normalize(images, 0, 2))
     channels = sum(2 * value.shape[1] for value in seen.values()) + last.shape[1] + 3 * 3 * 3
     assert columns.shape[1] == channels == child.linears()[1].in_features
     assert F.linear(columns, child.linears()[1].weight, child.linears()[1].bias).shape == (20, 4)
@@ -135,7 +135,7 @@ def test_the_newest_head_alone_gives_the_same_bits(notation: str) -> None:
     if method.adapt:
         child = method.adapt(child, TrainingData(images, None, 0, "none", 0))
     child.eval()
-    ready = data.ready(images, 0, 8)
+    ready = data.normalize(images, 0, 8)
     whole = child(ready)[NEW.name]
     for model in (child, copy.deepcopy(child)):
         assert torch.equal(model.newest_logits(ready), whole)
@@ -165,7 +165,7 @@ def test_a_ladder_learns_beside_a_network_that_stays(arch: str, options: dict[st
     moved = [not torch.equal(one, two) for one, two in pairs if one.dim() > 1]
     assert all(moved)
     child.train()
-    child(data.ready(images, 0, 8))[NEW.name].sum().backward()
+    child(data.normalize(images, 0, 8))[NEW.name].sum().backward()
     reached = {name for name, value in child.named_parameters() if value.grad is not None}
     assert all(name.startswith(("extras.", "heads.1.")) for name in reached)
 

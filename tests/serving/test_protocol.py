@@ -13,7 +13,7 @@ from tritonclient.utils import InferenceServerException
 
 from taskgraft import metrics
 from taskgraft.bundle import open_parent
-from taskgraft.data.decode import decode
+from taskgraft.data.decode import decode_file
 from taskgraft.models.inference import predict
 from taskgraft.types import Images
 from toys import NEW
@@ -22,7 +22,7 @@ from toys import NEW
 @pytest.fixture(scope="module")
 def pixels(pictures: list[Path], branched: Path) -> NDArray[np.uint8]:
     wanted = open_parent(str(branched)).preprocessing
-    return np.stack([found for file in pictures[:5] if (found := decode(file, wanted).pixels) is not None])
+    return np.stack([found for file in pictures[:5] if (found := decode_file(file, wanted).pixels) is not None])
 
 
 @pytest.fixture(scope="module")

@@ -204,7 +204,7 @@ def test_an_output_folder_with_another_run(place: Place, command) -> None:
 def test_a_bad_table_is_refused_with_its_line(place: Place, command) -> None:
     table = place.root / "t.csv"
     table.write_text("path,paint\na.png,red\n../b.png,blue\n")
-    refused(command(*extend(place._replace(data=table))), f"{table} line 3: '../b.png' leaves the table's folder")
+    refused(command(*extend(place._replace(data=table))), f"{table} line 3: '../b.png' is outside the table's folder")
     assert not place.out.exists()
 
 

@@ -30,7 +30,7 @@ SAYERS = {
     "cli/training.py": ("extend",),
     "cli/using.py": ("predict", "distribution"),
     "data/cache.py": READING,
-    "data/curate.py": ("check",),
+    "data/curation.py": ("check",),
     "data/formats.py": (*READING, "check"),  # and `export --check TABLE`, whose column must bear the task's name
     "exports/": ("export",),
     "jobs/auto.py": ("extend",),

@@ -58,7 +58,7 @@ def open_parent(
     if preprocessing:
         told = told_by(preprocessing, bundle.preprocess_from)
         bundle = bundle._replace(
-            preprocessing=transforms.parse(preprocessing, bundle.preprocessing), preprocess_from=told
+            preprocessing=transforms.parse_preprocessing(preprocessing, bundle.preprocessing), preprocess_from=told
         )
     return bundle._replace(found=(*bundle.found, pictures_line(bundle.preprocessing, bundle.preprocess_from)))
 
@@ -69,7 +69,7 @@ def told_by(preprocessing: str | None, otherwise: str) -> str:
         return otherwise
     return (
         "as --preprocessing says"
-        if transforms.whole(preprocessing)
+        if transforms.is_complete(preprocessing)
         else f"as --preprocessing says, the rest {otherwise}"
     )
 
@@ -77,7 +77,7 @@ def told_by(preprocessing: str | None, otherwise: str) -> str:
 def pictures_line(preprocessing: Preprocessing, told: str) -> str:
     """How images are shown to a model, in words and as --preprocessing takes it, and who says so."""
     change = "" if told.startswith("as --preprocessing") else "; --preprocessing sets it"
-    return f"images are shown as '{preprocessing.show()}' ({preprocessing.told()}), {told}{change}"
+    return f"images are shown as '{preprocessing.to_text()}' ({preprocessing.describe()}), {told}{change}"
 
 
 def create(arch: str, classes: int, **options: Any) -> tuple[nn.Module, str, Preprocessing]:
@@ -128,7 +128,7 @@ def _file(
         found.append(f"architecture {arch} from its entry 'arch'")
     names = _numbered(path, tensors, arch) if unnamed and labels is None else _labels(path, labels)
     net, head, default = create(arch, len(names))
-    options = sized(arch, transforms.parse(preprocessing or "", default))
+    options = sized(arch, transforms.parse_preprocessing(preprocessing or "", default))
     if options and any(name in tensors and tensors[name].shape != v.shape for name, v in net.state_dict().items()):
         net, head, _ = create(arch, len(names), **options)
     else:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taskgraft import report
-from taskgraft.data import class_names, curate, decode, near_duplicates
+from taskgraft.data import class_names, curation, decode, near_duplicates
 from taskgraft.data.dataset import MAX_EXCLUDED
 from taskgraft.data.layouts import Entry, list_images
 from taskgraft.errors import InputError
@@ -65,13 +65,13 @@ def check(
         raise InputError("--drop-leaks is of --write-manifest TABLE; give both, the images themselves stay as they are")
     known = _tasks(against, arch, labels) if against else None
     listing = list_images(data, task)
-    curated = curate.group(listing, task, group, min_images)
+    curated = curation.group_classes(listing, task, group, min_images)
     entries = curated.entries
     looks = _looked([listing.root / entry.path for entry in entries], data, callbacks)
     good = [row for row, look in enumerate(looks) if look.reason is None]
     found: dict[str, Any] = {
         "data": shown(str(data)),
-        "layout": listing.kind,
+        "layout": listing.layout,
         **_counted([entries[row] for row in good], task),
         "dropped_classes": curated.dropped,
         "excluded": [[shown(where), why] for where, why in listing.skipped]
@@ -89,7 +89,7 @@ def check(
     found["wanting"] = _wanting(found, len(entries))
     if manifest:
         rows = _apart(entries, looks) if drop_leaks else entries
-        curate.write_manifest(manifest, listing.root, rows, task)
+        curation.write_manifest(manifest, listing.root, rows, task)
     found["manifest"] = str(manifest) if manifest else None
     if html:
         report.write_page(html, report.render_check(found))
@@ -110,12 +110,12 @@ def _look(path: Path) -> _Look:
     found = decode.read_bytes(path)
     if isinstance(found, str):
         return _Look(found)
-    picture = decode.decode_bytes(found, near_duplicates.THUMB)
+    picture = decode.decode_bytes(found, near_duplicates.THUMBNAIL)
     if picture.reason:
         return _Look(picture.reason)
     size = (picture.width, picture.height)
     digest = hashlib.sha256(found).hexdigest()
-    return _Look(None, digest, size, decode.remarks(found, path.suffix), picture.pixels)
+    return _Look(None, digest, size, decode.find_remarks(found, path.suffix), picture.pixels)
 
 
 def _counted(entries: Sequence[Entry], task: str) -> dict[str, Any]:
@@ -129,7 +129,8 @@ def _counted(entries: Sequence[Entry], task: str) -> dict[str, Any]:
     for split in ("val", "test"):
         own = [label for label in classes if table[split, label] and learned == "train" and not table["train", label]]
         meant = {
-            near.name: near.meant for near in class_names.nearest(own, [label for label in classes if label not in own])
+            near.name: near.suggestion
+            for near in class_names.find_matches(own, [label for label in classes if label not in own])
         }
         strange += [[split, label, meant.get(label)] for label in own]
     smallest, largest = (order[0], order[-1]) if order else ((0, ""), (0, ""))
@@ -144,7 +145,7 @@ def _counted(entries: Sequence[Entry], task: str) -> dict[str, Any]:
             "noted_from": LOPSIDED,
         },
         "not_trained": strange,
-        "alike": [list(group) for group in class_names.alike(classes)],
+        "alike": [list(group) for group in class_names.group_variants(classes)],
     }
 
 
@@ -155,9 +156,9 @@ def _doubles(entries: Sequence[Entry], looks: Sequence[_Look], good: Sequence[in
         same[looks[row].digest].append(row)
     equal = [rows for rows in same.values() if len(rows) > 1]
     first = [rows[0] for rows in same.values()]  # of each content one
-    thumbs = [looks[row].thumb for row in first]
-    found = near_duplicates.find(np.stack(thumbs)) if thumbs else near_duplicates.Twins(np.empty((0, 2), np.int64), 0)  # pyright: ignore
-    near = [[first[row] for row in group] for group in near_duplicates.groups(found.pairs)]
+    thumbs = np.array([looks[row].thumb for row in first], np.uint8).reshape(len(first), *near_duplicates.SHAPE)
+    found = near_duplicates.find_near_duplicates(thumbs)
+    near = [[first[row] for row in group] for group in near_duplicates.group_pairs(found.pairs)]
 
     def apart(groups: list[list[int]], what: Any) -> list[list[str]]:
         """Each group's first image with those that differ from it in `what`."""
@@ -174,7 +175,7 @@ def _doubles(entries: Sequence[Entry], looks: Sequence[_Look], good: Sequence[in
         "near_duplicates": listed(near),
         "near_leaks": apart(near, lambda row: entries[row].split),
         "near_conflicts": apart(near, lambda row: entries[row].labels[task]),
-        "too_even_to_compare": found.even,
+        "too_even_to_compare": found.skipped,
         "single": _single(entries, looks, good, task),
     }
 
@@ -236,20 +237,22 @@ def _compared(
 ) -> dict[str, Any]:
     """The class names beside those of the task that has most of them; the shorter sides beside the input's size."""
     tasks, size = known
-    plain = {class_names.plain(name) for name in classes}
-    overlap = {one: len(plain & {class_names.plain(name) for name in one.classes}) for one in tasks}
+    plain = {class_names.normalize_name(name) for name in classes}
+    overlap = {one: len(plain & {class_names.normalize_name(name) for name in one.classes}) for one in tasks}
     own = next((one for one in tasks if one.name == task), None)
     owner = own or max(overlap, key=lambda one: overlap[one])
     shared = own is not None or overlap[owner] > 0
-    near = class_names.nearest(classes, owner.classes) if shared else []
+    near = class_names.find_matches(classes, owner.classes) if shared else []
     spelt = {one.name for one in near}
     return {
         "model": against,
         "task": owner.name if shared else None,
         "known": len(classes & set(owner.classes)),
-        "near": [[one.name, one.meant, "written otherwise" if one.same else "spelt otherwise"] for one in near],
+        "near": [
+            [one.name, one.suggestion, "written otherwise" if one.is_variant else "spelt otherwise"] for one in near
+        ],
         "unknown": sorted(classes - set(owner.classes) - spelt) if shared else sorted(classes),
-        "absent": sorted(set(owner.classes) - classes - {one.meant for one in near}) if shared else [],
+        "absent": sorted(set(owner.classes) - classes - {one.suggestion for one in near}) if shared else [],
         "input": size,
         "smaller": sum(side < size for side in short),
     }

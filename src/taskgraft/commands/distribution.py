@@ -13,8 +13,8 @@ from taskgraft import report
 from taskgraft.bundle import Bundle
 from taskgraft.commands.predict import Asked, asked_of, listed, opened
 from taskgraft.data import streaming
-from taskgraft.data.layouts import TABLES, leaves, rows_of
-from taskgraft.data.streaming import Item, Picture
+from taskgraft.data.layouts import TABLE_SUFFIXES, is_outside, read_table
+from taskgraft.data.streaming import MediaFile, StreamedImage
 from taskgraft.errors import InputError, ResultError
 from taskgraft.quantification import Distribution, Sample, measure, measure_pair
 from taskgraft.quantification.estimate import Estimator
@@ -31,7 +31,7 @@ KEYS = ("path", "file_name", "filename")
 class Given(NamedTuple):
     """What is to be answered: files, the unit that each belongs to by a table ({} without), and what a unit is."""
 
-    items: tuple[Item, ...]
+    items: tuple[MediaFile, ...]
     unit: Mapping[str, str]
     kind: str  # "track", "clip" or ""
 
@@ -104,7 +104,7 @@ def sample_of(answered: Answered, given: Given, block: float) -> Sample:
     weights = np.ones(len(unit))
     if given.kind == "track":
         weights = 1.0 / np.bincount(unit)[unit]
-    film = any(item.video for item in given.items)
+    film = any(item.is_video for item in given.items)
     kind = given.kind or (f"block of {block:g} s" if film else "image")
     return Sample(answered.predictions, unit, weights / weights.sum(), kind)
 
@@ -114,7 +114,7 @@ def warnings_of(answered: Answered, given: Given) -> tuple[str, ...]:
     if given.kind == "track":
         return ()
     advice = "crops of vehicles in a table with a column 'track' let each vehicle count once"
-    if any(item.video for item in given.items):
+    if any(item.is_video for item in given.items):
         return (f"frames are counted, not vehicles: what stays in view longer counts more; {advice}",)
     steps = sum(_follows(one, two) for one, two in zip(answered.predictions.ids, answered.predictions.ids[1:]))  # noqa: B905
     if given.kind or steps < max(MANY, len(answered.units) / 2):
@@ -134,7 +134,7 @@ def _follows(one: str, two: str) -> bool:
 
 
 def _given(paths: Sequence[Path], callbacks: Callbacks) -> Given:
-    tables = [path for path in paths if path.suffix.lower() in TABLES and not path.is_dir()]
+    tables = [path for path in paths if path.suffix.lower() in TABLE_SUFFIXES and not path.is_dir()]
     if not tables:
         return Given(listed(paths, callbacks), {}, "")
     if len(paths) > 1:
@@ -146,22 +146,22 @@ def _table(path: Path) -> Given:
     """The images of a table, and the unit of each: its track (within its clip, where there are both) or clip."""
     if not path.is_file():
         raise InputError(f"{path} does not exist; give images, a folder, a video or a table of them")
-    items: dict[str, Item] = {}
+    items: dict[str, MediaFile] = {}
     unit: dict[str, str] = {}
     kind = ""
-    for number, row in rows_of(path):
+    for number, row in read_table(path):
         key = next((name for name in KEYS if name in row), None)
         if key is None:
             raise InputError(f"{path}: there is no column 'path' among {', '.join(row) or 'none at all'}; add it")
         where, file = row[key].strip(), path.parent / row[key].strip()
-        if not where or leaves(path.parent, file):
+        if not where or is_outside(path.parent, file):
             raise InputError(
-                f"{path} line {number}: {where!r} is blank or leaves the table's folder; name an image below it"
+                f"{path} line {number}: {where!r} is blank or outside the table's folder; use paths below it"
             )
         name = streaming.shown(where)
         if name in items:
             raise InputError(f"{path} line {number}: {where!r} stands in the table twice; keep one row")
-        items[name] = Item(file, name, False)
+        items[name] = MediaFile(file, name, False)
         kind = "track" if "track" in row else "clip" if "clip" in row else ""
         named = [(row.get(column) or "").strip() for column in ("clip", "track")]
         if kind and named[-1 if kind == "track" else 0]:
@@ -172,7 +172,7 @@ def _table(path: Path) -> Given:
 
 
 def _ask(bundle: Bundle, given: Given, asked: Asked, block: float, callbacks: Callbacks) -> Answered:
-    pictures = streaming.read(given.items, bundle.preprocessing, asked.every)
+    pictures = streaming.stream_images(given.items, bundle.preprocessing, asked.every)
     found: list[Predictions] = []
     units: list[str] = []
     bad = seen = 0
@@ -201,10 +201,10 @@ def _ask(bundle: Bundle, given: Given, asked: Asked, block: float, callbacks: Ca
     )
 
 
-def _units(given: Given, block: float) -> Callable[[Picture], str]:
+def _units(given: Given, block: float) -> Callable[[StreamedImage], str]:
     """What the unit of an image is called."""
 
-    def name_of(picture: Picture) -> str:
+    def name_of(picture: StreamedImage) -> str:
         if picture.seconds is not None:
             film = picture.name.rpartition("@")[0]
             return f"{film}@{int(picture.seconds // block)}"

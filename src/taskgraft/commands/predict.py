@@ -14,7 +14,7 @@ from taskgraft import distributed
 from taskgraft.bundle import Bundle, open_parent
 from taskgraft.commands import parts, rows
 from taskgraft.data import streaming
-from taskgraft.data.streaming import Item, Picture
+from taskgraft.data.streaming import MediaFile, StreamedImage
 from taskgraft.data.transforms import Preprocessing
 from taskgraft.errors import InputError, require
 from taskgraft.models import inference
@@ -103,7 +103,7 @@ def predict_to(
     work = chunks(items, chunk)
     plan = {
         "model": bundle.digest,
-        "preprocessing": bundle.preprocessing.show(),
+        "preprocessing": bundle.preprocessing.to_text(),
         "images": len(items),
         "names": fingerprint(item.name for item in items),
         "temperatures": dict(shape.temperatures),
@@ -180,9 +180,9 @@ def _shard(here: Path, out: Path, asked: Asked, given: Sequence[str], shard: tup
     return predict_to(out, asked, given, resume=True, shard=shard, chunk=chunk)
 
 
-def listed(paths: Iterable[str | Path], callbacks: Callbacks) -> tuple[Item, ...]:
+def listed(paths: Iterable[str | Path], callbacks: Callbacks) -> tuple[MediaFile, ...]:
     """The files that the paths hold; says what was left out. Raises TaskgraftError where nothing is left."""
-    found = streaming.find(paths)
+    found = streaming.find_media(paths)
     for where, reason in found.skipped[:SHOWN]:
         callbacks.info(f"left out: {where} ({reason})")
     if len(found.skipped) > SHOWN:
@@ -224,21 +224,21 @@ def temperatures(bundle: Bundle) -> dict[str, float]:
     return found
 
 
-def chunks(items: Sequence[Item], size: int) -> list[Sequence[Item]]:
+def chunks(items: Sequence[MediaFile], size: int) -> list[Sequence[MediaFile]]:
     """Parts of the work: up to `size` images, or one video. Batches do not cross them: a part is always the same."""
-    found: list[list[Item]] = []
+    found: list[list[MediaFile]] = []
     for item in items:
-        if item.video or not found or found[-1][0].video or len(found[-1]) >= size:
+        if item.is_video or not found or found[-1][0].is_video or len(found[-1]) >= size:
             found.append([])
         found[-1].append(item)
     return list(found)
 
 
 def asked_of(
-    classifier: Classifier, pictures: Iterable[Picture], preprocessing: Preprocessing, size: int
-) -> Iterator[tuple[list[Picture], Predictions | None]]:
+    classifier: Classifier, pictures: Iterable[StreamedImage], preprocessing: Preprocessing, size: int
+) -> Iterator[tuple[list[StreamedImage], Predictions | None]]:
     """Images in order, a batch of at most `size` readable ones at a time, with the answers to those."""
-    waiting: list[Picture] = []
+    waiting: list[StreamedImage] = []
     ready = 0
     for picture in pictures:
         waiting.append(picture)
@@ -251,7 +251,7 @@ def asked_of(
 
 
 def _ask(
-    classifier: Classifier, given: Sequence[Picture], preprocessing: Preprocessing, size: int
+    classifier: Classifier, given: Sequence[StreamedImage], preprocessing: Preprocessing, size: int
 ) -> Predictions | None:
     good = [(picture.name, picture.pixels) for picture in given if picture.pixels is not None]
     if not good:
@@ -263,15 +263,15 @@ def _ask(
 
 
 def _answered(
-    bundle: Bundle, shape: rows.Shape, asked: Asked, chunk: Sequence[Item], callbacks: Callbacks
+    bundle: Bundle, shape: rows.Shape, asked: Asked, chunk: Sequence[MediaFile], callbacks: Callbacks
 ) -> Iterator[rows.Row]:
     """The rows of a part; what is wrong with a video is also said, since its other frames have answers."""
-    pictures = streaming.read(chunk, bundle.preprocessing, asked.every)
+    pictures = streaming.stream_images(chunk, bundle.preprocessing, asked.every)
     for given, predictions in asked_of(bundle.classifier, pictures, bundle.preprocessing, asked.batch_size):
         found = iter(rows.answer_rows(predictions, shape) if predictions else [])
         for picture in given:
             if picture.pixels is None:
-                if chunk[0].video:
+                if chunk[0].is_video:
                     callbacks.info(f"{picture.name}: {picture.reason}")
                 yield {"id": picture.name, "error": picture.reason}
             else:

@@ -9,7 +9,7 @@ import numpy as np
 
 from taskgraft.bundle import Bundle, digests, read
 from taskgraft.data.dataset import Dataset, open_images
-from taskgraft.data.task_images import joined
+from taskgraft.data.task_images import concat_images
 from taskgraft.errors import TaskgraftError
 from taskgraft.models.inference import predict
 from taskgraft.pipeline import evidence
@@ -88,7 +88,7 @@ def _answers(
     if "old" in sets:
         old = [one for name, one in opened.items() if name != "new"]
         reason = next((one for one in old if isinstance(one, str)), None)
-        images = joined([one.val for one in old if not isinstance(one, str) and one.val is not None])
+        images = concat_images([one.val for one in old if not isinstance(one, str) and one.val is not None])
         found.append(_compared(bundle, "old", reason or images, sets["old"]))
     return found
 
@@ -106,7 +106,7 @@ def _opened(
     try:
         return open_images(
             path, owner.name, bundle.preprocessing, seed=0 if old else seed, classes=owner.classes, cache_folder=cache,
-            whole="val" if old else None,
+            as_split="val" if old else None,
             progress=lambda done, total: callbacks.progress(f"reading {path.name}", done, total),
         )  # fmt: skip
     except TaskgraftError as error:

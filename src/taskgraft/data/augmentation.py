@@ -21,20 +21,20 @@ SHIFT = 16  # a shift moves at most size / SHIFT pixels each way
 ZOOM = 0.7  # a crop keeps at least this share of the side
 
 
-def batch_at(sources: TrainingData, step: int, size: int) -> Batch:
-    """The images of one step: `size` places of an endless row of epochs, each a permutation of its own.
+def build_batch(sources: TrainingData, step: int, size: int) -> Batch:
+    """The images of one step: `size` batch_indices of an endless row of epochs, each a permutation of its own.
 
     A batch may straddle two epochs, so no image is ever left out. Each image shows the view that its epoch says.
     """
-    index, epoch = places(sources, step, size)
+    index, epoch = batch_indices(sources, step, size)
     view = epoch % sources.views if sources.views else epoch
     chosen = torch.from_numpy(index)
     labels = {task: target[chosen] for task, target in sources.new.labels.items()}
-    images = view_of(sources, index, view)
+    images = build_views(sources, index, view)
     return Batch(images, labels, chosen, torch.from_numpy(view))
 
 
-def places(sources: TrainingData, step: int, size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def batch_indices(sources: TrainingData, step: int, size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Which image [B] and which epoch [B] each place of step's batch holds."""
     count = len(sources.new.pixels)
     place = np.arange(step * size, (step + 1) * size)
@@ -43,20 +43,20 @@ def places(sources: TrainingData, step: int, size: int) -> tuple[NDArray[np.int6
     return index, epoch
 
 
-def view_of(sources: TrainingData, index: NDArray[np.int64], view: NDArray[np.int64]) -> Tensor:
-    """View number `view` [B] of the new images `index` [B]: [B, 3, H, W] float, ready for the model.
+def build_views(sources: TrainingData, index: NDArray[np.int64], view: NDArray[np.int64]) -> Tensor:
+    """View number `view` [B] of the new images `index` [B]: [B, 3, H, W] float, normalize for the model.
 
     A pure function of (seed, image, view): the same view is the same tensor in every epoch and every process.
     """
-    return augmented(sources.new, index, view, sources.augment, seeding.derive(sources.seed, "view"))
+    return augment(sources.new, index, view, sources.augment, seeding.derive(sources.seed, "view"))
 
 
-def ready(images: Images, start: int, stop: int) -> Tensor:
+def normalize(images: Images, start: int, stop: int) -> Tensor:
     """Images start..stop as they are, normalized: [stop - start, 3, H, W] float."""
     return _normalize(images, images.pixels[start:stop])
 
 
-def augmented(images: Images, index: NDArray[np.int64], view: NDArray[np.int64], augment: str, key: int) -> Tensor:
+def augment(images: Images, index: NDArray[np.int64], view: NDArray[np.int64], augment: str, key: int) -> Tensor:
     """Normalized images `index` [B] under the augmentation that (key, image, view) decides."""
     chosen = torch.from_numpy(index)
     if augment == "none" or images.pixels.dtype != torch.uint8:

@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 
 from taskgraft.data import file_index, label_cache, pixel_cache, splitting
-from taskgraft.data.class_names import nearest
+from taskgraft.data.class_names import find_matches
 from taskgraft.data.layouts import Entry, Listing, list_images
-from taskgraft.data.splits import SPLITS, Dataset
+from taskgraft.data.splits import SPLITS, Dataset, count_classes, describe_changes, write_split_lists  # noqa: F401
 from taskgraft.data.transforms import Preprocessing
 from taskgraft.errors import DataError
 from taskgraft.results.files import fingerprint
@@ -31,7 +31,7 @@ class _Asked(NamedTuple):
     seed: int
     classes: Sequence[str] | None
     others: Sequence[Task]
-    whole: str | None
+    as_split: str | None
 
 
 class _Folder(NamedTuple):
@@ -61,22 +61,22 @@ def open_images(
     classes: Sequence[str] | None = None,
     others: Sequence[Task] = (),
     cache_folder: Path | None = None,
-    whole: str | None = None,
+    as_split: str | None = None,
     progress: pixel_cache.Progress | None = None,
 ) -> Dataset:
     """List, decode, check and split the images at `data`.
 
     `classes` fixes the classes of `task` (an old one); without it they are those of the training images,
-    sorted. `others` are further tasks whose columns a table may have. `whole="val"` takes a split of that name
+    sorted. `others` are further tasks whose columns a table may have. `as_split="val"` takes a split of that name
     where there is one and all images otherwise, without splitting. With a cache folder, images that have not
     changed are neither opened nor decoded again, and pixels, names and labels are mapped from there. Raises TaskgraftError
     for anything that cannot be understood, fewer than two classes, classes that differ between splits, or too many
     unreadable images.
     """
-    asked = _Asked(data, task, preprocessing, seed, classes, others, whole)
+    asked = _Asked(data, task, preprocessing, seed, classes, others, as_split)
     if cache_folder is None:
         return _opened(asked, None, progress)[0]
-    place = label_cache.place_of(cache_folder, data, preprocessing, [task, seed, classes, others, whole])
+    place = label_cache.place_of(cache_folder, data, preprocessing, [task, seed, classes, others, as_split])
     state = file_index.state_of(data)
     found = label_cache.load(place, state.mark, cache_folder, preprocessing) if state else None
     if found is not None:
@@ -94,7 +94,7 @@ def open_images(
 def _opened(asked: _Asked, folder: _Folder | None, progress: pixel_cache.Progress | None) -> tuple[Dataset, str | None]:
     """The sets, and under which key their pixels lie in the cache."""
     listing = list_images(asked.data, asked.task, tuple(other.name for other in asked.others))
-    entries = _chosen(listing, asked.whole)
+    entries = _chosen(listing, asked.as_split)
     found = _read(listing.root, entries, asked, folder, progress)
     own = _classes(asked.data, asked.task, entries, found.placed, asked.classes)
     tasks = (Task(asked.task, own), *(other for other in asked.others if any(other.name in e.labels for e in entries)))
@@ -109,7 +109,7 @@ def _opened(asked: _Asked, folder: _Folder | None, progress: pixel_cache.Progres
         sets["val"],
         sets["test"],
         (*listing.skipped, *((entries[row].path, reason) for row, reason in sorted(found.reasons.items()))),
-        listing.kind,
+        listing.layout,
         fingerprint(_lines(entries, found)),
         found.decoded,
         tuple(_remarks(entries, found, asked.task)),
@@ -117,10 +117,10 @@ def _opened(asked: _Asked, folder: _Folder | None, progress: pixel_cache.Progres
     return opened, found.key
 
 
-def _chosen(listing: Listing, whole: str | None) -> tuple[Entry, ...]:
-    if whole is None or not any(entry.split == whole for entry in listing.entries):
+def _chosen(listing: Listing, as_split: str | None) -> tuple[Entry, ...]:
+    if as_split is None or not any(entry.split == as_split for entry in listing.entries):
         return listing.entries
-    return tuple(entry for entry in listing.entries if entry.split == whole)
+    return tuple(entry for entry in listing.entries if entry.split == as_split)
 
 
 def _read(
@@ -133,12 +133,12 @@ def _read(
     """
     paths, given = [entry.path for entry in entries], {None: 0} | {name: at for at, name in enumerate(SPLITS)}
     known = file_index.look_up(folder.path if folder else None, root, paths)
-    order = sorted(range(len(entries)), key=lambda row: 0 if asked.whole else given[entries[row].split])
+    order = sorted(range(len(entries)), key=lambda row: 0 if asked.as_split else given[entries[row].split])
     first = None
 
     def load(rows: Sequence[int]) -> pixel_cache.Pixels:
         store = pixel_cache.Store(folder.path, folder.name, known.taken(rows)) if folder else None
-        return pixel_cache.load(root, [paths[row] for row in rows], asked.preprocessing, store, progress)
+        return pixel_cache.load_pixels(root, [paths[row] for row in rows], asked.preprocessing, store, progress)
 
     if not known.sure.all():
         first = load(order)
@@ -181,8 +181,8 @@ def _place(
     entries: Sequence[Entry], reasons: Mapping[int, str], digests: NDArray[np.uint8], asked: _Asked
 ) -> list[str]:
     """The split of each entry, "" for those that cannot be used."""
-    if asked.whole:
-        return ["" if row in reasons else asked.whole for row in range(len(entries))]
+    if asked.as_split:
+        return ["" if row in reasons else asked.as_split for row in range(len(entries))]
     placed = ["" if row in reasons else entry.split or "train" for row, entry in enumerate(entries)]
     if "val" in placed:
         return placed
@@ -205,8 +205,8 @@ def _classes(
     for part, names in found.items():
         strange = sorted(names - known)
         if strange:
-            near = nearest(strange[:1], sorted(known))
-            hint = f"did you mean {near[0].meant!r}?" if near else "rename it or leave it out"
+            near = find_matches(strange[:1], sorted(known))
+            hint = f"did you mean {near[0].suggestion!r}?" if near else "rename it or leave it out"
             owner = "the model" if classes is not None else "the training images"
             raise DataError(
                 f"{data}: {part} has the class {strange[0]!r}, which {owner} lack{'s' * (classes is not None)}; {hint}"

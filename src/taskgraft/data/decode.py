@@ -56,7 +56,7 @@ def read_bytes(path: Path) -> bytes | str:
         try:
             info = os.stat(path)
         except (NotADirectoryError, FileNotFoundError):
-            member = tar_shards.read(path, MAX_BYTES)
+            member = tar_shards.read_member(path, MAX_BYTES)
             if member is None:
                 raise
             return member
@@ -77,7 +77,7 @@ def content(path: Path) -> tuple[str, str | None]:
     return ("", found) if isinstance(found, str) else (hashlib.sha256(found).hexdigest(), None)
 
 
-def decode(path: Path, preprocessing: Preprocessing | None) -> Decoded:
+def decode_file(path: Path, preprocessing: Preprocessing | None) -> Decoded:
     """Open, check, fully decode and bring to size; without `wanted` only check."""
     found = read_bytes(path)
     return Decoded(None, found) if isinstance(found, str) else decode_bytes(found, preprocessing)
@@ -134,7 +134,7 @@ def _refuse(width: int, height: int, most: int) -> str | None:
     return None
 
 
-def remarks(found: bytes, suffix: str) -> tuple[str, ...]:
+def find_remarks(found: bytes, suffix: str) -> tuple[str, ...]:
     """What the rules did to an image that can be used, where somebody may want to know; nothing for most."""
     said = []
     with Image.open(io.BytesIO(found), formats=FORMATS) as image:

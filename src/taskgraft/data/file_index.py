@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from taskgraft.data import decode, packed_names, tar_shards
-from taskgraft.data.layouts import JUNK, rows_of, table_of
+from taskgraft.data.layouts import JUNK, find_table, read_table
 
 SETTLED = 3.0  # seconds: the clock of the coarsest file system (FAT) ticks every two
 TELLS = os.name != "nt"  # whether ctime is the time of change
@@ -79,7 +79,7 @@ def state_of(data: Path) -> State | None:
     limit = time.time_ns() - int(SETTLED * 1e9)
     total, youngest = hashlib.sha256(), 0
     try:
-        table = table_of(data)
+        table = find_table(data)
         found = _of_table(table) if table else _of_folder(data) if data.is_dir() else _of_file(data)
         for name, stamp in found:
             total.update(f"{name}\0{stamp}\n".encode("utf-8", "surrogateescape"))
@@ -154,7 +154,7 @@ def _stamp(path: str, archives: dict[str, Stamp]) -> Stamp:
     try:
         return _of(os.stat(path))
     except (FileNotFoundError, NotADirectoryError):
-        archive = tar_shards.archive_of(Path(path)) if home else None
+        archive = tar_shards.find_archive(Path(path)) if home else None
         found = _of(os.stat(archive)) if archive else GONE
         return archives.setdefault(home, found) if archive else found
     except (OSError, ValueError):
@@ -173,7 +173,7 @@ def _of_table(path: Path) -> Iterator[tuple[str, Stamp]]:
     yield from _of_file(path)
     archives: dict[str, Stamp] = {}
     base = os.path.abspath(path.parent)
-    for _, row in rows_of(path):
+    for _, row in read_table(path):
         where = (row.get("path") or row.get("file_name") or row.get("filename") or "").strip()
         yield where, _stamp(f"{base}/{where}", archives)
 

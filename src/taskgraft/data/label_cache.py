@@ -19,7 +19,7 @@ FORMAT = "1"  # raise it when the same images give another set, or the columns c
 
 def place_of(folder: Path, data: Path, preprocessing: Preprocessing, asked: Sequence[Any]) -> Path:
     """Where the set is kept that a data path gives under these settings; a newer state replaces an older one."""
-    parts = [FORMAT, decode.VERSION, str(data.resolve()), preprocessing.show(), *map(repr, asked)]
+    parts = [FORMAT, decode.VERSION, str(data.resolve()), preprocessing.to_text(), *map(repr, asked)]
     return folder / "sets" / f"{fingerprint(parts)[:32]}.safetensors"
 
 
@@ -40,7 +40,7 @@ def save(place: Path, state: str, found: Dataset, key: str) -> None:
         "sizes": sizes,
         "tasks": found.tasks,
         "excluded": found.excluded,
-        "kind": found.kind,
+        "layout": found.layout,
         "fingerprint": found.fingerprint,
         "notes": found.notes,
     }
@@ -54,7 +54,9 @@ def load(place: Path, state: str, folder: Path, preprocessing: Preprocessing) ->
         return None
     table, about = kept
     total = sum(about["sizes"].values())
-    pixels = image_store.open_file(pixel_cache.home_of(folder, preprocessing), about["key"], total, preprocessing.size)
+    pixels = image_store.open_file(
+        pixel_cache.geometry_folder(folder, preprocessing), about["key"], total, preprocessing.size
+    )
     if pixels is None:
         return None
     tasks = tuple(Task(name, tuple(classes)) for name, classes in about["tasks"])
@@ -69,6 +71,6 @@ def load(place: Path, state: str, folder: Path, preprocessing: Preprocessing) ->
         start += count
     excluded = tuple((path, reason) for path, reason in about["excluded"])
     return Dataset(
-        tasks, sets["train"], sets["val"], sets["test"], excluded, about["kind"], about["fingerprint"], 0,
+        tasks, sets["train"], sets["val"], sets["test"], excluded, about["layout"], about["fingerprint"], 0,
         tuple(about["notes"]),
     )  # fmt: skip

@@ -13,10 +13,10 @@ from taskgraft.data import tar_shards
 from taskgraft.errors import DataError, require
 
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-TABLES = (".csv", ".tsv", ".parquet")
+TABLE_SUFFIXES = (".csv", ".tsv", ".parquet")
 NOT_A_NAME = {"nan", "<na>"}  # what tools write for a label that is missing
 JUNK = {"thumbs.db", "desktop.ini", "__macosx", ".ipynb_checkpoints", ".ds_store"}
-TEXT = {".csv", ".tsv", ".parquet", ".txt", ".json", ".jsonl", ".md", ".yaml", ".yml"}
+TEXT_SUFFIXES = {".csv", ".tsv", ".parquet", ".txt", ".json", ".jsonl", ".md", ".yaml", ".yml"}
 
 
 class Entry(NamedTuple):
@@ -31,12 +31,12 @@ class Entry(NamedTuple):
 
 
 class Listing(NamedTuple):
-    """All files that a data path names; `skipped` holds (path, reason); `kind` says what was recognized."""
+    """All files that a data path names; `skipped` holds (path, reason); `layout` says what was recognized."""
 
     root: Path
     entries: tuple[Entry, ...]
     skipped: tuple[tuple[str, str], ...]
-    kind: str
+    layout: str
 
 
 def list_images(data: Path, task: str, columns: tuple[str, ...] = ()) -> Listing:
@@ -46,18 +46,18 @@ def list_images(data: Path, task: str, columns: tuple[str, ...] = ()) -> Listing
     """
     if not data.exists():
         raise DataError(f"{data} does not exist; give a folder with one sub-folder per class, or a CSV file")
-    table = table_of(data)
+    table = find_table(data)
     if table:
         return _table(table, task, columns)
     if data.is_file():
         return _shards(data.parent, [(None, data)], [], (task, *columns))
     skipped: list[tuple[str, str]] = []
-    found = list(inside(data, data, skipped))
+    found = list(list_folder(data, data, skipped))
     shards = list(_archives(data, found, skipped))
     return _shards(data, shards, skipped, (task, *columns)) if shards else _folders(data, task, found, skipped)
 
 
-def table_of(data: Path) -> Path | None:
+def find_table(data: Path) -> Path | None:
     """The table of a data path: itself, or metadata.csv in a folder; None for other folders and archives."""
     if data.is_dir():
         table = data / "metadata.csv"
@@ -69,7 +69,7 @@ def _archives(root: Path, found: list[Path], skipped: list[tuple[str, str]]) -> 
     """Archives in a folder, or in its split folders, with their splits; skips what else lies among them."""
     splits = [item for item in found if item.name.lower() in SPLITS and item.is_dir()]
     left: list[tuple[str, str]] = []
-    groups = [(None, found)] + [(SPLITS[item.name.lower()], list(inside(item, root, left))) for item in splits]
+    groups = [(None, found)] + [(SPLITS[item.name.lower()], list(list_folder(item, root, left))) for item in splits]
     shards = [(split, item) for split, items in groups for item in items if item.suffix.lower() == tar_shards.SUFFIX]
     folders = [item for _, items in groups for item in items if item not in splits and item.is_dir()]
     if not shards:
@@ -82,7 +82,9 @@ def _archives(root: Path, found: list[Path], skipped: list[tuple[str, str]]) -> 
         )
     files = [item for _, items in groups for item in items if item not in splits]
     strays = [
-        item.relative_to(root).as_posix() for item in files if item.suffix.lower() not in {*TEXT, tar_shards.SUFFIX}
+        item.relative_to(root).as_posix()
+        for item in files
+        if item.suffix.lower() not in {*TEXT_SUFFIXES, tar_shards.SUFFIX}
     ]
     skipped += [*left, *((where, "not in an archive") for where in strays)]
     yield from shards
@@ -95,8 +97,8 @@ def _shards(
     shared: dict[tuple[tuple[str, str], ...], dict[str, str]] = {}
     for split, path in shards:
         where, left = path.relative_to(root).as_posix(), []
-        for sample in tar_shards.samples(path, left):
-            labels = tar_shards.labels_of(sample, tasks)
+        for sample in tar_shards.read_samples(path, left):
+            labels = tar_shards.parse_labels(sample, tasks)
             if isinstance(labels, str):
                 left.append((sample.name, labels))
             elif labels:
@@ -121,10 +123,10 @@ def _folders(root: Path, task: str, found: list[Path], skipped: list[tuple[str, 
     entries: list[Entry] = []
     for base in splits or [root]:
         split = SPLITS[base.name.lower()] if splits else None
-        for item in inside(base, root, skipped) if splits else found:
+        for item in list_folder(base, root, skipped) if splits else found:
             where = item.relative_to(root).as_posix()
             if not item.is_dir():
-                if item.suffix.lower() not in TEXT:
+                if item.suffix.lower() not in TEXT_SUFFIXES:
                     skipped.append((where, "not in a class folder"))
                 continue
             entries.extend(_class_folder(item, root, split, task, skipped))
@@ -133,8 +135,8 @@ def _folders(root: Path, task: str, found: list[Path], skipped: list[tuple[str, 
             f"{root} holds no class folder with images; expected {root.name}/<class>/<image> "
             f"or {root.name}/train/<class>/<image>"
         )
-    kind = "folders " + ", ".join(sorted({item.name for item in splits})) if splits else "one folder per class"
-    return Listing(root, tuple(entries), tuple(skipped), kind)
+    layout = "folders " + ", ".join(sorted({item.name for item in splits})) if splits else "one folder per class"
+    return Listing(root, tuple(entries), tuple(skipped), layout)
 
 
 def _class_folder(
@@ -153,7 +155,7 @@ def _class_folder(
         raise DataError(f"class folder {folder.relative_to(root).as_posix()!r} holds no image; fill or remove it")
 
 
-def inside(folder: Path, root: Path, skipped: list[tuple[str, str]]) -> Iterator[Path]:
+def list_folder(folder: Path, root: Path, skipped: list[tuple[str, str]]) -> Iterator[Path]:
     """What lies in a folder, in a fixed order; hidden files and links that leave the root are skipped."""
     for _, item in _scan(folder, root, skipped):
         yield folder / item.name
@@ -182,21 +184,21 @@ def _is_folder(item: os.DirEntry[str]) -> bool:
     return os.path.isdir(item.path) if item.is_symlink() else item.is_dir()
 
 
-def leaves(root: Path, path: Path) -> bool:
+def is_outside(root: Path, path: Path) -> bool:
     """Whether a path, links followed, lies outside a folder."""
     return not _real(path).is_relative_to(_real(root))
 
 
 def _leaving(root: Path) -> Callable[[str], bool]:
-    """`leaves` for a million paths below one root: folders are followed once, and files only if they are links."""
+    """`is_outside` for a million paths below one root: folders are followed once, and files only if they are links."""
     folders: dict[str, bool] = {}
 
     def leaving(where: str) -> bool:
         folder, name = os.path.split(os.path.join(root, where))
         if name in ("", "..") or os.path.islink(os.path.join(folder, name)):
-            return leaves(root, root / where)
+            return is_outside(root, root / where)
         if folder not in folders:
-            folders[folder] = leaves(root, Path(folder))
+            folders[folder] = is_outside(root, Path(folder))
         return folders[folder]
 
     return leaving
@@ -208,7 +210,7 @@ def _real(path: Path) -> Path:
 
 
 def _table(path: Path, task: str, columns: tuple[str, ...]) -> Listing:
-    rows = rows_of(path)
+    rows = read_table(path)
     number, header = next(rows, (1, {}))
     names = tuple(header)
     key = next((name for name in ("path", "file_name", "filename") if name in names), None)
@@ -219,7 +221,7 @@ def _table(path: Path, task: str, columns: tuple[str, ...]) -> Listing:
     root, entries, skipped, seen = path.parent, [], [], set()
     leaving = _leaving(root)
     shared: dict[tuple[tuple[str, str], ...], dict[str, str]] = {}
-    for number, row in rows_of(path):
+    for number, row in read_table(path):
         where = (row[key] or "").strip()
         labels = {name: (row[column] or "").strip() for name, column in kept.items()}
         labels = {name: unicodedata.normalize("NFC", label) for name, label in labels.items() if label}
@@ -234,11 +236,11 @@ def _table(path: Path, task: str, columns: tuple[str, ...]) -> Listing:
         if split is not None and split not in SPLITS:
             raise DataError(f"{path} line {number}: split {split!r} is not known; write one of {', '.join(SPLITS)}")
         if leaving(where):
-            raise DataError(f"{path} line {number}: {where!r} leaves the table's folder; name a file below it")
+            raise DataError(f"{path} line {number}: {where!r} is outside the table's folder; use paths below it")
         if where in seen:
             raise DataError(f"{path} line {number}: {where!r} stands in the table twice; keep one row")
         seen.add(where)
-        if not os.path.exists(os.path.join(root, where)) and tar_shards.archive_of(root / where) is None:
+        if not os.path.exists(os.path.join(root, where)) and tar_shards.find_archive(root / where) is None:
             skipped.append((where, f"line {number}: no such file"))
         elif labels:
             same = shared.setdefault(tuple(labels.items()), labels)  # rows share their dictionaries
@@ -263,9 +265,9 @@ def _label_column(path: Path, task: str, names: tuple[str, ...], key: str) -> st
     )
 
 
-def rows_of(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
+def read_table(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     """Rows of a table with their line numbers, as text."""
-    if path.suffix.lower() not in TABLES:
+    if path.suffix.lower() not in TABLE_SUFFIXES:
         raise DataError(f"{path} is a file but no table; give a folder, or a .csv, .tsv or .parquet file")
     if path.suffix.lower() == ".parquet":
         yield from _parquet(path)

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from taskgraft.data.transforms import Preprocessing
 
 SIDE = 9
-THUMB = Preprocessing(SIDE, "squash", 0.875, "bilinear")
+SHAPE = (SIDE, SIDE, 3)
+THUMBNAIL = Preprocessing(SIDE, "squash", 0.875, "bilinear")
 BITS = 8  # of 144 that may differ: with nine bands of 16 bits, one band at least is then equal
 COLOR = 10.0  # grey levels by which thumbnails may differ, on average over pixels and channels
 EVEN = 12.0  # grey levels between the darkest and the brightest cell below which a hash is noise
@@ -25,14 +26,14 @@ CROWD = 4000  # a band that more images than this have in common tells nothing, 
 BLOCK = 256
 
 
-class Twins(NamedTuple):
-    """Pairs of rows [P, 2] that look the same, the lower row first; `even` images were not compared."""
+class NearDuplicates(NamedTuple):
+    """Pairs of rows [P, 2] that look the same, the lower row first; `skipped` images were not compared."""
 
     pairs: NDArray[np.int64]
-    even: int
+    skipped: int
 
 
-def find(thumbs: NDArray[np.uint8]) -> Twins:
+def find_near_duplicates(thumbs: NDArray[np.uint8]) -> NearDuplicates:
     """Pairs among thumbnails [N, 9, 9, 3]."""
     gray = thumbs.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
     spread = gray.max((1, 2), initial=0) - gray.min((1, 2), initial=255)
@@ -45,10 +46,10 @@ def find(thumbs: NDArray[np.uint8]) -> Twins:
         np.abs(thumbs[part[:, 0]].astype(np.int16) - thumbs[part[:, 1]]).mean((1, 2, 3)) <= COLOR
         for part in np.array_split(pairs, len(pairs) // 10_000 + 1)
     ]
-    return Twins(pairs[np.concatenate(near)], len(thumbs) - len(rows))
+    return NearDuplicates(pairs[np.concatenate(near)], len(thumbs) - len(rows))
 
 
-def groups(pairs: NDArray[np.int64]) -> list[list[int]]:
+def group_pairs(pairs: NDArray[np.int64]) -> list[list[int]]:
     """What hangs together through pairs: rows of each group in order, groups by their first row."""
     owner: dict[int, int] = {}
 

@@ -75,7 +75,7 @@ class _Begun(NamedTuple):
     reasons: dict[int, str]
 
 
-def load(
+def load_pixels(
     root: Path,
     paths: Sequence[str],
     preprocessing: Preprocessing,
@@ -88,7 +88,7 @@ def load(
     """
     if store is None:
         return _in_memory(root, paths, preprocessing, progress)
-    home, known = home_of(store.folder, preprocessing), store.known
+    home, known = geometry_folder(store.folder, preprocessing), store.known
     if known.sure.all():
         good = [row for row in range(len(paths)) if row not in known.reasons]
         key = _key(known.digests[good])
@@ -125,15 +125,15 @@ def _writable(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def home_of(folder: Path, preprocessing: Preprocessing) -> Path:
+def geometry_folder(folder: Path, preprocessing: Preprocessing) -> Path:
     """Where files of one geometry and one version of the decoding rules lie."""
-    geometry = preprocessing._replace(mean=(0.0,) * 3, std=(1.0,) * 3).show()  # pixels are kept before normalization
+    geometry = preprocessing._replace(mean=(0.0,) * 3, std=(1.0,) * 3).to_text()  # pixels are kept before normalization
     return folder / "pixels" / fingerprint([decode.VERSION, geometry])[:16]
 
 
 def discard(folder: Path, preprocessing: Preprocessing, key: str) -> None:
     """Remove a file from the cache; whoever has it mapped keeps it."""
-    _remove(home_of(folder, preprocessing), key)
+    _remove(geometry_folder(folder, preprocessing), key)
 
 
 def _remove(home: Path, key: str) -> None:

@@ -23,7 +23,7 @@ class Dataset(NamedTuple):
     val: Images | None
     test: Images | None
     excluded: tuple[tuple[str, str], ...]
-    kind: str
+    layout: str
     fingerprint: str  # over contents, labels and splits
     decoded: int
     notes: tuple[str, ...]
@@ -35,7 +35,7 @@ class Dataset(NamedTuple):
             yield from ((path, name) for path in (images.names if images else ()))
 
 
-def counts(images: Images | None, task: Task) -> dict[str, int]:
+def count_classes(images: Images | None, task: Task) -> dict[str, int]:
     """How many images each class has."""
     if images is None:
         return {}
@@ -44,13 +44,13 @@ def counts(images: Images | None, task: Task) -> dict[str, int]:
     return dict(zip(task.classes, found, strict=True))
 
 
-def write_lists(folder: Path, found: Dataset) -> None:
+def write_split_lists(folder: Path, found: Dataset) -> None:
     """Write `excluded.csv` and `split.csv` into a run folder."""
     _write(folder / "excluded.csv", ("path", "reason"), found.excluded)
     _write(folder / "split.csv", ("path", "split"), found.splits())
 
 
-def changes(folder: Path, found: Dataset) -> str:
+def describe_changes(folder: Path, found: Dataset) -> str:
     """How the images of a run folder's lists and those found now differ, by name where names differ."""
     try:
         with (folder / "split.csv").open(encoding="utf-8", newline="") as file:

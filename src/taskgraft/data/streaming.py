@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taskgraft.data import decode, tar_shards, video
-from taskgraft.data.layouts import TEXT, inside
+from taskgraft.data.layouts import TEXT_SUFFIXES, list_folder
 from taskgraft.data.transforms import Preprocessing
 from taskgraft.errors import DataError
 from taskgraft.results.files import shown
@@ -22,15 +22,15 @@ from taskgraft.results.files import shown
 AHEAD = 4  # images that are being decoded or wait, for each thread
 
 
-class Item(NamedTuple):
+class MediaFile(NamedTuple):
     """A file that is to be read; `name` is what its rows are called."""
 
     path: Path
     name: str
-    video: bool
+    is_video: bool
 
 
-class Picture(NamedTuple):
+class StreamedImage(NamedTuple):
     """One image [H, W, 3] uint8, or the reason why there is none; `seconds` is None but for a video's frames."""
 
     name: str
@@ -42,18 +42,18 @@ class Picture(NamedTuple):
 class Found(NamedTuple):
     """What the given paths hold, and what was left out: (path, reason)."""
 
-    items: tuple[Item, ...]
+    items: tuple[MediaFile, ...]
     skipped: tuple[tuple[str, str], ...]
 
 
-def find(paths: Iterable[str | Path]) -> Found:
+def find_media(paths: Iterable[str | Path]) -> Found:
     """Files in the order given, folders sorted and with all below them; a path that is given twice counts once.
 
     The images of a tar archive stand for it, labeled or not. Raises TaskgraftError for a path that does not exist, and for
     a damaged archive. What lies in a folder and is text, hidden, or a link that leads out
     of it is left out.
     """
-    items: dict[str, Item] = {}
+    items: dict[str, MediaFile] = {}
     skipped: list[tuple[str, str]] = []
     for given in paths:
         path = Path(given)
@@ -65,7 +65,7 @@ def find(paths: Iterable[str | Path]) -> Found:
         if missing:
             raise DataError(f"{shown(str(given))} does not exist; give images, videos or folders of them")
         for file in _unpacked(_below(path, skipped) if folder else (path,), skipped):
-            items.setdefault(str(file), Item(file, shown(str(file)), file.suffix.lower() in video.SUFFIXES))
+            items.setdefault(str(file), MediaFile(file, shown(str(file)), file.suffix.lower() in video.SUFFIXES))
     return Found(tuple(items.values()), tuple(skipped))
 
 
@@ -74,21 +74,23 @@ def _unpacked(files: Iterable[Path], skipped: list[tuple[str, str]]) -> Iterator
         if file.suffix.lower() != tar_shards.SUFFIX or not file.is_file():
             yield file
             continue
-        skipped += [(shown(f"{file}/{name}"), reason) for name, reason in tar_shards.contents_of(file).skipped]
-        yield from (file / name for name in tar_shards.pictures(file))
+        skipped += [(shown(f"{file}/{name}"), reason) for name, reason in tar_shards.read_index(file).skipped]
+        yield from (file / name for name in tar_shards.list_members(file))
 
 
-def read(items: Sequence[Item], preprocessing: Preprocessing, every: float) -> Iterator[Picture]:
+def stream_images(items: Sequence[MediaFile], preprocessing: Preprocessing, every: float) -> Iterator[StreamedImage]:
     """Every image of `items`, and of videos a frame every `every` seconds, named "file@12.500s"."""
     threads = max(1, os.cpu_count() or 1)
     with ThreadPoolExecutor(threads) as pool, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of what the rules already decide
-        waiting: deque[tuple[Item, Future[decode.Decoded] | None]] = deque()
+        waiting: deque[tuple[MediaFile, Future[decode.Decoded] | None]] = deque()
         rest = iter(items)
         try:
             while True:
                 while len(waiting) < AHEAD * threads and (item := next(rest, None)) is not None:
-                    waiting.append((item, None if item.video else pool.submit(decode.decode, item.path, preprocessing)))
+                    waiting.append(
+                        (item, None if item.is_video else pool.submit(decode.decode_file, item.path, preprocessing))
+                    )
                 if not waiting:
                     return
                 item, future = waiting.popleft()
@@ -96,19 +98,19 @@ def read(items: Sequence[Item], preprocessing: Preprocessing, every: float) -> I
                     yield from _frames(item, preprocessing, every)
                 else:
                     found = future.result()
-                    yield Picture(item.name, found.pixels, found.reason)
+                    yield StreamedImage(item.name, found.pixels, found.reason)
         finally:
             for _, future in waiting:
                 if future is not None:
                     future.cancel()
 
 
-def _frames(item: Item, preprocessing: Preprocessing, every: float) -> Iterator[Picture]:
+def _frames(item: MediaFile, preprocessing: Preprocessing, every: float) -> Iterator[StreamedImage]:
     for frame in video.frames(item.path, preprocessing, every):
         if frame.pixels is None:
-            yield Picture(item.name, None, frame.reason)
+            yield StreamedImage(item.name, None, frame.reason)
         else:
-            yield Picture(f"{item.name}@{frame.seconds:.3f}s", frame.pixels, None, frame.seconds)
+            yield StreamedImage(f"{item.name}@{frame.seconds:.3f}s", frame.pixels, None, frame.seconds)
 
 
 def _below(root: Path, skipped: list[tuple[str, str]]) -> Iterator[Path]:
@@ -118,13 +120,13 @@ def _below(root: Path, skipped: list[tuple[str, str]]) -> Iterator[Path]:
         folder = waiting.pop()
         own: list[tuple[str, str]] = []
         below = []
-        for item in inside(folder, root, own):
+        for item in list_folder(folder, root, own):
             if item.is_dir():
                 if item.is_symlink():
                     own.append((item.relative_to(root).as_posix(), "a link to a folder"))
                 else:
                     below.append(item)
-            elif item.suffix.lower() not in TEXT:
+            elif item.suffix.lower() not in TEXT_SUFFIXES:
                 yield item
         skipped += [(shown(str(root / where)), reason) for where, reason in own]
         waiting += reversed(below)

@@ -48,12 +48,12 @@ class Sample(NamedTuple):
     text: bytes
 
 
-def samples(path: Path, skipped: list[tuple[str, str]]) -> Iterator[Sample]:
+def read_samples(path: Path, skipped: list[tuple[str, str]]) -> Iterator[Sample]:
     """Every image of an archive that has a label beside it, in order; others are added to `skipped` with a reason.
 
     Raises TaskgraftError for an archive that is damaged, compressed or no tar.
     """
-    contents = contents_of(path)
+    contents = read_index(path)
     skipped += contents.skipped
     beside: dict[str, dict[str, Span]] = {}
     for name, span in contents.spans.items():
@@ -78,7 +78,7 @@ def samples(path: Path, skipped: list[tuple[str, str]]) -> Iterator[Sample]:
                 yield Sample(name, kinds[0], _bytes(file.fileno(), beside[key][kinds[0]]))
 
 
-def labels_of(sample: Sample, tasks: tuple[str, ...]) -> dict[str, str] | str:
+def parse_labels(sample: Sample, tasks: tuple[str, ...]) -> dict[str, str] | str:
     """Task -> class of an image in an archive, or what is wrong; JSON may name tasks, else "label" is the first's."""
     try:
         text = sample.text.decode("utf-8-sig")
@@ -100,18 +100,18 @@ def labels_of(sample: Sample, tasks: tuple[str, ...]) -> dict[str, str] | str:
     return labels
 
 
-def pictures(path: Path) -> list[str]:
+def list_members(path: Path) -> list[str]:
     """The names of all images of an archive, labeled or not. Raises TaskgraftError as `samples` does."""
-    return [name for name in contents_of(path).spans if _parts(name)[1] in PICTURES]
+    return [name for name in read_index(path).spans if _parts(name)[1] in PICTURES]
 
 
-def read(path: Path, most: int) -> bytes | str | None:
+def read_member(path: Path, most: int) -> bytes | str | None:
     """The bytes of the member that a path such as `a.tar/key.jpg` names, or why not; None where it names none."""
-    archive = archive_of(path)
+    archive = find_archive(path)
     if archive is None:
         return None
     try:
-        span = contents_of(archive).spans.get(path.relative_to(archive).as_posix())
+        span = read_index(archive).spans.get(path.relative_to(archive).as_posix())
         if span is None:
             return "no such file in the archive"
         if span.size == 0:
@@ -126,12 +126,12 @@ def read(path: Path, most: int) -> bytes | str | None:
         return f"cannot be read: {error}"
 
 
-def archive_of(path: Path) -> Path | None:
+def find_archive(path: Path) -> Path | None:
     """The archive in which a path lies, or None."""
     return next((up for up in path.parents if up.suffix.lower() == SUFFIX and up.is_file()), None)
 
 
-def contents_of(path: Path) -> Contents:
+def read_index(path: Path) -> Contents:
     """What an archive holds; kept in memory for the last few, as long as the file is the same."""
     try:
         info = os.stat(path)

@@ -10,7 +10,7 @@ import torch
 
 from taskgraft.data.dataset import open_images
 from taskgraft.data.layouts import list_images
-from taskgraft.data.splits import Dataset, counts
+from taskgraft.data.splits import Dataset, count_classes
 from taskgraft.data.transforms import Preprocessing
 from taskgraft.errors import DataError, TaskgraftError
 from taskgraft.results.files import shown
@@ -23,10 +23,10 @@ class TaskData(NamedTuple):
     new: Dataset
     old: Images | None
     old_val: Images | None
-    described: dict[str, Any]  # sources, counts, fingerprints, exclusions, for the record
+    described: dict[str, Any]  # sources, count_classes, fingerprints, exclusions, for the record
 
 
-def gather(
+def load_task_data(
     data: Path,
     task: str,
     tasks: Sequence[Task],
@@ -63,24 +63,24 @@ def gather(
     opened: dict[str, list[Images]] = {"train": [], "val": []}
     for part, paths in (("train", [old] if old else []), ("val", old_val)):
         for path in paths:
-            owner = owner_of(path, tasks)
+            owner = match_task(path, tasks)
             found = open_images(
-                path, owner.name, preprocessing, seed=seed, classes=owner.classes, cache_folder=cache, whole=part,
+                path, owner.name, preprocessing, seed=seed, classes=owner.classes, cache_folder=cache, as_split=part,
                 progress=_bar(callbacks, path),
             )  # fmt: skip
             images = found.train if part == "train" else found.val
             if images is not None:
                 opened[part].append(images)
             described[f"old {part}: {owner.name}"] = _describe(path, found)
-    return TaskData(new, joined(opened["train"]), joined(opened["val"]), described)
+    return TaskData(new, concat_images(opened["train"]), concat_images(opened["val"]), described)
 
 
-def classes_at(path: Path, task: str) -> tuple[str, ...]:
+def read_class_names(path: Path, task: str) -> tuple[str, ...]:
     """The class names that the images at a path have for a task, sorted."""
     return tuple(sorted({e.labels[task] for e in list_images(path, task).entries if task in e.labels}))
 
 
-def owner_of(path: Path, tasks: Sequence[Task]) -> Task:
+def match_task(path: Path, tasks: Sequence[Task]) -> Task:
     """The old task whose classes the images at `path` have."""
     if len(tasks) == 1:
         return tasks[0]
@@ -102,7 +102,7 @@ def owner_of(path: Path, tasks: Sequence[Task]) -> Task:
     return max(overlap, key=lambda task: overlap[task])
 
 
-def joined(parts: Sequence[Images]) -> Images | None:
+def concat_images(parts: Sequence[Images]) -> Images | None:
     """Several sets of images as one; a task that a set is not labeled for is -1 there. None for no set."""
     if len(parts) < 2:
         return parts[0] if parts else None
@@ -120,12 +120,12 @@ def _describe(path: Path, found: Dataset) -> dict[str, Any]:
     sets = {"train": found.train, "val": found.val, "test": found.test}
     return {
         "source": shown(str(path)),
-        "layout": found.kind,
+        "layout": found.layout,
         "fingerprint": found.fingerprint,
         "task": task.name,
         "classes": len(task.classes),
         "images": {name: len(images.pixels) for name, images in sets.items() if images is not None},
-        "counts": counts(found.train or found.val, task),
+        "counts": count_classes(found.train or found.val, task),
         "excluded": [[shown(where), reason] for where, reason in found.excluded[:1000]],
         "excluded_count": len(found.excluded),
         "notes": list(found.notes),

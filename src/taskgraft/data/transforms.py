@@ -23,7 +23,7 @@ NORMS = {
     "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
     "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
 }
-LARGEST = 4096  # pixels of an input's side
+MAX_SIZE = 4096  # pixels of an input's side
 LEAST = 0.01  # share of an image's side that is cut out; less would blow the image up without bounds
 FAR = 1e6  # of a mean or a deviation; those of pixels lie between 0 and 1
 WORDS = (
@@ -47,8 +47,8 @@ class Preprocessing(NamedTuple):
     mean: tuple[float, ...] = NORMS["imagenet"][0]
     std: tuple[float, ...] = NORMS["imagenet"][1]
 
-    def show(self) -> str:
-        """Write it as the line that `parse` reads."""
+    def to_text(self) -> str:
+        """Write it as the line that `parse_preprocessing` reads."""
         crop = f"{self.crop}:{self.crop_pct}" if self.crop == "center" else self.crop
         return f"{self.size} {crop} {self.interpolation} {self.norm()}"
 
@@ -57,7 +57,7 @@ class Preprocessing(NamedTuple):
         known = [name for name, pair in NORMS.items() if pair == (self.mean, self.std)]
         return known[0] if known else f"mean={_numbers(self.mean)} std={_numbers(self.std)}"
 
-    def told(self) -> str:
+    def describe(self) -> str:
         """What becomes of an image, in words."""
         part = {
             "squash": "the whole image, squashed",
@@ -70,7 +70,7 @@ class Preprocessing(NamedTuple):
         return f"{part}, at {self.size} × {self.size} px, {self.interpolation}, {norm}"
 
 
-def parse(text: str, start: Preprocessing) -> Preprocessing:
+def parse_preprocessing(text: str, start: Preprocessing) -> Preprocessing:
     """Read a line such as '96 squash bilinear imagenet'; what it leaves out stays as in `start`.
 
     Raises TaskgraftError for a word that is none of size, crop, filter or normalization.
@@ -79,7 +79,7 @@ def parse(text: str, start: Preprocessing) -> Preprocessing:
     for word in text.split():
         name, _, value = word.partition("=")
         crop, _, share = word.partition(":")
-        if re.fullmatch(r"[0-9]{1,4}", word) and 8 <= int(word) <= LARGEST:
+        if re.fullmatch(r"[0-9]{1,4}", word) and 8 <= int(word) <= MAX_SIZE:
             preprocessing = preprocessing._replace(size=int(word))
         elif crop in CROPS and (crop == "center" or not share):
             preprocessing = preprocessing._replace(
@@ -98,10 +98,10 @@ def parse(text: str, start: Preprocessing) -> Preprocessing:
     return preprocessing
 
 
-def whole(text: str) -> bool:
+def is_complete(text: str) -> bool:
     """Whether a line says everything, so that nothing stays of what it starts from."""
     other = Preprocessing(8, "border", LEAST, "nearest", (FAR,) * 3, (FAR,) * 3)
-    return parse(text, Preprocessing()).show() == parse(text, other).show()
+    return parse_preprocessing(text, Preprocessing()).to_text() == parse_preprocessing(text, other).to_text()
 
 
 def from_timm(config: Mapping[str, Any], where: str = "timm") -> Preprocessing:
@@ -131,7 +131,7 @@ def _sound(config: Mapping[str, Any], where: str) -> None:
         "input_size": isinstance(size, list | tuple)
         and len(size) == 3
         and all(type(side) is int for side in size)
-        and 8 <= size[-1] <= LARGEST,
+        and 8 <= size[-1] <= MAX_SIZE,
         "crop_pct": isinstance(share, int | float) and LEAST <= share <= 1,
         "mean": _three(scale[0]),
         "std": _three(scale[1]) and min(scale[1]) > 0,

@@ -34,7 +34,7 @@ class PixelAnswers(nn.Module):
     offset: Tensor
 
     def __init__(self, classifier: Classifier, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-        """`mean` and `std` apply to values scaled to [0, 1]; the arithmetic is that of `data.ready`."""
+        """`mean` and `std` apply to values scaled to [0, 1]; the arithmetic is that of `data.normalize`."""
         super().__init__()
         self.answers = Answers(classifier)
         self.register_buffer("scale", 1 / (255 * torch.tensor(std)))

@@ -13,7 +13,7 @@ from taskgraft import seeding
 from taskgraft.bundle import Bundle
 from taskgraft.data import open_images, pixel_cache
 from taskgraft.data.layouts import list_images
-from taskgraft.data.task_images import joined, owner_of
+from taskgraft.data.task_images import concat_images, match_task
 from taskgraft.errors import InputError
 from taskgraft.results.record import Record, parsed
 from taskgraft.types import Callbacks, Images, Task
@@ -44,7 +44,7 @@ def gather(
     """Open the validation part of every source. Raises TaskgraftError for images that cannot be used."""
     notes: list[str] = []
     tasks = bundle.classifier.tasks
-    found = [_Source(path, owner_of(path, tasks), 0) for path in given] or _recorded(bundle, notes)
+    found = [_Source(path, match_task(path, tasks), 0) for path in given] or _recorded(bundle, notes)
     if not found:
         notes.append(
             "WARNING: no real image is at hand (no --check DATA, and the record names none that still exists): "
@@ -52,7 +52,7 @@ def gather(
         )
         return Shown(synthetic(bundle), synthetic(bundle) if calibrate else None, (), tuple(notes), True)
     parts = [images for source in found if (images := _open(bundle, source, cache, callbacks)) is not None]
-    images = joined(parts)
+    images = concat_images(parts)
     if images is None:
         raise InputError(f"{found[0].path} holds no image to compare on; add some")
     covered = {source.task.name for source in found}
@@ -89,7 +89,7 @@ def _open(bundle: Bundle, source: _Source, folder: Path | None, callbacks: Callb
     whole = "val" if "val" in splits or not _was_split(bundle, source) else None
     return open_images(
         source.path, source.task.name, bundle.preprocessing, seed=source.seed, classes=source.task.classes,
-        others=[task for task in bundle.classifier.tasks if task != source.task], cache_folder=folder, whole=whole,
+        others=[task for task in bundle.classifier.tasks if task != source.task], cache_folder=folder, as_split=whole,
         progress=lambda done, total: callbacks.progress(f"reading {source.path.name}", done, total),
     ).val  # fmt: skip
 
@@ -107,7 +107,7 @@ def _calibration(bundle: Bundle, found: Sequence[_Source], images: Images) -> tu
     """What is measured on, other images to calibrate on, and where those come from."""
     parts = [part for source in found if (part := _training(bundle, source)) is not None]
     if parts:
-        whole = joined(parts)
+        whole = concat_images(parts)
         assert whole is not None
         return images, whole, f"int8 ranges are measured on {len(whole.pixels)} training images"
     total = len(images.pixels)
@@ -125,7 +125,7 @@ def _training(bundle: Bundle, source: _Source) -> Images | None:
         return None
     spread = np.linspace(0, len(paths) - 1, min(CALIBRATION, len(paths))).round().astype(int)
     chosen = [paths[row] for row in spread]
-    found = pixel_cache.load(listing.root, chosen, bundle.preprocessing, None)
+    found = pixel_cache.load_pixels(listing.root, chosen, bundle.preprocessing, None)
     names = tuple(str(listing.root / path) for row, path in enumerate(chosen) if row not in found.reasons)
     return Images(found.pixels, {}, names, bundle.preprocessing.mean, bundle.preprocessing.std) if names else None
 

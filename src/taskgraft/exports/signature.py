@@ -83,7 +83,7 @@ def describe(bundle: Bundle, order: Order) -> dict[str, Any]:
             "shape": shape,
             "meaning": "RGB pixels, rows from the top" if order.uint8 else "(RGB / 255 - mean) / std",
         },
-        "preprocessing": {**preprocessing._asdict(), "line": preprocessing.show(), "normalized_inside": order.uint8},
+        "preprocessing": {**preprocessing._asdict(), "line": preprocessing.to_text(), "normalized_inside": order.uint8},
         "softmax": bundle.classifier.softmax,
         "outputs": [
             {

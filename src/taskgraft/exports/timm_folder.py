@@ -61,7 +61,7 @@ def bit_equal(bundle: Bundle, folder: Path, images: Images, size: int = 32) -> b
     weight, bias = merge_heads(classifier)
     with torch.inference_mode():
         for first in range(0, len(images.pixels), size):
-            batch = data.ready(images, first, first + size)
+            batch = data.normalize(images, first, first + size)
             if not torch.equal(net(batch), F.linear(classifier.features(batch), weight, bias)):
                 return False
     return True

@@ -41,7 +41,7 @@ def inputs(images: Images, start: int, stop: int, *, uint8: bool) -> NDArray[Any
     """What the file is fed: pixels [B, S, S, 3] uint8, or normalized images [B, 3, S, S] float32."""
     if uint8:
         return np.ascontiguousarray(images.pixels[start:stop].numpy())
-    return np.ascontiguousarray(data.ready(images, start, stop).numpy())
+    return np.ascontiguousarray(data.normalize(images, start, stop).numpy())
 
 
 def compare(classifier: Classifier, images: Images, run: Runner, *, uint8: bool) -> tuple[TaskCheck, ...]:

@@ -95,7 +95,7 @@ def _room(classifier: Classifier, sources: TrainingData, filled: bool) -> Params
         for view in range(sources.views):
             for first in range(0, count, ROWS):
                 index = np.arange(first, min(first + ROWS, count))
-                images = data.view_of(sources, index, np.full(len(index), view))
+                images = data.build_views(sources, index, np.full(len(index), view))
                 outputs = _grouped(compute_logits(classifier, images), classifier.softmax, old_class_counts(classifier))
                 for name, logits in outputs.items():
                     room[name][first : first + ROWS, view] = logits.half().cpu()

@@ -53,7 +53,7 @@ class Replay(Settings):
             rows = rng.integers(0, len(memory["pixels"]), count)
             old = Images(memory["pixels"], {}, (), _floats(memory["mean"]), _floats(memory["std"]))
             augment = "shift+flip" if bool(memory["flips"]) else "shift"
-            views = data.augmented(old, rows, rng.integers(0, 2**31, count), augment, int(rng.integers(0, 2**31)))
+            views = data.augment(old, rows, rng.integers(0, 2**31, count), augment, int(rng.integers(0, 2**31)))
             labels = {task: target[torch.from_numpy(rows)] for task, target in memory["labels"].items()}
             return _joined(batch, views, labels)
 

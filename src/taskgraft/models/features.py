@@ -129,4 +129,4 @@ def sample_evenly(images: Images, count: int) -> Images:
 def image_reader(images: Images, classifier: Classifier) -> Callable[[int, int], Tensor]:
     """`read(start, stop)`: those images, ready for the classifier, on its device."""
     device = next(classifier.parameters()).device
-    return lambda start, stop: data.ready(images, start, stop).to(device)
+    return lambda start, stop: data.normalize(images, start, stop).to(device)

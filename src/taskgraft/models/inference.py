@@ -25,7 +25,7 @@ def count_flops(classifier: Classifier, images: Images) -> int:
     """Operations of one forward pass on one image, a multiplication and an addition counted as two."""
     device = next(classifier.parameters()).device
     with eval_mode(classifier), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        classifier(data.ready(images, 0, 1).to(device))
+        classifier(data.normalize(images, 0, 1).to(device))
     return counter.get_total_flops()
 
 
@@ -41,7 +41,7 @@ def measure_latency(classifiers: Mapping[str, Classifier], images: Images) -> di
 
 
 def _seconds(classifier: Classifier, images: Images) -> float:
-    image = data.ready(images, 0, 1).to(next(classifier.parameters()).device)
+    image = data.normalize(images, 0, 1).to(next(classifier.parameters()).device)
     start = time.perf_counter()
     for logits in classifier(image).values():
         logits.cpu()  # a device is waited for
@@ -65,7 +65,7 @@ def predict(
         for first in range(own.start, own.stop, size):
             last = min(first + size, own.stop)
             outputs = (
-                classifier(data.ready(images, first, last).to(device))
+                classifier(data.normalize(images, first, last).to(device))
                 if known is None
                 else classifier.answer(known[first:last])
             )

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from taskgraft import distributed
 from taskgraft.bundle import Bundle, digests, read
 from taskgraft.config import TrainingConfig
-from taskgraft.data.splits import changes
+from taskgraft.data.dataset import describe_changes
 from taskgraft.data.task_images import TaskData
 from taskgraft.errors import InputError, TaskgraftError
 from taskgraft.methods import composition
@@ -82,7 +82,7 @@ def carry_out(
     opened = fitting.open_all(request, cache, callbacks)
     settings = fitting.settings_of(opened)
     state = distributed.broadcast(
-        lambda: run_folder.examine(out, settings, resume, lambda: changes(out, opened.found.new))
+        lambda: run_folder.examine(out, settings, resume, lambda: describe_changes(out, opened.found.new))
     )
     if state == "done":
         return finished(out, opened.found, callbacks)
@@ -176,7 +176,7 @@ def _record(
             "digest": parent.digest,
             "architecture": parent.arch,
             "tasks": [task.name for task in parent.classifier.tasks],
-            "preprocessing": parent.preprocessing.show(),
+            "preprocessing": parent.preprocessing.to_text(),
             "lineage": list(parent.lineage),
             **({"files": digests.of(parent.home)} if parent.home else {}),
             **({"labels": digest(request.labels)} if request.labels else {}),

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from taskgraft import distributed
 from taskgraft.bundle import Bundle, open_parent
 from taskgraft.config import TrainingConfig
-from taskgraft.data.splits import write_lists
-from taskgraft.data.task_images import TaskData, classes_at, gather
+from taskgraft.data.dataset import write_split_lists
+from taskgraft.data.task_images import TaskData, load_task_data, read_class_names
 from taskgraft.errors import InputError
 from taskgraft.methods.protocol import Method, Plan
 from taskgraft.metrics import wilson_interval
@@ -85,7 +85,7 @@ def open_all(request: Request, cache: Path | None, callbacks: Callbacks) -> Open
     for line in parent.found:
         callbacks.info(f"parent: {line}")
     own = {task.name: task.classes for task in child.tasks}
-    found = distributed.main_process_first(lambda: gather(
+    found = distributed.main_process_first(lambda: load_task_data(
         request.data, request.task, parent.classifier.tasks, parent.preprocessing, classes=own.get(request.task),
         old=request.old, old_val=request.old_val, seed=request.config.seed, cache=cache, callbacks=callbacks,
     ))  # fmt: skip
@@ -126,7 +126,7 @@ def ask_parent(opened: Opened, callbacks: Callbacks, *, cache: Path | None = Non
             raise InputError(
                 f"the parent answers {share:.1%} of {count} validation images of {task} rightly, where guessing the "
                 f"most frequent class gives {guess:.1%}: they are not shown as in its training "
-                f"('{opened.parent.preprocessing.show()}', {opened.parent.preprocess_from}), or --labels stand in "
+                f"('{opened.parent.preprocessing.to_text()}', {opened.parent.preprocess_from}), or --labels stand in "
                 "another order, or --old-val is of something else; mend --preprocessing, --labels or --old-val, or go on with "
                 "--no-parent-check (Python: check_parent=False)"
             )
@@ -147,7 +147,7 @@ def settings_of(opened: Opened) -> dict[str, Any]:
         "method": request.method,
         "config": asdict(request.config),
         "parent": parent.digest,
-        "preprocessing": parent.preprocessing.show(),
+        "preprocessing": parent.preprocessing.to_text(),
         "data": {name: part["fingerprint"] for name, part in opened.found.described.items()},
     }
 
@@ -174,7 +174,7 @@ def train(job: Job, settings: dict[str, Any], clock: Clock) -> tuple[Trained, Cl
     sources = TrainingData(found.new.train, found.old, views, own.augment, own.seed, score, job.once, recall)
     config, reason = resolve(job.out, child, sources, request.config, job.cache, settings, job.command, callbacks)
     if job.until is None:  # the images of a search's trials are those of its choices
-        distributed.broadcast(lambda: write_lists(job.out, found.new))
+        distributed.broadcast(lambda: write_split_lists(job.out, found.new))
     if config.softmax == "joint":
         callbacks.info("one softmax over all tasks: for reproduction only, since the new task pushes the old ones out")
 
@@ -227,7 +227,7 @@ def chosen_by(opened: Opened, before: dict[str, Predictions]) -> list[str]:
 def _grown(request: Request, parent: Classifier) -> Classifier:
     """The parent, with room for added classes; a task's classes are not known before its images are read."""
     if request.into:
-        return widen(parent, request.task, classes_at(request.data, request.task), request.config.seed)
+        return widen(parent, request.task, read_class_names(request.data, request.task), request.config.seed)
     if request.task in [task.name for task in parent.tasks]:
         grow(parent, Task(request.task, ("", "")), 0)
     return parent

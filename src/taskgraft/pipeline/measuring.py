@@ -11,9 +11,8 @@ import numpy as np
 
 from taskgraft import metrics
 from taskgraft.bundle import Bundle
-from taskgraft.data.dataset import open_images
-from taskgraft.data.splits import Dataset
-from taskgraft.data.task_images import TaskData, owner_of
+from taskgraft.data.dataset import Dataset, open_images
+from taskgraft.data.task_images import TaskData, match_task
 from taskgraft.errors import InputError
 from taskgraft.models.classifier import Classifier, inherited_parameters, old_class_counts
 from taskgraft.models.inference import count_flops, measure_latency, predict
@@ -32,9 +31,9 @@ def labeled(
     tasks = {known.name: known for known in bundle.classifier.tasks}
     if task is not None and task not in tasks:
         raise InputError(f"the model has no task {task!r}; it has {', '.join(tasks)}")
-    owner = tasks[task] if task else owner_of(data, bundle.classifier.tasks)
+    owner = tasks[task] if task else match_task(data, bundle.classifier.tasks)
     found = open_images(
-        data, owner.name, bundle.preprocessing, seed=0, classes=owner.classes, cache_folder=cache, whole="val",
+        data, owner.name, bundle.preprocessing, seed=0, classes=owner.classes, cache_folder=cache, as_split="val",
         progress=lambda done, total: callbacks.progress(f"reading {data.name}", done, total),
     )  # fmt: skip
     return owner, found

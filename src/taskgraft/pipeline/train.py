@@ -13,8 +13,8 @@ from taskgraft.bundle import Bundle, open_parent
 from taskgraft.bundle.loaders import create, pictures_line, sized, told_by
 from taskgraft.config import TRAIN_DEFAULTS, TrainingConfig, validate
 from taskgraft.data import transforms
-from taskgraft.data.splits import changes, write_lists
-from taskgraft.data.task_images import TaskData, gather
+from taskgraft.data.dataset import describe_changes, write_split_lists
+from taskgraft.data.task_images import TaskData, load_task_data
 from taskgraft.errors import InputError
 from taskgraft.methods import composition, notation
 from taskgraft.methods.presets import RECORDERS
@@ -66,20 +66,24 @@ def train(
     ).text()
     model = model or "resnet18"
     start = backbone.preprocessing if backbone else create(model, 2)[2]
-    chosen = transforms.parse(preprocessing, start) if preprocessing else start
+    chosen = transforms.parse_preprocessing(preprocessing, start) if preprocessing else start
     found = distributed.main_process_first(
-        lambda: gather(data, task, (), chosen, old=None, old_val=(), seed=config.seed, cache=cache, callbacks=callbacks)
+        lambda: load_task_data(
+            data, task, (), chosen, old=None, old_val=(), seed=config.seed, cache=cache, callbacks=callbacks
+        )
     )
     settings: dict[str, Any] = {
         "task": task,
         "model": backbone.digest if backbone else model,
         "config": asdict(config),
-        "preprocessing": chosen.show(),
+        "preprocessing": chosen.to_text(),
         "data": found.described["new"]["fingerprint"],
         **({"keep": keep} if keep else {}),
     }
     if (
-        distributed.broadcast(lambda: run_folder.examine(out, settings, resume, lambda: changes(out, found.new)))
+        distributed.broadcast(
+            lambda: run_folder.examine(out, settings, resume, lambda: describe_changes(out, found.new))
+        )
         == "done"
     ):
         return finished(out, found, callbacks)
@@ -147,7 +151,7 @@ def _carry_out(
     sources = TrainingData(found.new.train, None, config.views, config.augment, config.seed)
     val, task = found.new.val, found.new.tasks[0].name
     config, reason = resolve(out, bundle.classifier, sources, config, cache, settings, command, callbacks)
-    distributed.broadcast(lambda: write_lists(out, found.new))
+    distributed.broadcast(lambda: write_split_lists(out, found.new))
 
     def measure(classifier: Classifier) -> Measured:
         return Measured({task: metrics.accuracy(predict(classifier, val), task)}, {})

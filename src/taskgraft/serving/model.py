@@ -99,7 +99,7 @@ def about(bundle: Bundle, name: str, backend: str) -> dict[str, Any]:
         "made_by": f"taskgraft {__version__}",
         "backend": backend,
         "architecture": bundle.arch,
-        "preprocessing": bundle.preprocessing.show(),
+        "preprocessing": bundle.preprocessing.to_text(),
         "softmax": bundle.classifier.softmax,
         "tasks": [
             {"name": out.task, "output": out.name, "classes": list(out.classes), "temperature": out.temperature}
@@ -136,7 +136,7 @@ def _torch(bundle: Bundle) -> Run:
     def run(pixels: NDArray[np.uint8]) -> Answer:
         images = Images(torch.from_numpy(pixels), {}, (), preprocessing.mean, preprocessing.std)
         with torch.inference_mode():
-            found = classifier(data.ready(images, 0, len(pixels)).to(device))
+            found = classifier(data.normalize(images, 0, len(pixels)).to(device))
         return {task: logits.float().cpu().numpy() for task, logits in found.items()}
 
     return run

@@ -73,7 +73,7 @@ def advance(
     classifier.train()
     set_frozen_to_eval(classifier, config.norm)
     device = next(classifier.parameters()).device
-    batch = data.batch_at(sources, step, config.batch_size)
+    batch = data.build_batch(sources, step, config.batch_size)
     if method.mix:
         batch = method.mix(batch, memory, seeding.generator(seed, "mix", step))
     own = batch.images[distributed.local_slice(len(batch.images))]

@@ -16,7 +16,7 @@ import torch
 
 from taskgraft import losses
 from taskgraft.config import Precision, Softmax, TrainingConfig
-from taskgraft.data import batch_at
+from taskgraft.data import build_batch
 from taskgraft.models.classifier import Classifier
 from taskgraft.results.files import fingerprint, write_json
 from taskgraft.types import Batch, TrainingData
@@ -65,7 +65,7 @@ def choose(
 
 def _timed(classifier: Classifier, sources: TrainingData, config: TrainingConfig) -> Trial:
     """Forward and backward under each candidate that the device computes in hardware."""
-    batch = batch_at(sources, 0, config.batch_size)
+    batch = build_batch(sources, 0, config.batch_size)
     device = next(classifier.parameters()).device
     notes: dict[Precision, str] = {} if computes_bf16(device) else {"bf16": "not tried: this device only emulates it"}
     trials: dict[Precision, Classifier] = {}

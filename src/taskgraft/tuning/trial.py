@@ -95,7 +95,7 @@ def _once(opened: Opened, shared: Path | None, saved: dict[str, float]) -> Memoi
     attached = [notation.show({name: own}) for name, own in opened.plan.items() if own.build().adapt]
     key = fingerprint([
         opened.parent.digest, *(part["fingerprint"] for part in opened.found.described.values()), request.task,
-        opened.parent.preprocessing.show(), str((config.seed, fitting.views_shown(opened), config.augment, config.softmax)),
+        opened.parent.preprocessing.to_text(), str((config.seed, fitting.views_shown(opened), config.augment, config.softmax)),
         *attached,
     ])  # fmt: skip
 

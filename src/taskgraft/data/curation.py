@@ -22,7 +22,7 @@ class Curated(NamedTuple):
     dropped: dict[str, int]  # merged class -> how many training images it had
 
 
-def group(listing: Listing, task: str, pattern: str | None, min_images: int) -> Curated:
+def group_classes(listing: Listing, task: str, pattern: str | None, min_images: int) -> Curated:
     r"""Rename each class to the pattern's groups joined by '_', then drop classes under `min_images`.
 
     A pattern such as `^([^_]+)_` keeps the make of make_model_year. Named or plain groups; without a group the
