@@ -38,6 +38,7 @@ from taskgraft.data import (
     packed_names,
 )
 from taskgraft.data.layouts import list_images
+from taskgraft.data.pixel_cache import geometry_folder
 from taskgraft.types import Images, Task, TrainingData
 
 CLASSES = tuple(f"n{number:08d}" for number in range(1000))
