@@ -62,7 +62,7 @@ def export(
         text = json.dumps({**found, "tasks": [check.model_dump() for check in done.checks]}, indent=2)
         console.out([text])
     else:
-        lines = [verify.line(check) for check in done.checks]
+        lines = [verify.format_check(check) for check in done.checks]
         if done.refused:
             lines.append(f"REFUSED: {done.refused}" + ("" if kept else "; nothing was left (--keep leaves it)"))
         console.out([*lines, *([f"{format}: {out}"] if kept else [])])

@@ -1,7 +1,8 @@
-"""A model into another runtime's files, and the proof that they answer alike; nothing is left where they do not."""
+"""Export a model to another runtime and compare it there; nothing is left where the difference is too large."""
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import shutil
 from collections.abc import Iterable, Iterator
@@ -10,19 +11,28 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from taskgraft import exports
-from taskgraft.bundle import Bundle, open_parent
+from taskgraft.bundle import open_parent
 from taskgraft.errors import InputError
 from taskgraft.exports import timm_folder, verify
-from taskgraft.exports.sample_images import Shown, gather
-from taskgraft.exports.signature import Order, describe, plain_name
+from taskgraft.exports.sample_images import collect_images
+from taskgraft.exports.signature import ExportConfig, clean_name, describe
 from taskgraft.exports.verify import TaskCheck
 from taskgraft.results.files import write_json
 from taskgraft.types import Callbacks, PathLike, as_path, as_paths
 from taskgraft.version import __version__
 
+PACKAGES = ("torch", "timm", "onnx", "onnxscript", "onnxruntime", "openvino")  # whose versions go into export.json
 
-class Exported(NamedTuple):
-    """What an export left at `out`, and how it compares; `refused` says why nothing was left there."""
+
+class ExportResult(NamedTuple):
+    """Result of an export.
+
+    Attributes:
+        out: the folder.
+        checks: comparison with the model, one for each task.
+        refused: the unacceptable difference for which nothing was left at `out` (unless `keep`); None if all is well.
+        described: the content of taskgraft.json.
+    """
 
     out: Path
     checks: tuple[TaskCheck, ...]
@@ -46,93 +56,112 @@ def export(
     parent_task: str = "parent",
     cache: PathLike | None = None,
     callbacks: Callbacks = Callbacks(),  # noqa: B008 - immutable
-) -> Exported:
-    """Write `model` into the new folder `out`, open it again in its own runtime, and compare on images.
+) -> ExportResult:
+    """Export a model, load the files in their own runtime, and compare the predictions.
 
-    The images come from `check`, else from where the model's own record says, else they are synthetic. An export
-    that differs too much is taken away again, unless `keep`. Raises TaskgraftError for bad input before anything is written.
+    Args:
+        model: a bundle, or any other model that `extend` accepts.
+        out: folder to write; must not exist or be empty.
+        format: "onnx", "triton", "openvino", "pt2" or "safetensors".
+        precision: "fp32", "int8-dynamic" or "int8-static" (onnx and triton).
+        uint8_input: take pixels [B, S, S, 3] uint8 and normalize them in the graph.
+        check: labeled images to compare on; by default those of the model's record, else synthetic ones.
+        keep: leave the files even where the difference is too large.
+        name: name of the model in a Triton repository; by default the last part of `model`.
+        arch: timm architecture of a model that is not a bundle.
+        labels: its class names.
+        preprocessing: its preprocessing.
+        parent_task: name of its task.
+        cache: folder of the pixel cache.
+        callbacks: receives progress and notes.
+
+    Returns:
+        The comparison, and why the export was refused if it was.
+
+    Raises:
+        InputError: an option that the format does not support, or `out` is not empty.
+        CheckpointError: the model cannot be opened.
+        DataError: the images cannot be used.
+        MissingDependency: a package that the format needs is not installed.
     """
-    place = Path(out)
-    order = Order(format, precision, uint8_input, plain_name(name or Path(model).name, "model"))
-    kind = exports.chosen(order)
-    if place.exists() and (not place.is_dir() or any(place.iterdir())):
-        raise InputError(f"{place} exists already; choose another OUT, or remove it first")
+    out = Path(out)
+    config = ExportConfig(format, precision, uint8_input, clean_name(name or Path(model).name, "model"))
+    file_format = exports.check_format(config)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out} already exists; choose another folder or remove it")
     bundle = open_parent(model, arch=arch, labels=labels, preprocessing=preprocessing, task=parent_task)
-    for found in bundle.found:
-        callbacks.info(f"model: {found}")
-    shown = gather(
+    for note in bundle.found:
+        callbacks.info(f"model: {note}")
+    samples = collect_images(
         bundle, as_paths(check), calibrate=precision == "int8-static", cache=as_path(cache), callbacks=callbacks
     )
-    for note in shown.notes:
+    for note in samples.notes:
         callbacks.info(note)
-    with _aside(place) as folder:
+    calibration = None
+    if samples.calibration is not None:
+        count = len(samples.calibration.pixels)
+        calibration = verify.prepare_inputs(samples.calibration, 0, count, uint8=uint8_input)
+    with _temporary_folder(out) as folder:
         callbacks.info(f"writing {format} ({precision})")
-        calibration = shown.calibration
-        fed = None if calibration is None else verify.inputs(calibration, 0, len(calibration.pixels), uint8=uint8_input)
-        kind.write(bundle, order, folder, fed)
-        checks = verify.compare(bundle.classifier, shown.images, kind.reopen(folder), uint8=uint8_input)
-        refused = verify.refusal(checks, precision)
-        same = timm_folder.bit_equal(bundle, folder, shown.images) if format == "safetensors" else None
-        if same is False and not refused:
-            refused = "plain timm does not give the same bits"
-        described = describe(bundle, order)
+        file_format.write(bundle, config, folder, calibration)
+        checks = verify.compare(bundle.classifier, samples.images, file_format.load(folder), uint8=uint8_input)
+        refused = verify.find_unacceptable(checks, precision)
+        bit_identical = None
+        if format == "safetensors":
+            bit_identical = timm_folder.is_bit_identical(bundle, folder, samples.images)
+            if not bit_identical and not refused:
+                refused = "the result in plain timm is not bit-identical"
+        described = describe(bundle, config)
         write_json(folder / "taskgraft.json", described)
-        write_json(folder / "export.json", _evidence(bundle, order, shown, checks, refused, same))
+        is_fp32 = precision == "fp32"
+        evidence = {
+            "format": format,
+            "precision": precision,
+            "uint8_input": uint8_input,
+            "weights_sha256": bundle.digest,
+            "images": {
+                "sources": list(samples.sources), "count": len(samples.images.pixels), "synthetic": samples.synthetic,
+            },
+            "batches": [*verify.FIRST_BATCHES, verify.BATCH],
+            "tolerance": {
+                "relative": verify.TOLERANCE if is_fp32 else None,
+                "accuracy": None if is_fp32 else verify.MAX_ACCURACY_LOSS,
+            },
+            "tasks": [check.model_dump() for check in checks],
+            "bit_equal_in_timm": bit_identical,
+            "refused": refused,
+            "versions": _package_versions(),
+        }  # fmt: skip
+        write_json(folder / "export.json", evidence)
         if not refused or keep:
-            _settle(folder, place)
-    return Exported(place, checks, refused, described)
+            if out.is_dir():
+                out.rmdir()  # empty, as checked above; fails if it no longer is
+            os.replace(folder, out)
+    return ExportResult(out, checks, refused, described)
 
 
-def _evidence(
-    bundle: Bundle, order: Order, shown: Shown, checks: tuple[TaskCheck, ...], refused: str | None, same: bool | None
-) -> dict[str, Any]:
-    """What export.json holds."""
-    tolerance = verify.TOLERANCE if order.precision == "fp32" else None
-    return {
-        "format": order.format,
-        "precision": order.precision,
-        "uint8_input": order.uint8,
-        "weights_sha256": bundle.digest,
-        "images": {"sources": list(shown.sources), "count": len(shown.images.pixels), "synthetic": shown.synthetic},
-        "batches": [*verify.BATCHES, verify.BATCH],
-        "tolerance": {"relative": tolerance, "accuracy": None if tolerance else verify.LOSS},
-        "tasks": [check.model_dump() for check in checks],
-        "bit_equal_in_timm": same,
-        "refused": refused,
-        "versions": _versions(),
-    }
-
-
-def _versions() -> dict[str, str]:
-    import importlib.metadata
-
-    names = ("torch", "timm", "onnx", "onnxscript", "onnxruntime", "openvino")
-    found = {"taskgraft": __version__}
-    for name in names:
+def _package_versions() -> dict[str, str]:
+    versions = {"taskgraft": __version__}
+    for name in PACKAGES:
         try:
-            found[name] = importlib.metadata.version(name)
+            versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 @contextmanager
-def _aside(out: Path) -> Iterator[Path]:
-    """A folder beside OUT to write in; whatever is left in it at the end goes."""
+def _temporary_folder(out: Path) -> Iterator[Path]:
+    """A folder next to `out` to write into; removed at the end, unless it was renamed."""
     folder = out.with_name(f".{out.name}.{os.getpid()}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         folder.mkdir()
     except OSError as error:
-        raise InputError(f"{out} cannot be written: {error.strerror}; choose another place or free this one") from error
+        raise InputError(
+            f"cannot write {out}: {error.strerror}; choose another folder or fix its permissions"
+        ) from error
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _settle(folder: Path, out: Path) -> None:
-    """Give a finished folder its name."""
-    if out.is_dir():
-        out.rmdir()  # empty, as was checked; one that is not any more is not lost
-    os.replace(folder, out)

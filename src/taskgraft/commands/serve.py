@@ -1,17 +1,21 @@
-"""A model opened and put behind HTTP."""
+"""Serve a model over HTTP."""
 
 from __future__ import annotations
 
 import asyncio
+import io
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from taskgraft.bundle import Bundle, open_parent
 from taskgraft.errors import require
-from taskgraft.serving.limits import Limits, checked
+from taskgraft.serving.limits import Limits, validate_limits
 from taskgraft.types import Callbacks, PathLike
 
-NEEDS = ("fastapi", "uvicorn", "python_multipart", "prometheus_client")
+if TYPE_CHECKING:
+    from taskgraft.serving.model import ServedModel
+
+PACKAGES = ("fastapi", "uvicorn", "python_multipart", "prometheus_client")
 
 
 def serve(
@@ -31,44 +35,67 @@ def serve(
     parent_task: str = "parent",
     callbacks: Callbacks = Callbacks(),  # noqa: B008 - immutable
 ) -> dict[str, Any]:
-    """Serve `model` until SIGTERM or SIGINT; returns what was served.
+    """Serve a model until SIGTERM or SIGINT.
 
-    `trial` opens everything, answers one grey image through the whole path, and returns. Raises TaskgraftError for bad
-    settings, a model that cannot be opened, or a port that is taken, before anybody is answered.
+    Args:
+        model: a bundle, or any other model that `extend` accepts.
+        host: address to listen on; any that other machines can reach needs a token.
+        port: port to listen on; 0 picks a free one.
+        token: what clients must send as a bearer token.
+        insecure: allow other machines without a token.
+        backend: "torch" or "onnx".
+        name: name of the model in URLs; by default the last part of `model`.
+        limits: limits on requests.
+        trial: only a smoke test: load the model, predict one image, return.
+        arch: timm architecture of a model that is not a bundle.
+        labels: its class names.
+        preprocessing: its preprocessing.
+        parent_task: name of its task.
+        callbacks: receives the address and notes.
+
+    Returns:
+        What /about returns: name, tasks, lineage and results of the model.
+
+    Raises:
+        InputError: an illegal option, a weak token, or a public host without one.
+        CheckpointError: the model cannot be opened.
+        SetupError: the port is in use, or a decoding process did not start.
+        MissingDependency: a package that serving needs is not installed.
+        ResultError: ONNX Runtime and the model disagree.
     """
-    require("serve", *NEEDS, what="serving")
-    from taskgraft.serving import model as models
-    from taskgraft.serving import server
+    require("serve", *PACKAGES, what="serving")
+    from taskgraft.serving.model import load_model
+    from taskgraft.serving.server import check_access, open_socket, serve_model
 
-    checked(limits)
-    local = server.admit(host, token, insecure=insecure)
-    door = server.listen(host, port)
-    with door, ThreadPoolExecutor(1, "model") as thread:
-        opened = thread.submit(
-            open_parent, model, arch=arch, labels=labels, preprocessing=preprocessing, task=parent_task
-        )
-        bundle = opened.result()
-        for found in bundle.found:
-            callbacks.info(f"model: {found}")
-        served = thread.submit(models.load, bundle, backend, name, thread).result()
+    validate_limits(limits)
+    local_only = check_access(host, token, insecure=insecure)
+    with open_socket(host, port) as listener, ThreadPoolExecutor(1, "model") as thread:
+
+        def load() -> tuple[Bundle, ServedModel]:
+            bundle = open_parent(model, arch=arch, labels=labels, preprocessing=preprocessing, task=parent_task)
+            return bundle, load_model(bundle, backend, name, thread)
+
+        bundle, served = thread.submit(load).result()
+        for note in bundle.found:
+            callbacks.info(f"model: {note}")
         if trial:
-            asyncio.run(_try(served, bundle, limits))
+            asyncio.run(_predict_one_image(served, bundle, limits))
         else:
-            callbacks.info(f"serving {served.name} ({backend}): tasks {', '.join(served.labels)}")
-            server.serve(served, bundle.preprocessing, limits, door, token=token, local=local, callbacks=callbacks)
+            callbacks.info(f"serving {served.name} ({backend}): tasks {', '.join(served.classes)}")
+            serve_model(
+                served, bundle.preprocessing, limits, listener, token=token, local_only=local_only, callbacks=callbacks
+            )
     return served.about
 
 
-async def _try(served: Any, bundle: Bundle, limits: Limits) -> None:
-    """One grey image as a client sends it: decoded by a worker, answered by the model."""
-    import io
-
+async def _predict_one_image(served: ServedModel, bundle: Bundle, limits: Limits) -> None:
+    """Send a gray image the way of all requests: through a decoding process and the queue."""
     from PIL import Image
 
-    from taskgraft.serving import service
+    from taskgraft.serving.service import Service
 
     file = io.BytesIO()
-    Image.new("RGB", (64, 64), "grey").save(file, "PNG")
-    found = service.assemble(served, bundle.preprocessing, limits)
-    async with service.running(found):
-        await service.read(found, await service.pixels_of(found, [file.getvalue()]))
+    Image.new("RGB", (64, 64), "gray").save(file, "PNG")
+    service = Service(served, bundle.preprocessing, limits)
+    async with service.running():
+        await service.predict(await service.decode([file.getvalue()]))

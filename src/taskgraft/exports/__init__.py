@@ -1,4 +1,4 @@
-"""A model as files that other runtimes load, each checked against the model in the runtime that it is for."""
+"""A model as files for other runtimes, each compared with the model in the runtime it is for."""
 
 from __future__ import annotations
 
@@ -10,53 +10,51 @@ from numpy.typing import NDArray
 
 from taskgraft.bundle import Bundle
 from taskgraft.errors import InputError, require
-from taskgraft.exports import onnx_file, openvino_file, pt2, timm_folder, triton
-from taskgraft.exports.signature import Order
-from taskgraft.exports.verify import Runner
+from taskgraft.exports import onnx_file, openvino_file, timm_folder, torch_export, triton
+from taskgraft.exports.signature import ExportConfig, Runner
 
 PRECISIONS = ("fp32", "int8-dynamic", "int8-static")
+ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
 class Format(NamedTuple):
-    """How one kind of file is written and opened again; `needs` are modules, `extra` what brings them."""
+    """How a kind of file is written and loaded; `packages` are what it imports, `extra` installs them."""
 
-    write: Callable[[Bundle, Order, Path, NDArray[Any] | None], None]
-    reopen: Callable[[Path], Runner]
-    needs: tuple[str, ...] = ()
+    write: Callable[[Bundle, ExportConfig, Path, NDArray[Any] | None], None]
+    load: Callable[[Path], Runner]
+    packages: tuple[str, ...] = ()
     extra: str = ""
     precisions: tuple[str, ...] = ("fp32",)
     uint8: bool = True
 
 
-ONNX = ("onnx", "onnxscript", "onnxruntime")
-
 FORMATS = {
-    "onnx": Format(onnx_file.write, onnx_file.reopen, ONNX, "export", PRECISIONS),
-    "triton": Format(triton.write, triton.reopen, ONNX, "export", PRECISIONS),
-    "openvino": Format(openvino_file.write, openvino_file.reopen, (*ONNX, "openvino"), "openvino"),
-    "pt2": Format(pt2.write, pt2.reopen),
-    "safetensors": Format(timm_folder.write, timm_folder.reopen, uint8=False),
+    "onnx": Format(onnx_file.write, onnx_file.load, ONNX_PACKAGES, "export", PRECISIONS),
+    "triton": Format(triton.write, triton.load, ONNX_PACKAGES, "export", PRECISIONS),
+    "openvino": Format(openvino_file.write, openvino_file.load, (*ONNX_PACKAGES, "openvino"), "openvino"),
+    "pt2": Format(torch_export.write, torch_export.load),
+    "safetensors": Format(timm_folder.write, timm_folder.load, uint8=False),
 }
 
 
-def chosen(order: Order) -> Format:
-    """The format that an order asks for; raises TaskgraftError for what it cannot do, or where its libraries are missing."""
-    if order.format not in FORMATS:
-        raise InputError(f"--format {order.format!r} is not known; give one of {', '.join(FORMATS)}")
-    chosen_format = FORMATS[order.format]
-    if order.precision not in PRECISIONS:
-        raise InputError(f"--precision {order.precision!r} is not known; give one of {', '.join(PRECISIONS)}")
-    if order.precision not in chosen_format.precisions:
-        able = ", ".join(name for name, other in FORMATS.items() if order.precision in other.precisions)
-        raise InputError(
-            f"--precision {order.precision} is not written for {order.format}; choose {able}, or another precision"
-        )
-    if order.uint8 and not chosen_format.uint8:
-        raise InputError(
-            f"--uint8-input puts the normalization into a graph, and {order.format} has none; leave it out"
-        )
-    require(chosen_format.extra, *chosen_format.needs, what=f"--format {order.format}")
-    return chosen_format
+def check_format(config: ExportConfig) -> Format:
+    """Look up the format of an export and check that it supports the configuration.
 
-
-__all__ = ["FORMATS", "PRECISIONS", "Format", "Order", "chosen"]
+    Raises:
+        InputError: unknown format or precision, or one that the format does not support.
+        MissingDependency: a package that it needs is not installed.
+    """
+    if config.format not in FORMATS:
+        raise InputError(f"unknown --format {config.format!r}; available: {', '.join(FORMATS)}")
+    if config.precision not in PRECISIONS:
+        raise InputError(f"unknown --precision {config.precision!r}; available: {', '.join(PRECISIONS)}")
+    file_format = FORMATS[config.format]
+    if config.precision not in file_format.precisions:
+        supported = ", ".join(name for name, other in FORMATS.items() if config.precision in other.precisions)
+        raise InputError(f"--format {config.format} does not support --precision {config.precision}; use {supported}")
+    if config.uint8 and not file_format.uint8:
+        raise InputError(
+            f"--format {config.format} does not support --uint8-input: it has no graph to put the normalization into"
+        )
+    require(file_format.extra, *file_format.packages, what=f"--format {config.format}")
+    return file_format

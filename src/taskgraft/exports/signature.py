@@ -1,29 +1,39 @@
-"""What goes with every exported file: names of inputs and outputs, classes, preprocessing, temperatures."""
+"""What every exported file shares: names of inputs and outputs, and a description of how to use it."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from taskgraft.bundle import Bundle
+from taskgraft.results.record import Record, parsed
 from taskgraft.version import __version__
 
-FORMAT = 1
-NOT_A_NAME = re.compile(r"[^A-Za-z0-9_]+")
+FORMAT_VERSION = 1
+
+Runner = Callable[[NDArray[Any]], list[NDArray[np.float32]]]  # inputs [B, …] -> logits [B, K] of each task in order
 
 
-class Order(NamedTuple):
-    """How a model is to be exported; `name` is what servers call it."""
+class ExportConfig(NamedTuple):
+    """How a model is exported; `uint8` puts the normalization into the graph, `name` is for model servers."""
 
     format: str
     precision: str = "fp32"
     uint8: bool = False
     name: str = "model"
 
+    @property
+    def input_name(self) -> str:
+        """`image` takes uint8 pixels, `pixel_values` normalized floats."""
+        return "image" if self.uint8 else "pixel_values"
+
 
 class Output(NamedTuple):
-    """One task's place among a file's outputs."""
+    """The output of one task."""
 
     task: str
     name: str
@@ -31,59 +41,51 @@ class Output(NamedTuple):
     temperature: float
 
 
-def plain_name(text: str, fallback: str) -> str:
-    """Letters, digits and underscores alone: what every runtime accepts as a name."""
-    return NOT_A_NAME.sub("_", text).strip("_") or fallback
+def clean_name(text: str, default: str) -> str:
+    """Reduce a name to ASCII letters, digits and underscores, which every runtime accepts."""
+    return re.sub(r"[^A-Za-z0-9_]+", "_", text).strip("_") or default
 
 
-def output_names(tasks: Sequence[str]) -> tuple[str, ...]:
-    """`logits_TASK` for each task; names that would be equal after cleaning get a number."""
+def name_outputs(tasks: Sequence[str]) -> list[str]:
+    """`logits_TASK` for each task, numbered where cleaned names coincide."""
     names: list[str] = []
     for task in tasks:
-        base = f"logits_{plain_name(task, 'task')}"
+        base = f"logits_{clean_name(task, 'task')}"
         name, count = base, 2
         while name in names:
             name, count = f"{base}_{count}", count + 1
         names.append(name)
-    return tuple(names)
+    return names
 
 
-def outputs(bundle: Bundle) -> tuple[Output, ...]:
-    """The outputs in order. A temperature of 1 means that the task card holds none for just these classes."""
+def describe_outputs(bundle: Bundle) -> list[Output]:
+    """The outputs in order; the temperature is 1 where no task card holds one for exactly these classes."""
+    outputs = []
     tasks = bundle.classifier.tasks
-    names = output_names([task.name for task in tasks])
-    return tuple(
-        Output(task.name, name, task.classes, _temperature(bundle.cards.get(task.name, {}), task.classes))
-        for task, name in zip(tasks, names, strict=True)
-    )
+    for task, name in zip(tasks, name_outputs([task.name for task in tasks]), strict=True):
+        card = bundle.cards.get(task.name, {})
+        is_current = list(card.get("classes", ())) == list(task.classes)
+        temperature = float(card.get("temperature") or 1.0) if is_current else 1.0
+        outputs.append(Output(task.name, name, task.classes, temperature))
+    return outputs
 
 
-def _temperature(card: dict[str, Any], classes: tuple[str, ...]) -> float:
-    return float(card.get("temperature") or 1.0) if list(card.get("classes", ())) == list(classes) else 1.0
-
-
-def input_name(order: Order) -> str:
-    """`image` takes bytes of an image's pixels, `pixel_values` takes normalized numbers."""
-    return "image" if order.uint8 else "pixel_values"
-
-
-def describe(bundle: Bundle, order: Order) -> dict[str, Any]:
-    """Plain values for JSON: enough to feed the file and to read its answers without taskgraft."""
+def describe(bundle: Bundle, config: ExportConfig) -> dict[str, Any]:
+    """Describe an exported file in JSON values: all one needs to use it without taskgraft."""
     preprocessing, size = bundle.preprocessing, bundle.preprocessing.size
-    shape = ["batch", size, size, 3] if order.uint8 else ["batch", 3, size, size]
     return {
-        "format": FORMAT,
+        "format": FORMAT_VERSION,
         "made_by": f"taskgraft {__version__}",
         "architecture": bundle.arch,
         "weights_sha256": bundle.digest,
-        "precision": order.precision,
+        "precision": config.precision,
         "input": {
-            "name": input_name(order),
-            "type": "uint8" if order.uint8 else "float32",
-            "shape": shape,
-            "meaning": "RGB pixels, rows from the top" if order.uint8 else "(RGB / 255 - mean) / std",
+            "name": config.input_name,
+            "type": "uint8" if config.uint8 else "float32",
+            "shape": ["batch", size, size, 3] if config.uint8 else ["batch", 3, size, size],
+            "meaning": "RGB pixels, top row first" if config.uint8 else "(RGB / 255 - mean) / std",
         },
-        "preprocessing": {**preprocessing._asdict(), "line": preprocessing.to_text(), "normalized_inside": order.uint8},
+        "preprocessing": {**preprocessing._asdict(), "line": preprocessing.show(), "normalized_inside": config.uint8},
         "softmax": bundle.classifier.softmax,
         "outputs": [
             {
@@ -95,6 +97,12 @@ def describe(bundle: Bundle, order: Order) -> dict[str, Any]:
                 "temperature": out.temperature,
                 "classes": list(out.classes),
             }
-            for out in outputs(bundle)
+            for out in describe_outputs(bundle)
         ],
     }
+
+
+def read_record(bundle: Bundle) -> Record | None:
+    """The record of the run that produced a bundle; None for a model from elsewhere."""
+    file = bundle.home / "record.json" if bundle.home else None
+    return parsed(Record, file) if file and file.is_file() else None

@@ -1,1 +1,1 @@
-"""A model behind HTTP: the Open Inference Protocol, a plain /predict, metrics, and a page for people."""
+"""A model behind HTTP: Open Inference Protocol V2, a plain /predict, Prometheus metrics, and a web page."""

@@ -1,155 +1,159 @@
-"""Requests that come at the same time are answered by one pass of the model, after a short wait for more of them."""
+"""Dynamic batching: concurrent requests share one forward pass, after a short wait for more of them."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from starlette.exceptions import HTTPException
 
-from taskgraft.serving.limits import Limits, Refusal
-from taskgraft.serving.model import Answer, Run, Served
+from taskgraft.serving.limits import Limits
+from taskgraft.serving.model import Logits, ServedModel
 
-PACE = 32  # images over which the time of one is averaged: batches even out, a change of load is soon seen
-
-
-class Asked(NamedTuple):
-    """Pixels [n, S, S, 3] of one request, and where its answer goes."""
-
-    pixels: NDArray[np.uint8]
-    answer: asyncio.Future[Answer]
+AVERAGED_IMAGES = 32  # images over which the time per image is averaged: smooths batches, yet follows the load
 
 
 @dataclass(frozen=True)
+class _Request:
+    pixels: NDArray[np.uint8]  # [n, S, S, 3]
+    logits: asyncio.Future[Logits]
+
+
 class Batcher:
-    """The queue before the model; one thread runs it.
+    """The queue in front of the model, which runs in one thread.
 
-    `load` counts images let in and not answered yet; `pace` holds the mean time from one answered image to the next
-    while there is work ("seconds"), and when the last one was answered or the work began ("since").
+    Attributes:
+        run: computes logits from pixels.
+        pending: images that were admitted and are not answered yet.
+        seconds_per_image: moving average of the time between two answered images; 0 before the first.
     """
 
-    run: Run
-    limits: Limits
-    queue: asyncio.Queue[Asked]
-    thread: ThreadPoolExecutor
-    load: dict[str, int]
-    pace: dict[str, float]
-    note: Callable[[int], None]  # told the size of every batch
+    def __init__(self, model: ServedModel, limits: Limits, observe_batch: Callable[[int], None]) -> None:
+        """Create an empty queue.
 
+        Args:
+            model: the model to run.
+            limits: the limits of the server.
+            observe_batch: called with the number of images in each batch.
+        """
+        self.run = model.run
+        self.pending = 0
+        self.seconds_per_image = 0.0
+        self._limits = limits
+        self._thread = model.thread
+        self._observe_batch = observe_batch
+        self._queue: asyncio.Queue[_Request] = asyncio.Queue()
+        self._next: _Request | None = None  # did not fit into the previous batch
+        self._last_answer = 0.0
 
-def batcher(served: Served, limits: Limits, note: Callable[[int], None]) -> Batcher:
-    """A batcher that nobody has asked yet."""
-    pace = {"seconds": 0.0, "since": 0.0}
-    return Batcher(served.run, limits, asyncio.Queue(), served.thread, {"images": 0}, pace, note)
+    def check_capacity(self, count: int) -> None:
+        """Reject images that would exceed the queue or its expected waiting time (Little's law).
 
+        Raises:
+            HTTPException: status 429.
+        """
+        expected_wait = self.pending * self.seconds_per_image
+        if self.pending + count > self._limits.max_queue or expected_wait > self._limits.wait_seconds:
+            raise HTTPException(429, "too many images are waiting; retry later")
 
-def check(waiting: Batcher, count: int) -> None:
-    """Raise Refusal 429 where `count` more images find no place, or those before them take too long.
+    @contextmanager
+    def admit(self, count: int) -> Iterator[None]:
+        """Reserve room for the images of one request while it is processed.
 
-    How long they take is their number times the mean time between answers (Little's law).
-    """
-    limits, before = waiting.limits, waiting.load["images"]
-    if before + count > limits.max_queue or before * waiting.pace["seconds"] > limits.wait_seconds:
-        raise Refusal(429, "too many images are waiting; try again", retry=1)
+        Raises:
+            HTTPException: status 422 for too many images in one request, 429 where the queue is full.
+        """
+        if count > self._limits.max_batch:
+            raise HTTPException(422, f"{count} images in one request; the limit is {self._limits.max_batch}")
+        self.check_capacity(count)
+        if not self.pending:
+            self._last_answer = time.monotonic()
+        self.pending += count
+        try:
+            yield
+            self._update_pace(count)  # answered images only: a rejected one would look like a fast one
+        finally:
+            self.pending -= count
 
+    def _update_pace(self, count: int) -> None:
+        now = time.monotonic()
+        seconds = (now - self._last_answer) / count
+        weight = min(1.0, count / AVERAGED_IMAGES) if self.seconds_per_image else 1.0
+        self.seconds_per_image += weight * (seconds - self.seconds_per_image)
+        self._last_answer = now
 
-@contextmanager
-def admitted(waiting: Batcher, count: int) -> Iterator[None]:
-    """Hold a place for `count` images; raises Refusal 422 for too many at once, 429 as `check` does."""
-    limits, load = waiting.limits, waiting.load
-    if count > limits.max_batch:
-        raise Refusal(422, f"{count} images in one request; at most {limits.max_batch} are taken")
-    check(waiting, count)
-    if not load["images"]:
-        waiting.pace["since"] = time.monotonic()
-    load["images"] += count
-    try:
-        yield
-        _keep_pace(waiting, count)  # only for what was answered: an image that is none would count as a quick one
-    finally:
-        load["images"] -= count
+    async def predict(self, pixels: NDArray[np.uint8]) -> Logits:
+        """Queue pixels [n, S, S, 3] and wait for the logits [n, K] of each task.
 
+        Raises:
+            HTTPException: status 503 after `request_seconds`.
+        """
+        request = _Request(pixels, asyncio.get_running_loop().create_future())
+        self._queue.put_nowait(request)
+        try:
+            return await asyncio.wait_for(request.logits, self._limits.request_seconds)
+        except TimeoutError:
+            raise HTTPException(503, f"no prediction within {self._limits.request_seconds:g} s") from None
 
-def _keep_pace(waiting: Batcher, count: int) -> None:
-    pace, now = waiting.pace, time.monotonic()
-    took = (now - pace["since"]) / count
-    share = min(1.0, count / PACE) if pace["seconds"] else 1.0
-    pace["seconds"] += share * (took - pace["seconds"])
-    pace["since"] = now
+    async def run_forever(self) -> None:
+        """Process the queue until cancelled."""
+        while True:
+            batch = [request for request in await self._collect_batch() if not request.logits.done()]
+            if batch:
+                await self._run_batch(batch)
 
+    async def _run_batch(self, batch: list[_Request]) -> None:
+        """Run the model and distribute the rows. A failed batch is retried request by request, so one request that
+        the model cannot process, or that exhausts the memory, does not fail the others.
+        """
+        pixels = np.concatenate([request.pixels for request in batch])
+        self._observe_batch(len(pixels))
+        try:
+            logits = await asyncio.get_running_loop().run_in_executor(self._thread, self.run, pixels)
+        except Exception as error:  # belongs to whoever waits for it and must not end the loop
+            if len(batch) > 1:
+                for request in batch:
+                    await self._run_batch([request])
+            elif not batch[0].logits.done():
+                batch[0].logits.set_exception(error)
+            return
+        start = 0
+        for request in batch:
+            stop = start + len(request.pixels)
+            if not request.logits.done():
+                request.logits.set_result({task: values[start:stop] for task, values in logits.items()})
+            start = stop
 
-async def ask(waiting: Batcher, pixels: NDArray[np.uint8]) -> Answer:
-    """The model's logits on pixels [n, S, S, 3]; raises Refusal 503 where they take too long."""
-    answer = asyncio.get_running_loop().create_future()
-    waiting.queue.put_nowait(Asked(pixels, answer))
-    try:
-        return await asyncio.wait_for(answer, waiting.limits.request_seconds)
-    except TimeoutError:
-        raise Refusal(503, f"no answer within {waiting.limits.request_seconds:g} s", retry=5) from None
+    async def _collect_batch(self) -> list[_Request]:
+        """The next batch: as many requests as fit."""
+        batch = [self._next or await self._queue.get()]
+        self._next = None
+        count = len(batch[0].pixels)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._limits.max_delay / 1000
+        while count < self._limits.max_batch:
+            request = await self._next_request(count, deadline - loop.time())
+            if request is None:
+                break
+            if count + len(request.pixels) > self._limits.max_batch:
+                self._next = request
+                break
+            batch.append(request)
+            count += len(request.pixels)
+        return batch
 
-
-async def work(waiting: Batcher) -> None:
-    """Answer forever: gather a batch, run the model, hand out the rows. Where it fails, each is asked about alone."""
-    left: list[Asked] = []
-    while True:
-        batch = [entry for entry in await _gathered(waiting, left) if not entry.answer.done()]
-        error = await _answered(waiting, batch) if batch else None
-        if error is None:
-            continue
-        for entry in batch:  # what the model stumbles over, or has no memory for, must not fail its batch mates
-            reason = error if len(batch) == 1 else await _answered(waiting, [entry])
-            if reason is not None and not entry.answer.done():
-                entry.answer.set_exception(reason)
-
-
-async def _answered(waiting: Batcher, batch: list[Asked]) -> Exception | None:
-    """Run the model on a batch and hand out the rows; whatever the runtime raises is returned."""
-    pixels = np.concatenate([entry.pixels for entry in batch])
-    waiting.note(len(pixels))
-    try:
-        found = await asyncio.get_running_loop().run_in_executor(waiting.thread, waiting.run, pixels)
-    except Exception as error:  # it must reach those who wait, and not end the loop
-        return error
-    start = 0
-    for entry in batch:
-        stop = start + len(entry.pixels)
-        if not entry.answer.done():
-            entry.answer.set_result({task: logits[start:stop] for task, logits in found.items()})
-        start = stop
-    return None
-
-
-async def _gathered(waiting: Batcher, left: list[Asked]) -> list[Asked]:
-    """The next batch: as many as fit, and no wait where nobody else is on the way. `left` keeps what did not fit."""
-    batch = [left.pop() if left else await waiting.queue.get()]
-    count = len(batch[0].pixels)
-    loop = asyncio.get_running_loop()
-    end = loop.time() + waiting.limits.max_delay / 1000
-    while count < waiting.limits.max_batch:
-        entry = await _one_more(waiting, count, end - loop.time())
-        if entry is None:
-            break
-        if count + len(entry.pixels) > waiting.limits.max_batch:
-            left.append(entry)
-            break
-        batch.append(entry)
-        count += len(entry.pixels)
-    return batch
-
-
-async def _one_more(waiting: Batcher, count: int, seconds: float) -> Asked | None:
-    """What is in the queue already costs no time; only an empty one is waited at, if somebody is on the way."""
-    if not waiting.queue.empty():
-        return waiting.queue.get_nowait()
-    if seconds <= 0 or count >= waiting.load["images"]:
-        return None
-    try:
-        return await asyncio.wait_for(waiting.queue.get(), seconds)
-    except TimeoutError:
-        return None
+    async def _next_request(self, count: int, seconds: float) -> _Request | None:
+        """Take what is queued at once; wait only while an admitted image is still on its way."""
+        if not self._queue.empty():
+            return self._queue.get_nowait()
+        if seconds <= 0 or count >= self.pending:
+            return None
+        try:
+            return await asyncio.wait_for(self._queue.get(), seconds)
+        except TimeoutError:
+            return None

@@ -1,7 +1,7 @@
-"""Images are decoded in processes of their own: one that hangs, crashes or eats memory is replaced.
+"""Decoding in sandboxed processes: one that hangs, crashes or exhausts its memory is replaced.
 
-The workers are started by a fork server that has imported everything before, so a new one is there within
-milliseconds. They hear of nothing but bytes and answer with nothing but bytes; no pickle goes either way.
+The workers are forked from a server process that has already imported everything, so a new one takes milliseconds.
+After the start, only raw bytes cross the pipe: a worker that an image took over cannot send a pickle.
 """
 
 from __future__ import annotations
@@ -12,146 +12,155 @@ import multiprocessing
 import os
 import signal
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from multiprocessing.context import ForkServerProcess
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from starlette.exceptions import HTTPException
 
 from taskgraft.data import decode
 from taskgraft.data.transforms import Preprocessing
 from taskgraft.errors import SetupError
-from taskgraft.serving.limits import Limits, Refusal
+from taskgraft.serving.limits import Limits
 
-GOOD, BAD = b"+", b"-"
-SPARE = 512 * 2**20  # bytes of memory a worker may take beside its image
-STARTING = 120.0  # seconds; the first worker waits for the fork server's imports
-PER_PIXEL = 32  # bytes: a 16-bit image is widened to 64 bits for a moment
-
-
-class Worker(NamedTuple):
-    """One process and the way to it."""
-
-    process: ForkServerProcess
-    way: Connection
+OK, REJECTED = b"+", b"-"  # first byte of a reply
+BASE_MEMORY = 512 * 2**20  # bytes a worker may allocate in addition to its image
+BYTES_PER_PIXEL = 32  # a 16-bit image is widened to 64 bits for a moment
+START_SECONDS = 120.0  # the first worker waits for the imports of the fork server
 
 
-@dataclass(frozen=True)
-class Decoders:
-    """The pool: `idle` workers wait for an image; `replaced` counts those that had to go."""
+class Worker:
+    """A process that decodes images: the bytes of a file in; OK and pixels, or REJECTED and the reason, out."""
 
-    wanted: Preprocessing
-    limits: Limits
-    idle: asyncio.Queue[Worker]
-    threads: ThreadPoolExecutor
-    replaced: list[int]
+    def __init__(self, preprocessing: Preprocessing, max_pixels: int) -> None:
+        """Start the process and wait until it is ready.
 
-
-def start(wanted: Preprocessing, limits: Limits) -> Decoders:
-    """Start all workers and wait for them; raises TaskgraftError where they do not come up."""
-    multiprocessing.get_context("forkserver").set_forkserver_preload(["taskgraft.serving.decoding"])
-    threads = ThreadPoolExecutor(2 * limits.workers, "decoding")  # twice: one may hang until its worker is killed
-    pool = Decoders(wanted, limits, asyncio.Queue(), threads, [0])
-    for _ in range(limits.workers):
-        pool.idle.put_nowait(_hire(wanted, limits))
-    return pool
-
-
-async def decoded(pool: Decoders, found: bytes) -> NDArray[np.uint8]:
-    """Pixels [S, S, 3] of one image in memory; raises Refusal 422 for what is none, or costs too much."""
-    loop = asyncio.get_running_loop()
-    try:
-        worker = await asyncio.wait_for(pool.idle.get(), pool.limits.request_seconds)
-    except TimeoutError:
-        raise Refusal(503, "all decoding processes are busy", retry=5) from None
-    try:
-        answer = await asyncio.wait_for(
-            loop.run_in_executor(pool.threads, _ask, worker, found), pool.limits.decode_seconds
+        Raises:
+            SetupError: it did not start.
+        """
+        context = multiprocessing.get_context("forkserver")
+        self.connection, child_end = context.Pipe()
+        self.process = context.Process(target=_run_worker, args=(child_end, preprocessing, max_pixels), daemon=True)
+        self.process.start()
+        child_end.close()
+        try:
+            if self.connection.poll(START_SECONDS):  # else the first images would wait for imports and time out
+                self.connection.recv_bytes()
+                return
+        except (EOFError, OSError):
+            pass
+        self.stop()
+        raise SetupError(
+            f"a decoding process did not start within {START_SECONDS:g} s; free some memory or use fewer --workers"
         )
-    except TimeoutError:
-        await _replace(pool, worker)
-        raise Refusal(422, f"decoding took more than {pool.limits.decode_seconds:g} s") from None
-    except (EOFError, OSError):
-        await _replace(pool, worker)
-        raise Refusal(422, "decoding this image failed") from None
-    except BaseException:  # the request was cancelled while the worker was busy: its answer must not meet another one
-        await asyncio.shield(_replace(pool, worker))
-        raise
-    pool.idle.put_nowait(worker)
-    if answer[:1] == BAD:
-        raise Refusal(422, f"not a usable image: {answer[1:].decode('utf-8', 'replace')}")
-    size = pool.wanted.size
-    return np.frombuffer(answer, np.uint8, offset=1).reshape(size, size, 3)
+
+    def decode(self, data: bytes) -> bytes:
+        """Send the bytes of a file and block until the reply is there."""
+        self.connection.send_bytes(data)
+        return self.connection.recv_bytes()
+
+    def stop(self) -> None:
+        """Kill the process, whatever it is doing."""
+        self.process.kill()
+        self.process.join()
+        self.connection.close()
 
 
-def stop(pool: Decoders) -> None:
-    """End all workers that are idle; the others end with this process, which closes their way."""
-    while not pool.idle.empty():
-        _dismiss(pool.idle.get_nowait())
-    pool.threads.shutdown(wait=False, cancel_futures=True)
+class DecoderPool:
+    """Workers that decode images.
+
+    Attributes:
+        idle: workers waiting for an image.
+        replaced: how many workers hung or died so far.
+    """
+
+    def __init__(self, preprocessing: Preprocessing, limits: Limits) -> None:
+        """Start all workers and wait for them.
+
+        Raises:
+            SetupError: one of them did not start.
+        """
+        multiprocessing.get_context("forkserver").set_forkserver_preload([__name__])
+        self.preprocessing = preprocessing
+        self.limits = limits
+        self.idle: asyncio.Queue[Worker] = asyncio.Queue()
+        self.replaced = 0
+        # twice as many: a thread is blocked until its hanging worker is killed
+        self._threads = ThreadPoolExecutor(2 * limits.workers, "decoding")
+        for _ in range(limits.workers):
+            self.idle.put_nowait(self._start_worker())
+
+    async def decode(self, data: bytes) -> NDArray[np.uint8]:
+        """Decode and resize one image.
+
+        Args:
+            data: the bytes of an image file.
+
+        Returns:
+            Pixels [S, S, 3].
+
+        Raises:
+            HTTPException: status 422 for anything that is not an image or too expensive, 503 if all workers are busy.
+        """
+        limits = self.limits
+        try:
+            worker = await asyncio.wait_for(self.idle.get(), limits.request_seconds)
+        except TimeoutError:
+            raise HTTPException(503, "all decoding processes are busy") from None
+        reply = asyncio.get_running_loop().run_in_executor(self._threads, worker.decode, data)
+        try:
+            status_and_data = await asyncio.wait_for(reply, limits.decode_seconds)
+        except (EOFError, OSError) as error:  # TimeoutError is an OSError
+            await self._replace(worker)
+            timeout = f"decoding took more than {limits.decode_seconds:g} s"
+            raise HTTPException(
+                422, timeout if isinstance(error, TimeoutError) else "decoding this image failed"
+            ) from None
+        except BaseException:  # cancelled while the worker is busy: its reply must not reach another request
+            await asyncio.shield(self._replace(worker))
+            raise
+        self.idle.put_nowait(worker)
+        if status_and_data[:1] == REJECTED:
+            raise HTTPException(422, f"not a usable image: {status_and_data[1:].decode('utf-8', 'replace')}")
+        size = self.preprocessing.size
+        return np.frombuffer(status_and_data, np.uint8, offset=1).reshape(size, size, 3)
+
+    def close(self) -> None:
+        """Stop the idle workers; the others end with this process, which closes their pipes."""
+        while not self.idle.empty():
+            self.idle.get_nowait().stop()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _start_worker(self) -> Worker:
+        return Worker(self.preprocessing, int(self.limits.max_pixels * 1e6))
+
+    async def _replace(self, worker: Worker) -> None:
+        self.replaced += 1
+        await asyncio.to_thread(worker.stop)
+        self.idle.put_nowait(await asyncio.to_thread(self._start_worker))
 
 
-def _hire(wanted: Preprocessing, limits: Limits) -> Worker:
-    context = multiprocessing.get_context("forkserver")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_work, args=(theirs, tuple(wanted), limits.max_pixels), daemon=True)
-    process.start()
-    theirs.close()
-    worker = Worker(process, ours)
-    try:
-        if ours.poll(STARTING):  # else the first images would wait for imports, and run out of their time
-            ours.recv_bytes()
-            return worker
-    except (EOFError, OSError):
-        pass
-    _dismiss(worker)
-    raise SetupError(
-        f"a decoding process did not start within {STARTING:g} s; free the machine or give fewer --workers"
-    )
-
-
-def _dismiss(worker: Worker) -> None:
-    worker.process.kill()
-    worker.process.join()
-    worker.way.close()
-
-
-async def _replace(pool: Decoders, worker: Worker) -> None:
-    pool.replaced[0] += 1
-    await asyncio.to_thread(_dismiss, worker)
-    pool.idle.put_nowait(await asyncio.to_thread(_hire, pool.wanted, pool.limits))
-
-
-def _ask(worker: Worker, found: bytes) -> bytes:
-    worker.way.send_bytes(found)
-    return worker.way.recv_bytes()
-
-
-def _work(way: Connection, wanted: tuple[Any, ...], max_pixels: float) -> None:
-    """A worker's life: bytes in, pixels or a reason out, until the way is closed."""
+def _run_worker(connection: Connection, preprocessing: Preprocessing, max_pixels: int) -> None:
+    """The main function of a worker process; returns when the pipe is closed."""
     import warnings
 
-    warnings.simplefilter("ignore")  # Pillow warns of what the rules already decide
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server says when it is over
-    most = int(max_pixels * 1e6)
-    _confine(most * PER_PIXEL + SPARE)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what C libraries say of a stranger's image is no line of the log
-    preprocessing = Preprocessing(*wanted)
+    warnings.simplefilter("ignore")  # Pillow warns about what the decoding rules already decide
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the server decides when to stop
+    _restrict_process(max_pixels * BYTES_PER_PIXEL + BASE_MEMORY)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # C libraries write about damaged images, which is no news for the log
     with contextlib.suppress(EOFError, OSError):
-        way.send_bytes(GOOD)
+        connection.send_bytes(OK)
         while True:
-            picture = decode.decode_bytes(way.recv_bytes(), preprocessing, most)
-            if picture.pixels is None:
-                way.send_bytes(BAD + (picture.reason or "unknown").encode())
+            image = decode.decode_bytes(connection.recv_bytes(), preprocessing, max_pixels)
+            if image.pixels is None:
+                connection.send_bytes(REJECTED + (image.reason or "unknown").encode())
             else:
-                way.send_bytes(GOOD + np.ascontiguousarray(picture.pixels).tobytes())
+                connection.send_bytes(OK + np.ascontiguousarray(image.pixels).tobytes())
 
 
-def _confine(spare: int) -> None:
-    """Allow this process `spare` more bytes of memory, no files and no core dump; where the system can."""
+def _restrict_process(spare_memory: int) -> None:
+    """Allow `spare_memory` more bytes, no written files and no core dump, where the system supports such limits."""
     try:
         import resource
     except ImportError:
@@ -160,5 +169,5 @@ def _confine(spare: int) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     status = Path("/proc/self/statm")
     if status.exists():
-        now = int(status.read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (now + spare, now + spare))
+        used = int(status.read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + spare_memory, used + spare_memory))

@@ -1,4 +1,4 @@
-"""What a request may cost, and how one that costs more is turned away. No torch in here, for the help texts."""
+"""Limits on the cost of a request. Imports no torch and no web framework: the command line reads its help here."""
 
 from __future__ import annotations
 
@@ -7,15 +7,6 @@ from typing import Annotated
 
 from taskgraft.config import Range, options
 from taskgraft.errors import InputError
-
-
-class Refusal(Exception):
-    """An answer to the client: a status from 400 to 503 and what was wrong, without paths or traces."""
-
-    def __init__(self, status: int, message: str, retry: int = 0) -> None:
-        """`retry` > 0: seconds after which it may be tried again."""
-        super().__init__(message)
-        self.status, self.message, self.retry = status, message, retry
 
 
 @dataclass(frozen=True)
@@ -51,15 +42,18 @@ class Limits:
     )
 
 
-def checked(limits: Limits) -> Limits:
-    """The limits themselves when all are legal and fit together; raises TaskgraftError otherwise."""
+def validate_limits(limits: Limits) -> None:
+    """Check that all limits are legal and consistent.
+
+    Raises:
+        InputError: a value is out of range, or two contradict each other.
+    """
     for name, option in options(Limits).items():
         reason = option.refusal(getattr(limits, name))
         if reason:
             raise InputError(f"--{name.replace('_', '-')} {getattr(limits, name)!r}: {reason}")
     if limits.max_queue < limits.max_batch:
         raise InputError(
-            f"--max-queue {limits.max_queue} is below --max-batch {limits.max_batch} and would let no full request in; "
-            "raise it"
+            f"--max-queue {limits.max_queue} is smaller than --max-batch {limits.max_batch}, so a full request would "
+            "never be accepted; increase --max-queue"
         )
-    return limits

@@ -1,169 +1,182 @@
-"""Before and after every request: who may ask, what the answer's headers say, what is counted, and no trace leaks."""
+"""ASGI middleware around every request: authentication, security headers, metrics, and errors without details."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import hmac
-import json
 import logging
 import time
 import traceback
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from collections.abc import Mapping
 from urllib.parse import urlsplit
 
 import h11
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from taskgraft.serving.limits import Refusal
 from taskgraft.serving.service import Service
 
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
-
-LOCAL = {"localhost", "127.0.0.1", "::1"}
-OPEN = ("/", "/page/", "/v2/health/")  # asked without a token: the page itself, and what orchestrators ask
-POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
-HEADERS = (
-    (b"x-content-type-options", b"nosniff"),
-    (b"referrer-policy", b"no-referrer"),
-    (b"cross-origin-resource-policy", b"same-origin"),
-    (b"content-security-policy", POLICY.encode()),
-    (b"cache-control", b"no-store"),
-)
-
-LINGER = 2.0  # seconds that a client may go on sending after its answer, where the connection then ends
+LOCAL_HOSTS = {"localhost", "127.0.0.1", "::1"}
+PUBLIC_PREFIXES = ("/page/", "/v2/health/")  # open without a token, as is "/": the page, and health checks
+COUNTED_STATUSES = (401, 403, 408, 413, 429, 503)  # in the metric taskgraft_rejected
+RETRY_AFTER = {429: "1", 503: "5"}  # seconds
+SECURITY_HEADERS = {
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cross-origin-resource-policy": "same-origin",
+    "content-security-policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "cache-control": "no-store",
+}
+LINGER_SECONDS = 2.0  # that a client may keep sending after its response, if the connection is then closed
 
 log = logging.getLogger("taskgraft.serving")
 
 
-def guarded(app: App, service: Service, *, token: str | None, local: bool) -> App:
-    """The application behind its guard. `local`: it listens on this machine alone, so other Host names are tricks."""
-
-    async def guard(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            if scope["type"] == "lifespan":
-                await app(scope, receive, send)
-            return
-        start = time.perf_counter()
-        seen: dict[str, Any] = {"status": 0, "whole": False, "closes": False}
-
-        async def hear() -> MutableMapping[str, Any]:
-            message = await receive()
-            seen["whole"] = not message.get("more_body", False)
-            return message
-
-        async def tell(message: MutableMapping[str, Any]) -> None:
-            with contextlib.suppress(h11.LocalProtocolError):  # the client's HTTP is broken, and it was told already
-                await send(message)
-
-        async def answer(message: MutableMapping[str, Any]) -> None:
-            if message["type"] == "http.response.start":
-                seen["status"] = message["status"]
-                seen["closes"] = _closes(service, scope, message["status"], whole=seen["whole"])
-                headers = [*message.get("headers", ()), *HEADERS]
-                message["headers"] = [*headers, (b"connection", b"close")] if seen["closes"] else headers
-            elif seen["closes"] and not seen["whole"] and not message.get("more_body"):
-                await tell({**message, "more_body": True})
-                await _spent(hear)
-                message = {"type": "http.response.body"}
-            await tell(message)
-
-        try:
-            refused = _refused(scope, token, local)
-            if refused:
-                await _say(answer, refused)
-            else:
-                await app(scope, hear, answer)
-        except Exception as error:  # nothing of it may reach the client
-            log.error("a request failed: %s", told(error))
-            if not seen["status"]:
-                await _say(answer, Refusal(500, "internal error; the server's log has more"))
-        finally:
-            _count(service, scope, seen["status"], time.perf_counter() - start)
-
-    return guard
+def error_response(status: int, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    """A response {"error": message}, with Retry-After or WWW-Authenticate where the status calls for it."""
+    headers = dict(headers or {})
+    if status in RETRY_AFTER:
+        headers["Retry-After"] = RETRY_AFTER[status]
+    if status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    return JSONResponse({"error": message}, status, headers)
 
 
-def _refused(scope: Scope, token: str | None, local: bool) -> Refusal | None:
-    headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-    host, origin = headers.get("host", ""), headers.get("origin")
-    if "transfer-encoding" in headers and "content-length" in headers:
-        # two ways to tell where the body ends: whoever stands before this server may have taken the other one
-        return Refusal(400, "give Content-Length or Transfer-Encoding, not both")
-    if local and not token and _name(host) not in LOCAL:
-        return Refusal(403, "this server answers to localhost alone")  # a foreign name that points here (DNS rebinding)
-    if origin is not None and _place(origin) != host.lower():
-        return Refusal(403, "pages of other origins may not ask this server")
-    path = scope["path"]
-    if token is None or path == OPEN[0] or path.startswith(OPEN[1:]):
-        return None
-    scheme, _, given = headers.get("authorization", "").partition(" ")
-    if scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode("latin-1"), token.encode()):
-        return None
-    return Refusal(401, "give the server's token: Authorization: Bearer TOKEN")
-
-
-def _name(host: str) -> str:
-    """The name in a Host header, without its port."""
-    try:
-        return urlsplit(f"//{host}").hostname or ""
-    except ValueError:
-        return ""
-
-
-def _place(origin: str) -> str | None:
-    """The name and port in an Origin header; None where it cannot be read."""
-    try:
-        return urlsplit(origin).netloc.lower()
-    except ValueError:
-        return None
-
-
-def _closes(service: Service, scope: Scope, status: int, *, whole: bool) -> bool:
-    """Whether the connection ends with this answer: at the end of the server, and where a body might never end."""
-    if service.state["draining"] or status == 408:
-        return True
-    headers = dict(scope["headers"])
-    length = headers.get(b"content-length", b"0")
-    large = length.isdigit() and int(length) > service.limits.max_body * 2**20
-    both = b"transfer-encoding" in headers and (not whole or b"content-length" in headers)
-    return both or (large and not whole)
-
-
-async def _spent(hear: Receive) -> None:
-    """Let a client finish what it is sending: if the connection were closed before, its answer could be lost."""
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(LINGER):
-            while (await hear()).get("more_body", False):
-                pass
-
-
-def told(error: BaseException) -> str:
-    """What failed and where, for the log. Little of the message, in signs that no terminal acts on: it may quote a
-    request.
-    """
+def format_error(error: BaseException) -> str:
+    """An exception for the log: a short, escaped message, since it may quote a request, and the traceback."""
     return f"{type(error).__name__} {str(error)[:160]!a}\n{''.join(traceback.format_tb(error.__traceback__))}"
 
 
-async def _say(send: Send, refused: Refusal) -> None:
-    body = json.dumps({"error": refused.message}).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    if refused.status == 401:
-        headers.append((b"www-authenticate", b"Bearer"))
-    await send({"type": "http.response.start", "status": refused.status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+class Guard:
+    """Middleware that authenticates requests, adds headers to responses, counts both, and hides internal errors."""
+
+    def __init__(self, app: ASGIApp, service: Service, token: str | None, local_only: bool) -> None:
+        """Wrap an application.
+
+        Args:
+            app: the application.
+            service: the service it belongs to.
+            token: what clients must send as a bearer token; None = no authentication.
+            local_only: the server listens on this machine only, so any other name in Host is DNS rebinding.
+        """
+        self.app = app
+        self.service = service
+        self.token = token
+        self.local_only = local_only
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Process one request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        start = time.perf_counter()
+        exchange = _Exchange(self.service, scope, receive, send)
+        try:
+            try:
+                self._authorize(scope["path"], Headers(scope=scope))
+                await self.app(scope, exchange.receive, exchange.send)
+            except HTTPException as error:
+                await error_response(error.status_code, error.detail)(scope, exchange.receive, exchange.send)
+            except Exception as error:  # the client must not learn anything about it
+                log.error("a request failed: %s", format_error(error))
+                if not exchange.status:
+                    response = error_response(500, "internal error; see the server's log")
+                    await response(scope, exchange.receive, exchange.send)
+        finally:
+            self._count(scope, exchange.status, time.perf_counter() - start)
+
+    def _authorize(self, path: str, headers: Headers) -> None:
+        host, origin = headers.get("host", ""), headers.get("origin")
+        if "transfer-encoding" in headers and "content-length" in headers:
+            # request smuggling: a proxy in front of this server may have used the other one
+            raise HTTPException(400, "give either Content-Length or Transfer-Encoding, not both")
+        if self.local_only and not self.token and _split_url(f"//{host}", "hostname") not in LOCAL_HOSTS:
+            raise HTTPException(403, "this server only accepts requests addressed to localhost")
+        if origin is not None and _split_url(origin, "netloc").lower() != host.lower():
+            raise HTTPException(403, "requests from pages of other origins are not allowed")
+        if self.token is None or path == "/" or path.startswith(PUBLIC_PREFIXES):
+            return
+        scheme, _, credentials = headers.get("authorization", "").partition(" ")
+        is_valid = hmac.compare_digest(credentials.strip().encode("latin-1"), self.token.encode())
+        if scheme.lower() != "bearer" or not is_valid:
+            raise HTTPException(401, "missing or wrong token; send Authorization: Bearer TOKEN")
+
+    def _count(self, scope: Scope, status: int, seconds: float) -> None:
+        path = str(getattr(scope.get("route"), "path", "other"))
+        self.service.metrics.requests.labels(path, str(status)).inc()
+        self.service.metrics.latency.labels(path).observe(seconds)
+        if status in COUNTED_STATUSES:
+            self.service.metrics.rejected.labels(str(status)).inc()
 
 
-def _count(service: Service, scope: Scope, status: int, seconds: float) -> None:
-    route = scope.get("route")
-    path = str(getattr(route, "path", "other"))
-    service.gauges.requests.labels(path, str(status)).inc()
-    service.gauges.seconds.labels(path).observe(seconds)
-    if status in (401, 403, 408, 413, 429, 503):
-        service.gauges.rejected.labels(str(status)).inc()
+class _Exchange:
+    """One request and its response.
+
+    Attributes:
+        status: status of the response; 0 before it begins.
+        body_complete: all of the request's body was received.
+        closing: the connection is closed after the response.
+    """
+
+    def __init__(self, service: Service, scope: Scope, receive: Receive, send: Send) -> None:
+        self.status = 0
+        self.body_complete = False
+        self.closing = False
+        self._service = service
+        self._headers = Headers(scope=scope)
+        self._receive = receive
+        self._send = send
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        self.body_complete = not message.get("more_body", False)
+        return message
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            self.closing = self._must_close()
+            headers = MutableHeaders(scope=message)
+            headers.update(SECURITY_HEADERS)
+            if self.closing:
+                headers["connection"] = "close"
+        elif self.closing and not self.body_complete and not message.get("more_body"):
+            await self._pass_on({**message, "more_body": True})
+            await self._drain_body()
+            message = {"type": "http.response.body"}
+        await self._pass_on(message)
+
+    async def _pass_on(self, message: Message) -> None:
+        with contextlib.suppress(h11.LocalProtocolError):  # the client's HTTP is broken, and it already has its 400
+            await self._send(message)
+
+    def _must_close(self) -> bool:
+        """Whether the server stops, or more of a body would follow that nobody will read."""
+        if self._service.draining or self.status == 408:
+            return True
+        length = self._headers.get("content-length", "0")
+        too_large = length.isdecimal() and int(length) > self._service.limits.max_body * 2**20
+        if "transfer-encoding" in self._headers:
+            return not self.body_complete or "content-length" in self._headers
+        return too_large and not self.body_complete
+
+    async def _drain_body(self) -> None:
+        """Let the client finish sending: closing the connection earlier could lose the response."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LINGER_SECONDS):
+                while (await self.receive()).get("more_body", False):
+                    pass
+
+
+def _split_url(url: str, part: str) -> str:
+    """One part of a URL; "" where it cannot be parsed."""
+    try:
+        return getattr(urlsplit(url), part) or ""
+    except ValueError:
+        return ""

@@ -1,10 +1,11 @@
-"""The model that a server asks: a function of pixels, and what a client may know of it."""
+"""The model behind the server: from pixels to logits, from logits to predictions, and its description for clients."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from taskgraft.allocator import keep_freed_memory
 from taskgraft.bundle import Bundle
 from taskgraft.errors import InputError, ResultError
 from taskgraft.exports import onnx_file, sample_images, verify
-from taskgraft.exports.signature import Order, outputs, plain_name
+from taskgraft.exports.signature import ExportConfig, clean_name, describe_outputs
 from taskgraft.results.predictions import Predictions
 from taskgraft.results.record import Record, parsed
 from taskgraft.types import Images
@@ -25,73 +26,105 @@ from taskgraft.version import __version__
 
 BACKENDS = ("torch", "onnx")
 
-Answer = dict[str, NDArray[np.float32]]  # task -> logits [B, K]
-Run = Callable[[NDArray[np.uint8]], Answer]  # pixels [B, S, S, 3] -> logits
+Logits = dict[str, NDArray[np.float32]]  # task -> [B, K]
+Run = Callable[[NDArray[np.uint8]], Logits]  # pixels [B, S, S, 3] -> logits
 
 
-class Served(NamedTuple):
-    """One model under its name. `labels` task -> classes, `temperatures` task -> T, `outputs` task -> logits_TASK.
+class TaskPrediction(NamedTuple):
+    """Predictions of one task: logits [B, K], calibrated probabilities [B, K], and labels [B].
 
-    `thread` runs the model, and had best loaded it: every thread that asks torch for parallel work gets helpers of its
-    own, and with two such sets on the same cores each operation waits for helpers to wake (13 ms an image, not 5).
+    A label is None where a joint softmax prefers a class of another task.
     """
-
-    name: str
-    run: Run
-    size: int
-    softmax: str
-    labels: dict[str, tuple[str, ...]]
-    temperatures: dict[str, float]
-    outputs: dict[str, str]
-    about: dict[str, Any]
-    thread: ThreadPoolExecutor
-
-
-class Reading(NamedTuple):
-    """A task's logits [B, K], calibrated probabilities [B, K] and labels [B] (None: lost to another task)."""
 
     logits: NDArray[np.float32]
     probabilities: NDArray[np.float32]
     labels: list[str | None]
 
 
-def load(bundle: Bundle, backend: str, name: str | None, thread: ThreadPoolExecutor | None = None) -> Served:
-    """Make a model ready to be asked, in `thread` (a new one if left out).
+class OutputNames(NamedTuple):
+    """The names of a task's three outputs in Open Inference Protocol V2."""
 
-    Raises TaskgraftError for an unknown backend, or one whose answers differ.
+    logits: str
+    probabilities: str
+    label: str
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """A model ready for requests.
+
+    Attributes:
+        name: its name in URLs.
+        run: pixels [B, S, S, 3] -> logits of each task.
+        size: side S of its input in pixels.
+        softmax: "per-task" or "joint".
+        classes: task -> class names in index order.
+        temperatures: task -> temperature of the calibrated softmax.
+        outputs: task -> names of its outputs.
+        about: what /about returns.
+        thread: runs the model, and should have loaded it: each thread that uses torch gets its own OpenMP workers, and
+            two sets of them on the same cores slow every operation down (13 ms instead of 5 per image).
+    """
+
+    name: str
+    run: Run
+    size: int
+    softmax: str
+    classes: dict[str, tuple[str, ...]]
+    temperatures: dict[str, float]
+    outputs: dict[str, OutputNames]
+    about: dict[str, Any]
+    thread: ThreadPoolExecutor
+
+    def interpret(self, logits: Logits) -> dict[str, TaskPrediction]:
+        """Turn logits into the predictions of every task."""
+        names = ("",) * len(next(iter(logits.values())))
+        predictions = Predictions(self.classes, self.softmax, names, {}, logits)
+        results = {}
+        for task, classes in self.classes.items():
+            probabilities = metrics.probabilities(logits[task], self.temperatures[task]).astype(np.float32)
+            labels = [classes[row] if row >= 0 else None for row in metrics.predicted_classes(predictions, task)]
+            results[task] = TaskPrediction(logits[task], probabilities, labels)
+        return results
+
+
+def load_model(
+    bundle: Bundle, backend: str, name: str | None = None, thread: ThreadPoolExecutor | None = None
+) -> ServedModel:
+    """Prepare a model for serving.
+
+    Args:
+        bundle: the opened model.
+        backend: "torch" or "onnx".
+        name: its name in URLs; None takes the last part of the bundle's path.
+        thread: the thread that will run the model, best the one that calls this; None starts one.
+
+    Raises:
+        InputError: unknown backend.
+        ResultError: ONNX Runtime and the model disagree.
     """
     if backend not in BACKENDS:
-        raise InputError(f"--backend {backend!r}: give one of {', '.join(BACKENDS)}")
-    run = _torch(bundle) if backend == "torch" else _onnx(bundle)
-    found = outputs(bundle)
-    called = plain_name(name or Path(bundle.source).name, "model")
-    return Served(
-        called,
-        run,
-        bundle.preprocessing.size,
-        bundle.classifier.softmax,
-        {out.task: out.classes for out in found},
-        {out.task: out.temperature for out in found},
-        {out.task: out.name for out in found},
-        about(bundle, called, backend),
-        thread or ThreadPoolExecutor(1, "model"),
+        raise InputError(f"unknown --backend {backend!r}; available: {', '.join(BACKENDS)}")
+    outputs = describe_outputs(bundle)
+    name = clean_name(name or Path(bundle.source).name, "model")
+    suffixes = {out.task: out.name.removeprefix("logits_") for out in outputs}
+    return ServedModel(
+        name=name,
+        run=_torch_backend(bundle) if backend == "torch" else _onnx_backend(bundle),
+        size=bundle.preprocessing.size,
+        softmax=bundle.classifier.softmax,
+        classes={out.task: out.classes for out in outputs},
+        temperatures={out.task: out.temperature for out in outputs},
+        outputs={
+            task: OutputNames(*(f"{kind}_{end}" for kind in OutputNames._fields)) for task, end in suffixes.items()
+        },
+        about=describe_model(bundle, name, backend),
+        thread=thread or ThreadPoolExecutor(1, "model"),
     )
 
 
-def read(served: Served, logits: Answer) -> dict[str, Reading]:
-    """What the logits say, task by task."""
-    count = len(next(iter(logits.values())))
-    whole = Predictions(served.labels, served.softmax, ("",) * count, {}, logits)
-    readings = {}
-    for task, classes in served.labels.items():
-        shares = metrics.probabilities(logits[task], served.temperatures[task]).astype(np.float32)
-        chosen = metrics.predicted_classes(whole, task)
-        readings[task] = Reading(logits[task], shares, [classes[row] if row >= 0 else None for row in chosen])
-    return readings
-
-
-def about(bundle: Bundle, name: str, backend: str) -> dict[str, Any]:
-    """What the page shows: tasks, lineage, results. Of paths only their last part."""
+def describe_model(bundle: Bundle, name: str, backend: str) -> dict[str, Any]:
+    """The content of /about: tasks, lineage and results. Of paths it holds only the last part."""
     file = bundle.home / "record.json" if bundle.home else None
     record = parsed(Record, file) if file and file.is_file() else None
     return {
@@ -99,59 +132,59 @@ def about(bundle: Bundle, name: str, backend: str) -> dict[str, Any]:
         "made_by": f"taskgraft {__version__}",
         "backend": backend,
         "architecture": bundle.arch,
-        "preprocessing": bundle.preprocessing.to_text(),
+        "preprocessing": bundle.preprocessing.show(),
         "softmax": bundle.classifier.softmax,
         "tasks": [
             {"name": out.task, "output": out.name, "classes": list(out.classes), "temperature": out.temperature}
-            for out in outputs(bundle)
+            for out in describe_outputs(bundle)
         ],
-        "lineage": [_ancestor(entry) for entry in bundle.lineage],
-        "results": [_result(task.model_dump()) for task in record.tasks] if record else [],
+        "lineage": [_describe_step(step) for step in bundle.lineage],
+        "results": [_describe_result(task.model_dump()) for task in record.tasks] if record else [],
         "notes": list(record.notes) if record else [],
     }
 
 
-def _ancestor(entry: dict[str, Any]) -> dict[str, Any]:
-    parent = entry.get("parent", {})
+def _describe_step(step: dict[str, Any]) -> dict[str, Any]:
+    parent = step.get("parent", {})
     return {
         "parent": Path(str(parent.get("source", "unknown"))).name,
         "architecture": parent.get("architecture"),
-        "had": parent.get("tasks", []),
-        "learnt": entry.get("task"),
-        "method": entry.get("method"),
-        "accuracy": entry.get("accuracy", {}),
+        "parent_tasks": parent.get("tasks", []),
+        "task": step.get("task"),
+        "method": step.get("method"),
+        "accuracy": step.get("accuracy", {}),
     }
 
 
-def _result(task: dict[str, Any]) -> dict[str, Any]:
-    names = {"parent": "before", "child": "now", "forgetting": "forgetting", "agreement": "agreement"}
-    return {"task": task["name"], "new": task["new"], **{shown: task[key] for key, shown in names.items()}}
+def _describe_result(task: dict[str, Any]) -> dict[str, Any]:
+    fields = {"before": "parent", "after": "child", "forgetting": "forgetting", "agreement": "agreement"}
+    return {"task": task["name"], "new": task["new"], **{name: task[field] for name, field in fields.items()}}
 
 
-def _torch(bundle: Bundle) -> Run:
+def _torch_backend(bundle: Bundle) -> Run:
     keep_freed_memory()
     classifier, preprocessing = bundle.classifier.eval(), bundle.preprocessing
     device = next(classifier.parameters()).device
 
-    def run(pixels: NDArray[np.uint8]) -> Answer:
+    def run(pixels: NDArray[np.uint8]) -> Logits:
         images = Images(torch.from_numpy(pixels), {}, (), preprocessing.mean, preprocessing.std)
         with torch.inference_mode():
-            found = classifier(data.normalize(images, 0, len(pixels)).to(device))
-        return {task: logits.float().cpu().numpy() for task, logits in found.items()}
+            logits = classifier(data.ready(images, 0, len(pixels)).to(device))
+        return {task: values.float().cpu().numpy() for task, values in logits.items()}
 
     return run
 
 
-def _onnx(bundle: Bundle) -> Run:
-    """ONNX Runtime on a file made for the occasion, compared with the model before anybody asks it."""
-    order = Order("onnx", uint8=True)
-    exports.chosen(order)
+def _onnx_backend(bundle: Bundle) -> Run:
+    """Export to a temporary ONNX file and compare it with the model before anybody uses it."""
+    config = ExportConfig("onnx", uint8=True)
+    exports.check_format(config)
     with tempfile.TemporaryDirectory() as folder:
-        onnx_file.save(bundle, order, Path(folder) / onnx_file.FILE)
-        ask = onnx_file.reopen(Path(folder))
-    checks = verify.compare(bundle.classifier, sample_images.synthetic(bundle), ask, uint8=True)
-    refused = verify.refusal(checks, "fp32")
-    if refused:
-        raise ResultError(f"--backend onnx answers differently than the model: {refused}; use --backend torch")
+        onnx_file.write(bundle, config, Path(folder))
+        session = onnx_file.load(Path(folder))
+    comparisons = verify.compare(bundle.classifier, sample_images.synthetic_images(bundle), session, uint8=True)
+    difference = verify.find_unacceptable(comparisons, "fp32")
+    if difference:
+        raise ResultError(f"ONNX Runtime and the model disagree: {difference}; use --backend torch")
     tasks = [task.name for task in bundle.classifier.tasks]
-    return lambda pixels: dict(zip(tasks, ask(pixels), strict=True))
+    return lambda pixels: dict(zip(tasks, session(pixels), strict=True))

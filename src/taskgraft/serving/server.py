@@ -1,121 +1,154 @@
-"""A server in this process, from the open port to the last answer."""
+"""The HTTP server: from the open port to the last response."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import signal
 import socket
 from ipaddress import ip_address
+from types import FrameType
 from typing import Any
 
 import h11
 import uvicorn
+from starlette.types import ASGIApp
 
 from taskgraft.data.transforms import Preprocessing
 from taskgraft.errors import InputError, SetupError
-from taskgraft.serving import app, service
-from taskgraft.serving.limits import Limits, checked
-from taskgraft.serving.middleware import LOCAL, App, log, told
-from taskgraft.serving.model import Served
+from taskgraft.serving.app import create_app
+from taskgraft.serving.limits import Limits, validate_limits
+from taskgraft.serving.middleware import LOCAL_HOSTS, format_error, log
+from taskgraft.serving.model import ServedModel
 from taskgraft.serving.service import Service
 from taskgraft.types import Callbacks
 
-GRACE = 0.5  # seconds in which requests that are on the way while the server stops still hear that it does
-DRAIN = 30.0  # seconds that requests under way may take once the server is told to stop
-SHORTEST = 8  # characters of a token
-HEAD = 16 * 2**10  # bytes of a request line with all headers, and of a chunk's
+NOTICE_SECONDS = 0.5  # after SIGTERM, in which health checks still learn that the server stops
+DRAIN_SECONDS = 30.0  # that requests in progress may take after SIGTERM
+MIN_TOKEN = 8  # characters
+MAX_HEADERS = 16 * 2**10  # bytes of the request line with all headers, and of a chunk's header
 
 
-def admit(host: str, token: str | None, *, insecure: bool) -> bool:
-    """Whether the host is this machine alone; raises TaskgraftError for one that is not, without a token."""
-    if token is not None and (len(token) < SHORTEST or not token.isascii() or not token.isprintable() or " " in token):
+def check_access(host: str, token: str | None, *, insecure: bool) -> bool:
+    """Check that a server which other machines can reach has a token.
+
+    Args:
+        host: address to listen on.
+        token: bearer token of the clients.
+        insecure: accept any host without a token.
+
+    Returns:
+        Whether only this machine can reach the host.
+
+    Raises:
+        InputError: the token is weak, or missing for a host that is not local.
+    """
+    if token is not None and (len(token) < MIN_TOKEN or not token.isascii() or not token.isprintable() or " " in token):
+        raise InputError(f"invalid --token; use at least {MIN_TOKEN} printable ASCII characters without spaces")
+    local_only = host in LOCAL_HOSTS or _is_loopback(host)
+    if not local_only and token is None and not insecure:
         raise InputError(
-            "--token is too short or holds other signs; "
-            f"give {SHORTEST} or more printable ASCII characters without spaces"
+            f"--host {host} is reachable from other machines: set --token (or TASKGRAFT_TOKEN), "
+            "or --insecure if a reverse proxy authenticates clients"
         )
-    local = host in LOCAL or _loopback(host)
-    if not local and token is None and not insecure:
-        raise InputError(
-            f"--host {host} can be reached from other machines: give --token (or the variable TASKGRAFT_TOKEN), "
-            "or --insecure if something in front of it asks who is there"
-        )
-    return local
+    return local_only
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """An open port; 0 picks a free one. Raises TaskgraftError where it cannot be had."""
+def open_socket(host: str, port: int) -> socket.socket:
+    """Listen on a port; 0 picks a free one.
+
+    Raises:
+        SetupError: the port is in use or not allowed.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        door = socket.create_server((host, port), family=family, backlog=2048)
-        # asyncio does so only for a socket that names its protocol: else an answer's body waits 40 ms for the
-        # client's delayed acknowledgement of its headers (Nagle); what is accepted here inherits it
-        door.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return door
+        listener = socket.create_server((host, port), family=family, backlog=2048)
+        # asyncio does so only for a socket that names its protocol: otherwise the body of a response waits 40 ms for
+        # the client's delayed acknowledgement of the headers (Nagle); accepted connections inherit it
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return listener
     except (OSError, OverflowError) as error:
-        raise SetupError(f"{host} port {port} cannot be opened: {error}; choose another --port or --host") from error
+        raise SetupError(f"cannot listen on {host} port {port}: {error}; choose another --port or --host") from error
 
 
-def serve(
-    served: Served, wanted: Preprocessing, limits: Limits, door: socket.socket, *, token: str | None, local: bool,
-    callbacks: Callbacks,
+def serve_model(
+    model: ServedModel, preprocessing: Preprocessing, limits: Limits, listener: socket.socket, *, token: str | None,
+    local_only: bool, callbacks: Callbacks,
 ) -> None:  # fmt: skip
-    """Answer requests at an open port until SIGTERM or SIGINT, then answer those under way and return."""
-    found = service.assemble(served, wanted, checked(limits))
+    """Serve until SIGTERM or SIGINT, then answer the requests in progress and return.
+
+    Args:
+        model: the model.
+        preprocessing: how images are prepared for it.
+        limits: limits on requests.
+        listener: an open socket, see `open_socket`.
+        token: bearer token of the clients.
+        local_only: accept only requests that name localhost as their host, see `check_access`.
+        callbacks: `info` gets the address once the server is ready.
+
+    Raises:
+        InputError: a limit is not legal.
+        SetupError: a decoding process did not start.
+    """
+    validate_limits(limits)
+    service = Service(model, preprocessing, limits)
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
-    made = config(app.create(found, token=token, local=local))
-    asyncio.run(_until_told(uvicorn.Server(made), found, door, callbacks))
+    config = configure_uvicorn(create_app(service, token=token, local_only=local_only))
+    asyncio.run(DrainingServer(config, service, callbacks).serve(sockets=[listener]))
 
 
-def config(made: App) -> uvicorn.Config:
-    """How HTTP is spoken: one parser wherever it runs, and nothing believed of what proxies add."""
+def configure_uvicorn(app: ASGIApp) -> uvicorn.Config:
+    """Settings of uvicorn: the same HTTP parser on every machine, and no trust in the headers of proxies."""
     return uvicorn.Config(
-        made,  # pyright: ignore[reportArgumentType]
-        http="h11", h11_max_incomplete_event_size=HEAD, proxy_headers=False, ws="none", lifespan="on", log_config=None,
-        access_log=False, server_header=False, timeout_keep_alive=30, timeout_graceful_shutdown=int(DRAIN),
+        app, http="h11", h11_max_incomplete_event_size=MAX_HEADERS, proxy_headers=False, ws="none", lifespan="on",
+        log_config=None, access_log=False, server_header=False, timeout_keep_alive=30,
+        timeout_graceful_shutdown=int(DRAIN_SECONDS),
     )  # fmt: skip
 
 
-async def _until_told(server: uvicorn.Server, found: Service, door: socket.socket, callbacks: Callbacks) -> None:
-    loop = asyncio.get_running_loop()
-    loop.set_exception_handler(_failed)
-    running = asyncio.create_task(server.serve(sockets=[door]))
-    while not server.started and not running.done():
-        await asyncio.sleep(0.01)
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):  # after uvicorn has set its own, which know no readiness
-        loop.add_signal_handler(number, _tell, stop, server)
-    host, port = door.getsockname()[:2]
-    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-    callbacks.info(f"ready: {url}   try: curl --data-binary @PICTURE.jpg {url}/predict")
-    waiting = asyncio.create_task(stop.wait())
-    await asyncio.wait([running, waiting], return_when=asyncio.FIRST_COMPLETED)
-    if stop.is_set():
-        found.state["draining"] = 1
-        callbacks.info(f"stopping: {found.state['requests']} request(s) under way are answered first")
-        first, end = loop.time() + GRACE, loop.time() + DRAIN
-        while (found.state["requests"] or loop.time() < first) and loop.time() < end and not server.force_exit:
+class DrainingServer(uvicorn.Server):
+    """A uvicorn server that reports not ready and finishes the requests in progress before it closes its port."""
+
+    def __init__(self, config: uvicorn.Config, service: Service, callbacks: Callbacks) -> None:
+        """Create the server of a service; `callbacks.info` gets what the user should know."""
+        super().__init__(config)
+        self.service = service
+        self.callbacks = callbacks
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Drain on the first signal, quit on the second. (uvicorn would raise the signal again after serving.)"""
+        self.force_exit = self.should_exit
+        self.should_exit = True
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start serving and report the address."""
+        asyncio.get_running_loop().set_exception_handler(_log_loop_error)
+        await super().startup(sockets)
+        if self.started and sockets:
+            host, port = sockets[0].getsockname()[:2]
+            url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+            self.callbacks.info(f"ready: {url}   try: curl --data-binary @IMAGE.jpg {url}/predict")
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Wait for the requests in progress, then stop."""
+        service, loop = self.service, asyncio.get_running_loop()
+        service.draining = True
+        self.callbacks.info(f"stopping after {service.active_requests} request(s) in progress")
+        notice_end, drain_end = loop.time() + NOTICE_SECONDS, loop.time() + DRAIN_SECONDS
+        while not self.force_exit and (
+            loop.time() < notice_end or (service.active_requests and loop.time() < drain_end)
+        ):
             await asyncio.sleep(0.02)
-        server.should_exit = True
-    waiting.cancel()
-    await running
+        await super().shutdown(sockets)
 
 
-def _tell(stop: asyncio.Event, server: uvicorn.Server) -> None:
-    """The first signal asks, the second one insists."""
-    if stop.is_set():
-        server.force_exit = True
-    stop.set()
-
-
-def _failed(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """In the place of asyncio's own report, which quotes what a client sent; broken HTTP is no news at all."""
+def _log_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Replace asyncio's report, which quotes what a client sent; broken HTTP is not worth a line."""
     error = context.get("exception")
     if not isinstance(error, h11.ProtocolError | ConnectionError):
-        log.error("%s: %s", context["message"], told(error) if error else "")
+        log.error("%s: %s", context["message"], format_error(error) if error else "")
 
 
-def _loopback(host: str) -> bool:
+def _is_loopback(host: str) -> bool:
     try:
         return ip_address(host).is_loopback
     except ValueError:

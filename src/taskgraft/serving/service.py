@@ -1,160 +1,192 @@
-"""What all routes share: the model, its queue, the decoders, and how a body becomes pixels and pixels an answer."""
+"""What all routes share: the model, its queue, the decoding processes, the metrics, and the bodies of requests."""
 
 from __future__ import annotations
 
 import asyncio
 import zlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 
 from taskgraft.data.transforms import Preprocessing
-from taskgraft.serving import batching, decoding, metrics, model
 from taskgraft.serving.batching import Batcher
-from taskgraft.serving.decoding import Decoders
-from taskgraft.serving.limits import Limits, Refusal
-from taskgraft.serving.metrics import Gauges
-from taskgraft.serving.model import Reading, Served
+from taskgraft.serving.decoding import DecoderPool
+from taskgraft.serving.limits import Limits
+from taskgraft.serving.model import ServedModel, TaskPrediction
 
-BODIES = 64  # of the largest size that may be in memory together; slow clients cost what they have sent
-ENCODINGS = {"gzip": 31, "deflate": 15}  # zlib's window sizes
+MAX_BODIES = 64  # bodies of the maximum size in memory at once; slow clients count only what they have sent
+ZLIB_WINDOWS = {"gzip": 31, "deflate": 15}  # Content-Encoding -> zlib's wbits
+LATENCY_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
-@dataclass(frozen=True)
+class Metrics:
+    """The Prometheus metrics of one server, in their own registry."""
+
+    def __init__(self) -> None:
+        """Create the metrics that requests and batches update."""
+        self.registry = CollectorRegistry()
+        route = ("route",)
+        self.requests = Counter("taskgraft_requests", "Requests", ("route", "status"), registry=self.registry)
+        self.latency = Histogram(
+            "taskgraft_request_seconds", "Time to respond", route, buckets=LATENCY_BUCKETS, registry=self.registry
+        )
+        self.batches = Histogram(
+            "taskgraft_batch_images", "Images per batch", buckets=BATCH_BUCKETS, registry=self.registry
+        )
+        self.rejected = Counter("taskgraft_rejected", "Requests over a limit", ("reason",), registry=self.registry)
+
+
 class Service:
-    """A server's parts. `state`: "draining" 0 or 1, "requests" under way, "bytes" of their bodies."""
+    """A served model with everything that requests share.
 
-    served: Served
-    limits: Limits
-    waiting: Batcher
-    decoders: Decoders
-    gauges: Gauges
-    state: dict[str, int]
-
-
-def assemble(served: Served, wanted: Preprocessing, limits: Limits) -> Service:
-    """Start the decoders and put the parts together; the model answers within `running`."""
-    pool = decoding.start(wanted, limits)
-    state = {"draining": 0, "requests": 0, "bytes": 0}
-    found = metrics.gauges(lambda: waiting.load["images"], lambda: pool.replaced[0], lambda: not state["draining"])
-    waiting = batching.batcher(served, limits, found.batches.observe)
-    return Service(served, limits, waiting, pool, found, state)
-
-
-@asynccontextmanager
-async def running(service: Service) -> AsyncIterator[None]:
-    """While this lasts, the queue is worked off."""
-    worker = asyncio.create_task(batching.work(service.waiting))
-    try:
-        yield
-    finally:
-        worker.cancel()
-        decoding.stop(service.decoders)
-        service.waiting.thread.shutdown(wait=False, cancel_futures=True)
-
-
-@contextmanager
-def under_way(service: Service) -> Iterator[None]:
-    """A request that will be answered, come what may; raises Refusal 503 once the server stops, 429 as `check`."""
-    if service.state["draining"]:
-        raise Refusal(503, "the server is stopping; ask another one", retry=5)
-    batching.check(service.waiting, 1)  # known before the body is read
-    service.state["requests"] += 1
-    try:
-        yield
-    finally:
-        service.state["requests"] -= 1
-
-
-@asynccontextmanager
-async def body_of(service: Service, request: Request) -> AsyncIterator[bytes]:
-    """The body, unpacked, for as long as it is needed.
-
-    Raises Refusal 413 as soon as it is too large, 408 for one that does not come, 415, and 429 where the bodies of all
-    requests together take too much memory. Slow clients cost only what they have sent.
+    Attributes:
+        model: the model.
+        limits: the limits of the server.
+        decoders: the processes that decode images.
+        batcher: the queue in front of the model.
+        metrics: what /metrics exposes.
+        draining: the server is stopping and takes no more requests.
+        active_requests: inference requests in progress.
+        body_bytes: size of their bodies in memory.
     """
-    most = service.limits.max_body * 2**20
-    encoding = request.headers.get("content-encoding", "identity").lower()
-    if encoding != "identity" and encoding not in ENCODINGS:
-        raise Refusal(415, f"Content-Encoding must be {', '.join(ENCODINGS)} or left out")
-    length = request.headers.get("content-length", "0")
-    if length.isdecimal() and int(length) > most:
-        raise Refusal(413, f"the body has more than {service.limits.max_body} MiB")
-    held: list[int] = []
+
+    def __init__(self, model: ServedModel, preprocessing: Preprocessing, limits: Limits) -> None:
+        """Start the decoding processes; the model runs within `running`.
+
+        Raises:
+            SetupError: a decoding process did not start.
+        """
+        self.model = model
+        self.limits = limits
+        self.metrics = Metrics()
+        self.decoders = DecoderPool(preprocessing, limits)
+        self.batcher = Batcher(model, limits, self.metrics.batches.observe)
+        self.draining = False
+        self.active_requests = 0
+        self.body_bytes = 0
+        for name, help_text, value in (
+            ("taskgraft_waiting_images", "Images admitted and not yet answered", lambda: self.batcher.pending),
+            ("taskgraft_replaced_workers", "Decoding processes that hung or died", lambda: self.decoders.replaced),
+            ("taskgraft_ready", "1 while requests are accepted", lambda: not self.draining),
+        ):
+            Gauge(name, help_text, registry=self.metrics.registry).set_function(value)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Process the queue as long as the context lasts, then stop the processes and the model's thread."""
+        worker = asyncio.create_task(self.batcher.run_forever())
+        try:
+            yield
+        finally:
+            worker.cancel()
+            self.decoders.close()
+            self.model.thread.shutdown(wait=False, cancel_futures=True)
+
+    def check_ready(self) -> None:
+        """Raise HTTPException 503 while the server is stopping."""
+        if self.draining:
+            raise HTTPException(503, "the server is shutting down")
+
+    @contextmanager
+    def track_request(self) -> Iterator[None]:
+        """Count an inference request, which the server answers even when it is told to stop.
+
+        Raises:
+            HTTPException: status 503 while the server is stopping, 429 where the queue is full.
+        """
+        self.check_ready()
+        self.batcher.check_capacity(1)  # before the body is read
+        self.active_requests += 1
+        try:
+            yield
+        finally:
+            self.active_requests -= 1
+
+    @asynccontextmanager
+    async def read_body(self, request: Request) -> AsyncIterator[bytes]:
+        """The decompressed body of a request, counted in `body_bytes` while the context lasts.
+
+        Raises:
+            HTTPException: status 413 as soon as it is too large, 408 if it does not arrive in time, 415 for an unknown
+                Content-Encoding, 429 where all bodies together take too much memory.
+        """
+        limit = self.limits.max_body * 2**20
+        too_large = HTTPException(413, f"the body is larger than {self.limits.max_body} MiB")
+        encoding = request.headers.get("content-encoding", "identity").lower()
+        if encoding != "identity" and encoding not in ZLIB_WINDOWS:
+            raise HTTPException(415, f"unsupported Content-Encoding; use {', '.join(ZLIB_WINDOWS)} or none")
+        length = request.headers.get("content-length", "0")
+        if length.isdecimal() and int(length) > limit:
+            raise too_large
+        chunks: list[bytes] = []
+        received = reserved = 0
+        try:
+            try:
+                async with asyncio.timeout(self.limits.request_seconds):
+                    async for chunk in request.stream():
+                        received += len(chunk)
+                        if received > limit:
+                            raise too_large
+                        reserved += self._reserve(len(chunk))
+                        chunks.append(chunk)
+            except TimeoutError:
+                raise HTTPException(408, f"no complete body within {self.limits.request_seconds:g} s") from None
+            except ClientDisconnect:
+                raise HTTPException(400, "the connection was closed before the end of the body") from None
+            body = b"".join(chunks)
+            if encoding != "identity":
+                body = await asyncio.to_thread(_decompress, body, ZLIB_WINDOWS[encoding], limit)
+                reserved += self._reserve(len(body))
+            yield body
+        finally:
+            self.body_bytes -= reserved
+
+    def _reserve(self, count: int) -> int:
+        if self.body_bytes + count > MAX_BODIES * self.limits.max_body * 2**20:
+            raise HTTPException(429, "too many request bodies are in memory; retry later")
+        self.body_bytes += count
+        return count
+
+    async def decode(self, files: Sequence[bytes]) -> NDArray[np.uint8]:
+        """Decode image files to pixels [n, S, S, 3].
+
+        Raises:
+            HTTPException: the first file that cannot be used, with the reason.
+        """
+        results = await asyncio.gather(*map(self.decoders.decode, files), return_exceptions=True)
+        images = []
+        for number, result in enumerate(results, 1):
+            if isinstance(result, HTTPException) and len(files) > 1:
+                raise HTTPException(result.status_code, f"image {number} of {len(files)}: {result.detail}")
+            if isinstance(result, BaseException):
+                raise result
+            images.append(result)
+        return np.stack(images)
+
+    async def predict(self, pixels: NDArray[np.uint8]) -> dict[str, TaskPrediction]:
+        """Predictions of every task for pixels [n, S, S, 3].
+
+        Raises:
+            HTTPException: status 503 where it takes too long.
+        """
+        return self.model.interpret(await self.batcher.predict(pixels))
+
+
+def _decompress(body: bytes, window: int, limit: int) -> bytes:
+    """Decompress a body, but never more than `limit` bytes of it."""
+    decompressor = zlib.decompressobj(window)
     try:
-        body = await _whole(service, request, most, held)
-        if encoding != "identity":
-            body = await asyncio.to_thread(_unpacked, body, ENCODINGS[encoding], most)
-            _hold(service, len(body), held)
-        yield body
-    finally:
-        service.state["bytes"] -= sum(held)
-
-
-async def pixels_of(service: Service, pictures: list[bytes]) -> NDArray[np.uint8]:
-    """Encoded images to pixels [n, S, S, 3]; raises Refusal 422 that says which one cannot be used, and why."""
-    found = await asyncio.gather(
-        *(decoding.decoded(service.decoders, picture) for picture in pictures), return_exceptions=True
-    )
-    for number, pixels in enumerate(found):
-        if isinstance(pixels, Refusal):
-            place = f"image {number + 1} of {len(pictures)}: " if len(pictures) > 1 else ""
-            raise Refusal(pixels.status, place + pixels.message, pixels.retry)
-        if isinstance(pixels, BaseException):
-            raise pixels
-    return np.stack([pixels for pixels in found if not isinstance(pixels, BaseException)])
-
-
-async def read(service: Service, pixels: NDArray[np.uint8]) -> dict[str, Reading]:
-    """What the model says of pixels [n, S, S, 3], task by task."""
-    return model.read(service.served, await batching.ask(service.waiting, pixels))
-
-
-async def _whole(service: Service, request: Request, most: int, held: list[int]) -> bytes:
-    """The body as it came."""
-    try:
-        body = await asyncio.wait_for(_received(service, request, most, held), service.limits.request_seconds)
-    except TimeoutError:
-        raise Refusal(408, f"the body did not come within {service.limits.request_seconds:g} s") from None
-    except ClientDisconnect:
-        raise Refusal(400, "the connection was closed before the body was whole") from None
-    if body is None:
-        raise Refusal(413, f"the body has more than {service.limits.max_body} MiB")
-    return body
-
-
-async def _received(service: Service, request: Request, most: int, held: list[int]) -> bytes | None:
-    parts, total = [], 0
-    async for chunk in request.stream():
-        total += len(chunk)
-        if total > most:
-            return None
-        _hold(service, len(chunk), held)
-        parts.append(chunk)
-    return b"".join(parts)
-
-
-def _hold(service: Service, count: int, held: list[int]) -> None:
-    """Note bytes that stay in memory until their request is answered."""
-    if service.state["bytes"] + count > BODIES * service.limits.max_body * 2**20:
-        raise Refusal(429, "too many requests are in memory; try again", retry=1)
-    service.state["bytes"] += count
-    held.append(count)
-
-
-def _unpacked(body: bytes, window: int, most: int) -> bytes:
-    """A compressed body in full; never more than `most` bytes of it."""
-    unpacker = zlib.decompressobj(window)
-    try:
-        whole = unpacker.decompress(body, most + 1)
+        data = decompressor.decompress(body, limit + 1)
     except zlib.error:
-        raise Refusal(400, "the body is not compressed as its Content-Encoding says") from None
-    if len(whole) > most:
-        raise Refusal(413, f"the body has more than {most // 2**20} MiB when unpacked")
-    if not unpacker.eof or unpacker.unused_data:
-        raise Refusal(400, "the compressed body is not whole")
-    return whole
+        raise HTTPException(400, "the body is not compressed as its Content-Encoding says") from None
+    if len(data) > limit:
+        raise HTTPException(413, f"the decompressed body is larger than {limit // 2**20} MiB")
+    if not decompressor.eof or decompressor.unused_data:
+        raise HTTPException(400, "the compressed body is incomplete or followed by other data")
+    return data

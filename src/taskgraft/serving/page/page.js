@@ -1,141 +1,150 @@
-// The page at /: images go to /predict one by one, answers and their counts stay in this tab.
+// The page at /: each image goes to /predict; results and totals stay in this tab.
 "use strict";
 
-const AT_ONCE = 4; // requests under way; the server answers them in one batch
-const TOP = 5;
-const SEEN = 0.0005; // smaller probabilities would read 0.0 %
-const SHOWN = 200; // images kept on the page; counts go on
-const ROWS = 15; // classes of a task in its table
-const Z = 1.959964; // 97.5 % point of the normal distribution
+const MAX_CONCURRENT = 4; // requests in progress; the server batches them
+const TOP = 5; // classes listed per task
+const MIN_PROBABILITY = 0.0005; // smaller ones would read 0.0 %
+const MAX_IMAGES = 200; // images kept on the page; totals go on
+const MAX_ROWS = 15; // classes in the totals of a task
+const Z = 1.959964; // 97.5 % quantile of the normal distribution
 
-const get = (id) => document.getElementById(id);
-const counts = new Map(); // task -> Map(label -> images)
-const urls = [];
-let answered = 0, failed = 0, asked = 0, under = 0, round = 0;
-const waiting = [];
+const byId = (id) => document.getElementById(id);
+const percent = (fraction, digits = 1) => `${(100 * fraction).toFixed(digits)} %`;
+const plural = (count, noun) => `${count} ${noun}${count === 1 ? "" : "s"}`;
 
-function make(tag, text, className) {
-  const made = document.createElement(tag);
-  if (text !== undefined) made.textContent = text;
-  if (className) made.className = className;
-  return made;
+const totals = new Map(); // task -> Map(label -> number of images)
+const queue = []; // files that wait for their request
+let submitted = 0, predicted = 0, failed = 0, active = 0;
+let session = 0; // changes with Clear: late responses of an earlier session are dropped
+
+function create(tag, text, className) {
+  const element = document.createElement(tag);
+  if (text !== undefined) element.textContent = text;
+  if (className) element.className = className;
+  return element;
 }
 
-const percent = (share, digits = 1) => `${(100 * share).toFixed(digits)} %`;
-const plural = (count, word) => `${count} ${word}${count === 1 ? "" : "s"}`;
+function headerCell(text, scope) {
+  return Object.assign(create("th", text), { scope });
+}
 
-function headers(token) {
+function tableOf(caption, columns, rows) {
+  const table = create("table"), head = create("thead"), body = create("tbody"), row = create("tr");
+  row.append(...columns.map((name) => headerCell(name, "col")));
+  head.append(row);
+  body.append(...rows);
+  table.append(create("caption", caption), head, body);
+  return table;
+}
+
+function authorization(token) {
   return token ? { Authorization: `Bearer ${token}` } : {};
 }
 
-// ---- what the server serves
+// ---- the model
 
-async function learn() {
+async function showModel() {
   const token = sessionStorage.getItem("token");
-  let found;
+  let about;
   try {
-    const response = await fetch("/about", { headers: headers(token) });
-    if (response.status === 401) return door(token);
-    found = await response.json();
-    if (!response.ok) throw new Error(found.error);
+    const response = await fetch("/about", { headers: authorization(token) });
+    if (response.status === 401) return showLogin(token);
+    about = await response.json();
+    if (!response.ok) throw new Error(about.error);
   } catch (error) {
-    get("lead").textContent = `The server does not answer: ${error.message}`;
+    byId("lead").textContent = `The server does not respond: ${error.message}`;
     return;
   }
-  get("door").hidden = true;
-  document.title = `${found.name} · taskgraft`;
-  get("name").textContent = found.name;
-  const tasks = found.tasks.map((task) => `${task.name} (${task.classes.length} classes)`);
-  get("lead").textContent = `One ${found.architecture} that answers ${tasks.join(" and ")} in one pass.`;
-  results(found);
-  lineage(found);
-  get("notes").replaceChildren(...found.notes.map((note) => make("li", note)));
-  get("model").hidden = false;
+  byId("login").hidden = true;
+  document.title = `${about.name} · taskgraft`;
+  byId("name").textContent = about.name;
+  const tasks = about.tasks.map((task) => `${task.name} (${task.classes.length} classes)`);
+  byId("lead").textContent = `${about.architecture}, which predicts ${tasks.join(" and ")} in one pass.`;
+  showAccuracy(about);
+  showLineage(about);
+  byId("notes").replaceChildren(...about.notes.map((note) => create("li", note)));
+  byId("model").hidden = false;
 }
 
-// a late answer to an old token must not take away a new one
-function door(refused) {
-  if (sessionStorage.getItem("token") !== refused) return;
+// a late response to an old token must not remove a new one
+function showLogin(rejected) {
+  if (sessionStorage.getItem("token") !== rejected) return;
   sessionStorage.removeItem("token");
-  get("lead").textContent = "Give the token that the server was started with.";
-  get("door").hidden = false;
-  get("token").focus();
+  byId("lead").textContent = "Enter the token that the server was started with.";
+  byId("login").hidden = false;
+  byId("token").focus();
 }
 
-const share = (interval) =>
-  interval ? `${percent(interval.mean)} (${percent(interval.low)} to ${percent(interval.high)})` : "–";
+function withInterval(value) {
+  return value ? `${percent(value.mean)} (${percent(value.low)} to ${percent(value.high)})` : "–";
+}
 
-function results(found) {
-  const head = make("tr");
-  for (const name of ["task", "classes", "before", "now", "forgetting"]) {
-    head.append(Object.assign(make("th", name), { scope: "col" }));
-  }
-  const rows = found.tasks.map((task) => {
-    const result = found.results.find((entry) => entry.task === task.name) || {};
-    const row = make("tr");
-    row.append(Object.assign(make("th", task.name), { scope: "row" }), make("td", task.classes.length));
-    row.append(make("td", share(result.before)), make("td", share(result.now)));
-    const lost = result.forgetting ? `${percent(result.forgetting.mean)}` : result.new ? "new" : "–";
-    row.append(make("td", lost));
+function showAccuracy(about) {
+  const rows = about.tasks.map((task) => {
+    const result = about.results.find((entry) => entry.task === task.name) || {};
+    const forgetting = result.forgetting ? percent(result.forgetting.mean) : result.new ? "new" : "–";
+    const row = create("tr");
+    row.append(headerCell(task.name, "row"), create("td", task.classes.length));
+    row.append(create("td", withInterval(result.before)), create("td", withInterval(result.after)));
+    row.append(create("td", forgetting));
     return row;
   });
-  const caption = make("caption", "Accuracy, with 95 % intervals");
-  const [top, body] = [make("thead"), make("tbody")];
-  top.append(head);
-  body.append(...rows);
-  get("results").replaceChildren(caption, top, body);
+  const table = tableOf("Accuracy, with 95 % intervals", ["task", "classes", "before", "after", "forgetting"], rows);
+  byId("accuracy").replaceChildren(...table.childNodes);
 }
 
-function lineage(found) {
-  const steps = [];
-  const first = found.lineage[0];
-  if (first) steps.push(make("li", `${first.parent} (${first.architecture || "unknown"}): ${first.had.join(", ")}`));
-  for (const step of found.lineage) {
+function showLineage(about) {
+  const steps = about.lineage.map((step) => {
     const scores = Object.entries(step.accuracy).map(([task, value]) => `${task} ${percent(value)}`);
-    steps.push(make("li", `learnt ${step.learnt} by ${step.method}: ${scores.join(", ")}`));
+    return create("li", `learned ${step.task} with ${step.method}: ${scores.join(", ")}`);
+  });
+  const [first] = about.lineage;
+  if (first) {
+    const tasks = first.parent_tasks.join(", ");
+    steps.unshift(create("li", `${first.parent} (${first.architecture || "unknown architecture"}): ${tasks}`));
+  } else {
+    steps.push(create("li", "Original model; no task has been added yet."));
   }
-  if (!steps.length) steps.push(make("li", "It was trained as it is; nothing has been added to it yet."));
-  get("lineage").replaceChildren(...steps);
+  byId("lineage").replaceChildren(...steps);
 }
 
-// ---- asking
+// ---- predictions
 
-function add(files) {
+function addFiles(files) {
   const images = [...files].filter((file) => file.size > 0);
   if (!images.length) return;
-  asked += images.length;
-  waiting.push(...images);
-  get("answers").hidden = false;
-  tell();
-  next();
+  submitted += images.length;
+  queue.push(...images);
+  byId("results").hidden = false;
+  showStatus();
+  startRequests();
 }
 
-function next() {
-  while (under < AT_ONCE && waiting.length) {
-    under += 1;
-    const turn = round;
-    ask(waiting.shift(), turn).finally(() => {
-      under -= 1;
-      if (turn === round) tell();
-      next();
+function startRequests() {
+  while (active < MAX_CONCURRENT && queue.length) {
+    active += 1;
+    predict(queue.shift(), session).finally(() => {
+      active -= 1;
+      showStatus();
+      startRequests();
     });
   }
 }
 
-async function ask(file, turn) {
-  const [entry, place] = frame(file);
+async function predict(file, startedIn) {
+  const entry = addEntry(file);
+  const article = entry.querySelector("article");
   const start = performance.now();
   try {
-    const found = await post(file);
-    if (turn !== round) return;
-    const took = performance.now() - start;
-    answered += 1;
-    fill(place, found.images[0].tasks, found.seconds, took);
-    count(found.images[0].tasks);
+    const response = await post(file);
+    if (startedIn !== session) return;
+    predicted += 1;
+    showResult(article, response.images[0].tasks, response.seconds, performance.now() - start);
+    addToTotals(response.images[0].tasks);
   } catch (error) {
-    if (turn !== round) return;
+    if (startedIn !== session) return;
     failed += 1;
-    place.append(make("p", error.message, "error"));
+    article.append(create("p", error.message, "error"));
   }
   entry.removeAttribute("aria-busy");
 }
@@ -146,172 +155,161 @@ async function post(file) {
     const response = await fetch(`/predict?top=${TOP}`, {
       method: "POST",
       body: file,
-      headers: { "Content-Type": "application/octet-stream", ...headers(token) },
+      headers: { "Content-Type": "application/octet-stream", ...authorization(token) },
     });
     if (response.status === 429) {
       const seconds = Number(response.headers.get("Retry-After")) || 1;
-      await new Promise((done) => setTimeout(done, 1000 * seconds));
+      await new Promise((resolve) => setTimeout(resolve, 1000 * seconds));
       continue;
     }
-    const found = await response.json();
-    if (response.status === 401) door(token);
-    if (!response.ok) throw new Error(found.error);
-    return found;
+    const body = await response.json();
+    if (response.status === 401) showLogin(token);
+    if (!response.ok) throw new Error(body.error);
+    return body;
   }
 }
 
-function frame(file) {
-  const entry = make("li", undefined, "image");
+function addEntry(file) {
+  const entry = create("li", undefined, "image");
   entry.setAttribute("aria-busy", "true");
-  const image = make("img");
+  const image = create("img");
   image.alt = "";
   image.addEventListener("error", () => image.classList.add("broken"));
   image.src = URL.createObjectURL(file);
-  urls.push(image.src);
-  const place = make("article");
-  const head = make("header");
-  head.append(make("h3", file.name || "pasted image"));
-  place.append(head);
-  entry.append(image, place);
-  get("images").prepend(entry);
-  while (get("images").children.length > SHOWN) {
-    const last = get("images").lastElementChild;
-    URL.revokeObjectURL(last.querySelector("img").src);
-    last.remove();
-  }
-  return [entry, place];
+  const article = create("article"), header = create("header");
+  header.append(create("h3", file.name || "pasted image"));
+  article.append(header);
+  entry.append(image, article);
+  byId("images").prepend(entry);
+  while (byId("images").children.length > MAX_IMAGES) removeEntry(byId("images").lastElementChild);
+  return entry;
 }
 
-function fill(place, tasks, seconds, took) {
-  place.querySelector("header").append(
-    make("span", `${(1000 * seconds).toFixed(0)} ms on the server, ${took.toFixed(0)} ms in all`));
-  const all = make("div", undefined, "tasks");
+function removeEntry(entry) {
+  URL.revokeObjectURL(entry.querySelector("img").src);
+  entry.remove();
+}
+
+function showResult(article, tasks, serverSeconds, milliseconds) {
+  const time = `${(1000 * serverSeconds).toFixed(0)} ms on the server, ${milliseconds.toFixed(0)} ms in total`;
+  article.querySelector("header").append(create("span", time));
+  const list = create("div", undefined, "tasks");
   for (const [name, task] of Object.entries(tasks)) {
-    const block = make("section", undefined, "task");
+    const block = create("section", undefined, "task");
     block.setAttribute("aria-label", name);
-    block.append(make("h4", name), named("p", task.label ?? "none of this task", "answer"), bars(task.top));
-    all.append(block);
+    const label = createBreakable("p", task.label ?? "none of this task", "label");
+    block.append(create("h4", name), label, probabilityBars(task.top));
+    list.append(block);
   }
-  place.append(all);
+  article.append(list);
 }
 
-function bars(top) {
-  const list = make("ul", undefined, "bars");
-  for (const choice of top.filter((entry, place) => place === 0 || entry.probability >= SEEN)) {
-    const row = make("li");
-    row.style.setProperty("--share", choice.probability);
-    row.append(named("span", choice.label), make("span", percent(choice.probability)));
+function probabilityBars(top) {
+  const list = create("ul", undefined, "bars");
+  for (const { label, probability } of top.filter((entry, rank) => rank === 0 || entry.probability >= MIN_PROBABILITY)) {
+    const row = create("li");
+    row.style.setProperty("--fraction", probability);
+    row.append(createBreakable("span", label), create("span", percent(probability)));
     list.append(row);
   }
   return list;
 }
 
-// class names are often one long word of parts; they may break after an underscore
-function named(tag, text, className) {
-  const made = make(tag, undefined, className);
-  text.split("_").forEach((part, place, parts) => {
-    made.append(part + (place < parts.length - 1 ? "_" : ""));
-    if (place < parts.length - 1) made.append(make("wbr"));
-  });
-  return made;
+// class names are often one long word; they may break after an underscore
+function createBreakable(tag, text, className) {
+  const element = create(tag, undefined, className);
+  const parts = text.split(/(?<=_)/);
+  element.append(...parts.flatMap((part, index) => (index ? [create("wbr"), part] : [part])));
+  return element;
 }
 
-// ---- the distribution so far
+// ---- totals
 
-function count(tasks) {
+function addToTotals(tasks) {
   for (const [name, task] of Object.entries(tasks)) {
-    if (!counts.has(name)) counts.set(name, new Map());
+    if (!totals.has(name)) totals.set(name, new Map());
     const label = task.label ?? "(none of this task)";
-    counts.get(name).set(label, (counts.get(name).get(label) || 0) + 1);
+    totals.get(name).set(label, (totals.get(name).get(label) || 0) + 1);
   }
-  get("shares").hidden = false;
-  get("shares-note").textContent = `${plural(answered, "image")}, by what the model answered.`;
-  get("tables").replaceChildren(...[...counts].map(([name, found]) => table(name, found)));
+  byId("totals").hidden = false;
+  byId("totals-note").textContent = `Predicted classes, ${plural(predicted, "image")}`;
+  byId("tables").replaceChildren(...[...totals].map(([task, counts]) => totalsTable(task, counts)));
 }
 
-// Wilson's interval for a share: it stays within 0 and 1, also for few images
-function wilson(hits, total) {
+// Wilson's interval for a proportion, which stays within 0 and 1 even for few images
+function wilsonInterval(hits, total) {
   const mean = hits / total, square = Z * Z / total;
   const center = (mean + square / 2) / (1 + square);
   const half = (Z / (1 + square)) * Math.sqrt((mean * (1 - mean)) / total + square / (4 * total));
   return [Math.max(0, center - half), Math.min(1, center + half)];
 }
 
-function table(name, found) {
-  const made = make("table", undefined, "counts");
-  const head = make("tr");
-  for (const title of ["class", "images", "share", "95 % interval"]) {
-    head.append(Object.assign(make("th", title), { scope: "col" }));
+function totalsTable(task, counts) {
+  const ordered = [...counts].sort((a, b) => b[1] - a[1] || a[0].localeCompare(b[0]));
+  const rows = ordered.slice(0, MAX_ROWS).map(([label, hits]) => {
+    const [low, high] = wilsonInterval(hits, predicted);
+    const row = create("tr"), cell = Object.assign(createBreakable("th", label), { scope: "row" });
+    cell.style.setProperty("--fraction", hits / predicted);
+    row.append(cell, create("td", hits), create("td", percent(hits / predicted, 0)));
+    row.append(create("td", `${(100 * low).toFixed(0)} to ${percent(high, 0)}`, "interval"));
+    return row;
+  });
+  if (ordered.length > MAX_ROWS) {
+    const rest = ordered.slice(MAX_ROWS).reduce((sum, [, hits]) => sum + hits, 0);
+    const row = create("tr");
+    row.append(headerCell(`${ordered.length - MAX_ROWS} more classes`, "row"));
+    row.append(create("td", rest), create("td", percent(rest / predicted, 0)), create("td"));
+    rows.push(row);
   }
-  const body = make("tbody");
-  const order = [...found].sort((one, two) => two[1] - one[1] || one[0].localeCompare(two[0]));
-  for (const [label, hits] of order.slice(0, ROWS)) {
-    const [low, high] = wilson(hits, answered);
-    const row = make("tr");
-    const cell = Object.assign(named("th", label), { scope: "row" });
-    cell.style.setProperty("--share", hits / answered);
-    row.append(cell, make("td", hits), make("td", percent(hits / answered, 0)));
-    row.append(make("td", `${(100 * low).toFixed(0)} to ${percent(high, 0)}`, "interval"));
-    body.append(row);
-  }
-  const top = make("thead");
-  top.append(head);
-  made.append(make("caption", name), top, body);
-  if (order.length > ROWS) {
-    const rest = order.slice(ROWS).reduce((sum, [, hits]) => sum + hits, 0);
-    const row = make("tr");
-    row.append(Object.assign(make("th", `${order.length - ROWS} more classes`), { scope: "row" }));
-    row.append(make("td", rest), make("td", percent(rest / answered, 0)), make("td"));
-    body.append(row);
-  }
-  return made;
+  const table = tableOf(task, ["class", "images", "fraction", "95 % interval"], rows);
+  table.className = "counts";
+  return table;
 }
 
-function tell() {
-  const parts = [`${answered} of ${plural(asked, "image")} answered`];
+function showStatus() {
+  const parts = [`${predicted} of ${plural(submitted, "image")} done`];
   if (failed) parts.push(`${failed} could not be used`);
-  get("status").textContent = asked ? `${parts.join(", ")}.` : "";
+  if (submitted) byId("status").textContent = `${parts.join(", ")}.`;
 }
 
-function clear() {
-  round += 1;
-  waiting.length = 0;
-  counts.clear();
-  answered = failed = asked = 0;
-  urls.splice(0).forEach((url) => URL.revokeObjectURL(url));
-  get("images").replaceChildren();
-  get("answers").hidden = get("shares").hidden = true;
-  get("status").textContent = "Started again.";
-  get("files").focus();
+function clearAll() {
+  session += 1;
+  queue.length = 0;
+  totals.clear();
+  submitted = predicted = failed = 0;
+  [...byId("images").children].forEach(removeEntry);
+  byId("results").hidden = byId("totals").hidden = true;
+  byId("status").textContent = "Cleared.";
+  byId("files").focus();
 }
 
-// ---- the ways in: choose, drop, paste
+// ---- input: choose, drop, paste
 
-get("files").addEventListener("change", (event) => {
-  add(event.target.files);
+byId("files").addEventListener("change", (event) => {
+  addFiles(event.target.files);
   event.target.value = "";
 });
-let depth = 0; // dragenter and dragleave also come from elements inside
-const over = (change) => {
-  depth = Math.max(0, depth + change);
-  get("drop").classList.toggle("over", depth > 0);
-};
-addEventListener("dragenter", () => over(1));
-addEventListener("dragleave", () => over(-1));
+let dragDepth = 0; // dragenter and dragleave also come from elements inside
+function trackDrag(change) {
+  dragDepth = Math.max(0, dragDepth + change);
+  byId("drop").classList.toggle("over", dragDepth > 0);
+}
+addEventListener("dragenter", () => trackDrag(1));
+addEventListener("dragleave", () => trackDrag(-1));
 addEventListener("dragover", (event) => event.preventDefault());
 addEventListener("drop", (event) => {
   event.preventDefault();
-  over(-depth);
-  add(event.dataTransfer.files);
+  trackDrag(-dragDepth);
+  addFiles(event.dataTransfer.files);
 });
 addEventListener("paste", (event) => {
-  if (event.clipboardData.files.length) add(event.clipboardData.files);
+  if (event.clipboardData.files.length) addFiles(event.clipboardData.files);
 });
-get("clear").addEventListener("click", clear);
-get("door").addEventListener("submit", (event) => {
+byId("clear").addEventListener("click", clearAll);
+byId("login").addEventListener("submit", (event) => {
   event.preventDefault();
-  sessionStorage.setItem("token", get("token").value);
-  get("token").value = "";
-  learn();
+  sessionStorage.setItem("token", byId("token").value);
+  byId("token").value = "";
+  showModel();
 });
-learn();
+showModel();
