@@ -50,3 +50,9 @@ def running(
         finally:
             server.should_exit = True
             thread.join(20)
+
+
+def assert_error(response: httpx.Response, status: int, part: str = "") -> None:
+    assert response.status_code == status, response.text
+    assert list(response.json()) == ["error"]
+    assert part in response.json()["error"]

@@ -1,4 +1,4 @@
-"""The Open Inference Protocol: bytes -> a request, a request -> bytes. Refused with 400 or 422, or read in full."""
+"""Open Inference Protocol: a request is parsed and answered in full, or rejected with 400 or 422."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import json
 from pathlib import Path
 
 import numpy as np
+from starlette.exceptions import HTTPException
 
 from fuzz.fuzzing import Target
 from taskgraft.serving import v2_protocol
-from taskgraft.serving.limits import Refusal
 
-SIZE, MOST = 2, 4  # a model of 2 pixels: twelve bytes an image
-LABELS = {"logits_a": ["x", "y"]}
+SIZE, MAX_BATCH = 2, 4  # a model of 2 pixels: twelve bytes an image
+CLASSES = {"logits_a": ["x", "y"]}
 BLANK = {"name": "image", "shape": [1, 2, 2, 3], "datatype": "UINT8"}
 ENCODED = {"name": "image_bytes", "shape": [2], "datatype": "BYTES"}
 WORDS = (
@@ -24,43 +24,40 @@ WORDS = (
 
 
 def target(folder: Path) -> Target:
-    whole = {"name": "logits_a", "parameters": {"classification": 1, "binary_data": True}}
+    output = {"name": "logits_a", "parameters": {"classification": 1, "binary_data": True}}
     seeds = [
-        given({"inputs": [{**BLANK, "data": list(range(12))}]}),
-        given({"inputs": [{**BLANK, "data": [[[[1, 2, 3]] * 2] * 2]}], "id": "7", "outputs": [whole]}),
-        given({"inputs": [{**BLANK, "parameters": {"binary_data_size": 12}}]}, bytes(12)),
-        given({"inputs": [{**ENCODED, "parameters": {"binary_data_size": 13}}]}, b"\3\0\0\0abc\2\0\0\0de"),
-        given({"inputs": [{**ENCODED, "data": ["YWJj", "ZGU="]}], "parameters": {"binary_data_output": True}}),
+        encode({"inputs": [{**BLANK, "data": list(range(12))}]}),
+        encode({"inputs": [{**BLANK, "data": [[[[1, 2, 3]] * 2] * 2]}], "id": "7", "outputs": [output]}),
+        encode({"inputs": [{**BLANK, "parameters": {"binary_data_size": 12}}]}, bytes(12)),
+        encode({"inputs": [{**ENCODED, "parameters": {"binary_data_size": 13}}]}, b"\3\0\0\0abc\2\0\0\0de"),
+        encode({"inputs": [{**ENCODED, "data": ["YWJj", "ZGU="]}], "parameters": {"binary_data_output": True}}),
     ]
     return Target(one, seeds, WORDS, longest=2000, executions=6000)
 
 
-def given(text: dict, blob: bytes = b"") -> bytes:
+def encode(message: dict, blob: bytes = b"") -> bytes:
     """A request as this target takes it: the header's value up to the first line break, then the body."""
-    body = json.dumps(text).encode()
-    return (str(len(body)).encode() if blob else b"") + b"\n" + body + blob
+    text = json.dumps(message).encode()
+    return (str(len(text)).encode() if blob else b"") + b"\n" + text + blob
 
 
 def one(data: bytes) -> None:
     header, _, body = data.partition(b"\n")
     try:
-        asked = v2_protocol.parse(body, header.decode("latin-1") or None, SIZE, MOST)
-        count = len(asked.pictures) if asked.pixels is None else len(asked.pixels)
-        assert 1 <= count <= MOST
-        assert asked.pixels is None or asked.pixels.shape == (count, SIZE, SIZE, 3)
+        request = v2_protocol.parse_request(
+            body, header.decode("latin-1") or None, size=SIZE, max_batch=MAX_BATCH, outputs=["logits_a", "label_a"]
+        )
+        count = request.batch_size
+        assert 1 <= count <= MAX_BATCH
+        assert request.pixels is None or request.pixels.shape == (count, SIZE, SIZE, 3)
         logits = np.zeros((count, 2), np.float32)
         tensors = [
-            v2_protocol.Tensor("logits_a", "FP32", logits.shape, logits),
-            v2_protocol.Tensor("label_a", "BYTES", (count,), [b"x"] * count),
+            v2_protocol.OutputTensor("logits_a", "FP32", logits.shape, logits),
+            v2_protocol.OutputTensor("label_a", "BYTES", (count,), [b"x"] * count),
         ]
-        content, length = v2_protocol.answer("model", asked, tensors, LABELS)
-        told = json.loads(content[:length])
-        assert told["outputs"]
+        content, length = v2_protocol.encode_response("model", request, tensors, CLASSES)
+        assert json.loads(content[:length])["outputs"]
         assert len(content) < 10_000
-    except Refusal as refused:
-        sound(refused)
-
-
-def sound(refused: Refusal) -> None:
-    assert refused.status in (400, 422)
-    assert json.dumps(refused.message, ensure_ascii=False).encode()
+    except HTTPException as error:
+        assert error.status_code in (400, 422)
+        assert json.dumps(error.detail, ensure_ascii=False).encode()

@@ -1,29 +1,31 @@
-"""The whole application, without a network: no request is answered with 5xx but 503, and every refusal is JSON."""
+"""The application without a network: no request gets a 5xx but 503, and every error is JSON."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 from concurrent.futures import ThreadPoolExecutor
-from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 from numpy.typing import NDArray
+from starlette.types import ASGIApp, Message
 
 from fuzz.fuzzing import Target
 from fuzz.pictures import drawn
 from malformed import requests
 from taskgraft.data import decode
 from taskgraft.data.transforms import Preprocessing
-from taskgraft.serving import app, batching, metrics
-from taskgraft.serving.decoding import BAD, GOOD, Decoders, Worker
+from taskgraft.serving import decoding
+from taskgraft.serving.app import create_app
+from taskgraft.serving.decoding import OK, REJECTED
 from taskgraft.serving.limits import Limits
-from taskgraft.serving.model import Served
+from taskgraft.serving.model import Logits, OutputNames, ServedModel
 from taskgraft.serving.service import Service
 
-WANTED = Preprocessing(2, "squash", 0.875, "bilinear")
+PREPROCESSING = Preprocessing(2, "squash", 0.875, "bilinear")
 LIMITS = Limits(max_batch=4, max_delay=0, max_queue=8, max_body=1, max_pixels=0.02, request_seconds=5, workers=1)
 CLASSES = ("x", "y")
 WORDS = (
@@ -35,64 +37,56 @@ WORDS = (
 )  # fmt: skip
 
 
-class InHand:
-    """A worker that is no process: what it is sent it decodes at once."""
+class InProcessWorker:
+    """Decodes in this process what a worker process would."""
 
-    def __init__(self) -> None:
-        self.found = b""
+    def __init__(self, preprocessing: Preprocessing, max_pixels: int) -> None:
+        self.preprocessing, self.max_pixels = preprocessing, max_pixels
 
-    def send_bytes(self, found: bytes) -> None:
-        picture = decode.decode_bytes(found, WANTED, 20_000)
-        self.found = BAD + str(picture.reason).encode() if picture.pixels is None else GOOD + picture.pixels.tobytes()
-
-    def recv_bytes(self) -> bytes:
-        return self.found
+    def decode(self, data: bytes) -> bytes:
+        image = decode.decode_bytes(data, self.preprocessing, self.max_pixels)
+        return REJECTED + str(image.reason).encode() if image.pixels is None else OK + image.pixels.tobytes()
 
 
 def target(folder: Path) -> Target:
     loop = asyncio.new_event_loop()
-    found = service()
-    guarded = app.create(found)
-    loop.create_task(batching.work(found.waiting))  # noqa: RUF006 - it lives as long as the loop
+    service = build_service()
+    app = create_app(service)
+    loop.create_task(service.batcher.run_forever())  # noqa: RUF006 - it lives as long as the loop
 
     def one(data: bytes) -> None:
-        status, headers, body = loop.run_until_complete(asked(guarded, data))
+        status, headers, body = loop.run_until_complete(send_request(app, data))
         assert status < 500 or status == 503, (status, body)
         if status >= 400:
             assert headers[b"content-type"] == b"application/json"
             assert list(json.loads(body)) == ["error"]
-        assert not found.state["bytes"]
-        assert not found.waiting.load["images"]
+        assert not service.body_bytes
+        assert not service.batcher.pending
 
-    good = [drawn("PNG", "RGBA"), drawn("JPEG", "RGB")]
+    images = [drawn("PNG", "RGBA"), drawn("JPEG", "RGB")]
     seeds = [request.sent for request in requests("m", 2).values() if len(request.sent) < 2000]
-    seeds += [b"POST /predict HTTP/1.1\r\nHost: localhost\r\n\r\n" + picture for picture in good]
+    seeds += [b"POST /predict HTTP/1.1\r\nHost: localhost\r\n\r\n" + image for image in images]
     return Target(one, seeds, WORDS, longest=3000, executions=600)
 
 
-def service() -> Service:
-    """A server's parts with a model that knows nothing and a decoder in this process."""
-    thread = ThreadPoolExecutor(1)
+def build_service() -> Service:
+    """A service with a model that returns zeros, and a decoder in this process."""
 
-    def run(pixels: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
+    def run(pixels: NDArray[np.uint8]) -> Logits:
         return {"a": np.zeros((len(pixels), 2), np.float32)}
 
-    served = Served(
-        "m", run, 2, "per-task", {"a": CLASSES}, {"a": 1.0}, {"a": "logits_a"}, {"preprocessing": ""}, thread
-    )
-    pool = Decoders(WANTED, LIMITS, asyncio.Queue(), thread, [0])
-    pool.idle.put_nowait(Worker(cast(Any, None), cast(Connection, InHand())))
-    made = metrics.gauges(lambda: 0, lambda: 0, lambda: True)
-    waiting = batching.batcher(served, LIMITS, made.batches.observe)
-    return Service(served, LIMITS, waiting, pool, made, {"draining": 0, "requests": 0, "bytes": 0})
+    names, about = OutputNames("logits_a", "probabilities_a", "label_a"), {"preprocessing": ""}
+    model = ServedModel("m", run, 2, "per-task", {"a": CLASSES}, {"a": 1.0}, {"a": names}, about, ThreadPoolExecutor(1))
+    with patch.object(decoding, "Worker", InProcessWorker):
+        return Service(model, PREPROCESSING, LIMITS)
 
 
-async def asked(made: Any, data: bytes) -> tuple[int, dict[bytes, bytes], bytes]:
-    """What the application answers to a request's bytes, split by the plainest reading of HTTP."""
+async def send_request(app: ASGIApp, data: bytes) -> tuple[int, dict[bytes, bytes], bytes]:
+    """Status, headers and body that the application returns for a request's bytes, split in the simplest way."""
     head, _, body = data.partition(b"\r\n\r\n")
     start, *lines = head.split(b"\r\n")
-    method, _, place = start.partition(b" ")
-    path, _, query = place.partition(b" ")[0].partition(b"?")
+    method, _, target = start.partition(b" ")
+    path, _, query = target.partition(b" ")[0].partition(b"?")
     split = [line.partition(b":") for line in lines[:50]]
     headers = [(name.lower(), value.strip()) for name, _, value in split if name and name.lower() != b"host"]
     scope = {
@@ -104,14 +98,14 @@ async def asked(made: Any, data: bytes) -> tuple[int, dict[bytes, bytes], bytes]
     }  # fmt: skip
     parts = [{"type": "http.request", "body": body[:1000], "more_body": True}]
     parts.append({"type": "http.request", "body": body[1000:], "more_body": False})
-    sent: list[dict[str, Any]] = []
+    sent: list[Message] = []
 
-    async def receive() -> dict[str, Any]:
+    async def receive() -> Message:
         return parts.pop(0) if parts else {"type": "http.disconnect"}
 
-    async def send(message: dict[str, Any]) -> None:
+    async def send(message: Message) -> None:
         sent.append(message)
 
-    await made(scope, receive, send)
+    await app(scope, receive, send)
     content = b"".join(message.get("body", b"") for message in sent[1:])
     return sent[0]["status"], dict(sent[0]["headers"]), content

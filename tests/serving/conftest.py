@@ -1,4 +1,4 @@
-"""A server in this process that all tests here may ask."""
+"""A server in this process, shared by all tests here, and what they send to it."""
 
 from __future__ import annotations
 
@@ -17,5 +17,10 @@ def server(branched: Path) -> Iterator[Running]:
 
 
 @pytest.fixture(scope="session")
-def pictures(new_folder: Path) -> list[Path]:
+def image_files(new_folder: Path) -> list[Path]:
     return sorted((new_folder / "val").rglob("*.png"))
+
+
+@pytest.fixture(scope="session")
+def image(image_files: list[Path]) -> bytes:
+    return image_files[0].read_bytes()
