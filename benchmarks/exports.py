@@ -48,7 +48,7 @@ def measured(bundle: str, kind: tuple[str, str, bool], check: list[Path], cache:
             return {"format": form, "precision": precision, "uint8_input": uint8, "refused": str(problem)}
         seconds = time.perf_counter() - start
         shape = [BATCH, *done.described["input"]["shape"][1:]]
-        runner = exports.FORMATS[form].reopen(out)
+        runner = exports.FORMATS[form].load(out)
         batch = np.zeros(shape, np.uint8 if uint8 else np.float32)
         times = []
         for _ in range(12):

@@ -8,7 +8,7 @@ from taskgraft.bundle import unpickle, validation
 from taskgraft.config import options
 from taskgraft.data import decode, tar_shards, transforms
 from taskgraft.methods.notation import LONGEST
-from taskgraft.serving import decoding, middleware, predict_routes, server, service
+from taskgraft.serving import app, decoding, middleware, server, service
 from taskgraft.serving.limits import Limits
 
 MIB = 2**20
@@ -65,14 +65,18 @@ def _server() -> list[Row]:
                "request_seconds": "408, 503"}  # fmt: skip
     rows = [row._replace(beyond=answers.get(name, "")) for name, row in zip(options(Limits), rows, strict=True)]
     pixels = Limits().max_pixels
-    spare = (pixels * 1e6 * decoding.PER_PIXEL + decoding.SPARE) / MIB
+    spare = (pixels * 1e6 * decoding.BYTES_PER_PIXEL + decoding.BASE_MEMORY) / MIB
     return [
         *rows,
-        Row("request line and headers together", f"{server.HEAD // 2**10} KiB", "400"),
-        Row("bodies in memory together", f"{service.BODIES} of the largest size", "429"),
-        Row("text fields of a form", str(predict_routes.FIELDS), "400"),
+        Row("request line and headers together", f"{server.MAX_HEADERS // 2**10} KiB", "400"),
+        Row("bodies in memory together", f"{service.MAX_BODIES} of the largest size", "429"),
+        Row("text fields of a form", str(app.MAX_FORM_FIELDS), "400"),
         Row("memory of a decoding process", f"{spare:,.0f} MiB at {pixels:g} million pixels", "422; it is replaced"),
-        Row("characters of a token", f"at least {server.SHORTEST}", "the server does not start"),
-        Row("what a client may go on sending after a refusal", f"{middleware.LINGER:g} s", "the connection is closed"),
-        Row("answering after SIGTERM", f"{server.DRAIN:g} s", "what is not answered by then is lost"),
+        Row("characters of a token", f"at least {server.MIN_TOKEN}", "the server does not start"),
+        Row(
+            "what a client may go on sending after a refusal",
+            f"{middleware.LINGER_SECONDS:g} s",
+            "the connection is closed",
+        ),
+        Row("answering after SIGTERM", f"{server.DRAIN_SECONDS:g} s", "what is not answered by then is lost"),
     ]

@@ -145,7 +145,7 @@ def paths(place: Place) -> Sequence[Try]:
         Try(("check", place.data, "--html", file), (2,), ("exists and is no page of taskgraft",)),
         Try(("check", place.data, "--write-manifest", file), (2,), ("exists and holds something else",)),
         Try(("check", place.data, "--html", "/proc/no/such.html"), (2,), ("cannot be written",)),
-        Try(("export", place.parent, file), (2,), ("exists already",)),
+        Try(("export", place.parent, file), (2,), ("already exists",)),
     ]
 
 

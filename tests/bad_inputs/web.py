@@ -1,4 +1,4 @@
-"""Bad inputs 55 and 56: requests. `tests/serving` holds the long lists; here each kind stands once, raw."""
+"""Bad inputs 55 and 56: requests. The long lists are in `tests/serving`; here each kind is sent once."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ BLANK = {"name": "image", "shape": [1, 32, 32, 3], "datatype": "UINT8"}
 BYTES = {"name": "image_bytes", "shape": [1], "datatype": "BYTES"}
 
 
-def given(**changes: object) -> bytes:
+def tensor(**changes: object) -> bytes:
     return json.dumps({"inputs": [{**BLANK, "data": [0] * 3072, **changes}]}).encode()
 
 
-def fetched(place: str) -> bytes:
-    return json.dumps({"inputs": [{**BYTES, "data": [place]}]}).encode()
+def image_at(address: str) -> bytes:
+    return json.dumps({"inputs": [{**BYTES, "data": [address]}]}).encode()
 
 
 def raw(head: str, body: bytes = b"", start: str = "POST /predict") -> Post:
-    """A request of which every byte is given; the server has to answer 4xx and go on."""
+    """A request byte by byte, which must get a 4xx."""
     return Post(
         f"{start} HTTP/1.1\r\n{head}\r\n\r\n",
         body,
@@ -39,17 +39,17 @@ def local(head: str, body: bytes = b"", start: str = "POST /predict") -> Post:
 
 def requests(place: Place) -> Sequence[Try | Post]:
     bodies = [
-        b"", b"{", b"[]", given(shape=[-1, 32, 32, 3]), given(shape=[0, 32, 32, 3]), given(shape=[2**62] * 4),
-        given(shape=[2, 32, 32, 3]), given(datatype="FP32"), given(name="x"), given(data=[0.5] * 3072),
-        given().replace(b"[0, 0", b"[NaN, 0"), b"[" * 100_000,
+        b"", b"{", b"[]", tensor(shape=[-1, 32, 32, 3]), tensor(shape=[0, 32, 32, 3]), tensor(shape=[2**62] * 4),
+        tensor(shape=[2, 32, 32, 3]), tensor(datatype="FP32"), tensor(name="x"), tensor(data=[0.5] * 3072),
+        tensor().replace(b"[0, 0", b"[NaN, 0"), b"[" * 100_000,
     ]  # fmt: skip
     framing = "Inference-Header-Content-Length: "
     many = b"".join(b'--x\r\nContent-Disposition: form-data; name="f%d"\r\n\r\nx\r\n' % n for n in range(10_000))
     bomb = gzip.compress(bytes(60 * 2**20))
     return [
         *(Post(INFER, body, (400, 422), ('"error"',)) for body in bodies),
-        Post("/v2/models/other/infer", given(), (404,), ('"error"',)),
-        Post("/v2/models/both/versions/9/infer", given(), (404,), ('"error"',)),
+        Post("/v2/models/other/infer", tensor(), (404,), ('"error"',)),
+        Post("/v2/models/both/versions/9/infer", tensor(), (404,), ('"error"',)),
         Post("/v2", b"", (405,), ('"error"',)),
         *(local(f"{framing}{size}\r\nContent-Length: 8192", bytes(8192), f"POST {INFER}")
           for size in ("-1", "0", "99999999", "9" * 400, "1e3")),
@@ -67,15 +67,15 @@ def requests(place: Place) -> Sequence[Try | Post]:
 
 
 def intruders(place: Place) -> Sequence[Try | Post]:
-    places = ("http://169.254.169.254/latest/meta-data", "file:///etc/passwd", "/etc/passwd", "\\\\host\\share")
+    addresses = ("http://169.254.169.254/latest/meta-data", "file:///etc/passwd", "/etc/passwd", "\\\\host\\share")
     return [
-        *(Post(INFER, fetched(one), (400, 422), ('"error"',), ("root:",)) for one in places),
-        *(Post("/predict", one.encode(), (422,), ("not a usable image",)) for one in places),
+        *(Post(INFER, image_at(address), (400, 422), ('"error"',), ("root:",)) for address in addresses),
+        *(Post("/predict", address.encode(), (422,), ("not a usable image",)) for address in addresses),
         raw("Host: evil.example\r\nConnection: close", start="GET /v2"),
         raw("Host: localhost\r\nOrigin: http://evil.example\r\nConnection: close", start="GET /v2"),
         raw("Host: localhost\r\nHost: evil.example\r\nConnection: close", start="GET /v2"),
         Try(("serve", place.parent, "--host", "0.0.0.0", "--trial"), (2,), ("--token",)),
-        Try(("serve", place.parent, "--token", "short", "--trial"), (2,), ("give 8 or more",)),
+        Try(("serve", place.parent, "--token", "short", "--trial"), (2,), ("at least 8 printable",)),
         Try(("predict", place.parent, "http://169.254.169.254/x.jpg"), (2,), ("does not exist",)),
         Try(("check", "file:///etc"), (2,), ("does not exist",)),
     ]

@@ -80,7 +80,7 @@ def exported(place: Place) -> str:
     told = place.run("export", place.plain, out, "--format", "safetensors", "--check", place.new / "val",
                      "--check", place.old / "val", "--cache", "none")  # fmt: skip
     assert told.code == 0, told.err
-    assert "same answer on 100.00%" in told.out
+    assert "same prediction on 100.00%" in told.out
     assert timm.create_model(f"local-dir:{out}", pretrained=True).num_classes == 7
     return told.out.splitlines()[0]
 
@@ -185,7 +185,7 @@ ROWS = [
     Behavior(36, "distribution gives shares with intervals, the naive count, the effective size", shares,
               ("tests/commands/test_distribution.py::test_numbered_frames_without_tracks_are_noticed",)),
     Behavior(37, "export compares the file with the model and prints the difference; plain timm loads safetensors",
-              exported, ("tests/exports/test_export.py::test_what_differs_is_not_left",)),
+              exported, ("tests/exports/test_export.py::test_refused_export_is_removed",)),
     Behavior(38, "serve binds this machine alone, prints its address and a curl line once it has answered", served,
               ("tests/serving/test_drain.py::test_sigterm_loses_no_request",
                "tests/serving/test_protocol.py::test_what_is_told_of_the_model")),

@@ -106,7 +106,7 @@ def test_a_damaged_record_is_named(whole: Path, tmp_path: Path) -> None:
     (whole / "record.json").write_text('{"format": 1, "tasks": 7}')
     try:
         with pytest.raises(TaskgraftError, match=r"record.json is damaged: \d+ validation errors for Record"):
-            model.about(read(whole), "m", "torch")
+            model.describe_model(read(whole), "m", "torch")
     finally:
         (whole / "record.json").unlink()
     with pytest.raises(TaskgraftError, match=r"nowhere\.json is damaged"):

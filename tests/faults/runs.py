@@ -263,7 +263,7 @@ FAULTS = [
     Fault(20, "the report cannot be made", "the model is saved, the exit code tells, the next start makes it",
           report_fails),
     Fault(21, "the runtime of an export is missing, breaks or disagrees", "told, and no half file", no_runtime,
-          ("tests/exports/test_export.py::test_what_differs_is_not_left",)),
+          ("tests/exports/test_export.py::test_refused_export_is_removed",)),
     Fault(25, "the terminal is closed, the parent dies, the reader of stdout or stderr goes away", "quiet", hung_up,
           (f"{SIGNALS}::test_a_reader_that_goes_away_is_no_error",
            "tests/commands/test_tune.py::test_workers_end_with_the_search_that_began_them")),

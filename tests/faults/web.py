@@ -1,4 +1,4 @@
-"""Faults 22 to 24: the server under attack from its own machine, from slow clients, and told to stop."""
+"""Faults 22 to 24: the server when its model file goes, with slow clients, and on SIGTERM."""
 
 from __future__ import annotations
 
@@ -22,32 +22,32 @@ from PIL import Image
 import dying
 from faults.trying import Fault, Place, begun, waited_for
 from servers import LIMITS, Running, running
+from taskgraft.serving.model import Logits
 
-IDLE = 300  # connections that say nothing
+IDLE_CONNECTIONS = 300
 
 
-def bodies(place: Place, count: int) -> list[bytes]:
+def read_images(place: Place, count: int) -> list[bytes]:
     return [file.read_bytes() for file in sorted((place.new / "val").rglob("*.png"))[:count]]
 
 
-def answers(found: Running, sent: list[bytes]) -> list[httpx.Response]:
-    """What comes back when all are sent at once."""
-    with ThreadPoolExecutor(len(sent)) as many:
-        return list(many.map(lambda body: httpx.post(f"{found.url}/predict", content=body, timeout=30), sent))
+def post_at_once(server: Running, bodies: list[bytes]) -> list[httpx.Response]:
+    with ThreadPoolExecutor(len(bodies)) as pool:
+        return list(pool.map(lambda body: httpx.post(f"{server.url}/predict", content=body, timeout=30), bodies))
 
 
-def told(answer: httpx.Response) -> dict[str, object]:
-    (picture,) = answer.json()["images"]
-    return {task: found["label"] for task, found in picture["tasks"].items()}
+def labels(response: httpx.Response) -> dict[str, str | None]:
+    (image,) = response.json()["images"]
+    return {task: result["label"] for task, result in image["tasks"].items()}
 
 
 def model_goes(place: Place) -> str:
     """The model's file is cut, overwritten and removed under a server; and one image of a batch breaks the model."""
     bundle = place.root / "bundle"
     shutil.copytree(place.plain, bundle)
-    sent = bodies(place, 3)
-    with running(bundle) as found:
-        before = [told(answer) for answer in answers(found, sent)]
+    images = read_images(place, 3)
+    with running(bundle) as server:
+        before = [labels(response) for response in post_at_once(server, images)]
         file = bundle / "model.safetensors"
         for harm in (
             lambda: file.write_bytes(b"x"),
@@ -55,109 +55,109 @@ def model_goes(place: Place) -> str:
             file.unlink,
         ):
             harm()
-            assert [told(answer) for answer in answers(found, sent)] == before
-        quick = found.service.waiting.run
+            assert [labels(response) for response in post_at_once(server, images)] == before
+        original = server.service.batcher.run
 
-        def picky(pixels: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
-            time.sleep(0.2)  # so that those who come meanwhile are asked together
+        def fails_on_sevens(pixels: NDArray[np.uint8]) -> Logits:
+            time.sleep(0.2)  # so that the requests meanwhile form a batch
             if (pixels == 7).all(axis=(1, 2, 3)).any():
                 raise MemoryError("no room for this one")
-            return quick(pixels)
+            return original(pixels)
 
-        object.__setattr__(found.service.waiting, "config", picky)
+        server.service.batcher.run = fails_on_sevens
         Image.new("RGB", (32, 32), (7, 7, 7)).save(place.root / "seven.png")
         seven = (place.root / "seven.png").read_bytes()
-        mixed = answers(found, [sent[0], sent[1], seven, sent[2], b"no image"])
-        assert [answer.status_code for answer in mixed] == [200, 200, 500, 200, 422]
-        assert [told(mixed[place]) for place in (0, 1, 3)] == before
-        assert found.client.get("/v2/health/ready").status_code == 200
-    return "answers stay; of five together three good ones are answered, 500 and 422 for the others"
+        responses = post_at_once(server, [images[0], images[1], seven, images[2], b"no image"])
+        assert [response.status_code for response in responses] == [200, 200, 500, 200, 422]
+        assert [labels(responses[row]) for row in (0, 1, 3)] == before
+        assert server.client.get("/v2/health/ready").status_code == 200
+    return "predictions stay; of five together three good ones are answered, 500 and 422 for the others"
 
 
 def slow_clients(place: Place) -> str:
-    """Idle connections, a byte at a time, and clients that go away in the middle of an answer."""
-    sent = bodies(place, 2)
-    with ExitStack() as lines, running(place.plain, replace(LIMITS, request_seconds=2)) as found:
-        port = int(found.url.rsplit(":", 1)[1])
-        for _ in range(IDLE):
-            lines.enter_context(socket.create_connection(("127.0.0.1", port)))
-        slow = lines.enter_context(socket.create_connection(("127.0.0.1", port)))
-        slow.sendall(b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n\r\n")
+    """Idle connections, a byte at a time, and clients that go away in the middle of a response."""
+    images = read_images(place, 2)
+    head = "POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n"
+    with ExitStack() as connections, running(place.plain, replace(LIMITS, request_seconds=2)) as server:
+        for _ in range(IDLE_CONNECTIONS):
+            connections.enter_context(socket.create_connection(("127.0.0.1", server.port)))
+        slow = connections.enter_context(socket.create_connection(("127.0.0.1", server.port)))
+        slow.sendall(head.format(100_000).encode())
         start = time.monotonic()
-        assert {answer.status_code for answer in answers(found, sent)} == {200}
+        assert {response.status_code for response in post_at_once(server, images)} == {200}
         assert time.monotonic() - start < 2
-        head = f"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(sent[0])}\r\n\r\n".encode()
         for _ in range(20):
-            with socket.create_connection(("127.0.0.1", port)) as line:
-                line.sendall(head + sent[0])
+            with socket.create_connection(("127.0.0.1", server.port)) as connection:
+                connection.sendall(head.format(len(images[0])).encode() + images[0])
         slow.settimeout(10)
-        said = b""
-        while b" 408 " not in said:
+        received = b""
+        while b" 408 " not in received:
             slow.sendall(b"x")
             time.sleep(0.1)
             slow.setblocking(False)
             try:
-                said += slow.recv(4096)
+                received += slow.recv(4096)
             except BlockingIOError:
                 assert time.monotonic() - start < 10
             slow.setblocking(True)
-        assert {answer.status_code for answer in answers(found, sent)} == {200}
-        assert found.service.waiting.load["images"] == found.service.state["requests"] == 0
-    return f"{IDLE} idle connections, 20 that went away and one byte at a time (408): others are answered at once"
+        assert {response.status_code for response in post_at_once(server, images)} == {200}
+        assert server.service.batcher.pending == server.service.active_requests == 0
+    return f"{IDLE_CONNECTIONS} idle connections, 20 that went away, one byte at a time (408): others are answered"
 
 
-def own_helpers() -> None:
-    """A fork must start a fork server of its own, and not ask its parent's."""
-    known = vars(forkserver._forkserver)  # pyright: ignore[reportAttributeAccessIssue]
-    known.update(_forkserver_pid=None, _forkserver_address=None, _forkserver_alive_fd=None)
+def forget_forkserver() -> None:
+    """A fork must start a fork server of its own instead of using its parent's."""
+    state = vars(forkserver._forkserver)  # pyright: ignore[reportAttributeAccessIssue]
+    state.update(_forkserver_pid=None, _forkserver_address=None, _forkserver_alive_fd=None)
 
 
-def told_to_stop(place: Place) -> str:
-    """Eight clients ask without a pause; the server is told to stop. Whoever asked before that gets an answer."""
-    body, found, stopping = bodies(place, 1)[0], Counter(), threading.Event()
+def stops_under_load(place: Place) -> str:
+    """Eight clients send requests without a pause; the server is stopped. Each request sent before is answered."""
+    body, counts, stopping = read_images(place, 1)[0], Counter(), threading.Event()
     head = f"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
 
-    def ask(port: int) -> None:
-        late, said = False, b""
+    def send_requests(port: int) -> None:
+        late = False
         while not late:
+            response = b""
             try:
-                with socket.create_connection(("127.0.0.1", port), timeout=30) as line:
-                    line.sendall(head.encode() + body)
+                with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+                    connection.sendall(head.encode() + body)
                     late = stopping.is_set()
-                    said = b"".join(iter(lambda line=line: line.recv(65536), b""))
-            except OSError:  # nobody listens any more, or not for long enough
-                said = b""
-            found["dropped" if not said else int(said.split(b" ", 2)[1])] += not late
+                    response = b"".join(iter(lambda: connection.recv(65536), b""))
+            except OSError:  # the port is closed, or was closed meanwhile
+                response = b""
+            counts[int(response.split(b" ", 2)[1]) if response else "dropped"] += not late
 
     streams = [place.root / "out", place.root / "err"]
-    server = begun(("serve", place.plain, "--port", 0, "--workers", 1), streams, own_helpers)
-    with ThreadPoolExecutor(8) as many:
+    server = begun(("serve", place.plain, "--port", 0, "--workers", 1), streams, forget_forkserver)
+    with ThreadPoolExecutor(8) as pool:
         try:
             waited_for(lambda: "ready: " in streams[1].read_text())
             port = int(streams[1].read_text().partition("ready: ")[2].split()[0].rpartition(":")[2])
-            asking = [many.submit(ask, port) for _ in range(8)]
-            waited_for(lambda: found[200] >= 50)
+            clients = [pool.submit(send_requests, port) for _ in range(8)]
+            waited_for(lambda: counts[200] >= 50)
         finally:
             stopping.set()
             os.kill(server.pid, signal.SIGTERM)
         code, _ = dying.end(server)
-        for one in asking:
-            one.result()
+        for client in clients:
+            client.result()
     assert code == 0
     assert "Traceback" not in streams[1].read_text()
-    assert not found["dropped"]
-    assert set(found) <= {200, 429, 503, "dropped"}, found
-    return "ready says no, whoever had asked is answered, exit 0"
+    assert not counts["dropped"]
+    assert set(counts) <= {200, 429, 503, "dropped"}, counts
+    return "health check says not ready, all requests sent before are answered, exit 0"
 
 
-LIMITED, DRAIN = "tests/serving/test_limits.py", "tests/serving/test_drain.py"
+LIMIT_TESTS, DRAIN_TESTS = "tests/serving/test_limits.py", "tests/serving/test_drain.py"
 FAULTS = [
     Fault(22, "a decoding process is killed, the model's file changes, one image breaks the model",
-          "one bad request does not fail its batch mates; the model in memory answers on", model_goes,
-          (f"{LIMITED}::test_a_worker_that_dies_is_replaced", f"{LIMITED}::test_an_error_inside_tells_nothing")),
+          "one bad request does not fail its batch mates; the model in memory keeps working", model_goes,
+          (f"{LIMIT_TESTS}::test_dead_worker_is_replaced", f"{LIMIT_TESTS}::test_internal_error_reveals_nothing")),
     Fault(23, "slow clients, idle connections, clients that go away, ten times too many", "the others are answered",
-          slow_clients, (f"{LIMITED}::test_a_lying_length_waits_no_longer_than_allowed",
-                         f"{LIMITED}::test_a_full_queue_says_so_at_once_and_loses_nobody")),
-    Fault(24, "SIGTERM under load", "ready says no first, everything that was let in is answered",
-          told_to_stop, (f"{DRAIN}::test_sigterm_loses_no_request",)),
+          slow_clients, (f"{LIMIT_TESTS}::test_incomplete_body_times_out",
+                         f"{LIMIT_TESTS}::test_full_queue_rejects_at_once_and_loses_no_request")),
+    Fault(24, "SIGTERM under load", "the health check says not ready first, everything accepted is answered",
+          stops_under_load, (f"{DRAIN_TESTS}::test_sigterm_loses_no_request",)),
 ]  # fmt: skip

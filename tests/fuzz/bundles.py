@@ -75,7 +75,7 @@ def opened(home: Path) -> None:
     temperatures(bundle)
     for task in bundle.classifier.tasks:
         cards.read(bundle.cards.get(task.name), task.classes)
-    json.dumps(model.about(bundle, "m", "torch"))
+    json.dumps(model.describe_model(bundle, "m", "torch"))
 
 
 def made(home: Path) -> Path:

@@ -59,5 +59,9 @@ def one(data: bytes) -> None:
         assert json.loads(content[:length])["outputs"]
         assert len(content) < 10_000
     except HTTPException as error:
-        assert error.status_code in (400, 422)
-        assert json.dumps(error.detail, ensure_ascii=False).encode()
+        check_error(error)
+
+
+def check_error(error: HTTPException) -> None:
+    assert error.status_code in (400, 422)
+    assert json.dumps(error.detail, ensure_ascii=False).encode()
