@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import openvino
 import pytest
 import timm
 import torch
+from numpy.typing import NDArray
 
 import taskgraft
 from taskgraft.bundle import Bundle, open_parent, write
@@ -21,7 +23,7 @@ from taskgraft.cli import main
 from taskgraft.data import Preprocessing, open_images
 from taskgraft.errors import InputError, TaskgraftError
 from taskgraft.exports import verify
-from taskgraft.exports.signature import Runner, describe_outputs, name_outputs
+from taskgraft.exports.signature import describe_outputs, name_outputs
 from taskgraft.models.inference import predict
 from taskgraft.types import Images
 from toys import NEW, OLD, finished, parent
@@ -37,7 +39,7 @@ def images(old_folder: Path) -> Images:
     return data
 
 
-def assert_same_logits(run: Runner, model: Path, images: Images, uint8: bool) -> None:
+def assert_same_logits(run: Callable[[NDArray[Any]], list[Any]], model: Path, images: Images, uint8: bool) -> None:
     """In batches of 1, 2 and 7."""
     expected = predict(open_parent(str(model)).classifier, images).logits
     for start, stop in ((0, 1), (1, 3), (3, 10)):
