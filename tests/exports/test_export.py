@@ -34,7 +34,7 @@ TASKS = ["shape", "paint"]
 @pytest.fixture(scope="module")
 def images(old_folder: Path) -> Images:
     preprocessing = Preprocessing(32, "squash", 0.875, "bilinear", (0.5,) * 3, (0.5,) * 3)
-    data = open_images(old_folder / "val", "shape", preprocessing, seed=0, classes=OLD.classes, whole="val").val
+    data = open_images(old_folder / "val", "shape", preprocessing, seed=0, classes=OLD.classes, as_split="val").val
     assert data is not None
     return data
 

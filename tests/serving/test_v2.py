@@ -16,7 +16,7 @@ from tritonclient.utils import InferenceServerException
 from servers import assert_error
 from taskgraft import metrics
 from taskgraft.bundle import open_parent
-from taskgraft.data.decode import decode
+from taskgraft.data.decode import decode_file
 from taskgraft.models.inference import predict
 from taskgraft.types import Images
 from toys import NEW
@@ -25,7 +25,7 @@ from toys import NEW
 @pytest.fixture(scope="module")
 def pixels(image_files: list[Path], branched: Path) -> NDArray[np.uint8]:
     preprocessing = open_parent(str(branched)).preprocessing
-    images = [decode(file, preprocessing).pixels for file in image_files[:5]]
+    images = [decode_file(file, preprocessing).pixels for file in image_files[:5]]
     return np.stack([image for image in images if image is not None])
 
 

@@ -13,7 +13,7 @@ from taskgraft import seeding
 from taskgraft.bundle import Bundle
 from taskgraft.data import open_images, pixel_cache
 from taskgraft.data.layouts import list_images
-from taskgraft.data.task_images import joined, owner_of
+from taskgraft.data.task_images import concat_images, match_task
 from taskgraft.errors import DataError
 from taskgraft.exports.signature import read_record
 from taskgraft.results.record import Record
@@ -55,7 +55,7 @@ def collect_images(
         DataError: images that cannot be used.
     """
     tasks, record, notes = bundle.classifier.tasks, read_record(bundle), []
-    sources = [_Source(path, owner_of(path, tasks)) for path in paths]
+    sources = [_Source(path, match_task(path, tasks)) for path in paths]
     if not sources and record is not None:
         sources = _recorded_sources(record, tasks, notes)
     if not sources:
@@ -65,14 +65,14 @@ def collect_images(
         )
         synthetic = synthetic_images(bundle)
         return SampleImages(synthetic, synthetic if calibrate else None, (), tuple(notes), True)
-    images = joined([found for source in sources if (found := _open(bundle, record, source, cache, callbacks))])
+    images = concat_images([found for source in sources if (found := _open(bundle, record, source, cache, callbacks))])
     if images is None:
         raise DataError(f"{sources[0].path} contains no images to compare on")
     labeled = {source.task.name for source in sources}
     notes += [f"{task.name}: no labeled images; comparing predictions" for task in tasks if task.name not in labeled]
     calibration = None
     if calibrate:
-        calibration = joined([found for source in sources if (found := _training_sample(bundle, source))])
+        calibration = concat_images([found for source in sources if (found := _training_sample(bundle, source))])
         if calibration is not None:
             notes.append(f"calibrating int8 on {len(calibration.pixels)} training images")
         else:
@@ -117,7 +117,7 @@ def _open(
     return open_images(
         source.path, source.task.name, bundle.preprocessing, seed=source.seed, classes=source.task.classes,
         others=[task for task in bundle.classifier.tasks if task != source.task], cache_folder=cache,
-        whole="val" if "val" in splits or not was_split else None,
+        as_split="val" if "val" in splits or not was_split else None,
         progress=lambda done, total: callbacks.progress(f"reading {source.path.name}", done, total),
     ).val  # fmt: skip
 
@@ -130,7 +130,7 @@ def _training_sample(bundle: Bundle, source: _Source) -> Images | None:
         return None
     spread = np.linspace(0, len(paths) - 1, min(CALIBRATION_IMAGES, len(paths))).round().astype(int)
     chosen = [paths[row] for row in spread]
-    found = pixel_cache.load(listing.root, chosen, bundle.preprocessing, None)
+    found = pixel_cache.load_pixels(listing.root, chosen, bundle.preprocessing, None)
     names = tuple(str(listing.root / path) for row, path in enumerate(chosen) if row not in found.reasons)
     return Images(found.pixels, {}, names, bundle.preprocessing.mean, bundle.preprocessing.std) if names else None
 

@@ -85,7 +85,11 @@ def describe(bundle: Bundle, config: ExportConfig) -> dict[str, Any]:
             "shape": ["batch", size, size, 3] if config.uint8 else ["batch", 3, size, size],
             "meaning": "RGB pixels, top row first" if config.uint8 else "(RGB / 255 - mean) / std",
         },
-        "preprocessing": {**preprocessing._asdict(), "line": preprocessing.show(), "normalized_inside": config.uint8},
+        "preprocessing": {
+            **preprocessing._asdict(),
+            "line": preprocessing.to_text(),
+            "normalized_inside": config.uint8,
+        },
         "softmax": bundle.classifier.softmax,
         "outputs": [
             {

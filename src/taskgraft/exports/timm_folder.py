@@ -64,7 +64,7 @@ def is_bit_identical(bundle: Bundle, folder: Path, images: Images, batch_size: i
     weight, bias = merge_heads(classifier)
     with torch.inference_mode():
         for start in range(0, len(images.pixels), batch_size):
-            batch = data.ready(images, start, start + batch_size)
+            batch = data.normalize(images, start, start + batch_size)
             if not torch.equal(net(batch), F.linear(classifier.features(batch), weight, bias)):
                 return False
     return True

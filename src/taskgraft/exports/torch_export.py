@@ -42,7 +42,7 @@ class LogitsOfPixels(LogitsOfImages):
     offset: Tensor
 
     def __init__(self, classifier: Classifier, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-        """Wrap a classifier; `mean` and `std` apply to values in [0, 1], with the operations of `data.ready`."""
+        """Wrap a classifier; `mean` and `std` apply to values in [0, 1], with the operations of `data.normalize`."""
         super().__init__(classifier)
         self.register_buffer("scale", 1 / (255 * torch.tensor(std)))
         self.register_buffer("offset", torch.tensor(mean) / torch.tensor(std))

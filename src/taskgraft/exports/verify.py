@@ -49,7 +49,7 @@ class TaskCheck(BaseModel):
 
 def prepare_inputs(images: Images, start: int, stop: int, *, uint8: bool) -> NDArray[Any]:
     """The input of an exported file: pixels [B, S, S, 3] uint8, or normalized images [B, 3, S, S] float32."""
-    batch = images.pixels[start:stop] if uint8 else data.ready(images, start, stop)
+    batch = images.pixels[start:stop] if uint8 else data.normalize(images, start, stop)
     return np.ascontiguousarray(batch.numpy())
 
 

@@ -132,7 +132,7 @@ def describe_model(bundle: Bundle, name: str, backend: str) -> dict[str, Any]:
         "made_by": f"taskgraft {__version__}",
         "backend": backend,
         "architecture": bundle.arch,
-        "preprocessing": bundle.preprocessing.show(),
+        "preprocessing": bundle.preprocessing.to_text(),
         "softmax": bundle.classifier.softmax,
         "tasks": [
             {"name": out.task, "output": out.name, "classes": list(out.classes), "temperature": out.temperature}
@@ -169,7 +169,7 @@ def _torch_backend(bundle: Bundle) -> Run:
     def run(pixels: NDArray[np.uint8]) -> Logits:
         images = Images(torch.from_numpy(pixels), {}, (), preprocessing.mean, preprocessing.std)
         with torch.inference_mode():
-            logits = classifier(data.ready(images, 0, len(pixels)).to(device))
+            logits = classifier(data.normalize(images, 0, len(pixels)).to(device))
         return {task: values.float().cpu().numpy() for task, values in logits.items()}
 
     return run
