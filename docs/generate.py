@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import commands
 import errors
 import figures
 import limits
@@ -11,6 +10,8 @@ import programs
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
+
+import commands
 
 PARTS = {
     "recipes.md": programs.page,

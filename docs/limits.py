@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from taskgraft.bundle import unpickle, validation
+from taskgraft.bundle import architecture, format, unpickle
 from taskgraft.config import options
 from taskgraft.data import decode, tar_shards, transforms
 from taskgraft.methods.notation import LONGEST
@@ -44,12 +44,13 @@ PICTURES = [
     Row("bytes of a label in a tar archive", f"{tar_shards.MAX_LABEL // MIB} MiB", "the image is excluded"),
 ]
 MODELS = [
-    Row("bytes of a JSON file", f"{validation.MOST // MIB} MiB", "refused"),
-    Row("a number among a network's arguments", f"{validation.LARGEST:,}", "refused"),
+    Row("bytes of a JSON file", f"{format.MAX_JSON_BYTES // MIB} MiB", "refused"),
+    Row("a number among a network's arguments", f"{architecture.MAX_ARGUMENT:,}", "refused"),
     Row("side of a model's input", f"{transforms.MAX_SIZE:,} pixels", "refused"),
-    Row("memory of what opens a pickle", f"{unpickle.TIMES} times the file and {unpickle.SPARE // MIB:,} MiB",
-        "refused"),
-    Row("its processor time", f"{unpickle.SECONDS} s, and 1 s for each {unpickle.SPEED // MIB} MiB", "refused"),
+    Row("memory of what opens a pickle",
+        f"{unpickle.MEMORY_FACTOR} times the file and {unpickle.MEMORY_SPARE // MIB:,} MiB", "refused"),
+    Row("its processor time",
+        f"{unpickle.CPU_SECONDS} s, and 1 s for each {unpickle.BYTES_PER_SECOND // MIB} MiB", "refused"),
 ]  # fmt: skip
 TEXT = [Row("characters of a method's notation", f"{LONGEST:,}", "refused")]
 

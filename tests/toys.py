@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from taskgraft import pytree, seeding
-from taskgraft.bundle.loaders import create
+from taskgraft.bundle.architecture import create_network
 from taskgraft.config import TrainingConfig
 from taskgraft.methods import composition
 from taskgraft.methods.protocol import Method
@@ -46,7 +46,7 @@ def parent(arch: str = "test_resnet", **options: Any) -> Classifier:
     """A tiny timm network with a head for OLD and weights from a fixed seed."""
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        net, head, _ = create(arch, len(OLD.classes), **options)
+        net, head, _ = create_network(arch, len(OLD.classes), **options)
     return wrap(net, head, [OLD]).eval()
 
 

@@ -11,7 +11,7 @@ from benchmarks.speed.networks import LR, MEAN, NEW, OLD, STD, Case, labels, net
 from benchmarks.speed.worker import Ready, Work
 
 from taskgraft import pytree
-from taskgraft.bundle.loaders import head_of
+from taskgraft.bundle.architecture import find_head
 from taskgraft.config import TrainingConfig
 from taskgraft.curvature import fisher_diagonal
 from taskgraft.methods import composition
@@ -32,7 +32,7 @@ def child_of(case: Case) -> Classifier:
     each = case.get("classes_each", OLD)
     old = [Task(f"old{i}", tuple(map(str, range(each)))) for i in range(case.get("tasks", 1))]
     net = network(case, each * len(old))
-    classifier = wrap(net, head_of(net, case["arch"]), old)
+    classifier = wrap(net, find_head(net, case["arch"]), old)
     return grow(classifier, Task("new", tuple(map(str, range(case.get("classes", NEW))))), 0)
 
 

@@ -109,7 +109,7 @@ def safetensors(place: Place) -> Sequence[Try]:
     ]):  # fmt: skip
         path = place.root / f"{at}.safetensors"
         path.write_bytes(data)
-        found.append(tried(place, path, "no sound safetensors file")[at % 3])
+        found.append(tried(place, path, "not a valid safetensors file")[at % 3])
     return found
 
 
@@ -119,14 +119,14 @@ def not_finite(place: Place) -> Sequence[Try]:
         broken = weights()
         broken["fc.bias"][1] = value
         torch.save(broken, place.root / f"{at}.pth")
-        found += tried(place, place.root / f"{at}.pth", "'fc.bias' holds values that are not finite")[at : at + 2]
+        found += tried(place, place.root / f"{at}.pth", "'fc.bias' contains NaN or infinite values")[at : at + 2]
     bundle = copied(place, "bundle")
     tensors = load_file(bundle / "model.safetensors")
     tensors["fc.bias"][0] = float("nan")
     save_file(tensors, bundle / "model.safetensors")
     memory = copied(place, "memory")
     save_file({"ewc.fisher": torch.tensor([float("nan")])}, memory / "memory.safetensors")
-    return [*found, *tried(place, bundle, "not finite"), tried(place, memory, "not finite")[0]]
+    return [*found, *tried(place, bundle, "NaN or infinite"), tried(place, memory, "NaN or infinite")[0]]
 
 
 def copied(place: Place, name: str) -> Path:
@@ -145,11 +145,11 @@ def wrong_shape(place: Place) -> Sequence[Try]:
     flags = ("--labels", labels(place))
     other = saved("other.pth", good)
     return [
-        Try(("predict", other, place.data, *flags, "--arch", "test_vit"), (2,), ("is no test_vit", "tensors differ")),
-        *tried(place, saved("renamed.pth", renamed), "head.weight", "unknown to test_resnet", "fc.weight (missing")[:2],
+        Try(("predict", other, place.data, *flags, "--arch", "test_vit"), (2,), ("is not a test_vit:",)),
+        *tried(place, saved("renamed.pth", renamed), "head.weight", "missing in test_resnet", "fc.weight (missing")[:2],
         tried(place, saved("headless.pth", headless), "2 tensors differ, first fc.weight (missing")[1],
-        tried(place, saved("extra.pth", {**good, "ema.step": torch.ones(1)}), "ema.step (1 in the file, unknown")[1],
-        tried(place, saved("wide.pth", wide), "has 4 rows, but there are 3 class names")[1],
+        tried(place, saved("extra.pth", {**good, "ema.step": torch.ones(1)}), "ema.step (1 in the file, missing in")[1],
+        tried(place, saved("wide.pth", wide), "has 4 classes, but there are 3 class names")[1],
         tried(place, saved("module.pth", {f"module.{k}": v for k, v in good.items()}), codes=(0,))[1],
         tried(place, saved("half.pth", {k: v.half() if v.is_floating_point() else v for k, v in good.items()}),
               codes=(0,))[0],
@@ -161,11 +161,11 @@ def task(config: Config, **changes: object) -> None:
 
 
 EDITS: list[tuple[str, Callable[[Config], object]]] = [
-    ("does not fit its rows", lambda c: task(c, classes=["a", "b"])),
-    ("does not fit its rows", lambda c: task(c, classes=["a", "a", "b"])),
-    ("does not fit its rows", lambda c: task(c, range=[-3, 0])),
+    ("does not match its rows", lambda c: task(c, classes=["a", "b"])),
+    ("does not match its rows", lambda c: task(c, classes=["a", "a", "b"])),
+    ("does not match its rows", lambda c: task(c, range=[-3, 0])),
     (
-        "does not fit its rows",
+        "does not match its rows",
         lambda c: c["taskgraft"]["tasks"].append({"name": "b", "classes": ["x"], "range": [2, 3]}),
     ),
     ("the tasks cover 3 of 4 rows", lambda c: c.update(num_classes=4)),
@@ -210,7 +210,7 @@ def configurations(place: Place) -> Sequence[Try]:
         *found,
         tried(place, large, "larger than")[0],
         tried(place, endless, "config.json")[1],
-        tried(place, foreign, "has 3 rows, but there are 2 class names")[1],
+        tried(place, foreign, "has 3 classes, but there are 2 class names")[1],
     ]
 
 
@@ -245,7 +245,7 @@ def newer(place: Place) -> Sequence[Try]:
     config = json.loads((bundle / "config.json").read_text(encoding="utf-8"))
     config["taskgraft"]["format"] = 99
     (bundle / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    return tried(place, bundle, "is a bundle of format 99; this taskgraft reads up to", "upgrade")
+    return tried(place, bundle, "has bundle format 99, but this taskgraft reads up to", "upgrade")
 
 
 CASES: list[Case] = [

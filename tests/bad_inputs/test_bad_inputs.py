@@ -22,7 +22,7 @@ import pytest
 from bad_inputs import folders, models, others, pictures, tables, web
 from bad_inputs.trying import TRAIN, Case, Place, Post, Told, judge, left_at_home, run, snapshot
 from servers import LIMITS, Running, running
-from taskgraft.bundle import Bundle, write
+from taskgraft.bundle import Bundle, write_bundle
 from taskgraft.data import Preprocessing
 from taskgraft.types import Task
 from toys import folder_of, parent
@@ -54,7 +54,9 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("parent") / "bundle"
     folder.mkdir()
     preprocessing = Preprocessing(32, "squash", 0.875, "bilinear", (0.5,) * 3, (0.5,) * 3)
-    write(folder, Bundle(parent(), preprocessing, {}, "here", "0", "test_resnet", "fc"), method="train", parent={})
+    write_bundle(
+        folder, Bundle(parent(), preprocessing, {}, "here", "0", "test_resnet", "fc"), method="train", parent={}
+    )
     return folder
 
 

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from bad_inputs.pictures import JPEG, frames, picture, saved, sixteen
-from taskgraft.bundle import Bundle, digests, read, write
+from taskgraft.bundle import Bundle, digests, read_bundle, write_bundle
 from taskgraft.data import class_names, decode, near_duplicates, transforms
 from taskgraft.data.layouts import list_images
 from taskgraft.data.transforms import Preprocessing
@@ -33,7 +33,7 @@ JSON = st.recursive(
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bundle")
-    write(folder, Bundle(parent(), WANTED, {}, "here", "0", "test_resnet", "fc"), method="train", parent={})
+    write_bundle(folder, Bundle(parent(), WANTED, {}, "here", "0", "test_resnet", "fc"), method="train", parent={})
     return folder
 
 
@@ -87,7 +87,7 @@ def test_a_changed_configuration_is_opened_or_refused(bundle: Path, data: st.Dat
         del inner[key]
     try:
         file.write_text(json.dumps(config), encoding="utf-8", errors="surrogatepass")
-        opened = read(bundle)
+        opened = read_bundle(bundle)
         assert opened.classifier.tasks[0].classes == ("round", "square", "thin")
     except TaskgraftError:
         pass  # refused in words
@@ -105,7 +105,7 @@ def test_a_changed_byte_is_noticed(bundle: Path, name: str, place: float, new: b
     try:
         (bundle / name).write_bytes(data)
         assert (name in digests.compare(bundle).changed) == (data != whole)
-        read(bundle)
+        read_bundle(bundle)
     except TaskgraftError:
         pass  # refused in words
     finally:

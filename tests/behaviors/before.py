@@ -256,7 +256,7 @@ def opened(place: Place) -> str:
     assert (one.code, two.code) == (0, 0), one.err + two.err
     assert "architecture test_resnet from its entry 'arch'" in one.err
     assert "prefix 'module.' taken off" in one.err
-    assert "tensors matched" in two.err
+    assert "tensors match" in two.err
     start = ("--weights", place.root / "a.pth.tar", "--preprocessing", "32 squash", *FEW)
     begun = place.run("train", place.new, place.root / "first", *start)
     assert begun.code == 0, begun.err

@@ -1,4 +1,4 @@
-"""Opening a parent, whatever it is; nothing is loaded that does not fit to the last tensor."""
+"""Opening a parent, whatever it is; nothing is loaded unless every tensor matches."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from taskgraft.bundle import open_parent
-from taskgraft.errors import TaskgraftError
+from taskgraft.errors import CheckpointError, TaskgraftError
 
 NAMES = ("cat", "dog", "eel")
 
@@ -29,7 +29,7 @@ def labels(tmp_path: Path) -> Path:
     return tmp_path / "labels.txt"
 
 
-def saved(path: Path, value: Any) -> str:
+def save(path: Path, value: Any) -> str:
     torch.save(value, path)
     return str(path)
 
@@ -37,73 +37,73 @@ def saved(path: Path, value: Any) -> str:
 def logits(model: nn.Module, size: int = 32) -> Tensor:
     images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        found = model.eval()(images)
-    return torch.cat(list(found.values()), 1) if isinstance(found, dict) else found
+        outputs = model.eval()(images)
+    return torch.cat(list(outputs.values()), 1) if isinstance(outputs, dict) else outputs
 
 
 @pytest.mark.parametrize(("arch", "size"), [("test_resnet", 32), ("test_efficientnet", 32), ("test_vit", 160)])
-def test_a_file_answers_as_the_network_did(tmp_path: Path, labels: Path, arch: str, size: int) -> None:
-    path = saved(tmp_path / "x.pt", {"model": {f"module.{k}": v for k, v in net(arch).state_dict().items()}})
+def test_file_of_weights_gives_the_same_logits(tmp_path: Path, labels: Path, arch: str, size: int) -> None:
+    path = save(tmp_path / "x.pt", {"model": {f"module.{k}": v for k, v in net(arch).state_dict().items()}})
     bundle = open_parent(path, arch=arch, labels=labels, task="pet", preprocessing="32 squash")
     torch.testing.assert_close(logits(bundle.classifier, size), logits(net(arch), size), rtol=1e-5, atol=1e-6)
     assert bundle.classifier.tasks == (("pet", NAMES),)
     assert (bundle.arch, bundle.preprocessing.size, bundle.preprocessing.crop) == (arch, 32, "squash")
-    assert any("prefix 'module.'" in line for line in bundle.found)
+    assert any("prefix 'module.'" in line for line in bundle.notes)
     assert bundle.digest
     assert bundle.memory == {}
 
 
-def test_the_architecture_may_stand_in_the_file(tmp_path: Path, labels: Path) -> None:
-    path = saved(tmp_path / "x.pt", {"arch": "test_resnet", "state_dict": net().state_dict()})
+def test_architecture_is_read_from_the_file(tmp_path: Path, labels: Path) -> None:
+    path = save(tmp_path / "x.pt", {"arch": "test_resnet", "state_dict": net().state_dict()})
     bundle = open_parent(path, labels=labels)
     assert bundle.arch == "test_resnet"
-    assert any("test_resnet from its entry 'arch'" in line for line in bundle.found)
+    assert any("test_resnet from its entry 'arch'" in line for line in bundle.notes)
 
 
-def test_missing_counters_of_old_files_are_allowed(tmp_path: Path, labels: Path) -> None:
+def test_missing_batch_counters_are_allowed(tmp_path: Path, labels: Path) -> None:
     state = {k: v for k, v in net().state_dict().items() if not k.endswith("num_batches_tracked")}
-    bundle = open_parent(saved(tmp_path / "x.pt", state), arch="test_resnet", labels=labels)
+    bundle = open_parent(save(tmp_path / "x.pt", state), arch="test_resnet", labels=labels)
     assert torch.equal(logits(bundle.classifier), logits(net()))
 
 
-def test_what_is_missing_is_asked_for(tmp_path: Path, labels: Path) -> None:
-    path = saved(tmp_path / "x.pt", net().state_dict())
-    with pytest.raises(TaskgraftError, match=r"does not tell its architecture; give --arch NAME"):
+def test_missing_flags_are_named(tmp_path: Path, labels: Path) -> None:
+    path = save(tmp_path / "x.pt", net().state_dict())
+    with pytest.raises(TaskgraftError, match=r"does not name its architecture; give --arch"):
         open_parent(path, labels=labels)
-    with pytest.raises(TaskgraftError, match="comes without class names; give --labels FILE"):
+    with pytest.raises(TaskgraftError, match="has no class names; give --labels"):
         open_parent(path, arch="test_resnet")
-    with pytest.raises(TaskgraftError, match=r"--labels .*gone\.txt cannot be read"):
+    with pytest.raises(TaskgraftError, match=r"cannot read --labels .*gone\.txt"):
         open_parent(path, arch="test_resnet", labels=tmp_path / "gone.txt")
-    with pytest.raises(TaskgraftError, match="'test_resnt' is no timm model; did you mean 'test_resnet'"):
+    with pytest.raises(TaskgraftError, match="'test_resnt' is not a timm model; did you mean 'test_resnet'"):
         open_parent(path, arch="test_resnt", labels=labels)
 
 
-def test_labels_must_match_and_differ(tmp_path: Path) -> None:
-    path, labels = saved(tmp_path / "x.pt", net().state_dict()), tmp_path / "l.txt"
+def test_labels_must_match_and_be_unique(tmp_path: Path) -> None:
+    path, labels = save(tmp_path / "x.pt", net().state_dict()), tmp_path / "l.txt"
     labels.write_text("cat\ndog\n")
-    with pytest.raises(TaskgraftError, match=r"classifier 'fc' has 3 rows, but there are 2 class names"):
+    with pytest.raises(TaskgraftError, match=r"has 3 classes, but there are 2 class names"):
         open_parent(path, arch="test_resnet", labels=labels)
     labels.write_text("cat\ndog\ncat\n")
-    with pytest.raises(TaskgraftError, match="'cat' stands there twice"):
+    with pytest.raises(TaskgraftError, match="lists 'cat' twice"):
         open_parent(path, arch="test_resnet", labels=labels)
 
 
-def test_another_architecture_is_refused_naming_tensors(tmp_path: Path, labels: Path) -> None:
-    path = saved(tmp_path / "x.pt", net().state_dict())
+def test_wrong_architecture_names_tensors(tmp_path: Path, labels: Path) -> None:
+    path = save(tmp_path / "x.pt", net().state_dict())
     with pytest.raises(
-        TaskgraftError, match=r"is no test_vit: \d+ tensors differ, first cls_token \(missing in the file"
+        TaskgraftError, match=r"is not a test_vit: \d+ tensors differ, first cls_token \(missing in the file"
     ):
         open_parent(path, arch="test_vit", labels=labels)
     state = net().state_dict()
     state["extra.weight"] = torch.ones(2)
     with pytest.raises(
-        TaskgraftError, match=r"1 tensors differ, first extra\.weight \(2 in the file, unknown to test_resnet"
+        TaskgraftError, match=r"1 tensors differ, first extra\.weight \(2 in the file, missing in test_resnet"
     ):
-        open_parent(saved(tmp_path / "x.pt", state), arch="test_resnet", labels=labels)
+        open_parent(save(tmp_path / "x.pt", state), arch="test_resnet", labels=labels)
     state = net().state_dict()
     state["conv1.0.weight"] = state["conv1.0.weight"][:-1]
     with pytest.raises(TaskgraftError, match=r"1 tensors differ, first conv1\.0\.weight \(\d+x3x3x3 in the file, "):
-        open_parent(saved(tmp_path / "x.pt", state), arch="test_resnet", labels=labels)
+        open_parent(save(tmp_path / "x.pt", state), arch="test_resnet", labels=labels)
 
 
 def timm_folder(folder: Path, **changes: Any) -> Path:
@@ -122,7 +122,7 @@ def timm_folder(folder: Path, **changes: Any) -> Path:
 
 
 @pytest.mark.parametrize("prefix", ["", "local-dir:"])
-def test_a_timm_folder(tmp_path: Path, prefix: str) -> None:
+def test_timm_folder(tmp_path: Path, prefix: str) -> None:
     bundle = open_parent(prefix + str(timm_folder(tmp_path / "m")), task="pet")
     assert torch.equal(logits(bundle.classifier), logits(net()))
     assert bundle.classifier.tasks == (("pet", NAMES),)
@@ -130,24 +130,24 @@ def test_a_timm_folder(tmp_path: Path, prefix: str) -> None:
     assert bundle.preprocessing.mean == (0.1, 0.2, 0.3)
 
 
-def test_what_timm_itself_writes(tmp_path: Path) -> None:
+def test_folder_saved_by_timm(tmp_path: Path) -> None:
     """timm's own files tell the number of classes among the network's arguments; a child does not inherit it."""
     timm.models.save_for_hf(net(), str(tmp_path), model_config={"label_names": list(NAMES)}, safe_serialization=True)
     assert json.loads((tmp_path / "config.json").read_text())["model_args"]["num_classes"] == len(NAMES)
     bundle = open_parent(str(tmp_path))
     assert torch.equal(logits(bundle.classifier), logits(net()))
-    assert "num_classes" not in bundle.options
+    assert "num_classes" not in bundle.model_args
 
 
-def test_a_timm_folder_with_labels_of_its_own(tmp_path: Path, labels: Path) -> None:
+def test_timm_folder_without_names_needs_labels(tmp_path: Path, labels: Path) -> None:
     folder = timm_folder(tmp_path / "m", label_names=None)
     assert open_parent(str(folder), labels=labels).classifier.tasks[0].classes == NAMES
-    with pytest.raises(TaskgraftError, match="comes without class names"):
+    with pytest.raises(TaskgraftError, match="has no class names"):
         open_parent(str(folder))
 
 
-def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(TaskgraftError, match=r"holds no config\.json"):
+def test_folder_without_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TaskgraftError, match=r"config\.json is missing or names no timm architecture"):
         open_parent(str(tmp_path))
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(TaskgraftError, match=r"config\.json is damaged"):
@@ -160,9 +160,9 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
         open_parent(str(tmp_path))
 
 
-def test_a_name_that_is_nothing_is_answered_with_the_nearest() -> None:
+def test_unknown_name_suggests_the_nearest() -> None:
     with pytest.raises(
-        TaskgraftError, match=r"'test_resne' is no file, no folder and no timm model .did you mean .*test_res"
+        CheckpointError, match=r"'test_resne' is not a file, folder or timm model; did you mean .*test_res"
     ):
         open_parent("test_resne")
     with pytest.raises(TaskgraftError, match=r"gone\.pth does not exist"):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import taskgraft
-from taskgraft.bundle import read
+from taskgraft.bundle import read_bundle
 from taskgraft.errors import TaskgraftError
 from taskgraft.results.files import digest
 from toys import NEW, OLD, folder_of
@@ -30,7 +30,7 @@ def contested(folder: Path) -> Path:
 
 def test_only_the_card_changes(model: Path, tmp_path: Path) -> None:
     before = {path: digest(path) for path in model.rglob("*") if path.is_file()}
-    known = read(model).cards["shape"]
+    known = read_bundle(model).cards["shape"]
     card = taskgraft.calibrate(model, contested(tmp_path / "other"))
     after = {path: digest(path) for path in model.rglob("*") if path.is_file()}
     assert {path for path in after if after[path] != before.get(path)} == {
@@ -38,7 +38,7 @@ def test_only_the_card_changes(model: Path, tmp_path: Path) -> None:
         model / "digests.json",
     }
     assert before.keys() == after.keys()
-    stored = read(model).cards["shape"]
+    stored = read_bundle(model).cards["shape"]
     assert stored == card
     assert card["images"] == card["calibration"]["images"] == 60
     assert card["train_counts"] == known["train_counts"]

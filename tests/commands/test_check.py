@@ -134,7 +134,7 @@ def test_a_new_task_beside_a_model(alice: Path, new_folder: Path) -> None:
     assert found["against"]["task"] is None
     assert found["against"]["unknown"] == sorted(NEW.classes)
     assert not found["wanting"]
-    with pytest.raises(TaskgraftError, match="no file, no folder and no timm model"):
+    with pytest.raises(TaskgraftError, match="not a file, folder or timm model"):
         check(new_folder, against="nothing")
 
 

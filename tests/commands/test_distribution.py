@@ -13,7 +13,7 @@ from PIL import Image
 import taskgraft
 from films import cut, film, stills
 from taskgraft import report
-from taskgraft.bundle import read
+from taskgraft.bundle import read_bundle
 from taskgraft.cli import main
 from taskgraft.commands import distribution as job
 from taskgraft.errors import TaskgraftError
@@ -50,7 +50,7 @@ def shares(found: Distribution) -> dict[str, tuple[float, float, float]]:
 
 
 def test_training_leaves_a_card_that_corrects(alice: Path) -> None:
-    card = read(alice).cards["shape"]
+    card = read_bundle(alice).cards["shape"]
     assert 0 < card["temperature"] < 20
     assert card["calibration"]["images"] == card["images"] == 24
     assert np.allclose(np.sum(card["mean_posterior"], axis=1), 1, atol=1e-3)

@@ -17,7 +17,7 @@ from PIL import Image
 
 import taskgraft
 from films import film, stills
-from taskgraft.bundle import Bundle, open_parent, write
+from taskgraft.bundle import Bundle, open_parent, write_bundle
 from taskgraft.cli import main
 from taskgraft.commands import parts
 from taskgraft.commands import predict as job
@@ -38,7 +38,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home.mkdir()
     card = {"task": "shape", "classes": list(OLD.classes), "temperature": 2.0}
     two = grow(parent(), NEW, 0).eval()
-    write(home, Bundle(two, WANTED, {}, "here", "0", "test_resnet", "fc", cards={"shape": card}), method="", parent={})
+    write_bundle(
+        home, Bundle(two, WANTED, {}, "here", "0", "test_resnet", "fc", cards={"shape": card}), method="", parent={}
+    )
     return home
 
 

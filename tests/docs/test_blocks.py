@@ -29,8 +29,8 @@ import taskgraft
 from films import film, stills
 from servers import running
 from taskgraft import Task, TrainingConfig, cli
-from taskgraft.bundle import Bundle, write
-from taskgraft.bundle.loaders import create
+from taskgraft.bundle import Bundle, write_bundle
+from taskgraft.bundle.architecture import create_network
 from taskgraft.data import open_images, transforms
 from taskgraft.demo.cars import write_cars
 from taskgraft.models.classifier import wrap
@@ -121,7 +121,7 @@ def answering(arch: str, line: str, pictures: Path) -> Bundle:
     plain = open_images(pictures, "label", transforms.parse_preprocessing(line, transforms.Preprocessing()), seed=0)
     task, images = plain.tasks[0], plain.val
     assert images
-    net, head, start = create(arch, len(task.classes))
+    net, head, start = create_network(arch, len(task.classes))
     shown = images.pixels.permute(0, 3, 1, 2).float() / 255
     shown = (shown - torch.tensor(images.mean)[:, None, None]) / torch.tensor(images.std)[:, None, None]
     for module in net.modules():
@@ -160,7 +160,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
     alice = answering("test_resnet", "32 squash bilinear half", makes)
     for name in ("demo-run/alice", "cars_bundle", "CHECKPOINT"):
         (home / name).mkdir()
-        write(home / name, alice, method="train", parent={"source": "drawn"})
+        write_bundle(home / name, alice, method="train", parent={"source": "drawn"})
     for name, source in (
         ("cars", makes),
         ("colours", paints),
@@ -188,7 +188,7 @@ def front(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             folder.rename(part / f"{'Audi' if number < 6 else 'BMW'}_{folder.name}_2012")
     bundle = answering("test_resnet", "32 squash bilinear half", cars)
     (home / "cars_bundle").mkdir()
-    write(home / "cars_bundle", bundle, method="train", parent={"source": "drawn"})
+    write_bundle(home / "cars_bundle", bundle, method="train", parent={"source": "drawn"})
     (home / "cars_labels.txt").write_text("\n".join(bundle.classifier.tasks[0].classes), encoding="utf-8")
     weights_file(answering("tf_efficientnet_lite0", "96 squash bilinear imagenet", cars), home / "cars.pth.tar")
     return home

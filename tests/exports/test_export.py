@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 import taskgraft
-from taskgraft.bundle import Bundle, open_parent, write
+from taskgraft.bundle import Bundle, open_parent, write_bundle
 from taskgraft.cli import main
 from taskgraft.data import Preprocessing, open_images
 from taskgraft.errors import InputError, TaskgraftError
@@ -143,9 +144,9 @@ def test_other_architectures(method: str, arch: str, tmp_path: Path) -> None:
     options = {"img_size": 32} if "vit" in arch else {}
     child, _ = finished(method, model=parent(arch, **options))
     head = "fc" if arch == "test_resnet" else "head"
-    bundle = Bundle(child, Preprocessing(32, "squash"), {}, "here", "0", arch, head, options=options)
+    bundle = Bundle(child, Preprocessing(32, "squash"), {}, "here", "0", arch, head, model_args=options)
     (tmp_path / "model").mkdir()
-    write(tmp_path / "model", bundle, method=method, parent={})
+    write_bundle(tmp_path / "model", bundle, method=method, parent={})
     notes: list[str] = []
     callbacks = taskgraft.Callbacks(info=notes.append)
     result = taskgraft.export(tmp_path / "model", tmp_path / "out", uint8_input=True, callbacks=callbacks)
@@ -235,4 +236,4 @@ def test_output_names_are_plain_and_distinct() -> None:
 def test_temperature_only_for_the_same_classes(branched: Path) -> None:
     bundle = open_parent(str(branched))
     cards = {"shape": {"classes": list(OLD.classes), "temperature": 1.5}, "paint": {"classes": ["x"], "temperature": 3}}
-    assert [out.temperature for out in describe_outputs(bundle._replace(cards=cards))] == [1.5, 1.0]
+    assert [out.temperature for out in describe_outputs(replace(bundle, cards=cards))] == [1.5, 1.0]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fuzz.fuzzing import Target
-from taskgraft.bundle import Bundle, digests, read, write
+from taskgraft.bundle import Bundle, digests, read_bundle, write_bundle
 from taskgraft.commands.predict import temperatures
 from taskgraft.data.transforms import Preprocessing
 from taskgraft.errors import TaskgraftError
@@ -70,7 +70,7 @@ def in_one_line(error: TaskgraftError) -> None:
 
 
 def opened(home: Path) -> None:
-    bundle = read(home)
+    bundle = read_bundle(home)
     digests.compare(home)
     temperatures(bundle)
     for task in bundle.classifier.tasks:
@@ -94,7 +94,7 @@ def made(home: Path) -> Path:
     bundle = Bundle(
         state.classifier, expected, {}, "here", "0", "test_resnet", "fc", lineage=known, cards={"shape": CARD}
     )
-    write(home, bundle, method="branch", parent={})
+    write_bundle(home, bundle, method="branch", parent={})
     write_json(home / "cards" / "shape.json", CARD)
     digests.write(home, {})
     return home

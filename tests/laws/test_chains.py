@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from taskgraft import learn
-from taskgraft.bundle.format import Bundle, read, write
-from taskgraft.bundle.loaders import create
+from taskgraft.bundle import Bundle, read_bundle, write_bundle
+from taskgraft.bundle.architecture import create_network
 from taskgraft.methods import composition
 from taskgraft.models.classifier import Classifier, grow, widen
 from taskgraft.models.inference import predict
@@ -32,10 +32,10 @@ WIDEN = ["finetune", "distill", "ewc(images=16)", "branch(shared=0.5)", "taps", 
 
 def through_disk(folder: Path, child: Classifier, memory: Memory) -> tuple[Classifier, Memory]:
     """Written as a bundle and read again."""
-    _, head, preprocessing = create("test_resnet", 2)
+    _, head, preprocessing = create_network("test_resnet", 2)
     folder.mkdir()
-    write(folder, Bundle(child, preprocessing, memory, "", "", "test_resnet", head), method="", parent={})
-    bundle = read(folder)
+    write_bundle(folder, Bundle(child, preprocessing, memory, "", "", "test_resnet", head), method="", parent={})
+    bundle = read_bundle(folder)
     return bundle.classifier, bundle.memory
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from taskgraft.bundle import pickles
+from taskgraft.bundle import weights
 from taskgraft.config import TrainingConfig
 from taskgraft.models import features, tensor_cache
 from taskgraft.models.classifier import Classifier, grow
@@ -192,16 +192,16 @@ def test_a_pickle_is_opened_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     file, cache = tmp_path / "model.pth", tmp_path / "cache"
     state = {"state_dict": parent().state_dict(), "arch": "test_resnet", "epoch": 3}
     torch.save(state, file)
-    first = pickles.read(file, cache)
-    bare = pickles.read(file)
-    monkeypatch.setattr(pickles, "_opened", lambda path: pytest.fail("opened again"))
-    again = pickles.read(file, cache)
+    first = weights.load_pickle(file, cache)
+    bare = weights.load_pickle(file)
+    monkeypatch.setattr(weights._READER, "read", lambda path: pytest.fail("opened again"))
+    again = weights.load_pickle(file, cache)
     for found in (first, again):
         assert same(found[0], bare[0])
         assert found[1:] == bare[1:]
     monkeypatch.undo()
     torch.save({**state, "state_dict": {"x": torch.zeros(1)}}, file)
-    assert set(pickles.read(file, cache)[0]) == {"x"}
+    assert set(weights.load_pickle(file, cache)[0]) == {"x"}
 
 
 def test_the_warm_up_is_the_same_with_kept_columns(tmp_path: Path) -> None:

@@ -64,12 +64,12 @@ def test_it_stops_with_a_line_and_leaves_nothing(
     given = [verb, parent, new_folder, tmp_path / "out", "--task", "paint", *flags, "--old-val", old_folder]
     code, lines = said(monkeypatch, capsys, *given, *FEW, *more)
     assert code == 2
-    assert [line for line in lines if line.startswith("parent: images are shown as '32 squash bilinear half' (")]
+    assert [line for line in lines if line.startswith("parent: preprocessing '32 squash bilinear half' (")]
     told = lines[-1]
     for part in (
         "taskgraft: the parent answers 0.0% of 24 validation images of parent rightly",
         "guessing the most frequent class gives 33.3%",
-        "('32 squash bilinear half', as --preprocessing says)",
+        "('32 squash bilinear half', from --preprocessing)",
         "--labels",
         "--old-val",
         "--no-parent-check",
@@ -125,7 +125,7 @@ def test_a_good_parent_is_told_and_its_training_begins(
     taskgraft.extend(
         alice, new_folder, tmp_path / "out", task="paint", config=RUN, old_val=old_folder, callbacks=callbacks
     )
-    (pictures,) = [line for line in lines if line.startswith("parent: images are shown as '32 squash bilinear half'")]
+    (pictures,) = [line for line in lines if line.startswith("parent: preprocessing '32 squash bilinear half'")]
     assert pictures.endswith(f"as {alice / 'config.json'} says; --preprocessing sets it")
     (measured,) = [line for line in lines if "validation images" in line]
     assert measured.startswith("parent: shape ")

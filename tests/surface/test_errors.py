@@ -12,7 +12,7 @@ import timm
 import torch
 from PIL import Image
 
-from taskgraft.bundle import Bundle, write
+from taskgraft.bundle import Bundle, write_bundle
 from taskgraft.cli import main
 from taskgraft.data import Preprocessing
 from toys import NEW, OLD, folder_of, parent
@@ -43,7 +43,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Place:
     preprocessing = Preprocessing(32, "squash", 0.875, "bilinear")
     (root / "parent").mkdir()
     bundle = Bundle(parent(), preprocessing, {}, "here", "0", "test_resnet", "fc")
-    write(root / "parent", bundle, method="train", parent={"source": "nowhere"})
+    write_bundle(root / "parent", bundle, method="train", parent={"source": "nowhere"})
     folder_of(root / "data", NEW, 24, 1, size=16)
     torch.save(timm.create_model("test_resnet", num_classes=3).state_dict(), root / "x.pth")
     (root / "labels.txt").write_text("\n".join(OLD.classes))
@@ -130,7 +130,7 @@ def test_a_missing_folder(place: Place, command) -> None:
 
 
 def test_a_missing_parent(place: Place, command) -> None:
-    refused(command(*extend(place._replace(parent=place.root / "gone"))), "is no file, no folder and no timm model")
+    refused(command(*extend(place._replace(parent=place.root / "gone"))), "is not a file, folder or timm model")
     refused(command(*extend(place._replace(parent=place.root / "gone.pth"))), "does not exist")
     assert not place.out.exists()
 
@@ -157,7 +157,7 @@ def test_unreadable_pictures(place: Place, command) -> None:
 def test_a_checkpoint_of_another_architecture(place: Place, shared: Place, command) -> None:
     file = place._replace(parent=shared.root / "x.pth")
     told = command(*extend(file, "--arch", "test_vit", "--labels", shared.root / "labels.txt"))
-    refused(told, "is no test_vit", "tensors differ, first", "give the right --arch")
+    refused(told, "is not a test_vit", "tensors differ, first", "give the right --arch")
     refused(
         command(*extend(file, "--arch", "resnet_18", "--labels", shared.root / "labels.txt")), "did you mean 'resnet"
     )
@@ -169,7 +169,7 @@ def test_a_label_file_of_the_wrong_length(place: Place, shared: Place, command) 
     (place.root / "labels.txt").write_text("a\nb\n")
     file = place._replace(parent=shared.root / "x.pth")
     told = command(*extend(file, "--arch", "test_resnet", "--labels", place.root / "labels.txt"))
-    refused(told, "has 3 rows, but there are 2 class names")
+    refused(told, "has 3 classes, but there are 2 class names")
     refused(command(*extend(file, "--arch", "test_resnet")), "give --labels FILE")
     assert not place.out.exists()
 

@@ -133,7 +133,7 @@ def exported() -> None:
 
 def opened() -> None:
     assert taskgraft.open_parent("shapes.safetensors", **FOREIGN).source == "shapes.safetensors"
-    assert taskgraft.open_parent("shapes_bundle").home == Path("shapes_bundle")
+    assert taskgraft.open_parent("shapes_bundle").folder == Path("shapes_bundle")
     assert taskgraft.load("shapes_bundle").out == Path("shapes_bundle")
 
 

@@ -1,4 +1,4 @@
-"""digests.json: the SHA-256 of every file of a bundle that decides something, and of what the bundle was made from."""
+"""digests.json: the SHA-256 of every file of a bundle that matters, and of what the bundle was made from."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from taskgraft.errors import CheckpointError
 from taskgraft.results.files import digest, write_json
 
 FILE = "digests.json"
-# Not what people may edit (README.md), what is drawn anew from the rest (report.html), or what a run notes of itself.
-NAMES = (
+# Left out: what people may edit (README.md), what is drawn from the rest (report.html), and the run's own notes.
+PATTERNS = (
     "config.json",
     "model.safetensors",
     "memory.safetensors",
@@ -27,49 +27,53 @@ NAMES = (
 
 
 class Digests(BaseModel):
-    """What digests.json holds: names below the folder, and names of inputs, each with its SHA-256."""
+    """The contents of digests.json: SHA-256 by name of an input, and by path of a file below the folder."""
 
     model_config = ConfigDict(extra="forbid")
     inputs: dict[str, str]
     files: dict[str, str]
 
 
-class Compared(NamedTuple):
-    """A bundle's files beside digests.json: how many are as they were, and those that are not."""
+class Comparison(NamedTuple):
+    """A bundle's files compared with its digests.json: how many are unchanged, and the paths of those that are not."""
 
-    same: int
+    unchanged: int
     changed: tuple[str, ...]
     missing: tuple[str, ...]
-    unknown: tuple[str, ...]
+    added: tuple[str, ...]
 
 
-def of(folder: Path) -> dict[str, str]:
-    """The digests of a bundle's files as they are now."""
-    paths = sorted(path for name in NAMES for path in folder.glob(name) if path.is_file())
+def compute(folder: Path) -> dict[str, str]:
+    """Compute the digests of a bundle's files: path below the folder -> SHA-256."""
+    paths = sorted(path for pattern in PATTERNS for path in folder.glob(pattern) if path.is_file())
     return {path.relative_to(folder).as_posix(): digest(path) for path in paths}
 
 
 def write(folder: Path, inputs: Mapping[str, str]) -> None:
-    """Write digests.json beside finished files."""
-    write_json(folder / FILE, Digests(inputs=dict(inputs), files=of(folder)).model_dump())
+    """Write digests.json for a folder whose files are final; `inputs` are the digests of what it was made from."""
+    write_json(folder / FILE, Digests(inputs=dict(inputs), files=compute(folder)).model_dump())
 
 
-def renew(folder: Path, name: str) -> None:
-    """Take note of one file that was written anew by taskgraft; nothing where there is no digests.json."""
+def update(folder: Path, name: str) -> None:
+    """Update the entry of one file that taskgraft has rewritten; does nothing without a digests.json."""
     if (folder / FILE).is_file():
-        known = read(folder)
-        files = {**known.files, name: digest(folder / name)}
-        write_json(folder / FILE, known.model_copy(update={"files": files}).model_dump())
+        stored = read(folder)
+        files = {**stored.files, name: digest(folder / name)}
+        write_json(folder / FILE, stored.model_copy(update={"files": files}).model_dump())
 
 
 def read(folder: Path) -> Digests:
-    """What was noted; raises TaskgraftError where there is nothing, or nothing sound."""
+    """Read digests.json.
+
+    Raises:
+        CheckpointError: it is missing or damaged.
+    """
     try:
         return Digests.model_validate_json((folder / FILE).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise CheckpointError(
-            f"{folder} holds no {FILE}, which every finished run has; "
-            "finish it by the same train or extend with --resume, or make it anew"
+            f"{folder} has no {FILE}, which every finished run has; "
+            "finish the run with --resume, or run the command again"
         ) from error
     except (OSError, ValueError, ValidationError) as error:
         raise CheckpointError(
@@ -77,12 +81,12 @@ def read(folder: Path) -> Digests:
         ) from error
 
 
-def compare(folder: Path) -> Compared:
-    """The files as they are beside what was noted. Names of the noted files are looked up, never followed."""
-    known, now = read(folder).files, of(folder)
-    return Compared(
-        sum(now.get(name) == mark for name, mark in known.items()),
-        tuple(sorted(name for name, mark in known.items() if name in now and now[name] != mark)),
-        tuple(sorted(known.keys() - now.keys())),
-        tuple(sorted(now.keys() - known.keys())),
+def compare(folder: Path) -> Comparison:
+    """Compare a bundle's files with its digests.json. The paths in it are looked up, never opened."""
+    stored, current = read(folder).files, compute(folder)
+    return Comparison(
+        sum(current.get(name) == value for name, value in stored.items()),
+        tuple(sorted(name for name, value in stored.items() if name in current and current[name] != value)),
+        tuple(sorted(stored.keys() - current.keys())),
+        tuple(sorted(current.keys() - stored.keys())),
     )

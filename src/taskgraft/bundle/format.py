@@ -1,23 +1,31 @@
 """A bundle on disk: a folder that plain timm loads as one joint classifier, old rows then new rows.
 
-A child with taps or branches is more than that: its tensors bear taskgraft's own names, and config.json says so.
+A child with side networks is more than that: its tensors have taskgraft's own names, and config.json says so.
 """
 
 from __future__ import annotations
 
+import json
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, TypeVar
 
 import timm
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from safetensors.torch import save_file
 
 from taskgraft import pytree
-from taskgraft.bundle import digests, structure, weights
-from taskgraft.bundle import task_cards as task_cards
-from taskgraft.bundle.validation import create_model, read_json, told
+from taskgraft.bundle import digests
+from taskgraft.bundle.architecture import (
+    ExtraShape,
+    HeadShape,
+    build_classifier,
+    create_untrusted,
+    describe_extras,
+    describe_heads,
+)
+from taskgraft.bundle.weights import load_safetensors, load_weights, require_finite
 from taskgraft.config import Softmax
 from taskgraft.data import transforms
 from taskgraft.data.transforms import Preprocessing
@@ -26,15 +34,29 @@ from taskgraft.models.classifier import Classifier, merge_heads, wrap
 from taskgraft.results.files import atomic, digest, write_json
 from taskgraft.types import Memory, Task
 
+Model = TypeVar("Model", bound=BaseModel)
 FORMAT = 1
+MAX_JSON_BYTES = 64 * 2**20  # 100,000 class names with their rows take a tenth
 
 
-class Bundle(NamedTuple):
-    """An opened model with everything known of it.
+@dataclass(frozen=True)
+class Bundle:
+    """An opened model with everything that is known about it.
 
-    `memory` is what the next extension needs; `found` says what was inferred when it was opened; `lineage` holds
-    an entry for each extension so far; `cards` a task card for each task that has one; `options` are timm's
-    `model_args`; `home` is the folder of a bundle; `preprocess_from` says who told the preprocessing.
+    Attributes:
+        classifier: the network with its heads and tasks.
+        preprocessing: how images become its input.
+        memory: what methods need at the next extension.
+        source: the path or name that it was opened from.
+        digest: SHA-256 of its weights.
+        arch: its timm name.
+        head: the name of timm's classifier layer.
+        notes: what was inferred when it was opened.
+        lineage: an entry for each extension so far, oldest first.
+        cards: the task card of each task that has one.
+        model_args: arguments of `timm.create_model`.
+        folder: the folder of a bundle; None for other checkpoints.
+        preprocessing_source: where the preprocessing comes from, in words.
     """
 
     classifier: Classifier
@@ -44,17 +66,20 @@ class Bundle(NamedTuple):
     digest: str
     arch: str
     head: str
-    found: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     lineage: tuple[dict[str, Any], ...] = ()
-    cards: dict[str, dict[str, Any]] = {}  # noqa: RUF012 - never changed
-    options: dict[str, Any] = {}  # noqa: RUF012
-    home: Path | None = None
-    preprocess_from: str = ""
+    cards: dict[str, dict[str, Any]] = field(default_factory=dict)
+    model_args: dict[str, Any] = field(default_factory=dict)
+    folder: Path | None = None
+    preprocessing_source: str = ""
+
+
+# ---- config.json and task cards, as a stranger may have written them ----------------------------------------------
 
 
 class _Task(BaseModel):
     model_config = ConfigDict(extra="forbid")
-    name: str = Field(max_length=1024, pattern=r"^[^/\\]+$")  # it becomes a file name and a part of a path
+    name: str = Field(max_length=1024, pattern=r"^[^/\\]+$")  # it becomes a file name and a part of a URL
     classes: list[Annotated[str, Field(max_length=1024)]] = Field(max_length=100_000)
     range: tuple[int, int]
 
@@ -67,16 +92,16 @@ class _Ancestor(BaseModel):
     accuracy: dict[str, float] = {}
 
 
-class _Graft(BaseModel):
-    format: int
+class _Taskgraft(BaseModel):
+    format: int = Field(le=FORMAT)
     tasks: list[_Task] = Field(min_length=1, max_length=1000)
     softmax: Softmax
     head: str
     parent: dict[str, Any]
     method: str
     lineage: list[_Ancestor] = []
-    heads: list[structure.HeadShape] = []  # empty: one head for each task, on the backbone's own features
-    extras: list[structure.ExtraShape] = []  # not empty: plain timm cannot rebuild the model
+    heads: list[HeadShape] = []  # empty: one head for each task, on the backbone's own features
+    extras: list[ExtraShape] = []  # not empty: plain timm cannot rebuild the model
 
 
 class _Config(BaseModel):
@@ -84,11 +109,75 @@ class _Config(BaseModel):
     num_classes: int
     model_args: dict[str, Any] = {}
     pretrained_cfg: dict[str, Any]
-    taskgraft: _Graft
+    taskgraft: _Taskgraft
 
 
-def write(folder: Path, bundle: Bundle, *, method: str, parent: dict[str, Any]) -> None:
-    """Write config.json, model.safetensors, memory.safetensors and cards/ into `folder`, each atomically."""
+def _require_rectangular(rows: list[list[float]]) -> list[list[float]]:
+    if len({len(row) for row in rows}) > 1:
+        raise ValueError("its rows differ in length")
+    return rows
+
+
+_Amount = Annotated[float, Field(ge=0)]
+_Matrix = Annotated[list[list[_Amount]], AfterValidator(_require_rectangular)]
+
+
+class _Card(BaseModel):
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False)
+    classes: list[str] = Field(default=[], max_length=100_000)
+    images: int = Field(default=0, ge=0)
+    train_counts: dict[str, _Amount] = {}
+    temperature: Annotated[float, Field(gt=0)] | None = None
+    energy_level: float | None = Field(default=None, allow_inf_nan=True)  # unknown where there were no images
+    confusion: _Matrix = []
+    mean_posterior: _Matrix = []
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a file that holds one JSON object.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, too large, or holds something else.
+    """
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise CheckpointError(
+                f"{path} is larger than {MAX_JSON_BYTES // 2**20} MiB, too large to describe a model; "
+                "give the model's own config.json"
+            )
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise _damaged(path, str(error).splitlines()[0]) from error
+    if not isinstance(content, dict):
+        raise _damaged(path, "it is not a JSON object")
+    return content
+
+
+def _validate(model: type[Model], path: Path, content: dict[str, Any]) -> Model:
+    """Validate the contents of a file; raises CheckpointError with the first thing that is wrong, in one line."""
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        raise _damaged(path, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+
+
+def _damaged(path: Path, reason: str) -> CheckpointError:
+    return CheckpointError(f"{path} is damaged: {reason[:200]}; copy it again")
+
+
+# ---- writing -------------------------------------------------------------------------------------------------------
+
+
+def write_bundle(folder: Path, bundle: Bundle, *, method: str, parent: dict[str, Any]) -> None:
+    """Write config.json, model.safetensors, memory.safetensors and cards/ into a folder, each file atomically.
+
+    Args:
+        folder: an existing folder; older files of the same names are replaced.
+        bundle: what is written.
+        method: the method that trained it, as users write it.
+        parent: what it was extended from, as plain values.
+    """
     classifier = bundle.classifier
     if len(classifier.extras):
         tensors = dict(classifier.state_dict())
@@ -96,151 +185,32 @@ def write(folder: Path, bundle: Bundle, *, method: str, parent: dict[str, Any]) 
         weight, bias = merge_heads(classifier)
         layer = {f"{bundle.head}.weight": weight, f"{bundle.head}.bias": bias}
         tensors = {**classifier.backbone.state_dict(), **layer}
-    _tensors(folder / "model.safetensors", tensors)
+    _save_tensors(folder / "model.safetensors", tensors)
     if bundle.memory:
-        _tensors(folder / "memory.safetensors", dict(pytree.flatten(bundle.memory)))
+        _save_tensors(folder / "memory.safetensors", dict(pytree.flatten(bundle.memory)))
     for task, card in bundle.cards.items():
         write_card(folder, task, card)
-    write_json(folder / "config.json", _config(bundle, method, parent))  # last: with it the bundle is whole
+    write_json(folder / "config.json", _describe(bundle, method, parent))  # last: with it the bundle is complete
 
 
 def write_card(folder: Path, task: str, card: dict[str, Any]) -> None:
-    """Write the card of one task into a bundle, atomically; nothing else changes."""
+    """Write the card of one task into a bundle, atomically, and update its digest."""
     write_json(folder / "cards" / f"{task}.json", card)
-    digests.renew(folder, f"cards/{task}.json")
+    digests.update(folder, f"cards/{task}.json")
 
 
-def read(folder: Path) -> Bundle:
-    """Open a bundle. Raises TaskgraftError for a newer format, a damaged file, or a configuration that contradicts itself."""
-    try:
-        raw = read_json(folder / "config.json")
-        newer = int(raw["taskgraft"]["format"])
-        if newer > FORMAT:
-            raise CheckpointError(
-                f"{folder} is a bundle of format {newer}; this taskgraft reads up to {FORMAT}: upgrade it"
-            )
-        config = _Config.model_validate(raw)
-    except ValidationError as error:
-        raise CheckpointError(f"{folder}/config.json is damaged: {told(error)}; copy it again") from error
-    except (ValueError, KeyError, TypeError, OverflowError) as error:
-        raise CheckpointError(
-            f"{folder}/config.json is damaged: {str(error).splitlines()[0][:160]}; copy it again"
-        ) from error
-    graft = config.taskgraft
-    tasks = _tasks(folder, config)
-    tensors, _, _ = weights.load(folder / "model.safetensors")
-    if not timm.is_model(config.architecture):
-        raise CheckpointError(f"{folder}: timm does not know the architecture {config.architecture!r}; upgrade timm")
-    memory, cards = _beside(folder)
-    return Bundle(
-        _classifier(folder, config, tasks, tensors),
-        transforms.from_timm(config.pretrained_cfg, f"{folder}/config.json"),
-        memory,
-        str(folder),
-        digest(folder / "model.safetensors"),
-        config.architecture,
-        graft.head,
-        (f"a taskgraft bundle with the tasks {', '.join(task.name for task in tasks)}",),
-        tuple(entry.model_dump(exclude_unset=True) for entry in graft.lineage),
-        cards,
-        config.model_args,
-        folder,
-        f"as {folder / 'config.json'} says",
-    )
-
-
-def _classifier(folder: Path, config: _Config, tasks: list[Task], tensors: dict[str, torch.Tensor]) -> Classifier:
-    """The network that config.json describes, with all tensors loaded."""
-    graft = config.taskgraft
-    net = create_model(folder / "config.json", config.architecture, config.num_classes, config.model_args)
-    whole = net
-    if graft.extras:
-        _sizes_fit(folder, graft, tensors)
-        whole = structure.rebuild(net, graft.head, tasks, graft.softmax, graft.heads, graft.extras)
-    try:
-        whole.load_state_dict(tensors, strict=True)
-    except RuntimeError as error:
-        raise CheckpointError(
-            f"{folder}/model.safetensors does not fit its config.json: {str(error).splitlines()[-1].strip()[:200]}; "
-            "copy both again"
-        ) from error
-    if isinstance(whole, Classifier):
-        return whole
-    return wrap(net, graft.head, tasks, graft.softmax, [(shape.task, shape.rows) for shape in graft.heads])
-
-
-def _sizes_fit(folder: Path, graft: _Graft, tensors: dict[str, torch.Tensor]) -> None:
-    """Compare heads and rungs that are to be made with those that are there, before memory is asked for."""
-    if not graft.heads:
-        raise CheckpointError(f"{folder}/config.json: it has extras but no heads, so it is damaged; copy it again")
-    for number, extra in enumerate(graft.extras):
-        for rung, size in enumerate(zip(extra.widths, extra.channels, strict=False)):
-            found = tensors.get(f"extras.{number}.rungs.{rung}.read.0.weight")
-            if found is None or tuple(found.shape[:2]) != size:
-                raise CheckpointError(
-                    f"{folder}/model.safetensors does not fit its config.json: rung {rung} of a ladder has not "
-                    f"{size[0]} rows of {size[1]} channels; copy both again"
-                )
-    for number, shape in enumerate(graft.heads):
-        found = tensors.get(f"heads.{number}.weight")
-        if found is None or tuple(found.shape) != (shape.rows, shape.columns[1] - shape.columns[0]):
-            raise CheckpointError(
-                f"{folder}/model.safetensors does not fit its config.json: heads.{number} of {shape.task!r} "
-                f"has not {shape.rows} rows of the columns {shape.columns}; copy both again"
-            )
-
-
-def _beside(folder: Path) -> tuple[Memory, dict[str, dict[str, Any]]]:
-    """The memory and the task cards of a bundle."""
-    kept, cards = folder / "memory.safetensors", {}
-    try:
-        memory = {name: value.clone() for name, value in load_file(kept).items()} if kept.exists() else {}
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{kept} is no sound safetensors file: {error}; copy it again") from error
-    weights.require_finite(kept, memory)
-    for file in sorted((folder / "cards").glob("*.json")):
-        cards[file.stem] = task_cards.read(file)
-    try:
-        return pytree.unflatten(memory), cards
-    except ValueError as error:
-        raise CheckpointError(f"{kept} is damaged: {error}; copy it again") from error
-
-
-def _tasks(folder: Path, config: _Config) -> list[Task]:
-    tasks, row = [], 0
-    for entry in config.taskgraft.tasks:
-        if entry.range != (row, row + len(entry.classes)) or len(set(entry.classes)) != len(entry.classes):
-            raise CheckpointError(
-                f"{folder}/config.json: task {entry.name!r} does not fit its rows {entry.range}, so it is damaged; "
-                "copy it again"
-            )
-        row = entry.range[1]
-        tasks.append(Task(entry.name, tuple(entry.classes)))
-    if row != config.num_classes or len({task.name for task in tasks}) != len(tasks):
-        raise CheckpointError(
-            f"{folder}/config.json: the tasks cover {row} of {config.num_classes} rows, so it is damaged; copy it again"
-        )
-    sizes = dict.fromkeys((task.name for task in tasks), 0)
-    for shape in config.taskgraft.heads:
-        sizes[shape.task] = sizes.get(shape.task, 0) + shape.rows
-    if config.taskgraft.heads and sizes != {task.name: len(task.classes) for task in tasks}:
-        raise CheckpointError(
-            f"{folder}/config.json: the heads do not have the rows of the tasks, so it is damaged; copy it again"
-        )
-    return tasks
-
-
-def _config(bundle: Bundle, method: str, parent: dict[str, Any]) -> dict[str, Any]:
-    tasks, row = [], 0
-    for task in bundle.classifier.tasks:
+def _describe(bundle: Bundle, method: str, parent: dict[str, Any]) -> dict[str, Any]:
+    """The contents of config.json: timm's keys, and taskgraft's own below "taskgraft"."""
+    classifier, tasks, row = bundle.classifier, [], 0
+    for task in classifier.tasks:
         tasks.append({"name": task.name, "classes": list(task.classes), "range": [row, row + len(task.classes)]})
         row += len(task.classes)
     return {
         "architecture": bundle.arch,
         "num_classes": row,
-        "num_features": bundle.classifier.linears()[0].in_features,
-        "label_names": [name for task in bundle.classifier.tasks for name in task.classes],
-        "model_args": bundle.options,
+        "num_features": classifier.linears()[0].in_features,
+        "label_names": [name for task in classifier.tasks for name in task.classes],
+        "model_args": bundle.model_args,
         "pretrained_cfg": {
             **transforms.to_timm(bundle.preprocessing),
             "num_classes": row,
@@ -249,11 +219,11 @@ def _config(bundle: Bundle, method: str, parent: dict[str, Any]) -> dict[str, An
         "taskgraft": {
             "format": FORMAT,
             "tasks": tasks,
-            "softmax": bundle.classifier.softmax,
+            "softmax": classifier.softmax,
             "head": bundle.head,
-            "heads": [shape.model_dump(mode="json") for shape in structure.heads(bundle.classifier)],
-            "extras": [shape.model_dump(mode="json") for shape in structure.extras(bundle.classifier)],
-            "plain_timm": not len(bundle.classifier.extras),
+            "heads": [shape.model_dump(mode="json") for shape in describe_heads(classifier)],
+            "extras": [shape.model_dump(mode="json") for shape in describe_extras(classifier)],
+            "plain_timm": not len(classifier.extras),
             "parent": parent,
             "method": method,
             "lineage": list(bundle.lineage),
@@ -261,10 +231,123 @@ def _config(bundle: Bundle, method: str, parent: dict[str, Any]) -> dict[str, An
     }
 
 
-def _tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    with atomic(path) as aside:
-        save_file(
-            {name: value.detach().cpu().contiguous() for name, value in tensors.items()},
-            aside,
-            {"format": "pt"},
+def _save_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    contiguous = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    with atomic(path) as temporary:
+        save_file(contiguous, temporary, {"format": "pt"})
+
+
+# ---- reading -------------------------------------------------------------------------------------------------------
+
+
+def read_bundle(folder: Path) -> Bundle:
+    """Open a bundle.
+
+    Args:
+        folder: what `write_bundle` wrote.
+
+    Raises:
+        CheckpointError: its format is newer than this taskgraft, a file is missing or damaged, or its files
+            contradict each other.
+    """
+    file = folder / "config.json"
+    content = read_json(file)
+    section = content.get("taskgraft")
+    version = section.get("format") if isinstance(section, dict) else None
+    if isinstance(version, int) and version > FORMAT:
+        raise CheckpointError(
+            f"{folder} has bundle format {version}, but this taskgraft reads up to {FORMAT}; upgrade it"
         )
+    config = _validate(_Config, file, content)
+    if not timm.is_model(config.architecture):
+        raise CheckpointError(f"{folder}: timm does not know the architecture {config.architecture!r}; upgrade timm")
+    tasks = _read_tasks(file, config)
+    tensors = load_weights(folder / "model.safetensors").tensors
+    return Bundle(
+        classifier=_load_classifier(folder, config, tasks, tensors),
+        preprocessing=transforms.from_timm(config.pretrained_cfg, str(file)),
+        memory=_read_memory(folder / "memory.safetensors"),
+        source=str(folder),
+        digest=digest(folder / "model.safetensors"),
+        arch=config.architecture,
+        head=config.taskgraft.head,
+        notes=(f"a taskgraft bundle with the tasks {', '.join(task.name for task in tasks)}",),
+        lineage=tuple(entry.model_dump(exclude_unset=True) for entry in config.taskgraft.lineage),
+        cards={path.stem: _read_card(path) for path in sorted((folder / "cards").glob("*.json"))},
+        model_args=config.model_args,
+        folder=folder,
+        preprocessing_source=f"from {file}",
+    )
+
+
+def _read_card(path: Path) -> dict[str, Any]:
+    card = read_json(path)
+    _validate(_Card, path, card)
+    return card
+
+
+def _read_memory(path: Path) -> Memory:
+    if not path.exists():
+        return {}
+    tensors = {name: value.clone() for name, value in load_safetensors(path).items()}
+    require_finite(path, tensors)
+    try:
+        return pytree.unflatten(tensors)
+    except ValueError as error:
+        raise _damaged(path, str(error)) from error
+
+
+def _read_tasks(file: Path, config: _Config) -> list[Task]:
+    """The tasks of config.json; checks that their rows and heads add up."""
+    tasks, row = [], 0
+    for entry in config.taskgraft.tasks:
+        if entry.range != (row, row + len(entry.classes)) or len(set(entry.classes)) != len(entry.classes):
+            raise _damaged(file, f"task {entry.name!r} does not match its rows {entry.range}")
+        row = entry.range[1]
+        tasks.append(Task(entry.name, tuple(entry.classes)))
+    if row != config.num_classes or len({task.name for task in tasks}) != len(tasks):
+        raise _damaged(file, f"the tasks cover {row} of {config.num_classes} rows")
+    sizes = dict.fromkeys((task.name for task in tasks), 0)
+    for shape in config.taskgraft.heads:
+        sizes[shape.task] = sizes.get(shape.task, 0) + shape.rows
+    if config.taskgraft.heads and sizes != {task.name: len(task.classes) for task in tasks}:
+        raise _damaged(file, "the heads do not have the rows of the tasks")
+    return tasks
+
+
+def _load_classifier(folder: Path, config: _Config, tasks: list[Task], tensors: dict[str, torch.Tensor]) -> Classifier:
+    """The network that config.json describes, with all tensors loaded."""
+    section, file = config.taskgraft, folder / "config.json"
+    net = create_untrusted(file, config.architecture, config.num_classes, config.model_args)
+    model = net
+    if section.extras:
+        _check_sizes(folder, section, tensors)
+        model = build_classifier(net, section.head, tasks, section.softmax, section.heads, section.extras)
+    try:
+        model.load_state_dict(tensors, strict=True)
+    except RuntimeError as error:
+        raise _mismatch(folder, str(error).splitlines()[-1].strip()[:200]) from error
+    if isinstance(model, Classifier):
+        return model
+    return wrap(net, section.head, tasks, section.softmax, [(shape.task, shape.rows) for shape in section.heads])
+
+
+def _check_sizes(folder: Path, section: _Taskgraft, tensors: dict[str, torch.Tensor]) -> None:
+    """Compare described heads and rungs with the stored tensors, before memory is allocated for them."""
+    if not section.heads:
+        raise _damaged(folder / "config.json", "it has extras but no heads")
+    expected = {
+        f"heads.{number}.weight": (shape.rows, shape.columns[1] - shape.columns[0])
+        for number, shape in enumerate(section.heads)
+    }
+    for number, extra in enumerate(section.extras):
+        for rung, size in enumerate(zip(extra.widths, extra.channels, strict=False)):
+            expected[f"extras.{number}.rungs.{rung}.read.0.weight"] = size
+    for name, size in expected.items():
+        stored = tensors.get(name)
+        if stored is None or tuple(stored.shape[:2]) != size:
+            raise _mismatch(folder, f"{name} is not of {size[0]} rows and {size[1]} columns")
+
+
+def _mismatch(folder: Path, reason: str) -> CheckpointError:
+    return CheckpointError(f"{folder}/model.safetensors does not match its config.json: {reason}; copy both again")

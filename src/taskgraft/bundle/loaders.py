@@ -4,24 +4,33 @@ from __future__ import annotations
 
 import difflib
 import os
+import socket
+import urllib.request
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import timm
+from huggingface_hub import constants
+from timm.data import ImageNetInfo, infer_imagenet_subset
 from torch import Tensor, nn
 
-from taskgraft.bundle import weights
-from taskgraft.bundle.format import Bundle, read
-from taskgraft.bundle.hub import fetched
-from taskgraft.bundle.validation import create_model, read_json
+from taskgraft.bundle.architecture import create_network, create_untrusted, find_head, image_size_args, require_arch
+from taskgraft.bundle.format import Bundle, read_bundle, read_json
+from taskgraft.bundle.weights import load_weights
 from taskgraft.data import transforms
 from taskgraft.data.transforms import Preprocessing
-from taskgraft.errors import CheckpointError
+from taskgraft.errors import CheckpointError, InputError, SetupError
 from taskgraft.models.classifier import wrap
 from taskgraft.results.files import digest, fingerprint
 from taskgraft.types import PathLike, Task, as_path
 
-FILES = (".pth", ".pt", ".tar", ".bin", ".safetensors", ".ckpt")
+Names = tuple[str, ...] | None
+SUFFIXES = (".pth", ".pt", ".tar", ".bin", ".safetensors", ".ckpt")
 
 
 def open_parent(
@@ -34,238 +43,202 @@ def open_parent(
     unnamed: bool = False,
     cache: PathLike | None = None,
 ) -> Bundle:
-    """Open a trained classifier.
+    """Open a trained classifier. Nothing is ever loaded with names or shapes left over.
 
-    `source`: a bundle folder, `local-dir:FOLDER`, a timm name, `hf-hub:NAME`, or a file of weights, which needs
-    `arch` (a timm name) unless the file names it, and `labels` (a text file, one class a line, in index order).
-    `wanted` is the preprocessing line; `task` names the task of a model that has no task names. `unnamed`
-    takes numbers where class names are missing, for who wants the backbone alone. `cache` is a folder in which the
-    tensors of a pickle are kept, so that opening it again takes no process of its own. Raises TaskgraftError for anything that
-    does not fit; nothing is ever loaded with names or shapes left over.
+    Args:
+        source: a bundle, a timm folder (also as `local-dir:FOLDER`), a timm name, `hf-hub:NAME`, or a file of weights.
+        arch: the timm name of the architecture; a file of weights needs it unless it names its own.
+        labels: a text file of class names, one per line in index order; needed where the source has none.
+        preprocessing: what to change of the preprocessing, such as "96 squash bilinear imagenet".
+        task: the name of the task of a model without task names.
+        unnamed: number the classes where names are missing, for callers that want the backbone alone.
+        cache: a folder that keeps the tensors of pickles, so that opening them again starts no process.
+
+    Raises:
+        CheckpointError: the source cannot be opened or does not match `arch` or `labels`.
+        InputError: class names are missing, or `labels` cannot be used.
+        SetupError: weights cannot be downloaded.
     """
-    source, labels, cache = os.fspath(source), as_path(labels), as_path(cache)
+    source, cache = os.fspath(source), as_path(cache)
     path = Path(source.removeprefix("local-dir:"))
-    if path.is_dir():
-        bundle = _folder(path, labels, task, unnamed)
-    elif path.suffix in FILES or path.exists():
-        bundle = _file(path, arch, labels, task, preprocessing, unnamed, cache)
+    names = _read_labels(Path(labels)) if labels else None
+    config = read_json(path / "config.json") if (path / "config.json").is_file() else {}
+    if "taskgraft" in config:
+        bundle = read_bundle(path)
+    elif path.is_dir():
+        bundle = _open_folder(path, config, names, task, unnamed)
+    elif path.suffix in SUFFIXES or path.exists():
+        bundle = _open_file(path, arch, names, task, preprocessing, unnamed, cache)
     elif source.startswith("hf-hub:") or timm.is_model(source):
-        bundle = _named(source, labels, task, unnamed)
+        bundle = _open_pretrained(source, names, task, unnamed)
     else:
         near = difflib.get_close_matches(source, timm.list_models(), n=1)
-        hint = f" (did you mean the timm model {near[0]!r}?)" if near else ""
-        raise CheckpointError(f"parent {source!r} is no file, no folder and no timm model{hint}; give one of them")
+        hint = f"; did you mean the timm model {near[0]!r}?" if near else ""
+        raise CheckpointError(f"parent {source!r} is not a file, folder or timm model{hint}")
     if preprocessing:
-        told = told_by(preprocessing, bundle.preprocess_from)
-        bundle = bundle._replace(
-            preprocessing=transforms.parse_preprocessing(preprocessing, bundle.preprocessing), preprocess_from=told
-        )
-    return bundle._replace(found=(*bundle.found, pictures_line(bundle.preprocessing, bundle.preprocess_from)))
+        origin = describe_origin(preprocessing, bundle.preprocessing_source)
+        changed = transforms.parse_preprocessing(preprocessing, bundle.preprocessing)
+        bundle = replace(bundle, preprocessing=changed, preprocessing_source=origin)
+    note = describe_preprocessing(bundle.preprocessing, bundle.preprocessing_source)
+    return replace(bundle, notes=(*bundle.notes, note))
 
 
-def told_by(preprocessing: str | None, otherwise: str) -> str:
-    """Who says how images are shown: --preprocessing, as far as it goes, and `otherwise`."""
+def describe_origin(preprocessing: str | None, otherwise: str) -> str:
+    """Say where a preprocessing comes from: the flag, as far as it goes, and `otherwise`."""
     if not preprocessing:
         return otherwise
     return (
-        "as --preprocessing says"
+        "from --preprocessing"
         if transforms.is_complete(preprocessing)
-        else f"as --preprocessing says, the rest {otherwise}"
+        else f"from --preprocessing, the rest {otherwise}"
     )
 
 
-def pictures_line(preprocessing: Preprocessing, told: str) -> str:
-    """How images are shown to a model, in words and as --preprocessing takes it, and who says so."""
-    change = "" if told.startswith("as --preprocessing") else "; --preprocessing sets it"
-    return f"images are shown as '{preprocessing.to_text()}' ({preprocessing.describe()}), {told}{change}"
+def describe_preprocessing(preprocessing: Preprocessing, origin: str) -> str:
+    """Describe a preprocessing in words and as --preprocessing takes it, and where it comes from."""
+    hint = "" if origin.startswith("from --preprocessing") else "; change it with --preprocessing"
+    return f"preprocessing '{preprocessing.to_text()}' ({preprocessing.describe()}), {origin}{hint}"
 
 
-def create(arch: str, classes: int, **options: Any) -> tuple[nn.Module, str, Preprocessing]:
-    """A timm network without weights, the name of its classifier layer, and its default preprocessing."""
-    if not timm.is_model(arch):
-        near = difflib.get_close_matches(arch, timm.list_models(), n=1)
-        hint = f"did you mean {near[0]!r}?" if near else "timm.list_models() names those there are"
-        raise CheckpointError(f"--arch {arch!r} is no timm model; {hint}")
-    net = timm.create_model(arch, num_classes=classes, **options)
-    return net, head_of(net, arch), transforms.from_timm(net.pretrained_cfg)  # pyright: ignore[reportArgumentType]
-
-
-def sized(arch: str, preprocessing: Preprocessing) -> dict[str, Any]:
-    """The timm options that an input size needs: networks of fixed size, such as ViTs, are built for theirs."""
-    config = timm.get_pretrained_cfg(arch) if timm.is_model(arch) else None
-    if config is None or not config.fixed_input_size or config.input_size[-1] == preprocessing.size:
-        return {}
-    return {"img_size": preprocessing.size}
-
-
-def head_of(net: nn.Module, arch: str) -> str:
-    """The name of a timm network's one linear classifier layer; raises TaskgraftError where it has another kind."""
-    name = net.pretrained_cfg.get("classifier")  # pyright: ignore
-    if not isinstance(name, str) or not isinstance(dict(net.named_modules()).get(name), nn.Linear):
-        raise CheckpointError(
-            f"{arch!r} does not end in one linear layer (its classifier: {name}); choose a model that does"
-        )
-    return name
-
-
-def _file(
-    path: Path,
-    arch: str | None,
-    labels: Path | None,
-    task: str,
-    preprocessing: str | None,
-    unnamed: bool,
-    cache: Path | None = None,
+def _open_file(
+    path: Path, arch: str | None, labels: Names, task: str, preprocessing: str | None, unnamed: bool, cache: Path | None
 ) -> Bundle:
-    tensors, rest, found = weights.load(path, cache)
+    tensors, texts, notes = load_weights(path, cache)
     if arch is None:
-        named = rest.get("arch")
-        if not isinstance(named, str) or not timm.is_model(named):
-            raise CheckpointError(
-                f"{path} does not tell its architecture; give --arch NAME, a timm model such as resnet18"
-            )
-        arch = named
-        found.append(f"architecture {arch} from its entry 'arch'")
-    names = _numbered(path, tensors, arch) if unnamed and labels is None else _labels(path, labels)
-    net, head, default = create(arch, len(names))
-    options = sized(arch, transforms.parse_preprocessing(preprocessing or "", default))
-    if options and any(name in tensors and tensors[name].shape != v.shape for name, v in net.state_dict().items()):
-        net, head, _ = create(arch, len(names), **options)
+        arch = texts.get("arch", "")
+        if not timm.is_model(arch):
+            raise CheckpointError(f"{path} does not name its architecture; give --arch, a timm model such as resnet18")
+        notes.append(f"architecture {arch} from its entry 'arch'")
+    require_arch(arch)
+    names = _class_names(path, labels, _count_rows(tensors, arch), unnamed)
+    net, head, default = create_network(arch, len(names))
+    model_args = image_size_args(arch, transforms.parse_preprocessing(preprocessing or "", default))
+    if model_args and any(name in tensors and tensors[name].shape != v.shape for name, v in net.state_dict().items()):
+        net, head, _ = create_network(arch, len(names), **model_args)
     else:
-        options = {}
-    _load(net, tensors, path, arch, head, names)
-    found.append(f"{len(tensors)} tensors matched")
-    classifier = wrap(net, head, [Task(task, names)])
-    mark = digest(path)
-    told = f"timm's default for {arch}, since a file of weights does not say"
-    return Bundle(
-        classifier, default, {}, str(path), mark, arch, head, tuple(found), options=options, preprocess_from=told
-    )
+        model_args = {}
+    _load_strictly(net, tensors, path, arch)
+    notes.append(f"all {len(tensors)} tensors match")
+    origin = f"timm's default for {arch}, since a file of weights has none"
+    return Bundle(wrap(net, head, [Task(task, names)]), default, {}, str(path), digest(path), arch, head, tuple(notes),
+                  model_args=model_args, preprocessing_source=origin)  # fmt: skip
 
 
-def _folder(path: Path, labels: Path | None, task: str, unnamed: bool) -> Bundle:
-    config = path / "config.json"
-    if not config.is_file():
-        raise CheckpointError(
-            f"{path} holds no config.json; a bundle or a timm folder has one; for bare weights give the file itself"
-        )
-    settings = read_json(config)
-    if "taskgraft" in settings:
-        return read(path)
-    if "architecture" not in settings:
-        raise CheckpointError(f"{config} names no timm architecture; give the weights file itself, with its --arch")
-    files = [file for file in (path / "model.safetensors", path / "pytorch_model.bin") if file.is_file()]
-    if not files:
-        raise CheckpointError(f"{path} holds neither model.safetensors nor pytorch_model.bin; add the weights")
-    tensors, _, found = weights.load(files[0])
-    arch = str(settings["architecture"])
-    given = settings.get("label_names")
-    options = settings.get("model_args", {})
-    if isinstance(options, dict):  # timm writes the number of classes here too; a child has another
-        options = {name: value for name, value in options.items() if name != "num_classes"}
+def _open_folder(path: Path, config: dict[str, Any], labels: Names, task: str, unnamed: bool) -> Bundle:
+    file, arch = path / "config.json", str(config.get("architecture", ""))
+    if not arch:
+        raise CheckpointError(f"{file} is missing or names no timm architecture; give the weights file with --arch")
+    weights = [file for file in (path / "model.safetensors", path / "pytorch_model.bin") if file.is_file()]
+    if not weights:
+        raise CheckpointError(f"{path} has neither model.safetensors nor pytorch_model.bin; add the weights")
     if not timm.is_model(arch):
-        raise CheckpointError(f"{config}: timm does not know the architecture {arch!r}; upgrade timm")
-    if unnamed and not given:
-        names = _numbered(files[0], tensors, arch)
-    else:
-        names = _labels(files[0], labels) if labels or not given else tuple(map(str, given))
-    net = create_model(config, arch, len(names), options)
-    head = head_of(net, arch)
-    _load(net, tensors, files[0], arch, head, names)
+        raise CheckpointError(f"{file}: timm does not know the architecture {arch!r}; upgrade timm")
+    tensors, _, notes = load_weights(weights[0])
+    model_args = config.get("model_args", {})
+    if isinstance(model_args, dict):  # timm writes the number of classes here too; a child has another
+        model_args = {name: value for name, value in model_args.items() if name != "num_classes"}
+    stored = tuple(map(str, config.get("label_names") or ()))
+    names = _class_names(weights[0], labels or stored, _count_rows(tensors, arch), unnamed)
+    net = create_untrusted(file, arch, len(names), model_args)
+    head = find_head(net, arch)
+    _load_strictly(net, tensors, weights[0], arch)
+    changes = config.get("pretrained_cfg", {})
+    if not isinstance(changes, dict):
+        raise CheckpointError(f"{file} is damaged: pretrained_cfg is not an object; copy it again")
     default = transforms.from_timm(net.pretrained_cfg)  # pyright: ignore[reportArgumentType]
-    told = settings.get("pretrained_cfg", {})
-    if not isinstance(told, dict):
-        raise CheckpointError(f"{config} is damaged: pretrained_cfg holds no named values; copy it again")
-    preprocessing = transforms.from_timm({**transforms.to_timm(default), **told}, str(config))
-    classifier = wrap(net, head, [Task(task, names)])
-    source = f"as {config} says" if told else f"timm's default for {arch}, since {config} does not say"
-    return Bundle(
-        classifier, preprocessing, {}, str(path), digest(files[0]), arch, head, tuple(found), options=options,
-        preprocess_from=source,
-    )  # fmt: skip
+    preprocessing = transforms.from_timm({**transforms.to_timm(default), **changes}, str(file))
+    origin = f"from {file}" if changes else f"timm's default for {arch}, since {file} has none"
+    return Bundle(wrap(net, head, [Task(task, names)]), preprocessing, {}, str(path), digest(weights[0]), arch, head,
+                  tuple(notes), model_args=model_args, preprocessing_source=origin)  # fmt: skip
 
 
-def _named(source: str, labels: Path | None, task: str, unnamed: bool) -> Bundle:
-    net = fetched(source)
+def _open_pretrained(source: str, labels: Names, task: str, unnamed: bool) -> Bundle:
+    net = _download(source)
     arch = str(net.pretrained_cfg["architecture"])  # pyright: ignore
-    head = head_of(net, arch)
-    rows = int(net.get_submodule(head).out_features)  # pyright: ignore[reportArgumentType]
-    if unnamed and not labels:
-        names = tuple(map(str, range(rows)))
-    else:
-        names = _labels(Path(source), labels) if labels else _imagenet(net, source)
-    if len(names) != rows:
-        raise CheckpointError(
-            f"{labels}: {len(names)} names, but the classifier of {source!r} has {rows} rows; give one name a row"
-        )
-    preprocessing = transforms.from_timm(net.pretrained_cfg)  # pyright: ignore[reportArgumentType]
-    mark = fingerprint(f"{name} {value.sum().item()}" for name, value in net.state_dict().items())
-    told = f"as timm says of {source}"
-    return Bundle(
-        wrap(net, head, [Task(task, names)]), preprocessing, {}, source, mark, arch, head, (), preprocess_from=told
-    )
-
-
-def _imagenet(net: nn.Module, source: str) -> tuple[str, ...]:
-    from timm.data import ImageNetInfo, infer_imagenet_subset
-
+    head = find_head(net, arch)
     subset = infer_imagenet_subset(net)
-    if not subset:
-        raise CheckpointError(
-            f"{source!r} comes without class names; give --labels FILE, one name a line, in index order"
-        )
-    return tuple(ImageNetInfo(subset).label_names())
+    known = tuple(ImageNetInfo(subset).label_names()) if subset and not unnamed else None
+    names = _class_names(source, labels or known, int(net.get_submodule(head).out_features), unnamed)  # pyright: ignore
+    preprocessing = transforms.from_timm(net.pretrained_cfg)  # pyright: ignore[reportArgumentType]
+    sums = fingerprint(f"{name} {value.sum().item()}" for name, value in net.state_dict().items())
+    origin = f"from timm's {source}"
+    return Bundle(wrap(net, head, [Task(task, names)]), preprocessing, {}, source, sums, arch, head,
+                  preprocessing_source=origin)  # fmt: skip
 
 
-def _numbered(path: Path, tensors: dict[str, Tensor], arch: str) -> tuple[str, ...]:
-    """Numbers in the place of class names that are missing, as many as the classifier has rows."""
-    head = create(arch, 2)[1]
-    rows = tensors.get(f"{head}.weight")
-    if rows is None:
-        raise CheckpointError(f"{path} is no {arch}: it holds no classifier {head!r}; give the right --arch")
-    return tuple(map(str, range(len(rows))))
-
-
-def _labels(path: Path, labels: Path | None) -> tuple[str, ...]:
-    if labels is None:
-        raise CheckpointError(f"{path} comes without class names; give --labels FILE, one name a line, in index order")
+def _download(source: str) -> nn.Module:
+    """A timm network with the weights of its name, from the hub or its cache."""
     try:
-        names = tuple(line.strip() for line in labels.read_text(encoding="utf-8-sig").splitlines() if line.strip())
-    except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(
-            f"--labels {labels} cannot be read: {error}; give a text file with one class name a line"
+        with _offline_without_network(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return timm.create_model(source, pretrained=True)
+    except Exception as error:  # timm, the hub's client and what they lean on raise anything
+        reason = " ".join(str(error).split())[:120]
+        raise SetupError(
+            f"cannot download the weights of {source!r} ({type(error).__name__}: {reason}); without a network "
+            "give a local folder (local-dir:FOLDER) or a file of weights with --arch"
         ) from error
-    twice = {name for name in names if names.count(name) > 1}
-    if twice:
-        raise CheckpointError(
-            f"--labels {labels}: {sorted(twice)[0]!r} stands there twice; give each class a name of its own"
-        )
+
+
+@contextmanager
+def _offline_without_network() -> Iterator[None]:
+    """Put the hub's client in offline mode where its host cannot be resolved: else it retries for up to a minute.
+
+    Behind a proxy the name need not be known here.
+    """
+    before = constants.HF_HUB_OFFLINE
+    try:
+        if not urllib.request.getproxies():
+            socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, None)
+    except OSError:
+        constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+def _read_labels(file: Path) -> tuple[str, ...]:
+    try:
+        names = tuple(line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip())
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read --labels {file}: {error}; give a text file of class names") from error
+    duplicates = {name for name in names if names.count(name) > 1}
+    if duplicates:
+        raise InputError(f"--labels {file} lists {min(duplicates)!r} twice; class names must differ")
     return names
 
 
-def _load(net: nn.Module, tensors: dict[str, Tensor], path: Path, arch: str, head: str, names: tuple[str, ...]) -> None:
-    """Load all tensors; every name and shape must match."""
+def _class_names(source: str | Path, names: Names, rows: int | None, unnamed: bool) -> tuple[str, ...]:
+    """The class names of a classifier of so many rows; numbers where there are none and `unnamed` allows it."""
+    if not names and not unnamed:
+        raise InputError(f"{source} has no class names; give --labels, a file with one name per line in index order")
+    names = names or tuple(map(str, range(rows or 1)))
+    if rows not in (None, len(names)):
+        raise CheckpointError(f"{source} has {rows} classes, but there are {len(names)} class names; fix --labels")
+    return names
+
+
+def _count_rows(tensors: dict[str, Tensor], arch: str) -> int | None:
+    """The rows of the classifier layer; None where the tensors are of another architecture."""
+    config = timm.get_pretrained_cfg(arch)
+    weight = tensors.get(f"{config.classifier}.weight") if config else None
+    return None if weight is None or not weight.dim() else len(weight)
+
+
+def _load_strictly(net: nn.Module, tensors: dict[str, Tensor], path: Path, arch: str) -> None:
+    """Load all tensors; every name and shape must match, but for counters that old files of BatchNorm lack."""
     expected = net.state_dict()
-    rows = tensors.get(f"{head}.weight")
-    if rows is not None and rows.dim() == 2 and len(rows) != len(names):
-        raise CheckpointError(
-            f"{path}: its classifier {head!r} has {len(rows)} rows, "
-            f"but there are {len(names)} class names; give one name a row with --labels"
-        )
-    wrong = [
-        f"{name} ({_shape(tensors.get(name))} in the file, {_shape(value)} in {arch})"
-        for name, value in expected.items()
-        if (name not in tensors and not name.endswith("num_batches_tracked"))
-        or (name in tensors and tensors[name].shape != value.shape)
-    ]
-    wrong += [
-        f"{name} ({_shape(value)} in the file, unknown to {arch})"
-        for name, value in tensors.items()
-        if name not in expected
-    ]
+    counters = {name for name in expected.keys() - tensors.keys() if name.endswith("num_batches_tracked")}
+    wrong = []
+    for name in (name for name in {**expected, **tensors} if name not in counters):
+        stored, needed = (_shape(values.get(name)) for values in (tensors, expected))
+        if stored != needed:
+            wrong.append(f"{name} ({stored} in the file, {needed} in {arch})")
     if wrong:
+        first = ", ".join(wrong[:5])
         raise CheckpointError(
-            f"{path} is no {arch}: {len(wrong)} tensors differ, first {', '.join(wrong[:5])}; give the right --arch"
+            f"{path} is not a {arch}: {len(wrong)} tensors differ, first {first}; give the right --arch"
         )
     net.load_state_dict({**expected, **tensors}, strict=True)
 

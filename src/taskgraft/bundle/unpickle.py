@@ -1,6 +1,6 @@
-"""A stranger's pickle -> tensors, without running its code. Also a program: it does so for another process.
+"""A program that turns a stranger's pickle into safetensors without running code from it.
 
-As a program it reads requests, a line of JSON each, and answers with bytes that are no pickle. It needs nothing of
+It reads requests, one line of JSON each, and replies with bytes that are never a pickle. It imports nothing of
 taskgraft, so that it starts as fast as torch does. Its memory, time and files are limited for each request.
 """
 
@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-# where training programs put the weights, best first: an average of weights is what their authors evaluate
+# where training programs put the weights, best first: averaged weights are what their authors evaluate
 CONTAINERS = (
     "state_dict_ema",
     "model_ema",
@@ -31,104 +31,107 @@ CONTAINERS = (
     "model",
     "net",
 )
-RULES = "1"  # raise it when the same pickle would give other tensors
-GOOD, BAD = b"+", b"-"
+RULES = "2"  # part of the cache's key: raise it when the same pickle would give other tensors or notes
+OK, REFUSED = b"+", b"-"
 LENGTH = struct.Struct("<Q")
-TIMES, SPARE = 6, 2**30  # memory beside that of a bare torch: so many times the file's bytes, and so many more
-SECONDS, SPEED = 120, 10 * 2**20  # of processor time, and bytes of the file for each further one
+MEMORY_FACTOR, MEMORY_SPARE = 6, 2**30  # bytes beyond a bare torch: a multiple of the file's size, and a constant
+CPU_SECONDS, BYTES_PER_SECOND = 120, 10 * 2**20  # processor time, and one more second for so many bytes of the file
 
 
 class Refused(Exception):
-    """Why a file gave no tensors."""
+    """Why a file gave no tensors; completes a sentence that begins with its path."""
 
 
-def chosen(top: Mapping[str, Any], found: list[str]) -> dict[str, Tensor]:
-    """The tensors of a checkpoint's best container, or of its top level; tells `found` which container."""
-    for name in CONTAINERS:
-        inner = top.get(name)
-        if isinstance(inner, Mapping) and any(isinstance(value, Tensor) for value in inner.values()):
-            found.append(f"weights from its entry {name!r}")
-            return {str(key): value for key, value in inner.items() if isinstance(value, Tensor)}
-    tensors = {str(key): value for key, value in top.items() if isinstance(value, Tensor)}
-    if not tensors:
-        entries = ", ".join(map(str, list(top)[:8]))[:250]
-        raise Refused(f"holds no tensors, only the entries {entries}; save model.state_dict()")
-    return tensors
+def convert(path: Path) -> bytes:
+    """Convert a pickle's tensors to safetensors, with notes and short texts in the metadata.
+
+    Args:
+        path: a file written by torch.save.
+
+    Raises:
+        Refused: the file is damaged, needs code, or holds no tensors.
+    """
+    top = load_safely(path)
+    tensors, notes = find_tensors(top)
+    tensors = {name: value.detach().clone().contiguous() for name, value in tensors.items()}
+    texts = {key: value for key, value in top.items() if isinstance(value, str) and len(value) < 1024}
+    return save(tensors, {"notes": json.dumps(notes), "texts": json.dumps(texts)})
 
 
-def opened(path: Path) -> dict[str, Any]:
-    """The top level of a pickle; raises Refused for one that is damaged, needs code, or holds something else."""
+def load_safely(path: Path) -> dict[str, Any]:
+    """Load the top level of a pickle by torch's restricted unpickler; raises Refused."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of old formats, which are read all the same
             top = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        refused = [line.strip() for line in str(error).splitlines() if "GLOBAL" in line]
-        reason = refused[0] if refused else "it holds more than tensors"
+        globals_ = [line.strip() for line in str(error).splitlines() if "GLOBAL" in line]
+        reason = globals_[0] if globals_ else "it contains more than tensors"
         raise Refused(
-            f"was not loaded: opening it would run code from the file ({reason[:160]}); "
-            "where it was made, save only the weights: torch.save(model.state_dict(), …)"
+            f"was not loaded because that would run code from the file ({reason[:160]}); "
+            "where it was saved, save only the weights: torch.save(model.state_dict(), …)"
         ) from error
     except Exception as error:  # the reader raises anything on damaged files; none of it is a crash
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise Refused(f"is no sound PyTorch checkpoint: {reason[:160]}; copy it again") from error
+        raise Refused(f"is not a valid PyTorch checkpoint: {reason[:160]}; copy it again") from error
     if not isinstance(top, Mapping):
-        raise Refused(f"holds a {type(top).__name__}, not named tensors; save model.state_dict()")
+        raise Refused(f"contains a {type(top).__name__}, not named tensors; save model.state_dict()")
     return {str(key): value for key, value in top.items()}
 
 
-def packed(path: Path) -> bytes:
-    """A pickle's tensors as safetensors; its metadata say what was inferred and which texts stood beside them."""
-    found: list[str] = []
-    top = opened(path)
-    tensors = {name: value.detach().clone().contiguous() for name, value in chosen(top, found).items()}
-    beside = {key: value for key, value in top.items() if isinstance(value, str) and len(value) < 1024}
-    return save(tensors, {"found": json.dumps(found), "rest": json.dumps(beside)})
+def find_tensors(top: Mapping[str, Any]) -> tuple[dict[str, Tensor], list[str]]:
+    """Return the tensors of a checkpoint's best container, or of its top level, and a note on which; raises Refused."""
+    for name in CONTAINERS:
+        inner = top.get(name)
+        if isinstance(inner, Mapping) and any(isinstance(value, Tensor) for value in inner.values()):
+            tensors = {str(key): value for key, value in inner.items() if isinstance(value, Tensor)}
+            return tensors, [f"weights from its entry {name!r}"]
+    tensors = {str(key): value for key, value in top.items() if isinstance(value, Tensor)}
+    if not tensors:
+        entries = ", ".join(map(str, list(top)[:8]))[:250]
+        raise Refused(f"contains no tensors, only the entries {entries}; save model.state_dict()")
+    return tensors, []
 
 
-def _serve(requests: BinaryIO, answers: BinaryIO) -> None:
+def serve(requests: BinaryIO, replies: BinaryIO) -> None:
     """Answer requests until there are no more."""
     for line in requests:
         path = Path(os.fsdecode(bytes.fromhex(json.loads(line)["path"])))
         try:
-            _confine(path.stat().st_size)
-            answer = GOOD + packed(path)
+            limit_resources(path.stat().st_size)
+            reply = OK + convert(path)
         except Refused as error:
-            answer = BAD + str(error).encode("utf-8", "backslashreplace")
+            reply = REFUSED + str(error).encode("utf-8", "backslashreplace")
         except Exception as error:  # MemoryError, strange tensors: whatever it is, the other process must hear of it
-            reason = (str(error).splitlines() or [""])[0]
-            answer = (
-                BAD + f"is no sound PyTorch checkpoint: {type(error).__name__} {reason[:160]}; copy it again".encode()
-            )
-        answers.write(LENGTH.pack(len(answer)) + answer)
-        answers.flush()
+            reason = f"{type(error).__name__} {(str(error).splitlines() or [''])[0][:160]}"
+            reply = REFUSED + f"is not a valid PyTorch checkpoint: {reason}; copy it again".encode()
+        replies.write(LENGTH.pack(len(reply)) + reply)
+        replies.flush()
 
 
-def _confine(size: int) -> None:
-    """Allow this process memory and time for a file of `size` bytes, no file and no core dump; where the system can."""
+def limit_resources(size: int) -> None:
+    """Limit this process to the memory and time for a file of `size` bytes, no output file and no core dump.
+
+    Does nothing on systems without such limits.
+    """
     try:
         import resource
     except ImportError:
         return
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-    status = Path("/proc/self/statm")
-    limits = {resource.RLIMIT_CPU: int(time_used()) + SECONDS + size // SPEED}
+    status, used = Path("/proc/self/statm"), os.times()
+    limits = {resource.RLIMIT_CPU: int(used.user + used.system) + CPU_SECONDS + size // BYTES_PER_SECOND}
     if status.exists():
-        limits[resource.RLIMIT_AS] = int(status.read_text().split()[0]) * resource.getpagesize() + TIMES * size + SPARE
+        bare = int(status.read_text().split()[0]) * resource.getpagesize()
+        limits[resource.RLIMIT_AS] = bare + MEMORY_FACTOR * size + MEMORY_SPARE
     for kind, soft in limits.items():
         hard = resource.getrlimit(kind)[1]
         resource.setrlimit(kind, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
 
 
-def time_used() -> float:
-    """Seconds of processor time that this process has had."""
-    spent = os.times()
-    return spent.user + spent.system
-
-
 if __name__ == "__main__":
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whatever a library prints is no answer
+    replies = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what a library prints is not a reply
     torch.set_num_threads(1)
-    _serve(sys.stdin.buffer, answers)
+    serve(sys.stdin.buffer, replies)

@@ -1,65 +1,185 @@
-"""Tensors from a file that somebody else wrote: safetensors, or a pickle read elsewhere without running its code."""
+"""Tensors from a file that somebody else wrote: safetensors, or a pickle.
+
+Pickles are opened by another process (`unpickle`): a crash, a decompression bomb or an exploit ends there, and what
+comes back is safetensors, never a pickle.
+"""
 
 from __future__ import annotations
 
+import atexit
+import json
+import os
+import subprocess
+import sys
+import threading
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load, load_file
 from torch import Tensor
 
-from taskgraft.bundle import pickles
+from taskgraft.bundle import unpickle
 from taskgraft.errors import CheckpointError
+from taskgraft.models.tensor_cache import memoize_in
+from taskgraft.results.files import digest
+from taskgraft.types import Params
 
-PREFIXES = ("module.", "_orig_mod.", "model.")
-FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-POINTER = b"version https://git-lfs"
+PREFIXES = ("module.", "_orig_mod.", "model.")  # of DistributedDataParallel, torch.compile, and Lightning
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+LFS_POINTER = b"version https://git-lfs"
+IDLE_SECONDS = 20.0  # that the process waits for another pickle: it takes as much memory as a bare torch
+META, PREFIX = "about", "own."  # names in the cache: the texts and notes as JSON, and a prefix of the file's tensors
 
 
-def load(path: Path, cache: Path | None = None) -> tuple[dict[str, Tensor], dict[str, str], list[str]]:
-    """A file's tensors by name, the texts beside them, and what was inferred.
+class Weights(NamedTuple):
+    """The contents of a checkpoint: tensors by name, the short texts beside them, and what was inferred."""
 
-    `cache` keeps what a pickle was made of.
+    tensors: dict[str, Tensor]
+    texts: dict[str, str]
+    notes: list[str]
 
-    Raises TaskgraftError for a missing, foreign or damaged file, one whose pickle needs code, or weights not finite.
+
+def load_weights(path: Path, cache: Path | None = None) -> Weights:
+    """Load the tensors of a file.
+
+    Args:
+        path: a file of safetensors (by its suffix) or a pickle of PyTorch.
+        cache: a folder that keeps the tensors of pickles, so that the same contents are not opened again.
+
+    Raises:
+        CheckpointError: the file is missing, damaged or of another kind, its pickle needs code, or a value is not
+            finite.
     """
     if not path.is_file():
-        raise CheckpointError(f"{path} does not exist or is no file; give a checkpoint, a bundle folder or a timm name")
+        raise CheckpointError(f"{path} does not exist or is not a file; give a checkpoint, a bundle or a timm name")
     with path.open("rb") as file:
-        if file.read(len(POINTER)) == POINTER:
+        if file.read(len(LFS_POINTER)) == LFS_POINTER:
             raise CheckpointError(f"{path} is a Git LFS pointer, not the weights; fetch them with: git lfs pull")
-    if path.suffix == ".safetensors":
-        tensors, rest, found = _safetensors(path), {}, []
-    else:
-        tensors, rest, found = pickles.read(path, cache)
+    weights = Weights(load_safetensors(path), {}, []) if path.suffix == ".safetensors" else load_pickle(path, cache)
+    tensors = weights.tensors
     for prefix in PREFIXES:
         if tensors and all(name.startswith(prefix) for name in tensors):
             tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
-            found.append(f"prefix {prefix!r} taken off the names")
+            weights.notes.append(f"prefix {prefix!r} removed from the names")
     require_finite(path, tensors)
-    return tensors, rest, found
+    return weights._replace(tensors=tensors)
 
 
-def require_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Raise TaskgraftError for values that are not finite, and for numbers of 8 or 4 bits or with two parts."""
-    for name, value in tensors.items():
-        if not value.is_floating_point() and not value.is_complex():
-            continue
-        if value.dtype not in FLOATS:
-            kind = str(value.dtype).removeprefix("torch.")
-            raise CheckpointError(
-                f"{path}: tensor {name!r} holds {kind}; save the weights as float32, float16 or bfloat16"
-            )
-        if not bool(torch.isfinite(value).all()):
-            raise CheckpointError(
-                f"{path}: tensor {name!r} holds values that are not finite; save it again from a sound model"
-            )
-
-
-def _safetensors(path: Path) -> dict[str, Tensor]:
+def load_safetensors(path: Path) -> dict[str, Tensor]:
+    """Load a file of safetensors; raises CheckpointError where it is damaged."""
     try:
         return dict(load_file(path))
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is no sound safetensors file: {error}; copy it again") from error
+        raise CheckpointError(f"{path} is not a valid safetensors file: {error}; copy it again") from error
+
+
+def require_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Check that all values are finite and of a common floating-point type.
+
+    Raises:
+        CheckpointError: a tensor holds NaN or infinity, or is complex or of 8 or 4 bits.
+    """
+    for name, value in tensors.items():
+        if not value.is_floating_point() and not value.is_complex():
+            continue
+        if value.dtype not in DTYPES:
+            dtype = str(value.dtype).removeprefix("torch.")
+            raise CheckpointError(
+                f"{path}: tensor {name!r} is {dtype}; save the weights as float32, float16 or bfloat16"
+            )
+        if not bool(torch.isfinite(value).all()):
+            raise CheckpointError(
+                f"{path}: tensor {name!r} contains NaN or infinite values; save a healthy model again"
+            )
+
+
+def load_pickle(path: Path, cache: Path | None = None) -> Weights:
+    """Load a pickle's tensors without running code from it.
+
+    Args:
+        path: a file written by torch.save.
+        cache: see `load_weights`.
+
+    Raises:
+        CheckpointError: it is damaged, needs code, holds no tensors, or ends the process that opens it.
+    """
+    if cache is None:
+        return _READER.read(path)
+    recall = memoize_in(cache / "recalled", "pickle", unpickle.RULES, torch.__version__, digest(path))
+
+    def read() -> Params:
+        weights = _READER.read(path)
+        meta = json.dumps([weights.texts, weights.notes]).encode()
+        tensors = {f"{PREFIX}{name}": value for name, value in weights.tensors.items()}
+        return {META: torch.frombuffer(bytearray(meta), dtype=torch.uint8), **tensors}
+
+    cached = recall("tensors", read)
+    texts, notes = json.loads(cached.pop(META).numpy().tobytes())
+    return Weights({name.removeprefix(PREFIX): value for name, value in cached.items()}, texts, notes)
+
+
+class PickleReader:
+    """A process that opens pickles, started when needed; it ends after a while without work, and with this one."""
+
+    def __init__(self) -> None:
+        self.process: subprocess.Popen[bytes] | None = None
+        self._timer: threading.Timer | None = None
+        self._lock = threading.Lock()
+        atexit.register(self._stop)
+
+    def read(self, path: Path) -> Weights:
+        """Read one pickle; raises CheckpointError as `load_pickle` does."""
+        with self._lock:
+            if self._timer:
+                self._timer.cancel()
+            reply = self._request(path)
+            self._timer = threading.Timer(IDLE_SECONDS, self._retire)
+            self._timer.daemon = True
+            self._timer.start()
+        status, blob = reply[:1], reply[1:]
+        if status != unpickle.OK:
+            raise CheckpointError(f"{path} {blob.decode('utf-8', 'replace')}")
+        header = json.loads(blob[8 : 8 + int.from_bytes(blob[:8], "little")])["__metadata__"]
+        return Weights(load(blob), json.loads(header["texts"]), json.loads(header["notes"]))
+
+    def _request(self, path: Path) -> bytes:
+        process = self.process if self.process and self.process.poll() is None else self._start()
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            process.stdin.write(json.dumps({"path": os.fsencode(path.absolute()).hex()}).encode() + b"\n")
+            process.stdin.flush()
+            head = process.stdout.read(unpickle.LENGTH.size)
+            if len(head) == unpickle.LENGTH.size:
+                (length,) = unpickle.LENGTH.unpack(head)
+                reply = process.stdout.read(length)
+                if len(reply) == length:
+                    return reply
+        except BrokenPipeError:
+            pass
+        self._stop()
+        return unpickle.REFUSED + b"is not a valid PyTorch checkpoint: it crashed the process that opened it"
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        self._stop()
+        command = [sys.executable, "-P", "-W", "ignore", str(Path(unpickle.__file__))]
+        env = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, env=env)
+        return self.process
+
+    def _retire(self) -> None:
+        with self._lock:
+            self._stop()
+
+    def _stop(self) -> None:
+        if self.process:
+            self.process.kill()
+            self.process.communicate()
+            self.process = None
+
+
+_READER = PickleReader()  # one for all: the next pickle need not wait for torch's import

@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from taskgraft.bundle import read
-from taskgraft.bundle.format import write_card
-from taskgraft.bundle.validation import read_json
+from taskgraft.bundle import read_bundle
+from taskgraft.bundle.format import read_json, write_card
 from taskgraft.calibration import FEWEST
 from taskgraft.errors import InputError
 from taskgraft.models.inference import predict
@@ -33,7 +32,7 @@ def calibrate(
     home = Path(model)
     if not (home / "config.json").is_file() or "taskgraft" not in read_json(home / "config.json"):
         raise InputError(f"{model} is no bundle, in which the card is kept; give the OUT folder of train or extend")
-    bundle = read(home)
+    bundle = read_bundle(home)
     owner, found = measuring.labeled(bundle, data, task, as_path(cache), callbacks)
     if found.val is None or len(found.val.pixels) < FEWEST:
         count = 0 if found.val is None else len(found.val.pixels)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from taskgraft.bundle.loaders import pictures_line
+from taskgraft.bundle.loaders import describe_preprocessing
 from taskgraft.config import TrainingConfig
 from taskgraft.methods import composition
 from taskgraft.methods.protocol import Method
@@ -44,7 +44,7 @@ def outlook(request: Request, out: Path, *, callbacks: Callbacks = Callbacks()) 
     old = len(opened.found.old_val.pixels) if opened.found.old_val else 0
     return [
         f"method: {opened.request.method}",
-        pictures_line(opened.parent.preprocessing, opened.parent.preprocess_from),
+        describe_preprocessing(opened.parent.preprocessing, opened.parent.preprocessing_source),
         f"images: {count(len(new.train.pixels))} to learn from, {count(len(new.val.pixels))} to validate on, "
         f"{count(old)} of old tasks to measure forgetting",
         *(f"  {f'{name} = {value}':<{width}}  {why}" for name, value, why in own),

@@ -34,7 +34,7 @@ def evaluate(
     """
     data, html = Path(data), as_path(html)
     bundle = open_parent(model, arch=arch, labels=labels, preprocessing=preprocessing, task=parent_task)
-    for line in bundle.found if bundle.home is None else ():
+    for line in bundle.notes if bundle.folder is None else ():
         callbacks.info(f"model: {line}")
     bundle.classifier.to(distributed.device())
     owner, found = measuring.labeled(bundle, data, task, as_path(cache), callbacks)

@@ -90,7 +90,7 @@ def export(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} already exists; choose another folder or remove it")
     bundle = open_parent(model, arch=arch, labels=labels, preprocessing=preprocessing, task=parent_task)
-    for note in bundle.found:
+    for note in bundle.notes:
         callbacks.info(f"model: {note}")
     samples = collect_images(
         bundle, as_paths(check), calibrate=precision == "int8-static", cache=as_path(cache), callbacks=callbacks

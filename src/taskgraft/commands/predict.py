@@ -201,7 +201,7 @@ def opened(asked: Asked, callbacks: Callbacks) -> Bundle:
     bundle = open_parent(
         asked.model, arch=asked.arch, labels=asked.labels, preprocessing=asked.preprocessing, task=asked.parent_task
     )
-    for line in bundle.found if bundle.home is None else ():
+    for line in bundle.notes if bundle.folder is None else ():
         callbacks.info(f"model: {line}")
     bundle.classifier.to(distributed.device())
     return bundle

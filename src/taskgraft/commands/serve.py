@@ -76,7 +76,7 @@ def serve(
             return bundle, load_model(bundle, backend, name, thread)
 
         bundle, served = thread.submit(load).result()
-        for note in bundle.found:
+        for note in bundle.notes:
             callbacks.info(f"model: {note}")
         if trial:
             asyncio.run(_predict_one_image(served, bundle, limits))

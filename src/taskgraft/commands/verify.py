@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from taskgraft.bundle import Bundle, digests, read
+from taskgraft.bundle import Bundle, digests, read_bundle
 from taskgraft.data.dataset import Dataset, open_images
 from taskgraft.data.task_images import concat_images
 from taskgraft.errors import TaskgraftError
@@ -39,17 +39,17 @@ def verify(
     files = digests.compare(home)
     done = load(home)
     wrong = [f"{name} has changed" for name in files.changed] + [f"{name} is missing" for name in files.missing]
-    wrong += [f"{name} is not listed" for name in files.unknown]
+    wrong += [f"{name} is not listed" for name in files.added]
     numbers = _numbers(done.record, done.predictions)
-    answers = _answers(read(home), done.record, done.predictions, data, cache, callbacks)
+    answers = _answers(read_bundle(home), done.record, done.predictions, data, cache, callbacks)
     sound = not wrong and not numbers and all(part["same"] is not False for part in answers)
     return {
         "model": str(model),
-        "files": {"same": files.same, "changed": files.changed, "missing": files.missing, "unknown": files.unknown},
+        "files": {"same": files.unchanged, "changed": files.changed, "missing": files.missing, "unknown": files.added},
         "numbers": numbers,
         "answers": answers,
         "sound": sound,
-        "lines": _lines(home, files.same, wrong, numbers, answers, sound),
+        "lines": _lines(home, files.unchanged, wrong, numbers, answers, sound),
     }
 
 

@@ -108,5 +108,5 @@ def describe(bundle: Bundle, config: ExportConfig) -> dict[str, Any]:
 
 def read_record(bundle: Bundle) -> Record | None:
     """The record of the run that produced a bundle; None for a model from elsewhere."""
-    file = bundle.home / "record.json" if bundle.home else None
+    file = bundle.folder / "record.json" if bundle.folder else None
     return parsed(Record, file) if file and file.is_file() else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch.nn import functional as F
 
 from taskgraft import bundle as bundles
 from taskgraft import data, report
-from taskgraft.bundle import Bundle, structure
+from taskgraft.bundle import Bundle, architecture
 from taskgraft.errors import InputError
 from taskgraft.exports.signature import ExportConfig, Runner, clean_name, read_record
 from taskgraft.models.classifier import merge_heads
@@ -29,15 +30,15 @@ def write(bundle: Bundle, config: ExportConfig, folder: Path, calibration: NDArr
         InputError: the model is more than a timm backbone and a linear layer.
     """
     if len(bundle.classifier.extras):
-        kinds = dict.fromkeys(shape.kind for shape in structure.extras(bundle.classifier))
+        kinds = dict.fromkeys(shape.kind for shape in architecture.describe_extras(bundle.classifier))
         raise InputError(
             f"timm cannot load this model, which has a {' and a '.join(kinds)} in addition to its backbone; use "
             "--format onnx, pt2, openvino or triton, or extend with a method that keeps a single backbone"
         )
     origin: dict[str, Any] = {"method": "none", "parent": {"source": Path(bundle.source).name, "digest": bundle.digest}}
-    if bundle.home is not None:
-        origin = json.loads((bundle.home / "config.json").read_text(encoding="utf-8"))["taskgraft"]
-    bundles.write(folder, bundle._replace(memory={}), method=origin["method"], parent=origin["parent"])
+    if bundle.folder is not None:
+        origin = json.loads((bundle.folder / "config.json").read_text(encoding="utf-8"))["taskgraft"]
+    bundles.write_bundle(folder, replace(bundle, memory={}), method=origin["method"], parent=origin["parent"])
     write_text(folder / "README.md", format_model_card(bundle))
 
 

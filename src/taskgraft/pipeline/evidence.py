@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from taskgraft import calibration, metrics, report
-from taskgraft.bundle import Bundle, digests, write
+from taskgraft.bundle import Bundle, digests, write_bundle
 from taskgraft.config import TrainingConfig
 from taskgraft.data.task_images import TaskData
 from taskgraft.errors import ResultError
@@ -145,7 +145,7 @@ def publish(out: Path, bundle: Bundle, record: Record, sets: Mapping[str, Predic
     save_predictions(out / "predictions.npz", sets)
     write_text(out / "record.json", record.model_dump_json(indent=1))
     write_text(out / "README.md", report.model_card(record))
-    write(out, bundle, method=record.method, parent=record.parent)
+    write_bundle(out, bundle, method=record.method, parent=record.parent)
     digests.write(out, inputs_of(record))
     run_folder.close_run(out)
     tell(out, record, sets, found)

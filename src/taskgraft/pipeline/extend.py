@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
 
 from taskgraft import distributed
-from taskgraft.bundle import Bundle, digests, read
+from taskgraft.bundle import Bundle, digests, read_bundle
 from taskgraft.config import TrainingConfig
 from taskgraft.data.dataset import describe_changes
 from taskgraft.data.task_images import TaskData
@@ -108,7 +108,7 @@ def load(out: PathLike) -> Extension:
         raise InputError(
             f"{out} holds no finished run ({type(error).__name__}); give the OUT folder of an extend"
         ) from error
-    return Extension(read(out), record, load_predictions(out / "predictions.npz"), out)
+    return Extension(read_bundle(out), record, load_predictions(out / "predictions.npz"), out)
 
 
 def finished(out: Path, found: TaskData, callbacks: Callbacks) -> Extension:
@@ -134,11 +134,12 @@ def _finish(job: Job, trained: Trained, clock: Clock) -> Extension:
     before = {f"{name}-parent": value for name, value in trained.before.items()}
     sets = measuring.predictions(classifier, found) | before | measuring.tested(classifier, found)
     record = _record(job, trained, classifier, sets, clock.lap("finishing"), news)
-    bundle = parent._replace(
+    bundle = replace(
+        parent,
         classifier=classifier,
         memory=kept,
         source=str(job.out),
-        home=job.out,
+        folder=job.out,
         lineage=(*parent.lineage, evidence.ancestor(record)),
         cards=measuring.cards(parent.cards, found, sets, request.task),
     )
@@ -148,8 +149,8 @@ def _finish(job: Job, trained: Trained, clock: Clock) -> Extension:
 
 def _parent_history(parent: Bundle) -> tuple[StepMetrics, ...]:
     """The parent's own training, where its bundle has it."""
-    file = parent.home / "metrics.jsonl" if parent.home else None
-    return tuple(run_folder.history(parent.home)) if parent.home and file and file.exists() else ()
+    file = parent.folder / "metrics.jsonl" if parent.folder else None
+    return tuple(run_folder.history(parent.folder)) if parent.folder and file and file.exists() else ()
 
 
 def _record(
@@ -178,7 +179,7 @@ def _record(
             "tasks": [task.name for task in parent.classifier.tasks],
             "preprocessing": parent.preprocessing.to_text(),
             "lineage": list(parent.lineage),
-            **({"files": digests.of(parent.home)} if parent.home else {}),
+            **({"files": digests.compute(parent.folder)} if parent.folder else {}),
             **({"labels": digest(request.labels)} if request.labels else {}),
         },
         data=job.opened.found.described,

@@ -82,7 +82,7 @@ def open_all(request: Request, cache: Path | None, callbacks: Callbacks) -> Open
     )
     parent.classifier.to(distributed.device())
     child = _grown(request, parent.classifier)  # says what is wrong, before images are read
-    for line in parent.found:
+    for line in parent.notes:
         callbacks.info(f"parent: {line}")
     own = {task.name: task.classes for task in child.tasks}
     found = distributed.main_process_first(lambda: load_task_data(
@@ -126,7 +126,7 @@ def ask_parent(opened: Opened, callbacks: Callbacks, *, cache: Path | None = Non
             raise InputError(
                 f"the parent answers {share:.1%} of {count} validation images of {task} rightly, where guessing the "
                 f"most frequent class gives {guess:.1%}: they are not shown as in its training "
-                f"('{opened.parent.preprocessing.to_text()}', {opened.parent.preprocess_from}), or --labels stand in "
+                f"('{opened.parent.preprocessing.to_text()}', {opened.parent.preprocessing_source}), or --labels stand in "
                 "another order, or --old-val is of something else; mend --preprocessing, --labels or --old-val, or go on with "
                 "--no-parent-check (Python: check_parent=False)"
             )
@@ -205,7 +205,7 @@ def _recall(parent: Bundle, cache: Path | None) -> Memoize | None:
     if cache is None:
         return None
     here = {**versions(), **precision.place(next(parent.classifier.parameters()).device)}
-    about = (f"{name} {value}" for name, value in sorted({**here, **parent.options}.items()))
+    about = (f"{name} {value}" for name, value in sorted({**here, **parent.model_args}.items()))
     return memoize_in(cache / "recalled", parent.arch, *about)
 
 

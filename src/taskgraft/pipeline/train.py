@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,8 @@ import torch
 
 from taskgraft import distributed, metrics, seeding
 from taskgraft.bundle import Bundle, open_parent
-from taskgraft.bundle.loaders import create, pictures_line, sized, told_by
+from taskgraft.bundle.architecture import create_network, image_size_args
+from taskgraft.bundle.loaders import describe_origin, describe_preprocessing
 from taskgraft.config import TRAIN_DEFAULTS, TrainingConfig, validate
 from taskgraft.data import transforms
 from taskgraft.data.dataset import describe_changes, write_split_lists
@@ -65,7 +66,7 @@ def train(
         "train", (str(data), str(out)), (*flags, *commands.settings(asdict(config), TRAIN_DEFAULTS))
     ).text()
     model = model or "resnet18"
-    start = backbone.preprocessing if backbone else create(model, 2)[2]
+    start = backbone.preprocessing if backbone else create_network(model, 2)[2]
     chosen = transforms.parse_preprocessing(preprocessing, start) if preprocessing else start
     found = distributed.main_process_first(
         lambda: load_task_data(
@@ -88,7 +89,7 @@ def train(
     ):
         return finished(out, found, callbacks)
     if not backbone:  # of which `open_parent` has told it
-        callbacks.info(pictures_line(chosen, told_by(preprocessing, f"timm's default for {model}")))
+        callbacks.info(describe_preprocessing(chosen, describe_origin(preprocessing, f"timm's default for {model}")))
     with run_folder.held(out):
         bundle = _begin(model, backbone, found, chosen, config)
         bundle.classifier.to(distributed.device())
@@ -102,7 +103,7 @@ def _backbone(weights: PathLike, model: str | None, preprocessing: str | None, c
     opened = open_parent(weights, arch=model, preprocessing=preprocessing, unnamed=True)
     if model and model.partition(".")[0] != opened.arch.partition(".")[0]:
         raise InputError(f"--weights {weights} is a {opened.arch}, not a {model}; leave --model out")
-    for line in opened.found:
+    for line in opened.notes:
         callbacks.info(f"weights: {line}")
     return opened
 
@@ -126,11 +127,11 @@ def _begin(
             width = backbone.classifier.linears()[0].in_features
             head = torch.nn.Linear(width, len(task.classes))
             classifier = Classifier(backbone.classifier.backbone, [head], [task], config.softmax)
-            return backbone._replace(classifier=classifier, preprocessing=chosen, memory={}, cards={}, home=None)
-        options = sized(model, chosen)
-        net, name, _ = create(model, len(task.classes), **options)
+            return replace(backbone, classifier=classifier, preprocessing=chosen, memory={}, cards={}, folder=None)
+        options = image_size_args(model, chosen)
+        net, name, _ = create_network(model, len(task.classes), **options)
     mark = fingerprint([model, str(config.seed)])
-    return Bundle(wrap(net, name, [task], config.softmax), chosen, {}, model, mark, model, name, options=options)
+    return Bundle(wrap(net, name, [task], config.softmax), chosen, {}, model, mark, model, name, model_args=options)
 
 
 def _carry_out(
@@ -190,8 +191,9 @@ def _carry_out(
         reproduce_command=asked,
     )
     card = evidence.card(sets["new"], task, found.described["new"]["counts"], "validation images, when it was learnt")
-    trained = bundle._replace(
-        classifier=fitted.state.classifier, memory=kept, source=str(out), home=out, cards={task: card}
+    trained = replace(
+        bundle,
+        classifier=fitted.state.classifier, memory=kept, source=str(out), folder=out, cards={task: card}
     )
     distributed.broadcast(lambda: evidence.publish(out, trained, record, sets, found))
     return Extension(trained, record, sets, out)

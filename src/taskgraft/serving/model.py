@@ -125,7 +125,7 @@ def load_model(
 
 def describe_model(bundle: Bundle, name: str, backend: str) -> dict[str, Any]:
     """The content of /about: tasks, lineage and results. Of paths it holds only the last part."""
-    file = bundle.home / "record.json" if bundle.home else None
+    file = bundle.folder / "record.json" if bundle.folder else None
     record = parsed(Record, file) if file and file.is_file() else None
     return {
         "name": name,

@@ -1,0 +1,216 @@
+"""Networks from their description: a timm name with arguments, the heads, and the side networks beside the backbone."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import timm
+from pydantic import BaseModel, ConfigDict, Field
+from torch import nn
+
+from taskgraft.config import Softmax
+from taskgraft.data import transforms
+from taskgraft.data.transforms import Preprocessing
+from taskgraft.errors import CheckpointError
+from taskgraft.models import feature_points
+from taskgraft.models.classifier import Classifier, Part
+from taskgraft.models.side_networks import Ladder, Pooled, Tail
+from taskgraft.types import Task
+
+MAX_ARGUMENT = 100_000  # of a number among a network's arguments; the widest layers have some thousands
+Width = Annotated[int, Field(ge=1, le=65_536)]
+
+
+def create_network(arch: str, num_classes: int, **model_args: Any) -> tuple[nn.Module, str, Preprocessing]:
+    """Create a timm network with random weights.
+
+    Args:
+        arch: a timm model name.
+        num_classes: rows of the classifier layer.
+        model_args: further arguments of `timm.create_model`.
+
+    Returns:
+        The network, the name of its classifier layer, and timm's default preprocessing.
+
+    Raises:
+        CheckpointError: timm has no such model, or it does not end in one linear layer.
+    """
+    require_arch(arch)
+    net = timm.create_model(arch, num_classes=num_classes, **model_args)
+    return net, find_head(net, arch), transforms.from_timm(net.pretrained_cfg)  # pyright: ignore[reportArgumentType]
+
+
+def require_arch(arch: str) -> None:
+    """Raise CheckpointError, with the nearest name, where timm has no such model."""
+    if not timm.is_model(arch):
+        near = difflib.get_close_matches(arch, timm.list_models(), n=1)
+        hint = f"did you mean {near[0]!r}?" if near else "see timm.list_models()"
+        raise CheckpointError(f"--arch {arch!r} is not a timm model; {hint}")
+
+
+def create_untrusted(file: Path, arch: str, num_classes: int, model_args: Any) -> nn.Module:
+    """Create a timm network from the arguments that a stranger's config.json lists.
+
+    Arguments of `timm.create_model` itself, which can name files and addresses, and values with paths are refused.
+
+    Args:
+        file: the config.json, for messages.
+        arch: a name that timm knows.
+        num_classes: rows of the classifier layer.
+        model_args: `model_args` of the file, not yet validated.
+
+    Raises:
+        CheckpointError: an argument is not allowed, or the network cannot be built with them.
+    """
+    if not isinstance(model_args, Mapping):
+        raise CheckpointError(f"{file} is damaged: model_args is not an object; copy it again")
+    reserved = {*inspect.signature(timm.create_model).parameters, "num_classes"} - {"kwargs"}
+    for name, value in model_args.items():
+        items = value if isinstance(value, list) else [value]
+        if name in reserved or not all(_is_harmless(item) for item in items):
+            raise CheckpointError(f"{file}: model_args must not contain {name!r} ({str(value)[:60]!r}); remove it")
+    try:
+        return timm.create_model(arch, num_classes=num_classes, **model_args)
+    except Exception as error:  # the arguments are a stranger's, and networks check few of them
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(
+            f"{file}: cannot build {arch} with its model_args: {reason[:160]}; fix them or copy the file again"
+        ) from error
+
+
+def _is_harmless(value: Any) -> bool:
+    if isinstance(value, str):
+        return len(value) < 100 and not set(value) & set("/\\:")
+    return value is None or isinstance(value, bool) or (isinstance(value, int | float) and abs(value) <= MAX_ARGUMENT)
+
+
+def find_head(net: nn.Module, arch: str) -> str:
+    """Return the name of a timm network's linear classifier layer.
+
+    Raises:
+        CheckpointError: the network has another kind of classifier.
+    """
+    name = net.pretrained_cfg.get("classifier")  # pyright: ignore
+    if not isinstance(name, str) or not isinstance(dict(net.named_modules()).get(name), nn.Linear):
+        raise CheckpointError(
+            f"{arch!r} does not end in a single linear layer (classifier: {name}); choose another architecture"
+        )
+    return name
+
+
+def image_size_args(arch: str, preprocessing: Preprocessing) -> dict[str, Any]:
+    """Return the timm arguments that an input size needs: networks of fixed size, such as ViTs, are built for it."""
+    config = timm.get_pretrained_cfg(arch) if timm.is_model(arch) else None
+    if config is None or not config.fixed_input_size or config.input_size[-1] == preprocessing.size:
+        return {}
+    return {"img_size": preprocessing.size}
+
+
+class HeadShape(BaseModel):
+    """A head as config.json describes it: its task, its rows, and the feature columns [start, stop) that it reads."""
+
+    model_config = ConfigDict(extra="forbid")
+    task: str
+    rows: int = Field(ge=1, le=100_000)
+    columns: tuple[int, int]
+
+
+class ExtraShape(BaseModel):
+    """A side network as config.json describes it: pooled stages, a copy of the last stages, or a ladder."""
+
+    model_config = ConfigDict(extra="forbid")
+    kind: Literal["pooled", "tail", "rungs"]
+    at: list[str] = Field(min_length=1, max_length=1000)
+    thumbnail: int = Field(default=0, ge=0, le=64)
+    width: int = Field(default=1, ge=1, le=1_000_000)
+    channels: list[Width] = []
+    widths: list[Width] = []
+    dropout: float = Field(default=0, ge=0, lt=1)
+
+
+def describe_heads(classifier: Classifier) -> list[HeadShape]:
+    """Describe the heads, oldest first."""
+    return [
+        HeadShape(task=part.task, rows=head.out_features, columns=(part.start, part.stop))
+        for part, head in zip(classifier.parts, classifier.linears(), strict=True)
+    ]
+
+
+def describe_extras(classifier: Classifier) -> list[ExtraShape]:
+    """Describe the side networks; empty for a classifier that plain timm can load.
+
+    Raises:
+        CheckpointError: a side network is of a kind that bundles cannot store.
+    """
+    return [_describe_extra(extra) for extra in classifier.extras]
+
+
+def _describe_extra(extra: nn.Module) -> ExtraShape:
+    if isinstance(extra, Pooled):
+        return ExtraShape(kind="pooled", at=list(extra.at), thumbnail=extra.thumbnail, width=len(extra.center))
+    if isinstance(extra, Tail):
+        return ExtraShape(kind="tail", at=[extra.point])
+    if isinstance(extra, Ladder):
+        channels, widths = list(extra.channels), list(extra.widths)
+        return ExtraShape(kind="rungs", at=list(extra.at), width=2 * sum(widths), channels=channels, widths=widths,
+                          dropout=extra.dropout)  # fmt: skip
+    raise CheckpointError(f"a bundle cannot store a {type(extra).__name__} side network; keep such a model in memory")
+
+
+def build_classifier(
+    net: nn.Module,
+    head: str,
+    tasks: Sequence[Task],
+    softmax: Softmax,
+    heads: Sequence[HeadShape],
+    extras: Sequence[ExtraShape],
+) -> Classifier:
+    """Build a classifier with side networks and random weights from its description.
+
+    Args:
+        net: a fresh network; its classifier layer is replaced.
+        head: the name of that layer.
+        tasks: the tasks in the order of their rows.
+        softmax: "per-task" or "joint".
+        heads: the heads, oldest first.
+        extras: the side networks, oldest first.
+
+    Raises:
+        CheckpointError: the parts of the description contradict each other.
+    """
+    layer = dict(net.named_modules()).get(head)
+    if not isinstance(layer, nn.Linear):
+        raise CheckpointError(
+            f"config.json is damaged: {head!r} is not a linear layer of {type(net).__name__}; copy it again"
+        )
+    net.set_submodule(head, nn.Identity())
+    modules = [_build_extra(net, extra) for extra in extras]
+    points = [point for extra in extras for point in extra.at if point != feature_points.LAST]
+    backbone = feature_points.expose_points(net, list(dict.fromkeys(points)))
+    width = layer.in_features + sum(layer.in_features if extra.kind == "tail" else extra.width for extra in extras)
+    for shape in heads:
+        start, stop = shape.columns
+        if not 0 <= start < stop <= width:
+            raise CheckpointError(
+                f"config.json is damaged: a head of {shape.task!r} reads columns {start} to {stop} of {width}; "
+                "copy it again"
+            )
+    linears = [nn.Linear(shape.columns[1] - shape.columns[0], shape.rows) for shape in heads]
+    parts = [Part(shape.task, *shape.columns) for shape in heads]
+    return Classifier(backbone, linears, tasks, softmax, extras=modules, parts=parts)
+
+
+def _build_extra(net: nn.Module, extra: ExtraShape) -> nn.Module:
+    if extra.kind == "pooled":
+        return Pooled(extra.at, extra.thumbnail, extra.width)
+    if extra.kind == "tail":
+        return Tail(extra.at[0], feature_points.copy_tail(net, extra.at[0]))
+    if len(extra.at) == len(extra.channels) == len(extra.widths) and extra.width == 2 * sum(extra.widths):
+        return Ladder(extra.at, extra.channels, extra.widths, extra.dropout)
+    raise CheckpointError(
+        f"config.json is damaged: {len(extra.widths)} rungs for the stages {', '.join(extra.at)[:80]}; copy it again"
+    )
