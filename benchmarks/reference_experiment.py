@@ -137,11 +137,11 @@ def chosen(cells: list[dict[str, Any]], steps: int) -> list[Variant]:
 def told(comparison: Comparison) -> list[dict[str, Any]]:
     """A row for each arrangement: what was measured, and what the text has."""
     rows = []
-    for row in summary.summarize(comparison):
+    for row in summary.build_rows(comparison):
         shares = {"score": row.score, "old": row.old, "new": row.new}
         rows.append({
             "arrangement": row.label, "method": row.method,
-            **{name: [share.mean, share.half] for name, share in shares.items() if share},
+            **{name: [share.mean, share.half_width] for name, share in shares.items() if share},
             "published": PUBLISHED[row.label],
         })  # fmt: skip
     order = sorted(rows, key=lambda row: -row["score"][0])
@@ -166,7 +166,7 @@ def main() -> None:
     found = compare(
         asked, variants, given.out / "reported", seeds=given.seeds, separate=0, cache=given.cache, callbacks=callbacks
     )
-    print(report.table_markdown(found))
+    print(report.format_comparison_table(found))
     content = {
         "steps": given.steps, "seeds": [1, given.seeds], "old sample": OLD_PER_CLASS * 196, "cells": cells,
         "rows": told(found), "versions": versions(),

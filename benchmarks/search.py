@@ -103,7 +103,7 @@ def main() -> None:
             )
         runs.append({"seed": seed, **{name: row(one) for name, one in found.items()}})
         if seed == 0:
-            print(report.search_markdown(found["grid"]))
+            print(report.format_search_table(found["grid"]))
         RESULTS.parent.mkdir(exist_ok=True)
         settings = {"method": METHOD, "space": SPACE, "steps": given.steps, "every": given.every}
         RESULTS.write_text(json.dumps({"settings": settings, "versions": versions(), "runs": runs}, indent=1))

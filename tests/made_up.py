@@ -1,4 +1,4 @@
-"""Made-up records and predictions for the pages, and a reader of what the pages hold."""
+"""Synthetic results for the pages of reports, and a reader of HTML pages."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ HOSTILE = (
     "</script><script>alert(2)</script>",
     "<img src=http://x.test/ onerror=alert(3)>",
 )
-ARRANGEMENTS = (  # label, method, rate, old accuracy at the end, new accuracy at the end
+VARIANTS = (  # label, method, learning rate, final old accuracy, final new accuracy
     ("Baseline", "finetune", 1e-3, 0.02, 0.968),
     ("Baseline (low rate)", "finetune", 1e-4, 0.40, 0.887),
     ("EWC", "ewc(strength=30)", 1e-3, 0.551, 0.928),
@@ -34,7 +34,7 @@ ARRANGEMENTS = (  # label, method, rate, old accuracy at the end, new accuracy a
 
 
 def made_up_predictions(classes, labels, right, seed, names="new"):
-    """Logits whose answers are right on a share `right` of the images."""
+    """Predictions that are right on a fraction `right` of the images."""
     rng = np.random.default_rng(seed)
     task = next(iter(labels))
     logits = {}
@@ -129,8 +129,8 @@ def made_up_record(
             }
         },
         settings=(
-            ("method", method, "the founding text's best"),
-            ("norm", "train", "forgets as little as frozen here"),
+            ("method", method, "the reference experiment's best"),
+            ("norm", "train", "no worse than frozen here"),
         ),
         tasks=(make, color),
         score=score,
@@ -162,7 +162,7 @@ def made_up_comparison(seeds=3, with_old=True, separate=True):
                     made_up_record(method, lr, (old, new), 10 * i + seed, with_old, None) for seed in range(seeds)
                 ),
             )
-            for i, (label, method, lr, old, new) in enumerate(ARRANGEMENTS)
+            for i, (label, method, lr, old, new) in enumerate(VARIANTS)
         ),
         separate={"colour": (0.95, 0.955, 0.96)[:seeds]} if separate else {},
         failures=(("LoRA", "the loss was not finite at step 12"),),
@@ -195,7 +195,7 @@ def made_up_search(tasks=("make", "colour"), methods=("ewc", "distill", "finetun
     )  # fmt: skip
 
 
-def made_up_shares(names=MAKES):
+def made_up_distribution(names=MAKES):
     own = [
         ClassShare(name=name, naive=0.1, share=0.03 * i, low=0.02 * i, high=0.05 * i) for i, name in enumerate(names)
     ]
@@ -207,18 +207,18 @@ def made_up_shares(names=MAKES):
 
 
 class Reader(HTMLParser):
-    """Tags with their attributes, scripts' texts, tables by caption."""
+    """Reads a page: tags with attributes, scripts, tables by caption, all text."""
 
     def __init__(self, page):
         super().__init__()
         self.page = page
-        self.tags, self.scripts, self.tables = [], [], {}
-        self._caption, self._into, self._row, self._cell, self.text = "", None, [], False, []
+        self.tags, self.scripts, self.tables, self.text = [], [], {}, []
+        self._caption, self._inside, self._row, self._in_cell = "", None, [], False
         self.feed(page)
 
     def handle_starttag(self, tag, attrs):
         self.tags.append((tag, dict(attrs)))
-        self._into = self._into if tag == "span" else tag
+        self._inside = self._inside if tag == "span" else tag
         if tag == "script":
             self.scripts.append("")
         if tag == "caption":
@@ -228,36 +228,46 @@ class Reader(HTMLParser):
             self.tables.setdefault(self._caption, []).append(self._row)
         if tag in ("td", "th"):
             self._row.append("")
-            self._cell = True
+            self._in_cell = True
 
     def handle_endtag(self, tag):
         if tag in ("caption", "script", "style"):
-            self._into = None
+            self._inside = None
         if tag in ("td", "th"):
-            self._cell = False
+            self._in_cell = False
 
     def handle_data(self, data):
-        if self._into == "script":
+        if self._inside == "script":
             self.scripts[-1] += data
-        elif self._into == "caption":
+        elif self._inside == "caption":
             self._caption += data
-        elif self._cell:
+        elif self._in_cell:
             self._row[-1] += data
-        if self._into != "script":
+        if self._inside != "script":
             self.text.append(data)
+
+    @property
+    def plain_text(self):
+        """All text on one line."""
+        return " ".join(" ".join(self.text).split())
+
+    def images(self):
+        """The attributes of all images."""
+        return [attrs for tag, attrs in self.tags if tag == "img"]
 
     def charts(self, key):
         """The drawings of one chart, for wide screens and for phones, as XML."""
-        found = re.search(rf'<div class="plot" id="{key}">(.*?)</div>', self.page, re.S)
-        return list(Xml.fromstring(f"<div>{found[1]}</div>")) if found else []
+        match = re.search(rf'<div class="plot" id="{key}">(.*?)</div>', self.page, re.S)
+        return list(Xml.fromstring(f"<div>{match[1]}</div>")) if match else []
 
-    def words(self, key):
-        """Every text of a chart, legend and numbers of its axes among them."""
+    def chart_texts(self, key):
+        """Every text drawn in a chart."""
         return [" ".join((one.text or "").split()) for one in self.charts(key)[0].iter("text")]
 
-    def told(self, key):
-        """What a chart says where somebody points."""
+    def tooltips(self, key):
+        """What a chart shows on hovering."""
         return [one.text or "" for one in self.charts(key)[0].iter("title")]
 
     def table(self, start):
+        """The rows of the table whose caption starts so."""
         return next(rows for caption, rows in self.tables.items() if caption.startswith(start))

@@ -106,7 +106,7 @@ def other_classes(place: Place) -> Sequence[Try]:
     classes(data / "train", "cat", "dog")
     classes(data / "val", "cat", "Dog", start=500)
     return [
-        Try(("check", data), (1,), ("val: Dog: dog", "WANTING: classes without a training image")),
+        Try(("check", data), (1,), ("val: Dog: dog", "PROBLEMS: classes without a training image")),
         Try(("train", data, place.out, *TRAIN), (2,), ("val has the class 'Dog'", "lack", "did you mean 'dog'?")),
         Try(("evaluate", place.parent, data, "--cache", "none"), (2,), ("which the model lacks",)),
     ]
@@ -299,8 +299,8 @@ def leak(place: Place) -> Sequence[Try]:
         return "a note in the report"
 
     return [
-        Try(("check", data), (1,), ("1 image stands in two splits: train/cat/1.png and val/cat/again.png",
-                                    "nearly equal to one of another split: train/cat/1.png and val/cat/larger.jpg")),
+        Try(("check", data), (1,), ("1 image is in two splits: train/cat/1.png and val/cat/again.png",
+                                    "1 near-duplicate is in another split: train/cat/1.png and val/cat/larger.jpg")),
         Try(("train", data, place.out, *TRAIN), look=noted),
     ]  # fmt: skip
 
@@ -308,7 +308,7 @@ def leak(place: Place) -> Sequence[Try]:
 def lopsided(place: Place) -> Sequence[Try]:
     classes(place.root / "uneven", "many", count=400)
     classes(place.root / "uneven", "few", count=4, start=5000)
-    return [Try(("check", place.root / "uneven"), says=("unbalanced: 'many' has 400 training images, 'few' 4",))]
+    return [Try(("check", place.root / "uneven"), says=("imbalanced: 'many' has 400 training images, 'few' 4",))]
 
 
 def single(place: Place) -> Sequence[Try]:

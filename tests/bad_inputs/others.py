@@ -142,7 +142,7 @@ def paths(place: Place) -> Sequence[Try]:
         Try(("train", place.data, place.out, *TRAIN), look=excluded("known format", "blue/a b\n c.png")),
         Try(("predict", place.parent, place.data, "--out", file), (2,), ("one of .jsonl, .csv, .parquet",)),
         Try(("predict", place.parent, place.data, "--out", "/proc/no/such.csv"), (2, 3)),
-        Try(("check", place.data, "--html", file), (2,), ("exists and is no page of taskgraft",)),
+        Try(("check", place.data, "--html", file), (2,), ("exists and is not a taskgraft page",)),
         Try(("check", place.data, "--write-manifest", file), (2,), ("exists and holds something else",)),
         Try(("check", place.data, "--html", "/proc/no/such.html"), (2,), ("cannot be written",)),
         Try(("export", place.parent, file), (2,), ("already exists",)),

@@ -24,8 +24,8 @@ WRONG = Path(__file__).parents[2] / "docs" / "wrong.md"
 
 def reported(place: Place) -> str:
     page = (place.both / "report.html").read_text(encoding="utf-8")
-    for part in ("Did it work?", "Accuracy on validation images, with 95 % intervals", "Over the steps", "calibration",
-                 "To repeat this run", "<span>taskgraft</span> <span>extend</span>"):  # fmt: skip
+    for part in ("Result", "Validation accuracy with 95 % confidence intervals", "Training curves", "Calibration",
+                 "Reproduce, verify, continue", "<span>taskgraft</span> <span>extend</span>"):  # fmt: skip
         assert part.lower() in page.lower(), part
     assert not re.search(r"""(src|href)=["'](https?:)?//""", page)
     return f"report.html, {len(page) / 2**20:.1f} MB, nothing from elsewhere"
@@ -34,7 +34,7 @@ def reported(place: Place) -> str:
 def verdict(place: Place) -> str:
     lines = place.told.out.splitlines()
     assert len(lines) == 6  # five lines, and where everything lies
-    assert re.match(r"shape [\d.]+ → [\d.]+ \(.+, 95 % interval .+\); paint [\d.]+; Score [\d.]+ at step \d+", lines[0])
+    assert re.match(r"shape [\d.]+ → [\d.]+ \(.+, 95 % CI .+\); paint [\d.]+; Score [\d.]+ at step \d+", lines[0])
     assert lines[-2].startswith("next, ")
     assert lines[-1] == f"model and report: {place.both}/report.html"
     return lines[0]
@@ -43,11 +43,11 @@ def verdict(place: Place) -> str:
 def unmeasured(place: Place) -> str:
     told = place.extend("--method", "branch")
     assert told.code == 0, told.err
-    assert "accuracy on shape unknown" in told.out
-    assert "--old-val DIR measures it" in told.out
-    assert "bit for bit" in told.out
+    assert "shape not measured" in told.out
+    assert "needs old validation images (--old-val DIR)" in told.out
+    assert "bit-identical" in told.out
     page = (place.root / "out" / "report.html").read_text(encoding="utf-8")
-    assert "Old accuracy is unknown for shape" in page
+    assert "Forgetting on shape is unknown" in page
     return told.out.splitlines()[1]
 
 

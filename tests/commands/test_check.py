@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from taskgraft import report
 from taskgraft.commands.check import check
 from taskgraft.errors import TaskgraftError
+from taskgraft.report.check_page import FINDINGS
 from toys import NEW, folder_of
 
 
@@ -46,10 +46,7 @@ def test_good_pictures_want_nothing(data: Path) -> None:
     assert found["classes"]["bus"] == {"train": 12, "val": 3}
     assert found["sizes"] == {"smallest": [48, 48], "median": [48, 48], "largest": [48, 48], "tiny": 0}
     assert not any(found[key] for key in (*(key for key, *_ in FINDINGS), "wanting", "remarks", "against"))
-    assert found["lines"][-1] == "nothing has to be mended"
-
-
-FINDINGS = report.check_page.FINDINGS  # pyright: ignore[reportAttributeAccessIssue]
+    assert found["lines"][-1] == "no problems found"
 
 
 def test_doubles_inside_and_across(data: Path) -> None:
@@ -66,7 +63,7 @@ def test_doubles_inside_and_across(data: Path) -> None:
     assert ["train/van/4.png", "train/van/squeezed.png"] in found["near_duplicates"]
     assert found["near_conflicts"] == []
     assert found["wanting"] == ["equal images stand in two classes", "equal images stand in two splits"]
-    assert any("1 image stands in two splits: train/bus/1.png and val/bus/leak.png" in one for one in found["lines"])
+    assert any("1 image is in two splits: train/bus/1.png and val/bus/leak.png" in one for one in found["lines"])
 
 
 def test_another_color_is_another_picture(data: Path) -> None:
@@ -113,7 +110,7 @@ def test_few_uneven_and_tiny(tmp_path: Path) -> None:
     assert (found["few"], found["single"]) == (["one"], ["one"])
     assert found["imbalance"]["largest"] == ["many", 101]
     assert found["sizes"]["tiny"] == 1
-    assert any("unbalanced: 'many' has 101 training images, 'one' 1" in line for line in found["lines"])
+    assert any("imbalanced: 'many' has 101 training images, 'one' 1" in line for line in found["lines"])
 
 
 def test_beside_a_model(alice: Path, tmp_path: Path) -> None:
@@ -167,7 +164,7 @@ def test_the_page_holds_what_was_found(data: Path, tmp_path: Path) -> None:
     assert "<i>leak" not in text
     check(data, html=page)  # a page of ours is made anew
     (tmp_path / "mine.html").write_text("<p>mine")
-    with pytest.raises(TaskgraftError, match="is no page of taskgraft"):
+    with pytest.raises(TaskgraftError, match="is not a taskgraft page"):
         check(data, html=tmp_path / "mine.html")
     assert (tmp_path / "mine.html").read_text() == "<p>mine"
 

@@ -114,9 +114,9 @@ def test_the_folder_holds_page_figure_and_numbers(alice: Path, old_folder: Path,
     with Image.open(tmp_path / "shares/distribution.png") as picture:
         assert picture.size[0] > 1000
     page = (tmp_path / "shares/distribution.html").read_text()
-    assert "Shares of shape" in page
+    assert "Prevalence of shape" in page
     assert 'src="http' not in page
-    lines = report.table_shares(found)
+    lines = report.format_distribution(found)
     assert [line for line in lines if line.startswith("  round ")]
     for name, (_, share, _) in shares(found).items():
         assert share == pytest.approx(1 / 3, abs=0.08), name

@@ -1,4 +1,4 @@
-"""A run whose page has something to show."""
+"""A run with errors and forgetting to show."""
 
 from __future__ import annotations
 
@@ -6,16 +6,30 @@ from pathlib import Path
 
 import pytest
 
+from made_up import made_up_comparison, made_up_distribution, made_up_record, made_up_search, made_up_sets
+from taskgraft import report
 from taskgraft.config import TrainingConfig
 from taskgraft.pipeline.extend import extend
 
 
 @pytest.fixture(scope="session")
 def forgetful(tmp_path_factory: pytest.TempPathFactory, alice: Path, old_folder: Path, new_folder: Path) -> Path:
-    """An extension at a rate that ruins the old task, so that images of both tasks are answered wrongly."""
+    """An extension at a learning rate that ruins the old task, so that both tasks have errors."""
     config = TrainingConfig(
         steps=8, batch_size=8, lr=0.2, optimizer="sgd", head_steps=0, eval_every=8, log_every=2, precision="fp32"
     )
     out = tmp_path_factory.mktemp("forgetful") / "bundle"
     extend(alice, new_folder, out, task="paint", method="distill", config=config, old_val=[old_folder / "val"])
     return out
+
+
+@pytest.fixture(scope="session")
+def pages() -> dict[str, str]:
+    """Pages of synthetic results."""
+    return {
+        "run": report.render_run(made_up_record(), made_up_sets()),
+        "blind": report.render_run(made_up_record(with_old=False), made_up_sets(with_old=False)),
+        "comparison": report.render_comparison(made_up_comparison()),
+        "search": report.render_search(made_up_search()),
+        "distribution": report.render_distribution(made_up_distribution()),
+    }

@@ -1,32 +1,31 @@
-"""Every command that a page or a verdict proposes is taken by the real command line, whatever state a run is in."""
+"""Every command that a page or a summary proposes is accepted by the real command line, however a run was started."""
 
 from __future__ import annotations
 
 import html
 import re
 import shlex
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
-from made_up import made_up_comparison, made_up_record, made_up_sets
+from made_up import made_up_comparison, made_up_record
 from taskgraft import report
 from taskgraft.config import TrainingConfig
 from taskgraft.pipeline.request import Request, command_line
-from taskgraft.report import commands, verdict
+from taskgraft.report import commands
 from taskgraft.results.record import Comparison, Interval, Record
 from typed import COMMANDS, flags, understood
 
-POOR = Interval(mean=0.4, low=0.3, high=0.5, n=100)
-MIXED = Interval(mean=0.05, low=0.02, high=0.08, n=100)
-NONE = Interval(mean=0.0, low=-0.01, high=0.01, n=100)
-LOSSES = {"good": NONE, "mixed": MIXED, "poor": POOR}
-# How a run may have been started, with a TOML file of flags where one is named.
+LOSSES = {
+    "good": Interval(mean=0.0, low=-0.01, high=0.01, n=100),
+    "mixed": Interval(mean=0.05, low=0.02, high=0.08, n=100),
+    "poor": Interval(mean=0.4, low=0.3, high=0.5, n=100),
+}
 TYPED = {
     "plain": "taskgraft extend alice bob both --task colour",
-    "a slash behind OUT": "taskgraft extend alice/ bob/ both/ --task colour",
+    "trailing slashes": "taskgraft extend alice/ bob/ both/ --task colour",
     "into": "taskgraft extend alice bob both --into make --method branch",
     "track": "taskgraft extend alice bob both --task colour --track tensorboard",
     "config": "taskgraft extend alice bob both --config run.toml",
@@ -34,134 +33,129 @@ TYPED = {
     "processes": "taskgraft extend alice bob both --task colour --processes=2",
     "resume": "taskgraft extend alice bob both --task colour --resume",
     "auto": "taskgraft extend alice bob both --task colour --method auto --budget 15m --max-forgetting 1% --jobs 2",
-    "flags before": "taskgraft --debug extend --task colour --lr 0.01 alice bob --cache none both",
-    "foreign": "taskgraft extend cars.pth bob both --task colour --arch resnet18 --labels l.txt --preprocessing '96 squash' "
-    "--parent-task make --no-parent-check --old bob --old-val x --old-val y",
-    "names with signs": """taskgraft extend 'al ice' "bob's" 'bo"th out' --task 'car colour' --old-val 'my cars'""",
-    "a dash": "taskgraft extend --task colour -- alice bob -both",
+    "flags first": "taskgraft --debug extend --task colour --lr 0.01 alice bob --cache none both",
+    "foreign parent": "taskgraft extend cars.pth bob both --task colour --arch resnet18 --labels l.txt "
+    "--preprocessing '96 squash' --parent-task make --no-parent-check --old bob --old-val x --old-val y",
+    "quotes": """taskgraft extend 'al ice' "bob's" 'bo"th out' --task 'car colour' --old-val 'my cars'""",
+    "leading dash": "taskgraft extend --task colour -- alice bob -both",
     "Python": "taskgraft.extend(…)",
     "nothing": "",
-    "no command line": 'taskgraft extend "alice',
+    "not a command": 'taskgraft extend "alice',
 }
-FENCED = re.compile(r"<pre[^>]*>(.*?)</pre>", re.S)
 
 
 @pytest.fixture(autouse=True)
-def settings_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def config_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "run.toml").write_text('task = "colour"\nmethod = "distill + wise"\nrate = 3e-4\n', encoding="utf-8")
+    Path("run.toml").write_text('task = "colour"\nmethod = "distill + wise"\nlr = 3e-4\n', encoding="utf-8")
+    Path("compare.toml").write_text('task = "colour"\nseeds = 2\n', encoding="utf-8")
 
 
-def shown(page: str) -> Iterator[str]:
-    """The commands on a page; what stands for a value or was run from Python is none."""
-    for found in FENCED.findall(page):
-        text = html.unescape(re.sub(r"<[^>]+>", "", found)).strip()
-        if text.startswith("taskgraft "):
-            yield text
+def commands_on(page: str) -> list[str]:
+    blocks = re.findall(r"<pre[^>]*>(.*?)</pre>", page, re.S)
+    texts = [html.unescape(re.sub(r"<[^>]+>", "", block)).strip() for block in blocks]
+    return [text for text in texts if text.startswith("taskgraft ")]
 
 
-def in_state(record: Record, status: str) -> Record:
-    """A made-up record whose verdict is of this status."""
+def with_status(record: Record, status: str) -> Record:
     old, new = record.tasks
-    if status == "unknown":
-        old = old.model_copy(update={"parent": None, "child": None, "forgetting": None})
-    else:
-        old = old.model_copy(update={"forgetting": LOSSES[status]})
+    unknown = {"parent": None, "child": None, "forgetting": None}
+    old = old.model_copy(update=unknown if status == "unknown" else {"forgetting": LOSSES[status]})
     return record.model_copy(update={"tasks": (old, new)})
 
 
-def asked_by(line: str) -> str:
-    """The whole command that the record of a run holds beside the one that was typed."""
-    if not line.startswith("taskgraft ") or line.count('"') == 1 or "-both" in line:
-        return command_line(
-            Request("alice", "bob/", "colour", "distill", TrainingConfig(lr=0.01), old_val="cars"), Path("both")
-        )
-    words = shlex.split(line)
-    with COMMANDS["extend"].make_context("extend", words[words.index("extend") + 1 :]) as given:
-        own = given.params
-    config = TrainingConfig(**{name: own[name] for name in asdict(TrainingConfig()) if own[name] is not None})
+def reproduce(typed: str) -> str:
+    """The reproduce_command that a run started by `typed` records."""
+    if not typed.startswith("taskgraft ") or typed.count('"') == 1 or "-both" in typed:
+        request = Request("alice", "bob/", "colour", "distill", TrainingConfig(lr=0.01), old_val="cars")
+        return command_line(request, Path("both"))
+    words = shlex.split(typed)
+    with COMMANDS["extend"].make_context("extend", words[words.index("extend") + 1 :]) as context:
+        given = context.params
+    config = TrainingConfig(**{name: given[name] for name in asdict(TrainingConfig()) if given[name] is not None})
     request = Request(
-        own["parent"], own["data"], own["task"] or own["into"], "branch", config, own["old"], own["old_val"] or (),
-        own["arch"], own["labels"], own["wanted"], own["parent_task"], bool(own["into"]), not own["no_parent_check"],
+        given["parent"], given["data"], given["task"] or given["into"], "branch", config, given["old"],
+        given["old_val"] or (), given["arch"], given["labels"], given["preprocessing"], given["parent_task"],
+        bool(given["into"]), not given["no_parent_check"],
     )  # fmt: skip
-    return command_line(request, own["out"])
+    return command_line(request, given["out"])
 
 
 @pytest.mark.parametrize("verb", commands.FLAGS)
-def test_the_flags_are_those_of_the_command_line(verb: str) -> None:
-    assert commands.FLAGS[verb] == flags(verb)
-    places = [param.name for param in COMMANDS[verb].params if param.param_type_name == "argument"]
-    assert len(places) == len(commands.PLACES[verb])
+def test_flags_match_the_command_line(verb: str) -> None:
+    assert {name: name not in commands.SWITCHES for name in commands.FLAGS[verb]} == flags(verb)
+    arguments = [param.name for param in COMMANDS[verb].params if param.param_type_name == "argument"]
+    assert len(arguments) == len(commands.ARGUMENTS[verb])
 
 
-@pytest.mark.parametrize("older", [False, True], ids=["asked", "older record"])
 @pytest.mark.parametrize("status", ["good", "mixed", "poor", "unknown"])
 @pytest.mark.parametrize("start", TYPED)
-def test_what_follows_a_run(start: str, status: str, older: bool) -> None:
-    record = in_state(made_up_record(), status)
-    own = {"command": TYPED[start], "reproduce_command": "" if older else asked_by(TYPED[start])}
-    record = record.model_copy(update=own)
+def test_proposals_after_a_run(start: str, status: str) -> None:
+    update = {"command": TYPED[start], "reproduce_command": reproduce(TYPED[start])}
+    record = with_status(made_up_record(), status).model_copy(update=update)
     if start == "into":
-        added = record.tasks[1].model_copy(update={"name": "make, added classes", "of": "make"})
+        added = record.tasks[1].model_copy(update={"name": "make, added classes", "added_to": "make"})
         record = record.model_copy(update={"tasks": (record.tasks[0], added), "method": "branch"})
-    judged = verdict.judge(record)
-    assert judged.status == status
-    proposed = [judged.command, *(line for _, line in commands.following(record))]
-    assert len(proposed) == 7 or (older and start in ("Python", "nothing", "no command line"))
-    for line in proposed:
-        understood(line)
-        assert "/-" not in line.replace(" ./-", " ")
-        assert "--resume" not in line
+    summary = report.summarize_run(record)
+    assert summary.status == status
+    proposed = [summary.command, *(text for _, text in commands.list_follow_ups(record))]
+    assert len(proposed) == 7
+    for text in proposed:
+        understood(text)
+        assert "/-" not in text.replace(" ./-", " ")
+        assert "--resume" not in text
     if start == "into" and status in ("mixed", "poor"):
-        assert judged.command == "taskgraft extend alice bob both-distill --into make --method distill"
+        assert summary.command == "taskgraft extend alice bob both-distill --into make --method distill"
     if start == "config" and status in ("mixed", "poor"):
-        assert "--task colour" in judged.command
+        assert "--task colour" in summary.command
 
 
-@pytest.mark.parametrize("start", ["a slash behind OUT", "track", "gpus", "names with signs", "Python"])
-def test_what_the_pages_of_a_run_show(start: str) -> None:
-    own = {"command": TYPED[start], "reproduce_command": asked_by(TYPED[start])}
-    record = in_state(made_up_record(), "poor").model_copy(update=own)
-    found = list(shown(report.render_run(record, made_up_sets())))
-    assert len(found) >= 7
-    for line in found:
-        understood(line)
-    understood(report.verdict_run(record)[4].partition(": ")[2])
+@pytest.mark.parametrize("start", ["trailing slashes", "quotes"])
+def test_commands_on_a_run_page(start: str) -> None:
+    update = {"command": TYPED[start], "reproduce_command": reproduce(TYPED[start])}
+    record = with_status(made_up_record(), "poor").model_copy(update={**update, "history": ()})
+    shown = commands_on(report.render_run(record, {}))
+    assert len(shown) >= 7
+    for text in shown:
+        understood(text)
 
 
-def test_a_proposal_keeps_what_the_next_command_knows() -> None:
-    typed = TYPED["foreign"] + " --track wandb --gpus 2 --lr 0.01 --method ewc --resume"
-    record = made_up_record().model_copy(update={"command": typed, "reproduce_command": asked_by(typed)})
-    line = commands.compared(record)
-    assert line == (
+def test_follow_ups_of_an_unknown_call_are_left_out() -> None:
+    record = made_up_record().model_copy(update={"command": "taskgraft.extend(…)"})
+    assert commands.list_follow_ups(record) == []
+
+
+def test_proposals_keep_the_flags_that_apply() -> None:
+    typed = TYPED["foreign parent"] + " --track wandb --gpus 2 --lr 0.01 --method ewc --resume"
+    record = made_up_record().model_copy(update={"command": typed, "reproduce_command": reproduce(typed)})
+    assert commands.compare_methods(record) == (
         "taskgraft compare cars.pth bob both-compared --task colour --old bob --old-val x --old-val y --arch resnet18 "
         "--labels l.txt --preprocessing '96 squash' --parent-task make --lr 0.01 --no-parent-check --seeds 3"
     )
-    again = dict(commands.following(record))["Once more, into another folder:"]
-    assert "--gpus 2" in again
-    assert "--track wandb" in again
-    assert "both-again" in again
+    rerun = dict(commands.list_follow_ups(record))["Rerun into a new folder"]
+    assert "--gpus 2" in rerun
+    assert "--track wandb" in rerun
+    assert "both-again" in rerun
 
 
 @pytest.mark.parametrize("typed", ["taskgraft train cars/ alice/ --task make --keep ewc --resume", "taskgraft.train"])
-def test_what_follows_a_first_task(typed: str) -> None:
-    made = made_up_record()
-    first = made.tasks[0].model_copy(update={"new": True, "parent": None, "forgetting": None, "agreement": None})
-    asked = "taskgraft train cars alice --task make --keep ewc"
-    record = made.model_copy(
-        update={"command": typed, "reproduce_command": asked, "tasks": (first,), "method": "train"}
-    )
-    assert verdict.judge(record).command == "taskgraft extend alice DATA alice-extended --task NAME"
-    found = [verdict.judge(record).command, *(line for _, line in commands.following(record))]
-    assert [understood(line) for line in found] == [
+def test_proposals_after_a_first_task(typed: str) -> None:
+    record = made_up_record()
+    task = record.tasks[0].model_copy(update={"new": True, "parent": None, "forgetting": None, "agreement": None})
+    known = "taskgraft train cars alice --task make --keep ewc"
+    update = {"command": typed, "reproduce_command": known, "tasks": (task,), "method": "train"}
+    record = record.model_copy(update=update)
+    proposed = [report.summarize_run(record).command, *(text for _, text in commands.list_follow_ups(record))]
+    assert [understood(text) for text in proposed] == [
         "extend", "train", "evaluate", "report", "predict", "serve", "extend",
     ]  # fmt: skip
-    assert found[1] == "taskgraft train cars alice-again --task make --keep ewc"
+    assert proposed[0] == "taskgraft extend alice DATA alice-extended --task NAME"
+    assert proposed[1] == "taskgraft train cars alice-again --task make --keep ewc"
 
 
 COMPARED = {
     "plain": "taskgraft compare alice bob out --task colour --seeds 1",
-    "a slash": "taskgraft compare alice bob 'my out/' --task colour --methods 'ewc; distill' --rates 0.1,0.01",
+    "trailing slash": "taskgraft compare alice bob 'my out/' --task colour --methods 'ewc; distill' --lrs 0.1,0.01",
     "config": "taskgraft compare alice bob out --config compare.toml",
     "demo": "taskgraft demo",
     "demo elsewhere": "taskgraft demo elsewhere/ --seeds=1",
@@ -172,39 +166,48 @@ COMPARED = {
 @pytest.mark.parametrize("folders", [True, False], ids=["folders", "no folders"])
 @pytest.mark.parametrize(("seeds", "with_old"), [(1, True), (3, True), (3, False)])
 @pytest.mark.parametrize("start", COMPARED)
-def test_what_follows_a_comparison(start: str, seeds: int, with_old: bool, folders: bool) -> None:
-    Path("compare.toml").write_text('task = "colour"\nseeds = 2\n', encoding="utf-8")
-    made = made_up_comparison(seeds, with_old=with_old).model_copy(update={"command": COMPARED[start]})
-    kept = []
-    for one in made.variants if folders else ():
-        places = tuple(f"{one.label.lower()}/seed-{seed}" for seed in range(seeds))
-        request = Request(
-            "alice", "bob", "colour", one.method, TrainingConfig(steps=600), old_val="cars" if with_old else ()
-        )
+def test_proposals_after_a_comparison(start: str, seeds: int, with_old: bool, folders: bool) -> None:
+    comparison = made_up_comparison(seeds, with_old=with_old).model_copy(update={"command": COMPARED[start]})
+    variants = []
+    for variant in comparison.variants if folders else ():
+        names = tuple(f"{variant.label.lower()}/seed-{seed}" for seed in range(seeds))
+        old_val = "cars" if with_old else ()
+        request = Request("alice", "bob", "colour", variant.method, TrainingConfig(steps=600), old_val=old_val)
         records = tuple(
-            record.model_copy(update={"reproduce_command": command_line(request, Path("own place") / place)})
-            for record, place in zip(one.records, places, strict=True)
+            record.model_copy(update={"reproduce_command": command_line(request, Path("my place") / name)})
+            for record, name in zip(variant.records, names, strict=True)
         )
-        kept.append(one.model_copy(update={"folders": places, "records": records}))
-    made = made.model_copy(update={"arrangements": tuple(kept)}) if folders else made
-    judged = verdict.judge_comparison(made)
-    verb = understood(judged.command)
-    expected = "predict" if folders else "extend"
-    assert verb == (
-        expected if (seeds, with_old) == (3, True) else "demo" if "demo" in start and seeds == 1 else "compare"
-    )
-    for line in shown(report.render_comparison(made)):
-        understood(line)
+        variants.append(variant.model_copy(update={"folders": names, "records": records}))
+    if folders:
+        comparison = comparison.model_copy(update={"variants": tuple(variants)})
+    command = report.summarize_comparison(comparison).command
+    final = "predict" if folders else "extend"
+    again = "demo" if "demo" in start and seeds == 1 else "compare"
+    assert understood(command) == (final if (seeds, with_old) == (3, True) else again)
     if start == "Python" and folders and seeds == 1:
-        assert judged.command == (
-            "taskgraft compare alice bob 'own place-3-seeds' --task colour --old-val cars --methods 'finetune; "
-            "ewc(strength=30); distill(strength=1); distill(strength=1) + ewc(strength=30)' --rates 0.001,0.0001 "
+        assert command == (
+            "taskgraft compare alice bob 'my place-3-seeds' --task colour --old-val cars --methods 'finetune; "
+            "ewc(strength=30); distill(strength=1); distill(strength=1) + ewc(strength=30)' --lrs 0.001,0.0001 "
             "--steps 600 --optimizer sgd --seeds 3"
         )
 
 
+def test_best_model_of_a_comparison() -> None:
+    comparison = made_up_comparison()
+    variants = tuple(variant.model_copy(update={"folders": ("best one/seed-0",)}) for variant in comparison.variants)
+    summary = report.summarize_comparison(comparison.model_copy(update={"variants": variants}))
+    assert summary.command == "taskgraft predict 'out/best one/seed-0' IMAGES"
+
+
+def test_commands_on_a_comparison_page() -> None:
+    comparison = made_up_comparison(1)
+    update = {"command": COMPARED["plain"], "variants": comparison.variants[:1]}
+    comparison = comparison.model_copy(update=update)
+    shown = commands_on(report.render_comparison(comparison))
+    assert [understood(text) for text in shown] == ["compare", "compare"]
+
+
 @pytest.mark.parametrize("start", COMPARED)
-def test_what_follows_a_comparison_without_a_result(start: str) -> None:
-    Path("compare.toml").write_text('task = "colour"\n', encoding="utf-8")
-    nothing = Comparison(command=COMPARED[start], title="x", variants=(), failures=(("ewc", "no memory"),))
-    assert understood(verdict.judge_comparison(nothing).command) == "check"
+def test_proposal_after_a_failed_comparison(start: str) -> None:
+    failed = Comparison(command=COMPARED[start], title="x", variants=(), failures=(("ewc", "no memory"),))
+    assert understood(report.summarize_comparison(failed).command) == "check"

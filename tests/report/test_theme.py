@@ -1,4 +1,4 @@
-"""The colours: text that can be read, curves that the colour-blind tell apart, one style sheet for all pages."""
+"""Colors: text contrast, curves that the color-blind can tell apart, one palette for all pages."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import pytest
 from numpy.typing import NDArray
 
 from made_up import made_up_record
-from taskgraft.report import charts, history, theme
-from taskgraft.report.run_evidence import reliability
+from taskgraft.report import charts, figures, theme
+from taskgraft.report.evaluation_page import build_reliability_curves
 from taskgraft.results.record import StepMetrics
 
 PAPERS = {"light": theme.LIGHT, "dark": theme.DARK, "print": theme.LIGHT | theme.PRINT}
 TEXT = ("ink", "muted", "link", "good", "mixed", "poor", "unknown")
-DRAWN = (*charts.SERIES, "link", "muted")  # the last two: now and before on the first screen
-# What the three kinds of colour-blindness leave of linear RGB: Machado, Oliveira and Fernandes 2009, severity 1.
-BLIND = {
-    "nobody": np.eye(3),
+GRAPHICS = (*charts.SERIES, "link", "muted")
+# Linear RGB under color blindness: Machado, Oliveira and Fernandes 2009, severity 1.
+VISION = {
+    "normal vision": np.eye(3),
     "protanopia": np.array([[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216],
                             [-0.003882, -0.048116, 1.051998]]),
     "deuteranopia": np.array([[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413],
@@ -33,7 +33,7 @@ TO_LMS = np.array([[0.4122214708, 0.5363325363, 0.0514459929], [0.2119034982, 0.
                    [0.0883024619, 0.2817188376, 0.6299787005]])  # fmt: skip
 TO_LAB = np.array([[0.2104542553, 0.7936177850, -0.0040720468], [1.9779984951, -2.4285922050, 0.4505937099],
                    [0.0259040371, 0.7827717662, -0.8086757660]])  # fmt: skip
-APART = 0.1  # of Oklab's lightness from black to white; neighbours on the Okabe-Ito palette keep about this
+MIN_DISTANCE = 0.1  # of the range of lightness in Oklab: about that of neighbors in the palette of Okabe and Ito
 
 
 def linear(color: str) -> NDArray[np.float64]:
@@ -43,20 +43,20 @@ def linear(color: str) -> NDArray[np.float64]:
 
 
 def contrast(one: str, two: str) -> float:
-    """WCAG's contrast ratio of two colours, from 1 to 21."""
+    """The contrast ratio of WCAG, from 1 to 21."""
     dark, light = sorted(float(linear(color) @ [0.2126, 0.7152, 0.0722]) for color in (one, two))
     return (light + 0.05) / (dark + 0.05)
 
 
-def distance(one: str, two: str, sight: str) -> float:
-    """How far apart two colours look in Oklab."""
-    seen = [np.clip(BLIND[sight] @ linear(color), 0, 1) for color in (one, two)]
-    first, second = (TO_LAB @ np.cbrt(TO_LMS @ color) for color in seen)
+def distance(one: str, two: str, vision: str) -> float:
+    """The distance of two colors in Oklab."""
+    visible = [np.clip(VISION[vision] @ linear(color), 0, 1) for color in (one, two)]
+    first, second = (TO_LAB @ np.cbrt(TO_LMS @ color) for color in visible)
     return float(np.linalg.norm(first - second))
 
 
 @pytest.mark.parametrize("paper", PAPERS)
-def test_text_can_be_read(paper: str) -> None:
+def test_text_contrast(paper: str) -> None:
     colors = PAPERS[paper]
     low = {
         (name, ground): round(contrast(colors[name], colors[ground]), 2)
@@ -65,36 +65,41 @@ def test_text_can_be_read(paper: str) -> None:
         if contrast(colors[name], colors[ground]) < 4.5
     }
     assert not low
-    assert contrast(colors["on"], colors["link"]) >= 4.5 or paper == "print"  # nothing is pressed on paper
+    assert contrast(colors["on"], colors["link"]) >= 4.5 or paper == "print"  # paper has no buttons
 
 
 @pytest.mark.parametrize("paper", PAPERS)
-def test_what_is_drawn_can_be_seen(paper: str) -> None:
+def test_graphics_contrast(paper: str) -> None:
     colors = PAPERS[paper]
-    assert not {name: colors[name] for name in DRAWN if contrast(colors[name], colors["paper"]) < 3}
-    assert all(contrast(colors["ink"], colors[cell]) >= 4.5 for cell in ("cold", "heat"))  # the numbers of a matrix
+    assert not {name: colors[name] for name in GRAPHICS if contrast(colors[name], colors["paper"]) < 3}
+    assert all(contrast(colors["ink"], colors[cell]) >= 4.5 for cell in ("cold", "heat"))  # numbers of a matrix
 
 
-@pytest.mark.parametrize("sight", BLIND)
+@pytest.mark.parametrize("vision", VISION)
 @pytest.mark.parametrize("paper", ["light", "dark"])
-def test_nothing_rests_on_color_alone(paper: str, sight: str) -> None:
-    """Two curves differ in dash or marker, or in colours that anybody tells apart."""
+def test_curves_do_not_differ_in_color_alone(paper: str, vision: str) -> None:
     colors = PAPERS[paper]
-    assert distance(colors["red"], colors["blue"], sight) > 1.5 * APART  # task A and task B
-    terms = StepMetrics(step=1, terms={f"term {i}": 1.0 for i in range(len(charts.SERIES))})
-    chart = history.loss_chart("loss", "", [made_up_record().model_copy(update={"history": (terms,)})])
+    assert distance(colors["red"], colors["blue"], vision) > 1.5 * MIN_DISTANCE  # task A and task B
+    line = StepMetrics(step=1, terms={f"term {i}": 1.0 for i in range(len(charts.SERIES))})
+    chart = figures.build_loss_chart("loss", "", [made_up_record().model_copy(update={"history": (line,)})])
     assert chart
-    looked = charts.styles([f"method{i}" for i in range(8)])
-    for curves in ([(one.color, one.dash, one.marker) for one in chart.panels[0].curves], list(looked)):
-        for one, two in combinations(curves, 2):
-            assert one[1:] != two[1:] or distance(colors[one[0]], colors[two[0]], sight) > APART, (one, two)
-    assert len({one.marker for one in reliability([(f"task {i}", (), ()) for i in range(6)])[1:]}) == 6
+    for styles in (
+        [curve.style for curve in chart.panels[0].curves],
+        charts.choose_styles([f"m{i}" for i in range(8)]),
+    ):
+        for one, two in combinations(styles, 2):
+            far = distance(colors[one.color], colors[two.color], vision) > MIN_DISTANCE
+            assert far or (one.dash, one.marker) != (two.dash, two.marker), (one, two)
 
 
-def test_every_page_has_the_same_colors() -> None:
-    """Style sheets name colours by their variables alone, and only those that there are."""
-    homes = (Path(theme.__file__).parent / "templates", Path(theme.__file__).parents[1] / "serving" / "page")
-    sheets = {path: path.read_text(encoding="utf-8") for home in homes for path in home.glob("*.css")}
+def test_reliability_curves_have_different_markers() -> None:
+    curves = build_reliability_curves([(f"task {i}", (), ()) for i in range(6)])
+    assert len({curve.style.marker for curve in curves[1:]}) == 6
+
+
+def test_style_sheets_use_theme_colors_only() -> None:
+    folders = (Path(theme.__file__).parent / "templates", Path(theme.__file__).parents[1] / "serving" / "page")
+    sheets = {path: path.read_text(encoding="utf-8") for folder in folders for path in folder.glob("*.css")}
     assert len(sheets) == 3
     for path, text in sheets.items():
         assert not re.findall(r"#[0-9a-f]{3,8}\b(?=[^{]*;)", text), path

@@ -88,9 +88,9 @@ def _plain() -> Callable[[str, int, int], None]:
 
 def _left(missing: int, done: int, seconds: float) -> str:
     """How long the rest will take, if it goes on as it went."""
-    from taskgraft.report.formatting import duration
+    from taskgraft.report.formatting import format_duration
 
-    return f", about {duration(missing * seconds / done)} left" if done > 0 and missing > 0 else ""
+    return f", about {format_duration(missing * seconds / done)} left" if done > 0 and missing > 0 else ""
 
 
 def _bars(bars: Progress) -> Callable[[str, int, int], None]:

@@ -98,19 +98,19 @@ def report(
 
     if (config / "comparison.json").is_file():
         comparison = parsed(Comparison, config / "comparison.json")
-        write_text(config / "table.md", pages.table_markdown(comparison))
+        write_text(config / "table.md", pages.format_comparison_table(comparison))
         pages.write_figures(comparison, config)
         write_text(config / "report.html", pages.render_comparison(comparison))
-        console.out([*pages.verdict_comparison(comparison), f"report: {config}/report.html"])
+        console.out([*pages.summarize_comparison(comparison).to_lines(), f"report: {config}/report.html"])
     elif (config / "search.json").is_file():
         found = parsed(SearchResult, config / "search.json")
-        pages.write_search(found, config)
-        console.out([*pages.verdict_search(found), f"report: {config}/report.html"])
+        pages.write_search_report(found, config)
+        console.out([*pages.summarize_search(found), f"report: {config}/report.html"])
     elif (config / "record.json").is_file():
         record = parsed(Record, config / "record.json")
-        page = pages.render_run(record, load_predictions(config / "predictions.npz"), pages.stored(config))
+        page = pages.render_run(record, load_predictions(config / "predictions.npz"), pages.load_thumbnails(config))
         write_text(config / "report.html", page)
-        console.out([*pages.verdict_run(record), f"report: {config}/report.html"])
+        console.out([*pages.summarize_run(record).to_lines(), f"report: {config}/report.html"])
     else:
         raise InputError(f"{config} holds no finished run, comparison or search; give the OUT folder of one")
 

@@ -37,7 +37,9 @@ OPEN = "a method or a sum; open values as strength=1..100 or strength=[1, 10]; n
 
 def register(app: typer.Typer) -> None:
     """Add the command to the application."""
-    flagged = with_flags(SearchConfig(), "search_config", "Search")(with_flags(WorkerConfig(), "worker_config", "Hardware")(tune))
+    flagged = with_flags(SearchConfig(), "search_config", "Search")(
+        with_flags(WorkerConfig(), "worker_config", "Hardware")(tune)
+    )
     app.command(epilog=EXAMPLE)(with_config(with_run(TrainingConfig())(flagged)))
 
 
@@ -86,4 +88,4 @@ def tune(
             command=command_line(),
             callbacks=callbacks,
         )
-    console.out([*report.verdict_search(found), f"search, frontier and report: {out}/report.html"])
+    console.out([*report.summarize_search(found), f"search, frontier and report: {out}/report.html"])

@@ -100,7 +100,7 @@ def train(
             data, out, task=task, model=model, weights=weights, preprocessing=preprocessing, config=config, keep=keep,
             cache=cache_folder(cache), resume=resume, command=command_line(), callbacks=callbacks,
         )  # fmt: skip
-    console.out([*report.verdict_run(done.record), f"model and report: {out}/report.html"])
+    console.out([*report.summarize_run(done.record).to_lines(), f"model and report: {out}/report.html"])
 
 
 def extend(
@@ -165,7 +165,7 @@ def extend(
             raise InputError("--budget, --max-forgetting and --jobs belong to --method auto; add it or leave them out")
         else:
             done = carry_out(request, out, resume=resume, **asked, callbacks=callbacks)
-    console.out([*report.verdict_run(done.record), f"model and report: {out}/report.html"])
+    console.out([*report.summarize_run(done.record).to_lines(), f"model and report: {out}/report.html"])
 
 
 def _dry_run(request: Request, out: Path) -> None:
@@ -228,8 +228,10 @@ def compare(
             command=command_line(),
             callbacks=callbacks,
         )
-    table = report.table_markdown(found)
-    console.out([table, *report.verdict_comparison(found), f"table, figures and report: {out}/report.html"])
+    table = report.format_comparison_table(found)
+    console.out(
+        [table, *report.summarize_comparison(found).to_lines(), f"table, figures and report: {out}/report.html"]
+    )
 
 
 def demo(
@@ -248,10 +250,10 @@ def demo(
     figures = [comparison / f"figure{number}.png" for number in (1, 2, 3)]
     model = comparison / found.variants[-1].folders[0] if found.variants[-1].folders else out / "alice"
     console.out([
-        report.table_markdown(found),
+        report.format_comparison_table(found),
         *(f"figure: {path.resolve()}" for path in figures if path.exists()),
         "",
-        *report.verdict_comparison(found),
+        *report.summarize_comparison(found).to_lines(),
         f"report: {(comparison / 'report.html').resolve()}",
         f"next, try the model: {_program()} predict {model} {out / 'data' / 'paints' / 'val'} --out answers.csv",
     ])  # fmt: skip

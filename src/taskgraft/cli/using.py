@@ -145,7 +145,7 @@ def distribution(
             estimator=cast(Estimator, estimator), block=block, out=out, callbacks=callbacks, every=_seconds(every),
             batch_size=batch, arch=arch, labels=labels, preprocessing=preprocessing, parent_task=parent_task,
         )  # fmt: skip
-    lines = [found.model_dump_json(indent=2)] if as_json else report.table_shares(found)
+    lines = [found.model_dump_json(indent=2)] if as_json else report.format_distribution(found)
     if out is not None and not as_json:
         lines.append(f"page, figure and JSON: {out}/distribution.html")
     console.out(lines)

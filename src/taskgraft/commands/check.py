@@ -93,7 +93,7 @@ def check(
     found["manifest"] = str(manifest) if manifest else None
     if html:
         report.write_page(html, report.render_check(found))
-    return {**found, "lines": report.table_check(found)}
+    return {**found, "lines": report.format_check(found)}
 
 
 def _looked(files: Sequence[Path], data: Path, callbacks: Callbacks) -> list[_Look]:

@@ -135,7 +135,7 @@ def _within(callbacks: Callbacks, variant: Variant, before: int, total: int) -> 
 
 def publish(out: Path, comparison: Comparison) -> None:
     """Write table.md, the figures and report.html of a comparison."""
-    write_text(out / "table.md", report.table_markdown(comparison))
+    write_text(out / "table.md", report.format_comparison_table(comparison))
     report.write_figures(comparison, out)
     write_text(out / "report.html", report.render_comparison(comparison))
 

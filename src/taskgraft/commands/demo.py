@@ -13,7 +13,7 @@ from taskgraft.demo.cars import write_cars
 from taskgraft.methods.presets import BASELINE, DEFAULT_METHOD, REFERENCE
 from taskgraft.pipeline.request import Request
 from taskgraft.pipeline.train import train
-from taskgraft.report.formatting import duration
+from taskgraft.report.formatting import format_duration
 from taskgraft.results.record import Comparison
 from taskgraft.types import Callbacks, PathLike, as_path
 
@@ -122,7 +122,7 @@ def _timed(callbacks: Callbacks) -> Callbacks:
     def progress(what: str, done: int, total: int) -> None:
         nonlocal left
         if done:
-            left = f" (about {duration((time.monotonic() - begun) * (total - done) / done)} left)"
+            left = f" (about {format_duration((time.monotonic() - begun) * (total - done) / done)} left)"
         callbacks.progress(what, done, total)
 
     return callbacks._replace(

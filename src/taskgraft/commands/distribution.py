@@ -93,8 +93,8 @@ def distribution(
 def write(out: Path, found: Distribution) -> None:
     """Write distribution.json, distribution.png and distribution.html into a folder."""
     write_json(out / "distribution.json", found.model_dump())
-    report.write_shares(found, out / "distribution.png")
-    write_text(out / "distribution.html", report.render_shares(found))
+    report.write_distribution_figure(found, out / "distribution.png")
+    write_text(out / "distribution.html", report.render_distribution(found))
 
 
 def sample_of(answered: Answered, given: Given, block: float) -> Sample:

@@ -12,7 +12,7 @@ from taskgraft.methods.protocol import Method
 from taskgraft.pipeline import evidence, fitting, measuring
 from taskgraft.pipeline.fitting import Opened
 from taskgraft.pipeline.request import Request
-from taskgraft.report.formatting import count, duration, several
+from taskgraft.report.formatting import format_count, format_duration, pluralize
 from taskgraft.training import loop, precision, run_folder
 from taskgraft.training.checkpoints import TrainState
 from taskgraft.types import Callbacks, TrainingData
@@ -45,12 +45,12 @@ def outlook(request: Request, out: Path, *, callbacks: Callbacks = Callbacks()) 
     return [
         f"method: {opened.request.method}",
         describe_preprocessing(opened.parent.preprocessing, opened.parent.preprocessing_source),
-        f"images: {count(len(new.train.pixels))} to learn from, {count(len(new.val.pixels))} to validate on, "
-        f"{count(old)} of old tasks to measure forgetting",
+        f"images: {format_count(len(new.train.pixels))} to learn from, {format_count(len(new.val.pixels))} to validate on, "
+        f"{format_count(old)} of old tasks to measure forgetting",
         *(f"  {f'{name} = {value}':<{width}}  {why}" for name, value, why in own),
         *_sizes(begun, opened, config),
-        f"time: about {duration(config.steps * seconds_a_step(begun, opened, sources, config))} for "
-        f"{several(config.steps, 'step')} of {config.batch_size} with their validations; what the method computes comes on top",
+        f"time: about {format_duration(config.steps * seconds_a_step(begun, opened, sources, config))} for "
+        f"{pluralize(config.steps, 'step')} of {config.batch_size} with their validations; what the method computes comes on top",
         f"{out}: {STATES[state]}; a finished run leaves {FILES}",
         "nothing was written",
     ]
@@ -65,8 +65,8 @@ def _sizes(state: TrainState, opened: Opened, config: TrainingConfig) -> list[st
     moments = 2 if config.optimizer == "adamw" else 1
     held = 4 * (total + (1 + moments) * learning)
     return [
-        f"parameters: {count(total)}, of which {count(learning)} learn and {count(total - learning)} are frozen; "
-        f"the parent has {count(before)}",
+        f"parameters: {format_count(total)}, of which {format_count(learning)} learn and {format_count(total - learning)} are frozen; "
+        f"the parent has {format_count(before)}",
         f"memory: {held / MIB:,.0f} MiB for weights, gradients and optimizer, beside activations and what the method "
         "remembers",
     ]

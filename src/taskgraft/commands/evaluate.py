@@ -11,7 +11,7 @@ from taskgraft import distributed, metrics, report
 from taskgraft.bundle import open_parent
 from taskgraft.errors import InputError
 from taskgraft.models.inference import predict
-from taskgraft.pipeline import measuring, thumbnails
+from taskgraft.pipeline import measuring
 from taskgraft.types import Callbacks, PathLike, as_path
 
 
@@ -46,9 +46,9 @@ def evaluate(
     counts = metrics.confusion_matrix(predictions, owner.name)
     totals = counts.sum(axis=1)
     if html:
-        picture = thumbnails.collecting({"new": found.val}, {})
+        thumbnails = report.ThumbnailMaker({"new": found.val})
         page = report.render_evaluation(
-            Path(model).name, str(data), predictions, owner.name, share, found.excluded, picture
+            Path(model).name, str(data), predictions, owner.name, share, found.excluded, thumbnails
         )
         report.write_page(html, page)
     order = sorted(np.flatnonzero(totals), key=lambda row: counts[row, row] / totals[row])

@@ -72,7 +72,7 @@ def tune(
         chosen = outcome.hand_all_over(found, search, opened, cache, callbacks)
         found = found.model_copy(update={"choices": chosen})
         write_text(out / "search.json", found.model_dump_json(indent=1))
-        report.write_search(found, out)
+        report.write_search_report(found, out)
     return found
 
 

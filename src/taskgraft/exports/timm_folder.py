@@ -101,7 +101,7 @@ def format_model_card(bundle: Bundle) -> str:
         model_name=" + ".join(task.name for task in record.tasks) if results else None,
         eval_results=results or None,
     )
-    body = report.model_card(record).split("---\n", 2)[2]  # without its metadata
+    body = report.format_model_card(record).split("---\n", 2)[2]  # without its metadata
     return f"---\n{metadata.to_yaml()}\n---\n{body}"
 
 

@@ -15,9 +15,7 @@ from taskgraft.bundle import Bundle, digests, write_bundle
 from taskgraft.config import TrainingConfig
 from taskgraft.data.task_images import TaskData
 from taskgraft.errors import ResultError
-from taskgraft.pipeline import thumbnails
 from taskgraft.quantification.task_card import describe
-from taskgraft.report.galleries import Thumbnails
 from taskgraft.results.files import write_text
 from taskgraft.results.predictions import Predictions, save_predictions
 from taskgraft.results.record import Record, TaskResult
@@ -144,7 +142,7 @@ def publish(out: Path, bundle: Bundle, record: Record, sets: Mapping[str, Predic
     """Write the bundle and everything that is read beside it; the run counts as done once the model is whole."""
     save_predictions(out / "predictions.npz", sets)
     write_text(out / "record.json", record.model_dump_json(indent=1))
-    write_text(out / "README.md", report.model_card(record))
+    write_text(out / "README.md", report.format_model_card(record))
     write_bundle(out, bundle, method=record.method, parent=record.parent)
     digests.write(out, inputs_of(record))
     run_folder.close_run(out)
@@ -154,11 +152,10 @@ def publish(out: Path, bundle: Bundle, record: Record, sets: Mapping[str, Predic
 def tell(out: Path, record: Record, sets: Mapping[str, Predictions], found: TaskData) -> None:
     """Write the report of a run whose model is whole; raises TaskgraftError (code 1) that says so where it cannot be made."""
     shutil.rmtree(out / "state", ignore_errors=True)  # of no use any more; checkpoints may hold replayed images
-    kept: Thumbnails = {}
     try:
-        picture = thumbnails.collecting({"new": found.new.val, "old": found.old_val}, kept)
-        page = report.render_run(record, dict(sets), picture)
-        thumbnails.keep(out, kept)
+        thumbnails = report.ThumbnailMaker({"new": found.new.val, "old": found.old_val})
+        page = report.render_run(record, sets, thumbnails)
+        thumbnails.save(out)
         write_text(out / "report.html", page)
     except Exception as error:  # whatever a page stumbles over, the model is there
         reason = (str(error).splitlines() or [""])[0][:160]

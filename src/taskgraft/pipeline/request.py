@@ -96,6 +96,6 @@ def command_line(request: Request, out: Path) -> str:
         "--parent-task": [request.parent_task if request.parent_task != "parent" else None],
     }
     flags += [(flag, str(value)) for flag, values in given.items() for value in values if value]
-    flags += commands.settings(asdict(request.config))
+    flags += commands.config_flags(asdict(request.config))
     flags += [] if request.check_parent else [("--no-parent-check", None)]
-    return commands.Call("extend", (request.parent, str(request.data), str(out)), tuple(flags)).text()
+    return commands.Command("extend", (request.parent, str(request.data), str(out)), tuple(flags)).to_text()

@@ -62,9 +62,9 @@ def train(
     backbone = _backbone(weights, model, preprocessing, callbacks) if weights else None
     given = {"--model": model, "--weights": weights, "--preprocessing": preprocessing, "--keep": keep or None}
     flags = [("--task", task), *((flag, str(value)) for flag, value in given.items() if value is not None)]
-    asked = commands.Call(
-        "train", (str(data), str(out)), (*flags, *commands.settings(asdict(config), TRAIN_DEFAULTS))
-    ).text()
+    asked = commands.Command(
+        "train", (str(data), str(out)), (*flags, *commands.config_flags(asdict(config), TRAIN_DEFAULTS))
+    ).to_text()
     model = model or "resnet18"
     start = backbone.preprocessing if backbone else create_network(model, 2)[2]
     chosen = transforms.parse_preprocessing(preprocessing, start) if preprocessing else start

@@ -1,39 +1,43 @@
-"""Records and predictions turned into pages, tables, figures and five lines for the terminal.
+"""Reports: results as HTML pages, figures, Markdown tables and a few lines for the terminal.
 
-No torch in here, and no matplotlib before something is drawn.
+Nothing here needs torch; matplotlib and jinja2 are imported when something is drawn.
 """
 
-from taskgraft.report.card import model_card
-from taskgraft.report.check_page import render_check, table_check
+from taskgraft.report.check_page import format_check, render_check
 from taskgraft.report.comparison_page import render_comparison
-from taskgraft.report.distribution_page import render_shares, table_shares, write_shares
+from taskgraft.report.distribution_page import format_distribution, render_distribution, write_distribution_figure
 from taskgraft.report.evaluation_page import render_evaluation
-from taskgraft.report.galleries import stored
-from taskgraft.report.history import write_figures
+from taskgraft.report.figures import write_figures
 from taskgraft.report.page import write_page
 from taskgraft.report.run_page import render_run
-from taskgraft.report.search_page import render_search, search_markdown, verdict_search, write_search
-from taskgraft.report.summary import table_markdown
-from taskgraft.report.verdict import verdict_comparison, verdict_run
+from taskgraft.report.search_page import format_search_table, render_search, summarize_search, write_search_report
+from taskgraft.report.summary import (
+    format_comparison_table,
+    format_model_card,
+    summarize_comparison,
+    summarize_run,
+)
+from taskgraft.report.thumbnails import ThumbnailMaker, load_thumbnails
 
 __all__ = [
-    "model_card",
+    "ThumbnailMaker",
+    "format_check",
+    "format_comparison_table",
+    "format_distribution",
+    "format_model_card",
+    "format_search_table",
+    "load_thumbnails",
     "render_check",
     "render_comparison",
+    "render_distribution",
     "render_evaluation",
     "render_run",
     "render_search",
-    "render_shares",
-    "search_markdown",
-    "stored",
-    "table_check",
-    "table_markdown",
-    "table_shares",
-    "verdict_comparison",
-    "verdict_run",
-    "verdict_search",
+    "summarize_comparison",
+    "summarize_run",
+    "summarize_search",
+    "write_distribution_figure",
     "write_figures",
     "write_page",
-    "write_search",
-    "write_shares",
+    "write_search_report",
 ]

@@ -1,228 +1,206 @@
-"""What `check` found, as lines for the terminal and as a page."""
+"""What `check` found in a data set, as lines for the terminal and as a page."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from taskgraft.report.charts import Axis, Box, Chart, Panel
-from taskgraft.report.formatting import count, several
-from taskgraft.report.page import Block, Card, Fold, Page, Plot, Section, Table, Text, render
+from taskgraft.report.formatting import MISSING, format_count, pluralize
+from taskgraft.report.page import Figure, Table, build_long_table, render
 
-SHOWN = 3  # examples of a line
-LISTED = 200  # rows of a table on the page
-DRAWN = 40  # classes with their names beside the bars
-TOLD = 200  # classes whose bars say their number
+MAX_EXAMPLES = 3  # of a finding on the terminal
+MAX_NAMED_BARS = 40  # classes with their names beside the bars
+MAX_TOOLTIPS = 200
+
+
+class Finding(NamedTuple):
+    """A kind of finding: the key of its items, a sentence for one and for several, and the table that lists them."""
+
+    key: str
+    one: str
+    many: str
+    title: str
+    head: tuple[str, ...] = ()
+
+
 FINDINGS = (
-    ("excluded", "file{s} cannot be used or {are} left out", "What is left out", ("File", "Reason")),
-    ("not_trained", "class{es} of val or test without a training image", "Classes without training images", ()),
-    ("alike", "group{s} of class names that differ in case, spaces or a plural alone", "Names that are alike", ()),
-    ("forms", "class{es} written in two Unicode forms, taken as one", "Two Unicode forms", ()),
-    ("single", "class{es} with one image: no validation can be split off", "Classes with one image", ()),
-    ("few", "class{es} with under 10 training images", "Small classes", ()),
-    ("conflicts", "image{s} stand{v} in two classes", "Equal images under two classes", ("Image", "Equal to")),
-    ("leaks", "image{s} stand{v} in two splits", "Equal images in two splits", ("Image", "Equal to")),
-    ("duplicates", "group{s} of equal images", "Equal images", ()),
-    ("near_conflicts", "image{s} {are} nearly equal to one of another class", "Nearly equal, other class",
-     ("Image", "Nearly equal to")),
-    ("near_leaks", "image{s} {are} nearly equal to one of another split", "Nearly equal, other split",
-     ("Image", "Nearly equal to")),
-    ("near_duplicates", "group{s} of nearly equal images", "Nearly equal images", ()),
-    ("dropped_classes", "class{es} dropped as too small", "Dropped classes", ("Class", "Images")),
+    Finding("excluded", "1 file cannot be used or is left out", "{} files cannot be used or are left out",
+            "Excluded files", ("File", "Reason")),
+    Finding("not_trained", "1 class of val or test has no training images",
+            "{} classes of val or test have no training images", "Classes without training images"),
+    Finding("alike", "1 group of class names differs only in case, spaces or a plural",
+            "{} groups of class names differ only in case, spaces or a plural", "Similar class names"),
+    Finding("forms", "1 class name in two Unicode forms, merged", "{} class names in two Unicode forms, merged",
+            "Class names in two Unicode forms"),
+    Finding("single", "1 class has a single image, so no validation image can be split off",
+            "{} classes have a single image, so no validation image can be split off", "Classes with one image"),
+    Finding("few", "1 class has fewer than 10 training images", "{} classes have fewer than 10 training images",
+            "Small classes"),
+    Finding("conflicts", "1 image is labeled with two classes", "{} images are labeled with two classes",
+            "Conflicting labels", ("Image", "Identical to")),
+    Finding("leaks", "1 image is in two splits", "{} images are in two splits", "Leakage between splits",
+            ("Image", "Identical to")),
+    Finding("duplicates", "1 group of duplicates", "{} groups of duplicates", "Duplicates"),
+    Finding("near_conflicts", "1 near-duplicate has another class", "{} near-duplicates have another class",
+            "Near-duplicates with conflicting labels", ("Image", "Nearly identical to")),
+    Finding("near_leaks", "1 near-duplicate is in another split", "{} near-duplicates are in another split",
+            "Near-duplicates in two splits", ("Image", "Nearly identical to")),
+    Finding("near_duplicates", "1 group of near-duplicates", "{} groups of near-duplicates", "Near-duplicates"),
+    Finding("dropped_classes", "1 class dropped for its size", "{} classes dropped for their size", "Dropped classes",
+            ("Class", "Images")),
 )  # fmt: skip
 
 
-def table_check(found: Mapping[str, Any]) -> list[str]:
-    """Lines: what it is, a row for each class, then each finding with its first examples, and the verdict."""
-    classes, splits = found["classes"], list(found["images"])
-    totals = ", ".join(f"{number} {split}" for split, number in found["images"].items())
-    lines = [f"{found['data']}: {found['layout']}; {_classes(len(classes))}; images: {totals or 'none'}"]
-    width = max((len(label) for label in classes), default=0)
+class FindingTable(NamedTuple):
+    """A finding on the page: its sentence and the list behind it."""
+
+    sentence: str
+    table: Table
+
+
+def format_check(result: Mapping[str, Any]) -> list[str]:
+    """Format lines for the terminal: counts per class, each finding with examples, the verdict.
+
+    Args:
+        result: What `check` returns.
+    """
+    classes, splits = result["classes"], list(result["images"])
+    totals = ", ".join(f"{count} {split}" for split, count in result["images"].items())
+    lines = [f"{result['data']}: {result['layout']}; {pluralize(len(classes), 'class')}; images: {totals or 'none'}"]
+    width = max(map(len, classes), default=0)
     for label, counts in classes.items():
         lines.append(f"  {label:<{width}}  " + "  ".join(f"{split} {counts[split]:>5}" for split in splits))
-    lines += [_sentence(words, found[key]) for key, words, _, _ in FINDINGS if found[key]]
-    lines += [f"{several(len(files), 'picture')}: {remark}" for remark, files in found["remarks"].items()]
-    lines += _about(found)
-    lines += _beside(found["against"]) if found["against"] else []
-    if found["manifest"]:
-        lines.append(f"manifest: {found['manifest']} (use it as DATA)")
-    verdict = "; ".join(found["wanting"])
-    return [*lines, f"WANTING: {verdict}" if verdict else "nothing has to be mended"]
+    lines += [_format_finding(finding, result[finding.key]) for finding in FINDINGS if result[finding.key]]
+    lines += [f"{pluralize(len(files), 'image')}: {remark}" for remark, files in result["remarks"].items()]
+    lines += [*_describe_balance(result), *_describe_sizes(result)]
+    lines += describe_model_match(result["against"]) if result["against"] else []
+    if result["manifest"]:
+        lines.append(f"manifest: {result['manifest']} (use it as DATA)")
+    problems = "; ".join(result["wanting"])
+    return [*lines, f"PROBLEMS: {problems}" if problems else "no problems found"]
 
 
-def render_check(found: Mapping[str, Any]) -> str:
-    """The same as one offline page."""
-    findings = [block for finding in FINDINGS for block in _finding(found[finding[0]], *finding[1:])]
-    sections = [
-        Section("findings", "What was found", tuple(findings or [Text("Nothing out of the ordinary.", "note")])),
-        Section("classes", "Classes", tuple(_class_blocks(found))),
-        Section("images", "The images themselves", tuple(_picture_blocks(found))),
-    ]
-    if found["against"]:
-        sections.insert(1, Section("against", "Beside the model", tuple(_against_blocks(found["against"]))))
-    total, names = sum(found["images"].values()), _classes(len(found["classes"]))
-    return render(
-        Page(
-            f"Check of {found['data']}",
-            "taskgraft · check",
-            f"{several(total, 'picture')}, {names}; {found['layout']}. No image was changed.",
-            _cards(found),
-            tuple(sections),
-            "This page needs no network.",
-        )
-    )
+def _format_finding(finding: Finding, items: Any) -> str:
+    rows = list(items.items()) if isinstance(items, Mapping) else list(items)
+    joint = " and " if finding.head[:1] == ("Image",) or "group" in finding.one else ": "
+    examples = "; ".join(joint.join(_cells(row, skip_missing=True)) for row in rows[:MAX_EXAMPLES])
+    return f"{_count(finding, items)}: {examples}{'; …' if len(rows) > MAX_EXAMPLES else ''}"
 
 
-def _cards(found: Mapping[str, Any]) -> tuple[Card, ...]:
-    wanting = found["wanting"]
-    ready = Card(
-        "Can it be trained on?",
-        "Not before something is mended" if wanting else "Yes",
-        tuple(text[:1].upper() + text[1:] + "." for text in wanting) or ("Nothing has to be mended.",),
-        tone="poor" if wanting else "good",
-    )
-    left = len(found["excluded"])
-    readable = Card(
-        "Can every file be read?",
-        f"{several(found['unreadable'], 'picture')} cannot" if found["unreadable"] else "Yes",
-        (f"{several(left, 'file')} {'is' if left == 1 else 'are'} left out, each with its reason.",) if left else (),
-        tone="mixed" if found["unreadable"] else "good",
-    )
-    double = len(found["leaks"]) + len(found["near_leaks"])
-    apart = Card(
-        "Are the splits apart?",
-        f"{several(double, 'picture')} too many" if double else "Yes",
-        (f"{count(len(found['leaks']))} equal to one of another split, {count(len(found['near_leaks']))} nearly.",)
-        if double
-        else (),
-        tone="poor" if found["leaks"] else "mixed" if double else "good",
-    )
-    return (ready, readable, apart)
+def _count(finding: Finding, items: Any) -> str:
+    return finding.one if len(items) == 1 else finding.many.format(format_count(len(items)))
 
 
-def _finding(items: Any, words: str, title: str, head: Sequence[str]) -> list[Block]:
-    """One finding: its sentence, and the table of what it is about, closed."""
-    if not items:
-        return []
-    rows = [(str(name), str(value)) for name, value in items.items()] if isinstance(items, Mapping) else items
-    cells = [_cells(row) for row in rows[:LISTED]]
-    wide = max(map(len, cells))
-    names = tuple(head) if len(head) == wide else ("", *[""] * (wide - 1))
-    filled = tuple((*row, *[""] * (wide - len(row))) for row in cells)
-    more = f" (the first {LISTED} of {count(len(rows))})" if len(rows) > LISTED else ""
-    table = Table(f"{title}{more}", names, filled, tuple(range(wide)))
-    return [Text(_sentence(words, items, examples=False) + "."), Fold("Which", table)]
-
-
-def _cells(row: Any) -> tuple[str, ...]:
+def _cells(row: Any, skip_missing: bool = False) -> tuple[str, ...]:
     if isinstance(row, str):
         return (row,)
-    cells = tuple("–" if cell is None else str(cell) for cell in row)
+    cells = tuple(MISSING if cell is None else str(cell) for cell in row if not (skip_missing and cell is None))
     return cells if len(cells) <= 6 else (*cells[:5], f"and {len(cells) - 5} more")
 
 
-def _class_blocks(found: Mapping[str, Any]) -> list[Block]:
-    classes, splits = found["classes"], list(found["images"])
-    rows = tuple((label, *(count(counts[split]) for split in splits)) for label, counts in classes.items())
-    table = Table("Images of each class", ("Class", *splits), rows)
-    caption = "Classes by their number of images, the most frequent first."
-    chart = Chart(
-        "bars", table.caption, caption, (_bars(classes, splits),), Axis("images", 0, whole=True), kind="Bar chart"
-    )
-    plot = Plot(chart, (table,))
-    return [plot, *(Text(line[:1].upper() + line[1:] + ".", "note") for line in _uneven(found))]
+def render_check(result: Mapping[str, Any]) -> str:
+    """Render the same as a page.
+
+    Args:
+        result: What `check` returns.
+
+    Returns:
+        One offline HTML page.
+    """
+    against = result["against"]
+    context = {
+        "result": result,
+        "total": sum(result["images"].values()),
+        "leaks": len(result["leaks"]) + len(result["near_leaks"]),
+        "findings": [_build_finding(finding, result[finding.key]) for finding in FINDINGS if result[finding.key]],
+        "class_counts": _build_class_figure(result["classes"], list(result["images"])),
+        "balance": _describe_balance(result),
+        "sizes": _describe_sizes(result),
+        "decoding": Table(
+            "Decoding rules applied",
+            ("Rule", "Images", "First image"),
+            tuple((rule, format_count(len(files)), files[0]) for rule, files in result["remarks"].items()),
+            (0, 2),
+        ),
+        "match": describe_model_match(against) if against else [],
+        "match_tables": _build_match_tables(against) if against else [],
+    }
+    return render("check.html.j2", context)
 
 
-def _bars(classes: Mapping[str, Mapping[str, int]], splits: Sequence[str]) -> Panel:
-    """Horizontal bars, most images first; names only where there is room for them."""
+def _build_finding(finding: Finding, items: Any) -> FindingTable:
+    rows = [(str(name), str(value)) for name, value in items.items()] if isinstance(items, Mapping) else items
+    cells = [_cells(row) for row in rows]
+    width = max(map(len, cells))
+    head = finding.head if len(finding.head) == width else ("",) * width
+    table = build_long_table(finding.title, head, [(*row, *[""] * (width - len(row))) for row in cells])
+    return FindingTable(_count(finding, items), table)
+
+
+def _build_class_figure(classes: Mapping[str, Mapping[str, int]], splits: Sequence[str]) -> Figure:
+    rows = tuple((label, *(format_count(counts[split]) for split in splits)) for label, counts in classes.items())
+    table = Table("Images per class", ("Class", *splits), rows)
+    caption = "Classes by number of images, the largest first."
+    panel = build_class_panel(classes, splits)
+    chart = Chart("bars", table.caption, caption, (panel,), Axis("images", 0, integer=True), kind="Bar chart")
+    return Figure(chart, (table,))
+
+
+def build_class_panel(classes: Mapping[str, Mapping[str, int]], splits: Sequence[str]) -> Panel:
+    """Build stacked horizontal bars, the largest class first; names only where there is room for them."""
     order = sorted(classes, key=lambda label: (-sum(classes[label].values()), label))
-    named = len(order) <= DRAWN
-    thick, boxes = (0.72 if named else 1.1), []  # without a gap there would be hairs of paper between bars
+    named = len(order) <= MAX_NAMED_BARS
+    height, boxes = (0.72 if named else 1.1), []  # more than 1: anti-aliasing would leave hairlines between bars
     for row, label in enumerate(order):
         start = 0
-        for place, split in enumerate(splits):
-            number, color = classes[label][split], ("blue", "vermillion", "green")[place % 3]
-            tip = f"{label}, {split}: {count(number)}" if row < TOLD else ""
-            boxes.append(Box(start, row - thick / 2, number, thick, color, name=split, tip=tip))
-            start += number
+        for i, split in enumerate(splits):
+            count, color = classes[label][split], ("blue", "vermillion", "green")[i % 3]
+            tooltip = f"{label}, {split}: {format_count(count)}" if row < MAX_TOOLTIPS else ""
+            boxes.append(Box(start, row - height / 2, count, height, color, name=split, tooltip=tooltip))
+            start += count
     names = tuple(enumerate(order)) if named else ()
     axis = Axis("" if named else "classes", max(len(order), 1) - 0.5, -0.5, names=names)
     return Panel("", axis, boxes=tuple(boxes), height=60 + (22 * len(order) if named else 420))
 
 
-def _picture_blocks(found: Mapping[str, Any]) -> list[Block]:
-    rows = [(remark, count(len(files)), files[0]) for remark, files in found["remarks"].items()]
-    blocks: list[Block] = [Text(line[:1].upper() + line[1:] + ".") for line in _size_lines(found)]
-    if rows:
-        blocks.append(Table("What the decoding rules did", ("Rule", "Images", "First of them"), tuple(rows), (0, 2)))
-    if found["too_even_to_compare"]:
-        even = found["too_even_to_compare"]
-        blocks.append(Text(f"{several(even, 'picture')} of almost one tone could not be compared with others.", "note"))
-    return blocks or [Text("There is none that can be used.", "warning")]
+def _build_match_tables(against: Mapping[str, Any]) -> list[Table]:
+    near = [tuple(map(str, row)) for row in against["near"]]
+    tables = [build_long_table("Class names that nearly match", ("Data", "Model", "Difference"), near)]
+    for key, title in (("unknown", "Classes unknown to the model"), ("absent", "Model classes without images")):
+        names = [(name,) for name in against[key]]
+        tables.append(build_long_table(f"{title}: {format_count(len(names))}", ("Class",), names))
+    return tables
 
 
-def _against_blocks(against: Mapping[str, Any]) -> list[Block]:
-    blocks: list[Block] = [Text(line[:1].upper() + line[1:] + ".") for line in _beside(against)]
-    if against["near"]:
-        rows = tuple(tuple(map(str, row)) for row in against["near"])
-        blocks.append(Table("Names that nearly match", ("Here", "In the model", "How they differ"), rows, (0, 1, 2)))
-    for key, title in (("unknown", "Classes that the model does not have"), ("absent", "Classes without an image")):
-        if against[key]:
-            rows = tuple((name,) for name in against[key][:LISTED])
-            blocks.append(Fold(f"{title}: {count(len(against[key]))}", Table(title, ("Class",), rows)))
-    return blocks
+def describe_model_match(against: Mapping[str, Any]) -> list[str]:
+    """Describe in lines how the class names and image sizes fit a model."""
+    near = against["near"]
+    lines = [f"{against['model']}: none of the classes are known to the model, so this is a new task"]
+    if against["task"] is not None:
+        lines = [
+            f"{against['model']}, task {against['task']}: {pluralize(against['known'], 'class')} known, "
+            f"{len(near)} nearly matching, {len(against['unknown'])} unknown, {len(against['absent'])} absent"
+        ]
+    lines += [f"{name!r} here, {meant!r} in the model ({how})" for name, meant, how in near[:MAX_EXAMPLES]]
+    if against["smaller"]:
+        images = pluralize(against["smaller"], "image")
+        lines.append(f"{images} smaller than the model's input of {against['input']} pixels")
+    return lines
 
 
-def _beside(against: Mapping[str, Any]) -> list[str]:
-    """The comparison with a model in sentences."""
-    if against["task"] is None:
-        first = f"{against['model']}: none of the classes is known to it, so this is a new task"
-    else:
-        first = (
-            f"{against['model']}, task {against['task']}: {_classes(against['known'])} known, "
-            f"{len(against['near'])} nearly, {len(against['unknown'])} unknown, {len(against['absent'])} not here"
-        )
-    near = [f"{name!r} here is {meant!r} in the model ({how})" for name, meant, how in against["near"][:SHOWN]]
-    small = f"{several(against['smaller'], 'picture')} smaller than the model's input of {against['input']} pixels"
-    return [first, *near, *([small] if against["smaller"] else [])]
-
-
-def _about(found: Mapping[str, Any]) -> list[str]:
-    return [*_uneven(found), *_size_lines(found)]
-
-
-def _uneven(found: Mapping[str, Any]) -> list[str]:
-    (most, large), (least, small) = found["imbalance"]["largest"], found["imbalance"]["smallest"]
-    if found["imbalance"]["ratio"] < found["imbalance"]["noted_from"]:
+def _describe_balance(result: Mapping[str, Any]) -> list[str]:
+    imbalance = result["imbalance"]
+    if imbalance["ratio"] < imbalance["noted_from"]:
         return []
-    return [f"unbalanced: {most!r} has {count(large)} training images, {least!r} {count(small)}"]
+    (largest, most), (smallest, fewest) = imbalance["largest"], imbalance["smallest"]
+    return [f"imbalanced: {largest!r} has {format_count(most)} training images, {smallest!r} {format_count(fewest)}"]
 
 
-def _size_lines(found: Mapping[str, Any]) -> list[str]:
-    sizes = found["sizes"]
+def _describe_sizes(result: Mapping[str, Any]) -> list[str]:
+    sizes = result["sizes"]
     if not sizes:
         return []
-    ends = ", ".join(f"{name} {sizes[name][0]} × {sizes[name][1]}" for name in ("smallest", "median", "largest"))
-    tiny = f"; {several(sizes['tiny'], 'picture')} under 32 pixels" if sizes["tiny"] else ""
-    return [f"sizes: {ends}{tiny}"]
-
-
-def _sentence(words: str, items: Any, *, examples: bool = True) -> str:
-    """A finding with its number, and its first examples."""
-    one = len(items) == 1
-    forms = {"s": "" if one else "s", "es": "" if one else "es", "are": "is" if one else "are", "v": "s" if one else ""}
-    text = f"{count(len(items))} {words.format(**forms)}"
-    if not examples:
-        return text
-    rows = list(items.items()) if isinstance(items, Mapping) else list(items)
-    joint = " and " if words.startswith(("image", "group")) else ": "
-    first = "; ".join(_example(row, joint) for row in rows[:SHOWN])
-    return f"{text}: {first}{'; …' if len(rows) > SHOWN else ''}"
-
-
-def _example(row: Any, joint: str) -> str:
-    return row if isinstance(row, str) else joint.join(_cells([cell for cell in row if cell is not None]))
-
-
-def _classes(number: int) -> str:
-    return f"{count(number)} class{'' if number == 1 else 'es'}"
+    sides = ", ".join(f"{name} {sizes[name][0]} × {sizes[name][1]}" for name in ("smallest", "median", "largest"))
+    tiny = f"; {pluralize(sizes['tiny'], 'image')} under 32 pixels" if sizes["tiny"] else ""
+    return [f"image sizes: {sides}{tiny}"]

@@ -1,4 +1,4 @@
-"""The next command to try. It is made from what a run was asked for, by the flags that the next command knows."""
+"""Shell commands that a page proposes next, derived from the command that made the run."""
 
 from __future__ import annotations
 
@@ -7,254 +7,280 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from taskgraft.config import TrainingConfig, options
-from taskgraft.methods.presets import alternative
 from taskgraft.results.record import Comparison, Record, VariantResult
 
-# Which flags a command knows, and whether each takes a value; a test compares this with the command line itself.
-_VALUE, _SWITCH = True, False
-_RUN = {"--" + name.replace("_", "-"): _VALUE for name in options(TrainingConfig)}
-_PARENT = {
-    **dict.fromkeys(("--old", "--old-val", "--arch", "--labels", "--preprocessing", "--parent-task"), _VALUE),
-    "--no-parent-check": _SWITCH,
-}
-_MACHINE = dict.fromkeys(("--gpus", "--processes", "--max-restarts", "--patience", "--cache", "--track"), _VALUE)
+Flag = tuple[str, str | None]  # a name and its value; None for a switch
+
+
+def _flag_name(setting: str) -> str:
+    return "--" + setting.replace("_", "-")
+
+
+# The flags of each command; tests/report/test_commands.py compares them with the command line itself.
+_TRAINING = frozenset(map(_flag_name, options(TrainingConfig)))
+_PARENT = frozenset(
+    {"--old", "--old-val", "--arch", "--labels", "--preprocessing", "--parent-task", "--no-parent-check"}
+)
+_MACHINE = frozenset({"--gpus", "--processes", "--max-restarts", "--patience", "--cache", "--track"})
 FLAGS = {
-    "train": {
-        **dict.fromkeys(("--task", "--model", "--arch", "--weights", "--preprocessing", "--keep", "--config"), _VALUE),
-        "--resume": _SWITCH, **_MACHINE, **_RUN,
-    },
-    "extend": {
-        **dict.fromkeys(("--task", "--into", "--method", "--budget", "--max-forgetting", "--jobs", "--config"), _VALUE),
-        "--dry-run": _SWITCH, "--resume": _SWITCH, **_PARENT, **_MACHINE, **_RUN,
-    },
-    "compare": {
-        **dict.fromkeys(("--task", "--methods", "--rates", "--seeds", "--separate", "--cache", "--config"), _VALUE),
-        **_PARENT, **_RUN,
-    },
-    "demo": {"--seeds": _VALUE, "--cache": _VALUE},
+    "train": _TRAINING | _MACHINE
+    | {"--task", "--model", "--arch", "--weights", "--preprocessing", "--keep", "--config", "--resume"},
+    "extend": _TRAINING | _MACHINE | _PARENT
+    | {"--task", "--into", "--method", "--budget", "--max-forgetting", "--jobs", "--config", "--dry-run", "--resume"},
+    "compare": _TRAINING | _PARENT
+    | {"--task", "--methods", "--lrs", "--seeds", "--separate", "--cache", "--config"},
+    "demo": frozenset({"--seeds", "--cache"}),
 }  # fmt: skip
-PLACES = {"train": ("DATA", "OUT"), "extend": ("PARENT", "DATA", "OUT"), "compare": ("PARENT", "DATA", "OUT"),
-          "demo": ("demo-run",)}  # fmt: skip
-_ONCE = ("--resume", "--dry-run")  # of one start, not of the run
+SWITCHES = frozenset({"--resume", "--dry-run", "--no-parent-check"})  # flags without a value
+ARGUMENTS = {
+    "train": ("DATA", "OUT"),
+    "extend": ("PARENT", "DATA", "OUT"),
+    "compare": ("PARENT", "DATA", "OUT"),
+    "demo": ("demo-run",),
+}
 
 
-class Call(NamedTuple):
-    """A command in its parts: the verb, its arguments, its flags with their values (None: a switch)."""
+class Command(NamedTuple):
+    """A taskgraft command in parts: the verb, its positional arguments (the last one is OUT), its flags."""
 
     verb: str
-    places: tuple[str, ...]
-    flags: tuple[tuple[str, str | None], ...] = ()
+    args: tuple[str, ...]
+    flags: tuple[Flag, ...] = ()
 
+    @property
     def out(self) -> str:
-        """The folder that it writes, without the slash that a shell's completion puts behind it."""
-        out = self.places[-1].rstrip("/") or self.places[-1]
-        return f"./{out}" if out.startswith("-") else out
+        """The folder that it writes, without a trailing slash."""
+        return _as_argument(self.args[-1].rstrip("/") or self.args[-1])
 
-    def into(self, out: str) -> Call:
-        """The same, written elsewhere: a run folder refuses to go on under other settings."""
-        return self._replace(places=(*self.places[:-1], out))
-
-    def value(self, flag: str) -> str | None:
-        """What a flag was given last."""
+    def get(self, flag: str) -> str | None:
+        """Return the last value of a flag; None where it is not given."""
         return next((value for name, value in reversed(self.flags) if name == flag), None)
 
-    def having(self, *flags: tuple[str, str | None]) -> Call:
-        """The same with these flags beside its own."""
+    def with_out(self, out: str) -> Command:
+        """Return the same command writing to another folder."""
+        return self._replace(args=(*self.args[:-1], out))
+
+    def with_flags(self, *flags: Flag) -> Command:
+        """Return the command with further flags."""
         return self._replace(flags=(*self.flags, *flags))
 
-    def lacking(self, *names: str) -> Call:
-        """The same without these flags."""
-        return self._replace(flags=tuple(pair for pair in self.flags if pair[0] not in names))
+    def without_flags(self, *names: str) -> Command:
+        """Return the command without these flags."""
+        return self._replace(flags=tuple(flag for flag in self.flags if flag[0] not in names))
 
-    def only(self, names: Collection[str]) -> Call:
-        """The same without all other flags."""
-        return self._replace(flags=tuple(pair for pair in self.flags if pair[0] in names))
+    def only_flags(self, names: Collection[str]) -> Command:
+        """Return the command with no flags but these."""
+        return self._replace(flags=tuple(flag for flag in self.flags if flag[0] in names))
 
-    def text(self) -> str:
-        """The command as it is typed."""
-        places = [f"./{place}" if place.startswith("-") else place for place in self.places]
-        flags = [word for name, value in self.flags for word in ([name] if value is None else [name, value])]
-        return shlex.join(["taskgraft", self.verb, *places, *flags])
+    def to_text(self) -> str:
+        """Return the command as typed into a shell."""
+        words = [word for name, value in self.flags for word in ([name] if value is None else [name, value])]
+        return _join(self.verb, *map(_as_argument, self.args), *words)
 
 
-def read(command: str, verbs: Collection[str] = tuple(FLAGS)) -> Call | None:
-    """A command line in its parts; None where it is none of these commands, or a call from Python."""
+def _as_argument(text: str) -> str:
+    """A path that cannot be taken for a flag."""
+    return f"./{text}" if text.startswith("-") else text
+
+
+def _join(*words: str) -> str:
+    return shlex.join(["taskgraft", *words])
+
+
+def parse_command(text: str, verbs: Collection[str] = tuple(FLAGS)) -> Command | None:
+    """Parse a command line; None where it is none of these commands, such as a call from Python."""
     try:
-        words = shlex.split(command)
-    except ValueError:  # an unbalanced quote: no command line
+        words = shlex.split(text)
+    except ValueError:  # an unbalanced quote
         return None
-    words = [word for place, word in enumerate(words) if word != "--debug" or place > 1]
+    if words[1:2] == ["--debug"]:
+        del words[1]
     if len(words) < 2 or words[0] != "taskgraft" or words[1] not in verbs:
         return None
-    verb, places, flags = words[1], list[str](), list[tuple[str, str | None]]()
+    verb, args, flags = words[1], list[str](), list[Flag]()
     rest = iter(words[2:])
     for word in rest:
-        name, equals, given = word.partition("=")
+        name, equals, value = word.partition("=")
         if word == "--":
-            places += rest
+            args += rest
         elif not word.startswith("-") or word == "-":
-            places.append(word)
+            args.append(word)
         elif name not in FLAGS[verb]:
             return None
-        elif FLAGS[verb][name] == _SWITCH:
+        elif name in SWITCHES:
             flags.append((name, None))
         else:
-            flags.append((name, given if equals else next(rest, "")))
-    whole = tuple(places) if places or verb != "demo" else PLACES[verb]
-    return Call(verb, whole, tuple(flags)) if len(whole) == len(PLACES[verb]) else None
+            flags.append((name, value if equals else next(rest, "")))
+    if verb == "demo" and not args:
+        args = list(ARGUMENTS[verb])
+    return Command(verb, tuple(args), tuple(flags)) if len(args) == len(ARGUMENTS[verb]) else None
 
 
-def predicted(model: str) -> str:
-    """A model asked about other images."""
-    return shlex.join(["taskgraft", "predict", model, "IMAGES"])
+def config_flags(config: Mapping[str, Any], defaults: TrainingConfig = TrainingConfig()) -> list[Flag]:  # noqa: B008 - immutable
+    """Return the flags of the settings in `config` that differ from `defaults`."""
+    return [
+        (_flag_name(name), str(config[name]))
+        for name in options(TrainingConfig)
+        if name in config and config[name] != getattr(defaults, name)
+    ]
 
 
-def asked(record: Record) -> Call | None:
-    """What a run was asked for, with what its first start was given beside; None where neither can be told."""
-    typed, whole = read(record.command), read(record.reproduce_command)
-    if whole is None or typed is None or typed.verb != whole.verb:
-        return whole or typed
-    beside = [pair for pair in typed.flags if pair[0] in _MACHINE and pair[0] not in dict(whole.flags)]
-    return whole.having(*beside)
+# ---- after a run -----------------------------------------------------------------------------------------------
 
 
-def _extension(record: Record) -> Call:
-    """The extension that a record is of; names stand for what is not told."""
-    own = asked(record)
-    found = own.lacking(*_ONCE) if own and own.verb == "extend" else Call("extend", PLACES["extend"])
-    if found.value("--task") or found.value("--into") or found.value("--config"):
-        return found
-    return found.having(_task(record))
+def parse_run(record: Record) -> Command | None:
+    """Return the command that reproduces a run, on the same machine; None where it is not known."""
+    typed, reproduce = parse_command(record.command), parse_command(record.reproduce_command)
+    if reproduce is None:
+        return typed
+    if typed is None or typed.verb != reproduce.verb:
+        return reproduce
+    return reproduce.with_flags(*typed.only_flags(_MACHINE).without_flags(*dict(reproduce.flags)).flags)
 
 
-def _task(record: Record) -> tuple[str, str]:
-    """The flag that names what is learnt."""
+def _extension(record: Record) -> Command:
+    """The `extend` of a record, with placeholders for what is not known."""
+    command = parse_run(record)
+    if command is None or command.verb != "extend":
+        command = Command("extend", ARGUMENTS["extend"])
+    command = command.without_flags("--resume", "--dry-run")
+    named = command.get("--task") or command.get("--into") or command.get("--config")
+    return command if named else command.with_flags(_task_flag(record))
+
+
+def _task_flag(record: Record) -> Flag:
     new = next((task for task in record.tasks if task.new), None)
     if new is None:
         return "--task", "NAME"
     return ("--into", new.added_to) if new.added_to else ("--task", new.name)
 
 
-def measured(record: Record) -> str:
-    """The same extension once more into another folder, with old validation images."""
-    found = _extension(record)
-    return found.into(f"{found.out()}-measured").having(("--old-val", "DIR")).text()
+def predict(model: str) -> str:
+    """Propose to predict with a model."""
+    return _join("predict", model, "IMAGES")
 
 
-def compared(record: Record, seeds: int = 3) -> str:
-    """A comparison of methods from the same parent and data; added classes, which it cannot, by another method."""
-    found = _extension(record)
-    if _task(record)[0] == "--into":
-        other = alternative(record.method)
-        return found.into(f"{found.out()}-{other}").lacking("--method").having(("--method", other)).text()
-    call = Call("compare", found.places, found.flags).only(FLAGS["compare"]).lacking("--config")
-    call = call if call.value("--task") else call.having(_task(record))
-    return call.into(f"{found.out()}-compared").having(("--seeds", str(seeds))).text()
+def use_model(record: Record) -> str:
+    """Propose to predict with the model of a run."""
+    return predict(_extension(record).out)
 
 
-def used(record: Record) -> str:
-    """The extended model asked about other images."""
-    return predicted(_extension(record).out())
+def measure_old_tasks(record: Record) -> str:
+    """Propose the same extension with old validation images, in another folder."""
+    command = _extension(record)
+    return command.with_out(f"{command.out}-measured").with_flags(("--old-val", "DIR")).to_text()
 
 
-def extended(record: Record) -> str:
-    """The next task for a model that was trained from scratch."""
-    found = asked(record)
-    return _another(found.out() if found else "OUT")
+def compare_methods(record: Record, seeds: int = 3) -> str:
+    """Propose a comparison of methods on the same parent and data; `compare` cannot add classes."""
+    command = _extension(record)
+    comparison = Command("compare", command.args, command.flags).only_flags(FLAGS["compare"]).without_flags("--config")
+    if not comparison.get("--task"):
+        comparison = comparison.with_flags(_task_flag(record))
+    return comparison.with_out(f"{command.out}-compared").with_flags(("--seeds", str(seeds))).to_text()
 
 
-def following(record: Record) -> list[tuple[str, str]]:
-    """What can be done with a finished run, and the command for each; nothing where its folder is not told."""
-    found = asked(record)
-    if found is None or found.verb not in ("extend", "train"):
+def try_method(record: Record, method: str) -> str:
+    """Propose the same extension by another method, in another folder."""
+    command = _extension(record).without_flags("--method").with_flags(("--method", method))
+    return command.with_out(f"{command.out}-{method}").to_text()
+
+
+def extend_further(record: Record) -> str:
+    """Propose to teach the model of a run another task."""
+    command = parse_run(record)
+    return _extend_from(command.out if command else "OUT")
+
+
+def _extend_from(model: str) -> str:
+    return Command("extend", (model, "DATA", f"{model}-extended"), (("--task", "NAME"),)).to_text()
+
+
+def list_follow_ups(record: Record) -> list[tuple[str, str]]:
+    """List what can be done with a finished run: purpose and command; empty where its folder is not known."""
+    command = parse_run(record)
+    if command is None or command.verb not in ("extend", "train"):
         return []
-    out = found.out()
+    out = command.out
     return [
-        ("Once more, into another folder:", found.lacking(*_ONCE).into(f"{out}-again").text()),
-        (
-            "Are model, record and stored answers still what they were?",
-            shlex.join(["taskgraft", "evaluate", out, "--verify"]),
-        ),
-        ("This page again:", shlex.join(["taskgraft", "report", out])),
-        ("Other images:", predicted(out)),
-        ("A page and an interface for programs:", shlex.join(["taskgraft", "serve", out])),
-        ("Another task:", _another(out)),
+        ("Rerun into a new folder", command.without_flags("--resume", "--dry-run").with_out(f"{out}-again").to_text()),
+        ("Verify model, record and stored predictions", _join("evaluate", out, "--verify")),
+        ("Rebuild this page", _join("report", out)),
+        ("Predict", predict(out)),
+        ("Serve a web page and an API", _join("serve", out)),
+        ("Add another task", _extend_from(out)),
     ]
 
 
-def _another(out: str) -> str:
-    return Call("extend", (out, "DATA", f"{out}-extended"), (("--task", "NAME"),)).text()
+# ---- after a comparison ----------------------------------------------------------------------------------------
 
 
-def _comparison(comparison: Comparison) -> Call:
-    """The comparison that this is of; what cannot be read from its command is taken from its runs."""
-    found = read(comparison.command, ("compare",))
-    if found is not None:
-        return found if found.value("--task") or found.value("--config") else found.having(_named(comparison))
-    runs = [(one, one.records[0], place) for one in comparison.variants for place in one.folders[:1] if one.records]
-    for _, record, place in runs:
-        own = read(record.reproduce_command or record.command, ("extend",))
-        if own is not None and own.out().endswith(f"/{place}"):
-            call = Call("compare", (*own.places[:2], own.out().removesuffix(f"/{place}")), own.flags)
-            return call.only({"--task", *_PARENT}).having(*_arms(comparison.variants))
-    return Call("compare", PLACES["compare"]).having(_named(comparison), *_arms(comparison.variants))
+def _parse_comparison(comparison: Comparison) -> Command:
+    """The `compare` of a comparison, from its command or, where that is unknown, from its runs."""
+    command = parse_command(comparison.command, ("compare",))
+    if command is not None:
+        named = command.get("--task") or command.get("--config")
+        return command if named else command.with_flags(_compared_task(comparison))
+    for variant in comparison.variants:
+        for record, folder in zip(variant.records[:1], variant.folders[:1], strict=False):
+            run = parse_command(record.reproduce_command or record.command, ("extend",))
+            if run is not None and run.out.endswith(f"/{folder}"):
+                command = Command("compare", (*run.args[:2], run.out.removesuffix(f"/{folder}")), run.flags)
+                return command.only_flags({"--task", *_PARENT}).with_flags(*_variant_flags(comparison.variants))
+    flags = (_compared_task(comparison), *_variant_flags(comparison.variants))
+    return Command("compare", ARGUMENTS["compare"], flags)
 
 
-def _arms(variants: Sequence[VariantResult]) -> list[tuple[str, str | None]]:
-    """The methods, the rates where there are several, and the other settings that all arrangements share."""
-    methods = list(dict.fromkeys(one.method for one in variants))
-    lrs = list(dict.fromkeys(one.config["lr"] for one in variants if "lr" in one.config))
-    flags: list[tuple[str, str | None]] = [("--methods", "; ".join(methods))] if methods else []
-    flags += [("--rates", ",".join(map(str, lrs)))] if len(lrs) > 1 else []
-    shared = dict(set.intersection(*({*one.config.items()} for one in variants))) if variants else {}
-    return flags + settings(shared)
+def _variant_flags(variants: Sequence[VariantResult]) -> list[Flag]:
+    """Methods, learning rates where there are several, and the settings that all configurations share."""
+    if not variants:
+        return []
+    methods = dict.fromkeys(variant.method for variant in variants)
+    lrs = dict.fromkeys(variant.config["lr"] for variant in variants if "lr" in variant.config)
+    flags: list[Flag] = [("--methods", "; ".join(methods))]
+    flags += [("--lrs", ",".join(map(str, lrs)))] if len(lrs) > 1 else []
+    return flags + config_flags(dict(set.intersection(*({*variant.config.items()} for variant in variants))))
 
 
-def settings(config: Mapping[str, Any], base: TrainingConfig = TrainingConfig()) -> list[tuple[str, str | None]]:  # noqa: B008 - immutable
-    """The flags of a run's settings that are not those of `base`."""
-    usual = {name: getattr(base, name) for name in options(TrainingConfig) if name in config}
-    return [
-        ("--" + name.replace("_", "-"), str(config[name])) for name, value in usual.items() if config[name] != value
-    ]
+def _compared_task(comparison: Comparison) -> Flag:
+    records = [record for variant in comparison.variants for record in variant.records]
+    return ("--task", _task_flag(records[0])[1]) if records else ("--task", "NAME")
 
 
-def _named(comparison: Comparison) -> tuple[str, str]:
-    records = [record for one in comparison.variants for record in one.records]
-    return ("--task", _task(records[0])[1]) if records else ("--task", "NAME")
+def run_more_seeds(comparison: Comparison, seeds: int = 3) -> str:
+    """Propose the same comparison over more seeds: in another folder, or resumed in the demo's."""
+    command = parse_command(comparison.command, ("demo",))
+    if command is None:
+        command = _parse_comparison(comparison)
+        command = command.with_out(f"{command.out}-{seeds}-seeds")
+    return command.without_flags("--seeds").with_flags(("--seeds", str(seeds))).to_text()
 
 
-def more_seeds(comparison: Comparison) -> str:
-    """The same comparison over three seeds: into another folder, or on in the demo's own."""
-    call = read(comparison.command, ("demo",))
-    if call is None:
-        call = _comparison(comparison)
-        call = call.into(f"{call.out()}-3-seeds")
-    return call.lacking("--seeds").having(("--seeds", "3")).text()
+def use_best_model(comparison: Comparison, folder: str) -> str:
+    """Propose to predict with a model that the comparison left in `folder` below its own."""
+    demo = parse_command(comparison.command, ("demo",))
+    root = f"{demo.out}/comparison" if demo else _parse_comparison(comparison).out
+    return predict(f"{root}/{folder}")
 
 
-def used_from(comparison: Comparison, folder: str) -> str:
-    """A model that a comparison left in a folder below its own, asked about other images."""
-    drawn = read(comparison.command, ("demo",))
-    own = f"{drawn.out()}/comparison" if drawn else _comparison(comparison).out()
-    return predicted(f"{own}/{folder}")
+def compare_with_old_images(comparison: Comparison) -> str:
+    """Propose the same comparison with old validation images, in another folder."""
+    command = _parse_comparison(comparison)
+    return command.with_out(f"{command.out}-measured").with_flags(("--old-val", "DIR")).to_text()
 
 
-def compared_with_old(comparison: Comparison) -> str:
-    """The same comparison once more into another folder, with old validation images."""
-    call = _comparison(comparison)
-    return call.into(f"{call.out()}-measured").having(("--old-val", "DIR")).text()
+def extend_with_best(comparison: Comparison, best: VariantResult) -> str:
+    """Propose the extension by the best configuration."""
+    compared = _parse_comparison(comparison)
+    command = Command("extend", compared.args, compared.flags).only_flags({"--task", *_PARENT})
+    if not command.get("--task"):
+        command = command.with_flags(_compared_task(comparison))
+    command = command.with_out(f"{compared.out}-best")
+    return command.with_flags(("--method", best.method), *config_flags(best.config)).to_text()
 
 
-def chosen(comparison: Comparison, one: VariantResult) -> str:
-    """The extension of the best arrangement."""
-    whole = _comparison(comparison)
-    call = Call("extend", whole.places, whole.flags).only({"--task", *_PARENT})
-    call = call if call.value("--task") else call.having(_named(comparison))
-    return call.into(f"{whole.out()}-best").having(("--method", one.method), *settings(one.config)).text()
-
-
-def looked_at(comparison: Comparison) -> str:
-    """The images of a comparison from which nothing came, looked at."""
-    whole = _comparison(comparison)
-    task = whole.value("--task") or _named(comparison)[1]
-    return shlex.join(["taskgraft", "check", whole.places[1], "--task", task])
+def check_data(comparison: Comparison) -> str:
+    """Propose to check the data of a comparison that gave no result."""
+    command = _parse_comparison(comparison)
+    task = command.get("--task") or _compared_task(comparison)[1] or "NAME"
+    return _join("check", command.args[1], "--task", task)

@@ -1,4 +1,4 @@
-"""Numbers and settings as words: percentages with one decimal, intervals, durations, flat rows."""
+"""Numbers and settings as text: percentages, intervals, counts, durations."""
 
 from __future__ import annotations
 
@@ -9,65 +9,61 @@ from typing import Any
 
 from taskgraft.results.record import Interval
 
-NOTHING = "–"
-HEXADECIMAL = re.compile(r"[0-9a-f]{40,}")
+MISSING = "–"
+DIGEST = re.compile(r"[0-9a-f]{40,}")
 
 
-def percent(value: float | None) -> str:
-    """A share as a percentage without its sign: 0.741 -> 74.1."""
+def format_percent(value: float | None) -> str:
+    """Format a fraction in [0, 1] as a percentage without the sign: 0.741 -> "74.1"; "–" for None and NaN."""
     if value is None or not isfinite(value):
-        return NOTHING
+        return MISSING
     text = f"{100 * value:.1f}"
     return "0.0" if text == "-0.0" else text
 
 
-def signed(value: float | None) -> str:
-    """A difference of shares in points, with its sign: -0.007 -> -0.7."""
-    text = percent(value)
-    return text if text in (NOTHING, "0.0") or text.startswith("-") else f"+{text}"
+def format_delta(value: float | None) -> str:
+    """Format a difference of fractions as signed percentage points: -0.007 -> "-0.7"."""
+    text = format_percent(value)
+    return text if text in (MISSING, "0.0") or text.startswith("-") else f"+{text}"
 
 
-def span(interval: Interval) -> str:
-    """The 95 % interval of a share."""
-    return f"{percent(interval.low)} to {percent(interval.high)}"
+def format_range(interval: Interval) -> str:
+    """Format the bounds of a 95 % interval in percent: "70.2 to 77.9"."""
+    return f"{format_percent(interval.low)} to {format_percent(interval.high)}"
 
 
-def change(forgetting: Interval) -> Interval:
-    """Child minus parent from parent minus child."""
-    return Interval(mean=-forgetting.mean, low=-forgetting.high, high=-forgetting.low, n=forgetting.n)
+def format_estimate(interval: Interval | None) -> str:
+    """Format a fraction with its 95 % interval in percent: "74.1 (70.2 to 77.9)"."""
+    return MISSING if interval is None else f"{format_percent(interval.mean)} ({format_range(interval)})"
 
 
-def measured(interval: Interval | None) -> str:
-    """A share with its 95 % interval, or a dash where nothing was measured."""
-    return NOTHING if interval is None else f"{percent(interval.mean)} ({span(interval)})"
-
-
-def moved(forgetting: Interval | None) -> str:
-    """A change from parent to child with its 95 % interval, signed."""
+def format_change(forgetting: Interval | None) -> str:
+    """Format the change from parent to child, the negative of forgetting, as signed points with its 95 % interval."""
     if forgetting is None:
-        return NOTHING
-    delta = change(forgetting)
-    return f"{signed(delta.mean)} ({signed(delta.low)} to {signed(delta.high)})"
+        return MISSING
+    mean, low, high = (format_delta(-value) for value in (forgetting.mean, forgetting.high, forgetting.low))
+    return f"{mean} ({low} to {high})"
 
 
-def count(value: int) -> str:
-    """A whole number with its thousands apart: 5130 -> 5,130."""
+def format_count(value: int) -> str:
+    """Format an integer with thousands separators: 5130 -> "5,130"."""
     return f"{value:,}"
 
 
-def several(value: int, noun: str) -> str:
-    """A count with its noun: 1 image, 2 images."""
-    return f"{count(value)} {noun}" + ("" if value == 1 else "s")
+def pluralize(value: int, noun: str) -> str:
+    """Format a count with its noun: "1 image", "2 images", "3 classes"."""
+    ending = "" if value == 1 else "es" if noun.endswith("s") else "s"
+    return f"{format_count(value)} {noun}{ending}"
 
 
-def part(value: int, whole: int) -> str:
-    """A share of parameters, most of which are small."""
-    share = 100 * value / whole
-    return "under 0.1 %" if 0 < share < 0.1 else f"{share:.1f} %"
+def format_fraction(part: int, total: int) -> str:
+    """Format a part of a total as a percentage with its sign; tiny ones as "under 0.1 %"."""
+    percent = 100 * part / total
+    return "under 0.1 %" if 0 < percent < 0.1 else f"{percent:.1f} %"
 
 
-def duration(seconds: float) -> str:
-    """Seconds in the unit that people would use."""
+def format_duration(seconds: float) -> str:
+    """Format seconds as seconds, minutes or hours, whichever reads best."""
     if seconds < 60:
         return f"{seconds:.0f} seconds"
     if seconds < 5400:
@@ -75,34 +71,40 @@ def duration(seconds: float) -> str:
     return f"{seconds / 3600:.1f} hours"
 
 
-def typeset(text: str) -> str:
-    """Hyphens before a digit become minus signs, which line up with plus in a column."""
+def use_minus_signs(text: str) -> str:
+    """Replace hyphens before a digit by minus signs, which align with plus signs in a column."""
     return re.sub(r"(?<![\w.-])-(?=\d)", "\N{MINUS SIGN}", text)
 
 
-def value_text(value: Any) -> str:
-    """One setting as text; long digests are cut, since nobody reads them."""
+def to_sentence(text: str) -> str:
+    """Capitalize a message and end it with a period, with true minus signs."""
+    ending = "" if text.endswith((".", "!", "?")) else "."
+    return use_minus_signs(text[:1].upper() + text[1:] + ending)
+
+
+def format_value(value: Any) -> str:
+    """Format one setting; long digests are shortened."""
     if value is None:
-        return NOTHING
+        return MISSING
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:.6g}"
     if isinstance(value, list | tuple):
-        return ", ".join(value_text(part) for part in value) or NOTHING
+        return ", ".join(map(format_value, value)) or MISSING
     if isinstance(value, Mapping):
-        return ", ".join(f"{key}: {value_text(part)}" for key, part in value.items()) or NOTHING
+        return ", ".join(f"{key}: {format_value(item)}" for key, item in value.items()) or MISSING
     text = str(value)
-    return f"{text[:16]}…" if HEXADECIMAL.fullmatch(text) else text
+    return f"{text[:16]}…" if DIGEST.fullmatch(text) else text
 
 
-def flat(mapping: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Nested settings as rows of name and text, in their order: {"a": {"b": 1}} -> [("a · b", "1")]."""
+def flatten(mapping: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Flatten nested settings into rows of name and text: {"a": {"b": 1}} -> [("a · b", "1")]."""
     rows: list[tuple[str, str]] = []
     for key, value in mapping.items():
         name = f"{prefix} · {key}" if prefix else str(key)
         if isinstance(value, Mapping) and value:
-            rows += flat(value, name)
+            rows += flatten(value, name)
         else:
-            rows.append((name, value_text(value)))
+            rows.append((name, format_value(value)))
     return rows

@@ -1,207 +1,150 @@
-"""One offline page from plain parts: sections of tables, charts, images, names and commands.
+"""Render one offline HTML page from a template, and the data that templates take: tables, figures, galleries.
 
-Names of classes and files come from strangers. Three things keep them inert: jinja escapes all text, charts are
-written by an XML library, and a content policy lets no script run but the one whose hash it names, and loads nothing
-from anywhere.
+Names of classes and files are untrusted. Three things keep them inert: jinja escapes all text, charts are written by
+an XML library, and the content security policy allows no script but ours (by its hash) and no request to anywhere.
 """
 
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from taskgraft.errors import InputError
-from taskgraft.report import charts, drawing, theme
+from taskgraft.report import charts, formatting, theme
 from taskgraft.report.charts import Chart
 from taskgraft.results.files import write_asked
 
-SQUARE, SMALL = 640, 380  # units wide, as in drawing
-MARK = '<p class="eyebrow">taskgraft'  # what every page of ours has
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
-
-class Text(NamedTuple):
-    """A paragraph; `tone` is "", "note" or "warning"."""
-
-    text: str
-    tone: str = ""
-    kind: str = "text"
+SIGNATURE = '<p class="eyebrow">taskgraft'  # every page of ours contains it
+WIDTHS = {"medium": charts.WIDE, "square": 640, "small": 380}  # of a figure, in CSS pixels
+MAX_ROWS = 200  # of a table
 
 
 class Table(NamedTuple):
-    """Rows of cells; the first cell heads its row. `words` are the columns that hold words, not numbers."""
+    """A table; the first cell of a row is its header.
+
+    `text_columns` hold words and align left, `code_columns` are set in a monospaced font, `bold` is the row to stress.
+    """
 
     caption: str
     head: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
-    words: tuple[int, ...] = (0,)
-    strong: int | None = None  # the row in bold
-    code: tuple[int, ...] = ()  # columns that are set as code
-    kind: str = "table"
+    text_columns: tuple[int, ...] = (0,)
+    code_columns: tuple[int, ...] = ()
+    bold: int | None = None
 
 
-class Plot(NamedTuple):
-    """A chart, and what it shows as tables; `size` is "medium", "square" or "small"."""
+class Figure(NamedTuple):
+    """A chart with the tables that hold its numbers; `size` is "medium", "square" or "small"."""
 
     chart: Chart
-    tables: tuple[Table, ...]
+    tables: tuple[Table, ...] = ()
     size: str = "medium"
-    kind: str = "plot"
 
 
-class Plots(NamedTuple):
-    """Small plots side by side."""
-
-    items: tuple[Plot, ...]
-    kind: str = "plots"
-
-
-class Fold(NamedTuple):
-    """Something that is closed until it is asked for."""
-
-    summary: str
-    table: Table
-    kind: str = "fold"
-
-
-class Code(NamedTuple):
-    """A command to copy, with what it does."""
-
-    lead: str
-    text: str
-    kind: str = "code"
-
-
-class Shot(NamedTuple):
-    """An image as a data URI, what it shows in words, and a line below it."""
+class Thumbnail(NamedTuple):
+    """A small image: its data URI, its alternative text and the line below it."""
 
     source: str
     alt: str
     line: str
 
 
-class Group(NamedTuple):
-    """Images that have something in common: labeled names ("true", "BMW 3"), a line, the images."""
+class ImageGroup(NamedTuple):
+    """Images with something in common: labeled names such as ("true", "BMW 3"), a note, the images."""
 
     names: tuple[tuple[str, str], ...]
-    line: str
-    shots: tuple[Shot, ...]
+    note: str
+    images: tuple[Thumbnail, ...]
 
 
 class Gallery(NamedTuple):
     """Groups of images under one title."""
 
     title: str
-    caption: str
-    groups: tuple[Group, ...]
-    kind: str = "gallery"
+    groups: tuple[ImageGroup, ...]
 
 
-class Link(NamedTuple):
-    """A step of a chain: what it is, and lines about it."""
-
-    title: str
-    lines: tuple[str, ...]
+def build_pairs_table(caption: str, head: tuple[str, str], rows: Iterable[tuple[str, str]]) -> Table:
+    """Build a table of names and values."""
+    return Table(caption, head, tuple(rows), (0, 1))
 
 
-class Chain(NamedTuple):
-    """Steps that follow each other."""
-
-    links: tuple[Link, ...]
-    kind: str = "chain"
-
-
-Block = Text | Table | Plot | Plots | Fold | Code | Gallery | Chain
+def build_long_table(caption: str, head: tuple[str, ...], rows: Sequence[tuple[str, ...]], total: int = 0) -> Table:
+    """Build a table of text of at most MAX_ROWS rows, whose caption says how many of `total` (or all) are shown."""
+    total = max(total, len(rows))
+    shown = tuple(rows[:MAX_ROWS])
+    cut = f" (first {len(shown)} of {formatting.format_count(total)})" if len(shown) < total else ""
+    return Table(caption + cut, head, shown, tuple(range(len(head))))
 
 
-class Card(NamedTuple):
-    """An answer of the first screen: the question, the answer in a few words, sentences, a command or ""."""
-
-    question: str
-    answer: str
-    lines: tuple[str, ...]
-    command: str = ""
-    tone: str = ""
-
-
-class Mark(NamedTuple):
-    """A share as text and as a place on a scale from 0 to 100, with its interval."""
-
-    text: str
-    at: float
-    low: float
-    high: float
+def build_line_figure(chart: Chart | None, size: str = "medium") -> Figure | None:
+    """Build the figure of a chart of curves, with one table of its values per panel; None without a chart."""
+    if chart is None:
+        return None
+    tables = []
+    for panel in chart.panels:
+        head, rows = charts.tabulate(panel)
+        tables.append(Table(f"{chart.title}{': ' if panel.title else ''}{panel.title}", head, rows))
+    return Figure(chart, tuple(tables), size)
 
 
-class Bar(NamedTuple):
-    """A task of the first screen, before and now; None where nothing was measured, or nothing was before."""
+def render(template: str, context: Mapping[str, Any]) -> str:
+    """Render a template to one HTML file that needs nothing else.
 
-    name: str
-    detail: str
-    was: Mark | None
-    now: Mark | None
-    change: str
+    Args:
+        template: File name below templates/; it extends page.html.j2 and fills its blocks.
+        context: Its variables.
 
-
-class Board(NamedTuple):
-    """The tasks of the first screen under their question, and how to read them."""
-
-    question: str
-    rows: tuple[Bar, ...]
-    note: str
-
-
-class Section(NamedTuple):
-    """A part of the page under its own heading; `dense` sets small tables side by side."""
-
-    key: str
-    title: str
-    blocks: tuple[Block, ...]
-    dense: bool = False
-
-
-class Page(NamedTuple):
-    """A whole page: heading, the line above it, the sentence below it, answers, sections, tasks before and now."""
-
-    title: str
-    eyebrow: str
-    lead: str
-    cards: tuple[Card, ...]
-    sections: tuple[Section, ...]
-    footer: str
-    board: Board | None = None
-
-
-def render(page: Page) -> str:
-    """The page as one HTML file without any outside resource."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
+    Returns:
+        The page. Equal contexts give equal pages.
+    """
     from markupsafe import Markup
 
-    loader = PackageLoader("taskgraft.report")
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    script = theme.part("page.js")
-    return environment.get_template("page.html.j2").render(
-        page=page,
-        policy=_policy(script),
-        style=Markup(theme.sheet(theme.part("page.css"))),
-        script=Markup(script),
-        drawn=lambda plot: Markup(_drawn(plot)),
+    script = theme.read_asset("page.js")
+    sheet = theme.build_style_sheet(theme.read_asset("page.css"))
+    return (
+        _environment()
+        .get_template(template)
+        .render(**context, toc=[], policy=_content_policy(script), style=Markup(sheet), script=Markup(script))
     )
 
 
 def write_page(path: Path, page: str) -> None:
-    """Write a page where the user asked for it; raises TaskgraftError where that cannot be, or something else is there."""
-    if path.exists() and MARK not in path.read_text(encoding="utf-8", errors="replace"):
-        raise InputError(f"{path} exists and is no page of taskgraft; choose another file for --html")
+    """Write a page to a path that the user chose.
+
+    Raises:
+        InputError: If the file exists and is not one of our pages, or cannot be written.
+    """
+    if path.exists() and SIGNATURE not in path.read_text(encoding="utf-8", errors="replace"):
+        raise InputError(f"{path} exists and is not a taskgraft page; choose another file for --html")
     write_asked(path, page)
 
 
-def _policy(script: str) -> str:
-    """A content policy that runs this script and no other, and fetches nothing."""
+@functools.cache
+def _environment() -> Environment:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("taskgraft.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True, extensions=["jinja2.ext.do"],
+    )  # fmt: skip
+    environment.filters |= {
+        "percent": formatting.format_percent, "delta": formatting.format_delta, "estimate": formatting.format_estimate,
+        "range": formatting.format_range, "change": formatting.format_change, "thousands": formatting.format_count,
+        "duration": formatting.format_duration, "sentence": formatting.to_sentence,
+    }  # fmt: skip
+    environment.globals |= {"n": formatting.pluralize, "draw": _draw}
+    return environment
+
+
+def _content_policy(script: str) -> str:
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return (
         f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; img-src data: blob:; "
@@ -209,26 +152,14 @@ def _policy(script: str) -> str:
     )
 
 
-def _drawn(plot: Plot) -> str:
-    """The chart as it stands on a wide screen and on paper, and as it stands on a phone."""
-    chart = plot.chart
+def _draw(figure: Figure) -> str:
+    """The chart as SVG: once for wide screens and paper, once for phones; small ones serve both."""
+    from markupsafe import Markup
+
+    chart = figure.chart
     label = f"{chart.kind}. {chart.title}. {chart.caption}"
-    if plot.size == "small":
-        return drawing.svg(chart, chart.key, SMALL, label, "any")
-    broad = SQUARE if plot.size == "square" else drawing.BROAD
-    slim = drawing.svg(chart, f"{chart.key}-slim", drawing.SLIM, label, "slim")
-    return drawing.svg(chart, chart.key, broad, label, "broad") + slim
-
-
-def chart_plot(chart: Chart, size: str = "medium") -> Plot:
-    """A chart of curves as a plot, with its numbers as tables."""
-    tables = []
-    for panel in chart.panels:
-        head, rows = charts.table_rows(panel)
-        tables.append(Table(f"{chart.title}{': ' if panel.title else ''}{panel.title}", head, rows))
-    return Plot(chart, tuple(tables), size)
-
-
-def pairs(caption: str, head: tuple[str, str], rows: Sequence[tuple[str, str]]) -> tuple[Table, ...]:
-    """A table of names and values; none when there are no rows."""
-    return (Table(caption, head, tuple(rows), (0, 1)),) if rows else ()
+    css_class = "any" if figure.size == "small" else "broad"
+    drawing = charts.render_svg(chart, chart.key, WIDTHS[figure.size], label, css_class)
+    if figure.size != "small":
+        drawing += charts.render_svg(chart, f"{chart.key}-slim", charts.NARROW, label, "slim")
+    return Markup(drawing)

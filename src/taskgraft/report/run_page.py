@@ -1,183 +1,205 @@
-"""The report of one run: what became of the old tasks, how well the new one was learnt, at what cost."""
+"""The page of one run: what it reached, where it is wrong, what it cost, and everything needed to reproduce it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import PurePath
+from typing import Any, NamedTuple
 
-from taskgraft.report import formatting, history, summary
-from taskgraft.report.evidence import Evidence, disagreements, gather
-from taskgraft.report.formatting import measured, moved, percent, typeset
-from taskgraft.report.galleries import Picture, no_picture
+from taskgraft.report import commands, error_analysis, figures, summary
+from taskgraft.report.error_analysis import ErrorAnalysis, Flip
+from taskgraft.report.evaluation_page import FlipList, build_calibration, build_flips, build_task_errors, image_quota
+from taskgraft.report.formatting import (
+    MISSING,
+    flatten,
+    format_change,
+    format_count,
+    format_duration,
+    format_estimate,
+    format_fraction,
+    format_percent,
+    format_range,
+    format_value,
+    pluralize,
+    use_minus_signs,
+)
 from taskgraft.report.page import (
-    Bar,
-    Block,
-    Board,
-    Card,
-    Mark,
-    Page,
-    Section,
     Table,
-    Text,
-    chart_plot,
+    build_line_figure,
+    build_long_table,
+    build_pairs_table,
     render,
 )
-from taskgraft.report.run_evidence import answers_section, changes_section, reliability_section
-from taskgraft.report.run_origin import data_section, lineage_section, repeat_section, settings_section
-from taskgraft.report.verdict import Verdict, guessing, judge, loss
+from taskgraft.report.summary import is_at_chance, loss_of, new_name, new_tasks, old_name, old_tasks
+from taskgraft.report.thumbnails import GetThumbnail, no_thumbnail
 from taskgraft.results.predictions import Predictions
 from taskgraft.results.record import Interval, Record, TaskResult
 
-ANSWERS = {
-    "good": "Yes",
-    "mixed": "Partly",
-    "poor": "No",
-    "unknown": "New task learnt; old accuracy unknown",
-}
-DETAILED = 6  # old tasks with plots, tables and images of their own: a page of a hundred would open in no browser
-SHOWN = 4  # old tasks on the first screen: those that lost most
+MAX_DETAILED = 6  # old tasks with figures and images of their own; no browser would open a page of a hundred
+MAX_BARS = 4  # old tasks on the first screen
 
 
-def render_run(record: Record, predictions: dict[str, Predictions], picture: Picture = no_picture) -> str:
-    """The HTML report of one run, in one offline file.
+class Point(NamedTuple):
+    """An accuracy as text and, in percent, as a position on a scale with its interval."""
 
-    `predictions`: "new" and "new-parent" are the child and the parent on the new task's validation images,
-    "old" and "old-parent" on those of the old tasks, where there are any. `image` gives the images that are
-    shown beside confusions and changed answers.
+    text: str
+    mean: float
+    low: float
+    high: float
+
+
+class TaskBar(NamedTuple):
+    """A task on the first screen, before and after; None where nothing was measured."""
+
+    name: str
+    detail: str
+    parent: Point | None
+    child: Point | None
+    change: str
+
+
+class TaskFlips(NamedTuple):
+    """A task's flips: numbers in both directions and their images; unlabeled ones only differ."""
+
+    task: str
+    counts: tuple[int, int]
+    negative: FlipList | None
+    positive: FlipList | None
+
+
+class Disagreement(NamedTuple):
+    """How many of the new images child and parent classify differently, on an old task without labels for them."""
+
+    task: str
+    images: int
+    changed: FlipList | None
+
+
+class Ancestor(NamedTuple):
+    """A step of the lineage: a title and lines about it."""
+
+    title: str
+    lines: tuple[str, ...]
+
+
+def render_run(
+    record: Record, predictions: Mapping[str, Predictions], get_thumbnail: GetThumbnail = no_thumbnail
+) -> str:
+    """Render the report of one run.
+
+    Args:
+        record: The run.
+        predictions: "new" and "new-parent" are the child's and the parent's on the new task's validation images,
+            "old" and "old-parent" on those of the old tasks; each may be missing.
+        get_thumbnail: Returns images of the sets "new" and "old", shown with confusions and flips.
+
+    Returns:
+        One offline HTML page.
     """
-    detailed = _detailed(record)
-    found = [gather(task, predictions) for task in detailed]
-    evidence = [one for one in found if one is not None]
-    verdict = judge(record)
-    sections = (
-        _tasks_section(record),
-        _curves_section(record),
-        answers_section([task.name for task in detailed], evidence, picture),
-        changes_section(detailed, evidence, _differing(detailed, evidence, predictions), picture),
-        reliability_section(evidence),
-        lineage_section(record),
-        settings_section(record),
-        data_section(record),
-        repeat_section(record),
-    )
-    names = [task.name for task in summary.old_tasks(record)]
-    new, old = history.new_name(record), names[0] if len(names) == 1 else f"{len(names)} old tasks"
-    page = Page(
-        f"Learning {new}, keeping {old}" if names else f"Learning {new}",
-        "taskgraft · report of one run",
-        _lead(record),
-        _cards(record, verdict),
-        tuple(section for section in sections if section.blocks),
-        f"Method {record.method}, seed {record.seed}. This page needs no network.",
-        _board(record),
-    )
-    return render(page)
+    worst = sorted(old_tasks(record), key=loss_of, reverse=True)
+    detailed = [task for task in record.tasks if task.new or task in worst[:MAX_DETAILED]]
+    quota = image_quota(len(detailed))
+    analyses = [one for task in detailed if (one := error_analysis.analyze_errors(task, predictions)) is not None]
+    analyzed = {analysis.task for analysis in analyses}
+    old_names = {task.name for task in old_tasks(record)}
+    context = {
+        "record": record,
+        "summary": summary.summarize_run(record),
+        "old": old_name(record) if old_names else "",
+        "new": new_name(record),
+        "new_details": ", ".join(f"{one.name} ({pluralize(len(one.classes), 'class')})" for one in new_tasks(record)),
+        "train_images": _count_train_images(record),
+        "not_learned": any(map(is_at_chance, new_tasks(record))),
+        "unmeasured": [task.name for task in old_tasks(record) if task.child is None],
+        "agreement": any(task.agreement is not None for task in record.tasks),
+        "has_baseline": summary.single_task_accuracy(record) is not None,
+        "bars": [_build_bar(task) for task in (*worst[:MAX_BARS], *new_tasks(record))],
+        "more_bars": len(worst) - MAX_BARS,
+        "max_detailed": MAX_DETAILED if len(worst) > MAX_DETAILED else 0,
+        "seconds": summary.total_seconds(record),
+        "cost": _list_costs(record),
+        "tasks": _build_task_table(record),
+        "curves": [
+            build_line_figure(figures.build_accuracy_chart(record)),
+            build_line_figure(figures.build_loss_chart(
+                "loss", "Loss terms", [record], "Every term of the objective, multiplied by its strength."
+            )),
+        ],
+        "errors": [build_task_errors(i, one, get_thumbnail, quota) for i, one in enumerate(analyses)],
+        "without_labels": [task.name for task in detailed if task.name not in analyzed] if analyses else [],
+        "flips_by_task": [_build_flips(one, get_thumbnail, quota) for one in analyses if one.task in old_names],
+        "disagreements": [
+            _build_disagreement(name, error_analysis.find_disagreements(name, predictions), get_thumbnail, quota)
+            for name in (task.name for task in detailed)
+            if name in old_names - analyzed
+        ],
+        "calibration": build_calibration(analyses),
+        "lineage": _build_lineage(record),
+        "settings": _build_settings(record),
+        "default_settings": build_pairs_table(
+            "Settings with their defaults", ("Setting", "Default"),
+            [(name, value) for name, value, reason in record.settings if reason == "default"],
+        ),
+        "data": _build_data_tables(record),
+        "data_lists": _build_data_lists(record),
+        "follow_ups": commands.list_follow_ups(record),
+        "measurements": _build_measurements(record),
+    }  # fmt: skip
+    return render("run.html.j2", context)
 
 
-def _detailed(record: Record) -> list[TaskResult]:
-    """The tasks whose single images are looked at: with very many, the new ones and those that lost most."""
-    old = sorted(summary.old_tasks(record), key=loss, reverse=True)[:DETAILED]
-    return [task for task in record.tasks if task.new or task in old]
-
-
-def _sentence(text: str) -> str:
-    return typeset(text[:1].upper() + text[1:] + ".")
-
-
-def _noted(note: str) -> str:
-    """A note as a sentence."""
-    return f"{note[:1].upper()}{note[1:]}{'' if note.endswith(('.', '!', '?')) else '.'}"
-
-
-def _lead(record: Record) -> str:
-    """What was done, with what: the numbers stand below."""
-    new = summary.new_tasks(record)
-    pictures = _pictures(record)
-    shown = f" from {formatting.several(pictures, 'picture')}" if pictures else ""
-    tasks = ", ".join(f"{task.name} ({_classes(task)})" for task in new)
-    what = str(record.parent.get("architecture", "classifier"))
-    step = f"step {formatting.count(record.step)} was kept"
-    if not summary.old_tasks(record):
-        return f"{what} was trained on {tasks}{shown}; {step}."
-    return f"{what} learnt {tasks}{shown} by {record.method}; {step}."
-
-
-def _pictures(record: Record) -> int:
-    """How many images the new task was learnt from; 0 where the record does not say."""
-    part: Any = record.data.get("new", {})
-    images: Any = part.get("images", {}) if isinstance(part, Mapping) else {}
+def _count_train_images(record: Record) -> int:
+    """0 where the record does not say."""
+    part = record.data.get("new", {})
+    images = part.get("images", {}) if isinstance(part, Mapping) else {}
     return int(images.get("train", 0)) if isinstance(images, Mapping) else 0
 
 
-def _classes(task: TaskResult) -> str:
-    return f"{formatting.count(len(task.classes))} class{'' if len(task.classes) == 1 else 'es'}"
-
-
-def _board(record: Record) -> Board:
-    old = sorted(summary.old_tasks(record), key=loss, reverse=True)
-    rows = [_bar(task) for task in (*old[:SHOWN], *summary.new_tasks(record))]
-    notes = ["Scale from 0 to 100 % of the validation images, with 95 % intervals"]
-    if any(row.was for row in rows):
-        notes.append("hollow before, full now")
-    if len(old) > SHOWN:
-        rest = formatting.several(len(old) - SHOWN, "more old task")
-        notes.append(f"{rest} lost less or could not be measured: in the table below")
-    score = "" if record.score is None else f" Score {percent(record.score)}: the mean of all tasks."
-    return Board("How good is it?", tuple(rows), f"{'; '.join(notes)}.{score}")
-
-
-def _bar(task: TaskResult) -> Bar:
-    """A task's shares, and what became of it in words."""
-    images = f", {formatting.several(task.child.n, 'image')}" if task.child else ""
-    detail = f"{'new, ' if task.new else ''}{_classes(task)}{images}"
-    if task.new:
-        alone = "" if task.separate is None else f"; a model for it alone reaches {percent(task.separate)} %"
-        change = f"95 % interval {formatting.span(task.child)}{alone}" if task.child else "not measured"
+def _build_bar(task: TaskResult) -> TaskBar:
+    images = f", {pluralize(task.child.n, 'image')}" if task.child else ""
+    detail = f"{'new, ' if task.new else ''}{pluralize(len(task.classes), 'class')}{images}"
+    change = "not measured"
+    if task.new and task.child:
+        alone = "" if task.separate is None else f"; a single-task model reaches {format_percent(task.separate)} %"
+        change = f"95 % CI {format_range(task.child)}{alone}"
     elif task.identical and task.forgetting is not None:
-        change = "every answer is the parent's, bit for bit"
+        change = "predictions bit-identical to the parent's"
     elif task.forgetting is not None:
-        change = f"change {moved(task.forgetting)} points"
+        change = f"change {format_change(task.forgetting)} points"
     elif task.agreement is not None:
-        change = f"agreement with the parent {measured(task.agreement)} %, a proxy"
-    else:
-        change = "not measured"
-    return Bar(task.name, detail, _mark(task.parent), _mark(task.child), typeset(change))
+        change = f"agreement with the parent {format_estimate(task.agreement)} %, a proxy"
+    return TaskBar(task.name, detail, _build_point(task.parent), _build_point(task.child), use_minus_signs(change))
 
 
-def _mark(share: Interval | None) -> Mark | None:
-    if share is None:
+def _build_point(accuracy: Interval | None) -> Point | None:
+    if accuracy is None:
         return None
-    at, low, high = (round(100 * value, 2) for value in (share.mean, share.low, share.high))
-    return Mark(f"{percent(share.mean)} %", at, low, high)
+    mean, low, high = (round(100 * value, 2) for value in (accuracy.mean, accuracy.low, accuracy.high))
+    return Point(f"{format_percent(accuracy.mean)} %", mean, low, high)
 
 
-def _cards(record: Record, verdict: Verdict) -> tuple[Card, ...]:
-    why = verdict.why.removeprefix("next, ")
-    failed = any(guessing(task) for task in summary.new_tasks(record))
-    worked = (_sentence(verdict.judgement), *(() if failed else (_sentence(verdict.gap),)))
-    return (
-        Card("Did it work?", ANSWERS[verdict.status], worked, tone=verdict.status),
-        Card("What did it cost?", formatting.duration(summary.seconds(record)), _cost_lines(record)),
-        Card("What next?", _sentence(why), (), verdict.command),
-    )
-
-
-def _cost_lines(record: Record) -> tuple[str, ...]:
-    more = summary.added(record)
+def _list_costs(record: Record) -> list[str]:
     lines = []
-    if more is not None:
-        whole = record.parameters.get("parent")
-        share = f", {formatting.part(more, whole)} of the parent's" if whole else ""
-        lines.append(
-            f"{formatting.several(more, 'parameter')}{' added' if whole else ''}{share}{summary.slower(record)}."
-        )
-    passes = [f"{1000 * record.latency[key]:.1f} ms" for key in ("parent", "child") if key in record.latency]
-    if passes:
-        lines.append(f"One image alone takes {' → '.join(passes)} where it was trained.")
-    return tuple(lines)
+    added, parent = summary.added_parameters(record), record.parameters.get("parent")
+    if added is not None:
+        extra = f" added, {format_fraction(added, parent)} of the parent's" if parent else ""
+        lines.append(f"{pluralize(added, 'parameter')}{extra}")
+    lines += [text] if (text := summary.describe_flops(record)) else []
+    times = [f"{1000 * record.latency[key]:.1f} ms" for key in ("parent", "child") if key in record.latency]
+    lines += [f"batch-1 latency on the training machine: {' → '.join(times)}"] if times else []
+    return lines
 
 
-def _tasks_section(record: Record) -> Section:
+def _build_task_table(record: Record) -> Table:
+    rows = []
+    for task in record.tasks:
+        images = task.child or task.parent
+        rows.append((
+            f"{task.name} (new)" if task.new else task.name, str(len(task.classes)),
+            format_count(images.n) if images else MISSING, format_estimate(task.parent), format_estimate(task.child),
+            use_minus_signs(format_change(task.forgetting)), format_estimate(task.agreement),
+            format_percent(task.separate),
+        ))  # fmt: skip
     head = (
         "Task",
         "Classes",
@@ -186,69 +208,139 @@ def _tasks_section(record: Record) -> Section:
         "Child (%)",
         "Change (points)",
         "Agreement (%)",
-        "Trained alone (%)",
+        "Single-task (%)",
     )
-    table = Table(
-        "Accuracy on validation images, with 95 % intervals (bootstrap over images, paired for the change)",
-        head,
-        tuple(_task_row(task) for task in record.tasks),
-    )
-    return Section("tasks", "Tasks before and after", (table, *_remarks(record)))
+    caption = "Validation accuracy with 95 % confidence intervals (bootstrap over images, paired for the change)"
+    return Table(caption, head, tuple(rows))
 
 
-def _task_row(task: TaskResult) -> tuple[str, ...]:
-    images = task.child or task.parent
-    return (
-        f"{task.name} (new)" if task.new else task.name,
-        str(len(task.classes)),
-        formatting.count(images.n) if images else formatting.NOTHING,
-        measured(task.parent),
-        measured(task.child),
-        typeset(moved(task.forgetting)),
-        measured(task.agreement),
-        percent(task.separate),
-    )
+def _build_flips(analysis: ErrorAnalysis, get_thumbnail: GetThumbnail, quota: int) -> TaskFlips:
+    negative = build_flips(
+        f"{analysis.task}: negative flips (right before, wrong now)", analysis.set_name, analysis.negative_flips,
+        ("true", "now"), ("Image", "True class and parent's prediction", "Child's prediction"), get_thumbnail, quota,
+    )  # fmt: skip
+    positive = build_flips(
+        f"{analysis.task}: positive flips (wrong before, right now)", analysis.set_name, analysis.positive_flips,
+        ("before", "true"), ("Image", "Parent's prediction", "True class and child's prediction"), get_thumbnail, quota,
+    )  # fmt: skip
+    counts = len(analysis.negative_flips), len(analysis.positive_flips)
+    return TaskFlips(analysis.task, counts, negative, positive)
 
 
-def _remarks(record: Record) -> tuple[Block, ...]:
-    blind = [task.name for task in summary.old_tasks(record) if task.child is None]
-    lines: list[Block] = []
-    if record.score is not None:
-        text = f"Score {percent(record.score)} at step {record.step}: the peak over the evaluated steps of the "
-        lines.append(Text(text + "tasks' mean validation accuracy. The weights of that step were kept."))
-    if blind:
-        lines.append(
-            Text(
-                f"Old accuracy is unknown for {', '.join(blind)}: no old validation images were given, so "
-                "there is no Score. Agreement is the share of the new task's validation images on which "
-                "child and parent give the same answer for the old task. It is a proxy: images of the new "
-                "task may not look like those of the old one. Give old images with --old-val DIR.",
-                "warning",
-            )
-        )
-    elif any(task.agreement is not None for task in record.tasks):
-        text = "Agreement: the share of the new task's validation images on which child and parent give the "
-        lines.append(Text(text + "same answer for the old task.", "note"))
-    if summary.old_tasks(record) and summary.separate_of(record) is None:
-        text = "No model was trained for the new task alone, so the gap to two separate models is unknown."
-        lines.append(Text(text, "note"))
-    if len(summary.old_tasks(record)) > DETAILED:
-        lines.append(Text(f"Below, single images are shown of the new task and the {DETAILED} that lost most.", "note"))
-    return (*lines, *(Text(_noted(note), "note") for note in record.notes))
+def _build_disagreement(task: str, flips: Sequence[Flip], get_thumbnail: GetThumbnail, quota: int) -> Disagreement:
+    changed = build_flips(
+        f"{task}: changed predictions on the new images", "new", flips, ("parent", "child"),
+        ("Image", "Parent", "Child"), get_thumbnail, quota,
+    )  # fmt: skip
+    return Disagreement(task, len(flips), changed)
 
 
-def _curves_section(record: Record) -> Section:
-    accuracy = history.accuracy_chart(record)
-    loss = history.loss_chart("loss", "Loss terms over steps", [record])
-    if loss is not None:
-        loss = loss._replace(caption=f"{history.TERMS} {loss.caption}".strip())
-    found = [chart_plot(chart) for chart in (accuracy, loss) if chart is not None]
-    return Section("curves", "Over the steps", tuple(found))
+# ---- lineage, settings, data -----------------------------------------------------------------------------------
 
 
-def _differing(
-    tasks: Sequence[TaskResult], evidence: list[Evidence], predictions: Mapping[str, Predictions]
-) -> list[tuple[str, tuple]]:
-    known = {one.task for one in evidence}
-    names = [task.name for task in tasks if not task.new and task.name not in known]
-    return [(name, disagreements(name, predictions)) for name in names]
+class Lineage(NamedTuple):
+    """Every model from the first to this one, the accuracy of each task after each step, digests of the inputs."""
+
+    steps: tuple[Ancestor, ...]
+    accuracies: Table | None
+    digests: Table
+
+
+def _build_lineage(record: Record) -> Lineage:
+    before = list(record.parent.get("lineage", ()))
+    models: list[Mapping[str, Any]] = [*(dict(entry.get("parent", {})) for entry in before), record.parent]
+    final = {task.name: task.child.mean for task in record.tasks if task.child}
+    learned = [(str(entry.get("task")), str(entry.get("method")), entry.get("accuracy", {})) for entry in before]
+    learned.append((new_name(record), record.method, final))
+    tasks = ", ".join(map(str, models[0].get("tasks", ()))) or "no task yet"
+    first = f"{models[0].get('architecture', 'a classifier')}: {tasks}"
+    steps = [Ancestor(_model_name(models[0]), (first, *_digest_line(models[0])))]
+    for (task, method, accuracy), model in zip(learned, [*models[1:], None], strict=True):
+        values = ", ".join(f"{name} {format_percent(value)} %" for name, value in accuracy.items())
+        line = f"{'trained' if method == 'train' else f'with {method}'}: {values or 'not measured'}"
+        if model is None:  # this run: no file can hold its own digest
+            steps.append(Ancestor(f"Learned {task} (this run)", (line,)))
+        else:
+            steps.append(Ancestor(f"Learned {task}", (line, f"saved as {_model_name(model)}", *_digest_line(model))))
+    accuracies = None
+    if before:
+        names = dict.fromkeys(name for _, _, accuracy in learned for name in accuracy)
+        rows = tuple((name, *(format_percent(step.get(name)) for _, _, step in learned)) for name in names)
+        head = ("Task", *(f"after {task}" for task, _, _ in learned))
+        accuracies = Table("Accuracy (%) of each task after each step, where it was measured", head, rows)
+    return Lineage(tuple(steps), accuracies, _build_digests(record))
+
+
+def _model_name(model: Mapping[str, Any]) -> str:
+    source = str(model.get("source", "unknown"))
+    return PurePath(source).name or source
+
+
+def _digest_line(model: Mapping[str, Any]) -> tuple[str, ...]:
+    return (f"SHA-256 {format_value(model['digest'])}",) if model.get("digest") else ()
+
+
+def _build_digests(record: Record) -> Table:
+    parent = record.parent
+    digests = {"parent": parent.get("digest")}
+    digests |= {f"parent / {name}": digest for name, digest in dict(parent.get("files", {})).items()}
+    digests |= {"labels of the parent": parent.get("labels")}
+    parts = [(name, part) for name, part in record.data.items() if isinstance(part, Mapping)]
+    digests |= {f"images / {name}": part.get("fingerprint") for name, part in parts}
+    rows = tuple((name, str(digest)) for name, digest in digests.items() if digest)
+    return Table("SHA-256 of all inputs of this run", ("Input", "SHA-256"), rows, (0, 1), (1,))
+
+
+def _build_settings(record: Record) -> list[Table]:
+    """Settings that were chosen, each with the reason; defaults have a table of their own."""
+    named = {name for name, _, _ in record.settings}
+    chosen = [setting for setting in record.settings if setting[2] != "default"]
+    if "method" not in named:
+        chosen.insert(0, ("method", record.method, ""))
+    other = [(name, text) for name, text in flatten(record.config) if name not in named]
+    return [
+        Table("Chosen settings", ("Setting", "Value", "Reason"), tuple(chosen), (0, 1, 2), (1,)),
+        build_pairs_table("Other settings", ("Setting", "Value"), other),
+    ]
+
+
+def _build_data_tables(record: Record) -> list[Table]:
+    tables, rest = [], {}
+    for name, part in record.data.items():
+        if isinstance(part, Mapping):
+            hidden = ("counts", "excluded", "notes")  # shown elsewhere
+            shown = {key.replace("_", " "): value for key, value in part.items() if key not in hidden}
+            tables.append(build_pairs_table(f"Data: {name}", ("Property", "Value"), flatten(shown)))
+        else:
+            rest[name] = part
+    parent = {name: value for name, value in record.parent.items() if name not in ("lineage", "files")}
+    tables.append(build_pairs_table("Data", ("Property", "Value"), flatten(rest)))
+    tables.append(build_pairs_table("Parent", ("Property", "Value"), flatten(parent)))
+    return tables
+
+
+def _build_data_lists(record: Record) -> list[Table]:
+    """Images of each class, and excluded images with their reasons: long, so closed at first."""
+    tables = []
+    for name, part in record.data.items():
+        if not isinstance(part, Mapping):
+            continue
+        counts = [(str(label), format_value(count)) for label, count in dict(part.get("counts") or {}).items()]
+        tables.append(Table(f"{name}: images of each class", ("Class", "Images"), tuple(counts)))
+        excluded = [(str(file), str(reason)) for file, reason in part.get("excluded") or ()]
+        total = int(part.get("excluded_count", len(excluded)))
+        caption = f"{name}: {pluralize(total, 'excluded image')}"
+        tables.append(build_long_table(caption, ("Image", "Reason"), excluded, total))
+    return tables
+
+
+def _build_measurements(record: Record) -> list[Table]:
+    counts = [(name, format_count(value)) for name, value in record.parameters.items()]
+    times = [(name, format_duration(value)) for name, value in record.seconds.items()]
+    latency = [(name, f"{1000 * value:.1f} ms") for name, value in record.latency.items()]
+    return [
+        build_pairs_table("Parameters", ("Model", "Parameters"), counts),
+        build_pairs_table("Time", ("Part", "Time"), times),
+        build_pairs_table("Batch-1 latency on the training machine", ("Model", "Time"), latency),
+        build_pairs_table("Versions", ("Package", "Version"), list(record.versions.items())),
+    ]

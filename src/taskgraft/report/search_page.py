@@ -1,245 +1,317 @@
-"""The report of a search: frontier, choices with commands, every trial, what it cost."""
+"""The page of a search: the Pareto front, the selected models, every trial, what it all cost."""
 
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from taskgraft.report import commands, formatting, search_charts
-from taskgraft.report.formatting import NOTHING, percent, typeset
-from taskgraft.report.page import (
-    Block,
-    Card,
-    Code,
-    Fold,
-    Page,
-    Plot,
-    Plots,
-    Section,
-    Table,
-    Text,
-    chart_plot,
-    pairs,
-    render,
+from taskgraft.report import charts, commands
+from taskgraft.report.charts import Axis, Box, Chart, Curve, Panel, Style, clean_text
+from taskgraft.report.formatting import (
+    MISSING,
+    format_delta,
+    format_duration,
+    format_estimate,
+    format_percent,
 )
+from taskgraft.report.page import Figure, Table, build_line_figure, build_pairs_table, render
 from taskgraft.results.files import write_text
-from taskgraft.results.search import SearchResult, SelectedModel, TrialResult
+from taskgraft.results.search import Candidate, SearchResult, SelectedModel, TrialResult
+
+LOG_RATIO = 20  # values further apart than this are drawn on a logarithmic axis
+MAX_CURVES = 12  # learning curves, those of the best trials
+MAX_OPEN_TRIALS = 60  # rows of the table of trials that stands open
+SYMBOLS = {"score": "*", "new": "s", "old": "^"}  # markers of the selected models by their goal
 
 
 class Optimum(NamedTuple):
-    """The best trial of an arrangement: which methods act, at which of the rates."""
+    """The best trial of a configuration: a set of active methods at one of the learning rates."""
 
     variant: str
     best: TrialResult
     trials: int
 
 
-def optima(found: SearchResult) -> list[Optimum]:
-    """The best complete trial of each arrangement, as in the founding text; the lowest of several rates is "low"."""
-    done = [one for one in found.trials if one.state == "complete" and one.score is not None]
-    lrs = {one.config["lr"] for one in done}
-    few = 1 < len(lrs) <= 3  # where the rate is a dimension like any other, there is no "low" one
+def find_optima(search: SearchResult) -> list[Optimum]:
+    """Return the best complete trial of each configuration; the lowest of a few learning rates is marked as low."""
+    complete = [trial for trial in search.trials if trial.state == "complete" and trial.score is not None]
+    lrs = {trial.config["lr"] for trial in complete}
     groups: dict[str, list[TrialResult]] = {}
-    for one in done:
-        low = few and one.config["lr"] == min(lrs)
-        groups.setdefault(one.variant + (" (low rate)" if low else ""), []).append(one)
-    best = {name: max(own, key=lambda one: (one.score or 0.0, -one.number)) for name, own in groups.items()}
-    return [Optimum(name, best[name], len(own)) for name, own in groups.items()]
+    for trial in complete:
+        low = 1 < len(lrs) <= 3 and trial.config["lr"] == min(lrs)  # more: a range, in which none is "low"
+        groups.setdefault(trial.variant + (" (low rate)" if low else ""), []).append(trial)
+    return [
+        Optimum(name, max(trials, key=lambda trial: (trial.score or 0.0, -trial.number)), len(trials))
+        for name, trials in groups.items()
+    ]
 
 
-def search_markdown(found: SearchResult) -> str:
-    """The optimum of each arrangement as a Markdown table, with the choices below it."""
-    agreement = " (agreement)" if found.proxy else ""
+def format_search_table(search: SearchResult) -> str:
+    """Format the optimum of each configuration as a Markdown table, followed by the selected models."""
+    agreement = " (agreement)" if search.proxy else ""
     lines = [
-        f"| arrangement | optimum | rate | Score | Score_A{agreement} | Score_B | step | trials |",
+        f"| Configuration | Optimum | Learning rate | Score | Old{agreement} | New | Step | Trials |",
         "|---|---|---:|---:|---:|---:|---:|---:|",
     ]
-    for row in optima(found):
-        cells = _numbers(row.best)
-        lines.append(f"| {row.variant} | `{row.best.method}` | {' | '.join(cells)} | {row.trials} |")
-    lines += ["", *(f"- {_said(choice)}" for choice in found.choices), ""]
+    for row in find_optima(search):
+        lines.append(f"| {row.variant} | `{row.best.method}` | {' | '.join(_numbers(row.best))} | {row.trials} |")
+    lines += ["", *(f"- {_describe_selected(choice)}" for choice in search.choices), ""]
     return "\n".join(lines)
 
 
-def write_search(found: SearchResult, out: Path) -> None:
-    """Write table.md and report.html of a search."""
-    write_text(out / "table.md", search_markdown(found))
-    write_text(out / "report.html", render_search(found))
+def write_search_report(search: SearchResult, out: Path) -> None:
+    """Write table.md and report.html of a search to its folder."""
+    write_text(out / "table.md", format_search_table(search))
+    write_text(out / "report.html", render_search(search))
 
 
-def verdict_search(found: SearchResult) -> list[str]:
-    """Plain lines for the terminal: the choices, what it cost, what sharing saved."""
-    cost = found.cost
-    share = cost["steps"] / max(1.0, cost["steps without stopping"])
-    lines = [_said(choice) for choice in found.choices]
-    lines.append(
-        f"{_count(found, 'complete')} trials complete, {_count(found, 'stopped')} stopped early, "
-        f"{_count(found, 'failed')} failed; {cost['steps']:,.0f} steps ({share:.0%} of all trials run out) in "
-        f"{formatting.duration(cost['seconds'])}; sharing saved {formatting.duration(cost['seconds saved by sharing'])}"
-    )
-    return lines
+def summarize_search(search: SearchResult) -> list[str]:
+    """Summarize a search in lines for the terminal: the selected models, the trials, the cost."""
+    cost, states = search.cost, Counter(trial.state for trial in search.trials)
+    fraction = cost["steps"] / max(1.0, cost["steps without stopping"])
+    return [
+        *map(_describe_selected, search.choices),
+        f"{states['complete']} trials complete, {states['stopped']} stopped early, {states['failed']} failed; "
+        f"{cost['steps']:,.0f} steps ({fraction:.0%} of the full budget) in {format_duration(cost['seconds'])}; "
+        f"reuse between trials saved {format_duration(cost['seconds saved by sharing'])}",
+    ]
 
 
-def render_search(found: SearchResult) -> str:
-    """The HTML report of a search, in one offline file."""
-    sections = (
-        _choices_section(found),
-        _frontier_section(found),
-        _optima_section(found),
-        _settings_section(found),
-        _curves_section(found),
-        _trials_section(found),
-        _cost_section(found),
-    )
-    best = found.choices[0]
-    page = Page(
-        f"Search: {found.title}",
-        "taskgraft · search",
-        typeset(f"{_said(best)}."),
-        _cards(found),
-        tuple(section for section in sections if section.blocks),
-        "Every number is from validation images, which chose among the trials, unless a test split is named. "
-        "This page needs no network.",
-    )
-    return render(page)
-
-
-def _cards(found: SearchResult) -> tuple[Card, ...]:
-    best = found.choices[0]
-    one = best.candidate
-    answer = "Nothing" if one is None else one.method
-    lines = (
-        ()
-        if one is None
-        else (f"Score {percent(one.score)}: old {percent(one.old.mean)}, new {percent(one.new.mean)}.",)
-    )
-    cost = found.cost
-    follow = f"{cost['trials']:.0f} trials, {cost['steps']:,.0f} steps."
-    saved = f"Sharing saved {formatting.duration(cost['seconds saved by sharing'])}."
+def _describe_selected(choice: SelectedModel) -> str:
+    candidate = choice.candidate
+    if candidate is None:
+        return f"{choice.rule}: no trial qualifies"
+    test = f"; new {format_percent(choice.test.mean)} on {choice.test.n} test images" if choice.test else ""
+    folder = f"; {choice.folder}" if choice.folder else ""
     return (
-        Card("What is best?", answer, lines, tone="good" if one else "unknown"),
-        Card("What did it cost?", formatting.duration(cost["seconds"]), (follow, saved)),
-        Card(
-            "What next?",
-            "Use it.",
-            ("One seed chose among the trials; other seeds tell how much of it was luck.",),
-            commands.predicted(best.folder) if best.folder else "",
+        f"{choice.rule}: {candidate.method} at learning rate {candidate.lr:g}: Score {format_percent(candidate.score)} "
+        f"(old {format_percent(candidate.old.mean)}, new {format_percent(candidate.new.mean)}){test}{folder}"
+    )
+
+
+def render_search(search: SearchResult) -> str:
+    """Render the report of a search.
+
+    Args:
+        search: The search with all of its trials.
+
+    Returns:
+        One offline HTML page.
+    """
+    best = search.choices[0]
+    learning_curves = _build_learning_curves(search)
+    trials = _build_trials_table(search)
+    context = {
+        "search": search,
+        "best": best,
+        "lead": _describe_selected(best),
+        "next_command": commands.predict(best.folder) if best.folder else "",
+        "selected": _build_selected_table(search),
+        "front": Figure(_build_front_chart(search), (_build_front_table(search),)),
+        "optima": Table(
+            "The best trial of each configuration",
+            ("Configuration", "Optimum", "Learning rate", "Score", "Old (%)", "New (%)", "Step", "Trials"),
+            tuple((row.variant, row.best.method, *_numbers(row.best), str(row.trials)) for row in find_optima(search)),
+            (0, 1),
+            (1,),
         ),
-    )
+        "slices": [Figure(_build_slice_chart(search, key, i), (), "small") for i, key in enumerate(search.space)],
+        "importance": _build_importance_figure(search),
+        "space": build_pairs_table("Search space", ("Setting", "Values"), search.space.items()),
+        "learning_curves": build_line_figure(learning_curves) if learning_curves.panels[0].curves else None,
+        "trials": trials,
+        "trials_open": len(trials.rows) <= MAX_OPEN_TRIALS,
+        "costs": _build_cost_tables(search),
+    }
+    return render("search.html.j2", context)
 
 
-def _choices_section(found: SearchResult) -> Section:
+def _numbers(trial: TrialResult) -> tuple[str, ...]:
+    values = format_percent(trial.score), format_percent(trial.old), format_percent(trial.new)
+    return f"{trial.config['lr']:g}", *values, str(trial.step)
+
+
+def _build_selected_table(search: SearchResult) -> Table:
     rows = []
-    for choice in found.choices:
-        one = choice.candidate
-        if one is None:
-            rows.append((choice.rule, "no trial fulfils it", *[NOTHING] * 6))
+    for choice in search.choices:
+        candidate = choice.candidate
+        if candidate is None:
+            rows.append((choice.rule, "no trial qualifies", *[MISSING] * 6))
             continue
-        test = NOTHING if choice.test is None else formatting.measured(choice.test)
-        optimism = NOTHING if choice.optimism is None else formatting.signed(choice.optimism)
         rows.append((
-            choice.rule, str(one.trial), one.method, percent(one.score), formatting.measured(one.old),
-            formatting.measured(one.new), test, optimism,
+            choice.rule, str(candidate.trial), candidate.method, format_percent(candidate.score),
+            format_estimate(candidate.old), format_estimate(candidate.new), format_estimate(choice.test),
+            format_delta(choice.optimism),
         ))  # fmt: skip
-    head = ("Choice", "Trial", "Method", "Score", "Old (%)", "New (%)", "New, test (%)", "Optimism")
-    table = Table("Three choices on the frontier, with 95 % intervals", head, tuple(rows), (0, 2), code=(2,))
-    proxy = "agreement with the parent, a proxy: no old validation images were given"
-    said = Text(
-        f"Old is {proxy if found.proxy else 'the mean accuracy of the old tasks'}. Test images chose nothing and were "
-        "asked once, for the choices alone; optimism is validation minus test.",
-        "note",
+    head = ("Rule", "Trial", "Method", "Score", "Old (%)", "New (%)", "New, test (%)", "Validation − test")
+    return Table(
+        "Models selected from the Pareto front, with 95 % confidence intervals", head, tuple(rows), (0, 2), (2,)
     )
-    codes: list[Block] = [
-        Code(f"{choice.rule}; its bundle is in {choice.folder}. To train it anew:", choice.command)
-        for choice in found.choices
-        if choice.command
-    ]
-    return Section("choices", "Choices", (table, said, *codes))
 
 
-def _frontier_section(found: SearchResult) -> Section:
-    head = ("Trial", "Method", "Rate", f"{found.tasks[0]} … (%)", f"{found.tasks[-1]} (%)", "Score")
+def _build_front_table(search: SearchResult) -> Table:
+    head = ("Trial", "Method", "Learning rate", f"{_old_names(search)} (%)", f"{search.tasks[-1]} (%)", "Score")
     rows = tuple(
-        (str(c.trial), c.method, f"{c.lr:g}", formatting.measured(c.old), formatting.measured(c.new), percent(c.score))
-        for c in found.frontier
+        (str(c.trial), c.method, f"{c.lr:g}", format_estimate(c.old), format_estimate(c.new), format_percent(c.score))
+        for c in search.frontier
     )
-    caption = "Up and right is better. Bars are 95 % intervals over images; hollow points were stopped early."
-    chart = search_charts.frontier(found)._replace(caption=caption)
-    return Section("frontier", "Frontier", (Plot(chart, (Table("The frontier", head, rows, (0, 1), code=(1,)),)),))
+    return Table("The Pareto front", head, rows, (0, 1), (1,))
 
 
-def _optima_section(found: SearchResult) -> Section:
-    rows = tuple((row.variant, row.best.method, *_numbers(row.best), str(row.trials)) for row in optima(found))
-    head = ("Arrangement", "Optimum", "Rate", "Score", "Score_A (%)", "Score_B (%)", "Step", "Trials")
-    table = Table("The best trial of each arrangement", head, rows, (0, 1), code=(1,))
-    return Section("optima", "Optima", (table,) if rows else ())
+def _old_names(search: SearchResult) -> str:
+    return ", ".join(search.tasks[:-1])
 
 
-def _settings_section(found: SearchResult) -> Section:
-    blocks: list[Block] = []
-    blocks.append(
-        Plots(tuple(Plot(search_charts.slice_of(found, key, i), (), "small") for i, key in enumerate(found.space)))
-    )
-    if any(math.isfinite(value) for own in found.importance.values() for value in own.values()):
-        blocks.append(Plot(search_charts.importance(found), (), "small"))
-    blocks += pairs("What was searched", ("Setting", "Values"), list(found.space.items()))
-    return Section("settings", "Settings", tuple(blocks))
-
-
-def _curves_section(found: SearchResult) -> Section:
-    chart = search_charts.curves(found)
-    return Section("curves", "Learning curves", (chart_plot(chart),) if chart.panels[0].curves else ())
-
-
-def _trials_section(found: SearchResult) -> Section:
+def _build_trials_table(search: SearchResult) -> Table:
     rows = tuple(
-        (str(one.number), one.state, one.method, f"{one.config.get('lr', math.nan):g}", f"{one.reached}", 
-         percent(one.score), percent(one.old), percent(one.new), formatting.duration(one.seconds), one.reason or "",
-         one.folder)
-        for one in found.trials
+        (str(one.number), one.state, one.method, f"{one.config.get('lr', math.nan):g}", str(one.reached),
+         format_percent(one.score), format_percent(one.old), format_percent(one.new), format_duration(one.seconds),
+         one.reason or "", one.folder)
+        for one in search.trials
     )  # fmt: skip
-    head = ("Trial", "State", "Method", "Rate", "Steps", "Score", "Old (%)", "New (%)", "Time", "Reason", "Folder")
-    table = Table("Every trial", head, rows, (0, 1, 2, 9, 10), code=(2,))
-    return Section("trials", "Trials", (table,) if len(rows) <= 60 else (Fold(f"All {len(rows)} trials", table),))
+    head = (
+        "Trial", "State", "Method", "Learning rate", "Steps", "Score", "Old (%)", "New (%)", "Time", "Reason", "Folder",
+    )  # fmt: skip
+    return Table("All trials", head, rows, (0, 1, 2, 9, 10), (2,))
 
 
-def _cost_section(found: SearchResult) -> Section:
-    saved: dict[str, float] = {}
-    for one in found.trials:
-        for name, seconds in one.saved.items():
-            saved[name] = saved.get(name, 0.0) + seconds
-    cost = found.cost
-    rows = [
-        (name, formatting.duration(v) if "seconds" in name or name == "this start" else f"{v:,.0f}")
-        for name, v in cost.items()
+def _build_cost_tables(search: SearchResult) -> list[Table]:
+    saved: Counter[str] = Counter()
+    for trial in search.trials:
+        saved.update(trial.saved)
+    is_time = {name: "seconds" in name or name == "this start" for name in search.cost}
+    cost = [(name, format_duration(v) if is_time[name] else f"{v:,.0f}") for name, v in search.cost.items()]
+    reused = [(name, format_duration(seconds)) for name, seconds in saved.items()]
+    return [
+        build_pairs_table("Cost", ("Item", "Amount"), cost),
+        build_pairs_table("Time saved by computing once for all trials", ("Result", "Time"), reused),
+        build_pairs_table("Versions", ("Package", "Version"), search.versions.items()),
     ]
-    shared = [(name, formatting.duration(seconds)) for name, seconds in saved.items()]
-    blocks: list[Block] = [
-        *pairs("Cost", ("What", "How much"), rows),
-        *pairs("What sharing saved: computed once, used by all trials", ("What", "Time"), shared),
-        *pairs("Versions", ("What", "Version"), list(found.versions.items())),
-        Code("The whole search:", found.command),
-        *(Text(note) for note in found.notes),
+
+
+# ---- charts ----------------------------------------------------------------------------------------------------
+
+
+def _build_front_chart(search: SearchResult) -> Chart:
+    """Old against new accuracy: every trial, the front with its intervals, the selected models."""
+    known = [trial for trial in search.trials if trial.old is not None]
+    front = _candidate_curve("Pareto front", search.frontier, Style("vermillion", "-", "D"))
+    curves = [
+        _trial_curve("stopped early", [trial for trial in known if trial.state == "stopped"], "muted"),
+        _trial_curve("complete", [trial for trial in known if trial.state == "complete"], "blue"),
+        front._replace(
+            stepped=True,
+            x_bars=[(100 * one.old.low, 100 * one.old.high) for one in search.frontier],
+            y_bars=[(100 * one.new.low, 100 * one.new.high) for one in search.frontier],
+        ),
     ]
-    return Section("cost", "Cost, and how to repeat it", tuple(blocks))
-
-
-def _numbers(one: TrialResult) -> tuple[str, ...]:
-    return f"{one.config['lr']:g}", percent(one.score), percent(one.old), percent(one.new), str(one.step)
-
-
-def _said(choice: SelectedModel) -> str:
-    one = choice.candidate
-    if one is None:
-        return f"{choice.rule}: no trial fulfils it"
-    test = "" if choice.test is None else f"; on {choice.test.n} test images new {percent(choice.test.mean)}"
-    place = f"; {choice.folder}" if choice.folder else ""
-    return (
-        f"{choice.rule}: {one.method}, rate {one.lr:g}: Score {percent(one.score)} "
-        f"(old {percent(one.old.mean)}, new {percent(one.new.mean)}){test}{place}"
+    for choice in search.choices:
+        if choice.candidate:
+            curve = _candidate_curve(choice.rule, [choice.candidate], Style("green", "", SYMBOLS[choice.goal]))
+            curves.append(curve._replace(hollow=True, size=15))
+    y = Axis(f"{search.tasks[-1]}: accuracy (%)")
+    x = Axis(f"{_old_names(search)}: {'agreement with the parent' if search.proxy else 'accuracy'} (%)")
+    caption = (
+        "Higher and further right is better. Bars are 95 % confidence intervals over images; trials stopped early are "
+        "hollow."
     )
+    panel = Panel("", y, tuple(curve for curve in curves if curve.x), height=480)
+    return Chart("front-plot", "Old vs new accuracy of every trial", caption, (panel,), x, kind="Scatter plot")
 
 
-def _count(found: SearchResult, state: str) -> int:
-    return sum(one.state == state for one in found.trials)
+def _trial_curve(name: str, trials: Sequence[TrialResult], color: str) -> Curve:
+    return Curve(
+        name, Style(color, "", "o"), [_percent(one.old) for one in trials], [_percent(one.new) for one in trials],
+        hollow=name != "complete",
+        tooltips=[_tooltip(f"trial {one.number}: {one.method}", one.old, one.new) for one in trials],
+    )  # fmt: skip
+
+
+def _candidate_curve(name: str, candidates: Sequence[Candidate], style: Style) -> Curve:
+    return Curve(
+        name, style, [100 * one.old.mean for one in candidates], [100 * one.new.mean for one in candidates],
+        tooltips=[_tooltip(f"trial {one.trial}: {one.method}, learning rate {one.lr:g}", one.old.mean, one.new.mean)
+                  for one in candidates],
+    )  # fmt: skip
+
+
+def _tooltip(text: str, old: float | None, new: float | None) -> str:
+    return f"{clean_text(text, 80)}: {format_percent(old)} % old, {format_percent(new)} % new"
+
+
+def _percent(fraction: float | None) -> float:
+    return math.nan if fraction is None else 100 * fraction
+
+
+def _build_slice_chart(search: SearchResult, key: str, number: int) -> Chart:
+    """Old and new accuracy over one setting."""
+    known = [trial for trial in search.trials if trial.old is not None and key in trial.params]
+    values = [trial.params[key] for trial in known]
+    categorical = any(isinstance(value, str) for value in values)
+    names = list(dict.fromkeys(map(str, values))) if categorical else []
+    log = not categorical and min(values, default=0) > 0 and max(values) / min(values) > LOG_RATIO
+    curves = []
+    for name, color, marker in (("old", "red", "o"), ("new", "blue", "s")):
+        for complete in (True, False):
+            trials = [trial for trial in known if (trial.state == "complete") == complete]
+            x = [names.index(str(one.params[key])) if categorical else one.params[key] for one in trials]
+            curves.append(Curve(
+                name, Style(color, "", marker), x, [_percent(getattr(one, name)) for one in trials],
+                hollow=not complete,
+                tooltips=[f"trial {one.number}, {one.state}: {format_percent(getattr(one, name))} % {name}"
+                          for one in trials],
+            ))  # fmt: skip
+    axis = Axis(key, -0.5, len(names) - 0.5, names=tuple(enumerate(names))) if categorical else Axis(key, log=log)
+    panel = Panel("", Axis("accuracy (%)"), tuple(curve for curve in curves if curve.x))
+    caption = "Circles: old accuracy. Squares: new accuracy. Hollow: stopped early."
+    return Chart(f"slice{number}", key, caption, (panel,), axis, kind="Scatter plot")
+
+
+def _build_importance_figure(search: SearchResult) -> Figure | None:
+    """The fraction of the variance of each accuracy that a setting explains; None where it could not be computed."""
+    names = list(dict.fromkeys(key for values in search.importance.values() for key in values))
+    boxes = tuple(
+        Box(0, names.index(key) + offset, 100 * value, 0.36, color, name=name,
+            tooltip=f"{key}, {name}: {format_percent(value)} %")
+        for name, color, offset in (("old", "red", -0.38), ("new", "blue", 0.02))
+        for key, value in search.importance.get(name, {}).items()
+        if math.isfinite(value)
+    )  # fmt: skip
+    if not boxes:
+        return None
+    caption = "Variance between trials that a setting explains (PED-ANOVA); a rough estimate with few trials."
+    y = Axis("", len(names) - 0.5, -0.5, names=tuple(enumerate(names)))
+    panel = Panel("", y, boxes=boxes, height=60 + 34 * len(names))
+    x = Axis("explained variance (%)", 0)
+    return Figure(Chart("importance", "Importance", caption, (panel,), x, kind="Bar chart"), (), "small")
+
+
+def _build_learning_curves(search: SearchResult) -> Chart:
+    """Mean of old and new accuracy over the steps, of the best trials."""
+    scored = [trial for trial in search.trials if trial.score is not None]
+    best = sorted(scored, key=lambda trial: -(trial.score or 0))[:MAX_CURVES]
+    curves = []
+    for trial, style in zip(best, charts.choose_styles([str(one.number) for one in best]), strict=True):
+        points = [(line.step, _score(line.accuracy, line.agreement, search.tasks)) for line in trial.history]
+        known = [(step, score) for step, score in points if score is not None]
+        if known:
+            steps, scores = zip(*known, strict=True)
+            curves.append(Curve(f"trial {trial.number}", style, steps, scores))
+    caption = (
+        f"Mean of old and new accuracy of the best {len(best)} trials. Trials are compared at "
+        f"step {', '.join(map(str, search.rungs))}."
+    )
+    panel = Panel("", Axis("mean accuracy (%)", -2, 102), tuple(curves), percent=True)
+    x = charts.step_axis(0, max((trial.reached for trial in search.trials), default=1))
+    return Chart("curve-plot", "Learning curves", caption, (panel,), x)
+
+
+def _score(accuracy: dict[str, float], agreement: dict[str, float], tasks: Sequence[str]) -> float | None:
+    if not accuracy:
+        return None
+    old = [accuracy.get(task, agreement.get(task, 0.0)) for task in tasks[:-1]]
+    new = next((value for task, value in accuracy.items() if task not in tasks[:-1]), None)
+    return None if new is None else (sum(old) / max(1, len(old)) + new) / 2

@@ -1,12 +1,12 @@
-"""The colours of light and dark paper, and the start of the style sheet that every page shares."""
+"""The colors of the light, dark and print themes, and the style sheet that all pages share."""
 
 from __future__ import annotations
 
 from importlib import resources
 
-# Okabe and Ito's colours, which colour-blind readers tell apart, in shades for light and for dark paper.
-# "red" and "blue" are the founding text's colours of task A and task B. Text on "paper" and on "raised" has a contrast
-# of 4.5 at least, what is drawn on "paper" one of 3 (WCAG 2.2, 1.4.3 and 1.4.11); a test computes them.
+# The color-blind-safe palette of Okabe and Ito (2008), shaded for each background. "red" and "blue" are task A and
+# task B of the reference experiment. Text on "paper" and "raised" has a contrast of at least 4.5, graphics on "paper"
+# of at least 3 (WCAG 2.2, 1.4.3 and 1.4.11); tests/report/test_theme.py computes them.
 LIGHT = {
     "ink": "#1c1e21",
     "muted": "#5c636b",
@@ -16,7 +16,7 @@ LIGHT = {
     "raised": "#f6f7f8",
     "tint": "#eaf4fb",
     "link": "#00629b",
-    "on": "#ffffff",  # text on the colour of links
+    "on": "#ffffff",  # text on a "link" background
     "bar": "#9cc9e6",
     "good": "#00785a",
     "mixed": "#8a5a00",
@@ -59,7 +59,7 @@ DARK = {
     "cold": "#1d2329",
     "heat": "#1f6a9c",
 }
-# Paper that is printed on: colours dark enough for a grey printer, and no ground.
+# Overrides of LIGHT for paper: dark enough for a gray-scale printer, no backgrounds.
 PRINT = {
     "paper": "#ffffff",
     "raised": "#ffffff",
@@ -75,20 +75,26 @@ PRINT = {
 }
 
 
-def part(name: str) -> str:
-    """The text of a file beside the templates."""
+def read_asset(name: str) -> str:
+    """Read a file that lies beside the templates, such as a style sheet."""
     return (resources.files("taskgraft.report") / "templates" / name).read_text(encoding="utf-8")
 
 
-def sheet(own: str) -> str:
-    """A whole style sheet: the colours as variables, what all pages share, and what a page has of its own."""
-    dark, paper = _variables(DARK), _variables(LIGHT | PRINT)
+def build_style_sheet(page_css: str) -> str:
+    """Build a complete style sheet.
+
+    Args:
+        page_css: What one kind of page adds to the shared rules.
+
+    Returns:
+        The colors as CSS variables for each theme, the shared rules, then `page_css`.
+    """
     return "\n".join((
         f":root {{ color-scheme: light dark; {_variables(LIGHT)} }}",
-        f"@media (prefers-color-scheme: dark) {{ :root {{ {dark} }} }}",
-        f"@media print {{ :root {{ color-scheme: light; {paper} }} }}",
-        part("base.css"),
-        own,
+        f"@media (prefers-color-scheme: dark) {{ :root {{ {_variables(DARK)} }} }}",
+        f"@media print {{ :root {{ color-scheme: light; {_variables(LIGHT | PRINT)} }} }}",
+        read_asset("base.css"),
+        page_css,
     ))  # fmt: skip
 
 

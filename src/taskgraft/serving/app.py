@@ -88,7 +88,7 @@ def _public_routes(service: Service) -> APIRouter:
     router = APIRouter()
     folder = resources.files("taskgraft.serving") / "page"
     page = {name: (folder / name).read_text(encoding="utf-8") for name in PAGE_FILES}
-    page["page.css"] = theme.sheet(page["page.css"])  # after the style sheet of all pages of taskgraft
+    page["page.css"] = theme.build_style_sheet(page["page.css"])  # after the style sheet of all pages of taskgraft
     health: dict[str, Any] = {"response_class": Response, "tags": ["Open Inference Protocol V2"]}
 
     @router.get("/v2/health/live", **health, responses={200: {"content": {}}})

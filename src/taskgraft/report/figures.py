@@ -1,0 +1,272 @@
+"""Charts of training: the figures of the reference experiment, old vs new accuracy, curves of one run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from math import isnan
+from pathlib import Path
+
+from taskgraft.methods.presets import is_baseline
+from taskgraft.report import charts
+from taskgraft.report.charts import Axis, Chart, Curve, Panel, Points, Style, build_mean_curve, step_axis
+from taskgraft.report.formatting import format_percent
+from taskgraft.report.summary import Row, SeedMean, new_name, new_tasks, old_tasks
+from taskgraft.results.record import Comparison, Record, StepMetrics, TaskResult, VariantResult
+
+TASK_A = Style("red", "-", "o")  # old, in the colors of the reference experiment
+TASK_B = Style("blue", "-", "s")  # new
+PARENT = Style("grey", "-", "")
+OLD_COLORS = ("red", *charts.SERIES[1:6])  # of old tasks beside a blue new one
+ACCURACY = Axis("accuracy (%)", -2, 102)
+
+
+def write_figures(comparison: Comparison, folder: Path) -> list[Path]:
+    """Write figure1.png, figure2.png and figure3.png to `folder`, without those that have no data.
+
+    Returns:
+        The files written.
+    """
+    paths = []
+    for chart in build_reference_figures(comparison):
+        paths.append(folder / f"{chart.key}.png")
+        charts.write_png(chart, paths[-1])
+    return paths
+
+
+def build_reference_figures(comparison: Comparison) -> tuple[Chart, ...]:
+    """Build the figures of the reference experiment, without those that have no data.
+
+    Figure 1 is plain fine-tuning at the highest learning rate, figure 2 at the lowest, figure 3 all configurations.
+    """
+    baselines = [variant for variant in comparison.variants if is_baseline(variant.method) and variant.records]
+    baselines.sort(key=_learning_rate, reverse=True)
+    figures = []
+    if baselines:
+        figures.append(_baseline_figure(1, "standard", baselines[0]))
+    if baselines and _learning_rate(baselines[-1]) < _learning_rate(baselines[0]):
+        figures.append(_baseline_figure(2, "low", baselines[-1]))
+    figures.append(_overview_figure([variant for variant in comparison.variants if variant.records]))
+    return tuple(chart for chart in figures if chart is not None)
+
+
+def _learning_rate(variant: VariantResult) -> float:
+    return float(variant.config.get("lr", 0.0))
+
+
+def _baseline_figure(number: int, kind: str, variant: VariantResult) -> Chart | None:
+    records, record = variant.records, variant.records[0]
+    curves = _curves([
+        (f"{_old_mean_name(record)} (task A)", TASK_A, [_mean_accuracy(one, old_tasks(one)) for one in records]),
+        (f"{new_name(record)} (task B)", TASK_B, [_mean_accuracy(one, new_tasks(one)) for one in records]),
+    ])  # fmt: skip
+    if not curves:
+        return None
+    end = _last_step(curves)
+    caption = (
+        f"Plain fine-tuning at the {kind} learning rate ({_learning_rate(variant):g}): validation accuracy on the old "
+        f"task (red circles) and the new one (blue squares). {describe_bands(variant.records)}"
+    )
+    panel = Panel("", ACCURACY, (*_parent_level(record, end), *curves), percent=True)
+    return Chart(f"figure{number}", f"Figure {number}: {variant.label}", caption, (panel,), step_axis(0, end))
+
+
+def _overview_figure(variants: Sequence[VariantResult]) -> Chart | None:
+    if not variants:
+        return None
+    record = variants[0].records[0]
+    styled = list(zip(variants, charts.choose_styles([variant.method for variant in variants]), strict=True))
+    old = _curves((v.label, style, [_mean_accuracy(one, old_tasks(one)) for one in v.records]) for v, style in styled)
+    new = _curves((v.label, style, [_mean_accuracy(one, new_tasks(one)) for one in v.records]) for v, style in styled)
+    title, axis, before = f"{_old_mean_name(record)} (task A)", ACCURACY, list[Curve]()
+    if old:
+        end = _last_step([*old, *new])
+        before = _parent_training(record, [(task.name, PARENT) for task in old_tasks(record)])
+        old = [*before, *_parent_level(record, end), *old]
+    else:
+        old = _curves((v.label, style, map(_mean_agreement, v.records)) for v, style in styled)
+        title = f"{_old_mean_name(record)}: agreement with the parent (proxy)"
+        axis = ACCURACY._replace(title="agreement (%)")
+        if not old and not new:
+            return None
+        end = _last_step([*old, *new])
+    start = _first_step(before, end)
+    panels = (Panel(title, axis, tuple(old), percent=True),
+              Panel(f"{new_name(record)} (task B)", ACCURACY, tuple(new), percent=True))  # fmt: skip
+    longest = max((variant.records for variant in variants), key=len)
+    caption = f"All configurations, from the same parent. {describe_bands(longest)}{_describe_before(before)}"
+    mark, text = (0, "task B starts") if start < 0 else (None, "")
+    panels = tuple(panel for panel in panels if panel.curves)
+    return Chart("figure3", "Figure 3: all configurations", caption, panels, step_axis(start, end), mark, text)
+
+
+def build_tradeoff_chart(rows: Sequence[Row], old: str, new: str) -> Chart | None:
+    """Build the scatter plot of old against new accuracy, a marker per configuration; None without accuracies."""
+    curves = []
+    for row, style in zip(rows, charts.choose_styles([row.method for row in rows]), strict=True):
+        if row.old is None or row.new is None:
+            continue
+        tooltip = f"{row.label}: {format_percent(row.old.mean)} % old, {format_percent(row.new.mean)} % new"
+        curves.append(Curve(
+            row.label, style._replace(dash=""), [100 * row.old.mean], [100 * row.new.mean], hollow=style.dash != "-",
+            size=10, x_bars=_interval(row.old), y_bars=_interval(row.new), tooltips=(tooltip,),
+        ))  # fmt: skip
+    if not curves:
+        return None
+    caption = "Higher and further right is better. Bars are 95 % t-intervals over seeds, which need at least two."
+    panel = Panel("", Axis(f"{new}: accuracy (%)"), tuple(curves), height=380)
+    x = Axis(f"{old}: accuracy (%)")
+    return Chart("tradeoff-plot", "Final accuracy of every configuration", caption, (panel,), x, kind="Scatter plot")
+
+
+def _interval(mean: SeedMean) -> tuple[tuple[float, float], ...]:
+    """The ends of a t-interval in percent, which over two seeds may reach beyond what an accuracy can be."""
+    if isnan(mean.half_width):
+        return ()
+    low, high = 100 * (mean.mean - mean.half_width), 100 * (mean.mean + mean.half_width)
+    return ((max(0.0, low), min(100.0, high)),)
+
+
+def build_accuracy_chart(record: Record) -> Chart | None:
+    """Build the validation accuracy of every task over the steps of one run; None where nothing was measured."""
+    styles = _task_styles(record)
+    old = old_tasks(record)
+    accuracies = _curves((name, style, [_logged(record.history, name)]) for name, style in styles.items())
+    measured = {curve.name for curve in accuracies}
+    proxies = _curves(
+        (f"{name}, agreement (proxy)", style._replace(dash=":"), [_logged_agreement(record.history, name)])
+        for name, style in styles.items()
+        if name not in measured
+    )
+    if not accuracies and not proxies:
+        return None
+    end = _last_step([*accuracies, *proxies])
+    before = _parent_training(record, [(task.name, styles[task.name]) for task in old])
+    levels = [
+        _level(f"{task.name}, parent", styles[task.name].color, task.parent.mean, end) for task in old if task.parent
+    ]
+    start = _first_step(before, end)
+    if len(levels) > 1:  # they have their tasks' colors; three legend entries per task would fill a phone
+        levels, before = ([curve._replace(in_legend=False) for curve in curves] for curves in (levels, before))
+    dashed = " Dashed: the parent's." if levels else ""
+    caption = f"Validation accuracy of every task.{dashed} Dotted line: the selected step.{_describe_before(before)}"
+    panel = Panel("", ACCURACY, (*before, *levels, *accuracies, *proxies), percent=True)
+    selected = f"selected: step {record.step}"
+    return Chart("accuracy", "Accuracy", caption, (panel,), step_axis(start, end), record.step, selected)
+
+
+def _task_styles(record: Record) -> dict[str, Style]:
+    styles = {task.name: TASK_B for task in record.tasks}
+    markers = ("o", *charts.MARKERS[2:])  # all but the new task's
+    for i, task in enumerate(old_tasks(record)):
+        color = OLD_COLORS[0] if i == 0 else OLD_COLORS[1 + i % (len(OLD_COLORS) - 1)]
+        styles[task.name] = Style(color, "-", markers[i % len(markers)])
+    return styles
+
+
+def build_loss_chart(key: str, title: str, records: Sequence[Record], caption: str = "") -> Chart | None:
+    """Build every loss term over steps, the mean over runs; logarithmic where terms differ by orders of magnitude.
+
+    Up to four terms differ in dash and color, further ones in markers too: to the color-blind, eight colors are fewer.
+    """
+    names = dict.fromkeys(name for record in records for line in record.history for name in line.terms)
+    curves = _curves(
+        (
+            name,
+            Style(charts.SERIES[i % 8], charts.DASHES[i % 4], "" if i < 4 else charts.MARKERS[i % 8]),
+            [[(line.step, line.terms[name]) for line in one.history if name in line.terms] for one in records],
+        )
+        for i, name in enumerate(names)
+    )
+    if not curves:
+        return None
+    positive = [value for curve in curves for value in curve.y if value is not None and value > 0]
+    log = bool(positive) and max(positive) > 100 * min(positive)
+    if log:
+        curves = [_drop_nonpositive(curve) for curve in curves]
+        caption = f"{caption} Logarithmic scale, without zeros.".strip()
+    panel = Panel("", Axis("loss", log=True) if log else Axis("loss", 0), tuple(curves))
+    return Chart(key, title, caption, (panel,), step_axis(0, _last_step(curves)))
+
+
+def _drop_nonpositive(curve: Curve) -> Curve:
+    floor = min((value for value in curve.y if value is not None and value > 0), default=1.0) / 2
+    return curve._replace(
+        y=tuple(value if value is not None and value > 0 else None for value in curve.y),
+        low=tuple(max(value or 0, floor) for value in curve.low),
+        high=tuple(max(value or 0, floor) for value in curve.high),
+    )
+
+
+def describe_bands(records: Sequence[Record]) -> str:
+    """Describe what lines and bands of curves over these runs are."""
+    if len(records) < 2:
+        return "One seed."
+    return f"Lines: mean over {len(records)} seeds. Bands: from the lowest to the highest seed."
+
+
+def _describe_before(before: Sequence[Curve]) -> str:
+    return " Before step 0: the training of the parent." if before else ""
+
+
+def _old_mean_name(record: Record) -> str:
+    names = [task.name for task in old_tasks(record)]
+    return names[0] if len(names) == 1 else f"mean of {len(names)} old tasks"
+
+
+def _curves(parts: Iterable[tuple[str, Style, Iterable[Points]]]) -> list[Curve]:
+    curves = [build_mean_curve(name, style, runs) for name, style, runs in parts]
+    return [curve for curve in curves if curve is not None]
+
+
+def _mean_accuracy(record: Record, tasks: Sequence[TaskResult]) -> Points:
+    """Mean accuracy at the steps where all of the tasks were evaluated."""
+    names = [task.name for task in tasks]
+    return [
+        (line.step, sum(line.accuracy[name] for name in names) / len(names))
+        for line in record.history
+        if names and all(name in line.accuracy for name in names)
+    ]
+
+
+def _mean_agreement(record: Record) -> Points:
+    return [
+        (line.step, sum(line.agreement.values()) / len(line.agreement)) for line in record.history if line.agreement
+    ]
+
+
+def _logged(history: Sequence[StepMetrics], task: str) -> Points:
+    return [(line.step, line.accuracy[task]) for line in history if task in line.accuracy]
+
+
+def _logged_agreement(history: Sequence[StepMetrics], task: str) -> Points:
+    return [(line.step, line.agreement[task]) for line in history if task in line.agreement]
+
+
+def _parent_training(record: Record, styles: Sequence[tuple[str, Style]]) -> list[Curve]:
+    """The parent's own training, shifted to end at step 0; a curve per task that it logged."""
+    last = max((line.step for line in record.parent_history), default=0)
+    shifted = [line.model_copy(update={"step": line.step - last}) for line in record.parent_history]
+    return _curves(
+        (f"{task}, parent's training", style._replace(marker=""), [_logged(shifted, task)]) for task, style in styles
+    )
+
+
+def _parent_level(record: Record, end: float) -> list[Curve]:
+    """The parent's mean accuracy on the old tasks, where all were measured."""
+    known = [task.parent.mean for task in old_tasks(record) if task.parent is not None]
+    if not known or len(known) < len(old_tasks(record)):
+        return []
+    return [_level("parent (before)", "grey", sum(known) / len(known), end)]
+
+
+def _level(name: str, color: str, value: float, end: float) -> Curve:
+    return Curve(name, Style(color, "--", ""), (0, end), (value, value))
+
+
+def _last_step(curves: Sequence[Curve]) -> float:
+    return max(curve.x[-1] for curve in curves)
+
+
+def _first_step(before: Sequence[Curve], end: float) -> float:
+    """Where the x axis starts: of the parent's training at most as many steps as the child's are shown."""
+    return max(before[0].x[0], -end) if before else 0
