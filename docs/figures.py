@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 import taskgraft
-from taskgraft import curvature
+from taskgraft.curvature import fisher
 
 COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7")  # Okabe and Ito: the colour-blind can tell them apart
 INK = {"light": "#333333", "dark": "#dddddd"}
@@ -111,7 +111,7 @@ def _fisher(parent: taskgraft.Classifier, ink: str) -> Figure:
     """Quantiles of the Fisher diagonal, a line for each weight matrix and bias."""
     points = _points(400, 5)
     names = [name for name, _ in parent.named_parameters()]
-    found = curvature.fisher_diagonal(parent, lambda i, j: points[i:j], 400, names, ["A"], labels="exact")
+    found = fisher.fisher_diagonal(parent, lambda i, j: points[i:j], 400, names, ["A"], labels="exact")
     figure = Figure(figsize=(8, 3.2), layout="constrained")
     axes = figure.subplots()
     for row, name in enumerate(names):

@@ -17,7 +17,7 @@ import torch
 from store import RESULTS, Digits, Store, accuracy, climb, mlp, mnist
 
 from taskgraft import Classifier, Images, Task, TrainingConfig, learn, wrap
-from taskgraft.curvature import fisher_diagonal
+from taskgraft.curvature.fisher import fisher_diagonal
 from taskgraft.methods.protocol import Method
 from taskgraft.models.features import image_reader
 from taskgraft.types import Memory, Params, Quadratic, TrainingData

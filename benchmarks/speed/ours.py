@@ -13,7 +13,7 @@ from benchmarks.speed.worker import Ready, Work
 from taskgraft import pytree
 from taskgraft.bundle.architecture import find_head
 from taskgraft.config import TrainingConfig
-from taskgraft.curvature import fisher_diagonal
+from taskgraft.curvature.fisher import fisher_diagonal
 from taskgraft.methods import composition
 from taskgraft.methods.protocol import Method
 from taskgraft.models import inference

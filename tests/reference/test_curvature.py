@@ -13,9 +13,10 @@ from timm.models.resnet import BasicBlock, ResNet
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from taskgraft.curvature import JOINT, fisher_diagonal, generic, labels
-from taskgraft.curvature.labels import uniforms
-from taskgraft.curvature.plan import look
+from taskgraft.curvature import fallback, labels
+from taskgraft.curvature.fisher import JOINT, fisher_diagonal
+from taskgraft.curvature.labels import hash_uniforms
+from taskgraft.curvature.probe import probe_model
 from taskgraft.types import Params
 
 COUNT = 4
@@ -214,7 +215,7 @@ def definition(
 
 def drawn(task: str, i: int, p: Tensor, draws: int = 1) -> Tensor:
     """Weigh the classes as labels="sampled" with seed 3 draws them."""
-    u = uniforms(3, task, 0, COUNT, draws)[:, i]
+    u = hash_uniforms(3, task, 0, COUNT, draws)[:, i]
     picks = [int((p.cumsum(0) <= float(one)).sum()) for one in u]
     return F.one_hot(torch.tensor(picks), len(p)).double().mean(0)
 
@@ -332,13 +333,13 @@ def test_single_precision_is_close(name: str) -> None:
 
 
 def test_uniform_numbers_depend_on_their_place_alone() -> None:
-    whole = uniforms(1, "a", 0, 1000, 4)
-    assert (uniforms(1, "a", 300, 50, 2) == whole[:2, 300:350]).all()
+    whole = hash_uniforms(1, "a", 0, 1000, 4)
+    assert (hash_uniforms(1, "a", 300, 50, 2) == whole[:2, 300:350]).all()
     assert abs(whole.mean() - 0.5) < 0.02
     assert whole.min() >= 0
     assert whole.max() < 1
-    assert not (uniforms(2, "a", 0, 1000, 4) == whole).any()
-    assert not (uniforms(1, "b", 0, 1000, 4) == whole).any()
+    assert not (hash_uniforms(2, "a", 0, 1000, 4) == whole).any()
+    assert not (hash_uniforms(1, "b", 0, 1000, 4) == whole).any()
 
 
 def test_it_is_no_squared_mean() -> None:  # D1
@@ -412,8 +413,8 @@ def test_only_what_is_named_is_measured() -> None:
 def test_the_fast_rules_cover(name: str, loose: set[str]) -> None:
     model, images = build(name)
     model.eval().requires_grad_(False)
-    plan = look(model, lambda i, j: images[i:j], COUNT, dict(model.named_parameters()), ["a", "b"])
-    assert {key.removeprefix("backbone.") for key in plan.loose} == loose
+    plan = probe_model(model, lambda i, j: images[i:j], COUNT, dict(model.named_parameters()), ["a", "b"])
+    assert {key.removeprefix("backbone.") for key in plan.without_rule} == loose
 
 
 def test_a_model_that_vmap_cannot_run_is_looped_over() -> None:
@@ -490,8 +491,8 @@ def test_the_generic_path_takes_all_images_at_once_where_it_can(name: str, calls
         model, images = build(name)
     model.eval().requires_grad_(False)
     params: Params = {key: value for key, value in model.named_parameters() if key.startswith("backbone")}
-    params = {key: params[key] for key in generic.reached(model, params, images, ["a", "b"])}
-    add = generic.sum_for(model, params, images, ["a", "b"], 2)
+    params = {key: params[key] for key in fallback.find_reachable(model, params, images, ["a", "b"])}
+    add = fallback.choose_sum(model, params, images, ["a", "b"], 2)
     seen: list[int] = []
     model.register_forward_pre_hook(lambda module, args: seen.append(1))
     add(images, [{task: torch.ones_like(rows) for task, rows in model(images).items()}])
@@ -508,7 +509,7 @@ def test_drawn_labels_are_those_of_the_published_mixer_everywhere() -> None:
 
 def test_a_sum_of_probabilities_below_one_draws_the_last_class() -> None:
     short = torch.tensor([[0.5, 0.25], [0.5, 0.5]], dtype=torch.float64)
-    assert labels._invert(short, torch.tensor([0.9, 0.4], dtype=torch.float64)).tolist() == [1, 0]
+    assert labels._inverse_cdf(short, torch.tensor([0.9, 0.4], dtype=torch.float64)).tolist() == [1, 0]
 
 
 def test_the_seed_is_0_unless_it_is_given() -> None:

@@ -26,7 +26,7 @@ from reference.by_hand import (
 )
 from reference.test_curvature import COUNT, agree, build, definition, drawn
 from taskgraft import Images, Task, data, learn, losses, pytree, wrap
-from taskgraft.curvature import fisher_diagonal, output_sensitivity
+from taskgraft.curvature.fisher import fisher_diagonal, output_sensitivity
 from taskgraft.methods import composition, notation
 from taskgraft.methods.composition import compose
 from taskgraft.methods.protocol import Method

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from reference.test_curvature import COUNT, MODELS, Shared, Tasks, agree, build
-from taskgraft.curvature import output_sensitivity
+from taskgraft.curvature.fisher import output_sensitivity
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding=.same. with even kernel")  # torch, of its own copy
 

@@ -1,4 +1,4 @@
-"""Which labels a Fisher diagonal is taken over, and the gradients at the logits that follow from them."""
+"""The labels over which a Fisher diagonal is taken, and the gradients at the logits that follow from them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Pass(NamedTuple):
     weights: Tensor
 
 
-def passes(
+def list_passes(
     probabilities: Mapping[str, Tensor],
     start: int,
     labels: Labels,
@@ -31,33 +31,41 @@ def passes(
     draws: int,
     seed: int,
 ) -> list[Pass]:
-    """List the backward passes that a chunk needs.
+    """List the backward passes that a chunk of images needs.
 
-    `probabilities`: task -> float64 [B, K] on the CPU; `start`: position of the chunk's first image. Raises
-    ValueError for a target that is no class.
+    Args:
+        probabilities: Task -> float64 [B, K] on the CPU.
+        start: Position of the chunk's first image.
+        labels: See `fisher_diagonal`.
+        targets: Task -> int64 [N], -1 where unlabeled; for "empirical".
+        draws: Labels per image and task; for "sampled".
+        seed: Random seed of the draws.
+
+    Raises:
+        ValueError: A target is no class.
     """
-    found: list[Pass] = []
+    passes: list[Pass] = []
     for task, p_BK in probabilities.items():
         rows, classes = p_BK.shape
         if labels == "exact":
-            found += [Pass(task, torch.full((rows,), c), p_BK[:, c]) for c in range(classes)]
+            passes += [Pass(task, torch.full((rows,), c), p_BK[:, c]) for c in range(classes)]
         elif labels == "sampled":
-            share = torch.full((rows,), 1 / draws, dtype=torch.float64)
-            u_DB = torch.from_numpy(uniforms(seed, task, start, rows, draws))
-            found += [Pass(task, _invert(p_BK, u_B), share) for u_B in u_DB]
+            weight = torch.full((rows,), 1 / draws, dtype=torch.float64)
+            u_DB = torch.from_numpy(hash_uniforms(seed, task, start, rows, draws))
+            passes += [Pass(task, _inverse_cdf(p_BK, u_B), weight) for u_B in u_DB]
         elif targets is not None:
-            known = targets[task] >= 0
+            labeled = targets[task] >= 0
             if int(targets[task].max()) >= classes:
                 raise ValueError(f"targets[{task!r}] exceed the task's {classes} classes: count them from 0")
             chosen = targets[task][start : start + rows].cpu()
             # The mean is over the labeled images of the task; the caller divides by all images.
-            scale = known.numel() / int(known.sum())
-            found.append(Pass(task, chosen.clamp(min=0), (chosen >= 0).double() * scale))
-    return found
+            scale = labeled.numel() / int(labeled.sum())
+            passes.append(Pass(task, chosen.clamp(min=0), (chosen >= 0).double() * scale))
+    return passes
 
 
-def joined_targets(targets: Mapping[str, Tensor], widths: Mapping[str, int]) -> Tensor:
-    """Labels [N] among the outputs of all tasks, which lie side by side with these widths; -1 where there is none.
+def join_targets(targets: Mapping[str, Tensor], widths: Mapping[str, int]) -> Tensor:
+    """Return labels [N] among the concatenated outputs of all tasks, whose widths are given; -1 where unlabeled.
 
     An image that is labeled for several tasks counts for the first of them.
     """
@@ -70,14 +78,14 @@ def joined_targets(targets: Mapping[str, Tensor], widths: Mapping[str, int]) -> 
     return joined
 
 
-def cotangent(p_BK: Tensor, one: Pass) -> Tensor:
-    """Give √w · d log p_c / dz = √w · (onehot(c) − p) as float64 [B, K]; its square carries the weight w."""
-    seed_BK = -p_BK
-    seed_BK[torch.arange(len(p_BK)), one.labels] += 1
-    return seed_BK * one.weights.sqrt()[:, None]
+def compute_cotangent(p_BK: Tensor, item: Pass) -> Tensor:
+    """Compute √w · d log p_c / dz = √w · (onehot(c) − p) as float64 [B, K]; its square carries the weight w."""
+    gradient_BK = -p_BK
+    gradient_BK[torch.arange(len(p_BK)), item.labels] += 1
+    return gradient_BK * item.weights.sqrt()[:, None]
 
 
-def uniforms(seed: int, task: str, start: int, rows: int, draws: int) -> NDArray[np.float64]:
+def hash_uniforms(seed: int, task: str, start: int, rows: int, draws: int) -> NDArray[np.float64]:
     """Hash (seed, task, position, draw) to uniform numbers in [0, 1), as [draws, rows].
 
     A generator would make a number depend on those drawn before it, so on the size of the chunks.
@@ -90,7 +98,7 @@ def uniforms(seed: int, task: str, start: int, rows: int, draws: int) -> NDArray
     return (word >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-def _invert(p_BK: Tensor, u_B: Tensor) -> Tensor:
+def _inverse_cdf(p_BK: Tensor, u_B: Tensor) -> Tensor:
     """Draw a class from each row by inverting its cumulative distribution at u."""
     below = p_BK.cumsum(1) <= u_B[:, None]
     return below.sum(1).clamp(max=p_BK.shape[1] - 1)  # rounding may leave the last sum below 1

@@ -1,6 +1,6 @@
-"""Watches a forward pass and tells which call read which parameter, whatever module made the call.
+"""Record which torch call of a forward pass read which parameter, whatever module made the call.
 
-Calls are watched, not modules: timm's subclasses pad, fuse activations and join bias terms inside their
+Calls are recorded, not modules: timm's subclasses pad, fuse activations and join bias terms inside their
 forward methods, but all of them end in the same few torch functions.
 """
 
@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from taskgraft.curvature.layers import OPERATORS, RULES, VIEWS, Reading
+from taskgraft.curvature.layer_rules import OPERATORS, RESHAPES, RULES, ParameterUse
 
 
 class Call(NamedTuple):
-    """One understood call: role -> name, what the rule read, rows of the output, version of the input."""
+    """A call that has a rule: role -> parameter name, what the rule read, rows of the output, version of the input."""
 
     names: dict[str, str]
-    reading: Reading
+    use: ParameterUse
     rows: int
     version: int
 
@@ -29,11 +29,11 @@ Receive = Callable[[Call, Tensor], None]  # (call, gradient at its output)
 
 
 class Tape(TorchFunctionMode):
-    """Record the calls that read parameters; torch offers this only as a class to be subclassed.
+    """A context in which the calls that read parameters are recorded.
 
-    With `receive`, the gradient at the output of each understood call is handed over during backward, and
+    With `receive`, the gradient at the output of each known call is handed over during backward, and
     `leaves` are the tensors to differentiate by; the parameters need no gradient, so autograd computes none.
-    Without, `calls` and `unknown` (names read by calls that are not understood) describe the model.
+    Without, `calls` and `unknown` (names read by calls without a rule) describe the model.
     """
 
     def __init__(self, params: Mapping[str, Tensor], receive: Receive | None = None) -> None:
@@ -53,35 +53,35 @@ class Tape(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Run the call; note it if it reads a watched parameter and returns a tensor made from it."""
+        """Run the call; record it if it reads a watched parameter and returns a tensor made from it."""
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         used = [self._names[id(x)] for x in _tensors((args, kwargs)) if id(x) in self._names]
         if not used or (args and out is args[0]) or next(_tensors(out), None) is None:
-            return out  # such as a look at a parameter's shape
-        if func in VIEWS and args and id(args[0]) in self._names:
+            return out  # such as reading a parameter's shape
+        if func in RESHAPES and args and id(args[0]) in self._names:
             self._names[id(out)] = used[0]
             self._views.append(out)
             return out
-        reading = self._read(func, args, kwargs)
-        if reading is None or not isinstance(out, Tensor) or not torch.is_grad_enabled():
+        use = self._read(func, args, kwargs)
+        if use is None or not isinstance(out, Tensor) or not torch.is_grad_enabled():
             self.unknown.update(used)
             return out
-        names = {r: self._names[id(p)] for r, p in reading.params.items() if id(p) in self._names}
+        names = {r: self._names[id(p)] for r, p in use.params.items() if id(p) in self._names}
         if sorted(names.values()) != sorted(used):
             self.unknown.update(used)
             return out
-        version = 0 if reading.input is None else reading.input._version
-        return self._note(Call(names, reading, out.shape[0] if out.dim() else 0, version), out)
+        version = 0 if use.input is None else use.input._version
+        return self._record(Call(names, use, out.shape[0] if out.dim() else 0, version), out)
 
-    def _read(self, func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Reading | None:
+    def _read(self, func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> ParameterUse | None:
         if func in RULES:
             return RULES[func](*args, **kwargs)
         if func in OPERATORS and not kwargs:
-            return OPERATORS[func](*args, known=lambda x: id(x) in self._names)
+            return OPERATORS[func](*args, is_parameter=lambda x: id(x) in self._names)
         return None
 
-    def _note(self, call: Call, out: Tensor) -> Tensor:
+    def _record(self, call: Call, out: Tensor) -> Tensor:
         receive = self._receive
         if receive is None:
             self.calls.append(call)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from taskgraft import curvature
 from taskgraft.config import Implicit, Range
+from taskgraft.curvature import fisher
 from taskgraft.errors import InputError
 from taskgraft.methods import anchored
 from taskgraft.methods.anchored import Measure
@@ -71,7 +71,7 @@ class Ewc(Settings):
                 raise InputError(
                     f"ewc(labels=empirical) needs labeled images of {unlabeled[0]!r}: give --old, or labels=sampled"
                 )
-            return curvature.fisher_diagonal(
+            return fisher.fisher_diagonal(
                 classifier,
                 image_reader(chosen, classifier),
                 len(chosen.pixels),

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from taskgraft import curvature
 from taskgraft.config import Implicit, Range
+from taskgraft.curvature import fisher
 from taskgraft.methods import anchored
 from taskgraft.methods.anchored import Measure
 from taskgraft.methods.protocol import Method, Settings, Traits
@@ -53,6 +53,6 @@ class Mas(Settings):
         def measure(images: Images, names: list[str], tasks: list[str]) -> Params:
             chosen = sample_evenly(images, self.images)
             read = image_reader(chosen, classifier)
-            return curvature.output_sensitivity(classifier, read, len(chosen.pixels), names, tasks)
+            return fisher.output_sensitivity(classifier, read, len(chosen.pixels), names, tasks)
 
         return measure

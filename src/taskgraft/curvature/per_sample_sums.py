@@ -18,15 +18,15 @@ from torch.nn.grad import conv2d_weight
 
 # Storing, squaring and adding one entry of a sample's gradient takes as long as about 20 multiplications in a
 # matrix product (measured: 0.4 ns against 0.02 ns, AVX-512, 2 cores, float32).
-STORE = 20
+STORE_COST = 20
 # Entries of per-sample gradients held at once: 2 MB of float32, about a core's second-level cache.
-TILE = 2**19
+TILE_ENTRIES = 2**19
 
 Power = Literal[1, 2]  # of the magnitude of a sample's gradient: 2 for the Fisher, 1 for the sensitivity
 
 
 def powers(grads: Tensor, power: Power) -> Tensor:
-    """Give |grads|^power, entry by entry."""
+    """Return |grads|^power, entry by entry."""
     return grads.square() if power == 2 else grads.abs()
 
 
@@ -42,20 +42,20 @@ def add_powers(total: Tensor, grads: Tensor, power: Power) -> None:
             total.add_(row.abs_())
 
 
-def add_dense(total_OD: Tensor, a_BLD: Tensor, g_BLO: Tensor, power: Power) -> None:
+def add_linear(total_OD: Tensor, a_BLD: Tensor, g_BLO: Tensor, power: Power) -> None:
     """Add Σ_i |Σ_l g_il a_il|^power of a linear layer to `total_OD`."""
     size, positions, _ = a_BLD.shape
     if power == 1 and positions == 1:
         total_OD.addmm_(g_BLO[:, 0].abs().T, a_BLD[:, 0].abs())
         return
-    if power == 2 and positions * (positions + 1) // 2 <= positions + STORE:
+    if power == 2 and positions * (positions + 1) // 2 <= positions + STORE_COST:
         left, right = torch.triu_indices(positions, positions, device=a_BLD.device)
         twice = torch.where(left == right, 1, 2).to(a_BLD.dtype)
         pairs_a = (a_BLD[:, left] * a_BLD[:, right]).flatten(0, 1)
         pairs_g = (g_BLO[:, left] * g_BLO[:, right] * twice[:, None]).flatten(0, 1)
         total_OD.addmm_(pairs_g.T, pairs_a)
         return
-    step = min(size, max(1, TILE // total_OD.numel()))
+    step = min(size, max(1, TILE_ENTRIES // total_OD.numel()))
     room = total_OD.new_empty(step, *total_OD.shape)
     for at in range(0, size, step):
         g, a = g_BLO[at : at + step], a_BLD[at : at + step]
@@ -77,24 +77,24 @@ class Geometry(NamedTuple):
     dilation: tuple[int, int]
 
 
-Taps = list[list[tuple[int, int]]]  # for each tap of the kernel, the (output, input) positions where it meets
+TapPositions = list[list[tuple[int, int]]]  # for each tap of the kernel, its (output, input) positions
 
 
-def few_pairs(size: tuple[int, int], geometry: Geometry) -> tuple[Taps, Taps] | None:
+def find_cheap_pairs(size: tuple[int, int], geometry: Geometry) -> tuple[TapPositions, TapPositions] | None:
     """List the rows' and the columns' taps for images of `size` if pairs of positions are the cheaper way."""
-    rows, columns = (_taps(size[j], *(field[j] for field in geometry)) for j in range(2))
+    rows, columns = (_positions_per_tap(size[j], *(field[j] for field in geometry)) for j in range(2))
     met = [len(y) * len(x) for y in rows for x in columns]
-    cheap = sum(n * (n + 1) // 2 for n in met) <= len(met) * (max(met) + STORE)
+    cheap = sum(n * (n + 1) // 2 for n in met) <= len(met) * (max(met) + STORE_COST)
     return (rows, columns) if cheap else None
 
 
-def _taps(size: int, kernel: int, stride: int, padding: int, dilation: int) -> Taps:
+def _positions_per_tap(size: int, kernel: int, stride: int, padding: int, dilation: int) -> TapPositions:
     out = (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
     where = [[(y, y * stride - padding + u * dilation) for y in range(out)] for u in range(kernel)]
     return [[(y, x) for y, x in tap if 0 <= x < size] for tap in where]
 
 
-def add_conv_pairs(total: Tensor, a: Tensor, g: Tensor, taps: tuple[Taps, Taps]) -> None:
+def add_conv_pairs(total: Tensor, a: Tensor, g: Tensor, taps: tuple[TapPositions, TapPositions]) -> None:
     """Add Σ_i (Σ_l g_il a_il)² of an ungrouped convolution tap by tap; where padding is met, pairs are few.
 
     total [O, C, k, k], fastest if laid out [k, k, O, C]; a [B, C, H, W]; g [B, O, h, w].
@@ -140,7 +140,7 @@ def add_conv_grouped(total: Tensor, a: Tensor, g: Tensor, geometry: Geometry, gr
     total [O, C/groups, k, k]; a [B, C, H, W]; g [B, O, h, w]. Source: Rochette et al. 2019, "Efficient
     per-example gradient computations in convolutional neural networks".
     """
-    step = max(1, TILE // total.numel())
+    step = max(1, TILE_ENTRIES // total.numel())
     places = cast(Any, geometry[1:])  # torch's annotations forget that pairs are allowed
     for at in range(0, len(a), step):
         part_a, part_g = a[at : at + step], g[at : at + step]

@@ -1,4 +1,4 @@
-"""Per-sample gradients of any parameter of any model by torch.func, at the price of a second forward pass."""
+"""Per-sample gradients of any parameter of any model by torch.func, at the cost of a second forward pass."""
 
 from __future__ import annotations
 
@@ -9,18 +9,20 @@ from torch import Tensor, nn
 from torch.func import functional_call, vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from taskgraft.curvature.products import Power, powers
+from taskgraft.curvature.per_sample_sums import Power, powers
 from taskgraft.types import Params
 
-# Bytes of per-sample gradients alive at once (the gradient and its power): small beside a chunk's activations.
-BUDGET = 64 * 2**20
+# Bytes of per-sample gradients alive at once (the gradient and its power): small compared with the activations.
+GRADIENT_BYTES = 64 * 2**20
 
-Seeds = Sequence[Mapping[str, Tensor]]  # for each backward pass task -> gradient at the logits [B, K], 0 if absent
-Sum = Callable[[Tensor, Seeds], Params]  # (images, seeds) -> name -> sum over images and passes
+CotangentsPerPass = Sequence[
+    Mapping[str, Tensor]
+]  # for each backward pass task -> gradient at the logits [B, K], 0 if absent
+SumPowers = Callable[[Tensor, CotangentsPerPass], Params]  # (images, cotangents) -> name -> sum over images and passes
 
 
-def reached(model: nn.Module, params: Params, images: Tensor, tasks: Sequence[str]) -> set[str]:
-    """Name those of `params` on which the logits of `tasks` depend at all."""
+def find_reachable(model: nn.Module, params: Params, images: Tensor, tasks: Sequence[str]) -> set[str]:
+    """Return the names of those `params` on which the logits of `tasks` depend at all."""
     values = {name: value.detach().requires_grad_() for name, value in params.items()}
     outputs = functional_call(model, values, (images,))
     total = torch.stack([outputs[task].sum() for task in tasks]).sum()
@@ -30,14 +32,14 @@ def reached(model: nn.Module, params: Params, images: Tensor, tasks: Sequence[st
     return {name for name, grad in zip(values, grads, strict=True) if grad is not None}
 
 
-def sum_for(model: nn.Module, params: Params, images: Tensor, tasks: Sequence[str], power: Power) -> Sum:
-    """Choose between the vectorized way and the loop by trying the former on `images`."""
+def choose_sum(model: nn.Module, params: Params, images: Tensor, tasks: Sequence[str], power: Power) -> SumPowers:
+    """Return the vectorized sum, or the loop where vmap fails on `images`."""
 
-    def vectorized(images: Tensor, seeds: Seeds) -> Params:
-        return _vectorized(model, params, images, seeds, power)
+    def vectorized(images: Tensor, cotangents: CotangentsPerPass) -> Params:
+        return _vectorized(model, params, images, cotangents, power)
 
-    def looped(images: Tensor, seeds: Seeds) -> Params:
-        return _looped(model, params, images, seeds, power)
+    def looped(images: Tensor, cotangents: CotangentsPerPass) -> Params:
+        return _looped(model, params, images, cotangents, power)
 
     with torch.no_grad():
         outputs = model(images)
@@ -48,10 +50,12 @@ def sum_for(model: nn.Module, params: Params, images: Tensor, tasks: Sequence[st
     return vectorized
 
 
-def _vectorized(model: nn.Module, params: Params, images: Tensor, seeds: Seeds, power: Power) -> Params:
-    tasks = {task for seed in seeds for task in seed}
+def _vectorized(
+    model: nn.Module, params: Params, images: Tensor, cotangents: CotangentsPerPass, power: Power
+) -> Params:
+    tasks = {task for cotangent in cotangents for task in cotangent}
 
-    def one(image: Tensor, rows: list[Params]) -> Params:
+    def of_image(image: Tensor, rows: list[Params]) -> Params:
         def logits(values: Params) -> dict[str, Tensor]:
             outputs = functional_call(model, values, (image[None],))
             return {task: outputs[task][0] for task in tasks}
@@ -59,29 +63,29 @@ def _vectorized(model: nn.Module, params: Params, images: Tensor, seeds: Seeds, 
         outputs, pull = vjp(logits, params)[:2]
         total = {name: torch.zeros_like(value) for name, value in params.items()}
         for row in rows:
-            seed = {task: row.get(task, torch.zeros_like(z)) for task, z in outputs.items()}
-            total = {name: total[name] + powers(grad, power) for name, grad in pull(seed)[0].items()}
+            cotangent = {task: row.get(task, torch.zeros_like(z)) for task, z in outputs.items()}
+            total = {name: total[name] + powers(grad, power) for name, grad in pull(cotangent)[0].items()}
         return total
 
     entry = sum(value.numel() * value.element_size() for value in params.values())
-    step = max(1, BUDGET // (2 * entry))
+    step = max(1, GRADIENT_BYTES // (2 * entry))
     sums = {name: torch.zeros_like(value) for name, value in params.items()}
     for at in range(0, len(images), step):
         with sdpa_kernel(SDPBackend.MATH):  # vmap runs the fused attention kernels one image at a time, and warns
-            rows = [{task: values[at : at + step] for task, values in seed.items()} for seed in seeds]
-            found = vmap(one)(images[at : at + step], rows)
+            rows = [{task: values[at : at + step] for task, values in cotangent.items()} for cotangent in cotangents]
+            found = vmap(of_image)(images[at : at + step], rows)
         for name, values in found.items():
             sums[name] += values.sum(0)
     return sums
 
 
-def _looped(model: nn.Module, params: Params, images: Tensor, seeds: Seeds, power: Power) -> Params:
+def _looped(model: nn.Module, params: Params, images: Tensor, cotangents: CotangentsPerPass, power: Power) -> Params:
     values = {name: value.detach().requires_grad_() for name, value in params.items()}
     sums = {name: torch.zeros_like(value) for name, value in params.items()}
     for i in range(len(images)):
         outputs = functional_call(model, values, (images[i : i + 1],))
-        for seed in seeds:
-            given = {task: rows[i : i + 1] for task, rows in seed.items() if outputs[task].requires_grad}
+        for cotangent in cotangents:
+            given = {task: rows[i : i + 1] for task, rows in cotangent.items() if outputs[task].requires_grad}
             if not given:
                 continue  # these tasks depend on none of the parameters
             logits = [outputs[task] for task in given]
