@@ -1,4 +1,4 @@
-"""One temperature for each task: fitted on validation images, measured on images that did not fit it. No torch."""
+"""Temperature scaling, one temperature per task: fitted on validation images and cross-validated. Without torch."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 from taskgraft import metrics, seeding
 
 LOWEST, HIGHEST = 0.05, 20.0
-NARROW = 1e-5  # of log T, where the search ends
+TOLERANCE = 1e-5  # of log T
 FEWEST = 20  # labeled images below which nothing is fitted
 GOLDEN = (5**0.5 - 1) / 2
 
 
 class Calibration(NamedTuple):
-    """A temperature, and the error before and after; "after" is on images that did not choose the temperature."""
+    """A temperature with loss and error before and after; "after" is on images that it was not fitted on."""
 
     temperature: float
     images: int
@@ -27,10 +27,11 @@ class Calibration(NamedTuple):
 
 
 def fit_temperature(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
-    """The temperature T > 0 that minimises the negative log-likelihood of labels [N] under softmax(logits [N, K] / T).
+    """Return the temperature T > 0 that minimizes the loss of labels [N] under softmax(logits [N, K] / T).
 
-    Golden-section search over log T (the loss has one valley in T: it is convex in 1/T). A penalty (log T)^2 / 2 on the
-    sum over images keeps T finite where every image is right; for a hundred images it is nothing. Guo et al. 2017.
+    Golden-section search over log T for the negative log-likelihood, which is convex in 1/T. A penalty (log T)^2 / 2 on
+    the sum over images keeps T finite where every image is predicted correctly; for a hundred images it is negligible.
+    Source: Guo et al. 2017.
     """
 
     def loss(place: float) -> float:
@@ -39,7 +40,7 @@ def fit_temperature(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> f
     low, high = float(np.log(LOWEST)), float(np.log(HIGHEST))
     left, right = high - GOLDEN * (high - low), low + GOLDEN * (high - low)
     at_left, at_right = loss(left), loss(right)
-    while high - low > NARROW:
+    while high - low > TOLERANCE:
         if at_left <= at_right:
             high, right, at_right = right, left, at_left
             left = high - GOLDEN * (high - low)
@@ -52,7 +53,7 @@ def fit_temperature(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> f
 
 
 def nll(logits: NDArray[np.float32], labels: NDArray[np.int64], temperature: float = 1.0) -> float:
-    """Mean negative log-likelihood of labels [N] under softmax(logits [N, K] / temperature), in nats."""
+    """Compute the mean negative log-likelihood of labels [N] under softmax(logits [N, K] / temperature), in nats."""
     scaled = logits.astype(np.float64) / temperature
     scaled -= scaled.max(axis=1, keepdims=True)
     chosen = np.take_along_axis(scaled, labels[:, None], axis=1)[:, 0]
@@ -62,10 +63,10 @@ def nll(logits: NDArray[np.float32], labels: NDArray[np.int64], temperature: flo
 def calibrate(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> Calibration | None:
     """Fit a temperature on all labeled images (labels >= 0); None where there are fewer than FEWEST.
 
-    What it brings is measured by two-fold cross-fitting: each half under the temperature that the other half chose.
+    Its effect is measured by two-fold cross-fitting: each half at the temperature fitted on the other.
     """
-    known = labels >= 0
-    logits, labels = logits[known], labels[known]
+    labeled = labels >= 0
+    logits, labels = logits[labeled], labels[labeled]
     if len(labels) < FEWEST:
         return None
     scaled = cross_fitted(logits, labels)
@@ -80,7 +81,7 @@ def calibrate(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> Calibra
 
 
 def cross_fitted(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Logits [N, K], each half divided by the temperature that the other half chose; all labels are known."""
+    """Return logits [N, K], each half divided by the temperature fitted on the other half; no label is missing."""
     half = np.zeros(len(labels), bool)
     half[seeding.generator(0, "calibration").permutation(len(labels))[: len(labels) // 2]] = True
     scaled = logits.copy()

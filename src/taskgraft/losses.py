@@ -19,10 +19,15 @@ Scale = Literal["T2", "none"]
 
 
 def cross_entropy(outputs: Outputs, labels: Mapping[str, Tensor], softmax: Softmax) -> Tensor:
-    """Cross-entropy of each labeled task, summed over tasks; a scalar.
+    """Compute the cross-entropy of each labeled task, summed over tasks; a scalar.
 
-    `outputs` task -> logits [B, K]; `labels` task -> [B] int64, rows with -1 do not count. With "per-task"
-    each task has its own softmax; with "joint" one softmax runs over the outputs of all tasks.
+    Args:
+        outputs: Task -> logits [B, K].
+        labels: Task -> [B] int64; rows with -1 do not count.
+        softmax: "per-task" for a softmax per task, "joint" for one over the outputs of all tasks.
+
+    Raises:
+        ValueError: There are no labels.
     """
     joint = torch.cat(list(outputs.values()), dim=1).float() if softmax == "joint" else None
     starts = _starts(outputs)
@@ -42,9 +47,9 @@ def cross_entropy(outputs: Outputs, labels: Mapping[str, Tensor], softmax: Softm
 
 
 def restrict_to_added(outputs: Outputs, labels: Mapping[str, Tensor], task: str, width: int) -> tuple[Outputs, Params]:
-    """Outputs and labels in which the classes that were added to `task`, from `width` on, compete among themselves.
+    """Restrict outputs and labels of `task` to its added classes, those from `width` on.
 
-    Nothing is changed where an image of an old class is there to compete with: the classes then share one softmax.
+    Nothing changes where the batch has an image of an old class: all classes then share one softmax.
     """
     target = labels.get(task)
     if not width or target is None or bool(((target >= 0) & (target < width)).any()):
@@ -54,11 +59,19 @@ def restrict_to_added(outputs: Outputs, labels: Mapping[str, Tensor], task: str,
 
 
 def distillation(logits: Tensor, teacher: Tensor, temperature: float, scale: Scale = "T2") -> Tensor:
-    """T^2 mean_i KL(softmax(teacher_i / T) || softmax(logits_i / T)); a scalar >= 0, 0 where they agree.
+    """Compute T^2 mean_i KL(softmax(teacher_i / T) || softmax(logits_i / T)); a scalar >= 0, 0 where they agree.
 
-    `logits`, `teacher` [B, K]. `scale="none"` leaves T^2 out, as Avalanche, PyCIL and the original LwF do.
-    Works on log-probabilities, so no probability underflows. Raises ValueError unless temperature > 0.
-    Source: Hinton, Vinyals, Dean 2015, section 2; Li and Hoiem 2016, equation 3.
+    Works on log-probabilities, so that no probability underflows. Source: Hinton, Vinyals, Dean 2015, section 2; Li and
+    Hoiem 2016, equation 3.
+
+    Args:
+        logits: The student's logits [B, K].
+        teacher: The teacher's logits [B, K].
+        temperature: T > 0.
+        scale: "none" leaves T^2 out, as Avalanche, PyCIL and the original LwF do.
+
+    Raises:
+        ValueError: The temperature is not above 0.
     """
     if not temperature > 0:
         raise ValueError(f"temperature must be above 0, got {temperature}")
@@ -69,10 +82,12 @@ def distillation(logits: Tensor, teacher: Tensor, temperature: float, scale: Sca
 
 
 def quadratic(params: Params, penalty: Quadratic) -> Tensor:
-    """(strength / 2) sum_j importance_j (params_j - anchor_j)^2; a scalar.
+    """Compute (strength / 2) sum_j importance_j (params_j - anchor_j)^2; a float64 scalar.
 
-    Raises KeyError when the penalty names a parameter that `params` lacks. Source: Kirkpatrick et al. 2017,
-    equation 3; the founding text's lambda is strength / 2.
+    Source: Kirkpatrick et al. 2017, equation 3, whose lambda is the strength.
+
+    Raises:
+        KeyError: The penalty names a parameter that `params` lacks.
     """
     total = torch.zeros((), dtype=torch.float64)
     for name, anchor in sorted(penalty.anchor.items()):  # a restored memory has another order, and sums round

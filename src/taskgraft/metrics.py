@@ -1,4 +1,4 @@
-"""Numbers from predictions: accuracy, Score, forgetting, agreement, calibration, intervals. No torch in here."""
+"""Metrics of predictions: accuracy, Score, agreement, calibration, intervals. Without torch."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 
 
 def predicted_classes(predictions: Predictions, task: str) -> NDArray[np.int64]:
-    """The predicted class of each image [N].
+    """Return the predicted class of each image [N].
 
-    Under a joint softmax an old task's answer is -1 where it is not the argmax over all outputs: whoever used the
-    parent still takes the one largest output. The newest task is asked on its own outputs.
+    Under a joint softmax the prediction for an old task is -1 where it is not the argmax over all outputs: a user of
+    the parent still takes the one largest output. The newest task is evaluated on its own outputs.
     """
     own = predictions.logits[task]
     best = own.argmax(axis=1)
@@ -35,13 +35,17 @@ def predicted_classes(predictions: Predictions, task: str) -> NDArray[np.int64]:
 
 
 def correct(predictions: Predictions, task: str) -> NDArray[np.float64]:
-    """1.0 or 0.0 for each image labeled for `task`."""
+    """Return 1.0 or 0.0 for each image labeled for `task`: whether its prediction is correct."""
     labels = predictions.labels[task]
     return (predicted_classes(predictions, task) == labels)[labels >= 0].astype(np.float64)
 
 
 def accuracy(predictions: Predictions, task: str) -> float:
-    """Share of the labeled images that are answered rightly, in [0, 1]; raises ValueError without labels."""
+    """Return the fraction of labeled images predicted correctly, in [0, 1].
+
+    Raises:
+        ValueError: No image is labeled for the task.
+    """
     hits = correct(predictions, task)
     if not len(hits):
         raise ValueError(f"no image is labeled for task {task!r}: nothing to measure")
@@ -49,9 +53,9 @@ def accuracy(predictions: Predictions, task: str) -> float:
 
 
 def agreement(parent: Predictions, child: Predictions, task: str) -> NDArray[np.float64]:
-    """1.0 where child and parent give the same answer for an old task, whatever the labels; [N].
+    """Return 1.0 where child and parent predict the same class of an old task, else 0.0; [N].
 
-    Of classes that the child has added to the task, nothing is asked: the parent could not answer with them.
+    Classes that the child added to the task are ignored, since the parent cannot predict them.
     """
     known = child.logits[task][:, : parent.logits[task].shape[1]]
     same = child._replace(logits={**child.logits, task: known})
@@ -59,17 +63,17 @@ def agreement(parent: Predictions, child: Predictions, task: str) -> NDArray[np.
 
 
 def bootstrap_interval(values: NDArray[np.float64], seed: int = 0) -> Interval:
-    """Mean of per-image values [N] with the 95 % percentile bootstrap over images (Efron 1979).
+    """Return the mean of per-image values [N] with a 95 % percentile bootstrap interval over images (Efron 1979).
 
-    Give paired differences to get the interval of a difference.
+    Pass paired differences for the interval of a difference.
     """
     n = len(values)
     if not n:
         raise ValueError("an interval needs at least one value")
     rng = seeding.generator(seed, "bootstrap")
     if np.isin(values, (-1.0, 0.0, 1.0)).all():  # counts suffice, and cost nothing for large n
-        shares = [(values == level).mean() for level in (-1.0, 0.0, 1.0)]
-        counts = rng.multinomial(n, shares, size=RESAMPLES)
+        fractions = [(values == level).mean() for level in (-1.0, 0.0, 1.0)]
+        counts = rng.multinomial(n, fractions, size=RESAMPLES)
         means = (counts[:, 2] - counts[:, 0]) / n
     else:
         means = np.array([values[rng.integers(0, n, n)].mean() for _ in range(RESAMPLES)])
@@ -78,7 +82,7 @@ def bootstrap_interval(values: NDArray[np.float64], seed: int = 0) -> Interval:
 
 
 def t_interval(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and half-width of the 95 % t-interval over seeds; the half-width is NaN for a single seed."""
+    """Return mean and half-width of the 95 % t-interval over seeds; the half-width is NaN for a single seed."""
     mean = float(np.mean(values))
     free = len(values) - 1
     if free < 1:
@@ -88,10 +92,9 @@ def t_interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def score(history: Sequence[StepMetrics], tasks: Sequence[str]) -> tuple[float, int] | None:
-    """The founding text's Score and its step: the peak of the tasks' mean accuracy over evaluated steps.
+    """Return the Score and its step: the peak of the tasks' mean accuracy over evaluated steps.
 
-    Step 0 does not count (nothing has been learnt), the first step among equals does. None when no step
-    measured all of `tasks`, or there are none.
+    Step 0 does not count, and of equal steps the first. None if no step measured all of `tasks`, or there are none.
     """
     best: tuple[float, int] | None = None
     for line in history:
@@ -103,7 +106,7 @@ def score(history: Sequence[StepMetrics], tasks: Sequence[str]) -> tuple[float, 
 
 
 def probabilities(logits: NDArray[np.float32], temperature: float = 1.0) -> NDArray[np.float64]:
-    """Softmax of logits [N, K] at a temperature > 0."""
+    """Compute the softmax of logits [N, K] at a temperature > 0."""
     shifted = logits.astype(np.float64) / temperature
     shifted -= shifted.max(axis=1, keepdims=True)
     powers = np.exp(shifted)
@@ -113,12 +116,16 @@ def probabilities(logits: NDArray[np.float32], temperature: float = 1.0) -> NDAr
 def expected_calibration_error(
     logits: NDArray[np.float32], labels: NDArray[np.int64], temperature: float = 1.0
 ) -> float:
-    """Expected calibration error of the top answer in [0, 1], equal-width bins (Guo et al. 2017, equation 3)."""
-    chosen = labels >= 0
-    if not chosen.any():
+    """Compute the expected calibration error in [0, 1] with equal-width bins (Guo et al. 2017, equation 3).
+
+    Raises:
+        ValueError: No image is labeled.
+    """
+    labeled = labels >= 0
+    if not labeled.any():
         raise ValueError("calibration needs labeled images")
-    shares = probabilities(logits[chosen], temperature)
-    confidence, hit = shares.max(axis=1), shares.argmax(axis=1) == labels[chosen]
+    p = probabilities(logits[labeled], temperature)
+    confidence, hit = p.max(axis=1), p.argmax(axis=1) == labels[labeled]
     bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
     gaps = [
         abs(hit[bins == b].mean() - confidence[bins == b].mean()) * (bins == b).mean()
@@ -129,21 +136,21 @@ def expected_calibration_error(
 
 
 def confusion_matrix(predictions: Predictions, task: str) -> NDArray[np.int64]:
-    """Counts [K, K + 1] of true class by answer; the last column counts answers lost to another task."""
+    """Return counts [K, K + 1] of true by predicted class; the last column counts predictions lost to another task."""
     labels, size = predictions.labels[task], len(predictions.classes[task])
     counts = np.zeros((size, size + 1), dtype=np.int64)
-    chosen = labels >= 0
-    np.add.at(counts, (labels[chosen], predicted_classes(predictions, task)[chosen]), 1)  # -1 is the last column
+    labeled = labels >= 0
+    np.add.at(counts, (labels[labeled], predicted_classes(predictions, task)[labeled]), 1)  # -1 is the last column
     return counts
 
 
 def gap(score_of_one: float, separate: Mapping[str, float]) -> float:
-    """How far one model's Score is below the mean accuracy of separate models, in [-1, 1]."""
+    """Return how far one model's Score is below the mean accuracy of separate models, in [-1, 1]."""
     return float(np.mean(list(separate.values()))) - score_of_one
 
 
 def wilson_interval(mean: float, count: int, z: float = 1.959964) -> Interval:
-    """A share of `count` images with its score interval (Wilson 1927); 95 % at the default quantile `z`."""
+    """Return a fraction of `count` images with its score interval (Wilson 1927); 95 % at the default quantile `z`."""
     center = (mean + z * z / (2 * count)) / (1 + z * z / count)
     half = z * math.sqrt(mean * (1 - mean) / count + z * z / (4 * count * count)) / (1 + z * z / count)
     return Interval(mean=mean, low=max(0.0, center - half), high=min(1.0, center + half), n=count)

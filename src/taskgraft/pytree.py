@@ -1,4 +1,4 @@
-"""Arithmetic on nested dictionaries of tensors."""
+"""Operations on nested dictionaries of tensors."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ BLOCK = 2**17  # elements: four float32 operands take 2 MiB, about a core's own 
 
 
 def state(module: nn.Module) -> Params:
-    """Copy the parameters and buffers of a module: name -> tensor, detached, on the same device."""
+    """Return copies of the parameters and buffers of a module: name -> tensor, detached, on the same device."""
     return {name: value.detach().clone() for name, value in module.state_dict().items()}
 
 
 def flatten(memory: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Walk nested dictionaries: pairs of a path joined by '/' and a tensor.
+    """Yield the tensors of nested dictionaries with their paths, joined by '/'.
 
-    Raises TypeError for a leaf that is no tensor: memory must save without pickle.
+    Raises:
+        TypeError: A leaf is no tensor; memory must be saved without pickle.
     """
     for key, value in memory.items():
         path = f"{prefix}{key}"
@@ -35,7 +36,11 @@ def flatten(memory: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def unflatten(flat: Mapping[str, Tensor]) -> Memory:
-    """Undo `flatten`; raises ValueError where one name lies below another."""
+    """Undo `flatten`.
+
+    Raises:
+        ValueError: One path lies below another.
+    """
     memory: Memory = {}
     for path, value in flat.items():
         *parents, leaf = path.split("/")
@@ -51,9 +56,10 @@ def unflatten(flat: Mapping[str, Tensor]) -> Memory:
 
 
 def lerp(start: Params, end: Params, weight: float) -> Params:
-    """Interpolate start + weight (end - start); integer buffers are taken from `end`, 0 and 1 are exact.
+    """Compute start + weight (end - start); integer buffers are those of `end`, weights 0 and 1 are exact.
 
-    Raises KeyError when the two do not hold the same names.
+    Raises:
+        KeyError: The two have different names.
     """
     if start.keys() != end.keys():
         raise KeyError(f"cannot interpolate: names differ: {sorted(start.keys() ^ end.keys())[:5]}")
@@ -64,9 +70,9 @@ def lerp(start: Params, end: Params, weight: float) -> Params:
 
 
 def blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Matching pieces of tensors of one shape that fit a processor's cache; writing to one writes to its tensor.
+    """Yield matching views of tensors of one shape, small enough for a CPU cache; writing to one writes to its tensor.
 
-    Tensors that lie in memory alike and without gaps are cut in the order of memory; others come whole.
+    Dense tensors of equal strides are cut in memory order; others come as one block.
     """
     first, size = tensors[0], tensors[0].numel()
     alike = all(value.stride() == first.stride() for value in tensors)

@@ -1,4 +1,4 @@
-"""Randomness as a function of place: nothing is drawn from a stream, so nothing has to be saved."""
+"""Random numbers as functions of a seed and a purpose: no stream, so no state to save."""
 
 from __future__ import annotations
 
@@ -9,30 +9,31 @@ from numpy.typing import NDArray
 
 
 def derive(seed: int, *path: str | int) -> int:
-    """A 63-bit seed for the place `path` under `seed`; equal arguments give equal seeds on every machine."""
+    """Return a 63-bit seed for the purpose `path` under `seed`; the same on every machine."""
     text = "/".join([str(seed), *(f"{type(part).__name__}:{part}" for part in path)])
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
 
 
 def generator(seed: int, *path: str | int) -> np.random.Generator:
-    """A NumPy generator for the place `path` under `seed`."""
+    """Return a NumPy generator for the purpose `path` under `seed`."""
     return np.random.Generator(np.random.Philox(key=derive(seed, *path)))
 
 
 def uniform(key: int, *coordinates: NDArray[np.integer] | int) -> NDArray[np.float64]:
-    """Numbers in [0, 1), each a pure function of `key` and its own coordinates (broadcast together).
+    """Return numbers in [0, 1), each a pure function of `key` and its coordinates (broadcast together).
 
-    Draws keyed by image do not depend on how images are chunked. Source: SplitMix64's finaliser
-    (Steele, Lea, Flood 2014).
+    Draws keyed by image do not depend on how images are batched. Source: the finalizer of SplitMix64 (Steele, Lea,
+    Flood 2014).
     """
     with np.errstate(over="ignore"):  # wrapping is what a hash does
         state: NDArray[np.uint64] = np.asarray(key & (2**64 - 1), dtype=np.uint64)
         for coordinate in coordinates:
-            state = _mix(state ^ _mix(np.asarray(coordinate).astype(np.uint64)))
+            state = splitmix64(state ^ splitmix64(np.asarray(coordinate).astype(np.uint64)))
     return (state >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-def _mix(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def splitmix64(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Mix 64 bits (SplitMix64 of Steele, Lea and Flood 2014; the constants are theirs)."""
     value = value + np.uint64(0x9E3779B97F4A7C15)
     value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

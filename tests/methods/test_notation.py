@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import tomllib
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from taskgraft.config import Option, options
+from taskgraft.config import Option, TrainingConfig, options
 from taskgraft.errors import TaskgraftError
+from taskgraft.methods import presets
 from taskgraft.methods.compatibility import conflict
-from taskgraft.methods.composition import build
+from taskgraft.methods.composition import acting, build, interpolations, notes, requires
 from taskgraft.methods.notation import parse, show
 from taskgraft.methods.protocol import Plan
 from taskgraft.methods.registry import ALIASES, METHODS
+from taskgraft.models.classifier import grow, inherited_parameters
+from toys import NEW, parent, sources
 
 
 def values(option: Option) -> st.SearchStrategy[Any]:
@@ -77,8 +82,8 @@ def test_an_alias_is_its_method() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("destil", "method 'destil' does not exist; did you mean 'distill'. there are finetune, frozen, taps"),
-        ("ewc + qqq", "method 'qqq' does not exist; there are finetune"),
+        ("destil", "method 'destil' does not exist; did you mean 'distill'. available: finetune, frozen, taps"),
+        ("ewc + qqq", "method 'qqq' does not exist; available: finetune"),
         ("ewc(strenght=3)", "ewc has no setting 'strenght'; did you mean 'strength'. it has strength, labels"),
         ("finetune(strength=3)", "finetune has no setting 'strength'; it has none"),
         ("ewc(strength=-1)", r"ewc\(strength=-1\): must be at least 0 \(usual values: 1 to 1e\+06\)"),
@@ -107,8 +112,8 @@ def test_an_alias_is_its_method() -> None:
         ("branch(shared=2)", "must be at least 0 and at most 1"),
         ("ewc(strength=1, strength=2)", "names 'strength' twice|cannot be read"),
         ("ewc + finetune", "finetune protects nothing"),
-        ("ewc - distill", r"is no sum; join methods by \+"),
-        ("ewc * 2 + distill", r"is no sum; join methods by \+"),
+        ("ewc - distill", r"is not a sum; join methods with \+"),
+        ("ewc * 2 + distill", r"is not a sum; join methods with \+"),
         ("ewc(30)", "write settings as name=value"),
         ("ewc(**x)", "has no setting"),
         ("", "cannot be read; write for example"),
@@ -170,3 +175,42 @@ def test_a_method_uses_the_slots_it_names() -> None:
         "wise": {"remember", "finish"},
         "replay": {"remember", "mix", "finish"},
     }
+
+
+def test_import_contract_lists_every_method() -> None:
+    contracts = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["tool"]["importlinter"]
+    independent = next(one["modules"] for one in contracts["contracts"] if one["type"] == "independence")
+    assert set(independent) == {kind.__module__ for kind in METHODS.values()}
+
+
+def test_presets_are_legal_notations() -> None:
+    for text in (presets.DEFAULT_METHOD, presets.BASELINE, presets.SEARCHED, presets.EXAMPLE, *presets.AUTO_PORTFOLIO):
+        assert show(parse(text)) == text
+    assert {name for name, kind in METHODS.items() if kind().traits.records} == set(presets.RECORDERS)
+    assert not [text for text in presets.AUTO_PORTFOLIO if any(m.traits.needs_old_images for m in parse(text).values())]
+    assert not any(own.traits.attaches for own in parse(presets.SINGLE_BACKBONE).values())
+
+
+def test_traits_depend_on_settings() -> None:
+    assert parse("taps")["taps"].traits.freezes_old
+    assert not parse("taps(backbone=trained)")["taps"].traits.freezes_old
+
+
+def test_freezing_methods_leave_old_parameters_without_gradients() -> None:
+    for name, kind in METHODS.items():
+        child, images = grow(parent(), NEW, 0), sources()
+        adapt = kind().build().adapt
+        frozen = adapt and not any(v.requires_grad for v in inherited_parameters(adapt(child, images)).values())
+        assert bool(frozen) == kind().traits.freezes_old, name
+
+
+def test_plan_helpers() -> None:
+    assert acting(parse("ewc(strength=0) + distill")) == "distill"
+    assert acting(parse("ewc(strength=0)")) == acting(parse("finetune")) == "baseline"
+    assert requires(parse("lwf"), TrainingConfig(head_steps=0)) is not None
+    assert requires(parse("lwf"), TrainingConfig(head_steps=1)) is None
+    assert [show(plan) for plan in interpolations(parse("distill + wise(points=2)")).values()] == [
+        "distill + wise(weight=0.5)", "distill + wise(weight=1)",
+    ]  # fmt: skip
+    assert interpolations(parse("wise(weight=0.5)")) == {}
+    assert notes(parse("ewc"), {}, {}, has_old=False) != notes(parse("ewc"), {}, {}, has_old=True) == []

@@ -225,7 +225,7 @@ def test_d16_old_logits_are_the_plain_output_of_their_layer(text: str) -> None:
             for train in (False, True):
                 child.heads.train(train)
                 for task, head in zip((OLD.name, NEW.name), child.linears(), strict=True):
-                    assert torch.equal(child.answer(features)[task], F.linear(features, head.weight, head.bias))
+                    assert torch.equal(child.logits(features)[task], F.linear(features, head.weight, head.bias))
     before = predict(parent(), images).logits[OLD.name]
     assert np.array_equal(predict(grown, images).logits[OLD.name], before)
 

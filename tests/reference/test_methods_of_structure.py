@@ -172,21 +172,21 @@ def test_a_ladder_learns_beside_a_network_that_stays(arch: str, options: dict[st
 
 def test_tokens_of_a_picture_are_a_square_and_others_a_row() -> None:
     tokens = torch.arange(2 * 10 * 3.0).reshape(2, 10, 3)
-    square = side_networks.to_map(tokens, picture=True)
+    square = side_networks.to_map(tokens, image=True)
     assert square.shape == (2, 3, 3, 3)
     assert torch.equal(square[:, :, 0, 0], tokens[:, 1])  # the first one is no place of the image
     assert torch.equal(square[:, :, 1, 2], tokens[:, 6])
-    row = side_networks.to_map(tokens, picture=False)
+    row = side_networks.to_map(tokens, image=False)
     assert row.shape == (2, 3, 1, 10)
     assert torch.equal(row[:, :, 0, 9], tokens[:, 9])
-    assert side_networks.to_map(tokens[:, 0], picture=True).shape == (2, 3, 1, 1)
+    assert side_networks.to_map(tokens[:, 0], image=True).shape == (2, 3, 1, 1)
     maps = torch.rand(2, 4, 4, 7)
-    assert torch.equal(side_networks.to_map(maps, picture=True), maps.permute(0, 3, 1, 2))
-    assert side_networks.to_map(maps.permute(0, 3, 1, 2), picture=True).shape == (2, 7, 4, 4)
+    assert torch.equal(side_networks.to_map(maps, image=True), maps.permute(0, 3, 1, 2))
+    assert side_networks.to_map(maps.permute(0, 3, 1, 2), image=True).shape == (2, 7, 4, 4)
 
 
 @pytest.mark.parametrize("notation", ["branch", "ladder"])
 def test_a_network_of_one_stage_is_refused(notation: str) -> None:
     old = wrap(nn.Sequential(nn.Flatten(), nn.Linear(192, len(OLD.classes))), "1", [OLD])
-    with pytest.raises(TaskgraftError, match="Sequential has one stage only"):
+    with pytest.raises(TaskgraftError, match="Sequential has only one stage"):
         learn(grow(old, NEW, 0), pictures(8, NEW, 1, size=8), method=notation, config=RUN)

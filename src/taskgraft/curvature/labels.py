@@ -11,6 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from taskgraft.seeding import splitmix64
+
 Labels = Literal["exact", "sampled", "empirical"]
 
 
@@ -94,7 +96,7 @@ def hash_uniforms(seed: int, task: str, start: int, rows: int, draws: int) -> ND
     key = np.array([int.from_bytes(digest, "little")], dtype=np.uint64)
     position = np.arange(start, start + rows, dtype=np.uint64)[None, :]
     draw = np.arange(draws, dtype=np.uint64)[:, None]
-    word = _splitmix(_splitmix(key + position) + draw)
+    word = splitmix64(splitmix64(key + position) + draw)
     return (word >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
@@ -102,11 +104,3 @@ def _inverse_cdf(p_BK: Tensor, u_B: Tensor) -> Tensor:
     """Draw a class from each row by inverting its cumulative distribution at u."""
     below = p_BK.cumsum(1) <= u_B[:, None]
     return below.sum(1).clamp(max=p_BK.shape[1] - 1)  # rounding may leave the last sum below 1
-
-
-def _splitmix(word: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Mix 64 bits (SplitMix64 of Steele, Lea & Flood 2014; the constants are theirs)."""
-    word = word + np.uint64(0x9E3779B97F4A7C15)
-    word = (word ^ (word >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    word = (word ^ (word >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return word ^ (word >> np.uint64(31))

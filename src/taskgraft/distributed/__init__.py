@@ -1,6 +1,6 @@
-"""Several processes that are one run: each does a share of the work, and all hold the same state.
+"""Several processes as one run: each does a part of the work, and all hold the same state.
 
-Outside of such a group, every function here does nothing and costs nothing.
+Without a process group, every function here does nothing and costs nothing.
 """
 
 from taskgraft.distributed.batchnorm import sync_batchnorm

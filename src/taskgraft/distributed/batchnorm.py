@@ -1,7 +1,8 @@
-"""Batch normalization over the images of all processes, whatever layer asks for it and wherever it runs.
+"""Batch normalization over the images of all processes, for any layer and any device.
 
-torch's own SyncBatchNorm wants a GPU and another class of layer. Here the function that every such layer calls is
-replaced while a forward pass lasts, so that models stay as they are.
+torch.nn.SyncBatchNorm refuses CPU tensors and is another class of layer, into which timm's BatchNormAct2d and traced
+networks would have to be converted and back. Here `F.batch_norm`, which every such layer calls, is replaced for the
+duration of a forward pass, so that models stay as they are and CPU and GPU groups run the same code.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ from taskgraft.distributed.group import world_size
 
 
 def sync_batchnorm() -> AbstractContextManager[Any]:
-    """While this lasts, BatchNorm in training mode sees the batch of all processes."""
-    return nullcontext() if world_size() == 1 else _Everywhere()
+    """Return a context in which BatchNorm in training mode uses the statistics of all processes' images."""
+    return nullcontext() if world_size() == 1 else _SyncedMode()
 
 
-class _Everywhere(TorchFunctionMode):
+class _SyncedMode(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
@@ -41,7 +42,7 @@ def _batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """`F.batch_norm`, with the statistics of all processes' images [B, C, ...] where it takes them from the batch."""
+    """Replace `F.batch_norm` on images [B, C, ...]: statistics of the batch are those of all processes."""
     if not training:
         return torch.batch_norm(
             images, weight, bias, running_mean, running_var, training, momentum, eps, torch.backends.cudnn.enabled
@@ -55,24 +56,24 @@ def _batch_norm(
 
 
 def _statistics(images: Tensor) -> tuple[Tensor, Tensor, int]:
-    """Mean [C], variance [C] and number of values a channel, over all processes (Chan et al. 1979: merged exactly)."""
+    """Return mean [C], variance [C] and values per channel over all processes (merged exactly, Chan et al. 1979)."""
     values = images.float()
     axes = [axis for axis in range(images.dim()) if axis != 1]
     count = images.numel() // images.shape[1]
     mean = values.mean(axes) if count else values.new_zeros(images.shape[1])
-    spread = (values - _wide(mean, images)).square().sum(axes)
-    own = torch.stack([mean, spread, torch.full_like(mean, count)])
+    square_sum = (values - _per_channel(mean, images)).square().sum(axes)
+    own = torch.stack([mean, square_sum, torch.full_like(mean, count)])
     parts = [torch.empty_like(own) for _ in range(world_size())]
     dist.all_gather(parts, own)
-    means, spreads, counts = torch.stack(parts).double().unbind(1)
+    means, square_sums, counts = torch.stack(parts).double().unbind(1)
     total = counts.sum(0)
     whole = (means * counts).sum(0) / total
-    variance = (spreads + counts * (means - whole).square()).sum(0) / total
+    variance = (square_sums + counts * (means - whole).square()).sum(0) / total
     return whole.float(), variance.float(), int(total[0])
 
 
 class _Normalize(torch.autograd.Function):
-    """(x - mean) * scale * weight + bias; the gradient knows that mean and scale depend on every process's x."""
+    """(x - mean) * scale * weight + bias, where mean and scale depend on the x of every process."""
 
     @staticmethod
     def forward(
@@ -80,25 +81,27 @@ class _Normalize(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(images, weight, mean, scale)
         ctx.count, ctx.shifted = count, bias is not None
-        slope = scale if weight is None else scale * weight
-        found = (images - _wide(mean, images)) * _wide(slope, images)
-        return (found if bias is None else found + _wide(bias, images)).to(images.dtype)
+        factor = scale if weight is None else scale * weight
+        normalized = (images - _per_channel(mean, images)) * _per_channel(factor, images)
+        return (normalized if bias is None else normalized + _per_channel(bias, images)).to(images.dtype)
 
     @staticmethod
-    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         images, weight, mean, scale = ctx.saved_tensors
-        slope = slopes[0].float()
+        gradient = gradients[0].float()
         axes = [axis for axis in range(images.dim()) if axis != 1]
-        normal = (images.float() - _wide(mean, images)) * _wide(scale, images)
-        own = torch.stack([slope.sum(axes), (slope * normal).sum(axes)])
-        whole = own.clone()
-        dist.all_reduce(whole)
-        inner = slope - _wide(whole[0] / ctx.count, images) - normal * _wide(whole[1] / ctx.count, images)
+        normal = (images.float() - _per_channel(mean, images)) * _per_channel(scale, images)
+        own = torch.stack([gradient.sum(axes), (gradient * normal).sum(axes)])
+        total = own.clone()
+        dist.all_reduce(total)
+        inner = (
+            gradient - _per_channel(total[0] / ctx.count, images) - normal * _per_channel(total[1] / ctx.count, images)
+        )
         outer = scale if weight is None else scale * weight
-        back = (inner * _wide(outer, images)).to(images.dtype)
+        back = (inner * _per_channel(outer, images)).to(images.dtype)
         return back, None if weight is None else own[1], own[0] if ctx.shifted else None, None, None, None
 
 
-def _wide(values: Tensor, like: Tensor) -> Tensor:
-    """A value for each channel [C], shaped to be used with [B, C, ...]."""
+def _per_channel(values: Tensor, like: Tensor) -> Tensor:
+    """Reshape a value per channel [C] to broadcast against [B, C, ...]."""
     return values.view(1, -1, *[1] * (like.dim() - 2))

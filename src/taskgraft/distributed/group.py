@@ -1,4 +1,4 @@
-"""The group of processes: who is in it, what each takes of the work, how results become everybody's."""
+"""The process group: join it, split work, and exchange tensors and objects."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from taskgraft.distributed.heartbeat import monitor
 from taskgraft.errors import TaskgraftError
 
-BUCKET = 25 * 2**20  # bytes of gradients that go over the wire together
+BUCKET = 25 * 2**20  # bytes of gradients in one all-reduce
 PATIENCE = timedelta(days=1)  # one process may read images for hours while the others wait
 
 T = TypeVar("T")
@@ -24,10 +24,13 @@ T = TypeVar("T")
 
 @contextmanager
 def join_group(patience: float, silent: Callable[[int], None]) -> Iterator[None]:
-    """Be one of the processes that torchrun (or `taskgraft --gpus N`) started; alone, nothing happens.
+    """Join the processes that torchrun (or `taskgraft --gpus N`) started; a single process does nothing.
 
-    With a GPU for each process they speak by NCCL, otherwise by gloo. `silent` is told of a process that gave no sign
-    of life for `patience` seconds; the others would wait for it.
+    Uses NCCL with one GPU per process, otherwise gloo.
+
+    Args:
+        patience: Seconds without a heartbeat after which a process counts as dead.
+        silent: Called with the rank of such a process; the others would wait for it forever.
     """
     if "LOCAL_RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
@@ -49,32 +52,32 @@ def join_group(patience: float, silent: Callable[[int], None]) -> Iterator[None]
 
 
 def device() -> torch.device:
-    """Where this process computes: its GPU, or the processor where there is none (CUDA_VISIBLE_DEVICES chooses)."""
+    """Return this process's GPU, or the CPU if there is none (CUDA_VISIBLE_DEVICES selects)."""
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def world_size() -> int:
-    """How many processes the run has."""
+    """Return the number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """Which of them this one is, from 0."""
+    """Return the rank of this process, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def is_main_process() -> bool:
-    """Whether this is the process that writes files and speaks to the user."""
+    """Return whether this process writes files and prints."""
     return rank() == 0
 
 
 def local_slice(count: int) -> slice:
-    """This process's share of `count` rows: neighbours, in the order of the processes."""
+    """Return this process's contiguous slice of `count` rows."""
     return slice(count * rank() // world_size(), count * (rank() + 1) // world_size())
 
 
 def broadcast(make: Callable[[], T]) -> T:
-    """What `make` gives the chief, for all processes (they wait for it); its TaskgraftError is raised in all of them."""
+    """Return in all processes what `make` returns in the main one; a TaskgraftError is raised in all of them."""
     if world_size() == 1:
         return make()
     box: list[Any] = [None]
@@ -91,25 +94,25 @@ def broadcast(make: Callable[[], T]) -> T:
 
 
 def main_process_first(make: Callable[[], T]) -> T:
-    """What `make` gives here, after the chief has done it: what it leaves on disk is found, not made again."""
+    """Call `make` in the main process first, then in the others, which find what it left on disk."""
     if world_size() == 1:
         return make()
-    own: list[T] = []
-    broadcast(lambda: own.append(make()))
-    return own[0] if is_main_process() else make()
+    results: list[T] = []
+    broadcast(lambda: results.append(make()))
+    return results[0] if is_main_process() else make()
 
 
 def all_gather(own: Tensor, count: int) -> Tensor:
-    """The rows of all processes [count, ...], of which `own` are this one's `part(count)`.
+    """Gather the rows of all processes [count, ...], of which `own` are this one's `local_slice(count)`.
 
-    Its gradient is that of this process's rows. So all processes can build one and the same loss on the whole batch,
-    and the sum of their gradients is that of one process: nothing has to be scaled, whatever the loss divides by.
+    Differentiable: the gradient is that of this process's rows. All processes can thus compute the same loss on the
+    whole batch, and the sum of their gradients is that of a single process, whatever the loss divides by.
     """
     return own if world_size() == 1 else _Gather.apply(own, count)
 
 
 def all_reduce(tensors: Iterable[Tensor]) -> None:
-    """Replace each tensor by its sum over all processes."""
+    """Replace each tensor by its sum over all processes, in place."""
     if world_size() == 1:
         return
     for bucket in _buckets(tensors):
@@ -120,14 +123,14 @@ def all_reduce(tensors: Iterable[Tensor]) -> None:
 
 
 def broadcast_tensors(tensors: Iterable[Tensor]) -> None:
-    """Give every process the chief's values, in place: machines of other kinds may round differently."""
+    """Overwrite tensors with those of the main process: different machines may round differently."""
     if world_size() == 1:
         return
     with torch.no_grad():
         for value in tensors:
-            whole = value.detach().contiguous()
-            dist.broadcast(whole, src=0)
-            value.detach().copy_(whole)
+            contiguous = value.detach().contiguous()
+            dist.broadcast(contiguous, src=0)
+            value.detach().copy_(contiguous)
 
 
 class _Gather(torch.autograd.Function):
@@ -144,12 +147,12 @@ class _Gather(torch.autograd.Function):
         return torch.cat([rows[:length] for rows, length in zip(parts, lengths, strict=True)])
 
     @staticmethod
-    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, None]:
-        return slopes[0][ctx.rows], None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0][ctx.rows], None
 
 
 def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
-    """Tensors of one type and device in groups of about BUCKET bytes, in their order."""
+    """Yield groups of about BUCKET bytes of consecutive tensors of one type and device."""
     waiting: list[Tensor] = []
     for value in tensors:
         alike = not waiting or (value.dtype, value.device) == (waiting[0].dtype, waiting[0].device)

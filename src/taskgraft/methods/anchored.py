@@ -1,4 +1,4 @@
-"""What the methods that hold weights share: an anchor, an importance for each weight, and both through a chain."""
+"""What penalties on weights share: an anchor, an importance of each weight, and both through a chain of extensions."""
 
 from __future__ import annotations
 
@@ -15,39 +15,49 @@ Measure = Callable[[Images, list[str], list[str]], Params]  # (images, parameter
 
 
 def anchor_weights(classifier: Classifier, sources: TrainingData, past: Memory, measure: Measure, name: str) -> Memory:
-    """Anchor and importance of what is held; `name` says what is measured, and how.
+    """Return the anchor and the importance of the weights to hold.
 
-    With a softmax for each task everything inherited is held. What the parent's bundle kept counts; tasks that it does
-    not cover are measured on the old sample, or else on the new images, and added: the heads are independent, so
-    importances add.
+    With one softmax per task every inherited weight is anchored. Importances recorded in the parent's bundle are used;
+    tasks that they do not cover are measured on the old sample, or else on the new images, and added: the heads are
+    independent, so importances add.
 
-    Under a joint softmax old answers depend on the new rows as well, so these are held too, where they start, and the
-    importance is that of the one distribution over all outputs. An old sample then counts alone: what the bundle kept
-    was measured before the new outputs were there. Without one, the bundle's counts for what it covers, and the new
-    images for the rest.
+    Under a joint softmax old predictions depend on the new head as well, so that it is anchored at its initial values,
+    and the importance is that of the one distribution over all outputs. An old sample then replaces what the bundle
+    recorded, which was measured before the new outputs existed. Without one, the bundle's importances are used for the
+    parameters that they cover, and the new images for the rest.
+
+    Args:
+        classifier: The classifier before training, its new head included.
+        sources: The images to measure on.
+        past: What the parent's bundle carries of the method: {"importance": name -> tensor}, or {}.
+        measure: Measures importances on images.
+        name: Says what is measured and how; trials of a search share measurements of the same name.
+
+    Returns:
+        {"anchor": ..., "importance": ...}, each parameter name -> tensor of its shape; {} for a first task.
     """
     if not old_class_counts(classifier):
-        return {}  # a first task: there is nothing to hold yet
+        return {}  # a first task: there is nothing to anchor yet
     state = dict(classifier.named_parameters())
-    known: Params = past.get("importance", {})
+    recorded: Params = past.get("importance", {})
     images = sources.old or sources.new
     if classifier.softmax == "joint":
         names = list(state)
-        known = {} if sources.old else known
-        found = compute_once(sources, name, lambda: measure(images, names, [task.name for task in classifier.tasks]))
-        found = {name: value for name, value in found.items() if name not in known}
+        recorded = {} if sources.old else recorded
+        measured = compute_once(sources, name, lambda: measure(images, names, [task.name for task in classifier.tasks]))
+        measured = {name: value for name, value in measured.items() if name not in recorded}
     else:
         names = list(inherited_parameters(classifier))
-        missing = {p.task for i, p in enumerate(classifier.parts[:-1]) if f"heads.{i}.weight" not in known}
-        found = compute_once(sources, name, lambda: measure(images, names, sorted(missing))) if missing else {}
+        missing = {p.task for i, p in enumerate(classifier.parts[:-1]) if f"heads.{i}.weight" not in recorded}
+        measured = compute_once(sources, name, lambda: measure(images, names, sorted(missing))) if missing else {}
     return {
         "anchor": {name: state[name].detach().clone() for name in names},
-        "importance": {name: _sum(state[name], found.get(name), known.get(name)) for name in names},
+        "importance": {name: _sum(state[name], measured.get(name), recorded.get(name)) for name in names},
     }
 
 
 def accumulate_importance(classifier: Classifier, memory: Memory, sources: TrainingData, measure: Measure) -> Memory:
-    """For the next extension: the new task's importance, added to the old tasks'."""
+    """Return the memory for the next extension: the new task's importance added to that of the old tasks."""
     names = [name for name, _ in classifier.named_parameters()]
     joint = classifier.softmax == "joint"
     added = measure(
@@ -59,7 +69,7 @@ def accumulate_importance(classifier: Classifier, memory: Memory, sources: Train
 
 
 def anchor_and_importance(memory: Memory) -> tuple[Params, Params]:
-    """The anchor and the importance in a memory; both are empty where nothing is held."""
+    """Return the anchor and the importance in a memory; both are empty where nothing is anchored."""
     return memory.get("anchor", {}), memory.get("importance", {})
 
 

@@ -1,4 +1,4 @@
-"""Branch: the last stages once more, for the new task alone."""
+"""Branch: a copy of the last stages, trained for the new task alone."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from taskgraft.types import TrainingData
 
 @dataclass(frozen=True)
 class Branch(Settings):
-    """Share the first stages, copy the rest for the new task, and train the copy alone: old answers bit-identical.
+    """Share the first stages, copy the rest for the new task and train only the copy: old logits stay bit-identical.
 
-    `shared` is how far the stages are shared: 0 up to the first, 1 up to the last. A point between one model, which
-    forgets, and two, which cost twice; parameters and arithmetic are stated in the report.
+    `shared` is the fraction of the stages that are shared: 0 up to the first, 1 up to the last. A compromise between
+    one model, which forgets, and two, which cost twice; the report states parameters and FLOPs.
     """
 
     shared: Annotated[float, Range(0.0, 1.0, at_most=1.0)] = 0.1
@@ -33,23 +33,23 @@ class Branch(Settings):
         return Traits(freezes_old=True, attaches=True)
 
     def build(self) -> Method:
-        """Uses `adapt`: a copy of the last stages is attached, everything older is frozen."""
+        """Use `adapt`: attach a copy of the last stages, freeze everything inherited."""
 
         def adapt(classifier: Classifier, sources: TrainingData) -> Classifier:
-            known = feature_points.find_points(classifier.backbone)
-            if not known:
+            points = feature_points.find_points(classifier.backbone)
+            if not points:
                 raise InputError(
-                    f"{type(classifier.backbone).__name__} has one stage only and cannot be branched; use taps"
+                    f"{type(classifier.backbone).__name__} has only one stage and cannot be branched; use taps"
                 )
-            point = known[round(self.shared * (len(known) - 1))]
-            own = Tail(point, feature_points.copy_tail(classifier.backbone, point).requires_grad_(True))
+            point = points[round(self.shared * (len(points) - 1))]
+            tail = Tail(point, feature_points.copy_tail(classifier.backbone, point).requires_grad_(True))
             classifier.backbone = feature_points.expose_points(classifier.backbone, [point])
-            start = attach(classifier, own, sources.new)
-            columns = compute_features(classifier, sample_evenly(sources.new, 2))
-            width = columns.shape[1] - start
-            if not torch.equal(columns[:, :width], columns[:, start:]):
+            start = attach(classifier, tail, sources.new)
+            features = compute_features(classifier, sample_evenly(sources.new, 2))
+            width = features.shape[1] - start
+            if not torch.equal(features[:, :width], features[:, start:]):
                 raise InputError(
-                    f"a copy of what follows {point!r} answers otherwise than the network; use taps or distill"
+                    f"a copy of the stages after {point!r} gives other features than the network; use taps or distill"
                 )
             return freeze(classifier)
 

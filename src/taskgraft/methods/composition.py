@@ -26,8 +26,13 @@ def build(method: Plan | str) -> Method:
 
 
 def compose(parts: Mapping[str, Method]) -> Method:
-    """Join named methods: adapt, mix and finish run in order, terms and penalties are gathered, each keeps its
-    own memory under its name. `compose({})` is fine-tuning; `compose({"m": m})` does what `m` does.
+    """Combine named methods into one.
+
+    `adapt`, `mix` and `finish` run in order, loss terms and penalties are merged, and each method has a memory of its
+    own under its name. `compose({})` is fine-tuning; `compose({"m": m})` does what `m` does.
+
+    Raises:
+        InputError: Two methods add a term of the same name (when training calls them).
     """
 
     def adapt(classifier: Classifier, sources: TrainingData) -> Classifier:
@@ -48,28 +53,28 @@ def compose(parts: Mapping[str, Method]) -> Method:
         return batch
 
     def response(step: Step, memory: Memory) -> Terms:
-        return _gather(part.response(step, memory.get(name, {})) for name, part in parts.items() if part.response)
+        return _merge(part.response(step, memory.get(name, {})) for name, part in parts.items() if part.response)
 
     def weight(params: Params, memory: Memory) -> dict[str, Quadratic]:
-        return _gather(part.weight(params, memory.get(name, {})) for name, part in parts.items() if part.weight)
+        return _merge(part.weight(params, memory.get(name, {})) for name, part in parts.items() if part.weight)
 
     def observe(memory: Memory, move: Update) -> Memory:
-        watching = {name: part.observe(memory.get(name, {}), move) for name, part in parts.items() if part.observe}
-        return {**memory, **watching}
+        observed = {name: part.observe(memory.get(name, {}), move) for name, part in parts.items() if part.observe}
+        return {**memory, **observed}
 
     def finish(classifier: Classifier, memory: Memory, sources: TrainingData) -> tuple[Classifier, Memory]:
-        kept: Memory = {}
+        memories: Memory = {}
         for name, part in parts.items():
             if part.finish:
-                classifier, kept[name] = part.finish(classifier, memory.get(name, {}), sources)
-        return classifier, kept
+                classifier, memories[name] = part.finish(classifier, memory.get(name, {}), sources)
+        return classifier, memories
 
-    slots = {
+    functions = {
         "adapt": adapt, "remember": remember, "mix": mix, "response": response,
         "weight": weight, "observe": observe, "finish": finish,
     }  # fmt: skip
     used = {slot for part in parts.values() for slot, function in part._asdict().items() if function}
-    return Method(**{slot: function for slot, function in slots.items() if slot in used})
+    return Method(**{slot: function for slot, function in functions.items() if slot in used})
 
 
 def acting(plan: Plan) -> str:
@@ -125,11 +130,11 @@ def interpolated(
             yield weight, finish(copy.deepcopy(classifier), memory[name], sources)[0]
 
 
-def _gather(found: Iterable[dict[str, T]]) -> dict[str, T]:
-    gathered: dict[str, T] = {}
-    for terms in found:
-        twice = gathered.keys() & terms.keys()
-        if twice:
-            raise InputError(f"two methods both add the term {twice.pop()!r}; name each method once")
-        gathered.update(terms)
-    return gathered
+def _merge(parts: Iterable[dict[str, T]]) -> dict[str, T]:
+    merged: dict[str, T] = {}
+    for terms in parts:
+        duplicates = merged.keys() & terms.keys()
+        if duplicates:
+            raise InputError(f"two methods both add the term {duplicates.pop()!r}; name each method once")
+        merged.update(terms)
+    return merged

@@ -1,4 +1,4 @@
-"""Elastic weight consolidation: hold each weight as tightly as the old answers depend on it."""
+"""Elastic weight consolidation: hold each weight as strongly as the old predictions depend on it."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from taskgraft.types import Images, Memory, Params, Quadratic, TrainingData
 class Ewc(Settings):
     """Pull each weight towards the parent's in proportion to its Fisher information (Kirkpatrick et al. 2017).
 
-    (strength / 2) sum_j F_jj (theta_j - parent_j)^2 over backbone and old heads; the founding text's lambda is
-    strength / 2. F is the mean over images of squared per-image gradients, measured on the old sample, or else
-    on the new images with the parent's own answers. Under a joint softmax F is that of the one distribution over all
-    outputs, and the new rows are held too, where they start. `implicit=True` takes the penalty as a proximal step,
-    stable for any strength; False adds its gradient to the loss's, which under SGD oscillates once
-    rate * strength * F exceeds 2; "auto" is False for AdamW under a joint softmax, else True.
+    (strength / 2) sum_j F_jj (theta_j - parent_j)^2 over backbone and old heads. F is the mean over images of squared
+    per-image gradients, measured on the old sample, or else on the new images with labels drawn from the parent's
+    predictions. Under a joint softmax F is that of the one distribution over all outputs, and the new head is held at
+    its initial values too. `implicit=True` applies the penalty as a proximal step, stable for any strength; False adds
+    its gradient to that of the loss, which under SGD oscillates once lr * strength * F exceeds 2; "auto" is False for
+    AdamW under a joint softmax, else True.
     """
 
     strength: Annotated[float, Range(1e0, 1e6, log=True, at_least=0)] = 1e3
@@ -40,13 +40,13 @@ class Ewc(Settings):
         return Traits(uses_weights=True, records=True)
 
     def note(self, finished: Memory, past: Memory, has_old: bool) -> str | None:
-        """Where the Fisher information comes from, if not from old images."""
+        """Say where the Fisher information comes from if not from old images."""
         if has_old or past:
             return None
         return "no old sample was given: the Fisher information comes from the new images and the parent's own answers"
 
     def build(self) -> Method:
-        """Uses `remember` (anchor and Fisher), `weight` and `finish` (the next extension's Fisher)."""
+        """Use `remember` (anchor and Fisher), `weight` and `finish` (the Fisher for the next extension)."""
 
         def remember(classifier: Classifier, sources: TrainingData, past: Memory) -> Memory:
             name = f"{classifier.softmax} Fisher of {self.images} images, {self.labels} labels, {self.draws} draws"
@@ -66,7 +66,7 @@ class Ewc(Settings):
         def measure(images: Images, names: list[str], tasks: list[str]) -> Params:
             chosen = sample_evenly(images, self.images)
             unlabeled = [task for task in tasks if task not in images.labels]
-            joint = classifier.softmax == "joint"  # there one label an image is enough, whatever its task
+            joint = classifier.softmax == "joint"  # then one label per image is enough, whatever its task
             if self.labels == "empirical" and (len(unlabeled) == len(tasks) if joint else unlabeled):
                 raise InputError(
                     f"ewc(labels=empirical) needs labeled images of {unlabeled[0]!r}: give --old, or labels=sampled"

@@ -1,4 +1,4 @@
-"""Plain fine-tuning: no protection at all; the baseline that forgets."""
+"""Plain fine-tuning: no protection, the baseline that forgets."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from taskgraft.methods.protocol import Method, Settings, Traits
 
 @dataclass(frozen=True)
 class Finetune(Settings):
-    """Learn the new task and protect nothing: the founding text's baseline."""
+    """Train on the new task without any protection of the old ones: the baseline."""
 
     @property
     def traits(self) -> Traits:
@@ -17,5 +17,5 @@ class Finetune(Settings):
         return Traits(protects=False)
 
     def build(self) -> Method:
-        """No slot is used."""
+        """Use no function."""
         return Method()

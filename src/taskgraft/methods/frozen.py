@@ -1,4 +1,4 @@
-"""Frozen: only the new head learns."""
+"""Frozen backbone: only the new head learns (linear probing)."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from taskgraft.types import TrainingData
 
 @dataclass(frozen=True)
 class Frozen(Settings):
-    """Learn a head on the parent's last features and change nothing else: old answers stay bit-identical.
+    """Train a head on the parent's features and nothing else (linear probing): old logits stay bit-identical.
 
-    Costs the least; the new task gets only what the parent's last layer did not throw away.
+    The cheapest method; the new task can use only what the parent's last layer retains.
     """
 
     @property
@@ -22,7 +22,7 @@ class Frozen(Settings):
         return Traits(freezes_old=True)
 
     def build(self) -> Method:
-        """Uses `adapt`."""
+        """Use `adapt`: freeze everything inherited."""
 
         def adapt(classifier: Classifier, sources: TrainingData) -> Classifier:
             return freeze(classifier)

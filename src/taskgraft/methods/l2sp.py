@@ -1,4 +1,4 @@
-"""L2-SP: hold every weight equally."""
+"""L2-SP: hold every inherited weight equally strongly."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from taskgraft.types import Memory, Params, Quadratic, TrainingData
 class L2sp(Settings):
     """Pull every inherited weight towards the parent's with equal force (Li, Grandvalet, Davoine 2018).
 
-    (strength / 2) sum_j (theta_j - parent_j)^2; the paper's alpha is strength. Needs no image to set up.
+    (strength / 2) sum_j (theta_j - parent_j)^2; the paper's alpha is strength. Needs no images.
     """
 
     strength: Annotated[float, Range(1e-3, 1e2, log=True, at_least=0)] = 0.1
@@ -27,7 +27,7 @@ class L2sp(Settings):
         return Traits(uses_weights=True)
 
     def build(self) -> Method:
-        """Uses `remember` (the anchor) and `weight`."""
+        """Use `remember` (the anchor) and `weight`."""
 
         def remember(classifier: Classifier, sources: TrainingData, past: Memory) -> Memory:
             return {

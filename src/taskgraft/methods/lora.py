@@ -1,4 +1,4 @@
-"""LoRA: change the backbone by low-rank updates only, merged at the end."""
+"""LoRA: train low-rank updates of the backbone and merge them at the end."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from taskgraft.types import Memory, TrainingData
 
 @dataclass(frozen=True)
 class Lora(Settings):
-    """Learn a low-rank update of each linear and convolutional layer of the backbone (Hu et al. 2022); needs peft.
+    """Train a low-rank update of each linear and convolutional layer of the backbone (Hu et al. 2022); needs peft.
 
-    W + (alpha / rank) B A with A, B of `rank`; merged into W at the end, so the child costs what the parent does. It
-    limits how weights move, not what is forgotten: join it with distill. Grouped convolutions stay as they are.
+    W + (alpha / rank) B A with A, B of `rank`, merged into W at the end, so that the child costs what the parent does.
+    It restricts how weights change, not what is forgotten: join it with distill. Grouped convolutions are left alone.
     """
 
     rank: Annotated[int, Range(2, 64, log=True, at_least=1)] = 8
@@ -33,22 +33,22 @@ class Lora(Settings):
         return Traits(replaces_weights=True)
 
     def build(self) -> Method:
-        """Uses `adapt` (adapters in, the rest frozen) and `finish` (adapters merged)."""
+        """Use `adapt` (insert adapters, freeze the rest) and `finish` (merge the adapters)."""
 
         def adapt(classifier: Classifier, sources: TrainingData) -> Classifier:
             require("lora", "peft", what="lora")
             from peft import LoraConfig, inject_adapter_in_model
 
-            adapted = [name for name, module in classifier.backbone.named_modules() if _fits(module)]
-            if not adapted:
+            targets = [name for name, module in classifier.backbone.named_modules() if _has_adapter(module)]
+            if not targets:
                 raise InputError(
-                    f"lora finds no linear or plain convolutional layer in {type(classifier.backbone).__name__}; "
+                    f"lora found no linear or ungrouped convolutional layer in {type(classifier.backbone).__name__}; "
                     "use taps"
                 )
             freeze(classifier)
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seeding.derive(sources.seed, "lora"))
-                config = LoraConfig(r=self.rank, lora_alpha=self.alpha, target_modules=adapted)  # pyright: ignore
+                config = LoraConfig(r=self.rank, lora_alpha=self.alpha, target_modules=targets)  # pyright: ignore
                 classifier.backbone = inject_adapter_in_model(config, classifier.backbone)
             return classifier
 
@@ -59,11 +59,11 @@ class Lora(Settings):
                 if isinstance(module, BaseTunerLayer):
                     module.merge()
                     classifier.backbone.set_submodule(name, module.get_base_layer())
-            del classifier.backbone.peft_config  # a later extension starts from a plain network
+            del classifier.backbone.peft_config  # the next extension starts from a plain network
             return classifier.requires_grad_(True), {}
 
         return Method(adapt=adapt, finish=finish)
 
 
-def _fits(module: nn.Module) -> bool:
+def _has_adapter(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1)

@@ -1,4 +1,4 @@
-"""Learning without forgetting as it was published."""
+"""Learning without forgetting as published."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from taskgraft.types import Memory, Step, Terms, TrainingData
 
 @dataclass(frozen=True)
 class Lwf(Settings):
-    """Warm the new head, then train all with distillation on the batch's own images (Li and Hoiem 2016).
+    """Train the new head first, then everything with distillation on the new images (Li and Hoiem 2016).
 
-    strength * sum over old tasks of mean_i KL(parent / T || child / T), without the factor T^2, T = 2. The warm-up is
-    the run's `--head-steps`. `distill` is the same idea with a gradient whose size does not depend on T, and recorded
-    logits.
+    strength * sum over old tasks of mean_i KL(parent / T || child / T), without the factor T^2, T = 2. The head-only
+    steps are the run's `--head-steps`. `distill` is the same idea with recorded logits and a
+    gradient whose size does not depend on T.
     """
 
     strength: Annotated[float, Range(1e-2, 1e2, log=True, at_least=0)] = 1.0
@@ -32,13 +32,13 @@ class Lwf(Settings):
         return Traits(distills=True)
 
     def requires(self, config: TrainingConfig) -> str | None:
-        """Head-only steps: the published procedure warms the new head up first."""
+        """Require head-only steps: the published procedure trains the new head first."""
         if config.head_steps:
             return None
         return "lwf trains the new head alone first: set --head-steps to 1 or more, or use distill"
 
     def build(self) -> Method:
-        """Uses `remember` (the parent) and `response`."""
+        """Use `remember` (the parent) and `response`."""
 
         def remember(classifier: Classifier, sources: TrainingData, past: Memory) -> Memory:
             return {"parent": pytree.state(classifier)}
@@ -46,11 +46,11 @@ class Lwf(Settings):
         def response(step: Step, memory: Memory) -> Terms:
             if not step.old:
                 return {}
-            new = step.batch.rows >= 0  # not the images that a method mixed in
-            answers = step.predict(memory["parent"], new)
-            own = {task: step.outputs[task][new][:, :width] for task, width in step.old.items()}
+            new = step.batch.rows >= 0  # not the images that another method mixed in
+            teacher = step.predict(memory["parent"], new)
+            student = {task: step.outputs[task][new][:, :width] for task, width in step.old.items()}
             terms = [
-                losses.distillation(own[task], answers[task][:, :width], self.temperature, "none")
+                losses.distillation(student[task], teacher[task][:, :width], self.temperature, "none")
                 for task, width in step.old.items()
             ]
             return {"lwf": self.strength * torch.stack(terms).sum()}

@@ -1,4 +1,4 @@
-"""Memory aware synapses: hold each weight as tightly as the size of the outputs depends on it."""
+"""Memory aware synapses: hold each weight as strongly as the norm of the outputs depends on it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Mas(Settings):
     """Pull each weight towards the parent's in proportion to the outputs' sensitivity to it (Aljundi et al. 2018).
 
     (strength / 2) sum_j Omega_j (theta_j - parent_j)^2 with Omega_j = mean_i |d ||z(x_i)||^2 / d theta_j|; the paper's
-    lambda is strength / 2. Needs no labels, so the new images serve where there is no old sample.
+    lambda is strength / 2. Needs no labels; uses the new images if there is no old sample.
     """
 
     strength: Annotated[float, Range(1e-3, 1e3, log=True, at_least=0)] = 1.0
@@ -33,7 +33,7 @@ class Mas(Settings):
         return Traits(uses_weights=True, records=True)
 
     def build(self) -> Method:
-        """Uses `remember` (anchor and sensitivity), `weight` and `finish` (the next extension's sensitivity)."""
+        """Use `remember` (anchor and sensitivity), `weight` and `finish` (the sensitivity for the next extension)."""
 
         def remember(classifier: Classifier, sources: TrainingData, past: Memory) -> Memory:
             name = f"{classifier.softmax} sensitivity of {self.images} images"

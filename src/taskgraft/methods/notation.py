@@ -19,17 +19,24 @@ LONGEST = 2000  # characters of a notation: every method with every setting take
 
 
 def parse(text: str) -> Plan:
-    """Read the notation. Raises TaskgraftError for a wrong name, setting or value, naming the right ones."""
+    """Parse a notation such as `ewc(strength=30) + distill`.
+
+    Returns:
+        Method name -> settings, in the order in which the methods act.
+
+    Raises:
+        InputError: A wrong name, setting or value, or methods that cannot be combined; the message says what to write.
+    """
     if len(text) > LONGEST:  # also bounds how deep expressions are nested, which readers follow by recursion
-        raise InputError(f"method {text[:60]!r}… is longer than {LONGEST} letters; write for example {EXAMPLE!r}")
+        raise InputError(f"method {text[:60]!r}… is longer than {LONGEST} characters; write for example {EXAMPLE!r}")
     text = text.strip()
     try:
         expression = ast.parse(text, mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise InputError(f"method {text!r} cannot be read; write for example {EXAMPLE!r}") from error
     plan: Plan = {}
-    for part in _summands(expression, text):
-        name, settings = _settings(part, text)
+    for part in _split_sum(expression, text):
+        name, settings = _parse_settings(part, text)
         if name in plan:
             raise InputError(f"method {text!r} names {name!r} twice; write it once")
         plan[name] = settings
@@ -40,29 +47,29 @@ def parse(text: str) -> Plan:
 
 
 def show(plan: Plan) -> str:
-    """Write the notation that `parse` reads; settings at their defaults are left out."""
+    """Return the notation that `parse` reads back; settings at their defaults are left out."""
     parts = []
     for name, settings in plan.items():
         changed = [
-            f"{field.name}={_literal(getattr(settings, field.name))}"
-            for field in dataclasses.fields(settings)  # pyright: ignore[reportArgumentType]
+            f"{field.name}={_show_value(getattr(settings, field.name))}"
+            for field in dataclasses.fields(settings)
             if getattr(settings, field.name) != field.default
         ]
         parts.append(f"{name}({', '.join(changed)})" if changed else name)
     return " + ".join(parts)
 
 
-def _summands(node: ast.expr, text: str) -> list[ast.expr]:
+def _split_sum(node: ast.expr, text: str) -> list[ast.expr]:
     parts: list[ast.expr] = []
     while isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
         parts.append(node.right)
         node = node.left
     if isinstance(node, ast.BinOp):
-        raise InputError(f"method {text!r} is no sum; join methods by +")
+        raise InputError(f"method {text!r} is not a sum; join methods with +")
     return [node, *reversed(parts)]
 
 
-def _settings(node: ast.expr, text: str) -> tuple[str, Settings]:
+def _parse_settings(node: ast.expr, text: str) -> tuple[str, Settings]:
     arguments: list[tuple[str | None, ast.expr]] = []
     if isinstance(node, ast.Call):
         if node.args:
@@ -72,30 +79,30 @@ def _settings(node: ast.expr, text: str) -> tuple[str, Settings]:
         raise InputError(f"method {text!r} cannot be read; write for example {EXAMPLE!r}")
     name = ALIASES.get(node.id, node.id)
     if name not in METHODS:
-        near = difflib.get_close_matches(name, [*METHODS, *ALIASES], n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise InputError(f"method {node.id!r} does not exist; {hint}there are {', '.join(METHODS)}")
-    known = options(METHODS[name])
+        close = difflib.get_close_matches(name, [*METHODS, *ALIASES], n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise InputError(f"method {node.id!r} does not exist; {hint}available: {', '.join(METHODS)}")
+    declared = options(METHODS[name])
     values = {}
     for key, value in arguments:
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise InputError(f"{name} has no setting {key!r}; {hint}it has {', '.join(known) or 'none'}")
+        if key not in declared:
+            close = difflib.get_close_matches(str(key), declared, n=1)
+            hint = f"did you mean {close[0]!r}? " if close else ""
+            raise InputError(f"{name} has no setting {key!r}; {hint}it has {', '.join(declared) or 'none'}")
         if key in values:
             raise InputError(f"method {text!r} names {key!r} twice; write it once")
-        values[key] = constant(value)
-        reason = known[key].refusal(values[key])
+        values[key] = read_value(value)
+        reason = declared[key].refusal(values[key])
         if reason:
             given = ast.get_source_segment(text, value) or ""  # as written: unparse() may recurse too deeply
             raise InputError(f"{name}({key}={given[:60]}): {reason}")
-        if known[key].kind in (int, float):
-            values[key] = known[key].kind(values[key])
+        if declared[key].kind in (int, float):
+            values[key] = declared[key].kind(values[key])
     return name, METHODS[name](**values)
 
 
-def constant(node: ast.expr) -> Any:
-    """A value as the notation writes it; words need no quotes."""
+def read_value(node: ast.expr) -> Any:
+    """Return the value of an expression in the notation; None where it has none."""
     if isinstance(node, ast.Name):  # words need no quotes: labels=exact
         return {"true": True, "false": False}.get(node.id.lower(), node.id)
     try:
@@ -104,7 +111,7 @@ def constant(node: ast.expr) -> Any:
         return None
 
 
-def _literal(value: Any) -> str:
+def _show_value(value: Any) -> str:
     if not isinstance(value, float):
         return str(value)
     short = f"{value:g}" if float(f"{value:g}") == value else repr(value)

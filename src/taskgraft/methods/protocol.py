@@ -1,8 +1,9 @@
-"""The protocol: seven optional functions. An empty slot is None, so nobody pays for what a method does not do."""
+"""What a method is: up to seven functions that training calls, and settings that declare its traits."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import NamedTuple, Self
 
 import numpy as np
@@ -21,15 +22,15 @@ Finish = Callable[[Classifier, Memory, TrainingData], tuple[Classifier, Memory]]
 
 
 class Method(NamedTuple):
-    """How forgetting is prevented: in data space, function space or weight space; before, during, after."""
+    """The functions of a method: before, during and after training; None where it has none, which costs nothing."""
 
-    adapt: Adapt | None = None  # once, before the optimizer exists; gets a copy (taps, branch, ladder, lora, frozen)
-    remember: Remember | None = None  # once; (classifier, sources, what the parent's bundle kept) -> memory
-    mix: Mix | None = None  # each step: data space (replay)
-    response: Response | None = None  # each step: function space, named scalars (distill)
-    weight: Weight | None = None  # each step: weight space, named quadratic penalties (l2sp, ewc, mas, si)
-    observe: Observe | None = None  # after each optimizer step (si)
-    finish: Finish | None = None  # once; -> classifier and what the next extension needs (lora, wise, ewc)
+    adapt: Adapt | None = None  # once, before the optimizer exists: may change the classifier, a copy
+    remember: Remember | None = None  # once: (classifier, images, what the parent's bundle carries) -> memory
+    mix: Mix | None = None  # each step: data space, adds images to the batch
+    response: Response | None = None  # each step: function space, named scalars added to the loss
+    weight: Weight | None = None  # each step: weight space, named quadratic penalties
+    observe: Observe | None = None  # after each optimizer step: updates the memory
+    finish: Finish | None = None  # once: -> classifier and the memory for the next extension
 
 
 class Traits(NamedTuple):
@@ -46,6 +47,7 @@ class Traits(NamedTuple):
     records: bool = False  # its `finish` measures what its next use needs, so `train --keep` can record it
 
 
+@dataclass(frozen=True)
 class Settings:
     """Base of a method's hyper-parameters: a frozen dataclass whose fields all have defaults."""
 

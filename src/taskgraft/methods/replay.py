@@ -1,4 +1,4 @@
-"""Replay: mix a sample of old images into every batch."""
+"""Experience replay: mix a sample of old images into every batch."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from taskgraft.types import Batch, Images, Memory, TrainingData
 
 @dataclass(frozen=True)
 class Replay(Settings):
-    """Add labeled old images to each batch, `share` of them for each new one (Ratcliff 1990; Chaudhry et al. 2019).
+    """Add labeled old images to each batch, `share` per new image (Ratcliff 1990; Chaudhry et al. 2019).
 
-    Needs `--old`. With all old training images this is joint training, the upper bound of every other method.
-    `keep` stores the old sample in the bundle for the next extension: images then travel with the model.
+    Needs `--old`. With all old training images this is joint training, the upper bound for every other method.
+    `keep` stores the old sample in the bundle for the next extension: the images are then part of the model folder.
     """
 
     share: Annotated[float, Range(0.1, 2.0, above=0)] = 1.0
@@ -33,18 +33,18 @@ class Replay(Settings):
         return Traits(needs_old_images=True)
 
     def build(self) -> Method:
-        """Uses `remember` (the old sample), `mix` and `finish` (the sample once more, if it is to be kept)."""
+        """Use `remember` (the old sample), `mix` and `finish` (the sample again, if it is to be kept)."""
 
         def remember(classifier: Classifier, sources: TrainingData, past: Memory) -> Memory:
             old = sources.old
             if old is None and not past:
-                raise InputError("replay mixes in old images: give a sample of them with --old DIR, or use distill")
+                raise InputError("replay needs a sample of old images: give one with --old DIR, or use distill")
             if old is None:
                 return past
-            known = {task: target for task, target in old.labels.items() if task in old_class_counts(classifier)}
+            labels = {task: target for task, target in old.labels.items() if task in old_class_counts(classifier)}
             flips = torch.tensor(int("flip" in sources.augment))
             return {
-                "pixels": old.pixels.clone(), "labels": {task: target.clone() for task, target in known.items()},
+                "pixels": old.pixels.clone(), "labels": {task: target.clone() for task, target in labels.items()},
                 "mean": torch.tensor(old.mean), "std": torch.tensor(old.std), "flips": flips,
             }  # fmt: skip
 
@@ -55,7 +55,7 @@ class Replay(Settings):
             augment = "shift+flip" if bool(memory["flips"]) else "shift"
             views = data.augment(old, rows, rng.integers(0, 2**31, count), augment, int(rng.integers(0, 2**31)))
             labels = {task: target[torch.from_numpy(rows)] for task, target in memory["labels"].items()}
-            return _joined(batch, views, labels)
+            return _append(batch, views, labels)
 
         def finish(classifier: Classifier, memory: Memory, sources: TrainingData) -> tuple[Classifier, Memory]:
             return classifier, memory if self.keep else {}
@@ -63,8 +63,8 @@ class Replay(Settings):
         return Method(remember=remember, mix=mix, finish=finish)
 
 
-def _joined(batch: Batch, images: torch.Tensor, labels: dict[str, torch.Tensor]) -> Batch:
-    """The batch with further images behind its own; -1 is the label of a task that an image has none for."""
+def _append(batch: Batch, images: torch.Tensor, labels: dict[str, torch.Tensor]) -> Batch:
+    """Append images to a batch; -1 is the label of a task for which an image has none."""
     device, own, more = batch.images.device, len(batch.images), len(images)
     both = {}
     for task in sorted({*batch.labels, *labels}):

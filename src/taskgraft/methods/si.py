@@ -1,4 +1,4 @@
-"""Synaptic intelligence: hold each weight as tightly as it contributed to the loss's fall in earlier training."""
+"""Synaptic intelligence: hold each weight as strongly as it contributed to lowering the loss in earlier training."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from taskgraft.types import Memory, Params, Quadratic, TrainingData, Update
 
 @dataclass(frozen=True)
 class Si(Settings):
-    """Pull each weight towards the parent's in proportion to its share in earlier learning (Zenke et al. 2017).
+    """Pull each weight towards the parent's in proportion to its contribution to earlier training (Zenke et al. 2017).
 
     (strength / 2) sum_j Omega_j (theta_j - parent_j)^2, Omega_j = sum over tasks of the path integral of -gradient *
     movement, divided by (total movement)^2 + damping, and not below 0; the paper's c is strength / 2. The path of
-    earlier training must have been recorded: `train --keep si`, or an extension with si. Of a foreign checkpoint
-    nothing is known, and si(strength=0) records for the next extension.
+    earlier training must have been recorded: `train --keep si`, or an extension with si. A foreign
+    checkpoint has no such record; si(strength=0) records one for the next extension.
     """
 
     strength: Annotated[float, Range(1e-2, 1e4, log=True, at_least=0)] = 2.0
@@ -36,24 +36,24 @@ class Si(Settings):
         return Traits(uses_weights=True, records=True)
 
     def build(self) -> Method:
-        """Uses `remember`, `weight`, `observe` (the path) and `finish` (the next extension's importance)."""
+        """Use `remember`, `weight`, `observe` (the path) and `finish` (the importance for the next extension)."""
 
         def remember(classifier: Classifier, sources: TrainingData, past: Memory) -> Memory:
             learning = {name: value for name, value in classifier.named_parameters() if value.requires_grad}
             start = {name: value.detach().clone() for name, value in learning.items()}
             memory: Memory = {"start": start, "path": {name: torch.zeros_like(v) for name, v in start.items()}}
-            known: Params = past.get("importance", {})
-            names = [name for name in inherited_parameters(classifier) if name in known]
-            blind = [name for name in inherited_parameters(classifier) if name not in known]
-            if blind and self.strength and old_class_counts(classifier):
+            recorded: Params = past.get("importance", {})
+            names = [name for name in inherited_parameters(classifier) if name in recorded]
+            missing = [name for name in inherited_parameters(classifier) if name not in recorded]
+            if missing and self.strength and old_class_counts(classifier):
                 raise InputError(
-                    "si protects by the recorded path of earlier training, which this parent does not carry "
-                    f"(nothing of {blind[0]!r}); train it by train --keep si, use ewc or mas, or record by "
+                    "si needs the recorded path of earlier training, which this parent lacks "
+                    f"(for {missing[0]!r}); train it with train --keep si, use ewc or mas, or start recording with "
                     "si(strength=0)"
                 )
             return memory | {
                 "anchor": {name: start[name].clone() for name in names},
-                "importance": {name: torch.empty_like(start[name]).copy_(known[name]) for name in names},
+                "importance": {name: torch.empty_like(start[name]).copy_(recorded[name]) for name in names},
             }
 
         def weight(params: Params, memory: Memory) -> dict[str, Quadratic]:
@@ -63,17 +63,17 @@ class Si(Settings):
             for name, gradient in move.gradient.items():
                 if name in memory["path"]:
                     now, then = move.after[name], move.before[name]
-                    for path, slope, new, old in pytree.blocks(memory["path"][name], gradient, now, then):
-                        path.addcmul_(slope, (old - new).div_(move.scale))
+                    for path, gradient_part, new, old in pytree.blocks(memory["path"][name], gradient, now, then):
+                        path.addcmul_(gradient_part, (old - new).div_(move.scale))
             return memory
 
         def finish(classifier: Classifier, memory: Memory, sources: TrainingData) -> tuple[Classifier, Memory]:
-            found = {}
+            importance = {}
             now = dict(classifier.named_parameters())
             for name, path in memory["path"].items():
                 moved = now[name].detach() - memory["start"][name]
-                found[name] = (path / (moved.square() + self.damping)).clamp(min=0)
-                found[name] += memory.get("importance", {}).get(name, 0.0)
-            return classifier, {"importance": found}
+                importance[name] = (path / (moved.square() + self.damping)).clamp(min=0)
+                importance[name] += memory.get("importance", {}).get(name, 0.0)
+            return classifier, {"importance": importance}
 
         return Method(remember=remember, weight=weight, observe=observe, finish=finish)

@@ -1,4 +1,4 @@
-"""Taps: the new head reads every stage of the network, not only the last one."""
+"""Taps: the new head reads features of every stage of the network, not only of the last."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from taskgraft.models.features import attach, compute_features, sample_evenly
 from taskgraft.models.side_networks import Pooled
 from taskgraft.types import TrainingData
 
-IMAGES = 1024  # from which mean and deviation of the columns are taken
+IMAGES = 1024  # from which mean and deviation of the features are taken
 
 
 @dataclass(frozen=True)
 class Taps(Settings):
-    """Let the new head read mean and deviation of each stage's channels and a thumbnail (Head2Toe, Evci et al. 2022).
+    """Feed the new head each stage's channel means and deviations and a thumbnail (Head2Toe, Evci et al. 2022).
 
-    What the last layer threw away is often still in the early ones. With `backbone="frozen"` old answers stay
-    bit-identical; "trained" lets all weights learn and is to be joined with a method that protects them.
+    What the last layer discards is often still present in earlier ones. With `backbone="frozen"` old logits stay
+    bit-identical; "trained" trains all weights and should be combined with a method that protects them.
     """
 
     backbone: Literal["frozen", "trained"] = "frozen"
@@ -36,12 +36,12 @@ class Taps(Settings):
         return Traits(freezes_old=self.backbone == "frozen", attaches=True, unfreeze="backbone=trained")
 
     def build(self) -> Method:
-        """Uses `adapt`: the backbone shows its stages, and the new head reads them all."""
+        """Use `adapt`: expose the stages of the backbone and let the new head read them all."""
 
         def adapt(classifier: Classifier, sources: TrainingData) -> Classifier:
-            known = feature_points.find_points(classifier.backbone)
-            places = torch.linspace(0, len(known) - 1, min(self.stages, len(known))).round().long().tolist()
-            chosen = [*(known[place] for place in places), feature_points.LAST]
+            points = feature_points.find_points(classifier.backbone)
+            spaced = torch.linspace(0, len(points) - 1, min(self.stages, len(points))).round().long().tolist()
+            chosen = [*(points[i] for i in spaced), feature_points.LAST]
             classifier.backbone = feature_points.expose_points(classifier.backbone, chosen[:-1])
             tap = Pooled(chosen, self.thumbnail)
             start = attach(classifier, tap, sources.new)

@@ -1,4 +1,4 @@
-"""Wise: afterwards, go back part of the way to the parent."""
+"""WiSE-FT: after training, interpolate part-way back to the parent."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from taskgraft.types import Memory, TrainingData
 
 @dataclass(frozen=True)
 class Wise(Settings):
-    """Interpolate all weights between the parent with its warmed head and the child (WiSE-FT, Wortsman et al. 2022).
+    """Interpolate all weights between the parent with its new head and the child (WiSE-FT, Wortsman et al. 2022).
 
-    `weight` 1 is the child, above 0; 0 = of `points` weights the one with the best validation Score is taken, where
-    agreement with the parent stands in for old accuracy that cannot be measured. Costs no training.
+    `weight` 1 is the child; 0 = choose among `points` weights by validation Score, where agreement with the parent
+    stands in for old accuracy that cannot be measured. Needs no training.
     """
 
     weight: Annotated[float, Range(0.1, 1.0, at_least=0, at_most=1, searched=False)] = 0.0
@@ -32,17 +32,17 @@ class Wise(Settings):
         return Traits(uses_weights=True)
 
     def note(self, finished: Memory, past: Memory, has_old: bool) -> str | None:
-        """The weight that was chosen."""
+        """State the weight that was used."""
         if "weight" not in finished:
             return None
         return f"wise went {float(finished['weight']):.0%} of the way from the parent to the trained child"
 
     def interpolations(self) -> dict[float, Wise]:
-        """Each of `points` weights, where none is set."""
+        """Return one for each of `points` weights, unless one is set."""
         return {} if self.weight else {weight: Wise(weight) for weight in self._path()}
 
     def build(self) -> Method:
-        """Uses `remember` (where training began) and `finish`."""
+        """Use `remember` (the weights at the start) and `finish`."""
 
         def remember(classifier: Classifier, sources: TrainingData, past: Memory) -> Memory:
             return {"start": pytree.state(classifier)}
@@ -58,11 +58,11 @@ class Wise(Settings):
                 return at(self.weight), {"weight": torch.tensor(self.weight)}
             if sources.score is None:
                 raise InputError(
-                    "wise chooses its weight on validation images, and there are none; set wise(weight=0.5)"
+                    "wise chooses its weight on validation images, but there are none; set wise(weight=0.5)"
                 )
             path = self._path()
             scores = [sources.score(at(weight)) for weight in path]
-            best = path[max(range(len(path)), key=lambda place: scores[place])]
+            best = path[max(range(len(path)), key=lambda i: scores[i])]
             return at(best), {"weight": torch.tensor(best), "path": torch.tensor([path, scores])}
 
         return Method(remember=remember, finish=finish)

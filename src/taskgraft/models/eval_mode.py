@@ -1,4 +1,4 @@
-"""A network is put in eval mode for as long as it is asked, and is left as it was."""
+"""Eval mode for the duration of a block."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 
 @contextmanager
 def eval_mode(*networks: nn.Module) -> Iterator[None]:
-    """Eval mode inside; afterwards, also after an error, every module has its own mode again."""
+    """Put networks in eval mode; afterwards, also after an error, every module has its previous mode."""
     modes = [(module, module.training) for network in networks for module in network.modules()]
     try:
         for network in networks:

@@ -1,7 +1,7 @@
-"""The stages of a network: read features between them, or cut the network in two. Nothing is known of its kind.
+"""Points between the stages of any network: read features there, or cut the network in two.
 
 A point is a submodule after which one tensor alone carries everything that the rest of the network needs. Points are
-found by tracing the network's own forward function with every submodule taken whole (torch.fx).
+found by tracing the network's forward function with every submodule as a leaf (torch.fx).
 """
 
 from __future__ import annotations
@@ -20,19 +20,23 @@ LAST = ""  # the point after everything: the features themselves
 
 
 def find_points(net: nn.Module) -> tuple[str, ...]:
-    """The points of a network that hold parameters before or at them, in order of execution.
+    """Return the names of a network's points that have parameters, in order of execution.
 
-    Raises TaskgraftError where the forward function cannot be traced.
+    Raises:
+        InputError: The forward function cannot be traced.
     """
-    return tuple(str(node.target) for node in _cuts(net, _traced(net)))
+    return tuple(str(node.target) for node in _find_cuts(net, _trace(net)))
 
 
 def expose_points(net: nn.Module, nodes: Sequence[str]) -> fx.GraphModule:
-    """The network with a second output: (features, {point: tensor}). It shares the network's parameters.
+    """Return the network with a second output, (features, {point: tensor}); it shares the network's parameters.
 
-    A network that is staged already keeps its points. Raises TaskgraftError for a point that does not exist.
+    Points that are exposed already stay so.
+
+    Raises:
+        InputError: A point does not exist, or the forward function cannot be traced.
     """
-    graph = _traced(net)
+    graph = _trace(net)
     known = {str(node.target): node for node in graph.nodes if node.op == "call_module"}
     missing = [name for name in nodes if name not in known]
     if missing:
@@ -41,17 +45,17 @@ def expose_points(net: nn.Module, nodes: Sequence[str]) -> fx.GraphModule:
         if getattr(net.get_submodule(name), "inplace", False):
             setattr(net.get_submodule(name), "inplace", False)  # noqa: B010 - an attribute that not all modules have
     output = _output(graph)
-    features, seen = _features(output), _seen(output)
+    features, seen = _features(output), _exposed(output)
     output.args = ((features, {**seen, **{name: known[name] for name in nodes}}),)
     return fx.GraphModule(net, graph)
 
 
 def points_only(net: fx.GraphModule, nodes: Sequence[str]) -> fx.GraphModule:
-    """A staged network that gives {point: tensor} alone and computes nothing behind them. It shares the submodules."""
+    """Return a network with exposed points that outputs only {point: tensor} and computes nothing behind them."""
     graph = fx.Graph()
     places: dict[fx.Node, fx.Node] = {}
     graph.graph_copy(net.graph, places)
-    seen = _seen(_output(net.graph))
+    seen = _exposed(_output(net.graph))
     graph.output({name: places[seen[name]] for name in nodes})
     lean = fx.GraphModule(net, graph)
     lean.graph.eliminate_dead_code()
@@ -60,9 +64,9 @@ def points_only(net: fx.GraphModule, nodes: Sequence[str]) -> fx.GraphModule:
 
 
 def copy_tail(net: nn.Module, point: str) -> fx.GraphModule:
-    """A copy of what follows a point: output of the point -> features. Parameters are copied, not shared."""
-    graph = _traced(net)
-    cut = next((node for node in _cuts(net, graph) if node.target == point), None)
+    """Return a copy of what follows a point: output of the point -> features. Parameters are copied, not shared."""
+    graph = _trace(net)
+    cut = next((node for node in _find_cuts(net, graph) if node.target == point), None)
     if cut is None:
         raise InputError(f"{type(net).__name__} cannot be cut at {point!r}; it can at {', '.join(find_points(net))}")
     rest = fx.Graph()
@@ -79,27 +83,27 @@ def copy_tail(net: nn.Module, point: str) -> fx.GraphModule:
     return whole
 
 
-def _traced(net: nn.Module) -> fx.Graph:
+def _trace(net: nn.Module) -> fx.Graph:
     tracer = fx.Tracer()
-    tracer.is_leaf_module = _whole  # pyright: ignore[reportAttributeAccessIssue] - fx asks for a subclass
+    tracer.is_leaf_module = _is_leaf  # pyright: ignore[reportAttributeAccessIssue] - fx asks for a subclass
     try:
         with eval_mode(net):
-            return _of_images(tracer.trace(net))  # in eval mode: dropout in the forward function stays out
+            return _fix_defaults(tracer.trace(net))  # in eval mode: dropout in the forward function stays out
     except Exception as error:  # tracing runs the network's own code, which may raise anything
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(
-            f"the stages of {type(net).__name__} cannot be told apart ({reason[:120]}); "
-            "use a method that needs none, such as distill or ewc"
+            f"the stages of {type(net).__name__} cannot be traced ({reason[:120]}); "
+            "use a method that attaches nothing to the stages (see `taskgraft methods`)"
         ) from error
 
 
-def _whole(module: nn.Module, name: str) -> bool:
-    """Whether tracing takes a submodule as one: all but a sequence that stands directly in the network."""
+def _is_leaf(module: nn.Module, name: str) -> bool:
+    """Return whether tracing treats a submodule as a leaf: all but a top-level nn.Sequential."""
     return not (isinstance(module, nn.Sequential) and "." not in name)
 
 
-def _of_images(graph: fx.Graph) -> fx.Graph:
-    """Fix the arguments that follow the images at their defaults: with them nothing crosses every stage."""
+def _fix_defaults(graph: fx.Graph) -> fx.Graph:
+    """Fix the arguments that follow the images at their defaults, else they would cross every stage."""
     for node in list(graph.nodes)[1:]:
         if node.op == "placeholder":
             default = node.args[0] if node.args else None
@@ -111,8 +115,8 @@ def _of_images(graph: fx.Graph) -> fx.Graph:
     return graph
 
 
-def _cuts(net: nn.Module, graph: fx.Graph) -> list[fx.Node]:
-    """Calls of modules with parameters after which nothing else is needed, the last one excepted."""
+def _find_cuts(net: nn.Module, graph: fx.Graph) -> list[fx.Node]:
+    """Return the calls of modules with parameters after which nothing else is needed, except the last."""
     features = _features(_output(graph))
     needed = _ancestors(features)
     order = [node for node in graph.nodes if node in needed and node.op != "get_attr"]
@@ -144,10 +148,10 @@ def _features(output: fx.Node) -> fx.Node:
     value = output.args[0]
     value = value[0] if isinstance(value, tuple) else value
     if not isinstance(value, fx.Node):
-        raise InputError("the network gives more than one output; give a backbone that has one, [B, D]")
+        raise InputError("the network has more than one output; use a backbone with one, [B, D]")
     return value
 
 
-def _seen(output: fx.Node) -> dict[str, fx.Node]:
+def _exposed(output: fx.Node) -> dict[str, fx.Node]:
     value = output.args[0]
     return dict(value[1]) if isinstance(value, tuple) else {}  # pyright: ignore

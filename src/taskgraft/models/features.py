@@ -1,4 +1,4 @@
-"""What the heads read: the columns for each image, and extras that make further columns."""
+"""The features that the heads read, and extras that add to them."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ from taskgraft.models.tensor_cache import LARGEST_FILE, tensor_digest
 from taskgraft.results.files import fingerprint
 from taskgraft.types import Images, Memoize, Outputs, Params, TrainingData
 
-BATCH_SIZE = 32  # images of a batch that is only looked at
-RECALL = 0.9
+BATCH_SIZE = 32  # for inference
+RECALL = 0.9  # fraction of the added classes' training images that `balance_added_classes` gives to them
 
 
 def compute_features(
     classifier: Classifier, images: Images, size: int = BATCH_SIZE, precision: Precision = "fp32"
 ) -> Tensor:
-    """The columns that the heads read for each image [N, D], in eval mode, without gradients; modes are restored.
+    """Compute the features that the heads read, in eval mode and without gradients; modes are restored.
 
-    float32, under whatever `precision` the network ran.
+    Returns:
+        [N, D] float32, in whatever `precision` the network ran.
     """
     keep_freed_memory()
     read, count = image_reader(images, classifier), len(images.pixels)
@@ -49,9 +50,9 @@ def recall_features(
     size: int = BATCH_SIZE,
     precision: Precision = "fp32",
 ) -> Tensor:
-    """What `compute_features` gives, or gave an earlier run for the same pixels and the same weights beside the heads.
+    """Return what `compute_features` returns, from the cache after a run with equal pixels and weights.
 
-    The arguments of `recall` are made of the bits themselves, so that it needs no word of where either came from.
+    The cache key is a digest of the bits themselves.
     """
     width = max(part.stop for part in classifier.parts)
     if recall is None or distributed.world_size() > 1 or 4 * width * len(images.pixels) > LARGEST_FILE:
@@ -64,7 +65,7 @@ def recall_features(
 
 
 def _shape(classifier: Classifier) -> str:
-    """What decides the columns beside weights and the backbone's architecture: what is read where, by which extras."""
+    """Return a digest of what else decides the features: what is read where, by which extras."""
     code = classifier.backbone.code if isinstance(classifier.backbone, fx.GraphModule) else ""
     found = [code]
     for extra in classifier.extras:
@@ -75,35 +76,36 @@ def _shape(classifier: Classifier) -> str:
 
 
 def compute_logits(classifier: Classifier, images: Tensor) -> Outputs:
-    """Logits of every task on ready images [B, ...], in eval mode, without gradients; modes are restored."""
+    """Compute the logits of every task on preprocessed images [B, ...], in eval mode; modes are restored."""
     with eval_mode(classifier), torch.inference_mode():
         outputs: Outputs = classifier(images.to(next(classifier.parameters()).device))
     return outputs
 
 
 def attach(classifier: Classifier, extra: nn.Module, images: Images) -> int:
-    """Add an extra and let the newest head read it, beside the extras that came with this head already.
+    """Add an extra and let the newest head read its features, and those of extras that came with this head already.
 
-    Returns the first of its columns.
+    Returns:
+        The first of its columns.
     """
     few = sample_evenly(images, 2)
     before = compute_features(classifier, few).shape[1]
-    start = before if len(classifier.extras) == classifier.settled else classifier.parts[-1].start
+    start = before if len(classifier.extras) == classifier.inherited_extras else classifier.parts[-1].start
     classifier.extras.append(extra.to(next(classifier.parameters()).device))
     connect_newest_head(classifier, start, compute_features(classifier, few).shape[1])
     return before
 
 
 def compute_once(sources: TrainingData, name: str, make: Callable[[], Params]) -> Params:
-    """What `make` computes; in a search, what it computed for the first trial that asked under this name."""
+    """Return what `make` computes; in a search, what it computed for the first trial under this name."""
     return sources.trial_cache(name, make) if sources.trial_cache else make()
 
 
 def balance_added_classes(classifier: Classifier, sources: TrainingData) -> None:
-    """Shift the rows that were added to an old task, so that RECALL of their own training images are answered by them.
+    """Shift the bias of classes added to an old task such that a fraction RECALL of their training images is theirs.
 
-    Old and added rows have never competed on an old image; without a shift whichever are louder take everything. Where
-    old images of the task were there to learn from, nothing is shifted.
+    Old and added classes have never competed on an old image; without a shift those with larger logits win everywhere.
+    Where old images of the task were used in training, nothing is shifted.
     """
     task = newest_task(classifier)
     width, labels = old_class_counts(classifier).get(task, 0), sources.new.labels[newest_task(classifier)]
@@ -112,13 +114,13 @@ def balance_added_classes(classifier: Classifier, sources: TrainingData) -> None
         return
     columns = compute_features(classifier, sources.new)
     with torch.no_grad():
-        logits = classifier.answer(columns)[task][(labels >= width).to(columns.device)]
+        logits = classifier.logits(columns)[task][(labels >= width).to(columns.device)]
         margin = logits[:, width:].max(1).values - logits[:, :width].max(1).values
         classifier.linears()[-1].bias.sub_(margin.quantile(1 - RECALL))
 
 
 def sample_evenly(images: Images, count: int) -> Images:
-    """`count` images from all of a set: sets lie class by class."""
+    """Return `count` evenly spaced images of a set, because sets are ordered by class."""
     total = len(images.pixels)
     rows = torch.linspace(0, total - 1, min(count, total)).long()
     labels = {task: target[rows] for task, target in images.labels.items()}
@@ -127,6 +129,6 @@ def sample_evenly(images: Images, count: int) -> Images:
 
 
 def image_reader(images: Images, classifier: Classifier) -> Callable[[int, int], Tensor]:
-    """`read(start, stop)`: those images, ready for the classifier, on its device."""
+    """Return `read(start, stop)`, which returns those images preprocessed, on the classifier's device."""
     device = next(classifier.parameters()).device
     return lambda start, stop: data.normalize(images, start, stop).to(device)

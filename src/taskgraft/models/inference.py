@@ -1,4 +1,4 @@
-"""A classifier's logits on a set of images. Measures, changes nothing."""
+"""Inference: logits on a set of images, FLOPs and latency."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from taskgraft.models.features import BATCH_SIZE, recall_features
 from taskgraft.results.predictions import Predictions
 from taskgraft.types import Images, Memoize, Outputs
 
-TURNS, LEAST = 15, 3  # passes whose median is taken; LEAST of them also where they take long
-PATIENCE = 1.0  # seconds
+PASSES, MIN_PASSES = 15, 3  # passes whose median is the latency; MIN_PASSES where they are slow
+TIME_LIMIT = 1.0  # seconds
 
 
 def count_flops(classifier: Classifier, images: Images) -> int:
-    """Operations of one forward pass on one image, a multiplication and an addition counted as two."""
+    """Return the FLOPs of one forward pass on one image; a multiplication and an addition count as two."""
     device = next(classifier.parameters()).device
     with eval_mode(classifier), torch.no_grad(), FlopCounterMode(display=False) as counter:
         classifier(data.normalize(images, 0, 1).to(device))
@@ -30,11 +30,11 @@ def count_flops(classifier: Classifier, images: Images) -> int:
 
 
 def measure_latency(classifiers: Mapping[str, Classifier], images: Images) -> dict[str, float]:
-    """Median seconds of one forward pass on one image, by classifier; they take turns, and modes are restored."""
+    """Return the median seconds of one forward pass on one image, by classifier; they take turns."""
     turns: list[dict[str, float]] = []
-    end = time.perf_counter() + PATIENCE
+    end = time.perf_counter() + TIME_LIMIT
     with eval_mode(*classifiers.values()), torch.inference_mode():
-        while len(turns) <= LEAST or (len(turns) <= TURNS and time.perf_counter() < end):
+        while len(turns) <= MIN_PASSES or (len(turns) <= PASSES and time.perf_counter() < end):
             turns.append({name: _seconds(one, images) for name, one in classifiers.items()})
     settled = turns[1:]  # the first pass sets things up
     return {name: round(float(np.median([turn[name] for turn in settled])), 6) for name in classifiers}
@@ -51,10 +51,13 @@ def _seconds(classifier: Classifier, images: Images) -> float:
 def predict(
     classifier: Classifier, images: Images, size: int = BATCH_SIZE, recall: Memoize | None = None
 ) -> Predictions:
-    """Logits of every task on every image, in eval mode and full precision; modes are restored.
+    """Compute the logits of every task on every image, in eval mode and full precision; modes are restored.
 
-    Labels of tasks that the classifier lacks are left out. With `recall` the columns that the heads read are kept for
-    later runs, or come from an earlier one; the logits are the same bits.
+    Args:
+        classifier: The classifier.
+        images: The images; labels of tasks that the classifier lacks are left out of the result.
+        size: Batch size.
+        recall: A cache for the features that the heads read; the logits are bit-identical with and without it.
     """
     keep_freed_memory()
     device, count = next(classifier.parameters()).device, len(images.pixels)
@@ -67,7 +70,7 @@ def predict(
             outputs = (
                 classifier(data.normalize(images, first, last).to(device))
                 if known is None
-                else classifier.answer(known[first:last])
+                else classifier.logits(known[first:last])
             )
             parts.append({task: logits.float().cpu() for task, logits in outputs.items()})
     classes = {task.name: task.classes for task in classifier.tasks}

@@ -1,6 +1,6 @@
-"""Tensors that an earlier run computed from the same things: in a folder, by a name that says all that they depend on.
+"""A cache of computed tensors in a folder, keyed by a digest of everything that they depend on.
 
-A file that is damaged counts as none. The folder takes at most LIMIT bytes: what was not wanted for longest goes first.
+A damaged file counts as missing. The folder holds at most LIMIT bytes; the least recently used files go first.
 """
 
 from __future__ import annotations
@@ -23,15 +23,17 @@ from taskgraft.types import Memoize, Params
 
 FORMAT = "1"  # raise it when the same names would mean other tensors
 LIMIT = 2 * 2**30  # bytes of all files
-LARGEST_FILE = LIMIT // 4  # bytes of one; what is larger takes long to read and would push everything else out
-LEFT = 86_400.0  # seconds after which a half-written file is taken for what a killed process left
+LARGEST_FILE = LIMIT // 4  # bytes; what is larger takes long to read and would push everything else out
+STALE = 86_400.0  # seconds after which a partial file counts as left behind by a killed process
 DIGEST = "sha256"  # in a file's header: over its tensors
 
 
 def memoize_in(folder: Path, *about: str) -> Memoize:
-    """A function that computes tensors the first time, and afterwards reads them: the same bits, on the CPU.
+    """Return a function that computes tensors the first time and afterwards reads them: the same bits, on the CPU.
 
-    `about` is what every tensor depends on beside its name.
+    Args:
+        folder: Where the files are.
+        about: What all tensors depend on in addition to their names.
     """
 
     def recall(name: str, make: Callable[[], Params]) -> Params:
@@ -48,7 +50,7 @@ def memoize_in(folder: Path, *about: str) -> Memoize:
 
 
 def tensor_digest(tensors: Params) -> str:
-    """SHA-256 over names, types, shapes, layouts and bits."""
+    """Return the SHA-256 over names, types, shapes, layouts and bits."""
     total = hashlib.sha256()
     for name in sorted(tensors):
         value = tensors[name].detach()
@@ -78,13 +80,13 @@ def _write(file: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def _trim(folder: Path, newest: Path) -> None:
-    """Remove what was read or written longest ago, until the rest fits; others may do so too."""
+    """Remove the least recently used files until the rest fits; other processes may do so too."""
     files: list[tuple[float, int, Path]] = []
     for path in folder.iterdir():
         with suppress(OSError):
             state = path.stat()
             if path.name.startswith("."):
-                if state.st_mtime < time.time() - LEFT:
+                if state.st_mtime < time.time() - STALE:
                     path.unlink()
             elif path != newest:
                 files.append((state.st_mtime, state.st_size, path))

@@ -135,7 +135,7 @@ def warm(classifier: Classifier, sources: TrainingData, config: TrainingConfig) 
         rows = torch.from_numpy(seeding.generator(config.seed, "warmup", step).integers(0, len(features), size))
         labels = {task: target[rows].to(features.device) for task, target in sources.new.labels.items()}
         own = {newest_task(classifier): labels[newest_task(classifier)]}
-        loss = _data_loss(classifier, classifier.answer(features[rows.to(features.device)]), own, config)
+        loss = _data_loss(classifier, classifier.logits(features[rows.to(features.device)]), own, config)
         optimizer.zero_grad()
         loss.backward(inputs=list(head.parameters()))
         optimizer.step()

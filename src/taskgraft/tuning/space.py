@@ -137,7 +137,7 @@ def _of_run(text: str, config: TrainingConfig) -> tuple[TrainingConfig, dict[str
         if isinstance(keyword.value, ast.Tuple | ast.List | ast.Set):
             found[keyword.arg] = _extent(keyword.value, known[keyword.arg], keyword.arg)
         else:
-            fixed[keyword.arg] = _legal(notation.constant(keyword.value), known[keyword.arg], keyword.arg)
+            fixed[keyword.arg] = _legal(notation.read_value(keyword.value), known[keyword.arg], keyword.arg)
     return replace(config, **fixed), found
 
 
@@ -151,7 +151,7 @@ def _read(text: str, what: str, example: str) -> ast.Expression:
 
 
 def _extent(node: ast.Tuple | ast.List | ast.Set, option: Option, name: str) -> Between | Among:
-    found = [_legal(notation.constant(part), option, name) for part in node.elts]
+    found = [_legal(notation.read_value(part), option, name) for part in node.elts]
     if not isinstance(node, ast.Tuple):
         if not found or len(set(found)) != len(found):
             raise InputError(f"{name}: list some values, each once")
