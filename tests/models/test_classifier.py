@@ -87,7 +87,7 @@ def test_a_wrong_layer_is_answered_with_the_right_ones() -> None:
         wrap(plain(), "fc", [OLD, NEW])
     with pytest.raises(TaskgraftError, match="'2' is no linear layer"):
         wrap(plain(), "2", [OLD, NEW])
-    with pytest.raises(TaskgraftError, match="'3' has 7 rows, but there are 3 class names"):
+    with pytest.raises(TaskgraftError, match="'3' has 7 outputs, but 3 class names were given"):
         wrap(plain(), "3", [OLD])
 
 
