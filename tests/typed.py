@@ -1,32 +1,61 @@
-"""What the real command line makes of a command, without running it."""
+"""What the command line makes of a command, without running it."""
 
 from __future__ import annotations
 
+import inspect
 import shlex
-from collections.abc import Mapping
+from dataclasses import is_dataclass
+from typing import Any
 
-import click
-import typer.main
+from cyclopts import App
+from cyclopts.argument import ArgumentCollection
 
 from taskgraft.cli import app
 
-COMMANDS: Mapping[str, click.Command] = typer.main.get_command(app).commands  # pyright: ignore[reportAttributeAccessIssue]
+COMMANDS: dict[str, App] = {name: app[name] for name in app if not name.startswith("-")}
+
+
+def arguments_of(verb: str) -> ArgumentCollection:
+    """The arguments and flags of a command, with their help."""
+    return COMMANDS[verb].assemble_argument_collection(
+        default_parameter=app.default_parameter, parse_docstring=True
+    )
+
+
+def bind(words: list[str]) -> inspect.BoundArguments:
+    """Parse a command; raises what the command line raises."""
+    _, bound, _ = app.parse_args(words, exit_on_error=False, print_error=False, verbose=False)
+    return bound
 
 
 def understood(line: str) -> str:
-    """The verb of a command that the command line takes as it stands; raises what it raises for any other."""
+    """Parse a whole command line and return its verb; raises what the command line raises."""
     words = shlex.split(line)
     assert words[0] == "taskgraft", line
-    verb, *rest = [word for place, word in enumerate(words) if place and not (place == 1 and word == "--debug")]
-    COMMANDS[verb].make_context(verb, rest).close()
-    return verb
+    words = [word for word in words[1:] if word != "--debug"]
+    bind(words)
+    return words[0]
 
 
 def flags(verb: str) -> dict[str, bool]:
     """The flags of a command, and whether each takes a value."""
     return {
-        name: not option.is_flag  # pyright: ignore[reportAttributeAccessIssue]
-        for option in COMMANDS[verb].params
-        if option.param_type_name == "option" and option.name != "help"
-        for name in (*option.opts, *option.secondary_opts)
+        name: not argument.is_flag()
+        for argument in arguments_of(verb)
+        for name in argument.names
+        if name.startswith("--")
     }
+
+
+def places(verb: str) -> list[str]:
+    """The positional arguments of a command."""
+    return [argument.name for argument in arguments_of(verb) if argument.is_positional_only()]
+
+
+def values(bound: inspect.BoundArguments) -> dict[str, Any]:
+    """The values of all arguments by their Python names, those inside dataclasses included."""
+    bound.apply_defaults()
+    found: dict[str, Any] = {}
+    for name, value in bound.arguments.items():
+        found |= vars(value) if is_dataclass(value) else {name: value}
+    return found

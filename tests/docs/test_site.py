@@ -132,7 +132,7 @@ def test_every_message_says_what_to_do(site: Path) -> None:
 def test_every_public_name_and_command_is_in_the_reference(pages: dict[Path, Page]) -> None:
     places = {path.stem: page.places for path, page in pages.items()}
     assert {name.lower() for name in taskgraft.__all__} <= places["python"]
-    assert {"extend", "train", "tune", "serve", "doctor"} <= places["commands"]
+    assert {f"taskgraft-{name}" for name in ("extend", "train", "tune", "serve", "doctor")} <= places["commands"]
 
 
 def test_the_functions_that_explain_the_formulas_exist() -> None:

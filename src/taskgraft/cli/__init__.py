@@ -1,4 +1,4 @@
-"""The command line: each command is a call. Only this package prints, exits, or turns an error into a line."""
+"""The command line. Only this package prints, exits, or turns an error into one line."""
 
 from taskgraft.cli.app import app, main
 

@@ -3,133 +3,165 @@
 from __future__ import annotations
 
 import io
-import re
 import signal
 import sys
-from typing import Annotated, Any
+from typing import Any, NoReturn
 
-import typer
-
-from taskgraft.cli import console, hosting, inspecting, launch, searching, training, using
-from taskgraft.errors import TaskgraftError
-from taskgraft.version import __version__
-
-STOPPED, TERMINATED = 130, 143  # exit codes after SIGINT and SIGTERM, as shells have them
-USAGE = typer.BadParameter.__mro__[1]  # every wrong use of the command line; typer gives it no public name
-
-app = typer.Typer(
-    name="taskgraft",
-    help="Teach a trained image classifier a new task without the old data, and without losing the old one.",
-    epilog="Start with: taskgraft demo",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode="markdown",
-    pretty_exceptions_enable=False,
+from cyclopts import (
+    App,
+    CycloptsError,
+    Group,
+    MissingArgumentError,
+    Parameter,
+    UnknownCommandError,
+    UnusedCliTokensError,
 )
 
+from taskgraft.cli import config_file, console, flags, inference, inspection, launch, training
+from taskgraft.errors import TaskgraftError
+from taskgraft.methods import presets
+from taskgraft.version import __version__
 
-def _version(value: bool) -> None:
-    if value:
-        print(f"taskgraft {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def common(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")
-    ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="show the traceback of an error")] = False,
-) -> None:
-    """Teach a trained image classifier a new task without the old data, and without losing the old one."""
+STOPPED, TERMINATED = 130, 143  # exit codes after SIGINT and SIGTERM, as in shells
+RERUN_RESUMES = ("tune", "compare", "demo")  # without --resume
 
 
-training.register(app)
-searching.register(app)
-inspecting.register(app)
-using.register(app)
-hosting.register(app)
+def _shown_default(value: Any) -> str | None:
+    return None if value is None or value is False or value == "" else str(value)
 
 
-class _Terminated(BaseException):
-    """SIGTERM, on its way up like the KeyboardInterrupt of SIGINT: what is open is closed and what runs is ended."""
+app = App(
+    name="taskgraft",
+    help="Teach a trained image classifier a new task without the old data, and without losing the old one.",
+    help_epilogue="Start with: taskgraft demo\nTo see the traceback of an error: taskgraft --debug COMMAND",
+    help_format="plaintext",
+    version=f"taskgraft {__version__}",
+    version_flags=["--version"],
+    group_parameters=flags.OPTIONS,
+    default_parameter=Parameter(negative=(), show_default=_shown_default),
+    config=config_file.apply,
+)
+
+# Each command with an example, by panel. The examples run where `taskgraft demo` has been run.
+COMMANDS = {
+    "Train": {
+        training.demo: "demo demo-run",
+        training.train: "train demo-run/data/makes makes --task make --preprocessing '64 squash bilinear half'",
+        training.extend: "extend demo-run/alice demo-run/data/paints both --task paint --old-val demo-run/data/makes",
+        training.compare: "compare demo-run/alice demo-run/data/paints table --task paint "
+        f"--old-val demo-run/data/makes --methods '{presets.BASELINE}; {presets.SINGLE_BACKBONE}'",
+        training.tune: "tune demo-run/alice demo-run/data/paints search --task paint "
+        f"--old-val demo-run/data/makes --method '{presets.VALUES_EXAMPLE}' --sampler grid",
+    },
+    "Use": {
+        inference.predict: "predict demo-run/alice demo-run/data/makes --top 3 --out answers.csv",
+        inference.distribution: "distribution demo-run/alice demo-run/data/makes --out prevalence",
+        inference.evaluate: "evaluate demo-run/alice demo-run/data/makes",
+        inference.calibrate: "calibrate demo-run/alice demo-run/data/makes",
+        inference.export: "export demo-run/alice demo-run/alice-onnx --format onnx",
+        inference.serve: "serve demo-run/alice --port 0 --trial",
+    },
+    "Inspect": {
+        inspection.check: "check demo-run/data/makes --group '^(.)' --write-manifest demo-run/data/initials.csv",
+        inspection.report: "report demo-run/alice",
+        inspection.methods: f"methods {presets.EXAMPLE_METHOD}",
+        inspection.doctor: "doctor",
+        config_file.config: "config extend",
+    },
+}
+for place, (panel, functions) in enumerate(COMMANDS.items()):
+    group = Group(panel, sort_key=place - len(COMMANDS))
+    for order, (function, example) in enumerate(functions.items()):
+        app.command(function, group=group, sort_key=order, help_epilogue=f"Example: taskgraft {example}")
 
 
-def _terminated(number: int, frame: object) -> None:
-    raise _Terminated
+for name in ("--help", "--version"):
+    app[name].group = flags.OPTIONS
 
 
-def _farewell() -> None:
-    """Say how to go on; a second signal, sent by somebody in a hurry, changes nothing now."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    if not launch.leads():
-        return
-    console.note(f"taskgraft: stopped; the same command {way_on(sys.argv[1:])}")
+class Terminated(BaseException):
+    """SIGTERM as an exception, so that it closes files and ends child processes as KeyboardInterrupt does."""
 
 
-def way_on(words: list[str]) -> str:
-    """What a stopped command does when it is given again."""
-    verb = next((word for word in words if not word.startswith("-")), "")
-    if verb in ("tune", "compare", "demo") or "auto" in words or "--method=auto" in words:
-        return "goes on"
-    kept = verb in ("train", "extend") or (verb == "predict" and any(word.startswith("--out") for word in words))
-    return "with --resume goes on" if kept else "begins anew"
+def _raise_terminated(number: int, frame: object) -> NoReturn:
+    raise Terminated
 
 
-def _misused(error: Any) -> str:
-    """A wrong use of the command line in a line: what, what was probably meant, where to look.
-
-    Empty where only the command is missing: the help that was shown instead says it.
-    """
-    text = "".join(sign if sign.isprintable() else " " for sign in error.format_message())
-    hint = r"\.? \(Possible options: (.*)\)$|\. Did you mean (.*)\?$"
-    said = re.sub(hint, r"; did you mean \1\2?", " ".join(text.split()))
-    said = re.sub(r"^(Missing argument) '(\w+)'", lambda found: f"{found[1]} {found[2].upper()}", said)
-    place = error.ctx.command_path if error.ctx else "taskgraft"
-    return f"{said[0].lower()}{said[1:].rstrip('.')} ({place} --help lists what there is)" if said else ""
-
-
-def _run() -> Any:
-    """The command's exit code; SIGTERM is an exception while it runs, and no longer.
-
-    A signal later meets an interpreter that is ending, where an exception would be printed instead of raised.
-    """
-    signal.signal(signal.SIGTERM, _terminated)
+def _run(words: list[str]) -> int:
+    """Run a command and return its exit code. SIGTERM raises meanwhile, and has its default effect afterwards."""
+    signal.signal(signal.SIGTERM, _raise_terminated)
     try:
-        return app(prog_name="taskgraft", standalone_mode=False)
+        return app(words, exit_on_error=False, print_error=False, verbose=False, result_action="return_value") or 0
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)
 
 
+def _report_stop() -> None:
+    """Say how to continue after a signal. Further signals are ignored from here on."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    if launch.is_main_process():
+        console.print_message(f"taskgraft: stopped; {how_to_continue(sys.argv[1:])}")
+
+
+def how_to_continue(words: list[str]) -> str:
+    """Return what a command that was stopped does when it is run again."""
+    command = next((word for word in words if not word.startswith("-")), "")
+    if command in RERUN_RESUMES or "auto" in words or "--method=auto" in words:
+        return "rerun the same command to resume"
+    resumable = command in ("train", "extend") or any(word.startswith("--out") for word in words)
+    return "rerun with --resume to continue" if resumable else "nothing was saved"
+
+
+def usage_message(error: CycloptsError) -> str:
+    """Return a wrong use of the command line as one line: what is wrong, and where to look."""
+    error.verbose = False
+    match error:
+        case MissingArgumentError(argument=argument) if argument:
+            kind = "argument" if argument.index is not None else "option" if argument.required else "value for"
+            text = f"missing {kind} {argument.name}"
+        case UnknownCommandError(unused_tokens=[word, *_]):
+            text = f"unknown command {word!r}{config_file.did_you_mean(word, list(app))}"
+        case UnusedCliTokensError(unused_tokens=[word, *_]):
+            text = f"unexpected argument {word!r}"
+        case _:
+            text = str(error)
+    text = " ".join("".join(char if char.isprintable() else " " for char in text).split()).rstrip(".")
+    command = " ".join(["taskgraft", *(error.command_chain or ())])
+    return f"{text[:1].lower()}{text[1:]} (see {command} --help)"
+
+
 def main() -> None:
-    """Run the command line; every error a user can mend is one line on stderr and an exit code."""
+    """Run the command line. Every error that a user can fix becomes one line on stderr and an exit code."""
     debug = "--debug" in sys.argv
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # names that the terminal cannot show are escaped
+        sys.stdout.reconfigure(errors="backslashreplace")  # escape what the terminal cannot encode
     try:
-        code = _run()
+        sys.exit(_run([word for word in sys.argv[1:] if word != "--debug"]))
+    except CycloptsError as error:
+        console.print_message(f"taskgraft: {usage_message(error)}")
+        sys.exit(2)
     except TaskgraftError as error:
         if debug:
             raise
-        console.note(f"taskgraft: {error}")
-        sys.exit(launch.settle(error.exit_code))
-    except _Terminated:
-        if not launch.inside():  # there the launcher ends its processes, perhaps to start them again
-            _farewell()
+        console.print_message(f"taskgraft: {error}")
+        sys.exit(launch.report_exit_code(error.exit_code))
+    except KeyboardInterrupt:
+        _report_stop()
+        sys.exit(STOPPED)
+    except Terminated:
+        if not launch.is_worker():  # the launcher ends its workers, perhaps to restart them
+            _report_stop()
         sys.exit(TERMINATED)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(0)
     except Exception as error:
-        misused = isinstance(error, USAGE)
-        if debug and not misused:
+        if debug:
             raise
-        said = _misused(error) if misused else f"{launch.explained(error)} (taskgraft --debug … shows where)"
-        if said:
-            console.note(f"taskgraft: {said}")
-        sys.exit(2 if misused else 1)
-    if code == STOPPED:  # typer has turned the interruption into this
-        _farewell()
-    sys.exit(code or 0)
+        text = f"{type(error).__name__}: {error}"
+        if launch.is_lost_peer(error):
+            text = "another process of this run has died"
+        console.print_message(f"taskgraft: {text} (taskgraft --debug shows the traceback)")
+        sys.exit(1)

@@ -1,201 +1,186 @@
-"""Settings from a TOML file: `--config FILE` reads one, `taskgraft config` writes, checks, shows and describes one.
+"""Settings files: `--config FILE` reads one; `taskgraft config` prints, checks and describes one.
 
-A flag wins over the file, the file over the default. No variable of the environment decides a run, since the command
-in its record would not show it.
+A flag wins over the file, and the file over the default. Environment variables cannot change a run, because the
+recorded command would not show them.
 """
 
 from __future__ import annotations
 
 import difflib
-import functools
-import inspect
 import json
-import re
 import tomllib
-from collections.abc import Callable, Mapping
-from dataclasses import fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args
 
-import typer
+from cyclopts import App, Parameter
+from cyclopts.argument import Argument, ArgumentCollection
+from cyclopts.config import Dict
 
 from taskgraft.cli import console
-from taskgraft.cli.options import kind_of, signed
-from taskgraft.config import TRAIN_DEFAULTS, TrainingConfig, options, validate
+from taskgraft.cli.flags import PANELS
+from taskgraft.config import Range, TrainingConfig, options
 from taskgraft.errors import InputError
 from taskgraft.tuning.search_config import SearchConfig, WorkerConfig
 
-COMMANDS = ("train", "extend", "compare", "tune")
-NEVER = ("help", "config", "resume")  # flags that belong to a call, not to a run
-HEAD = """\
-# taskgraft {name} … --config FILE
-# Each key is a flag without its dashes. A flag on the command line wins over this file, this file over the default.
-# Paths are seen from where the command is run. Take the # away from what you set.
-"""
-SETTINGS = {
-    name for kind in (TrainingConfig, SearchConfig, WorkerConfig) for name in options(kind)
-}  # their flags tell the default in the help
-TYPES = {int: "integer", float: "number", bool: "boolean"}
+Command = Literal["train", "extend", "compare", "tune"]
+HEADER = """\
+# taskgraft {command} ... --config FILE
+# Keys are flags without their dashes. Flags on the command line override this file.
+# Paths are relative to the directory where the command is run. Remove the # of what you set."""
+DECLARED = {  # settings with legal values, by field name; other flags of the same name are strings
+    name: option
+    for settings in (TrainingConfig, SearchConfig, WorkerConfig)
+    for name, option in options(settings).items()
+}
 
 
-def fill(ctx: typer.Context, value: Path | None) -> Path | None:
-    """Let a file's values be the defaults of the flags that are not given; raises TaskgraftError for what is no setting."""
-    if value is not None:
-        ctx.default_map = read(value, ctx.info_name or "", ctx.command.params)
-    return value
+def apply(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+    """Read `--config` for the flags that the command line does not give; a config source as cyclopts calls it."""
+    argument = arguments.get("--config", None)
+    if argument is not None and argument.tokens:
+        fill(app, commands, arguments, Path(argument.tokens[-1].value))
 
 
-Config = Annotated[
-    Path | None,
-    typer.Option(
-        "--config", is_eager=True, callback=fill, rich_help_panel="Output",
-        help="TOML file of flags; `taskgraft config COMMAND` writes one to fill in",
-    ),
-]  # fmt: skip
+def fill(app: App, commands: tuple[str, ...], arguments: ArgumentCollection, file: Path) -> None:
+    """Give the values of a file to the arguments that have none.
+
+    Raises:
+        InputError: The file cannot be read, or holds something that is not a flag of the command.
+    """
+    values = _read(file)
+    known = [name.removeprefix("--") for argument in _flags(arguments) for name in argument.names]
+    for key in values:
+        if key.replace("_", "-") not in known:
+            hint = did_you_mean(key, known) or f"; see taskgraft config {commands[-1]}"
+            raise InputError(f"{file}: unknown setting {key!r}{hint}")
+    Dict({commands[-1]: values}, source=str(file))(app, commands, arguments)
 
 
-def with_config(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command --config."""
-    own = list(inspect.signature(command, eval_str=True).parameters.values())
-    flag = inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Config)
-
-    @functools.wraps(command)
-    def wrapper(config: Path | None = None, **given: Any) -> None:
-        command(**given)
-
-    return signed(wrapper, [*own, flag])
-
-
-def read(file: Path, name: str, params: list[Any]) -> dict[str, Any]:
-    """A file's values by the names of the parameters of the command `name`; raises TaskgraftError naming the file."""
+def _read(file: Path) -> dict[str, Any]:
+    """Read a TOML file, or a YAML file by its suffix."""
     try:
-        found = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
-        raise InputError(f"--config {file} is no readable TOML file: {error}; mend it there") from error
-    known = _known(params)
-    values: dict[str, Any] = {}
-    for key, value in found.items():
-        param = known.get(key.replace("_", "-"))
-        if param is None:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise InputError(
-                f"--config {file}: {key!r} is no setting of {name}; {hint}taskgraft config {name} lists them"
-            )
-        values[param.name] = [value] if param.multiple and isinstance(value, str) else value
-    return values
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--config {file} cannot be read: {error}") from error
+    if file.suffix.lower() in (".yaml", ".yml"):
+        return _parse_yaml(file, text)
+    try:
+        return tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise InputError(f"{file}: invalid TOML: {error}") from error
+
+
+def _parse_yaml(file: Path, text: str) -> dict[str, Any]:
+    import yaml
+
+    try:
+        values = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise InputError(f"{file}: invalid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{file}: invalid YAML: expected lines of the form 'key: value'")
+    return {str(key): value for key, value in values.items()}
 
 
 def config(
-    ctx: typer.Context,
-    command: Annotated[str, typer.Argument(help=f"command that the file is for: {', '.join(COMMANDS)}")],
-    file: Annotated[
-        Path | None, typer.Argument(help="a file to check: every setting is shown with where it comes from")
-    ] = None,
-    schema: Annotated[bool, typer.Option("--schema", help="describe the file as JSON Schema, for editors")] = False,
+    command: Annotated[Command, Parameter(help="Command that the file is for")],
+    file: Annotated[Path | None, Parameter(help="File to check; every value is shown with its source")] = None,
+    /,
+    *,
+    schema: bool = False,
 ) -> None:
-    """Write a file for --config, with every setting, its meaning and its default; with FILE, check that one instead."""
-    if command not in COMMANDS:
-        near = difflib.get_close_matches(command, COMMANDS, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise InputError(f"{command!r} takes no file of settings; {hint}these do: {', '.join(COMMANDS)}")
-    assert ctx.parent
-    own: Any = ctx.parent.command.commands[command]  # pyright: ignore[reportAttributeAccessIssue]
+    """Print a template for --config, or check a settings file.
+
+    Args:
+        schema: Print the JSON schema of the file, for editors
+    """
+    from taskgraft.cli.app import app
+
+    arguments = app[command].assemble_argument_collection(
+        default_parameter=app.default_parameter, parse_docstring=True
+    )
     if schema:
-        console.out([json.dumps(_schema(command, own), indent=2)])
+        console.print_results(json.dumps(_schema(command, _flags(arguments)), indent=2))
     elif file is None:
-        console.out([HEAD.format(name=command), *_template(own)])
+        console.print_results(HEADER.format(command=command), *_template(_flags(arguments)))
     else:
-        console.out(_shown(command, own, file, ctx.parent))
+        fill(app[command], (command,), arguments, file)
+        console.print_results(*_sources(_flags(arguments)))
 
 
-def _known(params: list[Any]) -> dict[str, Any]:
-    """What a file may hold: flag without its dashes -> parameter."""
-    flags = [param for param in params if param.param_type_name == "option" and param.name not in NEVER]
-    return {param.opts[0].removeprefix("--"): param for param in flags}
+def _flags(arguments: ArgumentCollection) -> list[Argument]:
+    """Return the flags that a file may set."""
+    return [a for a in arguments if a.names and a.name.startswith("--") and a.name not in ("--config", "--resume")]
 
 
-def _default(param: Any) -> str:
-    """A parameter's default as TOML, "" where it has none; flags made of settings tell it in their help."""
-    told = re.search(r"\[default: (.+)\]$", param.help or "")
-    value: Any = param.default
-    if told and param.name in SETTINGS and value is None:
-        plain = re.fullmatch(r"-?[\d.]+(e-?\d+)?|True|False", told[1])
-        return told[1].lower() if plain else json.dumps(told[1])
-    if value is None:
-        return "[]" if param.multiple else ""
-    return "" if callable(value) else _toml(value)
+def did_you_mean(word: str, known: list[str]) -> str:
+    """Return a hint for a misspelled word, "" if nothing is similar."""
+    near = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def _key(flag: Argument) -> str:
+    return flag.name.removeprefix("--")
 
 
 def _toml(value: Any) -> str:
+    """Write a value as TOML."""
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(_toml, value))}]"
-    return repr(value) if isinstance(value, int | float) and not isinstance(value, bool) else _quoted(value)
+    return json.dumps(value if isinstance(value, bool | int | float) else str(value), ensure_ascii=False)
 
 
-def _quoted(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else json.dumps(str(value), ensure_ascii=False)
+def _default(flag: Argument) -> str:
+    default = flag.field_info.default
+    if default is None or default is flag.field_info.empty:
+        return "[]" if "list[" in str(flag.hint) else '""'
+    return _toml(default)
 
 
-def _template(command: Any) -> list[str]:
+def _template(flags: list[Argument]) -> list[str]:
     lines: list[str] = []
-    known = _known(command.params)
-    for panel in dict.fromkeys(_panel(param) for param in known.values()):
-        lines += [f"# ---- {panel}", ""]
-        for key, param in known.items():
-            if _panel(param) == panel and not param.hidden:
-                meaning = re.sub(r" \[default: .*\]$", "", param.help or "")
-                lines += [f"# {meaning}", f"# {key} = {_default(param) or _quoted('')}", ""]
-    return lines[:-1]
-
-
-def _panel(param: Any) -> str:
-    return param.rich_help_panel or "Options"
-
-
-def _shown(name: str, command: Any, file: Path, parent: Any) -> list[str]:
-    """Every setting with its source, as lines that are TOML again; raises TaskgraftError for a value that is not legal."""
-    found = read(file, name, command.params)
-    needed = [
-        word
-        for param in command.params
-        if param.required and param.name not in found
-        for word in (["-"] if param.param_type_name == "argument" else [param.opts[0], "-"])
-    ]
-    with command.make_context(name, [*needed, "--config", str(file)], parent=parent) as ctx:
-        values: Mapping[str, Any] = ctx.params
-        own = {field.name: values[field.name] for field in fields(TrainingConfig) if values[field.name] is not None}
-        validate(replace(TRAIN_DEFAULTS if name == "train" else TrainingConfig(), **own))
-        lines = []
-        for key, param in _known(command.params).items():
-            value = _toml(values[param.name]) if param.name in found else _default(param)
-            source = "file" if param.name in found else "default"
-            lines.append(f"{key} = {value}  # {source}" if value else f"# {key}: not given")
+    for panel in PANELS:
+        inside = [flag for flag in flags if flag.parameter.group == (panel,)]
+        lines += ["", f"# ---- {panel.name}"] if inside else []
+        for flag in inside:
+            lines += ["", f"# {flag.parameter.help}", f"# {_key(flag)} = {_default(flag)}"]
     return lines
 
 
-def _schema(name: str, command: Any) -> dict[str, Any]:
-    """The file's keys as JSON Schema, with the values that are legal."""
-    declared = inspect.signature(command.callback, eval_str=True).parameters
-    runs = options(TrainingConfig)
-    found = {}
-    for key, param in _known(command.params).items():
-        kind = kind_of(declared[param.name].annotation)
-        entry: dict[str, Any] = {"description": param.help or ""}
-        if get_origin(kind) is list:
-            entry |= {"type": "array", "items": {"type": "string"}}
-        else:
-            entry["type"] = TYPES.get(kind, "string")
-        option = runs.get(param.name)
-        if option and get_origin(option.kind) is Literal:
-            entry["enum"] = list(get_args(option.kind))
-        elif option and option.extent:
-            least = option.extent.low if option.extent.at_least is None else option.extent.at_least
-            above = option.extent.above
-            entry |= {"minimum": least} if above is None else {"exclusiveMinimum": above}
-            entry |= {} if option.extent.at_most is None else {"maximum": option.extent.at_most}
-        found[key] = entry
+def _sources(flags: list[Argument]) -> list[str]:
+    """Return a line `key = value  # source` for each flag; raises InputError for an illegal value."""
+    lines = []
+    for flag in flags:
+        if not flag.tokens:
+            unset = flag.field_info.default in (None, "", flag.field_info.empty)
+            lines.append(f"# {_key(flag)}: not set" if unset else f"{_key(flag)} = {_default(flag)}  # default")
+            continue
+        value = flag.convert_and_validate()
+        option = DECLARED.get(flag.field_info.name)
+        reason = option.refusal(value) if option and option.extent else None
+        if reason:
+            raise InputError(f"{_key(flag)} {value!r}: {reason}")
+        lines.append(f"{_key(flag)} = {_toml(value)}  # file")
+    return lines
+
+
+def _schema(command: str, flags: list[Argument]) -> dict[str, Any]:
+    """Return the JSON schema of a command's settings file."""
+    from pydantic import TypeAdapter
+
+    properties = {}
+    for flag in flags:
+        entry = {"description": flag.parameter.help, **TypeAdapter(flag.resolved_hint).json_schema()}
+        extent = next((extra for extra in get_args(flag.field_info.annotation) if isinstance(extra, Range)), None)
+        if extent:
+            least = extent.low if extent.at_least is None else extent.at_least
+            entry |= {"minimum": least} if extent.above is None else {"exclusiveMinimum": extent.above}
+            entry |= {} if extent.at_most is None else {"maximum": extent.at_most}
+        properties[_key(flag)] = entry
     return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema", "title": f"taskgraft {name}",
-        "type": "object", "properties": found, "additionalProperties": False,
-    }  # fmt: skip
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": f"taskgraft {command}",
+        "type": "object",
+        "properties": properties,
+        "additionalProperties": False,
+    }

@@ -1,4 +1,4 @@
-"""What a person sees: lines on stderr, a bar on a terminal, plain lines elsewhere, results on stdout."""
+"""Output: results on stdout, messages on stderr, a progress bar on a terminal and plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -6,24 +6,25 @@ import gc
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from taskgraft.cli.launch import is_main_process
 
-from taskgraft.cli.launch import leads
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
-QUIET_FOR = 15.0  # seconds between plain progress lines where there is no terminal
+    from taskgraft.types import Callbacks
+
+INTERVAL = 15.0  # seconds between plain progress lines
 
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """Collect no garbage while modules are imported, and leave what they hold out of later collections.
+    """Pause garbage collection while modules are imported, and exempt what they create from later collections.
 
-    torch and timm make hundreds of thousands of objects that stay; looking at them again and again took a seventh of
-    the time.
+    torch and timm create hundreds of thousands of permanent objects; rescanning them takes a seventh of the import.
     """
     gc.disable()
     try:
@@ -34,76 +35,84 @@ def importing() -> Iterator[None]:
 
 
 @contextmanager
-def watching(brief: bool = False) -> Iterator[Any]:
-    """A `Watch` that prints to stderr: a bar on a terminal, a plain line now and then elsewhere.
+def show_progress(brief: bool = False) -> Iterator[Callbacks]:
+    """Provide callbacks that report on stderr; in a group of processes, only the main process reports.
 
-    `brief` leaves one of the two: on a terminal the bar alone, elsewhere the lines that say what begins.
+    Args:
+        brief: Report only the bar on a terminal, and only messages elsewhere.
     """
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
     from taskgraft.types import Callbacks
 
-    if not leads():
+    if not is_main_process():
         yield Callbacks()
         return
     console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     if not console.is_terminal:
-        yield Callbacks(info=note) if brief else Callbacks(info=note, progress=_plain())
+        yield Callbacks(info=print_message) if brief else Callbacks(info=print_message, progress=PlainProgress())
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bars:
-        callbacks = Callbacks(progress=_bars(bars))
-        yield callbacks if brief else callbacks._replace(info=lambda line: bars.console.print(line))
+    with Progress(*columns, console=console, transient=True) as progress:
+        callbacks = Callbacks(progress=BarProgress(progress))
+        yield callbacks if brief else callbacks._replace(info=progress.console.print)
 
 
-def note(line: str) -> None:
-    """A line on stderr, whatever becomes of it: a full disk or a reader that went away must not end a training."""
+def print_message(line: str) -> None:
+    """Print a line on stderr. A full disk or a closed pipe there must not end a training run."""
     try:
         print(line, file=sys.stderr, flush=True)
     except OSError:
-        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - from now on, and until the end
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - until the end of the process
 
 
-def out(lines: list[str]) -> None:
-    """Results: on stdout, for people and pipes."""
-    if leads():
+def print_results(*lines: str) -> None:
+    """Print lines on stdout, from the main process only."""
+    if is_main_process():
         print("\n".join(lines), flush=True)
 
 
-def _plain() -> Callable[[str, int, int], None]:
-    last = time.monotonic()
-    begun: dict[str, tuple[float, int, int]] = {}  # when, at which step, and the latest one
+class PlainProgress:
+    """Progress as one line every `INTERVAL` seconds, with the time left at the average speed so far."""
 
-    def progress(what: str, done: int, total: int) -> None:
-        nonlocal last
+    def __init__(self) -> None:
+        self.last_line = time.monotonic()
+        self.begun: dict[str, tuple[float, int, int]] = {}  # what -> start time, first step, latest step
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        """Report that `done` of `total` steps are done."""
         now = time.monotonic()
-        start, first, latest = begun.get(what, (now, done, done))
-        if done < latest:  # another run of this kind
+        start, first, latest = self.begun.get(what, (now, done, done))
+        if done < latest:  # another run of the same kind
             start, first = now, done
-        begun[what] = start, first, done
-        if now - last >= QUIET_FOR:
-            last = now
-            note(f"{what}: {done} of {total}{_left(total - done, done - first, now - start)}")
+        self.begun[what] = start, first, done
+        if now - self.last_line < INTERVAL:
+            return
+        self.last_line = now
+        left = ""
+        if first < done < total:
+            from taskgraft.report.formatting import format_duration
 
-    return progress
-
-
-def _left(missing: int, done: int, seconds: float) -> str:
-    """How long the rest will take, if it goes on as it went."""
-    from taskgraft.report.formatting import format_duration
-
-    return f", about {format_duration(missing * seconds / done)} left" if done > 0 and missing > 0 else ""
+            left = f", about {format_duration((total - done) * (now - start) / (done - first))} left"
+        print_message(f"{what}: {done} of {total}{left}")
 
 
-def _bars(bars: Progress) -> Callable[[str, int, int], None]:
-    """One bar, whose description is what is being done; it begins anew where another amount of work begins."""
-    shown: list[tuple[Any, int]] = []
+class BarProgress:
+    """Progress as one bar, described by the current activity and restarted when the amount of work changes."""
 
-    def progress(what: str, done: int, total: int) -> None:
-        if shown and shown[-1][1] != total:
-            bars.remove_task(shown.pop()[0])
-        if not shown:
-            shown.append((bars.add_task(what, total=total), total))
-        bars.update(shown[-1][0], description=what, completed=done)
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+        self.total = 0
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        """Report that `done` of `total` steps are done."""
+        bars = self.progress.task_ids
+        if bars and (self.total != total or done >= total):
+            self.progress.remove_task(bars[0])
+            bars = []
         if done >= total:
-            bars.remove_task(shown.pop()[0])
-
-    return progress
+            return
+        self.total = total
+        bar = bars[0] if bars else self.progress.add_task(what, total=total)
+        self.progress.update(bar, description=what, completed=done)

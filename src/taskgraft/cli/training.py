@@ -1,274 +1,281 @@
-"""Commands that train: train, extend, compare, demo."""
+"""Commands that train: train, extend, compare, tune, demo."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import shutil
+import sys
+from dataclasses import asdict, field, fields, make_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, get_type_hints
 
-import typer
+from cyclopts import Parameter
+from cyclopts.validators import Number
 
-from taskgraft.cli import console
-from taskgraft.cli.config_file import with_config
-from taskgraft.cli.launch import with_processes
-from taskgraft.cli.options import (
-    Arch,
-    Budget,
-    Cache,
-    DryRun,
-    Input,
-    Into,
-    Jobs,
-    Labels,
-    MaxForgetting,
-    Method,
-    NewTask,
-    NoParentCheck,
-    Old,
-    OldVal,
-    ParentTask,
-    Resume,
-    TaskName,
-    Track,
-    cache_folder,
-    command_line,
-    with_run,
-)  # fmt: skip
+from taskgraft.cli import console, flags, launch
 from taskgraft.config import TRAIN_DEFAULTS, TrainingConfig
 from taskgraft.errors import InputError, require
-from taskgraft.methods.presets import DEFAULT_METHOD
+from taskgraft.methods import presets
+from taskgraft.tuning.search_config import SearchConfig, WorkerConfig
 
 if TYPE_CHECKING:
-    from taskgraft.pipeline.request import Request
-
-Parent = Annotated[str, typer.Argument(help="a bundle, a file of weights, a timm folder or a timm name")]
-Data = Annotated[Path, typer.Argument(help="images: folder per class, train/ and val/ above it, or a CSV table")]
-Out = Annotated[Path, typer.Argument(help="run folder and bundle to write")]
-
-
-# They run as they stand where `taskgraft demo` has been run; tests run them on less.
-EXAMPLES = {
-    "train": "Example: taskgraft train demo-run/data/makes makes --task make --preprocessing '64 squash bilinear half'",
-    "extend": "Example: taskgraft extend demo-run/alice demo-run/data/paints both --task paint "
-    "--old-val demo-run/data/makes",
-    "compare": "Example: taskgraft compare demo-run/alice demo-run/data/paints table --task paint "
-    "--old-val demo-run/data/makes --methods 'finetune; distill'",
-    "demo": "Example: taskgraft demo demo-run",
-}
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands to the application."""
-    app.command(epilog=EXAMPLES["train"])(with_config(with_processes(with_run(TRAIN_DEFAULTS)(train))))
-    app.command(epilog=EXAMPLES["extend"])(with_config(with_processes(with_run(TrainingConfig())(extend))))
-    app.command(epilog=EXAMPLES["compare"])(with_config(with_run(TrainingConfig())(compare)))
-    app.command(epilog=EXAMPLES["demo"])(demo)
-
-
-def train(
-    data: Data,
-    out: Out,
-    config: TrainingConfig,
-    task: TaskName = "label",
-    model: Annotated[
-        str | None,
-        typer.Option("--model", "--arch", help="timm architecture [default: resnet18]", rich_help_panel="Parent"),
-    ] = None,
-    weights: Annotated[
-        str | None,
-        typer.Option(
-            help="start from the backbone of this model; --model for a file that does not name its architecture",
-            rich_help_panel="Parent",
-        ),
-    ] = None,
-    preprocessing: Input = None,
-    keep: Annotated[
-        str, typer.Option(help="record for the first extension: ewc, mas, si or a sum", rich_help_panel="Method")
-    ] = "",
-    cache: Cache = "",
-    track: Track = "",
-    resume: Resume = False,
-) -> None:
-    """Train a classifier of one task: the parent of later extensions."""
-    with console.importing():
-        from taskgraft import report
-        from taskgraft.pipeline import train as job
-        from taskgraft.pipeline.tracking import tracked
-
-    with console.watching() as callbacks, tracked(track, out, asdict(config), callbacks) as callbacks:
-        done = job.train(
-            data, out, task=task, model=model, weights=weights, preprocessing=preprocessing, config=config, keep=keep,
-            cache=cache_folder(cache), resume=resume, command=command_line(), callbacks=callbacks,
-        )  # fmt: skip
-    console.out([*report.summarize_run(done.record).to_lines(), f"model and report: {out}/report.html"])
-
-
-def extend(
-    parent: Parent,
-    data: Data,
-    out: Out,
-    config: TrainingConfig,
-    task: NewTask = "",
-    into: Into = "",
-    method: Method = DEFAULT_METHOD,
-    old: Old = None,
-    old_val: OldVal = None,
-    arch: Arch = None,
-    labels: Labels = None,
-    preprocessing: Input = None,
-    parent_task: ParentTask = "parent",
-    no_parent_check: NoParentCheck = False,
-    cache: Cache = "",
-    budget: Budget = "",
-    max_forgetting: MaxForgetting = "",
-    jobs: Jobs = 1,
-    track: Track = "",
-    dry_run: DryRun = False,
-    resume: Resume = False,
-) -> None:
-    """Extend a trained classifier with a new task; the old tasks' training images are not needed."""
-    with console.importing():
-        from taskgraft import report
-        from taskgraft.pipeline.extend import carry_out
-        from taskgraft.pipeline.request import Request
-        from taskgraft.pipeline.tracking import tracked
-
-    if bool(task) == bool(into):
-        raise InputError(
-            "one of --task and --into says what is learnt; give --task NAME for a new task, or --into TASK for more "
-            "classes of an old one"
-        )
-    request = Request(
-        parent, data, task or into, method, config, old, old_val or (), arch, labels, preprocessing, parent_task,
-        bool(into), not no_parent_check,
-    )  # fmt: skip
-    if dry_run:
-        _dry_run(request, out)
-        return
-    asked = {"cache": cache_folder(cache), "command": command_line()}
-    with console.watching() as callbacks, tracked(track, out, asdict(config), callbacks) as callbacks:
-        if method == "auto":
-            require("tune", "optuna", what="--method auto")
-            from taskgraft.commands.auto import auto
-            from taskgraft.tuning.search_config import WorkerConfig
-
-            done = auto(
-                request,
-                out,
-                budget=budget,
-                max_forgetting=max_forgetting,
-                worker_config=WorkerConfig(jobs),
-                **asked,
-                callbacks=callbacks,
-            )
-        elif budget or max_forgetting or jobs > 1:
-            raise InputError("--budget, --max-forgetting and --jobs belong to --method auto; add it or leave them out")
-        else:
-            done = carry_out(request, out, resume=resume, **asked, callbacks=callbacks)
-    console.out([*report.summarize_run(done.record).to_lines(), f"model and report: {out}/report.html"])
-
-
-def _dry_run(request: Request, out: Path) -> None:
-    from taskgraft.commands.dry_run import outlook
-
-    if request.method == "auto":
-        raise InputError("--dry-run tells of one method; give another --method than auto")
-    with console.watching() as callbacks:
-        lines = outlook(request, out, callbacks=callbacks)
-    console.out(lines)
-
-
-def compare(
-    parent: Parent,
-    data: Data,
-    out: Out,
-    config: TrainingConfig,
-    task: TaskName,
-    methods: Annotated[
-        str, typer.Option(help="methods to compare, separated by semicolons", rich_help_panel="Method")
-    ] = "finetune; distill; branch",
-    lrs: Annotated[
-        str, typer.Option(help="learning rates, separated by commas [default: --lr]", rich_help_panel="Training")
-    ] = "",
-    seeds: Annotated[int, typer.Option(min=1, help="runs of each, from --seed on", rich_help_panel="Training")] = 3,
-    separate: Annotated[
-        float,
-        typer.Option(
-            min=0, help="train the new task alone with this many times the steps; 0 = not", rich_help_panel="Training"
-        ),
-    ] = 4.0,
-    old: Old = None,
-    old_val: OldVal = None,
-    arch: Arch = None,
-    labels: Labels = None,
-    preprocessing: Input = None,
-    parent_task: ParentTask = "parent",
-    no_parent_check: NoParentCheck = False,
-    cache: Cache = "",
-) -> None:
-    """Extend with several methods and seeds: table, figures, report. The same command goes on after a stop."""
-    with console.importing():
-        from taskgraft import report
-        from taskgraft.commands.compare import compare, variants
-        from taskgraft.pipeline.request import Request
-
-    chosen = variants([name for name in methods.split(";") if name.strip()], _numbers(lrs), config)
-    request = Request(
-        parent, data, task, "finetune", config, old, old_val or (), arch, labels, preprocessing, parent_task,
-        check_parent=not no_parent_check,
-    )  # fmt: skip
-    with console.watching() as callbacks:
-        found = compare(
-            request,
-            chosen,
-            out,
-            seeds=seeds,
-            separate=separate,
-            cache=cache_folder(cache),
-            command=command_line(),
-            callbacks=callbacks,
-        )
-    table = report.format_comparison_table(found)
-    console.out(
-        [table, *report.summarize_comparison(found).to_lines(), f"table, figures and report: {out}/report.html"]
+    FromScratch = TrainingConfig
+else:  # the same fields, so that the help shows the defaults of training from random weights
+    _hints = get_type_hints(TrainingConfig, include_extras=True)
+    FromScratch = make_dataclass(
+        "FromScratch",
+        [
+            (item.name, _hints[item.name], field(default=getattr(TRAIN_DEFAULTS, item.name), metadata=item.metadata))
+            for item in fields(TrainingConfig)
+        ],
+        namespace={"__module__": __name__},
     )
 
 
-def demo(
-    out: Annotated[Path, typer.Argument(help="folder to write")] = Path("demo-run"),
-    seeds: Annotated[int, typer.Option(min=1, help="runs of each arrangement")] = 1,
-    cache: Cache = "",
+def train(
+    data: flags.Data,
+    out: flags.Out,
+    /,
+    *,
+    config: Annotated[FromScratch, Parameter(name="*", group=flags.TRAINING)] = TRAIN_DEFAULTS,
+    task: flags.Task = "label",
+    model: Annotated[str | None, Parameter(name=("--model", "--arch"), group=flags.MODEL)] = None,
+    weights: Annotated[str | None, Parameter(group=flags.MODEL)] = None,
+    preprocessing: Annotated[str | None, Parameter(group=flags.MODEL)] = None,
+    keep: Annotated[
+        str,
+        Parameter(
+            group=flags.METHOD,
+            help=f"Record what the first extension needs with one of these methods: {', '.join(presets.RECORDERS)}",
+        ),
+    ] = "",
+    cache: flags.Cache = "",
+    processes: flags.ProcessOptions = flags.ONE_PROCESS,
+    track: flags.Track = None,
+    resume: flags.Resume = False,
+    settings_file: flags.SettingsFile = None,
+) -> int | None:
+    """Train a classifier that can be extended later.
+
+    Args:
+        model: timm architecture; resnet18 by default
+        weights: Initialize the backbone from this model; needs --model if a file does not name its architecture
+        preprocessing: Preprocessing such as '96 squash bilinear imagenet'
+    """
+    if processes.gpus > 1 and not launch.is_worker():
+        return launch.launch(processes.gpus, processes.max_restarts)
+    with console.importing():
+        from taskgraft import report
+        from taskgraft.pipeline.tracking import tracked
+        from taskgraft.pipeline.train import train
+
+    config = TrainingConfig(**asdict(config))
+    with (
+        launch.joined(processes.patience) as restarted,
+        console.show_progress() as callbacks,
+        tracked(track or "", out, asdict(config), callbacks) as callbacks,
+    ):
+        run = train(
+            data, out, task=task, model=model, weights=weights, preprocessing=preprocessing, config=config, keep=keep,
+            cache=flags.cache_folder(cache), resume=resume or restarted, command=flags.command_line(),
+            callbacks=callbacks,
+        )  # fmt: skip
+        console.print_results(*report.summarize_run(run.record).to_lines(), f"model and report: {out}/report.html")
+
+
+def extend(
+    parent: flags.Parent,
+    data: flags.Data,
+    out: flags.Out,
+    /,
+    *,
+    config: flags.Config = TrainingConfig(),
+    task: flags.Task = "",
+    into: Annotated[str, Parameter(group=flags.DATA)] = "",
+    method: Annotated[str, Parameter(group=flags.METHOD)] = presets.DEFAULT_METHOD,
+    options: flags.ParentOptions = flags.NO_PARENT_OPTIONS,
+    cache: flags.Cache = "",
+    budget: Annotated[str, Parameter(group=flags.METHOD)] = "",
+    max_forgetting: Annotated[str, Parameter(group=flags.METHOD)] = "",
+    jobs: Annotated[int, Parameter(group=flags.HARDWARE, validator=Number(gte=1))] = 1,
+    processes: flags.ProcessOptions = flags.ONE_PROCESS,
+    track: flags.Track = None,
+    dry_run: Annotated[bool, Parameter(group=flags.OUTPUT)] = False,
+    resume: flags.Resume = False,
+    settings_file: flags.SettingsFile = None,
+) -> int | None:
+    """Extend a trained classifier with a new task.
+
+    The old training images are not needed.
+
+    Args:
+        into: Add the classes in DATA to this existing task, instead of learning a new --task
+        method: Method, or a sum of methods, against forgetting; see `taskgraft methods`
+        budget: Time limit such as 15m (--method auto only)
+        max_forgetting: Best new-task accuracy with forgetting at most this, such as 1% (--method auto only)
+        jobs: Worker processes (--method auto only)
+        dry_run: Validate the inputs, print settings, memory and time, and write nothing
+    """
+    if processes.gpus > 1 and not launch.is_worker():
+        return launch.launch(processes.gpus, processes.max_restarts)
+    if bool(task) == bool(into):
+        raise InputError("give either --task NAME for a new task, or --into TASK to add classes to an existing one")
+    if method != "auto" and (budget or max_forgetting or jobs > 1):
+        raise InputError("--budget, --max-forgetting and --jobs need --method auto")
+    if method == "auto" and dry_run:
+        raise InputError("--dry-run does not support --method auto; name a method")
+    with console.importing():
+        from taskgraft import report
+        from taskgraft.pipeline.extend import carry_out
+        from taskgraft.pipeline.tracking import tracked
+
+    request = flags.build_request(parent, data, task or into, method, config, options, into=bool(into))
+    if dry_run:
+        from taskgraft.commands.dry_run import outlook
+
+        with console.show_progress() as callbacks:
+            console.print_results(*outlook(request, out, callbacks=callbacks))
+        return
+    with (
+        launch.joined(processes.patience) as restarted,
+        console.show_progress() as callbacks,
+        tracked(track or "", out, asdict(config), callbacks) as callbacks,
+    ):
+        if method == "auto":
+            require("tune", "optuna", what="--method auto")
+            from taskgraft.commands.auto import auto
+
+            run = auto(
+                request, out, budget=budget, max_forgetting=max_forgetting, worker_config=WorkerConfig(jobs),
+                cache=flags.cache_folder(cache), command=flags.command_line(), callbacks=callbacks,
+            )  # fmt: skip
+        else:
+            run = carry_out(
+                request, out, resume=resume or restarted, cache=flags.cache_folder(cache), command=flags.command_line(),
+                callbacks=callbacks,
+            )  # fmt: skip
+        console.print_results(*report.summarize_run(run.record).to_lines(), f"model and report: {out}/report.html")
+
+
+def compare(
+    parent: flags.Parent,
+    data: flags.Data,
+    out: flags.Out,
+    /,
+    *,
+    config: flags.Config = TrainingConfig(),
+    task: flags.Task,
+    methods: Annotated[str, Parameter(group=flags.METHOD)] = "; ".join(presets.COMPARED),
+    lrs: Annotated[str, Parameter(group=flags.TRAINING, show_default="--lr")] = "",
+    seeds: Annotated[int, Parameter(group=flags.TRAINING, validator=Number(gte=1))] = 3,
+    separate: Annotated[float, Parameter(group=flags.TRAINING, validator=Number(gte=0))] = 4.0,
+    options: flags.ParentOptions = flags.NO_PARENT_OPTIONS,
+    cache: flags.Cache = "",
+    settings_file: flags.SettingsFile = None,
 ) -> None:
-    """Draw synthetic cars, train a classifier of makes, extend it with paints: the reference experiment in minutes."""
+    """Compare methods and learning rates over several seeds.
+
+    Writes a table, figures and a report. Rerun the same command to resume.
+
+    Args:
+        methods: Methods to compare, separated by semicolons
+        lrs: Learning rates to compare, separated by commas
+        seeds: Runs per configuration, with consecutive seeds from --seed on
+        separate: Steps of the single-task baseline as a multiple of --steps; 0 = no baseline
+    """
+    with console.importing():
+        from taskgraft import report
+        from taskgraft.commands.compare import compare, variants
+
+    try:
+        rates = [float(text) for text in lrs.split(",") if text.strip()]
+    except ValueError as error:
+        raise InputError(f"--lrs {lrs!r}: give numbers separated by commas, such as 0.01,0.001") from error
+    compared = variants([name for name in methods.split(";") if name.strip()], rates, config)
+    request = flags.build_request(parent, data, task, presets.BASELINE, config, options)
+    with console.show_progress() as callbacks:
+        comparison = compare(
+            request, compared, out, seeds=seeds, separate=separate, cache=flags.cache_folder(cache),
+            command=flags.command_line(), callbacks=callbacks,
+        )  # fmt: skip
+    console.print_results(
+        report.format_comparison_table(comparison),
+        *report.summarize_comparison(comparison).to_lines(),
+        f"table, figures and report: {out}/report.html",
+    )
+
+
+def tune(
+    parent: flags.Parent,
+    data: flags.Data,
+    out: Annotated[Path, Parameter(help="Folder of the search; rerun to resume")],
+    /,
+    *,
+    config: flags.Config = TrainingConfig(),
+    search_config: Annotated[SearchConfig, Parameter(name="*", group=flags.SEARCH)] = SearchConfig(),
+    worker_config: Annotated[WorkerConfig, Parameter(name="*", group=flags.HARDWARE)] = WorkerConfig(),
+    task: flags.Task,
+    method: Annotated[str, Parameter(group=flags.METHOD)] = presets.SEARCHED,
+    space: Annotated[str, Parameter(group=flags.SEARCH)] = "",
+    options: flags.ParentOptions = flags.NO_PARENT_OPTIONS,
+    cache: flags.Cache = "",
+    settings_file: flags.SettingsFile = None,
+) -> None:
+    """Tune methods and training settings.
+
+    Writes the Pareto front of old and new accuracy, and three selected models. Rerun the same command to resume.
+
+    Args:
+        method: Method or sum of methods, with ranges such as strength=1..100 or strength=[1, 10]; none = tune all
+        space: Ranges of training settings, such as 'lr=1e-4..1e-2'
+    """
+    require("tune", "optuna", what="tune")
+    with console.importing():
+        from taskgraft import report
+        from taskgraft.commands.tune import tune
+        from taskgraft.tuning.space import parse
+
+    searched = parse(method, space, config)
+    request = flags.build_request(parent, data, task, presets.BASELINE, config, options)
+    with console.show_progress() as callbacks:
+        search = tune(
+            request, searched, out, search_config=search_config, worker_config=worker_config,
+            cache=flags.cache_folder(cache), command=flags.command_line(), callbacks=callbacks,
+        )  # fmt: skip
+    console.print_results(*report.summarize_search(search), f"search, frontier and report: {out}/report.html")
+
+
+def demo(
+    out: Annotated[Path, Parameter(help="Folder to write")] = Path("demo-run"),
+    /,
+    *,
+    seeds: Annotated[int, Parameter(validator=Number(gte=1))] = 1,
+    cache: flags.Cache = "",
+) -> None:
+    """Reproduce the reference experiment on synthetic cars, offline and within minutes.
+
+    Draws the images, trains a classifier of makes, extends it with paints in several configurations, and reports.
+
+    Args:
+        seeds: Runs per configuration
+    """
     with console.importing():
         from taskgraft import report
         from taskgraft.commands.demo import demo
 
-    with console.watching(brief=True) as callbacks:
-        found = demo(out, seeds=seeds, cache=cache_folder(cache), command=command_line(), callbacks=callbacks)
-    comparison = out / "comparison"
-    figures = [comparison / f"figure{number}.png" for number in (1, 2, 3)]
-    model = comparison / found.variants[-1].folders[0] if found.variants[-1].folders else out / "alice"
-    console.out([
-        report.format_comparison_table(found),
+    with console.show_progress(brief=True) as callbacks:
+        comparison = demo(
+            out, seeds=seeds, cache=flags.cache_folder(cache), command=flags.command_line(), callbacks=callbacks
+        )
+    folder = out / "comparison"
+    figures = [folder / f"figure{number}.png" for number in (1, 2, 3)]
+    runs = comparison.variants[-1].folders
+    model = folder / runs[0] if runs else out / "alice"
+    program = "taskgraft" if shutil.which("taskgraft") else sys.argv[0]
+    console.print_results(
+        report.format_comparison_table(comparison),
         *(f"figure: {path.resolve()}" for path in figures if path.exists()),
         "",
-        *report.summarize_comparison(found).to_lines(),
-        f"report: {(comparison / 'report.html').resolve()}",
-        f"next, try the model: {_program()} predict {model} {out / 'data' / 'paints' / 'val'} --out answers.csv",
-    ])  # fmt: skip
-
-
-def _program() -> str:
-    """How this program is called from here: by its name, or by its place where the shell would not find it."""
-    import shutil
-    import sys
-
-    return "taskgraft" if shutil.which("taskgraft") else sys.argv[0]
-
-
-def _numbers(text: str) -> list[float]:
-    try:
-        return [float(part) for part in text.split(",") if part.strip()]
-    except ValueError as error:
-        raise InputError(f"--rates {text!r}: give numbers separated by commas, such as 0.01,0.001") from error
+        *report.summarize_comparison(comparison).to_lines(),
+        f"report: {(folder / 'report.html').resolve()}",
+        f"next, try the model: {program} predict {model} {out / 'data' / 'paints' / 'val'} --out answers.csv",
+    )

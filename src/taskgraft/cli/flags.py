@@ -1,0 +1,137 @@
+"""Arguments and flags that several commands share. A flag's description stands where the flag is declared."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Group, Parameter
+from cyclopts.validators import Number
+
+from taskgraft.config import TrainingConfig
+
+if TYPE_CHECKING:
+    from taskgraft.pipeline.request import Request
+
+# The panels of a command's help, in this order.
+PANELS = tuple(
+    Group(name, sort_key=place)
+    for place, name in enumerate(
+        ("Options", "Data", "Method", "Training", "Search", "Limits", "Model", "Hardware", "Output")
+    )
+)
+OPTIONS, DATA, METHOD, TRAINING, SEARCH, LIMITS, MODEL, HARDWARE, OUTPUT = PANELS
+
+_OPENABLE = "a bundle (the OUT of train or extend), a weights file, a timm folder or a timm model name"
+Model = Annotated[str, Parameter(help=f"Model: {_OPENABLE}")]
+Parent = Annotated[str, Parameter(help=f"Model to extend: {_OPENABLE}")]
+Data = Annotated[
+    Path, Parameter(help="Labeled images: one folder per class, optionally below train/ and val/, or a CSV table")
+]
+Out = Annotated[Path, Parameter(help="Folder to write the model and its report to")]
+Task = Annotated[str, Parameter(group=DATA, help="Name of the task to learn")]
+Config = Annotated[TrainingConfig, Parameter(name="*", group=TRAINING)]
+Cache = Annotated[
+    str,
+    Parameter(
+        group=HARDWARE, help="Folder for decoded images; 'none' keeps them in memory", show_default="the user's cache"
+    ),
+]
+BatchSize = Annotated[int, Parameter(group=HARDWARE, help="Images per forward pass", validator=Number(gte=1))]
+Track = Annotated[
+    Literal["tensorboard", "mlflow", "wandb"] | None, Parameter(group=OUTPUT, help="Also log to this tracker")
+]
+Resume = Annotated[bool, Parameter(group=OUTPUT, help="Continue an interrupted run in OUT")]
+Json = Annotated[bool, Parameter(name="--json", group=OUTPUT, help="Print JSON")]
+SettingsFile = Annotated[
+    Path | None,
+    Parameter(
+        name="--config", group=OUTPUT, help="TOML or YAML file with flags; `taskgraft config COMMAND` prints a template"
+    ),
+]
+
+
+@Parameter(name="*", group=MODEL)
+@dataclass(frozen=True)
+class ModelOptions:
+    """How to open a model that does not say it itself.
+
+    Attributes:
+        arch: timm architecture of a weights file
+        labels: Class names of a weights file, one per line in index order
+        preprocessing: Preprocessing such as '96 squash bilinear imagenet', if the model does not declare its own
+        parent_task: Name for the task of a model without task names
+    """
+
+    arch: str | None = None
+    labels: Path | None = None
+    preprocessing: str | None = None
+    parent_task: str = "parent"
+
+
+@Parameter(name="*", group=MODEL)
+@dataclass(frozen=True)
+class ParentOptions(ModelOptions):
+    """How to open a parent, and what is still there of its data.
+
+    Attributes:
+        no_parent_check: Continue even if the parent is no better than chance on --old-val
+        old: Sample of old training images, for methods that use them
+        old_val: Old validation images, to measure forgetting; repeat for each old task
+    """
+
+    no_parent_check: bool = False
+    old: Annotated[Path | None, Parameter(group=DATA)] = None
+    old_val: Annotated[list[Path] | None, Parameter(group=DATA)] = None
+
+
+@Parameter(name="*", group=HARDWARE)
+@dataclass(frozen=True)
+class ProcessOptions:
+    """Several processes that train one model.
+
+    Attributes:
+        gpus: Processes to train with, one per GPU (on CPU if there are no GPUs)
+        max_restarts: Automatic restarts from the last checkpoint after a process died (with --gpus)
+        patience: Heartbeat timeout in seconds (with --gpus)
+    """
+
+    gpus: Annotated[int, Parameter(name=("--gpus", "--processes"), validator=Number(gte=1))] = 1
+    max_restarts: Annotated[int, Parameter(validator=Number(gte=0))] = 3
+    patience: Annotated[float, Parameter(validator=Number(gte=1))] = 300.0
+
+
+NO_MODEL_OPTIONS = ModelOptions()
+NO_PARENT_OPTIONS = ParentOptions()
+ONE_PROCESS = ProcessOptions()
+
+
+def build_request(
+    parent: str, data: Path, task: str, method: str, config: TrainingConfig, options: ParentOptions, into: bool = False
+) -> Request:
+    """Build the request that the arguments and flags of extend, compare and tune describe."""
+    from taskgraft.pipeline.request import Request
+
+    given = asdict(options)
+    check_parent = not given.pop("no_parent_check")
+    old_val = given.pop("old_val") or ()
+    return Request(parent, data, task, method, config, **given, old_val=old_val, into=into, check_parent=check_parent)
+
+
+def cache_folder(value: str) -> Path | None:
+    """Return the folder that --cache names, or None for memory."""
+    if value:
+        return None if value == "none" else Path(value)
+    import platformdirs
+
+    return platformdirs.user_cache_path("taskgraft")
+
+
+def command_line() -> str:
+    """Return the command as it was typed, for the record."""
+    from taskgraft.results.files import shown
+
+    return shown("taskgraft " + shlex.join(sys.argv[1:]))

@@ -1,0 +1,128 @@
+"""Commands that inspect images, results, methods and the machine: check, report, methods, doctor."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+from cyclopts.validators import Number
+
+from taskgraft.cli import console, flags
+from taskgraft.errors import InputError
+
+
+def check(
+    data: flags.Data,
+    /,
+    *,
+    task: Annotated[str, Parameter(group=flags.DATA)] = "label",
+    group: Annotated[str | None, Parameter(group=flags.DATA)] = None,
+    min_images: Annotated[int, Parameter(group=flags.DATA, validator=Number(gte=0))] = 0,
+    drop_leaks: Annotated[bool, Parameter(group=flags.OUTPUT)] = False,
+    write_manifest: Annotated[Path | None, Parameter(group=flags.OUTPUT)] = None,
+    html: Annotated[Path | None, Parameter(group=flags.OUTPUT)] = None,
+    as_json: flags.Json = False,
+    against: Annotated[str | None, Parameter(group=flags.MODEL)] = None,
+    arch: Annotated[str | None, Parameter(group=flags.MODEL)] = None,
+    labels: Annotated[Path | None, Parameter(group=flags.MODEL)] = None,
+) -> int:
+    """Check a dataset for duplicates, leaks and corrupt files.
+
+    Read-only. Exits 1 if problems are found.
+
+    Args:
+        task: Label column of a table
+        group: Regular expression; classes with equal groups are merged
+        min_images: Drop classes with fewer training images
+        drop_leaks: Leave training images that are also in val or test out of --write-manifest
+        write_manifest: Write the remaining images as a CSV table
+        html: Write a page with the findings
+        against: Model whose class names and input size are compared with the dataset
+        arch: timm architecture of a weights file
+        labels: Class names of a weights file, one per line in index order
+    """
+    from taskgraft.commands.check import check
+
+    with console.show_progress() as callbacks:
+        found = check(
+            data, task, group=group, min_images=min_images, manifest=write_manifest, drop_leaks=drop_leaks,
+            against=against, arch=arch, labels=labels, html=html, callbacks=callbacks,
+        )  # fmt: skip
+    lines = [*found.pop("lines"), *([f"page: {html}"] if html else [])]
+    console.print_results(*([json.dumps(found, indent=2, ensure_ascii=False)] if as_json else lines))
+    return 1 if found["wanting"] else 0
+
+
+def report(
+    folder: Annotated[Path, Parameter(name="OUT", help="OUT folder of train, extend, compare or tune")], /
+) -> None:
+    """Rewrite the report of a finished run, comparison or search."""
+    from taskgraft import report
+    from taskgraft.results.files import write_text
+    from taskgraft.results.predictions import load_predictions
+    from taskgraft.results.record import Comparison, Record, parsed
+    from taskgraft.results.search import SearchResult
+
+    if (folder / "comparison.json").is_file():
+        comparison = parsed(Comparison, folder / "comparison.json")
+        write_text(folder / "table.md", report.format_comparison_table(comparison))
+        report.write_figures(comparison, folder)
+        write_text(folder / "report.html", report.render_comparison(comparison))
+        verdict = report.summarize_comparison(comparison).to_lines()
+    elif (folder / "search.json").is_file():
+        search = parsed(SearchResult, folder / "search.json")
+        report.write_search_report(search, folder)
+        verdict = report.summarize_search(search)
+    elif (folder / "record.json").is_file():
+        record = parsed(Record, folder / "record.json")
+        page = report.render_run(record, load_predictions(folder / "predictions.npz"), report.load_thumbnails(folder))
+        write_text(folder / "report.html", page)
+        verdict = report.summarize_run(record).to_lines()
+    else:
+        raise InputError(f"{folder} contains no finished run, comparison or search")
+    console.print_results(*verdict, f"report: {folder}/report.html")
+
+
+def methods(name: Annotated[str | None, Parameter(help="Show the settings of this method")] = None, /) -> None:
+    """List the methods, or the settings of one."""
+    from taskgraft.config import options
+    from taskgraft.methods.notation import parse
+    from taskgraft.methods.presets import EXAMPLE
+    from taskgraft.methods.registry import METHODS
+
+    if name is None:
+        width = max(map(len, METHODS))
+        lines = [f"{key:<{width}}  {(kind.__doc__ or '').splitlines()[0]}" for key, kind in METHODS.items()]
+        lines += ["", f"Combine methods with +, and give settings in parentheses: --method {EXAMPLE!r}"]
+        console.print_results(*lines)
+        return
+    settings = type(next(iter(parse(name).values())))
+    lines = [" ".join((settings.__doc__ or "").split()), ""]
+    for key, option in options(settings).items():
+        values = option.extent.rule() if option.extent else str(option.kind).replace("typing.Literal", "one of ")
+        lines.append(f"  {key} = {option.default}   {values}")
+    console.print_results(*lines)
+
+
+def doctor(*, as_json: flags.Json = False) -> int:
+    """Check the installation.
+
+    Looks at versions, torch with torchvision, GPU, disk space and extras. Exits 1 if anything required is broken.
+    """
+    from taskgraft.commands.doctor import doctor
+
+    findings = doctor()
+    blocked = any(finding.state == "blocks" for finding in findings)
+    if as_json:
+        console.print_results(json.dumps({"blocked": blocked, "findings": [f._asdict() for f in findings]}, indent=2))
+        return int(blocked)
+    width = max(len(finding.name) for finding in findings)
+    marks = {"good": "  ", "note": "- ", "blocks": "! "}
+    console.print_results(
+        *(f"{marks[finding.state]}{finding.name:<{width}}  {finding.value}" for finding in findings),
+        *(f"{marks[finding.state]}{finding.name}: {finding.remedy}" for finding in findings if finding.remedy),
+        "problems found, see the lines with !" if blocked else "all checks passed",
+    )
+    return int(blocked)
