@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import shlex
 from dataclasses import is_dataclass
+from functools import cache
 from typing import Any
 
 from cyclopts import App
@@ -17,9 +18,7 @@ COMMANDS: dict[str, App] = {name: app[name] for name in app if not name.startswi
 
 def arguments_of(verb: str) -> ArgumentCollection:
     """The arguments and flags of a command, with their help."""
-    return COMMANDS[verb].assemble_argument_collection(
-        default_parameter=app.default_parameter, parse_docstring=True
-    )
+    return COMMANDS[verb].assemble_argument_collection(default_parameter=app.default_parameter, parse_docstring=True)
 
 
 def bind(words: list[str]) -> inspect.BoundArguments:
@@ -28,6 +27,7 @@ def bind(words: list[str]) -> inspect.BoundArguments:
     return bound
 
 
+@cache
 def understood(line: str) -> str:
     """Parse a whole command line and return its verb; raises what the command line raises."""
     words = shlex.split(line)
@@ -37,6 +37,7 @@ def understood(line: str) -> str:
     return words[0]
 
 
+@cache
 def flags(verb: str) -> dict[str, bool]:
     """The flags of a command, and whether each takes a value."""
     return {
@@ -47,6 +48,7 @@ def flags(verb: str) -> dict[str, bool]:
     }
 
 
+@cache
 def places(verb: str) -> list[str]:
     """The positional arguments of a command."""
     return [argument.name for argument in arguments_of(verb) if argument.is_positional_only()]

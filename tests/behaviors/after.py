@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import re
 import shutil
-import tomllib
 from pathlib import Path
 
 import timm
-import typer.main
 
-import taskgraft
 from behaviors.trying import FEW, Behavior, Place
-from taskgraft import cli
+from taskgraft import errors
 from taskgraft.cli.app import STOPPED, TERMINATED
+from typed import arguments_of
 
-COMMANDS = typer.main.get_command(cli.app).commands  # pyright: ignore[reportAttributeAccessIssue]
-PACKAGE = Path(taskgraft.__file__).parent
+ERRORS = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.TaskgraftError)]
 WRONG = Path(__file__).parents[2] / "docs" / "wrong.md"
 
 
@@ -86,8 +82,7 @@ def exported(place: Place) -> str:
 
 
 def served(place: Place) -> str:
-    params = {param.name: param for param in COMMANDS["serve"].params}
-    assert params["host"].default == "127.0.0.1"
+    assert arguments_of("serve").get("--host").field_info.default == "127.0.0.1"
     told = place.run("serve", place.plain, "--port", "0", "--trial")
     assert told.code == 0, told.err
     return told.out.strip()
@@ -100,10 +95,10 @@ def plainly(place: Place) -> str:
     words = ("extend", place.alice, place.new, place.root / "out")
     kinds = {
         "a command": (("extnd",), "did you mean 'extend'"),
-        "an option": ((*words, "--tsk", "paint"), "did you mean --task"),
+        "an option": ((*words, "--tsk", "paint"), "Did you mean --task?"),
         "a value": ((*words, "--task", "paint", "--batch-size", "many"), "--batch-size"),
         "an argument too few": (("extend", place.alice), "missing argument DATA"),
-        "an argument too many": ((*words, "more", "--task", "x"), "unexpected extra argument"),
+        "an argument too many": ((*words, "more", "--task", "x"), "unexpected argument 'more'"),
         "a method": ((*words, "--task", "paint", "--method", "destill"), "did you mean 'distill'"),
         "a method's setting": ((*words, "--task", "paint", "--method", "ewc(strenght=1)"), "did you mean 'strength'"),
         "a model": (("train", place.new, place.root / "out", "--model", "resnet_18"), "did you mean 'resnet"),
@@ -117,57 +112,18 @@ def plainly(place: Place) -> str:
         assert len(own) == 1, f"{kind}: {told.err}"
         assert own[0].startswith("taskgraft: ")
         assert part in own[0], f"{kind}: {own[0]}"
-        assert not any(ord(sign) < 32 for sign in own[0])
+        assert own[0].isprintable()
         said.append(kind)
     return f"{len(said)} kinds, one line each"
 
 
 def codes(place: Place) -> str:
     """Every exit code that the program can give is explained in docs/wrong.md, where the documentation is at hand."""
-    given = {0, 1, STOPPED, TERMINATED}
-    for path in PACKAGE.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("TaskgraftError"):
-                codes = [one.value for one in node.keywords if one.arg == "code"]
-                given |= {one.value for one in codes if isinstance(one, ast.Constant) and isinstance(one.value, int)}
-    given.add(2)
+    given = {0, 1, STOPPED, TERMINATED, *(kind.exit_code for kind in ERRORS)}
     if WRONG.exists():
         written = {int(found) for found in re.findall(r"^\| (\d+) \|", WRONG.read_text(encoding="utf-8"), re.M)}
         assert written == given
     return f"{plainly(place)}; exit codes {', '.join(map(str, sorted(given)))}"
-
-
-def configured(place: Place) -> str:
-    """A template that is TOML once filled in; flag over file over default; unknown keys, wrong values; a schema."""
-    template = place.run("config", "extend")
-    lines = [line.removeprefix("# ") if re.match(r"# [\w-]+ = ", line) else "" for line in template.out.splitlines()]
-    filled = tomllib.loads("\n".join(lines))
-    assert {"lr", "eval-every", "method", "old-val", "task"} <= filled.keys()
-    assert filled["lr"] == 0.001
-    file = place.root / "run.toml"
-    file.write_text(f'task = "paint"\nsteps = 3\nrate = 0.02\nold-val = ["{place.old / "val"}"]\nmethod = "finetune"\n')
-    told = place.run("extend", place.alice, place.new, place.root / "out", *FEW[2:], "--config", file, "--lr", "0.5")
-    assert told.code == 0, told.err
-    record = json.loads((place.root / "out" / "record.json").read_text())
-    assert (record["config"]["steps"], record["config"]["lr"], record["method"]) == (3, 0.5, "finetune")
-    assert record["tasks"][0]["child"]
-    shown = place.run("config", "extend", file)
-    assert "steps = 3  # file" in shown.out
-    assert "batch = 32  # default" in shown.out
-    assert tomllib.loads(shown.out)["lr"] == 0.02
-    schema = json.loads(place.run("config", "extend", "--schema").out)
-    assert filled.keys() <= schema["properties"].keys()
-    assert schema["properties"]["steps"] == {"description": "steps of training [default: 1200]", "type": "integer",
-                                             "minimum": 1}  # fmt: skip
-    for text, part in (('stpes = 3', "did you mean 'steps'"), ("steps = [", "no readable TOML"),
-                       ('steps = "many"', "--steps"), ("rate = -1.0", "rate -1.0: must be above 0")):  # fmt: skip
-        file.write_text(text)
-        own = ("extend", place.alice, place.new, place.root / "no", "--task", "paint", "--config", file)
-        for words in (("config", "extend", file), own):
-            told = place.run(*words)
-            assert (told.code, told.out) == (2, ""), told
-            assert part in told.last
-    return "template, show, check and schema; flag over file over default"
 
 
 ROWS = [
@@ -191,7 +147,11 @@ ROWS = [
                "tests/serving/test_protocol.py::test_what_is_told_of_the_model")),
     Behavior(39, "every error is one line with a remedy; typos are answered; exit codes are documented", codes,
               ("tests/surface/test_errors.py::test_an_unexpected_error_is_one_line_too",)),
-    Behavior(40, "config files: unknown keys are errors with a suggestion; template, show, check, schema", configured,
-              (),
+    Behavior(40, "config files: unknown keys are errors with a suggestion; template, show, check, schema", None,
+              ("tests/surface/test_config_file.py::test_flag_wins_over_file_and_file_over_default",
+               "tests/surface/test_config_file.py::test_errors_are_one_line",
+               "tests/surface/test_config_file.py::test_template_is_toml_once_uncommented",
+               "tests/surface/test_config_file.py::test_check_shows_where_values_come_from",
+               "tests/surface/test_config_file.py::test_schema_describes_every_setting"),
               "no variables of the environment: a record's command would not show them; nothing is deprecated yet"),
 ]  # fmt: skip

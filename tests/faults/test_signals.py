@@ -52,7 +52,7 @@ def test_a_signal_loses_nothing(
         _, said = process.communicate(timeout=60)
     assert process.returncode == code, said
     assert "Traceback" not in said
-    assert said.splitlines()[-1] == "taskgraft: stopped; the same command with --resume goes on"
+    assert said.splitlines()[-1] == "taskgraft: stopped; rerun with --resume to continue"
     done = subprocess.run([*command, "--resume"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     for name in ("model.safetensors", "metrics.jsonl"):

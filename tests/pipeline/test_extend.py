@@ -191,7 +191,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(
 def test_compare_goes_on_and_reports(alice: Path, new_folder: Path, old_folder: Path, tmp_path: Path) -> None:
     arguments = [
         sys.executable, "-m", "taskgraft.cli", "compare", str(alice), str(new_folder), str(tmp_path / "table"),
-        "--task", "paint", "--old-val", str(old_folder), *FLAGS, "--seeds", "2", "--rates", "0.02,0.002",
+        "--task", "paint", "--old-val", str(old_folder), *FLAGS, "--seeds", "2", "--lrs", "0.02,0.002",
         "--methods", "finetune; distill", "--separate", "2",
     ]  # fmt: skip
     first = subprocess.run(arguments, check=True, capture_output=True, text=True)

@@ -16,7 +16,7 @@ from taskgraft.config import TrainingConfig
 from taskgraft.pipeline.request import Request, command_line
 from taskgraft.report import commands
 from taskgraft.results.record import Comparison, Interval, Record
-from typed import COMMANDS, flags, understood
+from typed import bind, flags, places, understood, values
 
 LOSSES = {
     "good": Interval(mean=0.0, low=-0.01, high=0.01, n=100),
@@ -70,9 +70,8 @@ def reproduce(typed: str) -> str:
         request = Request("alice", "bob/", "colour", "distill", TrainingConfig(lr=0.01), old_val="cars")
         return command_line(request, Path("both"))
     words = shlex.split(typed)
-    with COMMANDS["extend"].make_context("extend", words[words.index("extend") + 1 :]) as context:
-        given = context.params
-    config = TrainingConfig(**{name: given[name] for name in asdict(TrainingConfig()) if given[name] is not None})
+    given = values(bind(words[words.index("extend") :]))
+    config = TrainingConfig(**{name: given[name] for name in asdict(TrainingConfig())})
     request = Request(
         given["parent"], given["data"], given["task"] or given["into"], "branch", config, given["old"],
         given["old_val"] or (), given["arch"], given["labels"], given["preprocessing"], given["parent_task"],
@@ -84,8 +83,7 @@ def reproduce(typed: str) -> str:
 @pytest.mark.parametrize("verb", commands.FLAGS)
 def test_flags_match_the_command_line(verb: str) -> None:
     assert {name: name not in commands.SWITCHES for name in commands.FLAGS[verb]} == flags(verb)
-    arguments = [param.name for param in COMMANDS[verb].params if param.param_type_name == "argument"]
-    assert len(arguments) == len(commands.ARGUMENTS[verb])
+    assert len(places(verb)) == len(commands.ARGUMENTS[verb])
 
 
 @pytest.mark.parametrize("status", ["good", "mixed", "poor", "unknown"])

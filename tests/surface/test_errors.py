@@ -98,14 +98,14 @@ def extend(place: Place, *flags: object) -> list[object]:
         (["--method", "distill(temperature=0)"], ["temperature=0): must be above 0"]),
         (["--method", "distill(temperature=-3)"], ["must be above 0"]),
         (["--method", "destill"], ["did you mean 'distill'"]),
-        (["--lr", "0"], ["rate 0.0: must be above 0"]),
+        (["--lr", "0"], ["lr 0.0: must be above 0"]),
         (["--lr", "-0.1"], ["must be above 0"]),
-        (["--lr", "nan"], ["rate nan: give a number such as 0.001"]),
+        (["--lr", "nan"], ["lr nan: give a number such as 0.001"]),
         (["--steps", "0"], ["steps 0: must be at least 1"]),
-        (["--batch-size", "0"], ["batch 0: must be at least 1"]),
-        (["--precision", "fp8"], ["precision 'fp8': give one of auto, fp32"]),
-        (["--augment", "mixup"], ["augment 'mixup': give one of none, shift"]),
-        (["--softmax", "both"], ["softmax 'both': give one of per-task, joint"]),
+        (["--batch-size", "0"], ["batch_size 0: must be at least 1"]),
+        (["--precision", "fp8"], ['invalid value "fp8" for --precision. Choose from: "auto", "fp32"']),
+        (["--augment", "mixup"], ['invalid value "mixup" for --augment. Choose from: "none", "shift"']),
+        (["--softmax", "both"], ['invalid value "both" for --softmax. Choose from: "per-task", "joint"']),
         (["--seed", "-1"], ["seed -1: must be at least 0"]),
         (["--preprocessing", "96 squish"], ["'squish' is not understood", "squash, center"]),
         (["--preprocessing", "mean=1,2"], ["is not three numbers"]),
@@ -192,7 +192,7 @@ def test_an_output_folder_with_another_run(place: Place, command) -> None:
     assert command(*extend(place, "--method", "finetune")).code == 0
     before = contents(place.out)
     told = command(*extend(place, "--method", "ewc", "--lr", "0.5"))
-    refused(told, "holds another run", "method was 'finetune', is 'ewc'", "run.rate was 0.001, is 0.5", "another OUT")
+    refused(told, "holds another run", "method was 'finetune', is 'ewc'", "config.lr was 0.001, is 0.5", "another OUT")
     assert contents(place.out) == before
     again = command(*extend(place, "--method", "finetune"))
     assert again.code == 0  # the same command finds its work done
@@ -210,12 +210,12 @@ def test_a_bad_table_is_refused_with_its_line(place: Place, command) -> None:
 
 @pytest.mark.parametrize("name", ["a lot of nothing", "model"])
 def test_a_report_of_nothing(place: Place, command, name: str) -> None:
-    refused(command("report", place.root / name), "holds no finished run, comparison or search")
+    refused(command("report", place.root / name), "contains no finished run, comparison or search")
 
 
 def test_wrong_rates_and_arrangements(place: Place, command) -> None:
     arguments = ["compare", *extend(place)[1:]]
-    refused(command(*arguments, "--rates", "0.1;0.2"), "--rates '0.1;0.2': give numbers separated by commas")
+    refused(command(*arguments, "--lrs", "0.1;0.2"), "--lrs '0.1;0.2': give numbers separated by commas")
     refused(command(*arguments, "--methods", "ewc; destill"), "did you mean 'distill'")
     refused(command(*arguments, "--methods", " ; "), "name at least one method")
     refused(command(*arguments, "--methods", "ewc; ewc"), "the arrangements ewc, ewc are the same; give each once")
@@ -229,7 +229,7 @@ def test_an_unexpected_error_is_one_line_too(place: Place, command, monkeypatch:
     monkeypatch.setattr("taskgraft.commands.check.check", broken)
     told = command("check", place.data)
     assert told.code == 1
-    assert told.err == ["taskgraft: RuntimeError: the moon (taskgraft --debug … shows where)"]
+    assert told.err == ["taskgraft: RuntimeError: the moon (taskgraft --debug shows the traceback)"]
     monkeypatch.setattr(sys, "argv", ["taskgraft", "--debug", "check", str(place.data)])
     with pytest.raises(RuntimeError, match="the moon"):
         main()
@@ -242,4 +242,4 @@ def test_an_interruption_names_the_way_on(place: Place, command, monkeypatch: py
     monkeypatch.setattr("taskgraft.commands.check.check", stopped)
     told = command("check", place.data)
     assert told.code == 130
-    assert told.err == ["taskgraft: stopped; the same command begins anew"]
+    assert told.err == ["taskgraft: stopped; nothing was saved"]

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -15,7 +16,10 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from surface.test_house import PACKAGE, PYPROJECT, ROOT, SOURCES, name, tree
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "src" / "taskgraft"
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 # The lowest version without a known weakness that matters here, and which one it was.
 FLOORS = {
@@ -50,7 +54,16 @@ PAIRED = {"torchvision"}
 IMPORTED = {
     "python-multipart": ("multipart", "python_multipart"), "optuna": ("optuna", "sqlalchemy"),
     "prometheus-client": ("prometheus_client",), "fastapi": ("fastapi", "starlette"), "pillow": ("PIL",),
+    "pyyaml": ("yaml",),
 }  # fmt: skip
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), filename=name(path))
 
 
 def requirements() -> dict[str, list[Requirement]]:

@@ -38,8 +38,9 @@ app = App(
     version=f"taskgraft {__version__}",
     version_flags=["--version"],
     group_parameters=flags.OPTIONS,
-    default_parameter=Parameter(negative=(), show_default=_shown_default),
+    default_parameter=Parameter(negative=(), allow_repeating=True, show_default=_shown_default),
     config=config_file.apply,
+    suppress_keyboard_interrupt=False,
 )
 
 # Each command with an example, by panel. The examples run where `taskgraft demo` has been run.
@@ -122,7 +123,8 @@ def usage_message(error: CycloptsError) -> str:
             kind = "argument" if argument.index is not None else "option" if argument.required else "value for"
             text = f"missing {kind} {argument.name}"
         case UnknownCommandError(unused_tokens=[word, *_]):
-            text = f"unknown command {word!r}{config_file.did_you_mean(word, list(app))}"
+            hint = config_file.did_you_mean(word, list(app))
+            text = f"unknown command {word!r}; {hint}" if hint else f"unknown command {word!r}"
         case UnusedCliTokensError(unused_tokens=[word, *_]):
             text = f"unexpected argument {word!r}"
         case _:

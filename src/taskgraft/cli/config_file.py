@@ -51,8 +51,8 @@ def fill(app: App, commands: tuple[str, ...], arguments: ArgumentCollection, fil
     known = [name.removeprefix("--") for argument in _flags(arguments) for name in argument.names]
     for key in values:
         if key.replace("_", "-") not in known:
-            hint = did_you_mean(key, known) or f"; see taskgraft config {commands[-1]}"
-            raise InputError(f"{file}: unknown setting {key!r}{hint}")
+            hint = did_you_mean(key, known) or f"see taskgraft config {commands[-1]}"
+            raise InputError(f"{file}: unknown setting {key!r}; {hint}")
     Dict({commands[-1]: values}, source=str(file))(app, commands, arguments)
 
 
@@ -61,13 +61,13 @@ def _read(file: Path) -> dict[str, Any]:
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--config {file} cannot be read: {error}") from error
+        raise InputError(f"--config {file} cannot be read ({error}); check the path") from error
     if file.suffix.lower() in (".yaml", ".yml"):
         return _parse_yaml(file, text)
     try:
         return tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise InputError(f"{file}: invalid TOML: {error}") from error
+        raise InputError(f"{file}: invalid TOML: {error}; fix that line") from error
 
 
 def _parse_yaml(file: Path, text: str) -> dict[str, Any]:
@@ -76,9 +76,9 @@ def _parse_yaml(file: Path, text: str) -> dict[str, Any]:
     try:
         values = yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError) as error:
-        raise InputError(f"{file}: invalid YAML: {' '.join(str(error).split())}") from error
+        raise InputError(f"{file}: invalid YAML: {' '.join(str(error).split())}; fix that line") from error
     if not isinstance(values, dict):
-        raise InputError(f"{file}: invalid YAML: expected lines of the form 'key: value'")
+        raise InputError(f"{file}: invalid YAML; write lines of the form 'key: value'")
     return {str(key): value for key, value in values.items()}
 
 
@@ -96,9 +96,7 @@ def config(
     """
     from taskgraft.cli.app import app
 
-    arguments = app[command].assemble_argument_collection(
-        default_parameter=app.default_parameter, parse_docstring=True
-    )
+    arguments = app[command].assemble_argument_collection(default_parameter=app.default_parameter, parse_docstring=True)
     if schema:
         console.print_results(json.dumps(_schema(command, _flags(arguments)), indent=2))
     elif file is None:
@@ -116,7 +114,7 @@ def _flags(arguments: ArgumentCollection) -> list[Argument]:
 def did_you_mean(word: str, known: list[str]) -> str:
     """Return a hint for a misspelled word, "" if nothing is similar."""
     near = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    return f"did you mean {near[0]!r}?" if near else ""
 
 
 def _key(flag: Argument) -> str:

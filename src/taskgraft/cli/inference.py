@@ -69,7 +69,7 @@ def predict(
     shard = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     asked = pipeline.Asked(model, top, raw, _seconds(every), batch_size, **asdict(options))
     if out is None and (resume or ray or shard[1] > 1):
-        raise InputError("--resume, --ray and torchrun need --out FILE")
+        raise InputError("predictions on stdout cannot be resumed or distributed; add --out FILE")
     images = _expand_stdin(paths)
     with console.show_progress() as callbacks:
         if out is None:
@@ -199,11 +199,11 @@ def evaluate(
         html: Write a page with images to this file
     """
     if verify and html:
-        raise InputError("--html cannot be combined with --verify")
+        raise InputError("--verify writes no page; leave --html out")
     if verify:
         return _verify(model, data, cache, as_json)
     if data is None:
-        raise InputError("missing argument DATA (only --verify works without labeled images)")
+        raise InputError("evaluate needs labeled images; give DATA, or --verify to check a bundle without images")
     with console.importing():
         from taskgraft.commands.evaluate import evaluate
 

@@ -81,7 +81,7 @@ def report(
         write_text(folder / "report.html", page)
         verdict = report.summarize_run(record).to_lines()
     else:
-        raise InputError(f"{folder} contains no finished run, comparison or search")
+        raise InputError(f"{folder} contains no finished run, comparison or search; give the OUT folder of one")
     console.print_results(*verdict, f"report: {folder}/report.html")
 
 

@@ -94,7 +94,7 @@ def launch(count: int, restarts: int) -> int:
 
     available = torch.cuda.device_count()
     if 0 < available < count:
-        raise InputError(f"--gpus {count}: this machine has only {available}")
+        raise InputError(f"--gpus {count}: this machine has {available}; give at most that many")
     for name in ("torch.distributed", "torch.distributed.elastic"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))

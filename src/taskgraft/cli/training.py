@@ -36,7 +36,7 @@ def train(
     out: flags.Out,
     /,
     *,
-    config: Annotated[FromScratch, Parameter(name="*", group=flags.TRAINING)] = TRAIN_DEFAULTS,
+    config: Annotated[FromScratch, Parameter(name="*", group=flags.TRAINING)] = FromScratch(),
     task: flags.Task = "label",
     model: Annotated[str | None, Parameter(name=("--model", "--arch"), group=flags.MODEL)] = None,
     weights: Annotated[str | None, Parameter(group=flags.MODEL)] = None,
@@ -118,9 +118,11 @@ def extend(
     if processes.gpus > 1 and not launch.is_worker():
         return launch.launch(processes.gpus, processes.max_restarts)
     if bool(task) == bool(into):
-        raise InputError("give either --task NAME for a new task, or --into TASK to add classes to an existing one")
+        raise InputError(
+            "no task, or two: give --task NAME for a new task, or --into TASK to add classes to an existing one"
+        )
     if method != "auto" and (budget or max_forgetting or jobs > 1):
-        raise InputError("--budget, --max-forgetting and --jobs need --method auto")
+        raise InputError("--budget, --max-forgetting and --jobs need --method auto; add it, or leave them out")
     if method == "auto" and dry_run:
         raise InputError("--dry-run does not support --method auto; name a method")
     with console.importing():
