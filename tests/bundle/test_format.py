@@ -129,7 +129,7 @@ def edit_json(file: Path, edit: Callable[[dict[str, Any]], object]) -> None:
         (lambda c: c.update(model_args={"stem_width": 0}), "cannot build test_resnet with its model_args"),
         (lambda c: c.update(architecture="resnet1799"), "timm does not know the architecture 'resnet1799'"),
         (lambda c: c.update(architecture="test_vit"), "does not match its config.json"),
-        (lambda c: c["taskgraft"].update(head="layer1"), "is no linear layer"),
+        (lambda c: c["taskgraft"].update(head="layer1"), "is not a linear layer"),
     ],
 )
 def test_inconsistent_config_is_refused(folder: Path, edit: Callable[[dict[str, Any]], object], message: str) -> None:

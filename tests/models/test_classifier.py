@@ -62,7 +62,7 @@ def test_a_grown_copy_shares_nothing() -> None:
 def test_a_task_that_exists_is_refused() -> None:
     with pytest.raises(TaskgraftError, match=r"already has a task 'shape' \(tasks: shape, paint\); choose another"):
         grow(grow(parent(), NEW, 0), Task("shape", ("x", "y")), 0)
-    with pytest.raises(TaskgraftError, match="has 1 class, and a classifier needs two"):
+    with pytest.raises(TaskgraftError, match="has 1 class, but at least two are needed"):
         grow(parent(), Task("mono", ("x",)), 0)
 
 
@@ -83,9 +83,9 @@ def test_any_network_with_a_named_linear_layer(bias: bool) -> None:
 
 
 def test_a_wrong_layer_is_answered_with_the_right_ones() -> None:
-    with pytest.raises(TaskgraftError, match="'fc' is no linear layer of Sequential; choose one of 1, 3"):
+    with pytest.raises(TaskgraftError, match="'fc' is not a linear layer of Sequential; choose one of 1, 3"):
         wrap(plain(), "fc", [OLD, NEW])
-    with pytest.raises(TaskgraftError, match="'2' is no linear layer"):
+    with pytest.raises(TaskgraftError, match="'2' is not a linear layer"):
         wrap(plain(), "2", [OLD, NEW])
     with pytest.raises(TaskgraftError, match="'3' has 7 outputs, but 3 class names were given"):
         wrap(plain(), "3", [OLD])

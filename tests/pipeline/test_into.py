@@ -71,7 +71,7 @@ def test_a_widened_model_learns_another_task(
 
 @pytest.mark.parametrize(
     ("task", "message"),
-    [("size", "has no such task; it has shape"), ("shape", "knows all 3 classes already")],
+    [("size", "has no such task; it has shape"), ("shape", "already has all 3 classes")],
 )
 def test_what_cannot_be_added_is_refused(
     alice: Path, old_folder: Path, tmp_path: Path, task: str, message: str
@@ -93,7 +93,7 @@ def test_the_first_task_records_what_its_extension_needs(
     assert kept["heads.0.weight"].shape == (3, 96)
     both = taskgraft.extend(first.out, new_folder, tmp_path / "both", task="paint", method="si", config=RUN)
     assert "si" in both.record.history[-1].terms
-    with pytest.raises(TaskgraftError, match="which this parent does not carry"):
+    with pytest.raises(TaskgraftError, match="which this parent lacks"):
         taskgraft.extend(alice, new_folder, tmp_path / "x", task="paint", method="si", config=RUN)
     with pytest.raises(TaskgraftError, match="distill records nothing"):
         train(old_folder, tmp_path / "y", keep="distill")

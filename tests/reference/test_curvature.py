@@ -457,7 +457,7 @@ def test_a_model_that_is_random_or_mixes_images_is_refused() -> None:
     [
         ({"count": 0}, "at least one image"),
         ({"names": ["nothing"]}, "no parameter 'nothing'"),
-        ({"tasks": ["c"]}, "no task 'c'; it answers 'a', 'b'"),
+        ({"tasks": ["c"]}, "no task 'c'; it has 'a', 'b'"),
         ({"tasks": []}, "no tasks"),
         ({"draws": 0}, "draw at least one label"),
         ({"labels": "true"}, "choose exact, sampled or empirical"),

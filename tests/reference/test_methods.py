@@ -107,7 +107,7 @@ def test_si_never_rewards_drifting() -> None:
 
 
 def test_si_without_a_recorded_path_says_so() -> None:
-    with pytest.raises(TaskgraftError, match=r"does not carry.*train it by train --keep si, use ewc or mas"):
+    with pytest.raises(TaskgraftError, match=r"this parent lacks.*train it with train --keep si, use ewc or mas"):
         learn(child_of(perceptron()), IMAGES, method="si", config=PLAIN)
 
 
@@ -206,7 +206,7 @@ def test_replay_that_was_kept_needs_no_old_sample_again() -> None:
     method, seen = watched("replay")
     learn(third, more, method=method, config=PLAIN, memory=first.memory)
     assert (seen.steps[0][0].batch.labels[OLD.name][8:] >= 0).all()
-    with pytest.raises(TaskgraftError, match="give a sample of them with --old DIR"):
+    with pytest.raises(TaskgraftError, match="give one with --old DIR"):
         learn(third, more, method="replay", config=PLAIN)
 
 

@@ -178,7 +178,7 @@ def test_only_what_is_named_is_measured() -> None:
     [
         ({"count": 0}, "at least one image"),
         ({"names": ["nothing"]}, "no parameter 'nothing'"),
-        ({"tasks": ["c"]}, "no task 'c'; it answers 'a', 'b'"),
+        ({"tasks": ["c"]}, "no task 'c'; it has 'a', 'b'"),
         ({"tasks": []}, "no tasks"),
         ({"chunk": 0}, "chunk is 0"),
     ],
