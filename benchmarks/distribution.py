@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from taskgraft import seeding
 from taskgraft.pipeline.evidence import card
-from taskgraft.quantification import Sample, measure
+from taskgraft.quantification import Sample, estimate_prevalence
 from taskgraft.results.predictions import Predictions, load_predictions
 from taskgraft.results.record import versions
 
@@ -115,7 +115,7 @@ def run(case: Case, predictions: Predictions, draws: int) -> dict[str, dict[str,
             own = np.arange(len(unit)) if way.endswith("images") else unit
             weights = np.full(len(own), 1 / len(own))
             kind = "track" if len(own) > own.max() + 1 else "image"
-            result = measure(Sample(sampled, own, weights, kind), task, made, way.split(",")[0])  # pyright: ignore
+            result = estimate_prevalence(Sample(sampled, own, weights, kind), task, made, way.split(",")[0])  # pyright: ignore
             share, low, high = (np.array([getattr(one, key) for one in result.classes]) for key in
                                 ("share", "low", "high"))  # fmt: skip
             held = (low <= shares + 1e-9) & (shares <= high + 1e-9)
@@ -123,7 +123,7 @@ def run(case: Case, predictions: Predictions, draws: int) -> dict[str, dict[str,
             seen = shares >= SEEN
             found.setdefault(way, []).append((
                 np.abs(share - real).mean(), np.abs(share - shares).mean(), held.mean(),
-                held[seen].mean() if seen.any() else np.nan, inside.mean(), (high - low)[seen].mean(), result.effective,
+                held[seen].mean() if seen.any() else np.nan, inside.mean(), (high - low)[seen].mean(), result.effective_size,
             ))  # fmt: skip
     keys = ("error_sample", "error_p", "coverage", "coverage_seen", "coverage_sample", "width_seen", "effective")
     return {

@@ -10,7 +10,7 @@ from xml.etree import ElementTree as Xml
 import numpy as np
 
 from taskgraft import metrics
-from taskgraft.quantification.results import ClassShare, Distribution, PairShares, TaskShares, Unlike
+from taskgraft.quantification import ClassPrevalence, Distribution, JointPrevalence, OODCheck, TaskPrevalence
 from taskgraft.results.predictions import Predictions
 from taskgraft.results.record import Comparison, Interval, Record, StepMetrics, TaskResult, VariantResult
 from taskgraft.results.search import Candidate, SearchResult, SelectedModel, TrialResult
@@ -197,12 +197,12 @@ def made_up_search(tasks=("make", "colour"), methods=("ewc", "distill", "finetun
 
 def made_up_distribution(names=MAKES):
     own = [
-        ClassShare(name=name, naive=0.1, share=0.03 * i, low=0.02 * i, high=0.05 * i) for i, name in enumerate(names)
+        ClassPrevalence(name=name, naive=0.1, prevalence=0.03 * i, low=0.02 * i, high=0.05 * i) for i, name in enumerate(names)
     ]
-    unlike = Unlike(flag=False, text="they look alike")
-    task = TaskShares(task="make", estimator="emq", classes=tuple(own), images=90, units=9, unit="clip", effective=20,
-                      unlike=unlike)  # fmt: skip
-    pair = PairShares(tasks=("make", "colour"), estimator="emq", pairs=tuple(own))
+    ood = OODCheck(flag=False, text="they look alike")
+    task = TaskPrevalence(task="make", estimator="emq", classes=tuple(own), images=90, units=9, unit="clip", effective_size=20,
+                      ood=ood)  # fmt: skip
+    pair = JointPrevalence(tasks=("make", "colour"), estimator="emq", pairs=tuple(own))
     return Distribution(model="out", sources=("film.mp4",), tasks=(task,), pairs=(pair,), images=90)
 
 

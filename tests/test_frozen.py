@@ -152,8 +152,8 @@ def digests(home: Path) -> Iterator[tuple[str, str]]:
     yield "check", of_values(numbers(found))
     both = home / "extend 5"
     shares = taskgraft.distribution(both, [new / "train"])
-    yield "distribution", of_values([(one.task, one.estimator, one.effective, [
-        (c.name, c.naive, c.share, c.low, c.high) for c in one.classes]) for one in shares.tasks])  # fmt: skip
+    yield "distribution", of_values([(one.task, one.estimator, one.effective_size, [
+        (c.name, c.naive, c.prevalence, c.low, c.high) for c in one.classes]) for one in shares.tasks])  # fmt: skip
     yield "exports", of_values(exported(both, home / "onnx"))
     yield "v2", of_values(asked(both))
 

@@ -46,7 +46,7 @@ def frames(tmp_path: Path) -> Path:
 
 
 def shares(found: Distribution) -> dict[str, tuple[float, float, float]]:
-    return {one.name: (one.low, one.share, one.high) for one in found.tasks[0].classes}
+    return {one.name: (one.low, one.prevalence, one.high) for one in found.tasks[0].classes}
 
 
 def test_training_leaves_a_card_that_corrects(alice: Path) -> None:
@@ -65,7 +65,7 @@ def test_a_video_of_known_tracks_has_their_shares(alice: Path, clip: Path) -> No
         assert share == pytest.approx(expected, abs=0.06)
         assert low <= expected <= high
         assert high - low > 0.1  # of 12 tracks, not of 120 frames
-    assert 6 < task.effective < 30
+    assert 6 < task.effective_size < 30
     assert "frames are counted, not vehicles" in found.notes[0]
     assert found.unreadable == 0
 
@@ -125,7 +125,7 @@ def test_the_folder_holds_page_figure_and_numbers(alice: Path, old_folder: Path,
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("path,track\n../a.png,1\n", "line 2: '../a.png' is blank or leaves"),
+        ("path,track\n../a.png,1\n", "line 2: '../a.png' is blank or outside"),
         ("file,track\na.png,1\n", "no column 'path' among file, track; add it"),
         ("path,track\na.png,1\na.png,1\n", "line 3: 'a.png' stands in the table twice"),
         ("path,track\n", "names no image"),

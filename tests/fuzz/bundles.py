@@ -74,7 +74,7 @@ def opened(home: Path) -> None:
     digests.compare(home)
     temperatures(bundle)
     for task in bundle.classifier.tasks:
-        cards.read(bundle.cards.get(task.name), task.classes)
+        cards.read_card(bundle.cards.get(task.name), task.classes)
     json.dumps(model.describe_model(bundle, "m", "torch"))
 
 

@@ -5,7 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from taskgraft.quantification.estimators import adjust, adjust_pair, em, em_pair, project
+from taskgraft.quantification.estimators import (
+    estimate_adjusted,
+    estimate_emq,
+    estimate_joint_adjusted,
+    estimate_joint_emq,
+    project_to_simplex,
+)
 
 
 def posteriors(count: int, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -34,7 +40,7 @@ def test_em_is_quapys_and_finds_the_shares() -> None:
     shares, labels = posteriors(6000, 4, 0)
     rows = shifted(labels, WANTED, 3000, 1)
     prior = np.full(4, 0.25)
-    ours = em(shares[rows], prior, np.full((1, 3000), 1 / 3000))[0]
+    ours = estimate_emq(shares[rows], prior, np.full((1, 3000), 1 / 3000))[0]
     theirs, _ = EMQ.EM(prior, shares[rows], epsilon=1e-8)
     assert ours == pytest.approx(theirs, abs=1e-5)
     assert np.abs(ours - WANTED).max() < 0.03
@@ -47,8 +53,8 @@ def test_weights_are_repetitions() -> None:
     times = np.arange(40) % 3
     repeated = np.repeat(shares, times, axis=0)
     prior = np.array([0.5, 0.3, 0.2])
-    one = em(shares, prior, (times / times.sum())[None])
-    two = em(repeated, prior, np.full((1, len(repeated)), 1 / len(repeated)))
+    one = estimate_emq(shares, prior, (times / times.sum())[None])
+    two = estimate_emq(repeated, prior, np.full((1, len(repeated)), 1 / len(repeated)))
     assert one == pytest.approx(two, abs=1e-9)
 
 
@@ -60,21 +66,21 @@ def test_adjusted_counts_are_quapys() -> None:
     rows = shifted(labels, WANTED, 1500, 4)
     mean = shares[rows].mean(axis=0)
     theirs = ACC.solve_adjustment(lrs, mean, method="inversion", solver="minimize")
-    ours = adjust(lrs.T, mean[None])[0]
+    ours = estimate_adjusted(lrs.T, mean[None])[0]
     assert ours == pytest.approx(theirs, abs=2e-3)  # theirs stops earlier
     assert np.linalg.norm(ours @ lrs.T - mean) <= np.linalg.norm(theirs @ lrs.T - mean) + 1e-9
 
 
 def test_answers_beyond_the_simplex_are_explained_by_its_edge() -> None:
     lrs = np.array([[0.9, 0.1], [0.2, 0.8]])
-    assert adjust(lrs, np.array([[0.95, 0.05]]))[0] == pytest.approx([1, 0])
-    assert adjust(lrs, np.array([[0.9, 0.1], [0.55, 0.45]])) == pytest.approx(np.array([[1, 0], [0.5, 0.5]]))
+    assert estimate_adjusted(lrs, np.array([[0.95, 0.05]]))[0] == pytest.approx([1, 0])
+    assert estimate_adjusted(lrs, np.array([[0.9, 0.1], [0.55, 0.45]])) == pytest.approx(np.array([[1, 0], [0.5, 0.5]]))
 
 
 def test_projections_lie_on_the_simplex_and_are_nearest() -> None:
     rng = np.random.default_rng(5)
     points = rng.normal(0, 1, (50, 6))
-    found = project(points)
+    found = project_to_simplex(points)
     assert found.min() >= 0
     assert found.sum(axis=1) == pytest.approx(np.ones(50))
     others = rng.dirichlet(np.ones(6), 500)
@@ -91,10 +97,10 @@ def test_pairs_that_go_together_are_seen() -> None:
     rows = np.array([rng.choice(np.flatnonzero(first == cell // 2)) for cell in cells])
     columns = np.array([rng.choice(np.flatnonzero(second == cell % 2)) for cell in cells])
     weights, prior = np.full(3000, 1 / 3000), (np.full(3, 1 / 3), np.full(2, 0.5))
-    found = em_pair((one[rows], prior[0]), (two[columns], prior[1]), weights, np.outer(*prior))
+    found = estimate_joint_emq((one[rows], prior[0]), (two[columns], prior[1]), weights, np.outer(*prior))
     assert np.abs(found - joint).max() < 0.03
     lrs = [np.stack([s[k == c].mean(axis=0) for c in range(s.shape[1])]) for s, k in ((one, first), (two, second))]
     answered = one[rows].T @ (two[columns] * weights[:, None])
-    adjusted = adjust_pair(lrs[0], lrs[1], answered)
+    adjusted = estimate_joint_adjusted(lrs[0], lrs[1], answered)
     assert np.abs(adjusted - joint).max() < 0.04
     assert np.abs(answered - joint).max() > 0.06

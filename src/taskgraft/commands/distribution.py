@@ -16,8 +16,8 @@ from taskgraft.data import streaming
 from taskgraft.data.layouts import TABLE_SUFFIXES, is_outside, read_table
 from taskgraft.data.streaming import MediaFile, StreamedImage
 from taskgraft.errors import InputError, ResultError
-from taskgraft.quantification import Distribution, Sample, measure, measure_pair
-from taskgraft.quantification.estimate import Estimator
+from taskgraft.quantification import Distribution, Sample, estimate_joint_prevalence, estimate_prevalence
+from taskgraft.quantification.prevalence import Estimator
 from taskgraft.results.files import write_json, write_text
 from taskgraft.results.predictions import Predictions
 from taskgraft.types import Callbacks, PathLike, as_paths
@@ -79,8 +79,8 @@ def distribution(
     found = Distribution(
         model=str(model),
         sources=tuple(streaming.shown(str(path)) for path in paths),
-        tasks=tuple(measure(sample, task, bundle.cards.get(task), estimator) for task in tasks or known),
-        pairs=tuple(measure_pair(sample, pair, bundle.cards, estimator) for pair in joint),
+        tasks=tuple(estimate_prevalence(sample, task, bundle.cards.get(task), estimator) for task in tasks or known),
+        pairs=tuple(estimate_joint_prevalence(sample, pair, bundle.cards, estimator) for pair in joint),
         images=len(answered.units),
         unreadable=answered.bad,
         notes=warnings_of(answered, given),

@@ -15,7 +15,7 @@ from taskgraft.bundle import Bundle, digests, write_bundle
 from taskgraft.config import TrainingConfig
 from taskgraft.data.task_images import TaskData
 from taskgraft.errors import ResultError
-from taskgraft.quantification.task_card import describe
+from taskgraft.quantification.task_card import describe_for_quantification
 from taskgraft.results.files import write_text
 from taskgraft.results.predictions import Predictions, save_predictions
 from taskgraft.results.record import Record, TaskResult
@@ -84,7 +84,7 @@ def card(predictions: Predictions, task: str, trained: Mapping[str, int], measur
         "temperature": fitted.temperature if fitted else None,
         "calibration": fitted._asdict() if fitted else None,
         "confusion": metrics.confusion_matrix(predictions, task).tolist(),
-        **describe(logits, labels, fitted.temperature if fitted else 1.0),
+        **describe_for_quantification(logits, labels, fitted.temperature if fitted else 1.0),
     }
 
 

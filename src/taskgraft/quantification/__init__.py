@@ -1,11 +1,28 @@
-"""Class shares of a set of images from a classifier's answers, corrected for its errors, with intervals. No torch.
+"""Prevalence estimation (quantification): how frequent the classes are in a set of images. No torch.
 
-Shares of answers are biased by the confusion of the classifier: with a rare class, most of its answers are
-mistakes. What corrects them is the task card, measured on labeled images when the task was learnt. Which class an
-image of a class looks like is taken to be the same then and now; only how frequent the classes are may change.
+Counting predictions is biased by the classifier's confusion: of a rare class, most predictions are mistakes. The task
+card, measured on labeled images when the task was learned, corrects that. The assumption is prior probability shift:
+the images of a class look as they did then, and only the frequencies of the classes may change.
 """
 
-from taskgraft.quantification.estimate import Sample, measure, measure_pair
-from taskgraft.quantification.results import ClassShare, Distribution, PairShares, TaskShares
+from taskgraft.quantification.prevalence import (
+    ClassPrevalence,
+    Distribution,
+    JointPrevalence,
+    Sample,
+    TaskPrevalence,
+    estimate_joint_prevalence,
+    estimate_prevalence,
+)
+from taskgraft.quantification.task_card import OODCheck
 
-__all__ = ["ClassShare", "Distribution", "PairShares", "Sample", "TaskShares", "measure", "measure_pair"]
+__all__ = [
+    "ClassPrevalence",
+    "Distribution",
+    "JointPrevalence",
+    "OODCheck",
+    "Sample",
+    "TaskPrevalence",
+    "estimate_joint_prevalence",
+    "estimate_prevalence",
+]

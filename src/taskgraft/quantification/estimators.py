@@ -1,4 +1,4 @@
-"""Shares from posteriors: expectation-maximisation (EMQ), adjusted counts (PACC, ACC). Pure functions of arrays.
+"""Prevalence from posteriors: expectation maximization (EMQ) and adjusted counts (PACC, ACC). Pure functions.
 
 Shapes: N images, K classes, R replicates (rows of weights that are solved together). QuaPy's EMQ, PACC and ACC are the
 oracles of the tests; its own solvers take neither weights nor a card, and for 196 classes a second or more each.
@@ -14,97 +14,103 @@ Floats = NDArray[np.float64]
 FLOOR = 1e-12  # of a posterior: no class is ever impossible
 
 
-def em(
+def estimate_emq(
     posteriors: Floats,
     prior: Floats,
     weights: Floats,
     start: Floats | None = None,
-    most: int = 2000,
-    enough: float = 1e-7,
+    max_iterations: int = 2000,
+    tolerance: float = 1e-7,
 ) -> Floats:
-    """Maximum-likelihood shares [R, K] of images whose posteriors [N, K] were calibrated under shares `prior` [K].
+    """Return the maximum-likelihood prevalence [R, K] of images whose posteriors [N, K] hold under `prior` [K] (EMQ).
 
     q <- sum_n w_n q p_n / prior / (sum of the same over classes), for each row of `weights` [R, N] (each sums to 1),
-    until no share moves by `enough`. Saerens, Latinne, Decaestecker 2002.
+    until no entry changes by `tolerance`. Saerens, Latinne, Decaestecker 2002.
     """
     ratio = np.maximum(posteriors, FLOOR) / prior
-    shares = np.tile(prior / prior.sum(), (len(weights), 1)) if start is None else start
-    for _ in range(most):
-        moved = shares * ((weights / (shares @ ratio.T)) @ ratio)
-        gap = float(np.abs(moved - shares).max())
-        shares = moved
-        if gap < enough:
+    prevalence = np.tile(prior / prior.sum(), (len(weights), 1)) if start is None else start
+    for _ in range(max_iterations):
+        updated = prevalence * ((weights / (prevalence @ ratio.T)) @ ratio)
+        change = float(np.abs(updated - prevalence).max())
+        prevalence = updated
+        if change < tolerance:
             break
-    return shares / shares.sum(axis=1, keepdims=True)
+    return prevalence / prevalence.sum(axis=1, keepdims=True)
 
 
-def em_pair(
-    first: tuple[Floats, Floats], second: tuple[Floats, Floats], weights: Floats, start: Floats, most: int = 500
+def estimate_joint_emq(
+    first: tuple[Floats, Floats],
+    second: tuple[Floats, Floats],
+    weights: Floats,
+    start: Floats,
+    max_iterations: int = 500,
 ) -> Floats:
-    """Shares [K1, K2] of pairs from two tasks' (posteriors [N, K], prior [K]), by the same iteration.
+    """Return the prevalence [K1, K2] of pairs from two tasks' (posteriors [N, K], prior [K]), by the same iteration.
 
     The errors of the two tasks are taken to be independent given the true pair: the likelihood of a pair is the
     product of the tasks'. `weights` [N] sum to 1.
     """
-    one, two = (np.maximum(posteriors, FLOOR) / prior for posteriors, prior in (first, second))
-    shares = start
-    for _ in range(most):
-        total = ((one @ shares) * two).sum(axis=1)
-        moved = shares * (one.T @ (two * (weights / total)[:, None]))
-        gap = float(np.abs(moved - shares).max())
-        shares = moved
-        if gap < 1e-6:
+    ratio_a, ratio_b = (np.maximum(posteriors, FLOOR) / prior for posteriors, prior in (first, second))
+    prevalence = start
+    for _ in range(max_iterations):
+        total = ((ratio_a @ prevalence) * ratio_b).sum(axis=1)
+        updated = prevalence * (ratio_a.T @ (ratio_b * (weights / total)[:, None]))
+        change = float(np.abs(updated - prevalence).max())
+        prevalence = updated
+        if change < 1e-6:
             break
-    return shares / shares.sum()
+    return prevalence / prevalence.sum()
 
 
-def adjust(lrs: Floats, answered: Floats, most: int = 3000, enough: float = 1e-9) -> Floats:
-    """Shares [R, K] on the simplex that explain mean answers best: minimise ||shares @ rates - answered||^2.
+def estimate_adjusted(rates: Floats, observed: Floats, max_iterations: int = 3000, tolerance: float = 1e-9) -> Floats:
+    """Return the prevalence [R, K] that explains mean outputs best: minimizes ||prevalence @ rates - observed||^2.
 
-    `rates` [K, J]: mean answer of the images of each class (rows sum to 1); `answered` [R, J]. With mean posteriors
-    that is PACC (Bella et al. 2010), with frequencies of answers ACC (Forman 2008), solved as Bunse 2022 recommends,
+    `rates` [K, J]: mean output for the images of each class (rows sum to 1); `observed` [R, J]. With mean posteriors
+    that is PACC (Bella et al. 2010), with frequencies of predicted classes ACC (Forman 2008), solved as Bunse 2022 recommends,
     by accelerated projected gradient (Beck and Teboulle 2009).
     """
-    step = 1.0 / float(np.linalg.norm(lrs, ord=2)) ** 2  # of the largest singular value: no step is too far
-    shares = project(answered[:, : len(lrs)])
-    ahead, pace = shares, 1.0
-    for _ in range(most):
-        moved = project(ahead - step * ((ahead @ lrs - answered) @ lrs.T))
-        faster = (1 + (1 + 4 * pace**2) ** 0.5) / 2
-        ahead = moved + (pace - 1) / faster * (moved - shares)
-        gap = float(np.abs(moved - shares).max())
-        shares, pace = moved, faster
-        if gap < enough:
+    step = 1.0 / float(np.linalg.norm(rates, ord=2)) ** 2  # of the largest singular value: no step is too far
+    prevalence = project_to_simplex(observed[:, : len(rates)])
+    lookahead, momentum = prevalence, 1.0
+    for _ in range(max_iterations):
+        updated = project_to_simplex(lookahead - step * ((lookahead @ rates - observed) @ rates.T))
+        next_momentum = (1 + (1 + 4 * momentum**2) ** 0.5) / 2
+        lookahead = updated + (momentum - 1) / next_momentum * (updated - prevalence)
+        change = float(np.abs(updated - prevalence).max())
+        prevalence, momentum = updated, next_momentum
+        if change < tolerance:
             break
-    return shares
+    return prevalence
 
 
-def adjust_pair(first: Floats, second: Floats, answered: Floats, most: int = 500, enough: float = 1e-6) -> Floats:
-    """Shares [K1, K2] of pairs from mean answers [J1, J2] to two tasks, as in `adjust`.
+def estimate_joint_adjusted(
+    first: Floats, second: Floats, observed: Floats, max_iterations: int = 500, tolerance: float = 1e-6
+) -> Floats:
+    """Return the prevalence [K1, K2] of pairs from mean outputs [J1, J2] of two tasks, as in `estimate_adjusted`.
 
     `first` [K1, J1] and `second` [K2, J2] are the tasks' own rates. Errors are independent given the true pair, so the
-    rates of pairs are the Kronecker product of the two: it is applied along one axis after the other, never made.
+    rates of pairs are the Kronecker product of the two: it is applied along one axis after the other, never built.
     """
     step = 1.0 / float(np.linalg.norm(first, ord=2) * np.linalg.norm(second, ord=2)) ** 2
-    shares = np.outer(answered.sum(axis=1)[: len(first)], answered.sum(axis=0)[: len(second)])
-    shares = ahead = project(shares.reshape(1, -1)).reshape(shares.shape)
-    pace = 1.0
-    for _ in range(most):
-        moved = ahead - step * (first @ (first.T @ ahead @ second - answered) @ second.T)
-        moved = project(moved.reshape(1, -1)).reshape(moved.shape)
-        faster = (1 + (1 + 4 * pace**2) ** 0.5) / 2
-        ahead = moved + (pace - 1) / faster * (moved - shares)
-        gap = float(np.abs(moved - shares).max())
-        shares, pace = moved, faster
-        if gap < enough:
+    prevalence = np.outer(observed.sum(axis=1)[: len(first)], observed.sum(axis=0)[: len(second)])
+    prevalence = lookahead = project_to_simplex(prevalence.reshape(1, -1)).reshape(prevalence.shape)
+    momentum = 1.0
+    for _ in range(max_iterations):
+        updated = lookahead - step * (first @ (first.T @ lookahead @ second - observed) @ second.T)
+        updated = project_to_simplex(updated.reshape(1, -1)).reshape(updated.shape)
+        next_momentum = (1 + (1 + 4 * momentum**2) ** 0.5) / 2
+        lookahead = updated + (momentum - 1) / next_momentum * (updated - prevalence)
+        change = float(np.abs(updated - prevalence).max())
+        prevalence, momentum = updated, next_momentum
+        if change < tolerance:
             break
-    return shares
+    return prevalence
 
 
-def project(points: Floats) -> Floats:
-    """The nearest points [R, K] of the simplex (Duchi et al. 2008)."""
+def project_to_simplex(points: Floats) -> Floats:
+    """Return the nearest points [R, K] of the probability simplex (Duchi et al. 2008)."""
     ordered = -np.sort(-points, axis=1)
     sums = np.cumsum(ordered, axis=1) - 1
-    places = np.arange(1, points.shape[1] + 1)
-    last = (ordered - sums / places > 0).sum(axis=1) - 1
+    counts = np.arange(1, points.shape[1] + 1)
+    last = (ordered - sums / counts > 0).sum(axis=1) - 1
     return np.maximum(points - (sums[np.arange(len(points)), last] / (last + 1))[:, None], 0)

@@ -1,4 +1,4 @@
-"""What an estimate reads of a task card, and what is noted there of a task's images; old cards lack most of it."""
+"""What an estimate reads from a task card, and what a card records for it; cards of older versions lack some of it."""
 
 from __future__ import annotations
 
@@ -7,31 +7,36 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
 
 from taskgraft.metrics import probabilities
+from taskgraft.quantification.bootstrap import wilson_limits
 
 Floats = NDArray[np.float64]
 
-LEVEL = 0.05  # of the card's images lie below the level that tells unlike images
+LOW_FRACTION = 0.05  # of the card's images have an energy below its `energy_level`
+OOD_FACTOR = 3.0  # times LOW_FRACTION: so many images of low energy are not chance, nor another mix of classes
 DIGITS = 5
 
 
-class Known(NamedTuple):
-    """A card as arrays: counts [K, K + 1] of true class by answer, mean posteriors [K, K] by true class or None.
+class CardData(NamedTuple):
+    """A card as arrays: counts [K, K + 1] of true class by predicted class, mean posteriors [K, K] by true class or None.
 
-    `prior` [K] are the class shares under which the posteriors hold, `level` the energy below which LEVEL of the
+    `prior` [K] is the prevalence under which the posteriors hold, `level` the energy below which LOW_FRACTION of the
     card's images lie, None where the card does not say.
     """
 
     temperature: float | None
     counts: Floats
-    lrs: Floats | None
+    rates: Floats | None
     prior: Floats
     level: float | None
 
 
-def describe(logits: NDArray[np.float32], labels: NDArray[np.int64], temperature: float) -> dict[str, Any]:
-    """What a card notes for later estimates, of labeled images: mean posterior by true class, and the energy's level.
+def describe_for_quantification(
+    logits: NDArray[np.float32], labels: NDArray[np.int64], temperature: float
+) -> dict[str, Any]:
+    """Return what a card records for later estimates: mean posterior by true class, and the level of the energy.
 
     `mean_posterior` [K, K]; a class without images has a row of zeros.
     """
@@ -43,52 +48,52 @@ def describe(logits: NDArray[np.float32], labels: NDArray[np.int64], temperature
     rows = sums / np.maximum(np.bincount(labels, minlength=size), 1)[:, None]
     return {
         "mean_posterior": [[round(value, DIGITS) for value in row] for row in rows.tolist()],
-        "energy_level": round(float(np.quantile(energy(logits), LEVEL)), DIGITS),
+        "energy_level": round(float(np.quantile(compute_energy(logits), LOW_FRACTION)), DIGITS),
     }
 
 
-def energy(logits: NDArray[np.float32]) -> Floats:
-    """The energy log sum exp of logits [N, K]: low for images unlike those of the training (Liu et al. 2020)."""
+def compute_energy(logits: NDArray[np.float32]) -> Floats:
+    """Return log sum exp of logits [N, K], low for out-of-distribution images (the negative energy of Liu et al. 2020)."""
     top = logits.max(axis=1).astype(np.float64)
     return top + np.log(np.exp(logits - top[:, None]).sum(axis=1))
 
 
-def read(card: Mapping[str, Any] | None, classes: Sequence[str]) -> Known | None:
-    """The card of a task as arrays; None where there is none for just these classes."""
+def read_card(card: Mapping[str, Any] | None, classes: Sequence[str]) -> CardData | None:
+    """Return the card of a task as arrays; None where there is none for exactly these classes."""
     size = len(classes)
     if not card or list(card.get("classes", ())) != list(classes):
         return None
     counts = np.asarray(card.get("confusion", ()), float)
     if counts.shape != (size, size + 1) or not counts.sum():
         return None
-    lrs = np.asarray(card.get("mean_posterior", ()), float)
-    return Known(
+    rates = np.asarray(card.get("mean_posterior", ()), float)
+    return CardData(
         card.get("temperature"),
         counts,
-        _whole(lrs) if lrs.shape == (size, size) else None,
+        _normalize_rows(rates) if rates.shape == (size, size) else None,
         _prior(card, classes, counts),
         card.get("energy_level"),
     )
 
 
 def _prior(card: Mapping[str, Any], classes: Sequence[str], counts: Floats) -> Floats:
-    """Class shares in training where the card has them, else those of the images that it was measured on."""
+    """Class frequencies in training where the card has them, else those of the images that it was measured on."""
     trained = card.get("train_counts") or {}
     known = np.array([trained.get(name, 0) for name in classes], float)
     found = known if (known > 0).all() else counts.sum(axis=1)
     return (found + 1) / (found + 1).sum()
 
 
-def _whole(lrs: Floats) -> Floats:
+def _normalize_rows(rates: Floats) -> Floats:
     """Rows that sum to 1; of a class without images its own answer is assumed, as QuaPy does."""
-    sums = lrs.sum(axis=1, keepdims=True)
-    return np.where(sums > 0, lrs / np.maximum(sums, 1e-9), np.eye(len(lrs)))
+    sums = rates.sum(axis=1, keepdims=True)
+    return np.where(sums > 0, rates / np.maximum(sums, 1e-9), np.eye(len(rates)))
 
 
-def smoothed(counts: Floats) -> tuple[Floats, Floats]:
-    """Answers [K, J] of each true class as shares with two images of prior, and how many images stand behind a row.
+def smooth_rates(counts: Floats) -> tuple[Floats, Floats]:
+    """Return the distribution of predictions [K, J] by true class, smoothed by two prior images, and each row's images.
 
-    The prior has the overall accuracy on its own class and the rest as all answers lie: so a class with few images on
+    The prior has the overall accuracy on its own class and the rest as all predictions lie: so a class with few images on
     the card is near to the others, and none is known perfectly.
     """
     size = counts.shape[0]
@@ -98,13 +103,45 @@ def smoothed(counts: Floats) -> tuple[Floats, Floats]:
     return base / sums[:, None], sums
 
 
-def displacement(counts: Floats, shares: Floats, replicates: int, rng: np.random.Generator) -> Floats:
-    """How far answers [R, J] may be from what the card says of classes in these `shares` [K], as it was measured
-    on so few images: sum_k share_k (drawn row k - row k), each row a Dirichlet of its counts.
+def draw_card_errors(counts: Floats, prevalence: Floats, replicates: int, rng: np.random.Generator) -> Floats:
+    """Draw how far mean outputs [R, J] may be from the card's, which was measured on few images.
+
+    For a prevalence q [K] that is sum_k q_k (drawn row k - row k), each row a Dirichlet of its counts.
     """
-    lrs, sums = smoothed(counts)
-    moved = np.zeros((replicates, counts.shape[1]))
-    for k in np.flatnonzero(shares > 1e-6):
-        drawn = rng.standard_gamma(lrs[k] * sums[k] + 1e-9, size=(replicates, counts.shape[1]))
-        moved += shares[k] * (drawn / drawn.sum(axis=1, keepdims=True) - lrs[k])
-    return moved
+    rates, sums = smooth_rates(counts)
+    errors = np.zeros((replicates, counts.shape[1]))
+    for k in np.flatnonzero(prevalence > 1e-6):
+        drawn = rng.standard_gamma(rates[k] * sums[k] + 1e-9, size=(replicates, counts.shape[1]))
+        errors += prevalence[k] * (drawn / drawn.sum(axis=1, keepdims=True) - rates[k])
+    return errors
+
+
+class OODCheck(BaseModel):
+    """Whether images look like those that the card was measured on; `flag` is None where the card cannot tell."""
+
+    model_config = ConfigDict(frozen=True)
+    flag: bool | None
+    fraction: float | None = None  # of images below the card's energy level; `expected` where nothing has changed
+    expected: float | None = None
+    text: str
+
+
+def check_ood(logits: NDArray[np.float32], weights: Floats, card: CardData | None, effective_size: float) -> OODCheck:
+    """Compare the fraction of images of low energy with the card's own.
+
+    It is flagged where even the lower 95 % limit of the fraction is above OOD_FACTOR * LOW_FRACTION.
+
+    Args:
+        logits: of one task [N, K].
+        weights: of the images [N], summing to 1.
+        card: the task's card.
+        effective_size: the effective number of images.
+    """
+    if card is None or card.level is None:
+        return OODCheck(flag=None, text="the task card has no energy level, so out-of-distribution images go unnoticed")
+    fraction = float((weights * (compute_energy(logits) < card.level)).sum())
+    flag = bool(wilson_limits(fraction, effective_size)[0] > OOD_FACTOR * LOW_FRACTION)
+    text = f"{fraction:.0%} of images look out-of-distribution ({LOW_FRACTION:.0%} expected)"
+    if flag:
+        text += "; do not trust these estimates"
+    return OODCheck(flag=flag, fraction=round(fraction, 4), expected=LOW_FRACTION, text=text)

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from taskgraft.quantification.estimate import plural
-from taskgraft.quantification.results import ClassShare, Distribution, TaskShares
+from taskgraft.quantification.prevalence import ClassPrevalence, Distribution, TaskPrevalence, plural
 from taskgraft.report import charts
 from taskgraft.report.charts import Axis, Chart, Curve, Panel, Style
 from taskgraft.report.formatting import format_count, format_percent, pluralize, to_sentence
@@ -40,8 +39,8 @@ def format_distribution(distribution: Distribution) -> list[str]:
     lines = []
     for task in distribution.tasks:
         lines += [f"{task.task}: {_describe_sample(task)}, {ESTIMATORS[task.estimator]}"]
-        lines += _format_classes([one for one in task.classes if one.share or one.naive])
-        lines += [f"  note: {note}" for note in (*task.notes, *([task.unlike.text] if task.unlike.flag else []))]
+        lines += _format_classes([one for one in task.classes if one.prevalence or one.naive])
+        lines += [f"  note: {note}" for note in (*task.notes, *([task.ood.text] if task.ood.flag else []))]
     for pair in distribution.pairs:
         lines += [f"{' × '.join(pair.tasks)}: {ESTIMATORS[pair.estimator]}", *_format_classes(pair.pairs)]
         lines += [f"  note: {note}" for note in pair.notes]
@@ -51,17 +50,17 @@ def format_distribution(distribution: Distribution) -> list[str]:
     return lines
 
 
-def _format_classes(classes: Sequence[ClassShare]) -> list[str]:
+def _format_classes(classes: Sequence[ClassPrevalence]) -> list[str]:
     classes = _by_prevalence(classes)
     width = max([len(one.name) for one in classes[:MAX_PRINTED]] + [5])
     lines = [f"  {'class':<{width}}  prevalence %  95 % interval   counted %"]
     lines += [
-        f"  {one.name:<{width}}  {format_percent(one.share):>12}  {format_percent(one.low):>5} to "
+        f"  {one.name:<{width}}  {format_percent(one.prevalence):>12}  {format_percent(one.low):>5} to "
         f"{format_percent(one.high):>5}  {format_percent(one.naive):>10}"
         for one in classes[:MAX_PRINTED]
     ]
     rest = classes[MAX_PRINTED:]
-    total = format_percent(sum(one.share for one in rest))
+    total = format_percent(sum(one.prevalence for one in rest))
     return [*lines, *([f"  {len(rest)} others, {total} % in total"] if rest else [])]
 
 
@@ -78,7 +77,7 @@ def render_distribution(distribution: Distribution) -> str:
     for i, task in enumerate(distribution.tasks):
         caption = f"{to_sentence(f'{_describe_sample(task)}; {ESTIMATORS[task.estimator]}')} Bars are 95 % intervals."
         figure = _build_figure(f"task{i}", task.task, caption, task.classes)
-        ood = task.unlike
+        ood = task.ood
         sections.append(PrevalenceSection(f"task{i}", task.task, figure, task.notes, ood.text, bool(ood.flag)))
     for i, pair in enumerate(distribution.pairs):
         name = " × ".join(pair.tasks)
@@ -87,7 +86,7 @@ def render_distribution(distribution: Distribution) -> str:
             PrevalenceSection(f"pair{i}", name, _build_figure(f"pair{i}", name, caption, pair.pairs), pair.notes)
         )
     rows = tuple(
-        (task.task, format_count(task.images), format_count(task.units), task.unit, f"{task.effective:,.0f}")
+        (task.task, format_count(task.images), format_count(task.units), task.unit, f"{task.effective_size:,.0f}")
         for task in distribution.tasks
     )
     context = {
@@ -107,19 +106,19 @@ def write_distribution_figure(distribution: Distribution, path: Path) -> None:
     charts.write_png(Chart("prevalence", f"Class prevalence, {distribution.model}", "", panels, PREVALENCE), path)
 
 
-def _describe_sample(task: TaskShares) -> str:
+def _describe_sample(task: TaskPrevalence) -> str:
     units = "" if task.unit == "image" else f" in {task.units:,} {plural(task.unit, task.units)}"
-    return f"{pluralize(task.images, 'image')}{units}, effective size {task.effective:,.0f}"
+    return f"{pluralize(task.images, 'image')}{units}, effective size {task.effective_size:,.0f}"
 
 
-def _by_prevalence(classes: Sequence[ClassShare]) -> list[ClassShare]:
-    return sorted(classes, key=lambda one: (-one.share, -one.naive))
+def _by_prevalence(classes: Sequence[ClassPrevalence]) -> list[ClassPrevalence]:
+    return sorted(classes, key=lambda one: (-one.prevalence, -one.naive))
 
 
-def _build_figure(key: str, name: str, caption: str, classes: Sequence[ClassShare]) -> Figure:
+def _build_figure(key: str, name: str, caption: str, classes: Sequence[ClassPrevalence]) -> Figure:
     title, classes = f"Prevalence of {name}", _by_prevalence(classes)
     rows = tuple(
-        (one.name, format_percent(one.share), f"{format_percent(one.low)} to {format_percent(one.high)}",
+        (one.name, format_percent(one.prevalence), f"{format_percent(one.low)} to {format_percent(one.high)}",
          format_percent(one.naive))
         for one in classes
     )  # fmt: skip
@@ -130,13 +129,13 @@ def _build_figure(key: str, name: str, caption: str, classes: Sequence[ClassShar
     return Figure(chart, (table,))
 
 
-def _build_panel(name: str, classes: Sequence[ClassShare]) -> Panel:
+def _build_panel(name: str, classes: Sequence[ClassPrevalence]) -> Panel:
     """A row per class: its corrected prevalence with the interval, and the uncorrected count."""
     rows = range(len(classes))
     corrected = Curve(
-        "corrected, with 95 % interval", Style("blue", "", "o"), [100 * one.share for one in classes], rows,
+        "corrected, with 95 % interval", Style("blue", "", "o"), [100 * one.prevalence for one in classes], rows,
         x_bars=[(100 * one.low, 100 * one.high) for one in classes],
-        tooltips=[f"{one.name}: {format_percent(one.share)} % ({format_percent(one.low)} to "
+        tooltips=[f"{one.name}: {format_percent(one.prevalence)} % ({format_percent(one.low)} to "
                   f"{format_percent(one.high)})" for one in classes],
     )  # fmt: skip
     counted = Curve(

@@ -1,0 +1,296 @@
+"""From logits, resampling units and a task card to class prevalences with confidence intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from taskgraft import seeding
+from taskgraft.metrics import predicted_classes, probabilities
+from taskgraft.quantification import bootstrap
+from taskgraft.quantification import task_card as cards
+from taskgraft.quantification.estimators import (
+    estimate_adjusted,
+    estimate_emq,
+    estimate_joint_adjusted,
+    estimate_joint_emq,
+)
+from taskgraft.quantification.task_card import CardData, OODCheck, check_ood
+from taskgraft.results.predictions import Predictions
+
+Floats = NDArray[np.float64]
+Estimator = Literal["emq", "pacc", "naive"]
+
+REPLICATES = 400  # a limit then moves by about a tenth of the interval's width from seed to seed
+PAIR_REPLICATES = 100
+MIN_UNITS = 20
+
+
+class ClassPrevalence(BaseModel):
+    """The prevalence of a class (or of a pair, joined by " × ") in [0, 1]: naive_replicates, and corrected with 95 % limits."""
+
+    model_config = ConfigDict(frozen=True)
+    name: str
+    naive: float
+    prevalence: float
+    low: float
+    high: float
+
+
+class TaskPrevalence(BaseModel):
+    """The class prevalences of one task."""
+
+    model_config = ConfigDict(frozen=True)
+    task: str
+    estimator: str
+    classes: tuple[ClassPrevalence, ...]
+    images: int
+    units: int
+    unit: str  # what was resampled: "image", "track", "clip", "block of 10 s"
+    effective_size: float  # so many independent images would vary as much
+    ood: OODCheck
+    notes: tuple[str, ...] = ()
+
+
+class JointPrevalence(BaseModel):
+    """The prevalences of pairs of classes of two tasks; pairs of none, corrected or naive_replicates, are left out."""
+
+    model_config = ConfigDict(frozen=True)
+    tasks: tuple[str, str]
+    estimator: str
+    pairs: tuple[ClassPrevalence, ...]
+    notes: tuple[str, ...] = ()
+
+
+class Distribution(BaseModel):
+    """The result of `distribution`, as its JSON has it."""
+
+    model_config = ConfigDict(frozen=True)
+    format: int = 1
+    model: str
+    sources: tuple[str, ...]
+    tasks: tuple[TaskPrevalence, ...]
+    pairs: tuple[JointPrevalence, ...] = ()
+    images: int
+    unreadable: int = 0
+    notes: tuple[str, ...] = ()
+
+
+class Sample(NamedTuple):
+    """Predictions of a model on the images whose class prevalences are estimated.
+
+    `predictions` without labels; `unit` [N] numbers what is resampled from 0, `kind` says what it is ("image",
+    "track", "clip", "block of 10 s"); `weights` [N] sum to 1.
+    """
+
+    predictions: Predictions
+    unit: NDArray[np.int64]
+    weights: Floats
+    kind: str
+
+
+class _Inputs(NamedTuple):
+    """A task's part of a sample, as an estimator takes it; `estimator` is the one that the card allows."""
+
+    card: CardData | None
+    posteriors: Floats  # [N, K]
+    predicted: Floats  # [N, K + 1], one-hot; the last column is lost to another task
+    estimator: str
+    notes: tuple[str, ...]
+
+
+def estimate_prevalence(
+    sample: Sample, task: str, card: Mapping[str, Any] | None, estimator: Estimator = "emq"
+) -> TaskPrevalence:
+    """Estimate the class prevalences of one task, counted and corrected, with 95 % intervals.
+
+    The interval resamples units, and adds the uncertainty of the card, which was measured on few images.
+
+    Args:
+        sample: the predictions.
+        task: its name.
+        card: its task card; without one the counts stand uncorrected.
+        estimator: "emq" (expectation maximization), "pacc" (adjusted counts), or "naive".
+    """
+    inputs = _prepare(sample, task, card, estimator)
+    rng = seeding.generator(0, "distribution", task)
+    weights, scale = sample.weights[None], bootstrap.deviation_scale(sample.unit)
+    naive = (weights @ inputs.predicted)[0, :-1]
+    shares = _estimate(inputs, slice(None), weights, None)[0]
+    draws, naive_replicates = [], []
+    for draw in bootstrap.resample(sample.unit, sample.weights, REPLICATES, rng):
+        naive_replicates.append((draw.weights @ inputs.predicted[draw.rows])[:, :-1])
+        draws.append(_estimate(inputs, draw.rows, draw.weights, shares, rng))
+    units = int(sample.unit.max()) + 1
+    effective = bootstrap.effective_sample_size(naive, np.concatenate(naive_replicates), scale, units, len(sample.unit))
+    low, high = bootstrap.confidence_limits(shares, np.concatenate(draws), scale, effective)
+    classes = sample.predictions.classes[task]
+    return TaskPrevalence(
+        task=task,
+        estimator=inputs.estimator,
+        classes=_list_classes(classes, naive, shares, low, high),
+        images=len(sample.unit),
+        units=units,
+        unit=sample.kind,
+        effective_size=round(effective, 1),
+        ood=check_ood(sample.predictions.logits[task], sample.weights, inputs.card, effective),
+        notes=(*inputs.notes, *_note_few_units(units, sample.kind)),
+    )
+
+
+def _prepare(sample: Sample, task: str, card: Mapping[str, Any] | None, estimator: Estimator) -> _Inputs:
+    """Posteriors and predictions of a task, and the estimator that its card allows."""
+    predictions, classes = sample.predictions, sample.predictions.classes[task]
+    data, notes, used = cards.read_card(card, classes), [], str(estimator)
+    if data is None and estimator != "naive":
+        used = "naive"
+        notes.append(
+            "no task card for these classes, so the counts are not corrected; create one with `taskgraft calibrate`"
+        )
+    elif data is not None and estimator == "emq" and data.temperature is None:
+        used = "acc"
+        notes.append(
+            "the task card has no temperature (an old card), so counts are adjusted by its confusion matrix (ACC)"
+        )
+    elif data is not None and estimator == "pacc" and data.rates is None:
+        used = "acc"
+        notes.append(
+            "the task card has no mean posteriors (an old card), so counts are adjusted by its confusion matrix (ACC)"
+        )
+    if data is not None and used != "naive":
+        few = int((data.counts.sum(axis=1) < 5).sum())
+        if few:
+            notes.append(f"{few} of {len(classes)} classes have fewer than 5 images on the card")
+    temperature = data.temperature if data and data.temperature else 1.0
+    predicted = np.zeros((len(sample.unit), len(classes) + 1))
+    predicted[np.arange(len(predicted)), predicted_classes(predictions, task)] = 1  # -1 is the last column
+    return _Inputs(data, probabilities(predictions.logits[task], temperature), predicted, used, tuple(notes))
+
+
+def _estimate(
+    inputs: _Inputs,
+    rows: Any,
+    weights: Floats,
+    point: Floats | None,
+    rng: np.random.Generator | None = None,
+) -> Floats:
+    """Prevalences [R, K] of the images `rows` under weights [R, n]; with `point` and `rng`, one replicate each."""
+    data = inputs.card
+    if data is None or inputs.estimator == "naive":
+        return (weights @ inputs.predicted[rows])[:, :-1]
+    if inputs.estimator == "emq":
+        if point is None or rng is None:
+            return estimate_emq(inputs.posteriors[rows], data.prior, weights)
+        start_near = np.tile(0.95 * point + 0.05 * data.prior, (len(weights), 1))
+        moved = estimate_emq(inputs.posteriors[rows], data.prior, weights, start_near, 150, 1e-5)
+        return moved + cards.draw_card_errors(data.counts, point, len(weights), rng)[:, : len(point)]
+    counts = _card_counts(data, inputs.estimator)
+    rates = cards.smooth_rates(counts)[0]
+    predicted = weights @ (inputs.posteriors if inputs.estimator == "pacc" else inputs.predicted)[rows]
+    if point is None or rng is None:
+        return estimate_adjusted(rates, predicted)
+    return estimate_adjusted(rates, predicted - cards.draw_card_errors(counts, point, len(weights), rng), 500, 1e-7)
+
+
+def _card_counts(data: CardData, used: str) -> Floats:
+    """What the card naive_replicates, for PACC in posteriors [K, K], for ACC in answers [K, K + 1]."""
+    if used == "pacc" and data.rates is not None:
+        return data.counts.sum(axis=1, keepdims=True) * data.rates
+    return data.counts
+
+
+def estimate_joint_prevalence(
+    sample: Sample,
+    tasks: tuple[str, str],
+    cards_of: Mapping[str, Mapping[str, Any]],
+    estimator: Estimator = "emq",
+) -> JointPrevalence:
+    """Estimate the prevalences of pairs of classes of two tasks, counted and corrected, with 95 % intervals.
+
+    Errors of the two tasks are assumed to be independent given the true pair.
+
+    Args:
+        sample: the predictions.
+        tasks: the names of two tasks.
+        cards_of: task cards by task.
+        estimator: see `estimate_prevalence`.
+    """
+    first, second = (_prepare(sample, task, cards_of.get(task), estimator) for task in tasks)
+    used = first.estimator if first.estimator == second.estimator else "naive"
+    rng = seeding.generator(0, "distribution", *tasks)
+    scale = bootstrap.deviation_scale(sample.unit)
+    naive = _count_joint(first, second, slice(None), sample.weights)
+    point = _estimate_joint(used, first, second, slice(None), sample.weights, None)
+    draws, naive_replicates = [], []
+    for draw in bootstrap.resample(sample.unit, sample.weights, PAIR_REPLICATES, rng):
+        for weights in draw.weights:
+            naive_replicates.append(_count_joint(first, second, draw.rows, weights).ravel())
+            draws.append(_estimate_joint(used, first, second, draw.rows, weights, point).ravel())
+    replicates = np.array(draws)
+    if used != "naive":
+        replicates += _draw_joint_errors(first, second, used, point, rng)
+    units = int(sample.unit.max()) + 1
+    effective = bootstrap.effective_sample_size(
+        naive.ravel(), np.array(naive_replicates), scale, units, len(sample.unit)
+    )
+    low, high = bootstrap.confidence_limits(point.ravel(), replicates, scale, effective)
+    one, two = (sample.predictions.classes[task] for task in tasks)
+    names = [f"{a} × {b}" for a in one for b in two]
+    pairs = _list_classes(names, naive.ravel(), point.ravel(), low, high)
+    listed = tuple(pair for pair in pairs if pair.prevalence >= 1e-4 or pair.naive > 0)
+    note = "errors of the two tasks are assumed to be independent given the true pair"
+    return JointPrevalence(
+        tasks=tasks, estimator=used, pairs=listed, notes=(note,) if used != "naive" else (*first.notes, *second.notes)
+    )
+
+
+def _estimate_joint(used: str, one: _Inputs, two: _Inputs, rows: Any, weights: Floats, point: Floats | None) -> Floats:
+    if one.card is None or two.card is None or used == "naive":
+        return _count_joint(one, two, rows, weights)
+    if used == "emq":
+        start = np.outer(one.card.prior, two.card.prior)
+        start_near = start if point is None else 0.95 * point + 0.05 * start
+        max_iterations = 500 if point is None else 60
+        first, second = ((part.posteriors[rows], cast(CardData, part.card).prior) for part in (one, two))
+        return estimate_joint_emq(first, second, weights, start_near, max_iterations)
+    columns = [part.posteriors if used == "pacc" else part.predicted for part in (one, two)]
+    predicted = columns[0][rows].T @ (columns[1][rows] * weights[:, None])
+    rates = [cards.smooth_rates(_card_counts(part, used))[0] for part in (one.card, two.card)]
+    return estimate_joint_adjusted(rates[0], rates[1], predicted)
+
+
+def _count_joint(one: _Inputs, two: _Inputs, rows: Any, weights: Floats) -> Floats:
+    return one.predicted[rows, :-1].T @ (two.predicted[rows, :-1] * weights[:, None])
+
+
+def _draw_joint_errors(one: _Inputs, two: _Inputs, used: str, point: Floats, rng: np.random.Generator) -> Floats:
+    """Errors of pairs from the cards' few images [R, K1 * K2]: those of each task, in proportion along the other."""
+    moved = np.zeros((PAIR_REPLICATES, *point.shape))
+    rows, columns = point.sum(axis=1), point.sum(axis=0)
+    for axis, part, shares in ((1, one, rows), (2, two, columns)):
+        assert part.card is not None
+        change = cards.draw_card_errors(_card_counts(part.card, used), shares, PAIR_REPLICATES, rng)[:, : len(shares)]
+        other = columns if axis == 1 else rows
+        moved += np.einsum("rk,j->rkj", change, other) if axis == 1 else np.einsum("rj,k->rkj", change, other)
+    return moved.reshape(PAIR_REPLICATES, -1)
+
+
+def _list_classes(names: Sequence[str], *columns: Floats) -> tuple[ClassPrevalence, ...]:
+    rows = zip(names, *(np.round(column, 6).tolist() for column in columns), strict=True)
+    return tuple(ClassPrevalence(name=name, naive=a, prevalence=b, low=c, high=d) for name, a, b, c, d in rows)
+
+
+def _note_few_units(units: int, kind: str) -> tuple[str, ...]:
+    if units >= MIN_UNITS:
+        return ()
+    return (f"only {units} {plural(kind, units)} to resample, so the interval is rough",)
+
+
+def plural(unit: str, count: int) -> str:
+    """Return the plural of a unit where the count asks for it: "blocks of 10 s"."""
+    first, space, rest = unit.partition(" ")
+    return first + "s" * (count != 1) + space + rest
