@@ -51,9 +51,7 @@ class Worker:
         except (EOFError, OSError):
             pass
         self.stop()
-        raise SetupError(
-            f"a decoding process did not start within {START_SECONDS:g} s; free some memory or use fewer --workers"
-        )
+        raise SetupError("a decoding process did not start; free some memory or use fewer --workers")
 
     def decode(self, data: bytes) -> bytes:
         """Send the bytes of a file and block until the reply is there."""

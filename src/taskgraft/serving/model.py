@@ -18,9 +18,8 @@ from taskgraft.allocator import keep_freed_memory
 from taskgraft.bundle import Bundle
 from taskgraft.errors import InputError, ResultError
 from taskgraft.exports import onnx_file, sample_images, verify
-from taskgraft.exports.signature import ExportConfig, clean_name, describe_outputs
+from taskgraft.exports.signature import ExportConfig, clean_name, describe_outputs, read_record
 from taskgraft.results.predictions import Predictions
-from taskgraft.results.record import Record, parsed
 from taskgraft.types import Images
 from taskgraft.version import __version__
 
@@ -125,8 +124,7 @@ def load_model(
 
 def describe_model(bundle: Bundle, name: str, backend: str) -> dict[str, Any]:
     """The content of /about: tasks, lineage and results. Of paths it holds only the last part."""
-    file = bundle.folder / "record.json" if bundle.folder else None
-    record = parsed(Record, file) if file and file.is_file() else None
+    record = read_record(bundle)
     return {
         "name": name,
         "made_by": f"taskgraft {__version__}",
