@@ -79,5 +79,5 @@ def _server() -> list[Row]:
             f"{middleware.LINGER_SECONDS:g} s",
             "the connection is closed",
         ),
-        Row("answering after SIGTERM", f"{server.DRAIN_SECONDS:g} s", "what is not answered by then is lost"),
+        Row("time for requests in progress after SIGTERM", f"{server.DRAIN_SECONDS:g} s", "they are dropped"),
     ]
