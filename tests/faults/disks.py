@@ -93,10 +93,10 @@ def journal(place: Place) -> str:
     return "a damaged line is named; without the journal the trained trials are found again"
 
 
-STATE, TOUCH, QUEUE = (
+STATE, TOUCH, STUDY = (
     "tests/training/test_checkpoints.py",
     "tests/faults/test_every_touch.py",
-    "tests/tuning/test_queue.py",
+    "tests/tuning/test_study.py",
 )
 TUNE = "tests/commands/test_tune.py"
 FAULTS = [
@@ -110,10 +110,10 @@ FAULTS = [
           damaged, (f"{STATE}::test_a_damaged_newest_gives_way_to_the_one_before",
                     f"{STATE}::test_a_damaged_manifest_gives_way_to_the_one_before"),
           "there is no pointer to the newest that could lead nowhere: its name tells"),
-    Fault(14, "two sweeps on one study, a half-written or damaged journal, a killed trial",
-          "a trial is done once, a dead worker's goes on from its checkpoint, damage is named", journal,
-          (f"{TUNE}::test_two_machines_on_one_database_share_the_work",
-           f"{TUNE}::test_killed_with_all_its_workers_it_goes_on_to_the_same_choice",
-           f"{QUEUE}::test_a_half_written_line_of_the_journal_is_cut",
-           f"{QUEUE}::test_the_piece_of_a_dead_worker_waits_again_once")),
+    Fault(14, "two searches in one folder, a half-written or damaged journal, a killed worker or search",
+          "the second is refused, a trial is done once and continues from its checkpoint, damage is named", journal,
+          (f"{TUNE}::test_a_second_search_in_the_same_folder_is_refused",
+           f"{TUNE}::test_a_search_that_was_killed_is_resumed_with_the_same_result",
+           f"{TUNE}::test_a_killed_worker_is_replaced_and_the_result_is_the_same",
+           f"{STUDY}::test_a_half_written_line_of_the_journal_is_cut")),
 ]  # fmt: skip

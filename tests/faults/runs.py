@@ -266,5 +266,5 @@ FAULTS = [
           ("tests/exports/test_export.py::test_refused_export_is_removed",)),
     Fault(25, "the terminal is closed, the parent dies, the reader of stdout or stderr goes away", "quiet", hung_up,
           (f"{SIGNALS}::test_a_reader_that_goes_away_is_no_error",
-           "tests/commands/test_tune.py::test_workers_end_with_the_search_that_began_them")),
+           "tests/commands/test_tune.py::test_workers_end_with_their_search")),
 ]  # fmt: skip

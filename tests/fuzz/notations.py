@@ -52,6 +52,6 @@ def one(data: bytes) -> None:
         else:
             method, _, settings = text.partition("\n")
             found = space.parse(method, settings, TrainingConfig())
-            assert space.show(found)
+            assert space.describe(found)
     except TaskgraftError:
         return

@@ -1,4 +1,4 @@
-"""Trackers get what is on disk; whatever they do, the run ends as it would without them."""
+"""Trackers receive the metrics; whatever they do, the run ends as it would without them."""
 
 from __future__ import annotations
 
@@ -12,22 +12,21 @@ import pytest
 from taskgraft import Callbacks, TaskgraftError
 from taskgraft.pipeline import tracking
 from taskgraft.results.record import StepMetrics
-from taskgraft.types import Callbacks as Whole
 
 LINES = [StepMetrics(step=step, lr=0.1, terms={"data": 1.0}, accuracy={"paint": 0.5}) for step in range(3)]
 
 
-def told(out: Path, name: str = "tensorboard") -> list[str]:
-    said: list[str] = []
-    with tracking.tracked(name, out, {"lr": 0.1}, Callbacks(info=said.append)) as callbacks:
+def track(out: Path, name: str = "tensorboard") -> list[str]:
+    lines: list[str] = []
+    with tracking.tracked(name, out, {"lr": 0.1}, Callbacks(info=lines.append)) as callbacks:
         for line in LINES:
             callbacks.on_metrics(line)
-    return said
+    return lines
 
 
 def test_tensorboard_holds_every_value(tmp_path: Path) -> None:
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    assert told(tmp_path) == []
+    assert track(tmp_path) == []
     folder = next((tmp_path / "tensorboard").rglob("events.*")).parent
     found = events.EventAccumulator(str(folder)).Reload()
     assert [(one.step, one.value) for one in found.Scalars("accuracy/paint")] == [(0, 0.5), (1, 0.5), (2, 0.5)]
@@ -37,7 +36,7 @@ def test_tensorboard_holds_every_value(tmp_path: Path) -> None:
 class Broken:
     """A tracker whose server is down."""
 
-    def __init__(self, **place: Any) -> None:
+    def __init__(self, **arguments: Any) -> None:
         pass
 
     def start(self) -> None:
@@ -63,29 +62,29 @@ class Hanging(Broken):
 
 
 @pytest.mark.parametrize(
-    ("kind", "said"), [(Broken, "failed and is left out: ConnectionError"), (Hanging, "did not take")]
+    ("kind", "message"), [(Broken, "failed and is disabled: ConnectionError"), (Hanging, "did not finish")]
 )
 def test_a_tracker_that_is_down_costs_a_line(
-    kind: type, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: type, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("tensorboard")
     monkeypatch.setitem(__import__("accelerate.tracking", fromlist=[""]).LOGGER_TYPE_TO_CLASS, "tensorboard", kind)
-    monkeypatch.setattr(tracking, "PATIENCE", 0.2)
+    monkeypatch.setattr(tracking, "JOIN_TIMEOUT", 0.2)
     Hanging.over.clear()
-    found = told(tmp_path)
+    lines = track(tmp_path)
     Hanging.over.set()
-    assert len(found) == 1
-    assert said in found[0]
+    (line,) = lines
+    assert message in line
 
 
 def test_without_a_tracker_nothing_is_added(tmp_path: Path) -> None:
-    callbacks = Whole()
+    callbacks = Callbacks()
     with tracking.tracked("", tmp_path, {}, callbacks) as same:
         assert same is callbacks
 
 
 def test_an_unknown_or_missing_tracker_is_refused() -> None:
-    with pytest.raises(TaskgraftError, match="give tensorboard, mlflow, wandb"):
+    with pytest.raises(TaskgraftError, match="available: tensorboard, mlflow, wandb"):
         tracking.check("excel")
     with pytest.raises(TaskgraftError, match="pip install mlflow") as caught:
         tracking.check("mlflow")

@@ -15,7 +15,7 @@ import timm
 import torch
 from torch import nn
 
-from taskgraft import SearchConfig, TrainingConfig, open_parent
+from taskgraft import SearchConfig, TrainingConfig, WorkerConfig, open_parent
 from toys import NEW, OLD, folder_of
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -125,14 +125,15 @@ def test_a_chain_of_three(shape: Path, paint: Path, tmp_path: Path, capsys: pyte
 
 
 def test_a_search(alice: Path, paint: Path, old_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("RAY_ADDRESS", "SLURM_PROCID", "SEARCH_STORAGE"):
+    for name in ("RAY_ADDRESS", "SLURM_CPUS_PER_TASK", "SLURM_GPUS", "SEARCH_STORAGE"):
         monkeypatch.delenv(name, raising=False)
     search = recipe("cluster_search")
     assert search.worker_config().jobs == max(1, (os.cpu_count() or 1) // 4)
     with monkeypatch.context() as patch:
-        patch.setenv("SLURM_PROCID", "3")
         patch.setenv("SLURM_CPUS_PER_TASK", "6")
-        assert (search.worker_config().jobs, search.worker_config().threads) == (1, 6)
+        assert search.worker_config() == WorkerConfig(jobs=1, threads=6)
+        patch.setenv("SLURM_GPUS", "a100:2")
+        assert search.worker_config() == WorkerConfig(jobs=2, threads=3)
         patch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
         assert search.worker_config().ray == "10.0.0.1:6379"
     monkeypatch.setattr(os, "cpu_count", lambda: 1)

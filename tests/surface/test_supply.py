@@ -35,8 +35,7 @@ FLOORS = {
     "ray": ("2.54", "CVE-2023-48022, CVE-2026-27482: jobs of strangers"),
 }
 # What the modules of an extra may import when they are imported, since nothing else imports them unasked.
-TUNING = ("search.queue", "search.sampling", "search.storage", "jobs.tune", "jobs.work", "jobs.workers", "jobs.outcome",
-          "jobs.auto")  # fmt: skip
+TUNING = ("tuning.study", "tuning.sampler", "tuning.coordinator", "tuning.outcome", "commands.tune", "commands.auto")
 HOMES = {"taskgraft.serving": "serve", **{f"taskgraft.{name}": "tune" for name in TUNING}}
 # Extras of those who change taskgraft, not of those who use it.
 DEVELOPERS = {"docs", "test", "coverage", "lint", "fuzz", "sbom", "dev"}

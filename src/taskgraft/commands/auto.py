@@ -1,4 +1,4 @@
-"""`extend --method auto`: a search over methods and rates, and its choice as an ordinary child."""
+"""`extend --method auto`: a search over methods and learning rates whose selected model becomes an ordinary child."""
 
 from __future__ import annotations
 
@@ -27,41 +27,48 @@ def auto(
     command: str = "taskgraft.extend(…)",
     callbacks: Callbacks = Callbacks(),  # noqa: B008 - immutable
 ) -> Extension:
-    """Search methods and rates in OUT/search and leave the chosen child in OUT.
+    """Search methods and learning rates in OUT/search, and write the selected child to OUT.
 
-    Chosen is the best Score, or the best new task with at most `max_forgetting` forgotten. Raises TaskgraftError where no
-    trial fulfils that.
+    Args:
+        request: The extension; its method is ignored.
+        out: Run folder of the child.
+        budget: Time limit such as 30m; empty = none.
+        max_forgetting: Select the best new accuracy with at most this forgetting, such as 1%; empty = the best Score.
+        worker_config: Where and by how many workers trials are trained.
+        cache: Cache of decoded pixels; None = in memory only.
+        command: The command or function that was called, for the report.
+        callbacks: Progress callbacks.
+
+    Raises:
+        InputError: no trial forgets as little as `max_forgetting`.
+        TaskgraftError: as `extend` and `tune` raise it.
     """
-    place = out / "search"
-    if (out / "run.json").exists() and place.exists():
+    folder = out / "search"
+    if (out / "run.json").exists() and folder.exists():
         return load(out)
     run_folder.examine(out, {}, resume=False)
-    search_config = SearchConfig(
-        sampler="grid", prune="yes", budget=budget, max_forgetting=max_forgetting or SearchConfig.max_forgetting
-    )
-    searched = space.portfolio(
-        [notation.show(notation.parse(name)) for name in AUTO_PORTFOLIO], AUTO_LRS, request.config
-    )
-    found = tune(
+    portfolio = [notation.show(notation.parse(method)) for method in AUTO_PORTFOLIO]
+    limit = max_forgetting or SearchConfig.max_forgetting
+    result = tune(
         request,
-        searched,
-        place,
-        search_config=search_config,
+        space.build_portfolio(portfolio, AUTO_LRS, request.config),
+        folder,
+        search_config=SearchConfig(sampler="grid", prune="yes", budget=budget, max_forgetting=limit),
         worker_config=worker_config,
         cache=cache,
         command=command,
         callbacks=callbacks,
     )
-    chosen = found.choices[1 if max_forgetting else 0]
-    if chosen.candidate is None:
-        least = min(found.before - one.old.mean for one in found.frontier)
+    goal = "new" if max_forgetting else "score"
+    selected = next(model for model in result.choices if model.goal == goal)
+    if selected.candidate is None:
+        least = min(result.before - candidate.old.mean for candidate in result.frontier)
         raise InputError(
-            f"no trial forgets at most {search_config.max_forgetting}; the least is {least:.1%}: see {place}/report.html, "
+            f"no trial forgets at most {limit}; the least forgetting is {least:.1%}: see {folder}/report.html, "
             "or raise --max-forgetting"
         )
     with run_folder.held(out):
-        # run.json last: with it the run counts as whole
-        for item in sorted(Path(chosen.folder).iterdir(), key=lambda item: item.name == "run.json"):
-            if not item.name.startswith("."):
-                outcome.copied(item, out / item.name)
+        files = [file for file in Path(selected.folder).iterdir() if not file.name.startswith(".")]
+        for file in sorted(files, key=lambda file: file.name == "run.json"):  # last: it marks the run as complete
+            outcome.copy_atomically(file, out / file.name)
     return load(out)

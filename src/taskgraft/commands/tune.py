@@ -1,4 +1,4 @@
-"""Search strengths, rates and methods: trials, frontier, choices, and the chosen models as bundles."""
+"""`tune`: search for hyperparameters and methods, and write the Pareto front, a report and the selected models."""
 
 from __future__ import annotations
 
@@ -8,11 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from taskgraft import report
 from taskgraft.commands.dry_run import seconds_a_step
-from taskgraft.config import TrainingConfig
 from taskgraft.errors import InputError
 from taskgraft.methods.protocol import Method
 from taskgraft.pipeline import fitting, tracking
@@ -21,16 +18,18 @@ from taskgraft.pipeline.request import Request
 from taskgraft.results.files import write_json, write_text
 from taskgraft.results.search import SearchResult
 from taskgraft.training import loop, precision, run_folder
-from taskgraft.tuning import executor, halving, outcome, sampler, space, worker
-from taskgraft.tuning.queue import pieces
-from taskgraft.tuning.search_config import SearchConfig, WorkerConfig, checked
+from taskgraft.tuning import halving, outcome, sampler, space
+from taskgraft.tuning.coordinator import Coordinator, SearchPlan
+from taskgraft.tuning.executor import open_executor
+from taskgraft.tuning.search_config import SearchConfig, WorkerConfig, validate
 from taskgraft.tuning.space import Space
-from taskgraft.tuning.worker import Search
+from taskgraft.tuning.study import StudyStore, open_storage, rung_results
+from taskgraft.tuning.trial import Context
 from taskgraft.types import Callbacks, PathLike, TrainingData, as_path
 
-OWN = {"study.journal", "settled.json", "trials", "shared", "choices", "search.json", "table.md",
-       "report.html"}  # fmt: skip
-SLACK = 1.5  # methods cost more than fine-tuning, and workers get into each other's way
+FILES = {"study.journal", "settled.json", "trials", "shared", "choices", "search.json", "table.md",
+         "report.html"}  # fmt: skip
+OVERHEAD = 1.5  # methods cost more than plain fine-tuning, and workers slow each other down
 
 
 def tune(
@@ -44,106 +43,134 @@ def tune(
     command: str = "taskgraft.tune",
     callbacks: Callbacks = Callbacks(),  # noqa: B008 - immutable
 ) -> SearchResult:
-    """Try arrangements of an extension and choose; writes search.json, report.html and a bundle for each choice.
+    """Search for the hyperparameters of an extension.
 
-    A finished trial is not repeated and an unfinished one goes on from its checkpoint, so the same command can be given
-    again. Raises TaskgraftError for bad input, and where the budget ended before a trial was complete.
+    Writes search.json, table.md, report.html and the bundles of the selected models. The same call again resumes the
+    search: finished trials are not repeated, and unfinished ones continue from their last checkpoints.
+
+    Args:
+        request: The extension; its method and training settings are replaced by those of `searched`.
+        searched: Search space, as `tuning.space.parse` reads it.
+        out: Folder of the search.
+        search_config: Sampler, number of trials, budget and conditions of the selected models.
+        worker_config: Where and by how many workers trials are trained; the result does not depend on it.
+        cache: Cache of decoded pixels; None = in memory only.
+        command: The command or function that was called, for the report.
+        callbacks: Progress callbacks.
+
+    Returns:
+        All trials, the Pareto front and the selected models.
+
+    Raises:
+        TaskgraftError: the input is wrong, another process is writing OUT, or the budget ended before any trial was
+            complete.
     """
-    begun, out, cache = time.monotonic(), Path(out), as_path(cache)
+    start, out, cache = time.monotonic(), Path(out), as_path(cache)
     run_folder.suited(out, request.sources())
-    limits = checked(search_config, worker_config)
-    sampler.check(search_config.sampler)
+    limits = validate(search_config, worker_config)
+    sampler.check_sampler(search_config.sampler)
     tracking.check(search_config.track)
-    _sized(searched, search_config)
-    notation, config = space.applied(searched, space.grid(searched, 1)[0])
-    opened = fitting.open_all(replace(request, method=notation, config=config), cache, callbacks)
+    _check_grid(searched, search_config)
+    method, config = space.apply(searched, space.grid(searched, 1)[0])
+    opened = fitting.open_all(replace(request, method=method, config=config), cache, callbacks)
     opened = fitting.ask_parent(opened, callbacks, cache=cache)
-    _examine(out)
-    settled = _settled(out, opened, searched.config, search_config, worker_config, limits.budget, cache)
-    search = _search(opened.request, searched, search_config, settled, out, cache)
-    settings = fitting.settings_of(opened)
-    marks = {key: settings[key] for key in ("task", "parent", "preprocessing", "data")}
-    queue = worker.queue_of(search, marks)
-    spent = sum(piece.result["seconds"] for piece in pieces(queue) if piece.result) / max(1, worker_config.jobs)
-    deadline = None if limits.budget is None else begun + max(0.0, limits.budget - spent)
-    executor.run(search._replace(deadline=deadline), marks, opened, worker_config, callbacks)
-    with FileLock(out / ".finishing"):  # several machines may have searched together
-        found = outcome.gather(search, queue, opened, limits, command, time.monotonic() - begun)
-        chosen = outcome.hand_all_over(found, search, opened, cache, callbacks)
-        found = found.model_copy(update={"choices": chosen})
-        write_text(out / "search.json", found.model_dump_json(indent=1))
-        report.write_search_report(found, out)
-    return found
+    _check_folder(out)
+    with run_folder.held(out):
+        storage = open_storage(search_config.storage, out)
+        settled = _settle(out, opened, searched, search_config, worker_config, limits.budget, cache)
+        plan = _plan(searched, search_config, settled)
+        opened = opened._replace(
+            request=replace(opened.request, config=replace(opened.request.config, precision=settled["precision"]))
+        )
+        store = StudyStore(
+            storage, search_config.study or out.resolve().name, _identity(plan, opened, search_config, out)
+        )
+        context = Context(opened.request, out, cache, not search_config.no_share, search_config.track)
+        with open_executor(context, opened, worker_config, callbacks) as executor:
+            spent = _seconds_spent(store, plan) / executor.workers
+            deadline = None if limits.budget is None else start + max(0.0, limits.budget - spent)
+            Coordinator(plan, store, executor, callbacks).run(deadline)
+        result = outcome.collect(plan, store, opened, out, limits, command, time.monotonic() - start)
+        selected = outcome.write_selected(result, opened, out, cache, callbacks)
+        result = result.model_copy(update={"choices": selected})
+        write_text(out / "search.json", result.model_dump_json(indent=1))
+        report.write_search_report(result, out)
+    return result
 
 
-def _sized(searched: Space, search_config: SearchConfig) -> None:
+def _check_grid(searched: Space, search_config: SearchConfig) -> None:
     if search_config.sampler != "grid":
         return
-    cells = len(space.grid(searched, search_config.points))
-    if cells > search_config.max_trials:
-        sizes = " × ".join(str(len(space.values(extent, search_config.points))) for extent in searched.open.values())
+    points = len(space.grid(searched, search_config.points))
+    if points > search_config.max_trials:
+        dimensions = searched.dimensions.values()
+        sizes = " × ".join(str(len(space.grid_values(dim, search_config.points))) for dim in dimensions)
         raise InputError(
-            f"the grid has {cells} cells ({sizes}), more than --max-trials {search_config.max_trials}; "
-            "fix some settings, list fewer values, or give --sampler tpe"
+            f"the grid has {points} points ({sizes}), more than --max-trials {search_config.max_trials}; "
+            "fix some settings, list fewer values, or use --sampler tpe"
         )
 
 
-def _examine(out: Path) -> None:
-    """Make OUT, or see that it holds a search; raises TaskgraftError for anything else."""
+def _check_folder(out: Path) -> None:
+    """Raise InputError if OUT holds anything but a search."""
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        names = sorted(item.name for item in out.iterdir()) if out.exists() else []
     except OSError as error:
-        raise InputError(f"{out} cannot be made: {error.strerror}; choose another OUT") from error
-    strange = sorted(item.name for item in out.iterdir() if item.name not in OWN and not item.name.startswith("."))
-    if strange:
-        raise InputError(f"{out} already holds other files ({', '.join(strange[:3])}); choose an empty or new OUT")
+        raise InputError(f"{out} cannot be read: {error.strerror}; choose another OUT") from error
+    other = [name for name in names if name not in FILES and not name.startswith(".")]
+    if other:
+        raise InputError(f"{out} already holds other files ({', '.join(other[:3])}); choose an empty or new OUT")
 
 
-def _settled(
+def _settle(
     out: Path,
     opened: Opened,
-    config: TrainingConfig,
+    searched: Space,
     search_config: SearchConfig,
     worker_config: WorkerConfig,
     budget: float | None,
     cache: Path | None,
 ) -> dict[str, Any]:
-    """What is decided by a clock, once for the whole search: the arithmetic, and how many trials a budget allows."""
-    stored = out / "settled.json"
-    with FileLock(out / ".settling"):
-        if stored.exists():
-            return json.loads(stored.read_text(encoding="utf-8"))
-        assert opened.found.new.train is not None
-        sources = TrainingData(opened.found.new.train, opened.found.old, config.views, config.augment, config.seed)
-        config, reason = precision.choose(opened.child, sources, config, cache)
-        wave = search_config.wave
-        if budget is not None and search_config.sampler != "grid":
-            state = loop.prepare(opened.child, Method(), sources, config)
-            seconds = seconds_a_step(state, opened, sources, config) * SLACK / worker_config.jobs
-            rungs = halving.rungs(config.steps, config.eval_every, _halving(search_config))
-            wave = halving.fitting(budget / seconds, search_config.wave, rungs)
-        settled = {"precision": config.precision, "reason": reason, "wave": wave}
-        write_json(stored, settled)
+    """Decide once per search what depends on timing: the precision, and the wave size that a budget allows."""
+    file = out / "settled.json"
+    if file.exists():
+        return json.loads(file.read_text(encoding="utf-8"))
+    assert opened.found.new.train is not None
+    config = searched.config
+    sources = TrainingData(opened.found.new.train, opened.found.old, config.views, config.augment, config.seed)
+    config, reason = precision.choose(opened.child, sources, config, cache)
+    wave = search_config.wave
+    if budget is not None and search_config.sampler != "grid":
+        state = loop.prepare(opened.child, Method(), sources, config)
+        seconds = seconds_a_step(state, opened, sources, config) * OVERHEAD / worker_config.jobs
+        rungs = halving.rung_steps(config.steps, config.eval_every, _prunes(search_config))
+        wave = halving.largest_wave(budget / seconds, search_config.wave, rungs)
+    settled = {"precision": config.precision, "reason": reason, "wave": wave}
+    write_json(file, settled)
     return settled
 
 
-def _halving(search_config: SearchConfig) -> bool:
+def _prunes(search_config: SearchConfig) -> bool:
     return search_config.prune == "yes" or (search_config.prune == "auto" and search_config.sampler != "grid")
 
 
-def _search(
-    request: Request,
-    searched: Space,
-    search_config: SearchConfig,
-    settled: dict[str, Any],
-    out: Path,
-    cache: Path | None,
-) -> Search:
-    own = searched._replace(config=replace(searched.config, precision=settled["precision"]))
-    steps = own.config.steps
-    rungs = halving.rungs(steps, own.config.eval_every, _halving(search_config) and "steps" not in own.open)
-    request = replace(request, config=replace(request.config, precision=settled["precision"]))
-    return Search(
-        request, own, search_config.sampler, search_config.points, search_config.trials, settled["wave"], rungs, out, search_config.storage, search_config.study,
-        cache, not search_config.no_share, search_config.track,
-    )  # fmt: skip
+def _plan(searched: Space, search_config: SearchConfig, settled: dict[str, Any]) -> SearchPlan:
+    searched = searched._replace(config=replace(searched.config, precision=settled["precision"]))
+    prune = _prunes(search_config) and "steps" not in searched.dimensions
+    rungs = halving.rung_steps(searched.config.steps, searched.config.eval_every, prune)
+    return SearchPlan(
+        searched, search_config.sampler, search_config.points, search_config.trials, settled["wave"], rungs
+    )
+
+
+def _identity(plan: SearchPlan, opened: Opened, search_config: SearchConfig, out: Path) -> dict[str, Any]:
+    """What must be equal for a search to be resumed."""
+    settings = fitting.settings_of(opened)
+    data = {key: settings[key] for key in ("task", "parent", "preprocessing", "data")}
+    folder = {"out": str(out.resolve())} if search_config.storage else {}  # a journal lies in OUT and moves with it
+    return {**plan.identity(), **data, **folder}
+
+
+def _seconds_spent(store: StudyStore, plan: SearchPlan) -> float:
+    """Return how long earlier calls have trained, over all workers."""
+    return sum(result.seconds for trial in store.trials() for result in rung_results(trial, plan.rungs).values())

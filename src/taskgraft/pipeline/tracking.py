@@ -1,7 +1,7 @@
-"""Experiment trackers beside the run's own files: TensorBoard, MLflow, Weights & Biases, through Accelerate's.
+"""Experiment trackers: TensorBoard, MLflow and Weights & Biases, by Accelerate.
 
-A tracker gets what is on disk already. It works in a thread of its own, so one that is slow, down or broken costs a
-line of warning and never a step.
+A tracker receives metrics that have been written to disk already. It runs in a thread of its own, so one that is slow,
+down or broken costs a warning and never a step.
 """
 
 from __future__ import annotations
@@ -18,31 +18,49 @@ from taskgraft.results.record import StepMetrics
 from taskgraft.types import Callbacks
 
 TRACKERS = ("tensorboard", "mlflow", "wandb")
-PATIENCE = 10.0  # seconds that the end of a run waits for a tracker
-ROOM = 1000  # lines that may wait; a tracker that is further behind misses some
+JOIN_TIMEOUT = 10.0  # seconds that the end of a run waits for a tracker
+MAX_PENDING = 1000  # lines that may wait; a tracker that is further behind misses some
 
 
-def check(name: str) -> str:
-    """The tracker's name; raises TaskgraftError for one that does not exist or is not installed."""
+def check(name: str) -> None:
+    """Check a tracker's name; an empty one is no tracker.
+
+    Raises:
+        InputError: there is no such tracker.
+        MissingDependency: it is not installed.
+    """
     if name and name not in TRACKERS:
-        raise InputError(f"--track {name!r} does not exist; give {', '.join(TRACKERS)}")
+        raise InputError(f"--track {name!r} does not exist; available: {', '.join(TRACKERS)}")
     if name:
-        own = ("tensorboard",) if name == "tensorboard" else ()
-        require("track", "accelerate", *own, what=f"--track {name}")
+        packages = ("tensorboard",) if name == "tensorboard" else ()
+        require("track", "accelerate", *packages, what=f"--track {name}")
         require("", name, what=f"--track {name}")
-    return name
 
 
 @contextmanager
 def tracked(name: str, out: Path, settings: Mapping[str, Any], callbacks: Callbacks) -> Iterator[Callbacks]:
-    """A watch that also tells a tracker every line of the metrics; the watch itself where `name` is empty."""
-    if not check(name):
+    """Also send metrics to a tracker.
+
+    Args:
+        name: One of `TRACKERS`; with an empty name the callbacks remain as they are.
+        out: Run folder.
+        settings: Hyperparameters of the run.
+        callbacks: Callbacks of the run.
+
+    Yields:
+        The callbacks, whose `on_metrics` also logs.
+
+    Raises:
+        TaskgraftError: as `check` raises it.
+    """
+    check(name)
+    if not name:
         yield callbacks
         return
-    lines: queue.Queue[StepMetrics | None] = queue.Queue(ROOM)
-    thread = threading.Thread(target=_told, args=(lines, name, out, dict(settings), callbacks.info), daemon=True)
+    lines: queue.Queue[StepMetrics | None] = queue.Queue(MAX_PENDING)
+    thread = threading.Thread(target=_log, args=(lines, name, out, dict(settings), callbacks.info), daemon=True)
 
-    def logged(line: StepMetrics) -> None:
+    def on_metrics(line: StepMetrics) -> None:
         callbacks.on_metrics(line)
         if not thread.ident:  # not before the run has its folder
             thread.start()
@@ -50,35 +68,35 @@ def tracked(name: str, out: Path, settings: Mapping[str, Any], callbacks: Callba
             lines.put_nowait(line)
 
     try:
-        yield callbacks._replace(on_metrics=logged)
+        yield callbacks._replace(on_metrics=on_metrics)
     finally:
         if not lines.full():
             lines.put_nowait(None)
         if thread.ident:
-            thread.join(PATIENCE)
+            thread.join(JOIN_TIMEOUT)
         if thread.is_alive():
-            callbacks.info(f"{name} did not take everything within {PATIENCE:g} s; metrics.jsonl has it all")
+            callbacks.info(f"{name} did not finish within {JOIN_TIMEOUT:g} s; metrics.jsonl is complete")
 
 
-def _told(
-    lines: queue.Queue[StepMetrics | None], name: str, out: Path, settings: dict[str, Any], say: Callable[[str], None]
+def _log(
+    lines: queue.Queue[StepMetrics | None], name: str, out: Path, settings: dict[str, Any], warn: Callable[[str], None]
 ) -> None:
     try:
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
-        tracker = LOGGER_TYPE_TO_CLASS[name](**_place(name, out))
+        tracker = LOGGER_TYPE_TO_CLASS[name](**_arguments(name, out))
         tracker.start()
         tracker.store_init_configuration({key: str(value) for key, value in settings.items()})
         while (line := lines.get()) is not None:
             tracker.log(_values(line), step=line.step)
         tracker.finish()
-    except Exception as error:  # whatever a tracker does, the run goes on
+    except Exception as error:  # whatever a tracker does, the run continues
         reason = (str(error).splitlines() or [""])[0][:160]
-        say(f"{name} failed and is left out: {type(error).__name__}: {reason}; metrics.jsonl has everything")
+        warn(f"{name} failed and is disabled: {type(error).__name__}: {reason}; metrics.jsonl is complete")
 
 
-def _place(name: str, out: Path) -> dict[str, str]:
-    """Where a tracker keeps a run, or what it calls it."""
+def _arguments(name: str, out: Path) -> dict[str, str]:
+    """Return where a tracker stores a run, or under which name."""
     if name == "tensorboard":
         return {"run_name": "tensorboard", "logging_dir": str(out)}
     title = "/".join(out.resolve().parts[-2:])
@@ -86,7 +104,7 @@ def _place(name: str, out: Path) -> dict[str, str]:
 
 
 def _values(line: StepMetrics) -> dict[str, float]:
-    found = {f"loss/{name}": value for name, value in line.terms.items()}
-    found |= {f"accuracy/{task}": value for task, value in line.accuracy.items()}
-    found |= {f"agreement/{task}": value for task, value in line.agreement.items()}
-    return found | ({} if line.lr is None else {"lr": line.lr})
+    values = {f"loss/{name}": value for name, value in line.terms.items()}
+    values |= {f"accuracy/{task}": value for task, value in line.accuracy.items()}
+    values |= {f"agreement/{task}": value for task, value in line.agreement.items()}
+    return values | ({} if line.lr is None else {"lr": line.lr})

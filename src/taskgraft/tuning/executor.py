@@ -1,175 +1,269 @@
-"""Where the workers of a search run: in this process, in processes of this machine, or on a Ray cluster."""
+"""Where trials are trained: in this process, in worker processes of this machine, or on a Ray cluster.
+
+All executors train the same jobs. A worker that dies is noticed by the engine, `concurrent.futures` or Ray, and its job
+is started again; the trial then continues from its last checkpoint.
+"""
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import os
 import signal
 import socket
+import sys
 import threading
 import time
-from collections.abc import Callable
-from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor
+from concurrent.futures import wait as wait_for
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
-from taskgraft.errors import InputError, TaskgraftError, TrainingError, require
+from taskgraft.errors import SetupError, TaskgraftError, TrainingError, require
 from taskgraft.pipeline import fitting
 from taskgraft.pipeline.fitting import Opened
+from taskgraft.pipeline.request import Request
+from taskgraft.results.search import RungResult
 from taskgraft.tuning.search_config import WorkerConfig
-from taskgraft.tuning.worker import Search, queue_of, work
+from taskgraft.tuning.trial import Context, Job, train_trial
 from taskgraft.types import Callbacks
 
-RESTARTS = 3  # of a worker that dies again and again
+MAX_RESTARTS = 3  # of a worker that keeps dying
 
 
-def run(
-    search: Search, marks: dict[str, Any], opened: Opened, worker_config: WorkerConfig, callbacks: Callbacks
-) -> None:
-    """Let a crew work until the search is over or its time is up. Raises TaskgraftError as a worker raised it."""
+Outcome = RungResult | TaskgraftError | None  # an error is for the coordinator to raise; None = the time was up
+
+
+class Executor:
+    """Trains up to `workers` jobs at a time."""
+
+    workers = 1
+
+    def submit(self, job: Job, deadline: float | None) -> None:
+        """Start a job that stops at `deadline`, on the monotonic clock."""
+        raise NotImplementedError
+
+    def wait(self) -> list[tuple[Job, Outcome]]:
+        """Wait until a job ends; return those that did."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """End all workers; what they were training continues from its last checkpoint when the search is resumed."""
+
+
+@contextmanager
+def open_executor(
+    context: Context, opened: Opened, worker_config: WorkerConfig, callbacks: Callbacks
+) -> Iterator[Executor]:
+    """Start the executor that a `WorkerConfig` describes, and close it afterwards."""
     if worker_config.ray:
-        _on_ray(search, marks, worker_config, callbacks)
-    elif worker_config.jobs == 1:
-        work(search, queue_of(search, marks), opened, callbacks)
+        executor = _RayExecutor(context, worker_config, callbacks)
+    elif worker_config.jobs > 1:
+        executor = _ProcessExecutor(context, worker_config, callbacks)
     else:
-        _in_processes(search, marks, worker_config, callbacks)
+        executor = _InlineExecutor(context, opened, callbacks)
+    try:
+        yield executor
+    finally:
+        executor.close()
 
 
-def begin(search: Search, marks: dict[str, Any], threads: int, gpu: int | None, callbacks: Callbacks) -> None:
-    """A worker in a process of its own: opens everything itself, then works."""
+class _InlineExecutor(Executor):
+    """Trains in this process."""
+
+    def __init__(self, context: Context, opened: Opened, callbacks: Callbacks) -> None:
+        self._context, self._opened, self._callbacks = context, opened, callbacks
+        self._ended: list[tuple[Job, Outcome]] = []
+
+    def submit(self, job: Job, deadline: float | None) -> None:
+        quiet = self._callbacks._replace(info=lambda line: None)
+        self._ended.append((job, train_trial(self._context, job, self._opened, deadline, quiet)))
+
+    def wait(self) -> list[tuple[Job, Outcome]]:
+        ended, self._ended = self._ended, []
+        return ended
+
+
+class _Worker:
+    """A worker process; replaced when it dies. It ends when this process closes its end of a pipe, or is killed."""
+
+    def __init__(self, number: int, threads: int, gpu: int | None) -> None:
+        self.number, self.threads, self.gpu, self.deaths = number, threads, gpu, 0
+        self.job: tuple[Job, float | None] | None = None
+        self.start()
+
+    def start(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        alive, self._pipe = context.Pipe(duplex=False)
+        self._pool = ProcessPoolExecutor(
+            1, mp_context=context, initializer=_start_worker, initargs=(alive, self.threads, self.gpu)
+        )
+
+    def submit(self, context: Context, job: Job, deadline: float | None) -> Future[Outcome]:
+        self.job = job, deadline
+        with _sigint_blocked():  # a process that is started here inherits it, from its first instruction on
+            return self._pool.submit(_train_remotely, context, job, _seconds_left(deadline))
+
+    def stop(self) -> None:
+        self._pipe.close()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+class _ProcessExecutor(Executor):
+    """Trains in worker processes of this machine, one per GPU if there are any."""
+
+    def __init__(self, context: Context, worker_config: WorkerConfig, callbacks: Callbacks) -> None:
+        import torch
+
+        self._context, self._callbacks, self.workers = context, callbacks, worker_config.jobs
+        gpus = torch.cuda.device_count()
+        threads = worker_config.threads or max(1, (os.cpu_count() or 1) // self.workers)
+        self._idle = [_Worker(i, threads, i % gpus if gpus else None) for i in range(self.workers)]
+        self._busy: dict[Future[Outcome], _Worker] = {}
+
+    def submit(self, job: Job, deadline: float | None) -> None:
+        self._start(self._idle.pop(0), job, deadline)
+
+    def _start(self, worker: _Worker, job: Job, deadline: float | None) -> None:
+        self._busy[worker.submit(self._context, job, deadline)] = worker
+
+    def wait(self) -> list[tuple[Job, Outcome]]:
+        ended: list[tuple[Job, Outcome]] = []
+        while not ended and self._busy:
+            for future in wait_for(self._busy, return_when=FIRST_COMPLETED).done:
+                worker = self._busy.pop(future)
+                assert worker.job
+                job, deadline = worker.job
+                try:
+                    ended.append((job, future.result()))
+                    self._idle.append(worker)
+                except BrokenProcessPool as error:
+                    self._restart(worker, job, error)
+                    self._start(worker, job, deadline)
+        return ended
+
+    def _restart(self, worker: _Worker, job: Job, error: BrokenProcessPool) -> None:
+        worker.stop()
+        worker.deaths += 1
+        if worker.deaths > MAX_RESTARTS:
+            raise TrainingError(
+                f"worker {worker.number + 1} died {worker.deaths} times, last in trial {job.trial}; "
+                "check the memory that is free, and use fewer --jobs"
+            ) from error
+        self._callbacks.info(
+            f"worker {worker.number + 1} died and is replaced; trial {job.trial} continues from its last checkpoint"
+        )
+        worker.start()
+
+    def close(self) -> None:
+        for worker in [*self._idle, *self._busy.values()]:
+            worker.stop()
+
+
+class _RayExecutor(Executor):
+    """Trains in tasks of a Ray cluster; all of its machines must see OUT and the images."""
+
+    def __init__(self, context: Context, worker_config: WorkerConfig, callbacks: Callbacks) -> None:
+        require("ray", "ray", what="--ray")
+        import ray
+
+        self._ray, self._context, self._threads = ray, context, worker_config.threads or 1
+        threads = self._threads
+        address = None if worker_config.ray == "local" else worker_config.ray
+        _check_listening(worker_config.ray)
+        try:
+            ray.init(address=address, num_cpus=worker_config.jobs * threads if address is None else None,
+                     include_dashboard=False, log_to_driver=False, configure_logging=False)  # fmt: skip
+        except Exception as error:  # Ray raises many classes where a cluster cannot be reached
+            ray.shutdown()
+            raise _no_cluster(worker_config.ray, str(error).splitlines()[0][:160]) from error
+        capacity = max(1, int(ray.cluster_resources().get("CPU", 1)) // threads)
+        self.workers = min(worker_config.jobs, capacity) if worker_config.jobs > 1 else capacity
+        callbacks.info(f"{self.workers} workers on Ray, {threads} thread{'s' if threads > 1 else ''} each")
+        self._task: Any = ray.remote(num_cpus=threads, max_retries=MAX_RESTARTS)(_train_on_ray)
+        self._running: dict[Any, Job] = {}
+
+    def submit(self, job: Job, deadline: float | None) -> None:
+        self._running[self._task.remote(self._context, job, _seconds_left(deadline), self._threads)] = job
+
+    def wait(self) -> list[tuple[Job, Outcome]]:
+        ended, _ = self._ray.wait(list(self._running), num_returns=1)
+        try:
+            return [(self._running.pop(task), self._ray.get(task)) for task in ended]
+        except self._ray.exceptions.RayError as error:
+            raise TrainingError(f"a Ray task failed: {str(error).strip().splitlines()[-1][:160]}") from error
+
+    def close(self) -> None:
+        self._ray.shutdown()
+
+
+def _start_worker(alive: Connection, threads: int, gpu: int | None) -> None:
+    """Prepare a worker process: its resources, and that it ends with the coordinator."""
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu)
     import torch
 
     torch.set_num_threads(threads)
-    opened = fitting.open_all(search.request, search.cache, Callbacks())
-    work(search, queue_of(search, marks), opened, callbacks)
+
+    def end_with_coordinator() -> None:
+        alive.poll(None)  # returns once the other end is closed
+        os.kill(os.getpid(), signal.SIGKILL)  # nothing is lost: a run is safe against kills
+
+    threading.Thread(target=end_with_coordinator, daemon=True).start()
 
 
-def _in_processes(search: Search, marks: dict[str, Any], worker_config: WorkerConfig, callbacks: Callbacks) -> None:
-    import torch
-
-    gpus = torch.cuda.device_count()
-    threads = worker_config.threads or max(1, (os.cpu_count() or 1) // worker_config.jobs)
-
-    def start(number: int) -> tuple[SpawnProcess, Connection]:
-        context = multiprocessing.get_context("spawn")
-        ours, theirs = context.Pipe(duplex=False)
-        gpu = number % gpus if gpus else None
-        process = context.Process(target=_child, args=(search, marks, threads, gpu, theirs), daemon=True)
-        process.start()
-        theirs.close()
-        return process, ours
-
-    running = {number: start(number) for number in range(worker_config.jobs)}
-    deaths = dict.fromkeys(running, 0)
-    try:
-        while running:
-            wait([*(pipe for _, pipe in running.values())], timeout=1.0)
-            for number, (process, pipe) in list(running.items()):
-                _hear(pipe, callbacks)
-                if process.is_alive():
-                    continue
-                _hear(pipe, callbacks)
-                del running[number]
-                if process.exitcode == 0:
-                    continue
-                deaths[number] += 1
-                if deaths[number] > RESTARTS:
-                    raise TrainingError(f"worker {number + 1} died {deaths[number]} times; see what the trials say")
-                callbacks.info(f"worker {number + 1} died (exit {process.exitcode}); another one takes its place")
-                running[number] = start(number)
-    finally:
-        for process, _ in running.values():
-            process.terminate()
-        for process, _ in running.values():
-            process.join()
-
-
-def _hear(pipe: Connection, callbacks: Callbacks) -> None:
-    """Pass on what a worker said; raises the TaskgraftError that it met."""
-    try:
-        while pipe.poll():
-            kind, *content = pipe.recv()
-            if kind == "error":
-                raise content[0]
-            callbacks.info(content[0])
-    except (EOFError, ConnectionError):
+@contextmanager
+def _sigint_blocked() -> Iterator[None]:
+    """Ctrl-C reaches all processes of a terminal, but the coordinator alone decides when workers end."""
+    if sys.platform == "win32":
+        yield
         return
-
-
-def _child(search: Search, marks: dict[str, Any], threads: int, gpu: int | None, pipe: Connection) -> None:
-    def say(line: str) -> None:
-        pipe.send(("say", line))
-
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        begin(search, marks, threads, gpu, Callbacks(info=say))
-    except TaskgraftError as error:
-        pipe.send(("error", error))
-    except KeyboardInterrupt:
-        return  # the process that began this one says so
-
-
-def _end_with_parent() -> None:
-    """A worker whose search was killed must not go on alone."""
-    parent = multiprocessing.parent_process()
-    assert parent
-    wait([parent.sentinel])
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _on_ray(search: Search, marks: dict[str, Any], worker_config: WorkerConfig, callbacks: Callbacks) -> None:
-    """As many workers as the cluster has room for; they share OUT and the storage, as processes do."""
-    ray = _ray()
-    address = None if worker_config.ray == "local" else worker_config.ray
-    _answers(worker_config.ray)
-    threads = worker_config.threads or 1
-    try:
-        ray.init(address=address, num_cpus=worker_config.jobs * threads if address is None else None, include_dashboard=False,
-                 log_to_driver=False, configure_logging=False)  # fmt: skip
-    except Exception as error:  # many kinds, each meaning that the cluster cannot be reached
-        raise InputError(
-            f"--ray {worker_config.ray}: no cluster answers there ({str(error).splitlines()[0][:160]}); "
-            "start one with ray start --head"
-        ) from error
-    try:
-        room = int(ray.cluster_resources().get("CPU", 1)) // threads
-        count = min(worker_config.jobs, room) if worker_config.jobs > 1 else max(1, room)
-        callbacks.info(f"{count} workers on Ray, {threads} thread{'s' if threads > 1 else ''} each")
-        task: Callable[..., Any] = ray.remote(num_cpus=threads, max_retries=RESTARTS)(_remote)
-        left = None if search.deadline is None else search.deadline - time.monotonic()  # each machine has its own clock
-        for problem in ray.get([task.remote(search, marks, threads, left) for _ in range(count)]):  # pyright: ignore
-            if problem:
-                raise problem
+        yield
     finally:
-        ray.shutdown()
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
-def _remote(search: Search, marks: dict[str, Any], threads: int, left: float | None) -> TaskgraftError | None:
-    deadline = None if left is None else time.monotonic() + left
+@functools.lru_cache(maxsize=1)
+def _open_once(request: Request, cache: Path | None) -> Opened:
+    """Open the parent and the images once per worker."""
+    return fitting.open_all(request, cache, Callbacks())
+
+
+def _train_remotely(context: Context, job: Job, seconds_left: float | None) -> Outcome:
+    """Train a job in a worker. Errors are returned: Ray would wrap them in one of its own with a long text."""
+    deadline = None if seconds_left is None else time.monotonic() + seconds_left  # each machine has its own clock
     try:
-        begin(search._replace(deadline=deadline), marks, threads, None, Callbacks())
+        return train_trial(context, job, _open_once(context.request, context.cache), deadline, Callbacks())
     except TaskgraftError as error:
         return error
-    return None
 
 
-def _answers(address: str) -> None:
-    """Raises TaskgraftError where nothing listens at HOST:PORT; Ray itself would try for minutes."""
+def _train_on_ray(context: Context, job: Job, seconds_left: float | None, threads: int) -> Outcome:
+    import torch
+
+    torch.set_num_threads(threads)
+    return _train_remotely(context, job, seconds_left)
+
+
+def _seconds_left(deadline: float | None) -> float | None:
+    return None if deadline is None else deadline - time.monotonic()
+
+
+def _check_listening(address: str) -> None:
+    """Raise SetupError where nothing listens at HOST:PORT; Ray itself would try for minutes."""
     host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal():
-        return
-    try:
-        socket.create_connection((host, int(port)), timeout=5).close()
-    except OSError as error:
-        raise InputError(
-            f"--ray {address}: no cluster answers there ({error.strerror or error}); start one with ray start --head"
-        ) from error
+    if host and port.isdecimal():
+        try:
+            socket.create_connection((host, int(port)), timeout=5).close()
+        except OSError as error:
+            raise _no_cluster(address, error.strerror or str(error)) from error
 
 
-def _ray() -> Any:
-    require("ray", "ray", what="--ray")
-    import ray
-
-    return ray
+def _no_cluster(address: str, reason: str) -> SetupError:
+    return SetupError(f"--ray {address}: cannot connect ({reason}); start a cluster with ray start --head")

@@ -1,115 +1,134 @@
-"""What to try next: Optuna's samplers, asked for a whole wave at a time.
+"""Sampling of hyperparameters by Optuna, one wave at a time.
 
-They are asked in a study in memory that holds the trials of earlier waves, with a seed of the wave's own; so a wave is
-a function of what is known, whoever asks, and a stopped search goes on with the same trials.
+Each wave is sampled in a fresh study in memory that holds the trials of earlier waves, with a seed of its own. A wave
+is therefore a function of the earlier results: neither workers nor interruptions change it.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import optuna
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, create_trial
 
 from taskgraft import seeding
 from taskgraft.errors import InputError
-from taskgraft.tuning.space import Among, Between, Params, Space
+from taskgraft.results.search import TrialResult
+from taskgraft.tuning.space import Choices, Params, Space, ValueRange
 
-SINGLE = ("cmaes", "gp", "qmc")  # samplers of Optuna's that people ask for, and that know one objective only
-DIGITS = 3
-PATIENCE = 10  # times a sampler may repeat itself before a trial is tried twice
-SAMPLERS: dict[str, Callable[[int, int], BaseSampler]] = {
-    "random": lambda seed, count: RandomSampler(seed=seed),
-    "tpe": lambda seed, count: TPESampler(seed=seed, multivariate=True, constant_liar=True, n_startup_trials=count),
-    "nsga2": lambda seed, count: NSGAIISampler(seed=seed, population_size=max(2, count)),
-}
+SAMPLERS = ("tpe", "nsga2", "random")  # besides "grid"
+SINGLE_OBJECTIVE = ("cmaes", "gp", "qmc")  # Optuna's, but a search maximizes old and new accuracy
+DIGITS = 3  # significant digits of sampled numbers
+MAX_REPEATS = 10  # times that a sampler may repeat itself before a trial is accepted twice
 
 
 class Suggestion(NamedTuple):
-    """Values of the open dimensions, and what the sampler notes of them for itself."""
+    """Sampled hyperparameters and the sampler's own notes on them."""
 
     params: Params
-    system: dict[str, Any]
+    system_attrs: dict[str, Any]
 
 
-def check(sampler: str) -> str:
-    """The sampler's name; raises TaskgraftError for one that does not exist or cannot do two objectives."""
-    if sampler in SINGLE:
-        raise InputError(
-            f"--sampler {sampler} knows one objective, and a search has two; give grid, tpe, nsga2 or random"
-        )
-    if sampler != "grid" and sampler not in SAMPLERS:
-        raise InputError(f"--sampler {sampler!r} does not exist; give grid, tpe, nsga2 or random")
-    return sampler
+def check_sampler(name: str) -> None:
+    """Raise InputError for a sampler that does not exist or that supports a single objective only."""
+    available = f"available: grid, {', '.join(SAMPLERS)}"
+    if name in SINGLE_OBJECTIVE:
+        raise InputError(f"--sampler {name} supports one objective, but a search has two; {available}")
+    if name != "grid" and name not in SAMPLERS:
+        raise InputError(f"--sampler {name!r} does not exist; {available}")
 
 
 def suggest(
-    space: Space, sampler: str, known: Sequence[FrozenTrial], wave: int, count: int, seed: int, size: int
+    space: Space, sampler: str, past: Sequence[FrozenTrial], wave: int, count: int, seed: int, wave_size: int
 ) -> list[Suggestion]:
-    """The next `count` trials, given those of earlier waves; `size` is that of a full wave."""
+    """Sample the trials of a wave.
+
+    Args:
+        space: Search space.
+        sampler: One of `SAMPLERS`.
+        past: Finished trials of the earlier waves, in order.
+        wave: Number of the wave.
+        count: How many trials to sample; the first ones do not depend on it.
+        seed: Seed of the search.
+        wave_size: Number of trials of a full wave.
+
+    Returns:
+        `count` suggestions. Parameters are repeated only where the space has no more to offer.
+    """
+    study = optuna.create_study(
+        directions=["maximize", "maximize"],
+        sampler=_build_sampler(sampler, seeding.derive(seed, "wave", wave) % 2**32, wave_size),
+    )
+    study.add_trials(past)
+    dimensions = to_distributions(space)
+    suggestions: list[Suggestion] = []
+    tried = [trial.params for trial in past]
+    for attempt in range(MAX_REPEATS * count):
+        trial = study.ask(dimensions)
+        params = {key: _round(value, space.dimensions[key]) for key, value in trial.params.items()}
+        if params in tried and attempt < (MAX_REPEATS - 1) * count:
+            continue
+        system_attrs = study.get_trials(deepcopy=False)[trial.number].system_attrs
+        suggestions.append(Suggestion(params, dict(system_attrs)))
+        tried.append(params)
+        if len(suggestions) == count:
+            break
+    return suggestions
+
+
+def _build_sampler(name: str, seed: int, wave_size: int) -> BaseSampler:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        made = SAMPLERS[sampler](seeding.derive(seed, "wave", wave) % 2**32, size)
-    study = optuna.create_study(directions=["maximize", "maximize"], sampler=made)
-    study.add_trials(known)
-    found: list[Suggestion] = []
-    tried = [trial.params for trial in known]
-    for turn in range(PATIENCE * count):
-        asked = study.ask(distributions(space))
-        params = {key: _short(value, space.open[key]) for key, value in asked.params.items()}
-        if params in tried and turn < (PATIENCE - 1) * count:  # a space may have no more than was tried
-            continue
-        system = study.get_trials(deepcopy=False)[asked.number].system_attrs
-        found.append(Suggestion(params, dict(system)))
-        tried.append(params)
-        if len(found) == count:
-            break
-    return found
+        if name == "tpe":
+            return TPESampler(seed=seed, multivariate=True, constant_liar=True, n_startup_trials=wave_size)
+        if name == "nsga2":
+            return NSGAIISampler(seed=seed, population_size=max(2, wave_size))
+        return RandomSampler(seed=seed)
 
 
-def _short(value: Any, extent: Between | Among) -> Any:
-    """A number with the digits that a person would write; no search tells more of them apart."""
-    if isinstance(extent, Among) or not isinstance(value, float):
+def _round(value: Any, dimension: ValueRange | Choices) -> Any:
+    """Round a number to the digits that a person would write, within its range."""
+    if isinstance(dimension, Choices) or not isinstance(value, float):
         return value
-    return min(max(float(f"{value:.{DIGITS}g}"), extent.low), extent.high)
+    return min(max(float(f"{value:.{DIGITS}g}"), dimension.low), dimension.high)
 
 
-def distributions(space: Space) -> dict[str, BaseDistribution]:
-    """The open dimensions as Optuna's."""
-    found: dict[str, BaseDistribution] = {}
-    for key, extent in space.open.items():
-        if isinstance(extent, Among):
-            found[key] = CategoricalDistribution(extent.values)
-        elif extent.whole:
-            found[key] = IntDistribution(int(extent.low), int(extent.high), log=extent.log)
+def to_distributions(space: Space) -> dict[str, BaseDistribution]:
+    """Convert the dimensions of a space to Optuna's distributions."""
+    distributions: dict[str, BaseDistribution] = {}
+    for key, dimension in space.dimensions.items():
+        if isinstance(dimension, Choices):
+            distributions[key] = CategoricalDistribution(dimension.values)
+        elif dimension.integer:
+            distributions[key] = IntDistribution(int(dimension.low), int(dimension.high), log=dimension.log)
         else:
-            found[key] = FloatDistribution(extent.low, extent.high, log=extent.log)
-    return found
+            distributions[key] = FloatDistribution(dimension.low, dimension.high, log=dimension.log)
+    return distributions
 
 
-def importance(trials: Sequence[FrozenTrial]) -> dict[str, dict[str, float]]:
-    """Share of the spread of old and of new accuracy that each dimension explains; empty for few trials.
+def compute_importance(space: Space, trials: Sequence[TrialResult]) -> dict[str, dict[str, float]]:
+    """Compute how much of the variation of old and of new accuracy each hyperparameter explains.
 
     Source: Watanabe et al. 2023 (PED-ANOVA), Optuna's default.
+
+    Returns:
+        "old" and "new" -> hyperparameter -> fraction in [0, 1]; empty for fewer than four measured trials.
     """
-    done = [trial for trial in trials if trial.values is not None]
-    if len(done) < 4:
+    measured = [trial for trial in trials if trial.old is not None and trial.new is not None]
+    if len(measured) < 4:
         return {}
     study = optuna.create_study(directions=["maximize", "maximize"])
-    study.add_trials(done)
-    found = {}
-    for row, name in enumerate(("old", "new")):
+    for trial in measured:
+        values = [trial.old or 0.0, trial.new or 0.0]
+        study.add_trial(create_trial(params=trial.params, distributions=to_distributions(space), values=values))
+    importance = {}
+    for index, name in enumerate(("old", "new")):
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # that small targets are meant: hence the negative
-            shares = optuna.importance.get_param_importances(study, target=lambda trial, row=row: -trial.values[row])
-        found[name] = {key: float(value) for key, value in shares.items()}
-    return found
+            warnings.simplefilter("ignore", UserWarning)  # it warns that small targets count: hence the negative
+            values = optuna.importance.get_param_importances(study, target=lambda trial, i=index: -trial.values[i])
+        importance[name] = {key: float(value) for key, value in values.items()}
+    return importance

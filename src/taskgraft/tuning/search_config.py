@@ -38,7 +38,7 @@ class SearchConfig:
         default="90%", metadata={"help": "New-task accuracy required of the selected model with the least forgetting"}
     )
     storage: str = field(
-        default="", metadata={"help": "postgresql://... URL for several machines; the default is a journal file in OUT"}
+        default="", metadata={"help": "postgresql://... URL of a database; the default is a journal file in OUT"}
     )
     study: str = field(default="", metadata={"help": "Name of the study in the storage; the default is OUT's name"})
     no_share: bool = field(default=False, metadata={"help": "Do not reuse computation across trials"})
@@ -59,15 +59,28 @@ class WorkerConfig:
 
 
 class Limits(NamedTuple):
-    """A wish's texts as numbers: seconds (None = no limit) and shares."""
+    """The textual settings of a `SearchConfig` as numbers.
+
+    Attributes:
+        budget: Time limit in seconds, or None.
+        max_forgetting: Fraction in [0, 1].
+        min_new: Fraction in [0, 1].
+    """
 
     budget: float | None
     max_forgetting: float
     min_new: float
 
 
-def checked(search_config: SearchConfig, worker_config: WorkerConfig) -> Limits:
-    """The numbers that a wish's texts mean; raises TaskgraftError for whatever is not legal in wish or crew."""
+def validate(search_config: SearchConfig, worker_config: WorkerConfig) -> Limits:
+    """Check all settings of a search.
+
+    Returns:
+        The textual settings as numbers.
+
+    Raises:
+        InputError: a value is not legal.
+    """
     for settings in (search_config, worker_config):
         for name, option in options(type(settings)).items():
             value = getattr(settings, name)
@@ -75,30 +88,38 @@ def checked(search_config: SearchConfig, worker_config: WorkerConfig) -> Limits:
             if reason:
                 raise InputError(f"--{name.replace('_', '-')} {value!r}: {reason}")
     if not search_config.trials and not search_config.budget and search_config.sampler != "grid":
-        raise InputError("--trials 0 searches until the budget is spent: give --budget, such as 30m")
+        raise InputError("--trials 0 searches until the budget is spent; set --budget, for example 30m")
     return Limits(
-        seconds(search_config.budget),
-        share(search_config.max_forgetting, "--max-forgetting"),
-        share(search_config.min_new, "--min-new"),
+        parse_duration(search_config.budget, "--budget"),
+        parse_fraction(search_config.max_forgetting, "--max-forgetting"),
+        parse_fraction(search_config.min_new, "--min-new"),
     )
 
 
-def seconds(text: str) -> float | None:
-    """A time such as 90s, 30m or 1.5h in seconds; None for an empty text. Raises TaskgraftError for anything else."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text.strip())
+def parse_duration(text: str, flag: str) -> float | None:
+    """Convert a duration such as 90s, 30m or 1.5h to seconds; None for an empty text.
+
+    Raises:
+        InputError: the text is not a duration; the message names `flag`.
+    """
     if not text:
         return None
-    if not found or not float(found[1]):
-        raise InputError(f"--budget {text!r}: write a time such as 90s, 30m or 2h")
-    return float(found[1]) * UNITS[found[2] or "s"]
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text.strip())
+    if not match or not float(match[1]):
+        raise InputError(f"{flag} {text!r} is not a duration; write 90s, 30m or 2h")
+    return float(match[1]) * UNITS[match[2] or "s"]
 
 
-def share(text: str, flag: str) -> float:
-    """A share such as 1% or 0.01; raises TaskgraftError for anything else."""
+def parse_fraction(text: str, flag: str) -> float:
+    """Convert a fraction such as 1% or 0.01 to a number in [0, 1].
+
+    Raises:
+        InputError: the text is not a fraction; the message names `flag`.
+    """
     try:
         value = float(text.strip().rstrip("%")) / (100 if text.strip().endswith("%") else 1)
     except ValueError:
         value = -1.0
     if not 0 <= value <= 1:
-        raise InputError(f"{flag} {text!r}: write a share such as 1% or 0.01")
+        raise InputError(f"{flag} {text!r} is not a fraction; write 1% or 0.01")
     return value

@@ -1,7 +1,7 @@
-"""What is searched: a method in the notation, with values left open, and settings of the run. No torch in here.
+"""The search space: a method with ranges in place of values, and training settings. Imports no torch.
 
-`ewc(strength=10..1000)` leaves an interval open, `ewc(strength=[10, 30, 100])` some values. Where nothing is left open,
-everything is that declares a searched range, with the learning rate and the warm-up.
+A setting may be a range, `strength=10..1000`, or a list of choices, `strength=[10, 30, 100]`. Where neither is given,
+every setting that declares a searched range is a dimension, together with the learning rate and the head-only steps.
 """
 
 from __future__ import annotations
@@ -16,174 +16,191 @@ from typing import Any, NamedTuple
 
 from taskgraft.config import Option, Range, TrainingConfig, options
 from taskgraft.errors import InputError
-from taskgraft.methods import notation, registry
+from taskgraft.methods import notation
+from taskgraft.methods.presets import EXAMPLE, RANGE_EXAMPLE
+from taskgraft.methods.registry import ALIASES, METHODS
 
 NUMBER = r"[-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?"
-SPAN = re.compile(rf"({NUMBER})\.\.({NUMBER})")
-ALWAYS = ("lr", "head_steps")  # of Run, where nothing is named
+RANGE = re.compile(rf"({NUMBER})\.\.({NUMBER})")
+DEFAULT_SETTINGS = ("lr", "head_steps")  # of TrainingConfig, searched where nothing is named
 METHOD = "method"  # the dimension of a portfolio
+LIST_NODES = ast.Tuple | ast.List | ast.Set  # a range is read as a tuple
 Params = dict[str, Any]
 
 
-class Between(NamedTuple):
-    """An open interval of numbers, both ends included."""
+class ValueRange(NamedTuple):
+    """A dimension of numbers from `low` to `high`, both included, sampled on a logarithmic scale if `log`."""
 
     low: float
     high: float
     log: bool
-    whole: bool
+    integer: bool
 
 
-class Among(NamedTuple):
-    """Some values."""
+class Choices(NamedTuple):
+    """A dimension of listed values."""
 
     values: tuple[Any, ...]
 
 
 class Space(NamedTuple):
-    """`fixed` is the notation without its open values; `open` the dimensions, by "method.setting" or setting of Run."""
+    """A search space.
 
-    fixed: str
+    Attributes:
+        method: The method in the notation, without its searched settings.
+        config: Training settings; searched ones have their defaults.
+        dimensions: "method.setting" or training setting -> its values.
+    """
+
+    method: str
     config: TrainingConfig
-    open: dict[str, Between | Among]
+    dimensions: dict[str, ValueRange | Choices]
 
 
 def parse(method: str, settings: str, config: TrainingConfig) -> Space:
-    """Read a method and a list such as 'lr=1e-4..1e-2, steps=300', with open values in both.
+    """Read a search space.
 
-    Raises TaskgraftError for what cannot be read, is not legal, or leaves nothing to search.
+    Args:
+        method: A method in the notation, with ranges or lists as values.
+        settings: Training settings such as 'lr=1e-4..1e-2, steps=300'; single values replace those of `config`.
+        config: Training settings.
+
+    Raises:
+        InputError: it cannot be read, a value is not legal, or there is nothing to search.
     """
-    fixed, found = _of_method(method)
-    config, own = _of_run(settings, config)
-    found |= own
-    if not found:
-        found = _everything(fixed, config)
-    if not found:
-        raise InputError(f"nothing is open in {method!r}; write for example 'ewc(strength=10..1000)' or --space lr=…")
-    return Space(fixed, config, found)
+    plain_method, dimensions = _parse_method(method)
+    config, config_dimensions = _parse_settings(settings, config)
+    dimensions |= config_dimensions
+    dimensions = dimensions or _default_dimensions(plain_method)
+    return Space(plain_method, config, dimensions)
 
 
-def portfolio(notations: Sequence[str], lrs: Sequence[float], config: TrainingConfig) -> Space:
-    """Whole methods beside each other, each at several rates."""
-    return Space("", config, {METHOD: Among(tuple(notations)), "lr": Among(tuple(lrs))})
+def build_portfolio(notations: Sequence[str], lrs: Sequence[float], config: TrainingConfig) -> Space:
+    """Return the space of each of several methods at each of several learning rates."""
+    return Space("", config, {METHOD: Choices(tuple(notations)), "lr": Choices(tuple(lrs))})
 
 
-def applied(space: Space, params: Mapping[str, Any]) -> tuple[str, TrainingConfig]:
-    """The notation and the run that values of the open dimensions stand for."""
-    plan = notation.parse(params.get(METHOD, space.fixed))
+def apply(space: Space, params: Mapping[str, Any]) -> tuple[str, TrainingConfig]:
+    """Return the method, in the notation, and the training settings that a point of the space stands for."""
+    plan = notation.parse(params.get(METHOD, space.method))
     for key, value in params.items():
         name, _, setting = key.partition(".")
         if setting:
             plan[name] = replace(plan[name], **{setting: value})  # pyright: ignore[reportArgumentType]
-    own = {key: value for key, value in params.items() if "." not in key and key != METHOD}
-    return notation.show(plan), replace(space.config, **own)
+    training = {key: value for key, value in params.items() if "." not in key and key != METHOD}
+    return notation.show(plan), replace(space.config, **training)
 
 
 def grid(space: Space, points: int) -> list[Params]:
-    """Every combination; of an interval `points` values, equally far apart on its scale."""
-    axes = [[(key, value) for value in values(extent, points)] for key, extent in space.open.items()]
+    """Return every combination of values, with `points` equidistant values for each range."""
+    axes = [[(key, value) for value in grid_values(dim, points)] for key, dim in space.dimensions.items()]
     return [dict(cell) for cell in itertools.product(*axes)]
 
 
-def values(extent: Between | Among, points: int) -> list[Any]:
-    """The values of one dimension on a grid."""
-    if isinstance(extent, Among):
-        return list(extent.values)
-    shares = [place / max(1, points - 1) for place in range(points)]
-    if extent.log:
-        found = [math.exp(math.log(extent.low) * (1 - s) + math.log(extent.high) * s) for s in shares]
+def grid_values(dimension: ValueRange | Choices, points: int) -> list[Any]:
+    """Return the values of one dimension on a grid."""
+    if isinstance(dimension, Choices):
+        return list(dimension.values)
+    low, high, log, integer = dimension
+    fractions = [index / max(1, points - 1) for index in range(points)]
+    if log:
+        values = [math.exp(math.log(low) * (1 - t) + math.log(high) * t) for t in fractions]
     else:
-        found = [extent.low * (1 - s) + extent.high * s for s in shares]
-    return list(dict.fromkeys(round(value) if extent.whole else float(f"{value:.6g}") for value in found))
+        values = [low * (1 - t) + high * t for t in fractions]
+    return list(dict.fromkeys(round(value) if integer else float(f"{value:.6g}") for value in values))
 
 
-def show(space: Space) -> dict[str, str]:
-    """Each open dimension in words."""
-    words = {}
-    for key, extent in space.open.items():
-        if isinstance(extent, Among):
-            words[key] = "[" + ", ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in extent.values) + "]"
+def describe(space: Space) -> dict[str, str]:
+    """Return each dimension as text, such as '0.1..10 (log)'."""
+    texts = {}
+    for key, dim in space.dimensions.items():
+        if isinstance(dim, Choices):
+            texts[key] = "[" + ", ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in dim.values) + "]"
         else:
-            words[key] = f"{extent.low:g}..{extent.high:g}{' (log)' if extent.log else ''}"
-    return words
+            texts[key] = f"{dim.low:g}..{dim.high:g}{' (log)' if dim.log else ''}"
+    return texts
 
 
-def _of_method(text: str) -> tuple[str, dict[str, Between | Among]]:
-    tree = _read(text, f"method {text!r}", "'distill + ewc(strength=10..1000)'")
-    found: dict[str, Between | Among] = {}
-    for call in [node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]:
-        assert isinstance(call.func, ast.Name)
-        name = registry.ALIASES.get(call.func.id, call.func.id)
-        known = options(registry.METHODS[name]) if name in registry.METHODS else {}
+def _parse_method(text: str) -> tuple[str, dict[str, ValueRange | Choices]]:
+    tree = _parse_expression(text, f"method {text!r}", repr(RANGE_EXAMPLE))
+    dimensions: dict[str, ValueRange | Choices] = {}
+    for call in ast.walk(tree):
+        if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
+            continue
+        name = ALIASES.get(call.func.id, call.func.id)
+        settings = options(METHODS[name]) if name in METHODS else {}
         for keyword in list(call.keywords):
-            if isinstance(keyword.value, ast.Tuple | ast.List | ast.Set) and keyword.arg in known:
-                found[f"{name}.{keyword.arg}"] = _extent(keyword.value, known[keyword.arg], f"{name}.{keyword.arg}")
+            if isinstance(keyword.value, LIST_NODES) and keyword.arg in settings:
+                key = f"{name}.{keyword.arg}"
+                dimensions[key] = _read_dimension(keyword.value, settings[keyword.arg], key)
                 call.keywords.remove(keyword)
     try:
         rest = ast.unparse(tree)
     except RecursionError as error:
-        raise InputError(f"method {text[:60]!r}… is nested too deeply; write for example 'ewc(strength=30)'") from error
-    return notation.show(notation.parse(rest)), found
+        raise InputError(f"method {text[:60]!r}… is nested too deeply; write for example {EXAMPLE!r}") from error
+    return notation.show(notation.parse(rest)), dimensions
 
 
-def _of_run(text: str, config: TrainingConfig) -> tuple[TrainingConfig, dict[str, Between | Among]]:
-    call = _read(f"space({text})", f"--space {text!r}", "'lr=1e-4..1e-2, head_steps=[0, 200]'").body
-    known, found, fixed = options(TrainingConfig), {}, {}
+def _parse_settings(text: str, config: TrainingConfig) -> tuple[TrainingConfig, dict[str, ValueRange | Choices]]:
+    call = _parse_expression(f"space({text})", f"--space {text!r}", "'lr=1e-4..1e-2, head_steps=[0, 200]'").body
     if not isinstance(call, ast.Call) or call.args:
-        raise InputError(f"--space {text!r}: write name=values, such as lr=1e-4..1e-2")
+        raise InputError(f"--space {text!r}: write name=values, for example lr=1e-4..1e-2")
+    settings, dimensions, fixed = options(TrainingConfig), {}, {}
     for keyword in call.keywords:
-        if keyword.arg not in known:
-            raise InputError(f"--space has no setting {keyword.arg!r}; there are {', '.join(known)}")
-        if isinstance(keyword.value, ast.Tuple | ast.List | ast.Set):
-            found[keyword.arg] = _extent(keyword.value, known[keyword.arg], keyword.arg)
+        if keyword.arg not in settings:
+            raise InputError(f"--space: unknown setting {keyword.arg!r}; available: {', '.join(settings)}")
+        option = settings[keyword.arg]
+        if isinstance(keyword.value, LIST_NODES):
+            dimensions[keyword.arg] = _read_dimension(keyword.value, option, keyword.arg)
         else:
-            fixed[keyword.arg] = _legal(notation.read_value(keyword.value), known[keyword.arg], keyword.arg)
-    return replace(config, **fixed), found
+            fixed[keyword.arg] = _check(notation.read_value(keyword.value), option, keyword.arg)
+    return replace(config, **fixed), dimensions
 
 
-def _read(text: str, what: str, example: str) -> ast.Expression:
+def _parse_expression(text: str, what: str, example: str) -> ast.Expression:
     if len(text) > notation.LONGEST:
-        raise InputError(f"{what[:60]}… is longer than {notation.LONGEST} letters; write for example {example}")
+        raise InputError(f"{what[:60]}… is longer than {notation.LONGEST} characters; write for example {example}")
     try:
-        return ast.parse(SPAN.sub(r"(\1, \2)", text.strip()), mode="eval")
+        return ast.parse(RANGE.sub(r"(\1, \2)", text.strip()), mode="eval")
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise InputError(f"{what} cannot be read; write for example {example}") from error
+        raise InputError(f"{what} cannot be parsed; write for example {example}") from error
 
 
-def _extent(node: ast.Tuple | ast.List | ast.Set, option: Option, name: str) -> Between | Among:
-    found = [_legal(notation.read_value(part), option, name) for part in node.elts]
+def _read_dimension(node: ast.Tuple | ast.List | ast.Set, option: Option, name: str) -> ValueRange | Choices:
+    values = [_check(notation.read_value(item), option, name) for item in node.elts]
     if not isinstance(node, ast.Tuple):
-        if not found or len(set(found)) != len(found):
-            raise InputError(f"{name}: list some values, each once")
-        return Among(tuple(found))
-    if option.kind not in (int, float) or len(found) != 2:
-        raise InputError(f"{name} has no interval; list its values, such as [{option.default}]")
-    low, high = found
+        if not values or len(set(values)) != len(values):
+            raise InputError(f"{name}: list at least one value, each only once")
+        return Choices(tuple(values))
+    if option.kind not in (int, float) or len(values) != 2:
+        raise InputError(f"{name} cannot be a range; list its values, for example [{option.default}]")
+    low, high = values
     if not low < high:
-        raise InputError(f"{name}={low:g}..{high:g} is empty; write the smaller value first")
+        raise InputError(f"{name}={low:g}..{high:g} is an empty range; write the smaller value first")
     log = bool(option.extent and option.extent.log) and low > 0
-    return Between(float(low), float(high), log, option.kind is int)
+    return ValueRange(float(low), float(high), log, option.kind is int)
 
 
-def _legal(value: Any, option: Option, name: str) -> Any:
+def _check(value: Any, option: Option, name: str) -> Any:
     reason = option.refusal(value)
     if reason:
         raise InputError(f"{name}={value}: {reason}")
     return option.kind(value) if option.kind in (int, float) else value
 
 
-def _everything(fixed: str, config: TrainingConfig) -> dict[str, Between | Among]:
-    found: dict[str, Between | Among] = {}
-    for name, settings in notation.parse(fixed).items():
-        written = {f.name for f in fields(settings) if getattr(settings, f.name) != f.default}  # pyright: ignore
+def _default_dimensions(method: str) -> dict[str, ValueRange | Choices]:
+    """Return the declared ranges of all method settings at their defaults, and those of DEFAULT_SETTINGS."""
+    dimensions: dict[str, ValueRange | Choices] = {}
+    for name, settings in notation.parse(method).items():
+        changed = {f.name for f in fields(settings) if getattr(settings, f.name) != f.default}  # pyright: ignore
         for key, option in options(type(settings)).items():
-            if option.extent and option.extent.searched and key not in written:
-                found[f"{name}.{key}"] = _whole(option.extent, option.kind)
-    return found | {
-        key: _whole(options(TrainingConfig)[key].extent or Range(0, 1), options(TrainingConfig)[key].kind)
-        for key in ALWAYS
+            if option.extent and option.extent.searched and key not in changed:
+                dimensions[f"{name}.{key}"] = _full_range(option.extent, option.kind)
+    training = options(TrainingConfig)
+    return dimensions | {
+        key: _full_range(training[key].extent or Range(0, 1), training[key].kind) for key in DEFAULT_SETTINGS
     }
 
 
-def _whole(extent: Range, kind: type) -> Between:
-    return Between(float(extent.low), float(extent.high), extent.log and extent.low > 0, kind is int)
+def _full_range(extent: Range, kind: type) -> ValueRange:
+    return ValueRange(float(extent.low), float(extent.high), extent.log and extent.low > 0, kind is int)
