@@ -78,7 +78,7 @@ def _build_table(rows: Sequence[Row], winner: int | None, old: str, new: str) ->
     agreement = any(row.agreement for row in rows)
     shown = [i for i, name in enumerate(summary.TABLE_HEAD) if agreement or not name.startswith("Agreement")]
     cells = [(row.label, *(use_minus_signs(summary.table_cells(row)[i]) for i in shown)) for row in rows]
-    caption = f"Old tasks: {old}. New task: {new}. At the step with the highest Score; the best is bold"
+    caption = f"Old tasks: {old}. New task: {new}. At the step with the highest Score; best configuration in bold"
     head = ("Configuration", *(summary.TABLE_HEAD[i] for i in shown))
     return Table(caption, head, tuple(cells), bold=winner)
 

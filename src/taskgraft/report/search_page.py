@@ -306,7 +306,7 @@ def _build_learning_curves(search: SearchResult) -> Chart:
     )
     panel = Panel("", Axis("mean accuracy (%)", -2, 102), tuple(curves), percent=True)
     x = charts.step_axis(0, max((trial.reached for trial in search.trials), default=1))
-    return Chart("curve-plot", "Learning curves", caption, (panel,), x)
+    return Chart("curve-plot", "Mean accuracy of the best trials", caption, (panel,), x)
 
 
 def _score(accuracy: dict[str, float], agreement: dict[str, float], tasks: Sequence[str]) -> float | None:

@@ -1,21 +1,21 @@
 "use strict";
-// a button beside every command, where the browser lets a page copy
+// a copy button beside every command, where the browser allows it
 (() => {
-  const offer = (place) => {
+  const addButton = (block) => {
     const button = document.createElement("button");
-    const say = (word) => (button.textContent = word);
+    const setText = (text) => (button.textContent = text);
     button.type = "button";
     button.className = "copy";
     button.setAttribute("aria-live", "polite");
-    say("Copy");
+    setText("Copy");
     button.addEventListener("click", () =>
-      navigator.clipboard.writeText(place.querySelector("code").textContent).then(
-        () => say("Copied"),
-        () => say("Not allowed")
+      navigator.clipboard.writeText(block.querySelector("code").textContent).then(
+        () => setText("Copied"),
+        () => setText("Not allowed")
       )
     );
-    place.classList.add("copied");
-    place.append(button);
+    block.classList.add("copied");
+    block.append(button);
   };
-  if (navigator.clipboard) document.querySelectorAll("pre").forEach(offer);
+  if (navigator.clipboard) document.querySelectorAll("pre").forEach(addButton);
 })();
