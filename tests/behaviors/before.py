@@ -123,7 +123,7 @@ def looked_at(place: Place) -> str:
     told = place.run("check", place.new, "--json")
     found = json.loads(told.out)
     assert told.code == 0
-    assert {"classes", "images", "unreadable", "duplicates", "imbalance", "sizes", "wanting"} <= found.keys()
+    assert {"classes", "images", "unreadable", "duplicates", "imbalance", "sizes", "problems"} <= found.keys()
     data = Path(shutil.copytree(place.new, place.root / "data"))
     shutil.copy(next((data / "train" / "red").iterdir()), data / "val" / "blue" / "again.png")
     wanting = place.run("check", data)

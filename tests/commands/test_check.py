@@ -45,7 +45,7 @@ def test_good_pictures_want_nothing(data: Path) -> None:
     assert found["images"] == {"train": 24, "val": 6}
     assert found["classes"]["bus"] == {"train": 12, "val": 3}
     assert found["sizes"] == {"smallest": [48, 48], "median": [48, 48], "largest": [48, 48], "tiny": 0}
-    assert not any(found[key] for key in (*(key for key, *_ in FINDINGS), "wanting", "remarks", "against"))
+    assert not any(found[key] for key in (*(key for key, *_ in FINDINGS), "problems", "remarks", "against"))
     assert found["lines"][-1] == "no problems found"
 
 
@@ -62,7 +62,7 @@ def test_doubles_inside_and_across(data: Path) -> None:
     assert found["near_leaks"] == [["train/van/3.png", "val/van/again.jpg"]]
     assert ["train/van/4.png", "train/van/squeezed.png"] in found["near_duplicates"]
     assert found["near_conflicts"] == []
-    assert found["wanting"] == ["equal images stand in two classes", "equal images stand in two splits"]
+    assert found["problems"] == ["equal images stand in two classes", "equal images stand in two splits"]
     assert any("1 image is in two splits: train/bus/1.png and val/bus/leak.png" in one for one in found["lines"])
 
 
@@ -87,7 +87,7 @@ def test_classes_of_validation_without_training(data: Path) -> None:
     found = check(data)
     assert found["not_trained"] == [["val", "Vans", "van"], ["val", "lorry", None]]
     assert found["alike"] == [["Vans", "van"]]
-    assert "classes without a training image" in found["wanting"]
+    assert "classes without a training image" in found["problems"]
 
 
 def test_what_cannot_be_read_is_listed_with_its_reason(data: Path) -> None:
@@ -95,10 +95,10 @@ def test_what_cannot_be_read_is_listed_with_its_reason(data: Path) -> None:
     (data / "stray.txt").write_text("x")
     found = check(data)
     assert found["excluded"] == [["train/bus/empty.png", "empty"]]
-    assert (found["unreadable"], found["wanting"]) == (1, [])
+    assert (found["unreadable"], found["problems"]) == (1, [])
     for number in range(3):
         (data / f"train/van/bad{number}.png").write_bytes(b"x")
-    assert check(data)["wanting"] == ["4 of 34 images cannot be used; training passes over 5% at most"]
+    assert check(data)["problems"] == ["4 of 34 images cannot be used; training passes over 5% at most"]
 
 
 def test_few_uneven_and_tiny(tmp_path: Path) -> None:
@@ -123,14 +123,14 @@ def test_beside_a_model(alice: Path, tmp_path: Path) -> None:
     assert (beside["task"], beside["known"], beside["unknown"], beside["absent"]) == ("shape", 1, ["oval"], [])
     assert beside["near"] == [["Round", "round", "written otherwise"], ["squares", "square", "written otherwise"]]
     assert (beside["input"], beside["smaller"]) == (32, 1)
-    assert found["wanting"] == ["class names that the model writes otherwise"]
+    assert found["problems"] == ["class names that the model writes otherwise"]
 
 
 def test_a_new_task_beside_a_model(alice: Path, new_folder: Path) -> None:
     found = check(new_folder, against=str(alice))
     assert found["against"]["task"] is None
     assert found["against"]["unknown"] == sorted(NEW.classes)
-    assert not found["wanting"]
+    assert not found["problems"]
     with pytest.raises(TaskgraftError, match="not a file, folder or timm model"):
         check(new_folder, against="nothing")
 

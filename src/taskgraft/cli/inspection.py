@@ -52,7 +52,7 @@ def check(
         )  # fmt: skip
     lines = [*found.pop("lines"), *([f"page: {html}"] if html else [])]
     console.print_results(*([json.dumps(found, indent=2, ensure_ascii=False)] if as_json else lines))
-    return 1 if found["wanting"] else 0
+    return 1 if found["problems"] else 0
 
 
 def report(

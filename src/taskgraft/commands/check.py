@@ -56,7 +56,7 @@ def check(
 
     `group` and `min_images` merge and drop classes by name; `drop_leaks` leaves training images out of `manifest`
     that stand in another split too; `against` is a model whose class names are compared.
-    Returns plain values with the "lines" to print, and in "wanting" what should be mended first. Writes nothing but
+    Returns plain values with the "lines" to print, and in "problems" what should be fixed first. Writes nothing but
     `manifest` and the page `html`. Raises TaskgraftError for data that cannot be understood at all.
     """
     data, manifest, html = Path(data), as_path(manifest), as_path(html)
@@ -86,7 +86,7 @@ def check(
     if against and known:
         short = [min(looks[row].size) for row in good]
         found["against"] = _compared(against, known, set(found["classes"]), task, short)
-    found["wanting"] = _wanting(found, len(entries))
+    found["problems"] = _list_problems(found, len(entries))
     if manifest:
         rows = _apart(entries, looks) if drop_leaks else entries
         curation.write_manifest(manifest, listing.root, rows, task)
@@ -258,8 +258,8 @@ def _compared(
     }
 
 
-def _wanting(found: dict[str, Any], total: int) -> list[str]:
-    """What should be mended before anybody trains on this; empty where nothing has to be."""
+def _list_problems(found: dict[str, Any], total: int) -> list[str]:
+    """What should be fixed before training; empty where nothing has to be."""
     bad, against = found["unreadable"], found["against"]
     said = [
         (len(found["classes"]) < 2, "a classifier needs at least two classes"),

@@ -77,7 +77,7 @@ def format_check(result: Mapping[str, Any]) -> list[str]:
     lines += describe_model_match(result["against"]) if result["against"] else []
     if result["manifest"]:
         lines.append(f"manifest: {result['manifest']} (use it as DATA)")
-    problems = "; ".join(result["wanting"])
+    problems = "; ".join(result["problems"])
     return [*lines, f"PROBLEMS: {problems}" if problems else "no problems found"]
 
 
