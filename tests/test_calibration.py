@@ -20,12 +20,12 @@ def drawn(count: int, factor: float, seed: int = 0, classes: int = 5) -> tuple[n
 
 
 @pytest.mark.parametrize("factor", [0.4, 1.0, 3.0])
-def test_the_true_temperature_is_found(factor: float) -> None:
+def test_fit_temperature_recovers_truth(factor: float) -> None:
     logits, labels = drawn(4000, factor)
     assert calibration.fit_temperature(logits, labels) == pytest.approx(factor, rel=0.06)
 
 
-def test_nothing_nearby_is_better() -> None:
+def test_fit_temperature_is_a_minimum() -> None:
     logits, labels = drawn(300, 2.0)
     best = calibration.fit_temperature(logits, labels)
     penalty = {t: np.log(t) ** 2 / 2 / len(labels) for t in (best, 0.99 * best, 1.01 * best)}
@@ -33,20 +33,20 @@ def test_nothing_nearby_is_better() -> None:
     assert min(losses, key=lambda t: losses[t]) == best
 
 
-def test_the_loss_is_cross_entropy() -> None:
+def test_nll_is_cross_entropy() -> None:
     logits, labels = drawn(50, 1.0)
     preprocessing = cross_entropy(torch.from_numpy(logits) / 1.7, torch.from_numpy(labels))
     assert calibration.nll(logits, labels, 1.7) == pytest.approx(float(preprocessing), rel=1e-5)
 
 
-def test_a_model_that_is_always_right_keeps_a_temperature() -> None:
+def test_perfect_model_has_finite_temperature() -> None:
     labels = np.arange(100) % 4
     logits = 6 * np.eye(4, dtype=np.float32)[labels]
     found = calibration.fit_temperature(logits, labels)
     assert calibration.LOWEST < found < 1
 
 
-def test_what_it_brings_is_measured_on_other_images() -> None:
+def test_cross_fitting() -> None:
     logits, labels = drawn(400, 3.0)
     found = calibration.calibrate(logits, labels)
     assert found is not None
@@ -64,7 +64,7 @@ def test_what_it_brings_is_measured_on_other_images() -> None:
     assert worse > 5
 
 
-def test_unlabeled_images_do_not_count_and_few_are_refused() -> None:
+def test_calibrate_needs_labeled_images() -> None:
     logits, labels = drawn(60, 2.0)
     mixed = np.where(np.arange(60) < 30, labels, -1)
     found, alone = calibration.calibrate(logits, mixed), calibration.calibrate(logits[:30], labels[:30])

@@ -24,7 +24,7 @@ def textbook(logits: Tensor, teacher: Tensor, temperature: float) -> float:
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
-def test_distillation_is_the_textbook_formula(temperature: float) -> None:
+def test_distillation_matches_formula(temperature: float) -> None:
     logits, teacher = noise(6, 5), noise(6, 5, seed=1)
     expected = textbook(logits, teacher, temperature)
     assert float(losses.distillation(logits, teacher, temperature)) == pytest.approx(expected, rel=1e-5)
@@ -32,14 +32,14 @@ def test_distillation_is_the_textbook_formula(temperature: float) -> None:
     assert plain * temperature**2 == pytest.approx(expected, rel=1e-5)
 
 
-def test_the_teacher_is_the_target() -> None:
+def test_teacher_is_the_target() -> None:
     sure, unsure = torch.tensor([[4.0, 0.0, 0.0]]), torch.zeros(1, 3)
     assert float(losses.distillation(unsure, sure, 1.0)) == pytest.approx(textbook(unsure, sure, 1.0), rel=1e-5)
     assert abs(textbook(unsure, sure, 1.0) - textbook(sure, unsure, 1.0)) > 0.1
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
-def test_distillation_is_zero_where_nothing_changed(temperature: float) -> None:
+def test_distillation_of_equal_logits_is_0(temperature: float) -> None:
     logits = noise(6, 5).requires_grad_()
     same = losses.distillation(logits, logits.detach().clone(), temperature)
     assert float(same.detach()) == pytest.approx(0, abs=1e-6)
@@ -51,7 +51,7 @@ def test_distillation_is_zero_where_nothing_changed(temperature: float) -> None:
     assert float(losses.distillation(noise(6, 5), noise(6, 5, seed=1), temperature)) > 0.1
 
 
-def test_t_squared_keeps_the_size_of_the_gradient() -> None:
+def test_t_squared_keeps_gradient_size() -> None:
     def size(temperature: float, scale: losses.Scale) -> float:
         logits = noise(64, 10, scale=1.0).requires_grad_()
         losses.distillation(logits, noise(64, 10, seed=1, scale=1.0), temperature, scale).backward()
@@ -64,7 +64,7 @@ def test_t_squared_keeps_the_size_of_the_gradient() -> None:
 
 
 @pytest.mark.parametrize("huge", [1e4, 1e30])
-def test_huge_logits_give_no_nan(huge: float) -> None:
+def test_huge_logits(huge: float) -> None:
     logits = torch.tensor([[huge, -huge, 0.0]], requires_grad=True)
     value = losses.distillation(logits, torch.tensor([[-huge, huge, 0.0]]), 2.0)
     value.backward()
@@ -75,12 +75,12 @@ def test_huge_logits_give_no_nan(huge: float) -> None:
 
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan")])
-def test_a_temperature_must_be_above_0(temperature: float) -> None:
+def test_temperature_must_be_positive(temperature: float) -> None:
     with pytest.raises(ValueError, match="temperature must be above 0"):
         losses.distillation(noise(1, 2), noise(1, 2), temperature)
 
 
-def test_low_precision_logits_are_computed_in_full() -> None:
+def test_low_precision_logits() -> None:
     logits, teacher = noise(6, 5).bfloat16(), noise(6, 5, seed=1).half()
     expected = textbook(logits, teacher, 2.0)
     assert float(losses.distillation(logits, teacher, 2.0)) == pytest.approx(expected, rel=1e-5)
@@ -102,11 +102,11 @@ def by_hand(softmax: str) -> float:
 
 
 @pytest.mark.parametrize("softmax", ["per-task", "joint"])
-def test_cross_entropy_by_hand(softmax: losses.Softmax) -> None:
+def test_cross_entropy(softmax: losses.Softmax) -> None:
     assert float(losses.cross_entropy(OUTPUTS, LABELS, softmax)) == pytest.approx(by_hand(softmax), rel=1e-6)
 
 
-def test_the_mean_is_over_labeled_images_and_one_softmax_over_three_tasks() -> None:
+def test_cross_entropy_averages_labeled_images() -> None:
     outputs = {"a": noise(2, 3), "b": noise(2, 2, seed=2), "c": noise(2, 4, seed=4)}
     one = torch.tensor([-1, 3])
     expected = -torch.log_softmax(outputs["c"][1], 0)[3]
@@ -115,11 +115,11 @@ def test_the_mean_is_over_labeled_images_and_one_softmax_over_three_tasks() -> N
     assert torch.isclose(losses.cross_entropy(outputs, {"c": one}, "joint"), expected)
 
 
-def test_the_two_softmaxes_differ() -> None:
+def test_joint_softmax_differs_from_per_task() -> None:
     assert abs(by_hand("per-task") - by_hand("joint")) > 0.1
 
 
-def test_unlabeled_rows_have_no_gradient_and_other_heads_none_but_under_joint() -> None:
+def test_unlabeled_rows_have_no_gradient() -> None:
     def gradients(softmax: losses.Softmax) -> dict[str, Tensor | None]:
         outputs = {task: logits.clone().requires_grad_() for task, logits in OUTPUTS.items()}
         losses.cross_entropy(outputs, {"a": LABELS["a"]}, softmax).backward()
@@ -134,7 +134,7 @@ def test_unlabeled_rows_have_no_gradient_and_other_heads_none_but_under_joint() 
     assert joint.sum(1).gt(0).tolist() == [True, False, True, False]  # the other task's outputs are pushed down
 
 
-def test_a_batch_without_any_label_is_0_and_without_tasks_is_refused() -> None:
+def test_batch_without_labels() -> None:
     outputs = {"a": noise(2, 3).requires_grad_()}
     value = losses.cross_entropy(outputs, {"a": torch.tensor([-1, -1])}, "per-task")
     value.backward()
@@ -145,7 +145,7 @@ def test_a_batch_without_any_label_is_0_and_without_tasks_is_refused() -> None:
         losses.cross_entropy(outputs, {}, "per-task")
 
 
-def test_quadratic_by_hand() -> None:
+def test_quadratic() -> None:
     params = {"w": torch.tensor([1.0, 2.0], requires_grad=True), "free": torch.tensor([9.0])}
     item = Quadratic({"w": torch.tensor([0.0, 5.0])}, {"w": torch.tensor([3.0, 0.5])}, 4.0, True)
     assert float(losses.quadratic(params, item)) == 4 / 2 * (3 * 1 + 0.5 * 9)
@@ -159,7 +159,7 @@ def test_quadratic_by_hand() -> None:
         losses.quadratic({"free": params["free"]}, item)
 
 
-def test_the_founding_texts_lambda_is_half_the_strength() -> None:
+def test_strength_is_twice_the_reference_lambda() -> None:
     theta, anchor, fisher = noise(50), noise(50, seed=1), noise(50, seed=2).square()
     value = losses.quadratic({"w": theta}, Quadratic({"w": anchor}, {"w": fisher}, 2 * 0.7, False))
     assert float(value) == pytest.approx(
@@ -170,7 +170,7 @@ def test_the_founding_texts_lambda_is_half_the_strength() -> None:
 GROWN = {"a": noise(4, 5, seed=3), "b": OUTPUTS["b"]}
 
 
-def test_added_classes_compete_among_themselves_where_no_old_one_is_there() -> None:
+def test_restrict_to_added() -> None:
     labels = {"a": torch.tensor([3, -1, 4, 3]), "b": LABELS["b"]}
     outputs, shifted = losses.restrict_to_added(GROWN, labels, "a", 3)
     assert torch.equal(outputs["a"], GROWN["a"][:, 3:])
@@ -181,7 +181,7 @@ def test_added_classes_compete_among_themselves_where_no_old_one_is_there() -> N
 
 
 @pytest.mark.parametrize(("own", "width"), [([3, 0, 4, -1], 3), ([2, -1, -1, -1], 3), ([0, 1, 2, 3], 0), (None, 3)])
-def test_beside_an_old_class_or_without_added_ones_all_compete(own: list[int] | None, width: int) -> None:
+def test_restrict_to_added_with_old_classes(own: list[int] | None, width: int) -> None:
     labels = {"b": LABELS["b"]} | ({} if own is None else {"a": torch.tensor(own)})
     outputs, same = losses.restrict_to_added(GROWN, labels, "a", width)
     assert outputs["a"] is GROWN["a"]

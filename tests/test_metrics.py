@@ -24,7 +24,7 @@ def predictions(softmax: str = "per-task") -> Predictions:
     )
 
 
-def test_answers_of_a_task_alone() -> None:
+def test_predicted_classes() -> None:
     assert metrics.predicted_classes(predictions(), "a").tolist() == [0, 0, 1, 1, 0]
     assert metrics.predicted_classes(predictions(), "b").tolist() == [2, 2, 1, 1, 0]
     assert metrics.correct(predictions(), "a").tolist() == [1, 0, 1, 1]
@@ -32,14 +32,14 @@ def test_answers_of_a_task_alone() -> None:
     assert metrics.accuracy(predictions(), "b") == 0.75
 
 
-def test_under_a_joint_softmax_an_old_answer_counts_only_if_it_wins_over_all() -> None:
+def test_predicted_classes_under_joint_softmax() -> None:
     assert metrics.predicted_classes(predictions("joint"), "a").tolist() == [-1, 0, 1, -1, 0]
     assert metrics.accuracy(predictions("joint"), "a") == 0.25
     assert metrics.predicted_classes(predictions("joint"), "b").tolist() == [2, 2, 1, 1, 0]  # the newest is asked alone
     assert metrics.accuracy(predictions("joint"), "b") == 0.75
 
 
-def test_of_three_tasks_the_last_is_the_newest() -> None:
+def test_newest_of_three_tasks() -> None:
     logits = {"a": [[1, 0], [9, 0]], "b": [[0, 2], [0, 5]], "c": [[3, 0], [0, 1]]}
     found = Predictions(
         dict.fromkeys(logits, ("x", "y")), "joint", ("1", "2"), {},
@@ -50,13 +50,13 @@ def test_of_three_tasks_the_last_is_the_newest() -> None:
     assert metrics.predicted_classes(found, "c").tolist() == [0, 1]
 
 
-def test_confusion_counts_what_another_task_took_in_its_last_column() -> None:
+def test_confusion_matrix() -> None:
     assert metrics.confusion_matrix(predictions(), "a").tolist() == [[1, 0, 0], [1, 2, 0]]
     assert metrics.confusion_matrix(predictions("joint"), "a").tolist() == [[0, 0, 1], [1, 1, 1]]
     assert metrics.confusion_matrix(predictions("joint"), "b").tolist() == [[0, 1, 0, 0], [0, 1, 0, 0], [0, 0, 2, 0]]
 
 
-def test_nothing_labeled_is_no_accuracy() -> None:
+def test_accuracy_without_labels() -> None:
     empty = predictions()._replace(labels={"a": np.full(5, -1)})
     with pytest.raises(ValueError, match="no image is labeled for task 'a'"):
         metrics.accuracy(empty, "a")
@@ -64,7 +64,7 @@ def test_nothing_labeled_is_no_accuracy() -> None:
         metrics.bootstrap_interval(np.array([]))
 
 
-def test_agreement_needs_no_label() -> None:
+def test_agreement() -> None:
     child = predictions()._replace(logits={**predictions().logits, "a": predictions().logits["a"][::-1]})
     assert metrics.agreement(predictions(), predictions(), "a").tolist() == [1] * 5
     assert metrics.agreement(predictions(), child, "a").tolist() == [1, 0, 1, 0, 1]
@@ -74,18 +74,18 @@ def line(step: int, **accuracy: float) -> StepMetrics:
     return StepMetrics(step=step, accuracy=accuracy)
 
 
-def test_the_score_is_the_first_peak_of_the_mean_after_step_0() -> None:
+def test_score_is_the_first_peak() -> None:
     history = [line(0, a=1.0, b=1.0), line(5, a=0.9, b=0.1), line(10, a=0.5, b=0.7), line(15, a=0.6, b=0.6)]
     assert metrics.score(history, ["a", "b"]) == (pytest.approx(0.6), 10)
     assert metrics.score(history, ["a"]) == (0.9, 5)
     assert metrics.score(history, ["b"]) == (0.7, 10)
 
 
-def test_the_first_step_counts() -> None:
+def test_score_counts_the_first_step() -> None:
     assert metrics.score([line(0, a=0.9), line(1, a=0.4)], ["a"]) == (0.4, 1)
 
 
-def test_there_is_no_score_where_a_task_is_not_measured() -> None:
+def test_no_score_without_all_tasks() -> None:
     assert metrics.score([line(5, a=0.9), line(10, b=0.5)], ["a", "b"]) is None
     assert metrics.score([line(5, a=0.9), line(10, a=0.1, b=0.5)], ["a", "b"]) == (0.3, 10)
     assert metrics.score([line(0, a=0.9)], ["a"]) is None
@@ -93,7 +93,7 @@ def test_there_is_no_score_where_a_task_is_not_measured() -> None:
 
 
 @pytest.mark.parametrize("kind", ["shares", "differences", "values"])
-def test_intervals_cover(kind: str) -> None:
+def test_bootstrap_interval_covers(kind: str) -> None:
     rng, n, rounds = np.random.default_rng(0), 100, 60 if kind == "values" else 400
     draw = {
         "shares": (lambda: (rng.random(n) < 0.7).astype(float), 0.7),
@@ -109,7 +109,7 @@ def test_intervals_cover(kind: str) -> None:
     assert width == pytest.approx(2 * 1.96 * spread / math.sqrt(n), rel=0.1)
 
 
-def test_an_interval_is_a_function_of_its_arguments_and_certain_without_spread() -> None:
+def test_bootstrap_interval_is_deterministic() -> None:
     values = np.random.default_rng(0).random(40)
     assert (
         metrics.bootstrap_interval(values, 1)
@@ -122,14 +122,14 @@ def test_an_interval_is_a_function_of_its_arguments_and_certain_without_spread()
 
 
 @pytest.mark.parametrize("place", [0, 1, -1])
-def test_every_value_is_drawn(place: int) -> None:
+def test_bootstrap_draws_every_value(place: int) -> None:
     values = np.full(3, 0.5)
     values[place] = 100.5
     found = metrics.bootstrap_interval(values)
     assert (found.low, found.high) == (0.5, 100.5)  # three times the same value: 1 draw of 27, more than 2.5 %
 
 
-def test_over_seeds_by_hand() -> None:
+def test_t_interval() -> None:
     mean, half = metrics.t_interval([0.5, 0.6, 0.7])
     assert mean == pytest.approx(0.6)
     assert half == pytest.approx(4.303 * 0.1 / math.sqrt(3), rel=1e-6)
@@ -138,7 +138,7 @@ def test_over_seeds_by_hand() -> None:
 
 
 @pytest.mark.parametrize("count", range(2, 60))
-def test_over_seeds_against_scipy(count: int) -> None:
+def test_t_interval_matches_scipy(count: int) -> None:
     stats = pytest.importorskip("scipy.stats")
     values = np.random.default_rng(count).random(count)
     preprocessing = stats.t.ppf(0.975, count - 1) * values.std(ddof=1) / math.sqrt(count)
@@ -149,7 +149,7 @@ def logits_of(confidence: list[float]) -> np.ndarray:
     return np.log(np.array([[share, 1 - share] for share in confidence])).astype(np.float32)
 
 
-def test_calibration_error_by_hand() -> None:
+def test_expected_calibration_error() -> None:
     logits = logits_of([0.9, 0.9, 0.9, 0.9, 0.6, 0.6])
     labels = np.array([0, 0, 0, 1, 0, 1])  # 75 % right at 90 %, 50 % right at 60 %
     preprocessing = 4 / 6 * 0.15 + 2 / 6 * 0.1
@@ -163,7 +163,7 @@ def test_calibration_error_by_hand() -> None:
         metrics.expected_calibration_error(logits, np.full(6, -1))
 
 
-def test_calibration_is_asked_at_a_temperature_and_in_bins() -> None:
+def test_expected_calibration_error_with_temperature() -> None:
     logits, labels = logits_of([0.9, 0.9, 0.6, 0.6]), np.array([0, 1, 0, 1])  # both bins are right half of the time
     assert metrics.expected_calibration_error(logits, labels) == pytest.approx(0.5 * 0.4 + 0.5 * 0.1, abs=1e-6)
     softened = [math.sqrt(odds) / (1 + math.sqrt(odds)) for odds in (9.0, 1.5)]  # 0.75 and 0.55
@@ -171,7 +171,7 @@ def test_calibration_is_asked_at_a_temperature_and_in_bins() -> None:
     assert metrics.expected_calibration_error(logits, labels, 2.0) == pytest.approx(preprocessing, abs=1e-6)
 
 
-def test_temperature_softens() -> None:
+def test_probabilities_with_temperature() -> None:
     logits = np.array([[2.0, 0.0]], np.float32)
     assert metrics.probabilities(logits, 2.0)[0].tolist() == pytest.approx([math.e / (1 + math.e), 1 / (1 + math.e)])
     assert metrics.probabilities(logits).tolist() == metrics.probabilities(logits, 1.0).tolist()
@@ -180,5 +180,5 @@ def test_temperature_softens() -> None:
     assert huge.tolist() == [[1.0, 0.0]]
 
 
-def test_the_gap_is_to_the_mean_of_separate_models() -> None:
+def test_gap() -> None:
     assert metrics.gap(0.7, {"a": 0.9, "b": 0.7}) == pytest.approx(0.1)

@@ -9,7 +9,7 @@ from torch import nn
 from taskgraft import pytree
 
 
-def test_flatten_and_unflatten_are_inverse() -> None:
+def test_flatten_round_trips() -> None:
     memory = {"a": {"b": torch.ones(2), "c": {"d.e": torch.zeros(1)}}, "f": torch.arange(3)}
     flat = dict(pytree.flatten(memory))
     assert list(flat) == ["a/b", "a/c/d.e", "f"]
@@ -20,12 +20,12 @@ def test_flatten_and_unflatten_are_inverse() -> None:
 
 
 @pytest.mark.parametrize("leaf", [1.0, "x", None, [torch.ones(1)]])
-def test_only_tensors_can_be_kept(leaf: object) -> None:
+def test_flatten_refuses_other_leaves(leaf: object) -> None:
     with pytest.raises(TypeError, match=r"memory entry 'a/b' is a .*; only tensors"):
         list(pytree.flatten({"a": {"b": leaf}}))
 
 
-def test_state_is_a_copy_without_gradients() -> None:
+def test_state_is_a_detached_copy() -> None:
     layer = nn.BatchNorm1d(3)
     copy = pytree.state(layer)
     assert set(copy) == {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"}
@@ -34,7 +34,7 @@ def test_state_is_a_copy_without_gradients() -> None:
     assert copy["weight"].tolist() == [1, 1, 1]
 
 
-def test_lerp_is_exact_at_its_ends_and_linear_between() -> None:
+def test_lerp() -> None:
     generator = torch.Generator().manual_seed(0)
     start = {"w": torch.randn(50, generator=generator), "n": torch.tensor(3)}
     end = {"w": torch.randn(50, generator=generator) * 1e3, "n": torch.tensor(7)}

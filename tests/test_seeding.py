@@ -20,11 +20,11 @@ def test_uniform_is_pinned() -> None:
     assert seeding.uniform(5, np.arange(3), 2).tolist() == PINNED_UNIFORM
 
 
-def test_a_generator_is_pinned() -> None:
+def test_generator_is_pinned() -> None:
     assert seeding.generator(0, "order", 1).permutation(8).tolist() == PINNED_ORDER
 
 
-def test_every_part_of_the_place_counts() -> None:
+def test_every_part_of_the_path_counts() -> None:
     places = [
         (0,),
         (1,),
@@ -44,7 +44,7 @@ def test_every_part_of_the_place_counts() -> None:
     assert found == [seeding.derive(*place) for place in places]
 
 
-def test_generators_of_two_places_are_unrelated() -> None:
+def test_generators_are_independent() -> None:
     one, two = (seeding.generator(0, "x", place).random(4000) for place in (1, 2))
     assert abs(np.corrcoef(one, two)[0, 1]) < 0.06
     np.testing.assert_array_equal(one, seeding.generator(0, "x", 1).random(4000))
@@ -61,13 +61,13 @@ def test_uniform_does_not_depend_on_chunks() -> None:
     assert seeding.uniform(9, 42, 3) == whole[42, 3]
 
 
-def test_uniform_tells_its_coordinates_apart() -> None:
+def test_uniform_distinguishes_coordinates() -> None:
     assert seeding.uniform(1, 2, 3) != seeding.uniform(1, 3, 2)
     assert seeding.uniform(1, 2, 3) != seeding.uniform(2, 2, 3)
     assert seeding.uniform(1, 2) != seeding.uniform(1, 2, 0)
 
 
-def test_of_a_key_64_bits_count() -> None:
+def test_keys_have_64_bits() -> None:
     keys = [5, 5 + 2**7, 5 + 2**32, 5 + 2**63]
     assert len({float(seeding.uniform(key, 1)) for key in keys}) == len(keys)
     assert seeding.uniform(5 + 2**64, 1) == seeding.uniform(5, 1)

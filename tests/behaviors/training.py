@@ -114,7 +114,7 @@ def documented(place: Place) -> str:
 
 ROWS = [
     Behavior(19, "three arguments and a name are enough; every default with its reason", three,
-              ("tests/methods/test_notation.py::test_an_alias_is_its_method",),
+              ("tests/methods/test_notation.py::test_alias",),
               "no presets: the default is what the evidence chose, --steps 300 is the fast one and --method auto the "
               "thorough one; lwf is a method of its own, lowlr is --lr, interp is wise"),
     Behavior(20, "--dry-run: settings, parameters, memory, time, files; touches nothing", dry),
@@ -140,6 +140,6 @@ ROWS = [
               "run.json, record.json, metrics.jsonl stand for config.yaml, env.json and log.txt"),
     Behavior(29, "same seed, same machine: the same files", twice),
     Behavior(30, "--gpus N gives the result of one", None,
-              ("tests/distributed/test_equal.py::test_two_processes_are_one",
-               "tests/distributed/test_command.py::test_a_run_goes_on_with_another_number_of_processes")),
+              ("tests/distributed/test_equal.py::test_two_processes_equal_one",
+               "tests/distributed/test_command.py::test_resume_with_another_world_size")),
 ]  # fmt: skip

@@ -60,7 +60,7 @@ def assert_close(out: Path, alone: Path) -> None:
         assert distance < 1e-4, f"{name}: {distance:.1e}"  # 60 steps, and the sums' order differs: measured 1e-6
 
 
-def test_a_killed_process_is_started_again(
+def test_killed_process_is_restarted(
     alice: Path, new_folder: Path, old_folder: Path, alone: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "both"
@@ -73,7 +73,7 @@ def test_a_killed_process_is_started_again(
 
 
 @pytest.mark.skipif(torch.cuda.device_count() > 0, reason="on GPUs a refusal of too many is another one")
-def test_a_run_goes_on_with_another_number_of_processes(
+def test_resume_with_another_world_size(
     alice: Path, new_folder: Path, old_folder: Path, alone: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "both"
@@ -89,7 +89,7 @@ def test_a_run_goes_on_with_another_number_of_processes(
     assert_close(out, alone)
 
 
-def test_bad_input_is_told_once(alice: Path, old_folder: Path, tmp_path: Path) -> None:
+def test_bad_input_is_reported_once(alice: Path, old_folder: Path, tmp_path: Path) -> None:
     command = words(alice, tmp_path / "nothing", old_folder, tmp_path / "both", "--gpus", "2")
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2

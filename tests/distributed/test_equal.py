@@ -25,7 +25,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, t
 
 
 @pytest.mark.parametrize("notation", several.METHODS)
-def test_two_processes_are_one(alone: dict, pair: list, notation: str) -> None:
+def test_two_processes_equal_one(alone: dict, pair: list, notation: str) -> None:
     first, second = pair[0][notation], pair[1][notation]
     assert first.keys() == alone[notation].keys()
     for name, value in alone[notation].items():
@@ -34,7 +34,7 @@ def test_two_processes_are_one(alone: dict, pair: list, notation: str) -> None:
         assert distance < TOLERANCE.get(notation, 1e-5), f"{name}: {distance:.1e} from the run of one process"
 
 
-def test_three_processes_go_the_same_way(tmp_path: Path) -> None:
+def test_three_processes_equal_one(tmp_path: Path) -> None:
     whole = several.after_three_steps()  # batches of 8 in shares of 2, 3 and 3
     for found in several.together(3, tmp_path, several.after_three_steps):
         assert found.keys() == whole.keys()
@@ -42,27 +42,27 @@ def test_three_processes_go_the_same_way(tmp_path: Path) -> None:
             torch.testing.assert_close(found[name].float(), value.float(), rtol=5e-3, atol=5e-4, msg=name)
 
 
-def test_measuring_is_shared(tmp_path: Path) -> None:
+def test_measurements_equal_one_process(tmp_path: Path) -> None:
     whole = several.measures()
     for found in several.together(3, tmp_path, several.measures):
         for name, value in whole.items():
             torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-6, msg=name)
 
 
-def test_batch_statistics_are_those_of_all(tmp_path: Path) -> None:
+def test_batchnorm_statistics_are_global(tmp_path: Path) -> None:
     whole = several.normalized()
     for found in several.together(2, tmp_path, several.normalized):
         for name, value in whole.items():
             torch.testing.assert_close(found[name], value, rtol=2e-5, atol=2e-5, msg=name)
 
 
-def test_the_chief_speaks_for_all(tmp_path: Path) -> None:
+def test_broadcast(tmp_path: Path) -> None:
     first, second = several.together(2, tmp_path, several.orders)
     assert first == ["made by 0", "no room (3)", "own 0", "[0.0, 0.0, 0.0]"]
     assert second == ["made by 0", "no room (3)", "own 1", "[0.0, 0.0, 0.0]"]
 
 
-def test_trouble_in_one_process_is_everybodys(tmp_path: Path) -> None:
+def test_failure_of_one_process_stops_all(tmp_path: Path) -> None:
     """Not finite in one: all stop, before the update. Stopped by a signal: the other notices in time."""
     first, second = several.together(2, tmp_path, several.in_trouble)
     assert first["said"] == second["said"]

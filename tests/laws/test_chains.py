@@ -54,7 +54,7 @@ def lived(chain: tuple[str, ...], folder: Path | None) -> list[Classifier]:
 
 
 @pytest.mark.parametrize("chain", CHAINS, ids=" → ".join)
-def test_methods_may_alternate_along_a_chain_of_bundles(chain: tuple[str, ...], tmp_path: Path) -> None:
+def test_methods_can_alternate_in_a_chain(chain: tuple[str, ...], tmp_path: Path) -> None:
     models, images = lived(chain, tmp_path), pictures(12, OLD, 3)
     assert [task.name for task in models[-1].tasks] == ["shape", "task 0", "task 1", "task 2"]
     before = parent()
@@ -71,14 +71,14 @@ def test_methods_may_alternate_along_a_chain_of_bundles(chain: tuple[str, ...], 
 
 
 @pytest.mark.parametrize("chain", CHAINS, ids=" → ".join)
-def test_a_chain_in_memory_is_the_chain_of_bundles(chain: tuple[str, ...], tmp_path: Path) -> None:
+def test_chain_in_memory_equals_chain_of_bundles(chain: tuple[str, ...], tmp_path: Path) -> None:
     images = pictures(12, OLD, 3)
     one, two = (predict(lived(chain, folder)[-1], images).logits for folder in (None, tmp_path))
     for task, logits in two.items():
         np.testing.assert_allclose(one[task], logits, rtol=1e-3, atol=1e-3)
 
 
-def test_an_importance_lives_on_through_a_task_that_does_not_use_it() -> None:
+def test_importance_survives_an_extension_without_it() -> None:
     a, b, c = (Task(name, ("x", "y")) for name in "abc")
     first = learn(grow(parent(), a, 1), pictures(20, a, 1), method="ewc(images=16)", config=RUN)
     child = grow(first.classifier, b, 1)
@@ -97,7 +97,7 @@ def test_an_importance_lives_on_through_a_task_that_does_not_use_it() -> None:
 
 
 @pytest.mark.parametrize("text", WIDEN)
-def test_added_classes_leave_the_old_rows_as_they_were_before_step_one(text: str) -> None:
+def test_added_classes_leave_old_logits_unchanged(text: str) -> None:
     images, old = pictures(20, WIDER, 5), parent()
     wide = widen(old, OLD.name, WIDER.classes, RUN.seed)
     assert wide.tasks == (WIDER,)

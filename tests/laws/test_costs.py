@@ -61,7 +61,7 @@ def plain() -> tuple[int, int, int]:
     return cost_of("finetune")
 
 
-def test_a_penalty_is_a_few_calls_a_tensor(plain: tuple[int, int, int]) -> None:
+def test_penalty_takes_few_calls_per_tensor(plain: tuple[int, int, int]) -> None:
     calls, fresh, learning = cost_of("ewc(images=20)")
     assert calls - plain[0] <= 5 * learning
     assert fresh - plain[1] <= 2 * largest_bytes() + 4 * 10_000  # scratch of one block at a time, never of all weights
@@ -72,14 +72,14 @@ def largest_bytes() -> int:
     return sum(value.nbytes for value in state.classifier.parameters())
 
 
-def test_recorded_answers_cost_no_pass_of_the_parent(plain: tuple[int, int, int]) -> None:
+def test_recorded_logits_need_no_pass_of_the_parent(plain: tuple[int, int, int]) -> None:
     calls, _, _ = cost_of("distill")
     live, _, _ = cost_of("distill(teacher=live)")
     assert calls - plain[0] <= 60
     assert live - calls >= 30, "the parent's pass is in the live teacher's count"
 
 
-def test_a_plain_step_has_no_needless_call(plain: tuple[int, int, int]) -> None:
+def test_plain_step_makes_no_needless_call(plain: tuple[int, int, int]) -> None:
     """Of a bare loop: forward, loss, backward, optimizer. The rest is picking views and looking for overflow."""
     state, _, _ = started("finetune", QUIET)
     model, optimizer = state.classifier.train(), torch.optim.SGD(state.classifier.parameters(), 0.1, fused=True)
@@ -94,7 +94,7 @@ def test_a_plain_step_has_no_needless_call(plain: tuple[int, int, int]) -> None:
     ("notation", "times"),
     [("finetune", 0.0), ("l2sp", 1.0), ("ewc(images=20)", 2.0), ("mas(images=20)", 2.0), ("si", 4.0), ("lwf", 1.01)],
 )
-def test_what_a_method_holds(notation: str, times: float) -> None:
+def test_memory_held_by_methods(notation: str, times: float) -> None:
     """Bytes of its memory, as a multiple of the weights'."""
     state, *_ = started(notation, QUIET)
     held = sum(value.nbytes for _, value in pytree.flatten(state.memory))
@@ -112,12 +112,12 @@ def passes_of(model: Classifier, work: Callable[[], object]) -> int:
     return sum(seen)
 
 
-def test_one_pass_answers_every_task() -> None:
+def test_one_pass_computes_every_task() -> None:
     model, images = started("finetune", QUIET)[0].classifier, pictures(11, OLD, 3)
     assert passes_of(model, lambda: inference.predict(model, images, 4)) == 11
 
 
-def test_a_step_passes_each_image_once() -> None:
+def test_step_passes_each_image_once() -> None:
     for notation in ("finetune", "ewc(images=20)", "si", "distill"):
         state, method, sources = started(notation, QUIET)
         for _ in range(VIEWS):

@@ -60,14 +60,14 @@ KEEPS_OLD = [
 CHANGES = [text for text in ALL if text not in KEEPS_OLD]
 
 
-def test_every_method_is_under_these_laws() -> None:
+def test_every_method_has_laws() -> None:
     assert VARIANTS.keys() == registry.METHODS.keys()
 
 
 @pytest.mark.parametrize("text", WITH_STRENGTH)
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize("softmax", ["per-task", "joint"])
-def test_strength_0_is_bitwise_finetune(text: str, optimizer: str, softmax: str) -> None:
+def test_strength_0_equals_finetune(text: str, optimizer: str, softmax: str) -> None:
     config = replace(RUN, optimizer=optimizer, softmax=softmax, clip_grad=0.0)
     head, _, rest = text.partition("(")
     others = [part for part in rest.rstrip(")").split(", ") if part and not part.startswith("strength")]
@@ -75,12 +75,12 @@ def test_strength_0_is_bitwise_finetune(text: str, optimizer: str, softmax: str)
     assert same(weights(trained(nothing, config)), weights(trained("finetune", config)))
 
 
-def test_a_positive_strength_is_not_finetune() -> None:
+def test_positive_strength_differs_from_finetune() -> None:
     free = weights(trained("finetune"))
     assert not any(same(weights(trained(text)), free) for text in [*WITH_STRENGTH, SUMS[0]])
 
 
-def test_a_huge_strength_pins_what_ewc_protects() -> None:
+def test_huge_strength_pins_ewc_weights() -> None:
     start, _, _ = started("ewc(images=16)")
     anchor, fisher = start.memory["ewc"]["anchor"], start.memory["ewc"]["importance"]
 
@@ -91,7 +91,7 @@ def test_a_huge_strength_pins_what_ewc_protects() -> None:
     assert moved("ewc(images=16, strength=1e15)") < 1e-9 * moved("finetune")
 
 
-def test_a_huge_strength_pins_the_answers_that_distill_protects() -> None:
+def test_huge_strength_pins_distilled_logits() -> None:
     config = replace(RUN, steps=20, lr=1e-4, schedule="constant", clip_grad=0.0, norm="frozen", head_steps=0)
     images, old = sources(config=config), OLD.name
     before = torch.from_numpy(predict(parent(), images.new).logits[old])
@@ -104,7 +104,7 @@ def test_a_huge_strength_pins_the_answers_that_distill_protects() -> None:
 
 
 @pytest.mark.parametrize("text", ALL)
-def test_memory_is_tensors_without_gradients_and_round_trips(text: str, tmp_path: Path) -> None:
+def test_memory_is_tensors_and_round_trips(text: str, tmp_path: Path) -> None:
     start, _method, _images = started(text)
     kept = dict(pytree.flatten(start.memory))
     assert not any(value.requires_grad for value in kept.values())
@@ -114,7 +114,7 @@ def test_memory_is_tensors_without_gradients_and_round_trips(text: str, tmp_path
 
 
 @pytest.mark.parametrize("text", ALL)
-def test_stopping_changes_no_bit(text: str, tmp_path: Path) -> None:
+def test_resuming_is_bit_identical(text: str, tmp_path: Path) -> None:
     whole = trained(text)
     half, method, images = started(text)
     while half.step < 3:
@@ -129,7 +129,7 @@ def test_stopping_changes_no_bit(text: str, tmp_path: Path) -> None:
     assert same(weights(rest), weights(whole))
 
 
-def test_a_new_process_goes_on_bit_for_bit(tmp_path: Path) -> None:
+def test_resuming_in_a_new_process_is_bit_identical(tmp_path: Path) -> None:
     expected = []
     for number, text in enumerate(ALL):
         half, method, images = started(text)
@@ -146,14 +146,14 @@ def test_a_new_process_goes_on_bit_for_bit(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ALL)
 @pytest.mark.parametrize("arch", ["test_resnet", "test_efficientnet"])
-def test_before_step_one_the_old_logits_are_the_parents(text: str, arch: str) -> None:
+def test_old_logits_start_as_the_parents(text: str, arch: str) -> None:
     start, _, images = started(text, model=parent(arch))
     before = predict(parent(arch), images.new).logits[OLD.name]
     assert np.array_equal(predict(start.classifier, images.new).logits[OLD.name], before)
 
 
 @pytest.mark.parametrize("softmax", ["per-task", "joint"])
-def test_recorded_answers_are_the_parents_on_the_same_view(softmax: str) -> None:
+def test_recorded_logits_are_the_parents_on_the_same_view(softmax: str) -> None:
     config = replace(RUN, softmax=softmax)
     state, method, images = started("distill", config)
     teacher = loop.start(grow(parent(), NEW, config.seed), compose({}), images, {}, config).classifier.eval()
@@ -170,7 +170,7 @@ def test_recorded_answers_are_the_parents_on_the_same_view(softmax: str) -> None
     assert not torch.allclose(flipped.float(), expected, rtol=1e-3, atol=1e-3)
 
 
-def test_the_teacher_is_asked_once_for_each_view(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_teacher_runs_once_per_view(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
     real = loop._answerer
 
@@ -183,7 +183,7 @@ def test_the_teacher_is_asked_once_for_each_view(monkeypatch: pytest.MonkeyPatch
     assert sum(asked) == 20 * RUN.views
 
 
-def test_composing_one_method_is_that_method() -> None:
+def test_composing_one_method_changes_nothing() -> None:
     settings = notation.parse("distill")["distill"]
     alone, joined = settings.build(), compose({"distill": settings.build()})
     start, _, images = started("distill")
@@ -195,14 +195,14 @@ def test_composing_one_method_is_that_method() -> None:
     assert compose({}) == composition.build("finetune")
 
 
-def test_the_order_of_a_sum_is_immaterial() -> None:
+def test_order_of_methods_does_not_matter() -> None:
     left, right = weights(trained("ewc(images=16) + distill")), weights(trained("distill + ewc(images=16)"))
     for name, value in left.items():
         torch.testing.assert_close(value, right[name], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("text", ALL)
-def test_relabelling_the_classes_permutes_the_answers(text: str) -> None:
+def test_permuting_classes_permutes_predictions(text: str) -> None:
     order = torch.tensor([2, 0, 3, 1])  # class k is called order[k]
 
     def answers(relabeled: bool) -> torch.Tensor:
@@ -221,7 +221,7 @@ def test_relabelling_the_classes_permutes_the_answers(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ALL)
-def test_what_is_kept_extends_a_third_task_without_old_images(text: str) -> None:
+def test_memory_protects_a_third_task_without_old_images(text: str) -> None:
     classifier, kept = finished(text)
     method, images = composition.build(text), sources()
     third = OLD._replace(name="size")
@@ -236,7 +236,7 @@ def test_what_is_kept_extends_a_third_task_without_old_images(text: str) -> None
 
 @pytest.mark.parametrize("text", KEEPS_OLD)
 @pytest.mark.parametrize("arch", ["test_resnet", "test_efficientnet"])
-def test_what_freezes_the_old_keeps_old_logits_bit_for_bit(text: str, arch: str) -> None:
+def test_freezing_methods_keep_old_logits_bit_identical(text: str, arch: str) -> None:
     old, images = parent(arch), pictures(20, NEW, 8)
     child, _ = finished(text, replace(RUN, steps=12), old)
     assert np.array_equal(predict(child, images).logits[OLD.name], predict(old, images).logits[OLD.name])
@@ -244,7 +244,7 @@ def test_what_freezes_the_old_keeps_old_logits_bit_for_bit(text: str, arch: str)
 
 
 @pytest.mark.parametrize("arch", ["test_resnet", "test_efficientnet"])
-def test_merged_lora_computes_the_same_under_the_parents_names(arch: str) -> None:
+def test_merged_lora_keeps_logits_and_names(arch: str) -> None:
     state, method, images = started("lora(rank=2)", model=parent(arch))
     state = loop.fit(state, method, images, RUN)
     before = predict(state.classifier, images.new).logits
@@ -259,7 +259,7 @@ def test_merged_lora_computes_the_same_under_the_parents_names(arch: str) -> Non
     assert not same(pytree.state(merged.backbone), pytree.state(grown.backbone))
 
 
-def test_wise_at_1_is_the_child_and_near_0_the_parent_with_its_warmed_head() -> None:
+def test_wise_interpolates_from_parent_to_child() -> None:
     child, begun = weights(trained("finetune")), weights(started("finetune")[0])
     assert same(pytree.state(finished("wise(weight=1)")[0]), child)
     near = pytree.state(finished("wise(weight=1e-6)")[0])
@@ -270,7 +270,7 @@ def test_wise_at_1_is_the_child_and_near_0_the_parent_with_its_warmed_head() -> 
 
 
 @pytest.mark.parametrize("text", ["ewc(images=16)", "ewc(images=16, labels=exact)", "mas(images=16)"])
-def test_importance_depends_on_neither_batch_nor_mode(text: str) -> None:
+def test_importance_does_not_depend_on_batch_or_mode(text: str) -> None:
     name, found = text.partition("(")[0], []
     for batch, lively in ((2, False), (8, True), (20, True)):
         start, _, _ = started(text, replace(RUN, batch_size=batch), parent().train(lively))

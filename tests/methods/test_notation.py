@@ -50,20 +50,20 @@ def plans(draw: st.DrawFn) -> Plan:
 
 @given(plan=plans())
 @settings(deadline=None, max_examples=300)
-def test_what_is_shown_reads_back(plan: Plan) -> None:
+def test_notation_round_trips(plan: Plan) -> None:
     again = parse(show(plan))
     assert again == plan
     assert list(again) == list(plan)  # in the order in which they act
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_bare_name_is_the_method_at_its_defaults(name: str) -> None:
+def test_bare_name_means_defaults(name: str) -> None:
     assert parse(name) == {name: METHODS[name]()} == parse(f" {name}( ) ")
     assert show(parse(name)) == name
     assert all(field.default is not dataclasses.MISSING for field in dataclasses.fields(parse(name)[name]))  # pyright: ignore
 
 
-def test_only_what_differs_is_shown() -> None:
+def test_defaults_are_not_shown() -> None:
     assert show(parse("ewc(strength=30.0,labels='exact')+distill( temperature = 2 )")) == (
         "ewc(strength=30, labels=exact) + distill"
     )
@@ -72,7 +72,7 @@ def test_only_what_differs_is_shown() -> None:
     assert type(parse("ewc(draws=3.0)")["ewc"].draws) is int  # pyright: ignore
 
 
-def test_an_alias_is_its_method() -> None:
+def test_alias() -> None:
     assert ALIASES.keys().isdisjoint(METHODS)
     for alias, name in ALIASES.items():
         assert parse(alias) == parse(name)
@@ -126,7 +126,7 @@ def test_an_alias_is_its_method() -> None:
         ("ewc\0", "cannot be read"),
     ],
 )
-def test_a_wrong_word_is_answered_with_the_right_ones(text: str, message: str) -> None:
+def test_error_messages(text: str, message: str) -> None:
     with pytest.raises(TaskgraftError, match=message) as caught:
         parse(text)
     assert "\n" not in str(caught.value)
@@ -135,7 +135,7 @@ def test_a_wrong_word_is_answered_with_the_right_ones(text: str, message: str) -
 
 @given(text=st.text(alphabet="ewcdistill(=+,)1.0 '*", max_size=30))
 @settings(deadline=None, max_examples=300)
-def test_any_text_is_read_or_refused(text: str) -> None:
+def test_arbitrary_text_is_parsed_or_refused(text: str) -> None:
     try:
         plan = parse(text)
     except TaskgraftError:
@@ -147,7 +147,7 @@ def test_any_text_is_read_or_refused(text: str) -> None:
     "text",
     ["taps(backbone=trained) + distill + wise", "distill + ewc", "branch + taps", "lora + distill", "ewc + mas + si"],
 )
-def test_a_sensible_sum_is_read(text: str) -> None:
+def test_combinations(text: str) -> None:
     assert show(parse(text)) == text
 
 
@@ -157,7 +157,7 @@ def test_strength_0_is_legal() -> None:
             assert parse(f"{name}(strength=0)")[name].strength == 0  # pyright: ignore
 
 
-def test_a_method_uses_the_slots_it_names() -> None:
+def test_functions_used_by_each_method() -> None:
     used = {name: {k for k, v in build(parse(name))._asdict().items() if v} for name in METHODS}
     assert used == {
         "finetune": set(),

@@ -26,7 +26,7 @@ def plain(bias: bool = True) -> nn.Module:
 
 @pytest.mark.parametrize("arch", ARCHS)
 @torch.no_grad()
-def test_growing_changes_no_old_bit(arch: str) -> None:
+def test_grow_keeps_old_logits_bit_identical(arch: str) -> None:
     old = parent(arch, **({"img_size": 32} if arch == "test_vit" else {}))
     before, state = old(images()), pytree.state(old)
     new = grow(grow(old, NEW, 3), Task("size", ("a", "b")), 4).eval()
@@ -39,7 +39,7 @@ def test_growing_changes_no_old_bit(arch: str) -> None:
     assert [task.name for task in old.tasks] == ["shape"]
 
 
-def test_new_rows_depend_on_seed_and_task_alone() -> None:
+def test_new_head_depends_on_seed_and_task_only() -> None:
     one, two = (grow(parent(), NEW, 3).linears()[-1] for _ in range(2))
     torch.manual_seed(8)
     assert same(pytree.state(one), pytree.state(two))
@@ -50,7 +50,7 @@ def test_new_rows_depend_on_seed_and_task_alone() -> None:
     assert float(one.bias.detach().abs().max()) > 0
 
 
-def test_a_grown_copy_shares_nothing() -> None:
+def test_grow_copies() -> None:
     old = parent()
     state = pytree.state(old)
     with torch.no_grad():
@@ -59,7 +59,7 @@ def test_a_grown_copy_shares_nothing() -> None:
     assert same(pytree.state(old), state)
 
 
-def test_a_task_that_exists_is_refused() -> None:
+def test_duplicate_task_is_refused() -> None:
     with pytest.raises(TaskgraftError, match=r"already has a task 'shape' \(tasks: shape, paint\); choose another"):
         grow(grow(parent(), NEW, 0), Task("shape", ("x", "y")), 0)
     with pytest.raises(TaskgraftError, match="has 1 class, but at least two are needed"):
@@ -68,7 +68,7 @@ def test_a_task_that_exists_is_refused() -> None:
 
 @pytest.mark.parametrize("bias", [True, False])
 @torch.no_grad()
-def test_any_network_with_a_named_linear_layer(bias: bool) -> None:
+def test_wrap_any_network(bias: bool) -> None:
     net, pixels = plain(bias), images(2)
     wrapped = wrap(net, "3", [OLD, NEW])
     whole = net(pixels)
@@ -82,7 +82,7 @@ def test_any_network_with_a_named_linear_layer(bias: bool) -> None:
     assert torch.equal(net(pixels), whole)  # the network itself was not changed
 
 
-def test_a_wrong_layer_is_answered_with_the_right_ones() -> None:
+def test_wrap_refuses_wrong_layer() -> None:
     with pytest.raises(TaskgraftError, match="'fc' is not a linear layer of Sequential; choose one of 1, 3"):
         wrap(plain(), "fc", [OLD, NEW])
     with pytest.raises(TaskgraftError, match="'2' is not a linear layer"):
@@ -91,13 +91,13 @@ def test_a_wrong_layer_is_answered_with_the_right_ones() -> None:
         wrap(plain(), "3", [OLD])
 
 
-def test_what_is_inherited_is_all_but_the_newest_head() -> None:
+def test_inherited_parameters() -> None:
     grown = grow(parent(), NEW, 0)
     names = {name for name, _ in grown.named_parameters()}
     assert names - inherited_parameters(grown).keys() == {"heads.1.weight", "heads.1.bias"}
 
 
-def test_frozen_norms_keep_their_statistics() -> None:
+def test_frozen_norm_keeps_statistics() -> None:
     grown = grow(parent(), NEW, 0).train()
     buffers = {name: value.clone() for name, value in grown.named_buffers()}
     set_frozen_to_eval(grown, "frozen")

@@ -40,7 +40,7 @@ def some(seed: int = 0) -> Params:
         return {"a": torch.randn(7, 5), "b": torch.arange(3)}
 
 
-def test_the_second_run_reads_what_the_first_made(tmp_path: Path) -> None:
+def test_second_run_reads_the_cache(tmp_path: Path) -> None:
     first, second, other = Counting(tmp_path, "x"), Counting(tmp_path, "x"), Counting(tmp_path, "y")
     assert same(first("name", some), some())
     assert same(second("name", some), some())
@@ -51,7 +51,7 @@ def test_the_second_run_reads_what_the_first_made(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["bit", "cut", "empty", "other"])
-def test_a_damaged_file_is_made_again(damage: str, tmp_path: Path) -> None:
+def test_damaged_file_is_recomputed(damage: str, tmp_path: Path) -> None:
     tensor_cache.memoize_in(tmp_path)("name", some)
     (file,) = tmp_path.iterdir()
     whole = file.read_bytes()
@@ -65,12 +65,12 @@ def test_a_damaged_file_is_made_again(damage: str, tmp_path: Path) -> None:
     assert file.read_bytes() == whole
 
 
-def test_a_folder_that_cannot_be_written_costs_time_alone(tmp_path: Path) -> None:
+def test_unwritable_folder_is_tolerated(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert same(tensor_cache.memoize_in(tmp_path / "file")("name", some), some())
 
 
-def test_the_folder_stays_within_its_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_size_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tensor_cache.memoize_in(tmp_path)("0", some)
     (first,) = tmp_path.iterdir()
     monkeypatch.setattr(tensor_cache, "LIMIT", 3 * first.stat().st_size)
@@ -90,7 +90,7 @@ def test_the_folder_stays_within_its_limit(tmp_path: Path, monkeypatch: pytest.M
     assert len(list(tmp_path.iterdir())) == 3
 
 
-def test_what_is_too_large_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_tensors_are_not_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tensor_cache, "LARGEST_FILE", 100)
     assert same(tensor_cache.memoize_in(tmp_path)("name", some), some())
     assert not tmp_path.exists() or not list(tmp_path.iterdir())
@@ -101,7 +101,7 @@ def test_what_is_too_large_is_not_kept(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("notation", ["finetune", "branch", "taps", "ladder"])
-def test_columns_are_those_of_the_network_whatever_stands_beside_it(notation: str, tmp_path: Path) -> None:
+def test_cached_features_equal_computed_ones(notation: str, tmp_path: Path) -> None:
     model, images = started(notation)[0].classifier, pictures(40, NEW, 8)
     for turn in range(2):
         asked = Counting(tmp_path)
@@ -122,7 +122,7 @@ def other_layout(model: Classifier) -> None:
 
 
 @pytest.mark.parametrize("change", [changed_weight, changed_statistics, other_layout])
-def test_other_weights_are_asked_again(change: Callable[[Classifier], None], tmp_path: Path) -> None:
+def test_changed_weights_miss_the_cache(change: Callable[[Classifier], None], tmp_path: Path) -> None:
     model, images = parent(), pictures(20, NEW, 5)
     recall_features(model, images, Counting(tmp_path))
     change(model)
@@ -131,7 +131,7 @@ def test_other_weights_are_asked_again(change: Callable[[Classifier], None], tmp
     assert len(asked.made) == 1
 
 
-def test_other_pictures_and_arithmetic_are_asked_again_and_other_heads_are_not(tmp_path: Path) -> None:
+def test_cache_key(tmp_path: Path) -> None:
     model, images = parent(), pictures(20, NEW, 5)
     recall_features(model, images, Counting(tmp_path))
     asked = Counting(tmp_path)
@@ -144,7 +144,7 @@ def test_other_pictures_and_arithmetic_are_asked_again_and_other_heads_are_not(t
     assert len(asked.made) == 3
 
 
-def test_answers_from_kept_columns_are_the_same_bits(tmp_path: Path) -> None:
+def test_cached_logits_are_bit_identical(tmp_path: Path) -> None:
     model, images = started("branch")[0].classifier, pictures(70, NEW, 5)
     plain = predict(model, images)
     for _ in range(2):
@@ -153,7 +153,7 @@ def test_answers_from_kept_columns_are_the_same_bits(tmp_path: Path) -> None:
         assert kept.ids == plain.ids
 
 
-def test_the_warm_up_uses_the_arithmetic_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_head_steps_use_the_precision_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     real = features.compute_features
     monkeypatch.setattr(features, "compute_features", lambda *args: seen.append(args[3]) or real(*args))
@@ -166,7 +166,7 @@ SHORT = TrainingConfig(steps=4, batch_size=8, head_steps=10, eval_every=2, preci
 
 
 @pytest.mark.parametrize("method", ["branch", "distill"])
-def test_a_run_with_a_cold_cache_and_one_with_a_warm_cache_are_equal(
+def test_cold_and_warm_cache_give_equal_runs(
     method: str, tmp_path: Path, alice: Path, old_folder: Path, new_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And one without a cache; the warm one computes no columns at all."""
@@ -188,7 +188,7 @@ def test_a_run_with_a_cold_cache_and_one_with_a_warm_cache_are_equal(
             assert (tmp_path / name / file).read_bytes() == (tmp_path / "cold" / file).read_bytes()
 
 
-def test_a_pickle_is_opened_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pickle_is_opened_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file, cache = tmp_path / "model.pth", tmp_path / "cache"
     state = {"state_dict": parent().state_dict(), "arch": "test_resnet", "epoch": 3}
     torch.save(state, file)
@@ -204,7 +204,7 @@ def test_a_pickle_is_opened_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert set(weights.load_pickle(file, cache)[0]) == {"x"}
 
 
-def test_the_warm_up_is_the_same_with_kept_columns(tmp_path: Path) -> None:
+def test_head_steps_with_cache_are_bit_identical(tmp_path: Path) -> None:
     asked = Counting(tmp_path)
     given = (sources(), sources()._replace(tensor_cache=asked), sources()._replace(tensor_cache=asked))
     heads = [dict(loop.warm(grow(parent(), NEW, 0), one, RUN).named_parameters()) for one in given]

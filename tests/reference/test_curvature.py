@@ -233,7 +233,7 @@ def agree(found: dict[str, Tensor], expected: dict[str, Tensor], rtol: float = 1
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_sampled_is_the_definition(name: str) -> None:
+def test_sampled_matches_definition(name: str) -> None:
     model, images = build(name)
     expected = definition(model, images, drawn)
     assert sum(float(value.sum()) for value in expected.values()) > 0
@@ -242,13 +242,13 @@ def test_sampled_is_the_definition(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["convolutions", "shared", "vit"])
-def test_exact_is_the_sum_over_classes(name: str) -> None:  # D6
+def test_exact_matches_definition(name: str) -> None:  # D6
     model, images = build(name)
     agree(measure(model, images, labels="exact"), definition(model, images, lambda task, i, p: p))
 
 
 @pytest.mark.parametrize("name", ["convolutions", "shared"])
-def test_empirical_takes_the_given_labels_and_skips_the_unlabeled(name: str) -> None:
+def test_empirical_skips_unlabeled_images(name: str) -> None:
     model, images = build(name)
     targets = {"a": torch.tensor([2, -1, 0, 1]), "b": torch.tensor([-1, -1, 3, -1])}
 
@@ -282,7 +282,7 @@ def joint_definition(
 
 
 @pytest.mark.parametrize("name", ["convolutions", "shared", "attention"])
-def test_a_joint_softmax_is_one_distribution_over_all_outputs(name: str) -> None:
+def test_joint_softmax_matches_definition(name: str) -> None:
     model, images = build(name)
     agree(measure(model, images, softmax="joint", seed=3, chunk=3), joint_definition(model, images, drawn))
     exact = measure(model, images, softmax="joint", labels="exact")
@@ -290,7 +290,7 @@ def test_a_joint_softmax_is_one_distribution_over_all_outputs(name: str) -> None
     assert not torch.allclose(exact["head_a.weight"], measure(model, images, labels="exact")["head_a.weight"])
 
 
-def test_an_image_labeled_for_two_tasks_counts_for_the_first_under_a_joint_softmax() -> None:
+def test_joint_targets_take_the_first_task() -> None:
     model, images = build("mlp")
     targets = {"a": torch.tensor([2, -1, 0, -1]), "b": torch.tensor([1, 3, -1, -1])}
     place = torch.tensor([2, 3 + 3, 0, -1])  # among the seven outputs, those of "a" first
@@ -333,7 +333,7 @@ def test_single_precision_is_close(name: str) -> None:
         assert (found[key].double() - value).norm() <= 1e-4 * value.norm() + 1e-12, key
 
 
-def test_uniform_numbers_depend_on_their_place_alone() -> None:
+def test_hash_uniforms_depend_on_position_only() -> None:
     whole = hash_uniforms(1, "a", 0, 1000, 4)
     assert (hash_uniforms(1, "a", 300, 50, 2) == whole[:2, 300:350]).all()
     assert abs(whole.mean() - 0.5) < 0.02
@@ -343,7 +343,7 @@ def test_uniform_numbers_depend_on_their_place_alone() -> None:
     assert not (hash_uniforms(1, "b", 0, 1000, 4) == whole).any()
 
 
-def test_it_is_no_squared_mean() -> None:  # D1
+def test_fisher_is_not_the_squared_mean() -> None:  # D1
     model, images = build("mlp")
     once = measure(model, images[:1].repeat(2, 1, 1, 1), labels="exact")
     often = measure(model, images[:1].repeat(64, 1, 1, 1), labels="exact")
@@ -357,7 +357,7 @@ def test_it_is_no_squared_mean() -> None:  # D1
     assert not torch.allclose(squared_mean.square(), expected["head_a.weight"], rtol=0.05)
 
 
-def test_the_model_is_left_as_it_was() -> None:  # D4
+def test_model_is_unchanged() -> None:  # D4
     model, images = build("convolutions")
     expected = measure(model.eval(), images)
     model.train()
@@ -379,7 +379,7 @@ def test_the_model_is_left_as_it_was() -> None:  # D4
     assert cast(nn.Conv2d, inner[0]).weight.grad is None
 
 
-def test_only_what_is_named_is_measured() -> None:
+def test_only_named_parameters_are_measured() -> None:
     model, images = build("convolutions")
     full = measure(model, images, tasks=["a"])
     names = ["backbone.0.weight", "head_a.bias"]
@@ -411,14 +411,14 @@ def test_only_what_is_named_is_measured() -> None:
         ("sequence", {"one.weight", "one.bias", "two.weight", "two.bias"}),
     ],
 )
-def test_the_fast_rules_cover(name: str, loose: set[str]) -> None:
+def test_rules_cover_architectures(name: str, loose: set[str]) -> None:
     model, images = build(name)
     model.eval().requires_grad_(False)
     plan = probe_model(model, lambda i, j: images[i:j], COUNT, dict(model.named_parameters()), ["a", "b"])
     assert {key.removeprefix("backbone.") for key in plan.without_rule} == loose
 
 
-def test_a_model_that_vmap_cannot_run_is_looped_over() -> None:
+def test_model_without_vmap_falls_back_to_a_loop() -> None:
     class Stubborn(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -438,7 +438,7 @@ class Noisy(nn.Module):
         return F.dropout(x.flatten(1), 0.5, training=True)
 
 
-def test_a_model_that_is_random_or_mixes_images_is_refused() -> None:
+def test_random_or_batch_dependent_model_is_refused() -> None:
     images = torch.randn(COUNT, 3, 2, 2)
     with pytest.raises(ValueError, match="the model draws random numbers"):
         measure(Tasks(Noisy(), 12), images)
@@ -468,7 +468,7 @@ def test_a_model_that_is_random_or_mixes_images_is_refused() -> None:
         ({"chunk": 0}, "chunk is 0"),
     ],
 )
-def test_a_senseless_request_is_refused(settings: dict[str, Any], message: str) -> None:
+def test_inconsistent_request_is_refused(settings: dict[str, Any], message: str) -> None:
     model, images = build("mlp")
     request: dict[str, Any] = {"count": COUNT, "names": ["head_a.bias"], "tasks": ["a"], **settings}
     with pytest.raises(ValueError, match=message):
@@ -476,7 +476,7 @@ def test_a_senseless_request_is_refused(settings: dict[str, Any], message: str) 
 
 
 @pytest.mark.parametrize(("name", "calls"), [("attention", 1), ("shared", 1), ("by value", COUNT)])
-def test_the_generic_path_takes_all_images_at_once_where_it_can(name: str, calls: int) -> None:
+def test_fallback_is_vectorized_if_possible(name: str, calls: int) -> None:
     class ByValue(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -500,7 +500,7 @@ def test_the_generic_path_takes_all_images_at_once_where_it_can(name: str, calls
     assert len(seen) == 1 + calls  # one for the shapes
 
 
-def test_drawn_labels_are_those_of_the_published_mixer_everywhere() -> None:
+def test_splitmix64_matches_published_values() -> None:
     """The first outputs of SplitMix64 from the seed 1234567, as its authors' program prints them."""
     golden, state = 0x9E3779B97F4A7C15, 1234567
     for expected in (6457827717110365317, 3203168211198807973, 9817491932198370423):
@@ -508,12 +508,12 @@ def test_drawn_labels_are_those_of_the_published_mixer_everywhere() -> None:
         state = (state + golden) % 2**64
 
 
-def test_a_sum_of_probabilities_below_one_draws_the_last_class() -> None:
+def test_inverse_cdf_with_sum_below_one() -> None:
     short = torch.tensor([[0.5, 0.25], [0.5, 0.5]], dtype=torch.float64)
     assert labels._inverse_cdf(short, torch.tensor([0.9, 0.4], dtype=torch.float64)).tolist() == [1, 0]
 
 
-def test_the_seed_is_0_unless_it_is_given() -> None:
+def test_default_seed_is_0() -> None:
     model, images = build("mlp")
     agree(measure(model, images), measure(model, images, seed=0), rtol=1e-12)
     assert not torch.equal(measure(model, images)["head_a.weight"], measure(model, images, seed=1)["head_a.weight"])

@@ -42,7 +42,7 @@ def anchor_of(child: Classifier) -> Params:
 
 
 @pytest.mark.parametrize("implicit", [True, False])
-def test_l2sp_is_descent_with_its_pull(implicit: bool) -> None:
+def test_l2sp_matches_reference(implicit: bool) -> None:
     child, strength = child_of(perceptron()), 0.7
     anchor, pull = anchor_of(child), PLAIN.lr * strength
     found = learn(child, IMAGES, method=f"l2sp(strength={strength}, implicit={implicit})", config=PLAIN).classifier
@@ -58,7 +58,7 @@ def test_l2sp_is_descent_with_its_pull(implicit: bool) -> None:
 
 
 @pytest.mark.parametrize("text", ["mas(strength={}, implicit=False)", "ewc(labels=exact, strength={}, implicit=False)"])
-def test_mas_and_ewc_are_descent_with_the_naive_loops_importance(text: str) -> None:
+def test_mas_and_ewc_match_reference(text: str) -> None:
     child, strength = child_of(perceptron()), 0.5
     if text.startswith("mas"):
         whole = sensitivity(child, OLDS, OLD.name)
@@ -75,7 +75,7 @@ def test_mas_and_ewc_are_descent_with_the_naive_loops_importance(text: str) -> N
         close(free, expected, 1e-3)
 
 
-def test_si_is_descent_with_the_recorded_path_and_records_the_data_term_alone() -> None:
+def test_si_matches_reference() -> None:
     child, strength, damping = child_of(perceptron()), 8.0, 0.05
     anchor = anchor_of(child)
     known = {name: 1.5 + torch.sin(torch.arange(value.numel())).reshape(value.shape) for name, value in anchor.items()}
@@ -88,7 +88,7 @@ def test_si_is_descent_with_the_recorded_path_and_records_the_data_term_alone() 
     close(second.memory["si"]["importance"], {n: v + known.get(n, 0) for n, v in added.items()}, 2e-3)
 
 
-def test_si_never_rewards_drifting() -> None:
+def test_si_importance_is_not_negative() -> None:
     """Decay carries weights uphill, which makes parts of the path negative; the importance is not."""
     method, walked = composition.build("si(damping=0.05)"), {}
 
@@ -106,7 +106,7 @@ def test_si_never_rewards_drifting() -> None:
     close(end.memory["si"]["importance"], expected)
 
 
-def test_si_without_a_recorded_path_says_so() -> None:
+def test_si_without_recorded_path_is_refused() -> None:
     with pytest.raises(TaskgraftError, match=r"this parent lacks.*train it with train --keep si, use ewc or mas"):
         learn(child_of(perceptron()), IMAGES, method="si", config=PLAIN)
 
@@ -133,20 +133,20 @@ def answers_kept(child: Classifier, strength: float, temperature: float, factor:
         ("distill(strength=3, temperature=2, scale=none)", 1),
     ],
 )
-def test_lwf_and_distill_are_descent_with_the_divergence_written_out(text: str, factor: float) -> None:
+def test_lwf_and_distill_match_reference(text: str, factor: float) -> None:
     child = child_of(perceptron())
     found = learn(child, IMAGES, method=text, config=PLAIN).classifier
     expected, _ = trained_by_hand(child, IMAGES, PLAIN, also=answers_kept(child, 3, 2, factor))
     close(weights(found), expected, 5e-3 if "recorded" in text or "distill" in text else 1e-4)
 
 
-def test_distill_in_memory_takes_one_softmax_over_all_tasks() -> None:
+def test_distill_with_joint_softmax() -> None:
     config = replace(PLAIN, softmax="joint")
     child = learn(child_of(perceptron()), IMAGES, method="distill", config=config).classifier
     assert child.softmax == "joint"
 
 
-def test_frozen_is_descent_of_the_new_head_alone_on_calm_features() -> None:
+def test_frozen_matches_reference() -> None:
     child = child_of(perceptron())
     found = learn(child, IMAGES, method="frozen", config=PLAIN).classifier
     expected, _ = trained_by_hand(child, IMAGES, PLAIN, frozen=True)
@@ -155,7 +155,7 @@ def test_frozen_is_descent_of_the_new_head_alone_on_calm_features() -> None:
     assert not torch.equal(found.linears()[-1].weight, child.linears()[-1].weight)
 
 
-def test_wise_takes_the_weight_of_the_best_score() -> None:
+def test_wise_chooses_the_best_score() -> None:
     """A Score that peaks inside, and one that grows towards the parent; BatchNorm's statistics go along."""
     child = child_of(perceptron())
     end = pytree.state(learn(child, IMAGES, method="finetune", config=PLAIN).classifier)
@@ -178,7 +178,7 @@ def test_wise_takes_the_weight_of_the_best_score() -> None:
         )
 
 
-def test_replay_adds_its_share_of_labeled_old_images() -> None:
+def test_replay_adds_old_images() -> None:
     method, seen = watched("replay(share=0.5)")
     child = child_of(perceptron())
     found = learn(child, IMAGES, method=method, config=PLAIN, old=OLDS)
@@ -198,7 +198,7 @@ def test_replay_adds_its_share_of_labeled_old_images() -> None:
     assert not torch.equal(found.classifier.linears()[0].weight, child.linears()[0].weight)  # old labels are learnt
 
 
-def test_replay_that_was_kept_needs_no_old_sample_again() -> None:
+def test_kept_replay_needs_no_old_sample() -> None:
     first = learn(child_of(perceptron()), IMAGES, method="replay(keep=True)", config=PLAIN, old=OLDS)
     assert torch.equal(first.memory["replay"]["pixels"], OLDS.pixels)
     third = grow(first.classifier, NEW._replace(name="third"), 1)
@@ -221,7 +221,7 @@ def remembered(text: str, *, old: Images | None = None, past: Memory | None = No
     return loop.start(child, composition.build(text), images, past or {}, JOINT).memory["ewc"]
 
 
-def test_under_a_joint_softmax_ewc_holds_the_new_rows_where_they_start() -> None:
+def test_joint_ewc_anchors_the_new_head() -> None:
     memory, child = remembered("ewc(labels=exact)"), child_of(perceptron()).eval()
     assert memory["anchor"].keys() == memory["importance"].keys() == dict(child.named_parameters()).keys()
     assert torch.equal(memory["anchor"]["heads.1.weight"], child.linears()[1].weight)
@@ -234,7 +234,7 @@ def test_under_a_joint_softmax_ewc_holds_the_new_rows_where_they_start() -> None
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-8)
 
 
-def test_under_a_joint_softmax_an_old_sample_counts_alone_and_else_the_bundle_for_what_it_knows() -> None:
+def test_joint_ewc_prefers_the_old_sample() -> None:
     known = {name: torch.full_like(value, 7.0) for name, value in anchor_of(child_of(perceptron())).items()}
     past: Memory = {"ewc": {"importance": known}}
     beside = remembered("ewc", past=past)["importance"]
@@ -244,7 +244,7 @@ def test_under_a_joint_softmax_an_old_sample_counts_alone_and_else_the_bundle_fo
     assert all(torch.equal(alone[name], again[name]) for name in again)
 
 
-def test_a_huge_strength_keeps_every_answer_under_a_joint_softmax() -> None:
+def test_joint_ewc_with_huge_strength_keeps_predictions() -> None:
     start = child_of(perceptron()).eval()
     images = data.normalize(IMAGES, 0, len(IMAGES.pixels))
 

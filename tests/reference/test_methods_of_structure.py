@@ -25,7 +25,7 @@ def weights(classifier: Classifier) -> Params:
     return {name: value.detach() for name, value in classifier.named_parameters()}
 
 
-def test_lora_starts_as_the_parent_learns_low_ranks_and_merges() -> None:
+def test_lora_matches_reference() -> None:
     images, child = pictures(20, NEW, 5), child_of(parent())
     method, before = composition.build("lora(rank=2)"), []
 
@@ -54,7 +54,7 @@ def test_lora_starts_as_the_parent_learns_low_ranks_and_merges() -> None:
 
 
 @pytest.mark.parametrize("shared", [0.0, 0.5, 1.0])
-def test_branch_trains_a_copy_of_the_last_stages_alone(shared: float) -> None:
+def test_branch_trains_only_its_copy(shared: float) -> None:
     images, old = pictures(20, NEW, 5), parent()
     child = learn(child_of(old), images, method=f"branch(shared={shared})", config=RUN).classifier
     assert (predict(child, images).logits[OLD.name] == predict(old, images).logits[OLD.name]).all()
@@ -93,7 +93,7 @@ def blue_or_green(count: int, seed: int) -> Images:
     return Images(pixels, {"light": labels}, tuple(map(str, range(count))), (0.5,) * 3, (0.25,) * 3)
 
 
-def test_taps_find_an_answer_that_only_an_early_stage_has() -> None:
+def test_taps_find_early_features() -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         old = wrap(Forgetful(), "fc", [OLD])
@@ -109,7 +109,7 @@ def test_taps_find_an_answer_that_only_an_early_stage_has() -> None:
     assert share["frozen"] < 0.8
 
 
-def test_taps_give_standardized_columns_of_every_stage_and_keep_old_answers() -> None:
+def test_taps_standardize_every_stage() -> None:
     images, old = pictures(20, NEW, 5), parent()
     child = learn(child_of(old), images, method="taps(thumbnail=3)", config=RUN).classifier
     assert (predict(child, images).logits[OLD.name] == predict(old, images).logits[OLD.name]).all()
@@ -129,7 +129,7 @@ def test_taps_give_standardized_columns_of_every_stage_and_keep_old_answers() ->
 
 
 @pytest.mark.parametrize("notation", ["finetune", "taps", "branch", "branch(shared=0.5)", "ladder"])
-def test_the_newest_head_alone_gives_the_same_bits(notation: str) -> None:
+def test_newest_logits_are_bit_identical(notation: str) -> None:
     images, method = pictures(8, NEW, 5), composition.build(notation)
     child = child_of(parent())
     if method.adapt:
@@ -149,7 +149,7 @@ def test_the_newest_head_alone_gives_the_same_bits(notation: str) -> None:
         ("vit_tiny_patch16_224", {"img_size": 32, "embed_dim": 24, "depth": 4}, ["blocks.1", "blocks.2", "norm"]),
     ],
 )
-def test_a_ladder_learns_beside_a_network_that_stays(arch: str, options: dict[str, int], at: list[str]) -> None:
+def test_ladder_matches_reference(arch: str, options: dict[str, int], at: list[str]) -> None:
     images, old = pictures(20, NEW, 5), parent(arch, **options)
     child = learn(child_of(old), images, method="ladder(rungs=3, width=8)", config=RUN).classifier
     ladder = child.extras[0]
@@ -170,7 +170,7 @@ def test_a_ladder_learns_beside_a_network_that_stays(arch: str, options: dict[st
     assert all(name.startswith(("extras.", "heads.1.")) for name in reached)
 
 
-def test_tokens_of_a_picture_are_a_square_and_others_a_row() -> None:
+def test_tokens_become_maps() -> None:
     tokens = torch.arange(2 * 10 * 3.0).reshape(2, 10, 3)
     square = side_networks.to_map(tokens, image=True)
     assert square.shape == (2, 3, 3, 3)
@@ -186,7 +186,7 @@ def test_tokens_of_a_picture_are_a_square_and_others_a_row() -> None:
 
 
 @pytest.mark.parametrize("notation", ["branch", "ladder"])
-def test_a_network_of_one_stage_is_refused(notation: str) -> None:
+def test_network_of_one_stage_is_refused(notation: str) -> None:
     old = wrap(nn.Sequential(nn.Flatten(), nn.Linear(192, len(OLD.classes))), "1", [OLD])
     with pytest.raises(TaskgraftError, match="Sequential has only one stage"):
         learn(grow(old, NEW, 0), pictures(8, NEW, 1, size=8), method=notation, config=RUN)

@@ -80,7 +80,7 @@ def definition(model: nn.Module, images: Tensor, tasks: tuple[str, ...] = ("a", 
 
 @pytest.mark.parametrize("make", [*(lambda n=n: build(n) for n in MODELS), *(lambda n=n: build_timm(n) for n in TIMM)],
                          ids=[*MODELS, *TIMM])  # fmt: skip
-def test_it_is_the_definition(make: Callable[[], tuple[Tasks, Tensor]]) -> None:
+def test_sensitivity_matches_definition(make: Callable[[], tuple[Tasks, Tensor]]) -> None:
     model, images = make()
     expected = definition(model, images)
     assert sum(float(value.sum()) for value in expected.values()) > 0
@@ -97,7 +97,7 @@ def test_chunks_change_nothing(name: str) -> None:
         agree(measure(model, images, chunk=chunk), whole, rtol=1e-9)
 
 
-def test_many_images_are_blocked_alike() -> None:
+def test_blocks_change_nothing() -> None:
     model, images = build("convolutions")
     images = torch.cat([images, images.flip(0) / 2, images**2, torch.sin(images), images.mT])  # over 8 at once
     agree(measure(model, images), definition(model, images))
@@ -122,7 +122,7 @@ def test_tasks_may_build_on_each_other_or_on_no_parameter(tasks: tuple[str, ...]
         agree(measure(model, images, tasks=tasks), definition(model, images, tasks))
 
 
-def test_a_model_that_vmap_cannot_run_is_looped_over() -> None:
+def test_model_without_vmap_falls_back_to_a_loop() -> None:
     torch.manual_seed(0)
     model, images = Stubborn().double(), torch.randn(COUNT, 3, 2, 2).double()
     agree(measure(model, images, tasks=["a", "b", "fixed"]), definition(model, images))
@@ -139,7 +139,7 @@ def test_single_precision_is_close(name: str) -> None:
         assert (found[key].double() - value).norm() <= 1e-4 * value.norm() + 1e-5, key
 
 
-def test_the_model_is_left_as_it_was() -> None:
+def test_model_is_unchanged() -> None:
     torch.manual_seed(0)
     model = Tasks(nn.Sequential(nn.Conv2d(3, 6, 2), nn.BatchNorm2d(6), nn.Dropout(), nn.Flatten(), Shared()), 6)
     images = torch.randn(COUNT, 3, 2, 3)
@@ -163,7 +163,7 @@ def test_the_model_is_left_as_it_was() -> None:
     agree(measure(model.eval(), images), found)
 
 
-def test_only_what_is_named_is_measured() -> None:
+def test_only_named_parameters_are_measured() -> None:
     model, images = build("convolutions")
     full = measure(model, images, tasks=["a"])
     names = ["backbone.0.weight", "head_a.bias"]
@@ -183,7 +183,7 @@ def test_only_what_is_named_is_measured() -> None:
         ({"chunk": 0}, "chunk is 0"),
     ],
 )
-def test_a_senseless_request_is_refused(settings: dict[str, Any], message: str) -> None:
+def test_inconsistent_request_is_refused(settings: dict[str, Any], message: str) -> None:
     model, images = build("mlp")
     request: dict[str, Any] = {"count": COUNT, "names": ["head_a.bias"], "tasks": ["a"], **settings}
     with pytest.raises(ValueError, match=message):
