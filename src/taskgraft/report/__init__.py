@@ -4,19 +4,14 @@ Nothing here needs torch; matplotlib and jinja2 are imported when something is d
 """
 
 from taskgraft.report.check_page import format_check, render_check
-from taskgraft.report.comparison_page import render_comparison
+from taskgraft.report.comparison_page import format_comparison_table, render_comparison
 from taskgraft.report.distribution_page import format_distribution, render_distribution, write_distribution_figure
 from taskgraft.report.evaluation_page import render_evaluation
 from taskgraft.report.figures import write_figures
 from taskgraft.report.page import write_page
-from taskgraft.report.run_page import render_run
+from taskgraft.report.run_page import format_model_card, render_run
 from taskgraft.report.search_page import format_search_table, render_search, summarize_search, write_search_report
-from taskgraft.report.summary import (
-    format_comparison_table,
-    format_model_card,
-    summarize_comparison,
-    summarize_run,
-)
+from taskgraft.report.summary import summarize_comparison, summarize_run
 from taskgraft.report.thumbnails import ThumbnailMaker, load_thumbnails
 
 __all__ = [

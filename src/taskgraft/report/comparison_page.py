@@ -1,4 +1,4 @@
-"""The page of a comparison: its table, the figures of the reference experiment, settings, commands."""
+"""The page of a comparison, with the figures of the reference experiment, and its table in Markdown."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from math import isnan
 
 from taskgraft.report import figures, summary
-from taskgraft.report.formatting import MISSING, flatten, format_percent, use_minus_signs
+from taskgraft.report.formatting import MISSING, escape_markdown, flatten, format_percent, use_minus_signs
 from taskgraft.report.page import Figure, Table, build_line_figure, build_pairs_table, render
 from taskgraft.report.summary import Row
 from taskgraft.results.record import Comparison, VariantResult
@@ -72,6 +72,18 @@ def render_comparison(comparison: Comparison) -> str:
         ],
     }
     return render("comparison.html.j2", context)
+
+
+def format_comparison_table(comparison: Comparison) -> str:
+    """Format the comparison as a Markdown table with intervals, the best configuration in bold, and remarks."""
+    rows = summary.build_rows(comparison)
+    winner = summary.find_best(rows)
+    lines = ["| Configuration | " + " | ".join(summary.TABLE_HEAD) + " |", "|---|" + "---:|" * len(summary.TABLE_HEAD)]
+    for i, row in enumerate(rows):
+        bold = "**" if i == winner else ""
+        cells = (escape_markdown(row.label), *summary.table_cells(row))
+        lines.append("| " + " | ".join(f"{bold}{cell}{bold}" for cell in cells) + " |")
+    return "\n".join([*lines, "", *summary.list_remarks(comparison, rows)]) + "\n"
 
 
 def _build_table(rows: Sequence[Row], winner: int | None, old: str, new: str) -> Table:

@@ -82,6 +82,14 @@ def to_sentence(text: str) -> str:
     return use_minus_signs(text[:1].upper() + text[1:] + ending)
 
 
+def escape_markdown(text: str) -> str:
+    """Escape a name so that it can neither end its cell of a Markdown table nor be read as markup."""
+    text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace("\\", "\\\\")
+    for sign in "|*`[":
+        text = text.replace(sign, f"\\{sign}")
+    return text
+
+
 def format_value(value: Any) -> str:
     """Format one setting; long digests are shortened."""
     if value is None:

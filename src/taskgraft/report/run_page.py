@@ -1,7 +1,8 @@
-"""The page of one run: what it reached, where it is wrong, what it cost, and everything needed to reproduce it."""
+"""The page of one run: what it reached, where it is wrong, what it cost, how to reproduce it; and its model card."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ from taskgraft.report.error_analysis import ErrorAnalysis, Flip
 from taskgraft.report.evaluation_page import FlipList, build_calibration, build_flips, build_task_errors, image_quota
 from taskgraft.report.formatting import (
     MISSING,
+    escape_markdown,
     flatten,
     format_change,
     format_count,
@@ -344,3 +346,50 @@ def _build_measurements(record: Record) -> list[Table]:
         build_pairs_table("Batch-1 latency on the training machine", ("Model", "Time"), latency),
         build_pairs_table("Versions", ("Package", "Version"), list(record.versions.items())),
     ]
+
+
+def format_model_card(record: Record) -> str:
+    """Format the model card, README.md of a bundle: Markdown with the YAML metadata that model hubs read."""
+    loading = (
+        "The last layer holds the logits of all tasks; `config.json` lists the rows of each under `taskgraft.tasks`."
+        if record.one_backbone
+        else "The model is more than a linear layer on one backbone, so timm alone cannot rebuild it. Load it with "
+        "`taskgraft.open_parent`."
+    )
+    rows = []
+    for task in record.tasks:
+        before = format_estimate(task.parent)
+        after = f"{format_estimate(task.child)}, {pluralize(task.child.n, 'image')}" if task.child else "not measured"
+        name = escape_markdown(task.name)
+        rows.append(f"| {name} | {len(task.classes)} | {before} | {after} | {format_change(task.forgetting)} |")
+    return "\n".join((
+        "---",
+        f"library_name: {'timm' if record.one_backbone else 'taskgraft'}",
+        "pipeline_tag: image-classification",
+        "tags: [image-classification, timm, taskgraft]",
+        "---",
+        "",
+        f"# {' + '.join(task.name for task in record.tasks)}",
+        "",
+        f"A {record.parent.get('architecture', 'classifier')} for {pluralize(len(record.tasks), 'task')}, made by "
+        f"taskgraft with the method `{record.method}`.",
+        "",
+        "Validation accuracy in percent, with 95 % confidence intervals:",
+        "",
+        "| Task | Classes | Parent | This model | Change |",
+        "|---|---|---|---|---|",
+        *rows,
+        "",
+        loading,
+        "",
+        *(f"- {escape_markdown(note)}" for note in record.notes),
+        "",
+        "Made with:",
+        "",
+        "```",
+        record.command,
+        "```",
+        "",
+        "Settings: " + json.dumps(record.config),
+        "",
+    ))  # fmt: skip

@@ -1,8 +1,7 @@
-"""What a run or a comparison comes to: numbers per configuration, five lines for the terminal, Markdown tables."""
+"""What a run or a comparison comes to: numbers per configuration, and five lines for the terminal."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import inf, isnan
 from typing import Literal, NamedTuple
@@ -481,70 +480,3 @@ def list_remarks(comparison: Comparison, rows: Sequence[Row]) -> list[str]:
     if all(row.gap is None for row in rows):
         remarks.append("No single-task baseline was trained.")
     return remarks
-
-
-def format_comparison_table(comparison: Comparison) -> str:
-    """Format the comparison as a Markdown table with intervals, the best configuration in bold, and remarks."""
-    rows = build_rows(comparison)
-    winner = find_best(rows)
-    lines = ["| Configuration | " + " | ".join(TABLE_HEAD) + " |", "|---|" + "---:|" * len(TABLE_HEAD)]
-    for i, row in enumerate(rows):
-        bold = "**" if i == winner else ""
-        cells = (_escape_markdown(row.label), *table_cells(row))
-        lines.append("| " + " | ".join(f"{bold}{cell}{bold}" for cell in cells) + " |")
-    return "\n".join([*lines, "", *list_remarks(comparison, rows)]) + "\n"
-
-
-def _escape_markdown(text: str) -> str:
-    """A name that can neither end its table cell nor be read as markup."""
-    text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace("\\", "\\\\")
-    for sign in "|*`[":
-        text = text.replace(sign, f"\\{sign}")
-    return text
-
-
-def format_model_card(record: Record) -> str:
-    """Format the model card, README.md of a bundle: Markdown with the YAML metadata that model hubs read."""
-    loading = (
-        "The last layer holds the logits of all tasks; `config.json` lists the rows of each under `taskgraft.tasks`."
-        if record.one_backbone
-        else "The model is more than a linear layer on one backbone, so timm alone cannot rebuild it. Load it with "
-        "`taskgraft.open_parent`."
-    )
-    rows = []
-    for task in record.tasks:
-        before = format_estimate(task.parent)
-        after = f"{format_estimate(task.child)}, {pluralize(task.child.n, 'image')}" if task.child else "not measured"
-        name = _escape_markdown(task.name)
-        rows.append(f"| {name} | {len(task.classes)} | {before} | {after} | {format_change(task.forgetting)} |")
-    return "\n".join((
-        "---",
-        f"library_name: {'timm' if record.one_backbone else 'taskgraft'}",
-        "pipeline_tag: image-classification",
-        "tags: [image-classification, timm, taskgraft]",
-        "---",
-        "",
-        f"# {' + '.join(task.name for task in record.tasks)}",
-        "",
-        f"A {record.parent.get('architecture', 'classifier')} for {pluralize(len(record.tasks), 'task')}, made by "
-        f"taskgraft with the method `{record.method}`.",
-        "",
-        "Validation accuracy in percent, with 95 % confidence intervals:",
-        "",
-        "| Task | Classes | Parent | This model | Change |",
-        "|---|---|---|---|---|",
-        *rows,
-        "",
-        loading,
-        "",
-        *(f"- {_escape_markdown(note)}" for note in record.notes),
-        "",
-        "Made with:",
-        "",
-        "```",
-        record.command,
-        "```",
-        "",
-        "Settings: " + json.dumps(record.config),
-        "",
-    ))  # fmt: skip
