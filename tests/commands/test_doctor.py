@@ -29,7 +29,7 @@ def test_the_pair_that_does_not_fit_is_named_with_the_remedy() -> None:
     facts = {"at": "torchvision", "torch": "2.13.0+cpu", "cuda": None, "gpus": []}
     found, gpu = doctor.networks(facts, 1, MISFIT, driver=False)
     assert found.state == "blocks"
-    assert "torch 2.13.0+cpu and the torchvision beside it do not fit" in found.value
+    assert "torch 2.13.0+cpu and the installed torchvision do not match" in found.value
     assert "operator torchvision::nms does not exist" in found.value
     assert "pip install --force-reinstall torch torchvision" in found.remedy
     assert gpu.state == "good"
@@ -55,7 +55,7 @@ def test_gpus() -> None:
     gpus = {**WHOLE, "gpus": [["A100", 40 * GIB], ["A100", 40 * GIB]]}
     assert doctor.networks(gpus, 0, "", driver=True)[1] == Finding("GPU", "A100, 40 GiB; A100, 40 GiB")
     assert doctor.networks(WHOLE, 0, "", driver=False)[1].state == "good"
-    assert "driver is probably older" in doctor.networks(WHOLE, 0, "", driver=True)[1].remedy
+    assert "driver is probably too old" in doctor.networks(WHOLE, 0, "", driver=True)[1].remedy
     without = doctor.networks({**WHOLE, "cuda": None}, 0, "", driver=True)[1]
     assert (without.state, "without CUDA" in without.value) == ("note", True)
 
@@ -109,7 +109,7 @@ def test_extras_are_those_of_the_project(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setitem(doctor.EXTRAS, "video", ("no_such_module",))
     found = {one.name: one for one in doctor.extras(lambda name: "1")}
     assert found["extra video"] == Finding(
-        "extra video", "without no_such_module", "note", "pip install 'taskgraft[video]'"
+        "extra video", "missing no_such_module", "note", "pip install 'taskgraft[video]'"
     )
     assert found["extra lora"].state == "good"
 

@@ -40,7 +40,15 @@ HOMES = {"taskgraft.serving": "serve", **{f"taskgraft.{name}": "tune" for name i
 # Extras of those who change taskgraft, not of those who use it.
 DEVELOPERS = {"docs", "test", "coverage", "lint", "fuzz", "sbom", "dev"}
 # Where the commands begin that need the program alone.
-BASE = ("cli.training", "jobs.train", "jobs.extend", "jobs.compare", "report", "report.comparison_page")
+BASE = (
+    "cli.training",
+    "cli.config_file",
+    "pipeline.train",
+    "pipeline.extend",
+    "commands.compare",
+    "report",
+    "report.comparison_page",
+)
 # What those modules import of extras, each where a user asks for it.
 ASKED = {
     "taskgraft.data.layouts": {"pyarrow"},
@@ -153,8 +161,7 @@ def dotted(path: Path) -> str:
 
 def home_of(module: str) -> str | None:
     """The extra whose own module this is."""
-    parts = module.split(".")
-    if parts[1:] == ["serving"] or parts[1:3] == ["serving", "limits"]:  # limits are read by help texts
+    if module == "taskgraft.serving" or module.startswith("taskgraft.serving.limits"):  # read by help texts
         return None
     return next((extra for home, extra in HOMES.items() if module == home or module.startswith(home + ".")), None)
 

@@ -41,7 +41,7 @@ LITTLE, LOW = 1 * GIB, 5 * GIB  # free disk that is not enough for a run, and th
 MUCH = 50 * GIB  # of decoded pixels, from which a word is worth it
 SHARED = 64 * 2**20  # what containers get by default; processes that exchange tensors need more
 PATIENCE = 300  # seconds for the import of torch from a cold disk
-PAIR = "pip install --force-reinstall torch torchvision  (both at once, both the ordinary builds)"
+PAIR = "pip install --force-reinstall torch torchvision  (together, as standard wheels)"
 
 # Each stage is told before the next begins, so that the place of a crash is known too.
 PROBE = """
@@ -78,11 +78,11 @@ def doctor() -> tuple[Finding, ...]:
         python(sys.version_info[:3]),
         *required(_requirements(), _version),
         *networks(*_probe(), driver=shutil.which("nvidia-smi") is not None),
-        Finding("processors", f"{len(os.sched_getaffinity(0)) if sys.platform == 'linux' else os.cpu_count()} to use"),
+        Finding("CPU cores", f"{len(os.sched_getaffinity(0)) if sys.platform == 'linux' else os.cpu_count()}"),
         writable("cache", cache, os.access(_existing(cache), os.W_OK)),
-        held("held by the cache", cache, _bytes(cache)),
-        disk("disk of the cache", cache, shutil.disk_usage(_existing(cache)).free),
-        disk("disk of this folder", Path.cwd(), shutil.disk_usage(Path.cwd()).free),
+        held("cache size", cache, _bytes(cache)),
+        disk("disk space of the cache", cache, shutil.disk_usage(_existing(cache)).free),
+        disk("disk space of this folder", Path.cwd(), shutil.disk_usage(Path.cwd()).free),
         *(shared_memory(shutil.disk_usage(place).total) for place in ("/dev/shm",) if Path(place).is_dir()),
         *extras(_version),
         *video(_av()),
@@ -116,13 +116,13 @@ def networks(facts: Mapping[str, Any], code: int, said: str, *, driver: bool) ->
     last = said.strip().splitlines()[-1] if said.strip() else f"it ended with code {code}"
     at = facts.get("at", "torch")
     if code == 0 and at == "end":
-        return (Finding("torch, torchvision and timm", "import together"), _gpu(facts, driver))
+        return (Finding("torch, torchvision and timm", "import and match"), _gpu(facts, driver))
     gpu = (_gpu(facts, driver),) if "gpus" in facts else ()
     if at == "torchvision":
-        have = f"torch {facts.get('torch')} and the torchvision beside it do not fit: {last}"
+        have = f"torch {facts.get('torch')} and the installed torchvision do not match: {last}"
         return (Finding("torch and torchvision", have[:300], "blocks", PAIR), *gpu)
-    name = "torch's look for a GPU" if at == "gpu" else str(at)
-    remedy = "update the driver of the GPU, or hide it: CUDA_VISIBLE_DEVICES=" if at == "gpu" else PAIR
+    name = "GPU detection" if at == "gpu" else str(at)
+    remedy = "update the GPU driver, or hide the GPU with CUDA_VISIBLE_DEVICES=" if at == "gpu" else PAIR
     remedy = "pip install --force-reinstall timm" if at == "timm" else remedy
     return (Finding(name, f"does not work: {last}"[:300], "blocks", remedy), *gpu)
 
@@ -132,19 +132,19 @@ def _gpu(facts: Mapping[str, Any], driver: bool) -> Finding:
     if gpus:
         return Finding("GPU", "; ".join(f"{name}, {memory / GIB:.0f} GiB" for name, memory in gpus))
     if not driver:
-        return Finding("GPU", "none; everything runs on the processor")
+        return Finding("GPU", "none; running on CPU")
     if facts.get("cuda") is None:
-        return Finding("GPU", "there is one, but this torch is built without CUDA", "note", PAIR)
-    remedy = f"the driver is probably older than CUDA {facts['cuda']} wants: update it, or install an older torch"
-    return Finding("GPU", "there is a driver, but torch finds no GPU", "note", remedy)
+        return Finding("GPU", "present, but this torch is built without CUDA", "note", PAIR)
+    remedy = f"the driver is probably too old for CUDA {facts['cuda']}: update it, or install an older torch"
+    return Finding("GPU", "driver present, but torch finds no GPU", "note", remedy)
 
 
 def writable(name: str, place: Path, can: bool) -> Finding:
     """Whether a folder can be written, or made."""
     if can:
-        return Finding(name, f"{place} can be written")
+        return Finding(name, f"{place} is writable")
     return Finding(
-        name, f"{place} cannot be written", "blocks", "give --cache FOLDER or --cache none, or mend its rights"
+        name, f"{place} is not writable", "blocks", "give --cache FOLDER or --cache none, or fix its permissions"
     )
 
 
@@ -153,15 +153,15 @@ def held(name: str, place: Path, size: int) -> Finding:
     shown = f"{size / GIB:.1f} GiB"
     if size < MUCH:
         return Finding(name, shown)
-    return Finding(name, shown, "note", f"delete {place} whenever no run is going: what is wanted is decoded anew")
+    return Finding(name, shown, "note", f"delete {place} when no run is active; images are decoded again when needed")
 
 
 def disk(name: str, place: Path, free: int) -> Finding:
     """Free bytes where something is written."""
     shown = f"{free / GIB:.1f} GiB free at {place}"
     if free < LITTLE:
-        return Finding(name, shown, "blocks", "free at least 1 GiB: a run writes its model, checkpoints and a report")
-    return Finding(name, shown, "note", "a few runs may fill it") if free < LOW else Finding(name, shown)
+        return Finding(name, shown, "blocks", "free at least 1 GiB for models, checkpoints and reports")
+    return Finding(name, shown, "note", "a few runs may fill the disk") if free < LOW else Finding(name, shown)
 
 
 def shared_memory(size: int) -> Finding:
@@ -169,7 +169,7 @@ def shared_memory(size: int) -> Finding:
     shown = f"{size / 2**20:,.0f} MiB"
     if size > SHARED:
         return Finding("shared memory", shown)
-    return Finding("shared memory", shown, "note", "several processes need more; containers: --shm-size=1g")
+    return Finding("shared memory", shown, "note", "multi-process runs need more; in containers: --shm-size=1g")
 
 
 def extras(version: Callable[[str], str | None]) -> tuple[Finding, ...]:
@@ -179,10 +179,10 @@ def extras(version: Callable[[str], str | None]) -> tuple[Finding, ...]:
         missing = [name for name in modules if importlib.util.find_spec(name) is None]
         if missing:
             remedy = f"pip install 'taskgraft[{extra}]'"
-            found.append(Finding(f"extra {extra}", f"without {', '.join(missing)}", "note", remedy))
+            found.append(Finding(f"extra {extra}", f"missing {', '.join(missing)}", "note", remedy))
         else:
             known = [f"{name} {version(name)}" for name in modules if version(name)]
-            found.append(Finding(f"extra {extra}", ", ".join(known) or "there"))
+            found.append(Finding(f"extra {extra}", ", ".join(known) or "installed"))
     return tuple(found)
 
 
