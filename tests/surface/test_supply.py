@@ -42,7 +42,6 @@ DEVELOPERS = {"docs", "test", "coverage", "lint", "fuzz", "sbom", "dev"}
 # Where the commands begin that need the program alone.
 BASE = (
     "cli.training",
-    "cli.config_file",
     "pipeline.train",
     "pipeline.extend",
     "commands.compare",
@@ -56,7 +55,7 @@ ASKED = {
     "taskgraft.methods.lora": {"peft"},
 }
 # Required, though imported by a requirement only: it has to be of torch's release.
-PAIRED = {"torchvision"}
+PAIRED = {"torchvision", "yaml"}  # and yaml, for --config files
 # Where the name that is imported is not the name that is installed.
 IMPORTED = {
     "python-multipart": ("multipart", "python_multipart"), "optuna": ("optuna", "sqlalchemy"),
