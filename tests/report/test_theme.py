@@ -103,7 +103,7 @@ def test_style_sheets_use_theme_colors_only() -> None:
     assert len(sheets) == 3
     for path, text in sheets.items():
         assert not re.findall(r"#[0-9a-f]{3,8}\b(?=[^{]*;)", text), path
-        unknown = set(re.findall(r"var\(--([a-z]+)", text)) - {*theme.LIGHT, "serif", "sans", "mono", "share"}
+        unknown = set(re.findall(r"var\(--([a-z]+)", text)) - {*theme.LIGHT, "serif", "sans", "mono", "fraction"}
         assert not unknown, path
     assert theme.LIGHT.keys() == theme.DARK.keys()
     assert theme.PRINT.keys() <= theme.LIGHT.keys()
