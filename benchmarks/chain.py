@@ -14,8 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from taskgraft.config import TrainingConfig
-from taskgraft.pipeline.extend import carry_out
 from taskgraft.pipeline.request import Request
+from taskgraft.pipeline.run import run
 from taskgraft.results.record import versions
 from taskgraft.types import Callbacks
 
@@ -49,7 +49,7 @@ def chain(
     for name, data in tasks(given.shared, given.made):
         place = given.out / method.replace(" ", "") / f"seed-{config.seed}" / name
         asked = replace(request, data=data, task=name, method=method, config=config, old_val=seen)
-        done = carry_out(asked, place, cache=given.out / "cache", resume=True, callbacks=callbacks)
+        done = run(asked, place, cache=given.out / "cache", resume=True, callbacks=callbacks)
         before = {task.name: task.parent.mean for task in done.record.tasks if task.parent}
         found = found or [before]
         found.append({task.name: task.child.mean for task in done.record.tasks if task.child})
@@ -67,7 +67,7 @@ def separate(config: TrainingConfig, given: argparse.Namespace, callbacks: Callb
         asked = replace(
             first(given.shared), data=data, task=name, method="finetune", config=replace(config, steps=2 * config.steps)
         )
-        done = carry_out(asked, place, cache=given.out / "cache", resume=True, callbacks=callbacks)
+        done = run(asked, place, cache=given.out / "cache", resume=True, callbacks=callbacks)
         found[name] = max(line.accuracy.get(name, 0.0) for line in done.record.history)
     return found
 

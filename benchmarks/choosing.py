@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 
 from taskgraft.commands.compare import Variant, compare
+from taskgraft.commands.train import train
 from taskgraft.config import TRAIN_DEFAULTS, TrainingConfig
 from taskgraft.methods.presets import DEFAULT_METHOD
 from taskgraft.metrics import t_interval
 from taskgraft.pipeline.request import Request
-from taskgraft.pipeline.train import train
 from taskgraft.results.record import Comparison, Record, VariantResult, parsed, versions
 from taskgraft.types import Callbacks
 

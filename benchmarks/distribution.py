@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taskgraft import seeding
-from taskgraft.pipeline.evidence import card
+from taskgraft.pipeline.measuring import build_task_card
 from taskgraft.quantification import Sample, estimate_prevalence
 from taskgraft.results.predictions import Predictions, load_predictions
 from taskgraft.results.record import versions
@@ -104,7 +104,7 @@ def run(case: Case, predictions: Predictions, draws: int) -> dict[str, dict[str,
     for draw in range(draws):
         rng = seeding.generator(draw, "distribution benchmark", case.name)
         known, rest = halved(predictions.labels[task], rng)
-        made = card(part(predictions, task, known), task, {}, "one half")
+        made = build_task_card(part(predictions, task, known), task, {}, "one half")
         places, unit, shares = drawn(case, predictions.labels[task][rest], size, rng)
         sampled = part(predictions, task, rest[places])
         if case.scheme == "tracks":

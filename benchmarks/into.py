@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 
 from taskgraft import metrics
+from taskgraft.commands.train import train
 from taskgraft.config import TRAIN_DEFAULTS, TrainingConfig
-from taskgraft.pipeline.extend import Extension, carry_out
 from taskgraft.pipeline.request import Request
-from taskgraft.pipeline.train import train
+from taskgraft.pipeline.run import Extension, run
 from taskgraft.results.record import versions
 from taskgraft.types import Callbacks
 
@@ -76,7 +76,7 @@ def once(seed: int, given: argparse.Namespace) -> dict[str, dict[str, float]]:
     config = TrainingConfig(steps=150, eval_every=75, save_every=10_000, precision=given.precision, seed=seed)
     for method in ARMS:
         request = Request(str(parent.out), withheld, "model", method, config, old_val=(kept,), into=True)
-        results[method] = balanced(carry_out(request, place / method, cache=cache, resume=True, callbacks=callbacks))
+        results[method] = balanced(run(request, place / method, cache=cache, resume=True, callbacks=callbacks))
         print(seed, method, results[method], flush=True)
     results["retrained on all"] = whole(train(every, place / "all", **common), withheld)
     print(seed, "all", results["retrained on all"], flush=True)

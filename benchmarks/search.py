@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from taskgraft import report
+from taskgraft.commands.train import train
 from taskgraft.commands.tune import tune
 from taskgraft.config import TRAIN_DEFAULTS, TrainingConfig
 from taskgraft.demo.cars import write_cars
 from taskgraft.pipeline.request import Request
-from taskgraft.pipeline.train import train
 from taskgraft.results.record import versions
 from taskgraft.tuning import space
 from taskgraft.tuning.search_config import SearchConfig, WorkerConfig

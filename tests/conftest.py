@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from openings import Openings, below
+from taskgraft.commands.extend import extend
+from taskgraft.commands.train import train
 from taskgraft.config import TrainingConfig
-from taskgraft.pipeline.extend import extend
-from taskgraft.pipeline.train import train
 from toys import NEW, OLD, folder_of
 
 torch.set_num_threads(1)  # two test processes share two cores

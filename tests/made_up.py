@@ -197,7 +197,8 @@ def made_up_search(tasks=("make", "colour"), methods=("ewc", "distill", "finetun
 
 def made_up_distribution(names=MAKES):
     own = [
-        ClassPrevalence(name=name, naive=0.1, prevalence=0.03 * i, low=0.02 * i, high=0.05 * i) for i, name in enumerate(names)
+        ClassPrevalence(name=name, naive=0.1, prevalence=0.03 * i, low=0.02 * i, high=0.05 * i)
+        for i, name in enumerate(names)
     ]
     ood = OODCheck(flag=False, text="they look alike")
     task = TaskPrevalence(task="make", estimator="emq", classes=tuple(own), images=90, units=9, unit="clip", effective_size=20,

@@ -117,7 +117,7 @@ def in_trouble() -> dict[str, Any]:
     weight = next(value for value in state.classifier.parameters() if value.requires_grad)
     hook = weight.register_hook(lambda slope: slope * (torch.inf if distributed.rank() else 1.0))
     try:
-        loop.advance(state, method, images, RUN)
+        loop.train_step(state, method, images, RUN)
         said = "it went on"
     except TaskgraftError as error:
         said = f"{error} ({error.exit_code})"

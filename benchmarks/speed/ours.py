@@ -55,7 +55,7 @@ def _arithmetic(arch: str, size: int, batch: int) -> str:
     """What "auto" chooses; once for all methods of a case, as `extend` keeps its choice."""
     case = {"arch": arch, "size": size, "batch": batch, "images": batch}
     sources = TrainingData(images_of(case), None, 1, "none", 0)
-    return precision.choose(child_of(case), sources, settings(case), None)[0].precision
+    return precision.choose_precision(child_of(case), sources, settings(case), None)[0].precision
 
 
 def started(case: Case) -> tuple[TrainState, Method, TrainingData, TrainingConfig]:

@@ -21,14 +21,14 @@ from typing import Any
 
 # Part, module, function, the modules that have bound it by name. What is in none of them is "rest".
 PARTS = (
-    ("checkpoint", "taskgraft.bundle.loaders", "open_parent", ("taskgraft.bundle", "taskgraft.pipeline.fitting")),
-    ("images", "taskgraft.data.task_images", "load_task_data", ("taskgraft.pipeline.fitting",)),
-    ("answers on validation images", "taskgraft.pipeline.measuring", "predictions", ()),
-    ("choice of precision", "taskgraft.training.precision", "choose", ()),
-    ("adaptation", "taskgraft.training.loop", "_adapted", ()),
-    ("head's warm-up", "taskgraft.training.loop", "warm", ()),
+    ("checkpoint", "taskgraft.bundle.loaders", "open_parent", ("taskgraft.bundle", "taskgraft.pipeline.opening")),
+    ("images", "taskgraft.data.task_images", "load_task_data", ("taskgraft.pipeline.opening",)),
+    ("answers on validation images", "taskgraft.pipeline.measuring", "predict_validation", ()),
+    ("choice of precision", "taskgraft.training.precision", "choose_precision", ()),
+    ("adaptation", "taskgraft.training.loop", "_adapt", ()),
+    ("head's warm-up", "taskgraft.training.loop", "train_head", ()),
     ("first checkpoint", "taskgraft.training.checkpoints", "save", ()),
-    ("first step", "taskgraft.training.loop", "advance", ()),
+    ("first step", "taskgraft.training.loop", "train_step", ()),
 )
 
 
@@ -73,7 +73,7 @@ def main() -> None:
     from taskgraft.cli.app import main as command
 
     with console.importing():
-        from taskgraft.pipeline import extend
+        from taskgraft.pipeline import run
 
     laps.switch()
     laps.stack = ["rest"]
@@ -82,7 +82,7 @@ def main() -> None:
         wrapped = laps.around(part, getattr(module, name))
         for place in (home, *others):
             setattr(importlib.import_module(place), name, wrapped)
-    assert extend
+    assert run
     with contextlib.redirect_stderr(io.StringIO()), contextlib.suppress(_Reached):
         command()
     usage = resource.getrusage(resource.RUSAGE_SELF)

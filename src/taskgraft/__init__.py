@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     from taskgraft.commands.doctor import doctor
     from taskgraft.commands.evaluate import evaluate
     from taskgraft.commands.export import export
+    from taskgraft.commands.extend import extend
     from taskgraft.commands.predict import predict_files, predict_to
     from taskgraft.commands.serve import serve
+    from taskgraft.commands.train import train
     from taskgraft.commands.tune import tune
     from taskgraft.config import TrainingConfig
     from taskgraft.errors import (
@@ -30,10 +32,9 @@ if TYPE_CHECKING:
     )
     from taskgraft.models.classifier import Classifier, grow, wrap
     from taskgraft.models.inference import predict
-    from taskgraft.pipeline.extend import Extension, extend, load
     from taskgraft.pipeline.learn import learn
     from taskgraft.pipeline.request import Request
-    from taskgraft.pipeline.train import train
+    from taskgraft.pipeline.run import Extension, load
     from taskgraft.tuning.search_config import SearchConfig, WorkerConfig
     from taskgraft.types import Callbacks, Images, Task
 
@@ -44,7 +45,7 @@ _PLACES = {
     "CheckpointError": "errors",
     "Classifier": "models.classifier",
     "DataError": "errors",
-    "Extension": "pipeline.extend",
+    "Extension": "pipeline.run",
     "Images": "types",
     "InputError": "errors",
     "MissingDependency": "errors",
@@ -64,16 +65,16 @@ _PLACES = {
     "doctor": "commands.doctor",
     "evaluate": "commands.evaluate",
     "export": "commands.export",
-    "extend": "pipeline.extend",
+    "extend": "commands.extend",
     "grow": "models.classifier",
     "learn": "pipeline.learn",
-    "load": "pipeline.extend",
+    "load": "pipeline.run",
     "open_parent": "bundle",
     "predict": "models.inference",
     "predict_files": "commands.predict",
     "predict_to": "commands.predict",
     "serve": "commands.serve",
-    "train": "pipeline.train",
+    "train": "commands.train",
     "tune": "commands.tune",
     "wrap": "models.classifier",
 }

@@ -1,4 +1,4 @@
-"""The nouns of taskgraft: named tuples and aliases, and how a path that a caller gives becomes a Path."""
+"""Shared types: named tuples and aliases, and how a path that a caller gives becomes a Path."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from torch import Tensor
 from taskgraft.config import Implicit, Softmax
 
 PathLike = str | os.PathLike[str]  # what public functions take for a path; inside there are Paths
-Params = dict[str, Tensor]
-Memory = dict[str, Any]  # nested dictionaries of tensors, nothing else: saves without pickle
-Terms = dict[str, Tensor]  # the summands of the objective by name, each a scalar
+Params = dict[str, Tensor]  # name -> parameter
+Memory = dict[str, Any]  # nested dictionaries of tensors, nothing else: saved without pickle
+Terms = dict[str, Tensor]  # terms of the objective by name, each a scalar
 Outputs = dict[str, Tensor]  # task name -> logits [B, K]
-Memoize = Callable[[str, Callable[[], Params]], Params]  # (name, make): what `make` gave the first time under this name
+Memoize = Callable[[str, Callable[[], Params]], Params]  # (name, make): what `make` returned the first time
 
 
 class Task(NamedTuple):
-    """A name and its ordered class names."""
+    """A task's name and its class names in index order."""
 
     name: str
     classes: tuple[str, ...]
 
 
 class Names(Protocol):
-    """Names by row: a tuple, or columns that stay on disk until they are looked at."""
+    """Names by row: a tuple, or a file that is read when a name is needed."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, row: int, /) -> str: ...
@@ -37,8 +37,12 @@ class Names(Protocol):
 class Images(NamedTuple):
     """Images at training size with their labels.
 
-    `pixels` [N, H, W, 3] uint8 (maybe memory-mapped), or [N, ...] float inputs that are used as they are.
-    `labels` maps a task to [N] int64, -1 where an image is not labeled for it.
+    Attributes:
+        pixels: [N, H, W, 3] uint8 (maybe memory-mapped), or [N, ...] float inputs that are used as they are.
+        labels: Task name -> [N] int64, -1 where an image is not labeled for it.
+        names: Name of each image.
+        mean: Subtracted from each channel of values scaled to [0, 1].
+        std: Each channel is divided by it.
     """
 
     pixels: Tensor
@@ -49,17 +53,24 @@ class Images(NamedTuple):
 
 
 class TrainingData(NamedTuple):
-    """What a method may learn from: the new task's images and, if there are any, a sample of old ones.
+    """What a method may learn from.
 
-    `score(model)` is the mean validation accuracy over tasks, with agreement with the parent for a task that has no
-    validation images; None where nothing can be measured. `trial_cache(name, make)` returns what `make` returned the
-    first time under this name, to all trials of a search; None outside a search. `tensor_cache(name, make)` does so
-    for later runs, where `name` identifies everything that the tensors depend on; None without a cache folder.
+    Attributes:
+        new: Images of the new task.
+        old: A sample of old images, if there is one.
+        views: Fixed augmented views of each image; 0 = a fresh one every epoch.
+        augment: Kind of augmentation.
+        seed: Random seed.
+        score: Mean validation accuracy over tasks of a classifier, with agreement with the parent for a task without
+            validation images; None where nothing can be measured.
+        trial_cache: Shares tensors between the trials of a search; None outside a search.
+        tensor_cache: Stores tensors for later runs, under a name that identifies everything that they depend on; None
+            without a cache folder.
     """
 
     new: Images
     old: Images | None
-    views: int  # fixed views of each image; 0 = a fresh one every epoch
+    views: int
     augment: str
     seed: int
     score: Callable[[Any], float] | None = None
@@ -68,11 +79,13 @@ class TrainingData(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """One step's images.
+    """The images of a step. `images`, `rows` and `view` stay on the CPU, so that looking something up never waits.
 
-    `images` [B, ...] float; `labels` task -> [B] int64, -1 = not labeled; `rows` [B] is each image's row
-    in `TrainingData.new`, -1 for images that a method mixed in; `view` [B] which fixed view it is.
-    `images`, `rows` and `view` stay on the CPU, so that looking something up by them never waits for a device.
+    Attributes:
+        images: [B, ...] float.
+        labels: Task name -> [B] int64, -1 = not labeled.
+        rows: [B] row of each image in `TrainingData.new`, -1 for images that a method mixed in.
+        view: [B] which fixed view each image is.
     """
 
     images: Tensor
@@ -82,11 +95,15 @@ class Batch(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What a method sees of one step.
+    """What a method sees of a step.
 
-    `old` task -> how many of its classes are the parent's. `predict(params, mask)` computes the logits that
-    the classifier has with these parameters and buffers in eval mode, without gradients, on the batch's images
-    where `mask` [B] bool (on the CPU) is true.
+    Attributes:
+        batch: The images.
+        outputs: Logits [B, K] by task.
+        softmax: Per task, or joint over all classes.
+        predict: `predict(params, mask)` computes the logits that the classifier has with these parameters and buffers in
+            eval mode, without gradients, on the batch's images where `mask` [B] bool (on the CPU) is true.
+        old: Task name -> how many of its classes are the parent's.
     """
 
     batch: Batch
@@ -97,10 +114,14 @@ class Step(NamedTuple):
 
 
 class Update(NamedTuple):
-    """One optimizer step, seen from the weights.
+    """An optimizer step as seen from the weights.
 
-    `gradient` / `scale` is that of the objective without weight penalties, for the parameters that it reached; clipping
-    has shortened it by `scale`.
+    Attributes:
+        before: Parameters before the step.
+        after: Parameters after the step.
+        gradient: `gradient` / `scale` is the gradient of the objective without penalties on weights, for the parameters
+            that it reached.
+        scale: Factor of gradient clipping.
     """
 
     before: Params
@@ -110,10 +131,14 @@ class Update(NamedTuple):
 
 
 class Quadratic(NamedTuple):
-    """(strength / 2) sum_j importance_j (theta_j - anchor_j)^2.
+    """A penalty on weights: (strength / 2) sum_j importance_j (theta_j - anchor_j)^2.
 
-    `importance` None = 1 everywhere. `implicit` True: applied as a proximal step after the optimizer's; False: its
-    gradient is added to that of the loss; "auto": as `penalty.settled` decides.
+    Attributes:
+        anchor: Where each parameter is pulled to.
+        importance: Importance of each value of each parameter; None = 1 everywhere.
+        strength: Factor of the penalty.
+        implicit: True: a proximal step after the optimizer's; False: added to the loss's gradient; "auto": as
+            `penalties.choose_form` decides.
     """
 
     anchor: Params
@@ -123,9 +148,12 @@ class Quadratic(NamedTuple):
 
 
 class Callbacks(NamedTuple):
-    """Where a long run tells what it does; silent by default.
+    """What a long run calls on its way; by default nothing.
 
-    `progress(what, done, total)`; `logged(line)` gets each line of the metrics once it is on disk.
+    Attributes:
+        info: Called with a line of information.
+        progress: Called with what is done, how much of it, and how much there is in all.
+        on_metrics: Called with each line of the metrics once it is on disk.
     """
 
     info: Callable[[str], None] = lambda line: None
@@ -134,14 +162,14 @@ class Callbacks(NamedTuple):
 
 
 @overload
-def as_path(given: PathLike) -> Path: ...
+def as_path(path: PathLike) -> Path: ...
 @overload
-def as_path(given: PathLike | None) -> Path | None: ...
-def as_path(given: PathLike | None) -> Path | None:
-    """A path as it is used inside; None stays None."""
-    return None if given is None else Path(given)
+def as_path(path: PathLike | None) -> Path | None: ...
+def as_path(path: PathLike | None) -> Path | None:
+    """Convert to a Path; None stays None."""
+    return None if path is None else Path(path)
 
 
-def as_paths(given: PathLike | Iterable[PathLike]) -> tuple[Path, ...]:
-    """One path or several as they are used inside: a string is one path, not its letters."""
-    return (Path(given),) if isinstance(given, str | os.PathLike) else tuple(Path(one) for one in given)
+def as_paths(paths: PathLike | Iterable[PathLike]) -> tuple[Path, ...]:
+    """Convert one path or several to Paths; a string is one path, not its characters."""
+    return (Path(paths),) if isinstance(paths, str | os.PathLike) else tuple(Path(path) for path in paths)

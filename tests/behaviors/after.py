@@ -134,7 +134,7 @@ ROWS = [
     Behavior(34, "compare and tune show the frontier, go on after a kill, show failed trials with the reason", None,
               ("tests/commands/test_tune.py::test_killed_with_all_its_workers_it_goes_on_to_the_same_choice",
                "tests/commands/test_tune.py::test_a_trial_that_diverges_is_reported_and_the_others_go_on",
-               "tests/pipeline/test_extend.py::test_compare_goes_on_and_reports")),
+               "tests/pipeline/test_extend.py::test_compare_resumes_and_reports")),
     Behavior(35, "predict answers all tasks in one pass, in order; stdout is for pipes", predicted,
               ("tests/commands/test_predict.py::test_a_run_that_was_stopped_goes_on_to_the_same_file",
                "tests/commands/test_predict.py::test_tables_hold_what_lines_hold")),

@@ -25,9 +25,9 @@ from behaviors.trying import FEW, Behavior, Place
 from taskgraft import TrainingConfig
 from taskgraft.cli.flags import DATA, HARDWARE, METHOD, MODEL, OUTPUT, TRAINING
 from taskgraft.commands import demo
+from taskgraft.commands.train import train
 from taskgraft.demo.cars import write_cars
 from taskgraft.pipeline.request import Request
-from taskgraft.pipeline.train import train
 from toys import NEW, OLD, folder_of
 from typed import COMMANDS, arguments_of
 
@@ -70,10 +70,10 @@ def demonstrated(place: Place) -> str:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo, "write_cars", drawn)
         patch.setattr(demo, "train", trained)
-        for name in ("TEXT", "OWN"):
+        for name in ("REFERENCE_CONFIG", "DEFAULT_CONFIG"):
             patch.setattr(demo, name, replace(getattr(demo, name), steps=2, eval_every=1))
-        short = [variant._replace(config=replace(variant.config, steps=2, eval_every=1)) for variant in demo.ARMS]
-        patch.setattr(demo, "ARMS", short)
+        short = [variant._replace(config=replace(variant.config, steps=2, eval_every=1)) for variant in demo.VARIANTS]
+        patch.setattr(demo, "VARIANTS", short)
         patch.setattr(demo, "Request", partial(Request, check_parent=False))  # two steps make a parent that guesses
         told = place.run("demo", "demo-run", "--cache", "none")
     assert told.code == 0, told.err

@@ -41,7 +41,7 @@ def dry(place: Place) -> str:
     refused = place.run("extend", place.alice, place.new, place.both, "--task", "paint", "--dry-run", "--lr", "0.5",
                         "--precision", "fp32")  # fmt: skip
     assert refused.code == 2
-    assert "holds another run" in refused.last
+    assert "already holds a run with other settings" in refused.last
     return next(line for line in told.out.splitlines() if line.startswith("time:"))
 
 
@@ -62,7 +62,7 @@ def again(place: Place) -> str:
     """The same command on the finished run, and with another rate."""
     before = {path: path.read_bytes() for path in place.both.rglob("*") if path.is_file()}
     same = place.run(*place.words)
-    assert (same.code, "finished; nothing was done" in same.err) == (0, True)
+    assert (same.code, "finished; nothing to do" in same.err) == (0, True)
     assert same.out == place.told.out
     other = place.run(*place.words, "--lr", "0.5")
     assert other.code == 2
@@ -121,18 +121,18 @@ ROWS = [
     Behavior(21, "a first line within 15 s, loss terms, accuracies, drift of old tasks; plain lines elsewhere",
               told_on_the_way, (), "the rate stands in metrics.jsonl, images a second where the arithmetic is chosen"),
     Behavior(22, "one signal: saved, said how to go on, 130 or 143; a second changes nothing", None,
-              ("tests/faults/test_signals.py::test_a_signal_loses_nothing",
+              ("tests/faults/test_signals.py::test_signal_loses_nothing",
                "tests/surface/test_errors.py::test_an_interruption_names_the_way_on"),
               "the way on is the same command with --resume, and is said so"),
     Behavior(23, "the same command again: finished says so, another setting is refused by name, nothing overwritten",
-              again, ("tests/pipeline/test_extend.py::test_kill_9_and_resume_is_no_stop",)),
+              again, ("tests/pipeline/test_extend.py::test_resume_after_kill_is_bit_identical",)),
     Behavior(24, "--resume goes on bit for bit; changed settings are listed", documented,
-              ("tests/pipeline/test_extend.py::test_kill_9_and_resume_is_no_stop",),
+              ("tests/pipeline/test_extend.py::test_resume_after_kill_is_bit_identical",),
               "more steps are another run, since the rate's course depends on them; a child can be extended again"),
     Behavior(25, "out of memory: smaller pieces of the same batch, told, and on", None,
-              ("tests/training/test_micro_batching.py::test_memory_that_runs_out_halves_the_pieces_and_keeps_the_batch",)),
+              ("tests/training/test_micro_batching.py::test_out_of_memory_doubles_micro_batches",)),
     Behavior(26, "a loss that is not finite stops before the update and names step, rate, images", None,
-              ("tests/pipeline/test_extend.py::test_a_loss_that_is_not_finite_stops_before_the_update",),
+              ("tests/pipeline/test_extend.py::test_non_finite_loss_stops_before_update",),
               "no silent retry at a lower rate: it would be another run than the record says"),
     Behavior(27, "the kept step has the best combined score, defined in a line", chosen, (),
               "the last step's weights go once the run is done: the kept step is the model"),

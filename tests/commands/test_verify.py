@@ -26,10 +26,10 @@ def bundle(plain: Path, tmp_path: Path) -> Path:
 def test_a_bundle_is_what_it_was(bundle: Path, branched: Path, alice: Path) -> None:
     for model in (bundle, branched, alice):
         found = verify(model)
-        assert found["sound"], found["lines"]
-        assert found["numbers"] == []
-        assert all(part["same"] and part["equal_answers"] == 1 for part in found["answers"])
-    assert [part["set"] for part in verify(bundle)["answers"]] == ["new", "old"]
+        assert found["intact"], found["lines"]
+        assert found["results"] == []
+        assert all(part["same"] and part["equal_predictions"] == 1 for part in found["predictions"])
+    assert [part["set"] for part in verify(bundle)["predictions"]] == ["new", "old"]
 
 
 def test_every_input_and_output_has_its_digest(plain: Path, alice: Path) -> None:
@@ -65,11 +65,11 @@ def other_result(folder: Path) -> None:
 def test_what_has_changed_is_named(bundle: Path, change: Callable[[Path], object], line: str) -> None:
     change(bundle)
     found = verify(bundle)
-    assert not found["sound"]
+    assert not found["intact"]
     assert f"  {line}" in found["lines"]
     assert found["lines"][-1].startswith("CHANGED: ")
-    assert bool(found["numbers"]) == (change is other_result)
-    assert all(part["same"] for part in found["answers"]) == (change is not other_weights)
+    assert bool(found["results"]) == (change is other_result)
+    assert all(part["same"] for part in found["predictions"]) == (change is not other_weights)
 
 
 def test_predictions_that_are_not_the_models(bundle: Path) -> None:
@@ -80,20 +80,20 @@ def test_predictions_that_are_not_the_models(bundle: Path) -> None:
     digests.write(bundle, digests.read(bundle).inputs)  # as a careful forger would
     found = verify(bundle)
     assert found["files"]["changed"] == ()
-    assert [part["same"] for part in found["answers"]] == [False, True]
-    assert not found["sound"]
+    assert [part["same"] for part in found["predictions"]] == [False, True]
+    assert not found["intact"]
 
 
 def test_pictures_that_have_moved_or_changed(bundle: Path, new_folder: Path, tmp_path: Path) -> None:
     moved = Path(shutil.copytree(new_folder, tmp_path / "moved"))
-    assert verify(bundle, moved)["sound"]
+    assert verify(bundle, moved)["intact"]
     next((moved / "val" / "red").iterdir()).unlink()
     found = verify(bundle, moved)
-    assert found["answers"][0]["reason"] == "these are other images than those of the record"
-    assert not found["sound"]
+    assert found["predictions"][0]["reason"] == "these are not the images of the record"
+    assert not found["intact"]
     away = verify(bundle, tmp_path / "nowhere")
-    assert away["answers"][0]["same"] is None
-    assert away["sound"]  # files and numbers are, and the line says what was not compared
+    assert away["predictions"][0]["same"] is None
+    assert away["intact"]  # files and numbers are, and the line says what was not compared
     assert any("not compared" in line and "nowhere is not there" in line for line in away["lines"])
 
 
@@ -101,7 +101,7 @@ def test_a_card_that_was_written_anew_is_noted(bundle: Path, old_folder: Path) -
     before = digests.read(bundle).files["cards/shape.json"]
     calibrate(bundle, old_folder / "val", task="shape")
     assert digests.read(bundle).files["cards/shape.json"] != before
-    assert verify(bundle)["sound"]
+    assert verify(bundle)["intact"]
 
 
 def test_what_is_no_finished_bundle(bundle: Path, tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def test_killed_process_is_restarted(
     done = killed(words(alice, new_folder, old_folder, out, "--gpus", "2", "--max-restarts", "1"), out)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
-    assert "going on from step" in done.stderr
+    assert "resuming at step" in done.stderr
     assert done.stdout.count("model and report:") == 1
     assert_close(out, alone)
 
@@ -85,7 +85,7 @@ def test_resume_with_another_world_size(
     command = words(alice, new_folder, old_folder, out, "--resume")
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "going on from step" in done.stderr
+    assert "resuming at step" in done.stderr
     assert_close(out, alone)
 
 

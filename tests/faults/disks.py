@@ -29,7 +29,7 @@ def refusing(place: Place) -> str:
         assert code == dying.OTHER, f"{how} at {at}: it only seems to be done"
         assert said.startswith("TaskgraftError: "), f"{how} at {at}: {said}"
         assert os.strerror(dying.REFUSALS[how]) in said
-        assert "--resume goes on" in said or "choose another OUT" in said
+        assert "with --resume" in said or "choose another OUT" in said
         place.extend(out, resume=True)
         same_bits(out, place.calm)
         happened.append(how)
@@ -55,7 +55,7 @@ def damaged(place: Place) -> str:
         place.extend(out, resume=True, callbacks=Callbacks(info=told.append))
         assert [line for line in told if said in line], (name, told)
         assert [line for line in told if line.startswith(f"checkpoint {newest.name} is damaged")]
-        assert [line for line in told if line == "going on from step 2"] or name == "all"
+        assert [line for line in told if line == "resuming at step 2"] or name == "all"
         same_bits(out, place.calm)
         happened.append(f"{part} {name}")
     return f"{', '.join(happened)}: told, then the one before, to the same bits"
@@ -101,14 +101,15 @@ STATE, TOUCH, STUDY = (
 TUNE = "tests/commands/test_tune.py"
 FAULTS = [
     Fault(1, "kill -9 at every touch of a file, and at random moments", "--resume gives the same bits",
-          tested=(f"{TOUCH}::test_killed", "tests/faults/test_killing.py::test_every_resume_ends_in_the_same_bits")),
+          tested=(f"{TOUCH}::test_killed_at_every_write",
+                  "tests/faults/test_killing.py::test_random_kills_and_resume_are_bit_identical")),
     Fault(3, "the disk is full", "what was saved is whole, nothing half is left, one line; a log never ends a run",
-          full_log, (f"{TOUCH}::test_the_disk_is_full",)),
+          full_log, (f"{TOUCH}::test_disk_full_at_every_write",)),
     Fault(4, "the disk fails, is read-only or gone, or there are too many open files",
           "one line that says which, and --resume goes on", refusing),
     Fault(5, "the newest checkpoint is cut, flipped, empty or has no manifest", "the one before is taken, and told",
-          damaged, (f"{STATE}::test_a_damaged_newest_gives_way_to_the_one_before",
-                    f"{STATE}::test_a_damaged_manifest_gives_way_to_the_one_before"),
+          damaged, (f"{STATE}::test_find_newest_skips_damaged_tensors",
+                    f"{STATE}::test_find_newest_skips_damaged_manifest"),
           "there is no pointer to the newest that could lead nowhere: its name tells"),
     Fault(14, "two searches in one folder, a half-written or damaged journal, a killed worker or search",
           "the second is refused, a trial is done once and continues from its checkpoint, damage is named", journal,

@@ -26,11 +26,11 @@ import torch
 
 import dying
 from taskgraft import TrainingConfig
+from taskgraft.commands.extend import extend
+from taskgraft.commands.train import train
 from taskgraft.commands.tune import tune
-from taskgraft.pipeline.extend import extend
 from taskgraft.pipeline.request import Request
-from taskgraft.pipeline.train import train
-from taskgraft.training.run_folder import LEFT
+from taskgraft.training.run_folder import LEFTOVER
 from taskgraft.tuning import space
 from taskgraft.tuning.search_config import SearchConfig
 from toys import NEW, OLD, folder_of
@@ -129,7 +129,7 @@ def marks(work: Work, out: Path) -> dict[str, str]:
 def unlike(expected: dict[str, str], found: dict[str, str], out: Path) -> list[str]:
     """The files that differ, and what is left behind or not there."""
     wrong = [name for name in sorted(expected.keys() | found.keys()) if expected.get(name) != found.get(name)]
-    wrong += [f"left: {path.name}" for path in out.rglob(".*") if LEFT.fullmatch(path.name)]
+    wrong += [f"left: {path.name}" for path in out.rglob(".*") if LEFTOVER.fullmatch(path.name)]
     return wrong + ["no report"] * (not (out / "report.html").exists())
 
 
@@ -144,7 +144,7 @@ def _in_a_run(out: Path) -> str:
         return "before the run began"
     if json.loads((out / "run.json").read_text())["done"]:
         return "when the model was whole, before the end"
-    if any(LEFT.fullmatch(path.name) for path in out.rglob(".*")):
+    if any(LEFTOVER.fullmatch(path.name) for path in out.rglob(".*")):
         return "while a file was written"
     if (out / "predictions.npz").exists():
         return "between two files of the result"
@@ -154,7 +154,7 @@ def _in_a_run(out: Path) -> str:
 def _in_a_search(out: Path) -> str:
     if not list(out.glob("trials/*/run.json")):
         return "before the first trial"
-    if any(LEFT.fullmatch(path.name) or path.suffix == ".part" for path in out.rglob(".*")):
+    if any(LEFTOVER.fullmatch(path.name) or path.suffix == ".part" for path in out.rglob(".*")):
         return "while a file was written"
     if (out / "search.json").exists():
         return "when the result was there, before the end"

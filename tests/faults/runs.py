@@ -82,13 +82,15 @@ def other_data(place: Place) -> str:
 def other_versions(place: Place) -> str:
     out = stopped(place, place.root / "both")
     stored = json.loads((out / "run.json").read_text())
-    assert stored["place"]["torch"]
-    (out / "run.json").write_text(json.dumps({**stored, "place": {**stored["place"], "torch": "2.9.0"}}))
+    assert stored["environment"]["torch"]
+    (out / "run.json").write_text(json.dumps({**stored, "environment": {**stored["environment"], "torch": "2.9.0"}}))
     told: list[str] = []
     done = place.extend(out, resume=True, callbacks=Callbacks(info=told.append))
-    (warned,) = [line for line in told if line.startswith("the run was begun elsewhere (torch was '2.9.0', is ")]
+    (warned,) = [
+        line for line in told if line.startswith("the run was begun in another environment (torch was '2.9.0', is ")
+    ]
     assert [note for note in done.record.notes if "torch was '2.9.0'" in note]
-    assert "begun elsewhere" not in str(place.extend(place.root / "new").record.notes)
+    assert "another environment" not in str(place.extend(place.root / "new").record.notes)
     return f"told and in the record: {warned}; {same_bits(out, place.calm)}"
 
 
@@ -175,8 +177,8 @@ def hung_up(place: Place) -> str:
 
 
 def report_fails(place: Place) -> str:
-    from taskgraft.pipeline import evidence
-    from taskgraft.pipeline.extend import load
+    from taskgraft.pipeline import publishing
+    from taskgraft.pipeline.run import load
 
     out = place.root / "both"
 
@@ -184,11 +186,11 @@ def report_fails(place: Place) -> str:
         def fail(*_: Any) -> str:
             raise ValueError("a page that cannot be drawn")
 
-        evidence.report.render_run = fail
+        publishing.report.render_run = fail
 
     told = command(place.words(out), place.root, broken)
     assert told.code == 1
-    assert "is whole, but its report could not be made (ValueError: a page that cannot be drawn)" in told.last
+    assert "is complete, but its report could not be written (ValueError: a page that cannot be drawn)" in told.last
     assert [task.name for task in load(out).bundle.classifier.tasks] == ["shape", "paint"]
     assert not (out / "report.html").exists()
     again = command(place.words(out, "--resume"), place.root)
@@ -234,15 +236,15 @@ FORWARD, COMMAND, EQUAL = (
 FOLDER, SIGNALS = "tests/training/test_run_folder.py", "tests/faults/test_signals.py"
 FAULTS = [
     Fault(2, "SIGINT and SIGTERM, once and twice", "what was saved is whole, exit 130 or 143, --resume: the same bits",
-          tested=(f"{SIGNALS}::test_a_signal_loses_nothing",)),
+          tested=(f"{SIGNALS}::test_signal_loses_nothing",)),
     Fault(6, "a gradient that is not finite, in one of two processes only",
           "all stop before the update, with one and the same line",
           tested=(f"{EQUAL}::test_failure_of_one_process_stops_all",
-                  "tests/faults/test_faults.py::test_a_bad_rate")),
+                  "tests/faults/test_faults.py::test_non_finite_loss_keeps_checkpoints")),
     Fault(7, "memory runs out at the first step, later, or for good",
           "half the piece, the same batch, told and recorded", no_workers,
-          (f"{FORWARD}::test_memory_that_runs_out_halves_the_pieces_and_keeps_the_batch",
-                       f"{FORWARD}::test_memory_that_no_piece_fits_is_a_problem"),
+          (f"{FORWARD}::test_out_of_memory_doubles_micro_batches",
+                       f"{FORWARD}::test_out_of_memory_with_single_images"),
           "there are no loader processes and no shared memory that could fail: images are decoded in threads"),
     Fault(8, "one of two processes is killed, or hangs",
           "all go on from the last checkpoint; --patience bounds the wait",
@@ -257,7 +259,7 @@ FAULTS = [
     Fault(12, "the clock jumps; images from beyond 2038", "no negative time, no stolen lock, the same bits", clock),
     Fault(13, "two processes on one folder; the lock of a dead one",
           "the other is told who holds it; a dead one holds nothing", two_at_once,
-          (f"{FOLDER}::test_a_lock_names_who_holds_it_and_dies_with_its_process",)),
+          (f"{FOLDER}::test_lock_names_holder_and_ends_with_process",)),
     Fault(15, "a tracker that is down or hangs", "a line of warning; the training does not wait",
           tested=("tests/pipeline/test_tracking.py::test_a_tracker_that_is_down_costs_a_line",)),
     Fault(20, "the report cannot be made", "the model is saved, the exit code tells, the next start makes it",
@@ -265,6 +267,6 @@ FAULTS = [
     Fault(21, "the runtime of an export is missing, breaks or disagrees", "told, and no half file", no_runtime,
           ("tests/exports/test_export.py::test_refused_export_is_removed",)),
     Fault(25, "the terminal is closed, the parent dies, the reader of stdout or stderr goes away", "quiet", hung_up,
-          (f"{SIGNALS}::test_a_reader_that_goes_away_is_no_error",
+          (f"{SIGNALS}::test_closed_pipe_is_no_error",
            "tests/commands/test_tune.py::test_workers_end_with_their_search")),
 ]  # fmt: skip

@@ -118,7 +118,7 @@ FAULTS = [
                   f"{SERVING}::test_a_worker_that_dies_is_replaced"),
           changed="one's own images are decoded in threads: a decoder that kills its process ends the command"),
     Fault(18, "no HOME, no temporary folder, LANG=C, TERM=dumb, 20 columns", "no traceback, the same bits", homeless,
-          (f"{SIGNALS}::test_a_signal_loses_nothing",)),
+          (f"{SIGNALS}::test_signal_loses_nothing",)),
     Fault(19, "forked or spawned, no workers, one core, no GPU", "the same bits", one_core,
           (f"{TUNE}::test_two_processes_find_what_one_finds",),
           "on Apple's GPUs nothing was tried"),

@@ -17,7 +17,7 @@ import pytest
 import dying
 from taskgraft import TrainingConfig, extend
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="processes are forked")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform == "win32", reason="processes are forked")]
 RUN = TrainingConfig(steps=6, batch_size=8, head_steps=4, eval_every=3, save_every=2, log_every=3, precision="fp32")
 FILES = ("model.safetensors", "memory.safetensors", "metrics.jsonl", "split.csv")
 SPREAD = 9  # moments of a run that are tried
@@ -60,7 +60,7 @@ def goes_on(work: Callable[..., Any], out: Path, calm: Path, moment: int) -> Non
     assert not left, f"moment {moment}: {left}"
 
 
-def test_killed(work: Callable[..., Any], calm: Path, moments: list[int], tmp_path: Path) -> None:
+def test_killed_at_every_write(work: Callable[..., Any], calm: Path, moments: list[int], tmp_path: Path) -> None:
     for moment in moments:
         out = tmp_path / str(moment)
         code, said = dying.disturbed(out, moment, "killed", lambda out=out: work(out))
@@ -68,14 +68,14 @@ def test_killed(work: Callable[..., Any], calm: Path, moments: list[int], tmp_pa
         goes_on(work, out, calm, moment)
 
 
-def test_the_disk_is_full(work: Callable[..., Any], calm: Path, moments: list[int], tmp_path: Path) -> None:
+def test_disk_full_at_every_write(work: Callable[..., Any], calm: Path, moments: list[int], tmp_path: Path) -> None:
     for moment in moments:
         out = tmp_path / str(moment)
         code, said = dying.disturbed(out, moment, "full", lambda out=out: work(out))
         if code:
             assert said.startswith("TaskgraftError: "), f"moment {moment}: {said}"
             assert "No space left" in said
-            assert "--resume goes on" in said or "choose another OUT" in said
+            assert "with --resume" in said or "choose another OUT" in said
         else:
             assert json.loads((out / "run.json").read_text())["done"], f"moment {moment}: it only seems to be done"
         goes_on(work, out, calm, moment)

@@ -17,7 +17,7 @@ import pytest
 from faults import disks, killing, runs, surroundings, web
 from faults.trying import Fault, Place, command
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="processes are forked")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform == "win32", reason="processes are forked")]
 ROOT = Path(__file__).parents[2]
 FAULTS = sorted([*disks.FAULTS, *runs.FAULTS, *surroundings.FAULTS, *web.FAULTS], key=lambda fault: fault.number)
 MADE = [fault for fault in FAULTS if fault.make]
@@ -48,28 +48,28 @@ def calm(
     return found
 
 
-def test_every_number_has_its_row() -> None:
+def test_fault_numbers_are_complete() -> None:
     assert [fault.number for fault in FAULTS] == list(range(1, 26))
     assert [fault.number for fault in FAULTS if not fault.make and not fault.tested] == []
 
 
 @pytest.mark.parametrize("fault", MADE, ids=lambda fault: f"{fault.number:02}-{fault.what}")
-def test_a_fault(fault: Fault, calm: Place, tmp_path: Path) -> None:
+def test_fault(fault: Fault, calm: Place, tmp_path: Path) -> None:
     assert fault.make
     HAPPENED[fault.number] = fault.make(calm._replace(root=tmp_path)).replace(str(tmp_path), "…")
 
 
 @pytest.mark.parametrize("name", sorted({name for fault in FAULTS for name in fault.tested}))
-def test_what_a_row_names_is_a_test(name: str) -> None:
+def test_named_tests_exist(name: str) -> None:
     file, _, function = name.partition("::")
     tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
     assert function in [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
 
 
-def test_a_bad_rate(calm: Place, tmp_path: Path) -> None:
+def test_non_finite_loss_keeps_checkpoints(calm: Place, tmp_path: Path) -> None:
     """A loss that is not finite at some step: the run stops before the update, and its checkpoints are sound."""
     out = tmp_path / "both"
     told = command(calm.words(out, "--lr", "1e30", "--clip-grad", "0", "--optimizer", "sgd"), tmp_path)
     assert told.code == 4
-    assert "is not finite at rate" in told.last
+    assert "is not finite at learning rate" in told.last
     assert "nothing was updated" in told.last

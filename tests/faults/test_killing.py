@@ -10,12 +10,12 @@ import pytest
 
 from faults import killing
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="processes are forked")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform == "win32", reason="processes are forked")]
 FEW = {"extend": 4, "tune": 2}
 
 
 @pytest.mark.parametrize("name", FEW)
-def test_every_resume_ends_in_the_same_bits(
+def test_random_kills_and_resume_are_bit_identical(
     name: str, alice: Path, new_folder: Path, old_folder: Path, tmp_path: Path
 ) -> None:
     count = 200 if os.environ.get("TASKGRAFT_FAULTS") == "all" else FEW[name]
@@ -27,7 +27,7 @@ def test_every_resume_ends_in_the_same_bits(
     assert not [kill for kill in found if kill.wrong]
 
 
-def test_a_difference_is_noticed(alice: Path, new_folder: Path, old_folder: Path, tmp_path: Path) -> None:
+def test_difference_is_detected(alice: Path, new_folder: Path, old_folder: Path, tmp_path: Path) -> None:
     work = killing.works(alice, new_folder, old_folder / "val")["extend"]
     for name in ("one", "two"):
         (tmp_path / name).mkdir()

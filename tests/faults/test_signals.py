@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
 FLAGS = ["--steps", "40", "--batch-size", "8", "--head-steps", "10", "--eval-every", "10", "--save-every", "5"]
 FLAGS += ["--precision", "fp32", "--cache", "none", "--method", "distill"]
 
@@ -35,7 +36,7 @@ def calm(alice: Path, new_folder: Path, old_folder: Path, tmp_path_factory: pyte
 
 
 @pytest.mark.parametrize(("number", "times", "code"), [("SIGINT", 1, 130), ("SIGINT", 2, 130), ("SIGTERM", 1, 143)])
-def test_a_signal_loses_nothing(
+def test_signal_loses_nothing(
     alice: Path, new_folder: Path, old_folder: Path, calm: Path, tmp_path: Path, number: str, times: int, code: int
 ) -> None:
     out = tmp_path / "both"
@@ -60,7 +61,7 @@ def test_a_signal_loses_nothing(
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
-def test_a_signal_while_the_interpreter_ends_prints_nothing(name: str) -> None:
+def test_signal_at_exit_prints_nothing(name: str) -> None:
     late = f"""
 import atexit, os, signal, sys
 from taskgraft.cli.app import main
@@ -74,7 +75,7 @@ main()
     assert done.stderr.startswith("taskgraft: ")
 
 
-def test_a_reader_that_goes_away_is_no_error(calm: Path) -> None:
+def test_closed_pipe_is_no_error(calm: Path) -> None:
     command = [sys.executable, "-m", "taskgraft.cli", "predict", str(calm), str(calm.parents[1])]
     reading, writing = os.pipe()
     os.close(reading)

@@ -14,7 +14,8 @@ import dying
 from dying import Child
 from taskgraft import Callbacks, TrainingConfig
 from taskgraft.cli import main
-from taskgraft.pipeline.extend import Extension, extend
+from taskgraft.commands.extend import extend
+from taskgraft.pipeline.run import Extension
 
 RUN = TrainingConfig(steps=6, batch_size=8, head_steps=4, eval_every=3, save_every=2, log_every=3, precision="fp32")
 FLAGS = (

@@ -14,5 +14,5 @@ from toys import NEW, RUN, mark, parent, sources, weights
 for number, text in enumerate(sys.argv[2:]):
     method = composition.build(text)
     blank = loop.prepare(grow(parent(), NEW, RUN.seed), method, sources(), RUN)
-    path = states.checkpoints(Path(sys.argv[1]) / str(number))[0]
+    path = states.list_checkpoints(Path(sys.argv[1]) / str(number))[0]
     print(mark(weights(loop.fit(states.restore(path, blank), method, sources(), RUN))))

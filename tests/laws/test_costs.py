@@ -49,9 +49,9 @@ def cost_of(notation: str, after: int = VIEWS) -> tuple[int, int, int]:
     """Operator calls and new bytes of one step in the steady state, and the number of learning tensors."""
     state, method, sources = started(notation, QUIET)
     for _ in range(after):
-        state, _ = loop.advance(state, method, sources, QUIET)
+        state, _ = loop.train_step(state, method, sources, QUIET)
     with Counted() as counted:
-        state, terms = loop.advance(state, method, sources, QUIET)
+        state, terms = loop.train_step(state, method, sources, QUIET)
     assert terms == {}
     return counted.calls, counted.fresh, sum(value.requires_grad for value in state.classifier.parameters())
 
@@ -121,7 +121,7 @@ def test_step_passes_each_image_once() -> None:
     for notation in ("finetune", "ewc(images=20)", "si", "distill"):
         state, method, sources = started(notation, QUIET)
         for _ in range(VIEWS):
-            state, _ = loop.advance(state, method, sources, QUIET)
+            state, _ = loop.train_step(state, method, sources, QUIET)
         now = state
-        assert passes_of(now.classifier, lambda now=now, m=method, s=sources: loop.advance(now, m, s, QUIET)) == 8
+        assert passes_of(now.classifier, lambda now=now, m=method, s=sources: loop.train_step(now, m, s, QUIET)) == 8
     assert NEW.classes

@@ -109,7 +109,7 @@ def test_memory_is_tensors_and_round_trips(text: str, tmp_path: Path) -> None:
     kept = dict(pytree.flatten(start.memory))
     assert not any(value.requires_grad for value in kept.values())
     states.save(tmp_path, start)
-    again = states.restore(states.checkpoints(tmp_path)[0], replace(started(text)[0], memory={}))
+    again = states.restore(states.list_checkpoints(tmp_path)[0], replace(started(text)[0], memory={}))
     assert same(dict(pytree.flatten(again.memory)), kept)
 
 
@@ -118,7 +118,7 @@ def test_resuming_is_bit_identical(text: str, tmp_path: Path) -> None:
     whole = trained(text)
     half, method, images = started(text)
     while half.step < 3:
-        half, _ = loop.advance(half, method, images, RUN)
+        half, _ = loop.train_step(half, method, images, RUN)
     torch.manual_seed(99)  # an evaluation and stray draws in between
     predict(half.classifier, pictures(8, NEW, 8))
     np.random.default_rng().random(5)
@@ -134,7 +134,7 @@ def test_resuming_in_a_new_process_is_bit_identical(tmp_path: Path) -> None:
     for number, text in enumerate(ALL):
         half, method, images = started(text)
         for _ in range(3):
-            half, _ = loop.advance(half, method, images, RUN)
+            half, _ = loop.train_step(half, method, images, RUN)
         states.save(tmp_path / str(number), half)
         expected.append(mark(weights(loop.fit(half, method, images, RUN))))
     done = subprocess.run(
@@ -172,7 +172,7 @@ def test_recorded_logits_are_the_parents_on_the_same_view(softmax: str) -> None:
 
 def test_teacher_runs_once_per_view(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
-    real = loop._answerer
+    real = loop._build_predict
 
     def counting(*given):
         answer = real(*given)

@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from taskgraft.bundle import weights
+from taskgraft.commands.extend import extend
 from taskgraft.config import TrainingConfig
 from taskgraft.models import features, tensor_cache
 from taskgraft.models.classifier import Classifier, grow
 from taskgraft.models.features import compute_features, recall_features
 from taskgraft.models.inference import predict
-from taskgraft.pipeline.extend import extend
 from taskgraft.training import loop
 from taskgraft.types import Params
 from toys import NEW, RUN, parent, pictures, same, sources, started
@@ -207,7 +207,7 @@ def test_pickle_is_opened_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_head_steps_with_cache_are_bit_identical(tmp_path: Path) -> None:
     asked = Counting(tmp_path)
     given = (sources(), sources()._replace(tensor_cache=asked), sources()._replace(tensor_cache=asked))
-    heads = [dict(loop.warm(grow(parent(), NEW, 0), one, RUN).named_parameters()) for one in given]
+    heads = [dict(loop.train_head(grow(parent(), NEW, 0), one, RUN).named_parameters()) for one in given]
     assert len(asked.made) == 1
     assert same(heads[0], heads[1])
     assert same(heads[0], heads[2])

@@ -22,23 +22,12 @@ from taskgraft.data.dataset import open_images
 from taskgraft.models.inference import predict
 from taskgraft.results.predictions import load_predictions
 
+pytestmark = pytest.mark.slow
 RUN = TrainingConfig(steps=12, batch_size=8, head_steps=10, eval_every=4, save_every=3, log_every=4, precision="fp32")
 FLAGS = [
-    "--steps",
-    "12",
-    "--batch-size",
-    "8",
-    "--head-steps",
-    "10",
-    "--eval-every",
-    "4",
-    "--save-every",
-    "3",
-    "--precision",
-    "fp32",
-    "--cache",
-    "none",
-]
+    "--steps", "12", "--batch-size", "8", "--head-steps", "10", "--eval-every", "4", "--save-every", "3",
+    "--precision", "fp32", "--cache", "none",
+]  # fmt: skip
 
 
 def command(alice: Path, new: Path, old: Path, out: Path, *more: str) -> list[str]:
@@ -53,7 +42,7 @@ def extended(alice: Path, new: Path, old: Path, out: Path, **more: object) -> ta
     return taskgraft.extend(alice, new, out, **arguments)
 
 
-def test_the_bundle_holds_everything(alice: Path, new_folder: Path, old_folder: Path, tmp_path: Path) -> None:
+def test_extend_writes_bundle_and_evidence(alice: Path, new_folder: Path, old_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "both"
     done = extended(alice, new_folder, old_folder, out, method="distill + ewc(images=16)")
     for name in (
@@ -79,9 +68,7 @@ def test_the_bundle_holds_everything(alice: Path, new_folder: Path, old_folder: 
     assert np.array_equal(again.predictions["old"].logits["shape"], done.predictions["old"].logits["shape"])
 
 
-def test_a_second_run_writes_the_same_metrics_and_weights(
-    alice: Path, new_folder: Path, old_folder: Path, tmp_path: Path
-) -> None:
+def test_equal_runs_are_bit_identical(alice: Path, new_folder: Path, old_folder: Path, tmp_path: Path) -> None:
     for name in ("one", "two"):
         extended(alice, new_folder, old_folder, tmp_path / name)
     for file in ("metrics.jsonl", "model.safetensors"):
@@ -102,7 +89,7 @@ def calm(alice: Path, new_folder: Path, old_folder: Path, tmp_path_factory: pyte
 
 
 @pytest.mark.parametrize("after", [1, 8])
-def test_kill_9_and_resume_is_no_stop(
+def test_resume_after_kill_is_bit_identical(
     alice: Path, new_folder: Path, old_folder: Path, tmp_path: Path, calm: Path, after: int
 ) -> None:
     """Killed once metrics.jsonl shows step `after`; the same command with --resume ends in equal bits."""
@@ -129,19 +116,19 @@ def test_kill_9_and_resume_is_no_stop(
         assert (out / file).read_bytes() == (calm / file).read_bytes(), file
 
 
-def test_a_finished_run_is_read_and_another_one_refused(
+def test_finished_run_is_read_and_other_settings_refused(
     alice: Path, new_folder: Path, old_folder: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "both"
     first = extended(alice, new_folder, old_folder, out)
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     assert extended(alice, new_folder, old_folder, out).record == first.record
-    with pytest.raises(TaskgraftError, match=r"run\.rate was 0\.001, is 0\.02"):
+    with pytest.raises(TaskgraftError, match=r"config\.lr was 0\.001, is 0\.02"):
         extended(alice, new_folder, old_folder, out, config=TrainingConfig(**{**vars(RUN), "lr": 0.02}))
     assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
 
 
-def test_without_old_images_agreement_stands_in(alice: Path, new_folder: Path, tmp_path: Path) -> None:
+def test_without_old_images_agreement_is_the_proxy(alice: Path, new_folder: Path, tmp_path: Path) -> None:
     done = taskgraft.extend(alice, new_folder, tmp_path / "both", task="paint", config=RUN)
     shape, _ = done.record.tasks
     assert done.record.score is None
@@ -151,7 +138,7 @@ def test_without_old_images_agreement_stands_in(alice: Path, new_folder: Path, t
     assert "unknown" in " ".join(done.record.notes)
 
 
-def test_plain_timm_loads_the_child(alice: Path, new_folder: Path, old_folder: Path, tmp_path: Path) -> None:
+def test_timm_loads_child(alice: Path, new_folder: Path, old_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "both"
     done = extended(alice, new_folder, old_folder, out, method="distill")
     plain = timm.create_model(f"local-dir:{out}", pretrained=True).eval()
@@ -163,7 +150,7 @@ def test_plain_timm_loads_the_child(alice: Path, new_folder: Path, old_folder: P
     np.testing.assert_allclose(joint.numpy(), np.hstack([own.logits["shape"], own.logits["paint"]]), atol=1e-5)
 
 
-def test_a_third_task_on_the_child(alice: Path, new_folder: Path, old_folder: Path, tmp_path: Path) -> None:
+def test_third_task(alice: Path, new_folder: Path, old_folder: Path, tmp_path: Path) -> None:
     method = "ewc(images=16) + distill"
     both = extended(alice, new_folder, old_folder, tmp_path / "both", method=method).out
     assert open_parent(str(both)).memory["ewc"]["importance"]
@@ -178,9 +165,7 @@ def test_a_third_task_on_the_child(alice: Path, new_folder: Path, old_folder: Pa
     assert set(third.bundle.cards) == {"shape", "paint", "shape again"}
 
 
-def test_a_loss_that_is_not_finite_stops_before_the_update(
-    alice: Path, new_folder: Path, old_folder: Path, tmp_path: Path
-) -> None:
+def test_non_finite_loss_stops_before_update(alice: Path, new_folder: Path, old_folder: Path, tmp_path: Path) -> None:
     config = TrainingConfig(**{**vars(RUN), "lr": 1e18, "clip_grad": 0.0, "schedule": "constant"})
     with pytest.raises(TaskgraftError, match="not finite") as caught:
         extended(alice, new_folder, old_folder, tmp_path / "bad", config=config)
@@ -188,7 +173,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(
     assert list((tmp_path / "bad/state").glob("step-*"))  # the last good checkpoint is kept
 
 
-def test_compare_goes_on_and_reports(alice: Path, new_folder: Path, old_folder: Path, tmp_path: Path) -> None:
+def test_compare_resumes_and_reports(alice: Path, new_folder: Path, old_folder: Path, tmp_path: Path) -> None:
     arguments = [
         sys.executable, "-m", "taskgraft.cli", "compare", str(alice), str(new_folder), str(tmp_path / "table"),
         "--task", "paint", "--old-val", str(old_folder), *FLAGS, "--seeds", "2", "--lrs", "0.02,0.002",
@@ -209,9 +194,7 @@ def test_compare_goes_on_and_reports(alice: Path, new_folder: Path, old_folder: 
     assert (tmp_path / "table/report.html").read_bytes() == page
 
 
-def test_predictions_file_is_what_the_models_say(
-    alice: Path, new_folder: Path, old_folder: Path, tmp_path: Path
-) -> None:
+def test_predictions_file_matches_model(alice: Path, new_folder: Path, old_folder: Path, tmp_path: Path) -> None:
     done = extended(alice, new_folder, old_folder, tmp_path / "both")
     stored = load_predictions(done.out / "predictions.npz")
     found = open_images(old_folder, "shape", done.bundle.preprocessing, seed=0, classes=("round", "square", "thin"))
@@ -225,7 +208,7 @@ def test_predictions_file_is_what_the_models_say(
     ("method", "views", "said"),
     [("distill", 0, "needs fixed views"), ("ewc(labels=empirical)", 8, "needs labeled images")],
 )
-def test_a_request_refused_at_its_start_leaves_the_folder_free(
+def test_refused_start_leaves_folder_free(
     alice: Path, new_folder: Path, old_folder: Path, tmp_path: Path, method: str, views: int, said: str
 ) -> None:
     out = tmp_path / "both"

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 import taskgraft
+from taskgraft.commands.train import train
 from taskgraft.config import TrainingConfig
 from taskgraft.data import open_images
 from taskgraft.errors import TaskgraftError
-from taskgraft.pipeline.train import train
 from toys import NEW, OLD, folder_of
 
 RUN = TrainingConfig(steps=30, batch_size=8, head_steps=20, eval_every=10, save_every=10, precision="fp32")
@@ -27,7 +27,7 @@ def more_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("method", ["distill", "branch", "ewc(images=16)"])
-def test_added_classes_join_an_old_task(
+def test_into_adds_classes_to_old_task(
     alice: Path, more_folder: Path, old_folder: Path, tmp_path: Path, method: str
 ) -> None:
     done = taskgraft.extend(
@@ -57,7 +57,7 @@ def test_added_classes_join_an_old_task(
     np.testing.assert_allclose(logits, done.predictions["new"].logits["shape"], atol=1e-5)
 
 
-def test_a_widened_model_learns_another_task(
+def test_widened_model_learns_another_task(
     alice: Path, more_folder: Path, new_folder: Path, old_folder: Path, tmp_path: Path
 ) -> None:
     method = "distill + ewc(images=16)"
@@ -73,7 +73,7 @@ def test_a_widened_model_learns_another_task(
     ("task", "message"),
     [("size", "has no such task; it has shape"), ("shape", "already has all 3 classes")],
 )
-def test_what_cannot_be_added_is_refused(
+def test_into_refuses_unknown_task_and_known_classes(
     alice: Path, old_folder: Path, tmp_path: Path, task: str, message: str
 ) -> None:
     with pytest.raises(TaskgraftError, match=message):
@@ -81,9 +81,7 @@ def test_what_cannot_be_added_is_refused(
     assert not (tmp_path / "x").exists()
 
 
-def test_the_first_task_records_what_its_extension_needs(
-    old_folder: Path, new_folder: Path, alice: Path, tmp_path: Path
-) -> None:
+def test_train_keep_records_memory(old_folder: Path, new_folder: Path, alice: Path, tmp_path: Path) -> None:
     first = train(
         old_folder, tmp_path / "first", task="shape", model="test_resnet", preprocessing="32 squash bilinear half",
         config=RUN, keep="ewc(images=16) + si",
@@ -99,7 +97,7 @@ def test_the_first_task_records_what_its_extension_needs(
         train(old_folder, tmp_path / "y", keep="distill")
 
 
-def test_the_report_states_what_a_branch_costs(alice: Path, new_folder: Path, old_folder: Path, tmp_path: Path) -> None:
+def test_record_has_flops_and_latency(alice: Path, new_folder: Path, old_folder: Path, tmp_path: Path) -> None:
     done = taskgraft.extend(alice, new_folder, tmp_path / "both", task=NEW.name, config=RUN, old_val=[old_folder])
     assert done.record.method == "branch"
     assert done.record.tasks[0].forgetting

@@ -10,16 +10,16 @@ import pytest
 
 from taskgraft.config import TrainingConfig, validate
 from taskgraft.errors import TaskgraftError
-from taskgraft.pipeline.request import Request, checked, command_line
+from taskgraft.pipeline.request import Request, validate_request
 
 ASKED = Request(
     "a b.pth", Path("new"), "paint", "ewc( strength = 3 )", TrainingConfig(lr=0.5), old_val=(Path("x"), Path("y"))
 )
 
 
-def test_a_command_can_be_typed_again() -> None:
-    request, _ = checked(replace(ASKED, arch="resnet18"))
-    line = command_line(request, Path("out"))
+def test_build_command() -> None:
+    request, _ = validate_request(replace(ASKED, arch="resnet18"))
+    line = request.build_command(Path("out"))
     assert line == (
         "taskgraft extend 'a b.pth' new out --task paint --method 'ewc(strength=3)' "
         "--old-val x --old-val y --arch resnet18 --lr 0.5"
@@ -28,14 +28,14 @@ def test_a_command_can_be_typed_again() -> None:
 
 
 @pytest.mark.parametrize("name", ["", "../x", "a/b", ".hidden", "a.b", "x" * 65, "ta\nsk"])
-def test_a_task_name_must_do_as_a_file_name(name: str) -> None:
+def test_task_name_must_be_a_file_name(name: str) -> None:
     with pytest.raises(TaskgraftError, match="task name"):
-        checked(replace(ASKED, task=name))
+        validate_request(replace(ASKED, task=name))
 
 
 @pytest.mark.parametrize(
     "change", [{"lr": 0.0}, {"steps": 0}, {"lr": float("nan")}, {"batch_size": 1.5}, {"norm": "x"}, {"seed": -1}]
 )
-def test_settings_out_of_range_are_named(change: dict) -> None:
+def test_settings_out_of_range(change: dict) -> None:
     with pytest.raises(TaskgraftError, match=next(iter(change))):
         validate(replace(TrainingConfig(), **change))

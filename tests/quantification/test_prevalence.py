@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from taskgraft.pipeline.evidence import card
+from taskgraft.pipeline.measuring import build_task_card
 from taskgraft.quantification import Sample, TaskPrevalence, estimate_joint_prevalence, estimate_prevalence
 from taskgraft.results.predictions import Predictions
 
@@ -29,7 +29,7 @@ def predicted(logits: np.ndarray, labels: np.ndarray | None = None, softmax: str
 
 def card_of(seed: int = 0, count: int = 400) -> dict[str, Any]:
     labels = np.arange(count) % SIZE
-    return card(predicted(answers(labels, seed), labels), "kind", {}, "a simulation")
+    return build_task_card(predicted(answers(labels, seed), labels), "kind", {}, "a simulation")
 
 
 def alone(logits: np.ndarray) -> Sample:
@@ -160,7 +160,7 @@ def test_answers_lost_to_another_task_are_counted_as_lost() -> None:
         {"kind": labels},
         {"kind": own, "new": other},
     )
-    known = {"classes": list(CLASSES), "confusion": card(both, "kind", {}, "")["confusion"]}
+    known = {"classes": list(CLASSES), "confusion": build_task_card(both, "kind", {}, "")["confusion"]}
     rows = np.arange(400)
     found = estimate_prevalence(Sample(both._replace(labels={}), rows, np.full(400, 1 / 400), "image"), "kind", known)
     assert column(found, "naive").sum() == pytest.approx(1 - lost.mean(), abs=1e-5)

@@ -42,7 +42,7 @@ def shape(old_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(shutil.copytree(old_folder, tmp_path_factory.mktemp("recipes") / "shape"))
 
 
-def test_each_program_is_short_and_none_is_forgotten() -> None:
+def test_programs_are_short_and_complete() -> None:
     programs = sorted(RECIPES.glob("*.py"))
     assert len(programs) == 5
     for path in programs:
@@ -51,7 +51,7 @@ def test_each_program_is_short_and_none_is_forgotten() -> None:
         assert f"recipe({path.stem!r})".replace("'", '"') in Path(__file__).read_text(encoding="utf-8")
 
 
-def test_the_page_shows_the_whole_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_page_shows_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(RECIPES.parent / "docs")
     page = importlib.import_module("programs").page()
     for path in RECIPES.glob("*.py"):
@@ -60,7 +60,7 @@ def test_the_page_shows_the_whole_programs(monkeypatch: pytest.MonkeyPatch) -> N
         assert head.splitlines()[0].removeprefix('"""') in page
 
 
-def test_a_timm_model(paint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_timm_model(paint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.manual_seed(0)
     net = timm.create_model("test_resnet", num_classes=3)
     timm.models.save_for_hf(
@@ -75,7 +75,7 @@ def test_a_timm_model(paint: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 @pytest.mark.filterwarnings("ignore")  # transformers deprecates parts of itself while it is imported
-def test_a_transformers_model(paint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_transformers_model(paint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
@@ -98,7 +98,7 @@ def test_a_transformers_model(paint: Path, tmp_path: Path, monkeypatch: pytest.M
     )
 
 
-def test_what_is_no_picture() -> None:
+def test_tensors_without_images() -> None:
     pytest.importorskip("sklearn")
     recipes = recipe("no_pictures")
     plain, kept = recipes.digits(method="finetune"), recipes.digits()
@@ -108,7 +108,7 @@ def test_what_is_no_picture() -> None:
     assert min(recipes.words().values()) > 0.9
 
 
-def test_a_chain_of_three(shape: Path, paint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_chain_of_three(shape: Path, paint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     third = folder_of(tmp_path / "again", OLD, 40, 9)
     table = recipe("chain").main(
         tmp_path / "out", [shape, paint, third], "test_resnet", "32 squash bilinear half", "ewc(images=8) + distill",
@@ -124,7 +124,9 @@ def test_a_chain_of_three(shape: Path, paint: Path, tmp_path: Path, capsys: pyte
     ]
 
 
-def test_a_search(alice: Path, paint: Path, old_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cluster_search(
+    alice: Path, paint: Path, old_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("RAY_ADDRESS", "SLURM_CPUS_PER_TASK", "SLURM_GPUS", "SEARCH_STORAGE"):
         monkeypatch.delenv(name, raising=False)
     search = recipe("cluster_search")

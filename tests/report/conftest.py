@@ -8,8 +8,8 @@ import pytest
 
 from made_up import made_up_comparison, made_up_distribution, made_up_record, made_up_search, made_up_sets
 from taskgraft import report
+from taskgraft.commands.extend import extend
 from taskgraft.config import TrainingConfig
-from taskgraft.pipeline.extend import extend
 
 
 @pytest.fixture(scope="session")

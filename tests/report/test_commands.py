@@ -13,7 +13,7 @@ import pytest
 from made_up import made_up_comparison, made_up_record
 from taskgraft import report
 from taskgraft.config import TrainingConfig
-from taskgraft.pipeline.request import Request, command_line
+from taskgraft.pipeline.request import Request
 from taskgraft.report import commands
 from taskgraft.results.record import Comparison, Interval, Record
 from typed import bind, flags, places, understood, values
@@ -68,7 +68,7 @@ def reproduce(typed: str) -> str:
     """The reproduce_command that a run started by `typed` records."""
     if not typed.startswith("taskgraft ") or typed.count('"') == 1 or "-both" in typed:
         request = Request("alice", "bob/", "colour", "distill", TrainingConfig(lr=0.01), old_val="cars")
-        return command_line(request, Path("both"))
+        return request.build_command(Path("both"))
     words = shlex.split(typed)
     given = values(bind(words[words.index("extend") :]))
     config = TrainingConfig(**{name: given[name] for name in asdict(TrainingConfig())})
@@ -77,7 +77,7 @@ def reproduce(typed: str) -> str:
         given["old_val"] or (), given["arch"], given["labels"], given["preprocessing"], given["parent_task"],
         bool(given["into"]), not given["no_parent_check"],
     )  # fmt: skip
-    return command_line(request, given["out"])
+    return request.build_command(given["out"])
 
 
 @pytest.mark.parametrize("verb", commands.FLAGS)
@@ -172,7 +172,7 @@ def test_proposals_after_a_comparison(start: str, seeds: int, with_old: bool, fo
         old_val = "cars" if with_old else ()
         request = Request("alice", "bob", "colour", variant.method, TrainingConfig(steps=600), old_val=old_val)
         records = tuple(
-            record.model_copy(update={"reproduce_command": command_line(request, Path("my place") / name)})
+            record.model_copy(update={"reproduce_command": request.build_command(Path("my place") / name)})
             for record, name in zip(variant.records, names, strict=True)
         )
         variants.append(variant.model_copy(update={"folders": names, "records": records}))

@@ -30,7 +30,7 @@ def some(softmax: str = "joint", count: int = 3) -> Predictions:
 
 
 @pytest.mark.parametrize("count", [0, 3])
-def test_predictions_come_back(tmp_path: Path, count: int) -> None:
+def test_predictions_round_trip(tmp_path: Path, count: int) -> None:
     before = {"new": some(count=count), "old-parent": some("per-task", count)}
     predictions.save_predictions(tmp_path / "p.npz", before)
     after = predictions.load_predictions(tmp_path / "p.npz")
@@ -45,13 +45,13 @@ def test_predictions_come_back(tmp_path: Path, count: int) -> None:
                 assert getattr(found, part)[task].dtype == values.dtype
 
 
-def test_predictions_are_read_without_pickle(tmp_path: Path) -> None:
+def test_load_predictions_refuses_pickle(tmp_path: Path) -> None:
     np.savez(tmp_path / "p.npz", **{"x|meta": np.array([{"a": 1}], dtype=object)})  # pyright: ignore
     with pytest.raises(TaskgraftError, match=r"p\.npz is damaged.*pickle"):
         predictions.load_predictions(tmp_path / "p.npz")
 
 
-def test_atomic_replaces_when_the_block_ends_well(tmp_path: Path) -> None:
+def test_atomic_replaces_file(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "x.txt"
     for text in ("one", "two"):
         with files.atomic(path) as aside:
@@ -61,7 +61,7 @@ def test_atomic_replaces_when_the_block_ends_well(tmp_path: Path) -> None:
     assert [item.name for item in path.parent.iterdir()] == ["x.txt"]
 
 
-def test_atomic_leaves_the_old_file_when_the_block_raises(tmp_path: Path) -> None:
+def test_atomic_keeps_old_file_on_error(tmp_path: Path) -> None:
     path = tmp_path / "x.txt"
     path.write_text("old")
 
@@ -76,7 +76,7 @@ def test_atomic_leaves_the_old_file_when_the_block_raises(tmp_path: Path) -> Non
     assert [item.name for item in tmp_path.iterdir()] == ["x.txt"]
 
 
-def test_what_a_library_writes_for_its_owner_alone_others_may_read(tmp_path: Path) -> None:
+def test_atomic_sets_usual_mode(tmp_path: Path) -> None:
     (tmp_path / "usual").write_text("x")
     with files.atomic(tmp_path / "x.txt") as aside:
         aside.write_text("x")
@@ -85,13 +85,13 @@ def test_what_a_library_writes_for_its_owner_alone_others_may_read(tmp_path: Pat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["usual", "x.txt"]
 
 
-def test_atomic_says_when_nothing_was_written(tmp_path: Path) -> None:
+def test_atomic_without_file(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), files.atomic(tmp_path / "x.txt"):
         pass
     assert not (tmp_path / "x.txt").exists()
 
 
-def test_json_is_for_people(tmp_path: Path) -> None:
+def test_write_json_is_readable(tmp_path: Path) -> None:
     files.write_json(tmp_path / "x.json", {"é": [1, None]})
     text = (tmp_path / "x.json").read_text(encoding="utf-8")
     assert json.loads(text) == {"é": [1, None]}
@@ -99,29 +99,32 @@ def test_json_is_for_people(tmp_path: Path) -> None:
     assert text.endswith("}\n")
 
 
-def test_a_fingerprint_depends_on_parts_and_their_order() -> None:
+def test_fingerprint_depends_on_parts_and_order() -> None:
     prints = [files.fingerprint(parts) for parts in (["a", "b"], ["b", "a"], ["ab"], ["a"], [], ["a", "b", ""])]
     assert len(set(prints)) == len(prints)
     assert files.fingerprint(iter(["a", "b"])) == prints[0] == hashlib.sha256(b"a\nb\n").hexdigest()
     assert files.fingerprint(["\udcff"]) != files.fingerprint(["\udcfe"])  # names that are no UTF-8
 
 
-def test_a_digest_is_of_the_bytes(tmp_path: Path) -> None:
+def test_digest(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"abc" * 100_000)
     assert files.digest(tmp_path / "x") == hashlib.sha256(b"abc" * 100_000).hexdigest()
 
 
-def test_a_line_comes_back_to_the_last_bit_and_hides_defaults() -> None:
+def test_step_metrics_round_trip() -> None:
     line = StepMetrics(step=3, lr=0.1 / 3, terms={"data": 1e-300, "distill": 2 / 3}, accuracy={"a": 1 / 7})
     assert StepMetrics.model_validate_json(line.model_dump_json(exclude_defaults=True)) == line
     assert json.loads(StepMetrics(step=0).model_dump_json(exclude_defaults=True)) == {"step": 0}
 
 
-def test_a_clock_adds_up() -> None:
-    clock = record.Clock.start().lap("a").lap("b")
-    assert list(clock.seconds()) == ["a", "b", "total"]
-    assert clock.seconds()["total"] == pytest.approx(sum(clock.laps.values()))
+def test_stopwatch_sums_laps() -> None:
+    stopwatch = record.Stopwatch()
+    stopwatch.lap("a")
+    stopwatch.lap("b")
+    seconds = stopwatch.seconds()
+    assert list(seconds) == ["a", "b", "total"]
+    assert seconds["total"] == pytest.approx(seconds["a"] + seconds["b"])
 
 
-def test_versions_name_what_decides_a_result() -> None:
+def test_versions() -> None:
     assert {"python", "torch", "timm", "numpy", "pillow", "taskgraft", "machine"} <= record.versions().keys()

@@ -192,11 +192,17 @@ def test_an_output_folder_with_another_run(place: Place, command) -> None:
     assert command(*extend(place, "--method", "finetune")).code == 0
     before = contents(place.out)
     told = command(*extend(place, "--method", "ewc", "--lr", "0.5"))
-    refused(told, "holds another run", "method was 'finetune', is 'ewc'", "config.lr was 0.001, is 0.5", "another OUT")
+    refused(
+        told,
+        "already holds a run with other settings",
+        "method was 'finetune', is 'ewc'",
+        "config.lr was 0.001, is 0.5",
+        "another OUT",
+    )
     assert contents(place.out) == before
     again = command(*extend(place, "--method", "finetune"))
     assert again.code == 0  # the same command finds its work done
-    assert any("finished; nothing was done" in line for line in again.err)
+    assert any("finished; nothing to do" in line for line in again.err)
     assert contents(place.out) == before
     refused(command(*extend(place._replace(parent=place.out, out=place.root / "third"))), "already has a task 'paint'")
 

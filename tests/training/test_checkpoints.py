@@ -28,7 +28,7 @@ def at(step: int, optimizer: str = "sgd") -> TrainState:
     memory = {"m": {"deep": {"f": torch.rand(3), "i": torch.tensor([1, -5])}, "b": torch.tensor([True, False])}}
     state = replace(state, memory=memory)
     for _ in range(step):
-        state, _ = loop.advance(state, EMPTY, sources(), config)
+        state, _ = loop.train_step(state, EMPTY, sources(), config)
     return state
 
 
@@ -49,7 +49,7 @@ def packed(state: TrainState) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_everything_comes_back(tmp_path: Path, optimizer: str) -> None:
+def test_restore_returns_saved_state(tmp_path: Path, optimizer: str) -> None:
     before = at(2, optimizer)
     path = states.save(tmp_path, before)
     after = states.restore(path, blank(optimizer))
@@ -65,7 +65,7 @@ def test_everything_comes_back(tmp_path: Path, optimizer: str) -> None:
 
 
 @pytest.mark.parametrize("harm", ["more", "fewer"])
-def test_weights_of_another_network_are_refused(tmp_path: Path, harm: str) -> None:
+def test_restore_refuses_other_network(tmp_path: Path, harm: str) -> None:
     path = states.save(tmp_path, at(1))
     found = load_file(path / "model.safetensors")
     name = sorted(found)[0]
@@ -75,7 +75,7 @@ def test_weights_of_another_network_are_refused(tmp_path: Path, harm: str) -> No
         states.restore(path, blank())
 
 
-def test_what_belongs_to_a_weight_gets_its_layout(tmp_path: Path) -> None:
+def test_restore_matches_memory_layout(tmp_path: Path) -> None:
     def last(state: TrainState) -> TrainState:
         net = state.classifier.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         return replace(state, classifier=net)
@@ -91,17 +91,17 @@ def test_what_belongs_to_a_weight_gets_its_layout(tmp_path: Path) -> None:
     assert not after.memory["anchor"][name].requires_grad
 
 
-def test_a_checkpoint_is_not_the_living_state(tmp_path: Path) -> None:
+def test_checkpoint_is_independent_of_state(tmp_path: Path) -> None:
     state = at(1)
     path = states.save(tmp_path, state)
     before = weights(state)
     after = states.restore(path, blank())
-    loop.advance(state, EMPTY, sources(), QUICK)
+    loop.train_step(state, EMPTY, sources(), QUICK)
     shutil.rmtree(path)
     assert same(weights(after), before)
 
 
-def test_a_folder_is_made_and_leftovers_of_killed_writers_go(tmp_path: Path) -> None:
+def test_save_creates_folder_and_deletes_leftovers(tmp_path: Path) -> None:
     deep = tmp_path / "config" / "state"
     (deep.parent).mkdir()
     states.save(deep, at(1))
@@ -111,16 +111,14 @@ def test_a_folder_is_made_and_leftovers_of_killed_writers_go(tmp_path: Path) -> 
     assert sorted(path.name for path in deep.iterdir()) == ["step-000000001", "step-000000002"]
 
 
-def test_only_the_newest_are_kept(tmp_path: Path) -> None:
+def test_save_keeps_newest(tmp_path: Path) -> None:
     paths = saved(tmp_path, 1, 2, 30, 100)
-    assert states.checkpoints(tmp_path) == paths[: -states.KEEP - 1 : -1]
-    assert states.newest(tmp_path) == (paths[-1], [])
+    assert states.list_checkpoints(tmp_path) == paths[: -states.KEEP - 1 : -1]
+    assert states.find_newest(tmp_path) == (paths[-1], [])
 
 
 @pytest.mark.parametrize("number", [3, 2])
-def test_a_kill_while_an_old_one_is_removed_leaves_no_half(
-    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_kill_during_deletion(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved(tmp_path, 1, 2)
 
     def killed(path: Path, **options: bool) -> None:
@@ -132,20 +130,20 @@ def test_a_kill_while_an_old_one_is_removed_leaves_no_half(
         patch.setattr(states.shutil, "rmtree", killed)
         with pytest.raises(KeyboardInterrupt):
             saved(tmp_path, number)
-    assert all((path / "manifest.json").exists() for path in states.checkpoints(tmp_path))
-    with run_folder.held(tmp_path):
+    assert all((path / "manifest.json").exists() for path in states.list_checkpoints(tmp_path))
+    with run_folder.lock(tmp_path):
         left = sorted(path.name for path in tmp_path.iterdir())
     assert left == [".holder", ".lock", *(f"step-{step:09d}" for step in ((2, 3) if number == 3 else (1,)))]
 
 
-def test_saving_a_step_again_replaces_it(tmp_path: Path) -> None:
+def test_save_replaces_same_step(tmp_path: Path) -> None:
     saved(tmp_path, 4)
     state = at(1)
     with torch.no_grad():
         next(state.classifier.parameters()).zero_()
     states.save(tmp_path, replace(state, step=4))
-    assert len(states.checkpoints(tmp_path)) == 1
-    assert same(weights(states.restore(states.checkpoints(tmp_path)[0], blank())), weights(state))
+    assert len(states.list_checkpoints(tmp_path)) == 1
+    assert same(weights(states.restore(states.list_checkpoints(tmp_path)[0], blank())), weights(state))
 
 
 def flip(path: Path) -> None:
@@ -156,7 +154,7 @@ def flip(path: Path) -> None:
 
 @pytest.mark.parametrize("part", ["model", "optimizer", "memory"])
 @pytest.mark.parametrize("harm", ["flip", "truncate", "remove"])
-def test_a_damaged_newest_gives_way_to_the_one_before(tmp_path: Path, part: str, harm: str) -> None:
+def test_find_newest_skips_damaged_tensors(tmp_path: Path, part: str, harm: str) -> None:
     old, new = saved(tmp_path, 2, 4)
     path = new / f"{part}.safetensors"
     if harm == "flip":
@@ -165,7 +163,7 @@ def test_a_damaged_newest_gives_way_to_the_one_before(tmp_path: Path, part: str,
         path.write_bytes(path.read_bytes()[:-8])
     else:
         path.unlink()
-    found, lines = states.newest(tmp_path)
+    found, lines = states.find_newest(tmp_path)
     assert found == old
     assert len(lines) == 1
     assert lines[0].startswith("checkpoint step-000000004 is damaged (")
@@ -174,27 +172,27 @@ def test_a_damaged_newest_gives_way_to_the_one_before(tmp_path: Path, part: str,
 
 
 @pytest.mark.parametrize("text", [None, "", '{"step": 4', "[]", "{}", '{"sha256": {}}', '{"sha256": []}'])
-def test_a_damaged_manifest_gives_way_to_the_one_before(tmp_path: Path, text: str | None) -> None:
+def test_find_newest_skips_damaged_manifest(tmp_path: Path, text: str | None) -> None:
     old, new = saved(tmp_path, 2, 4)
     (new / "manifest.json").unlink()
     if text is not None:
         (new / "manifest.json").write_text(text)
-    found, lines = states.newest(tmp_path)
+    found, lines = states.find_newest(tmp_path)
     assert found == old
     assert len(lines) == 1
 
 
-def test_when_all_are_damaged_there_is_none(tmp_path: Path) -> None:
+def test_find_newest_without_intact_checkpoint(tmp_path: Path) -> None:
     for path in saved(tmp_path, 2, 4):
         flip(path / "model.safetensors")
-    found, lines = states.newest(tmp_path)
+    found, lines = states.find_newest(tmp_path)
     assert found is None
     assert len(lines) == 2
-    assert states.newest(tmp_path / "nothing") == (None, [])
+    assert states.find_newest(tmp_path / "nothing") == (None, [])
 
 
-def test_leftovers_of_an_interrupted_write_are_ignored(tmp_path: Path) -> None:
+def test_find_newest_ignores_leftovers(tmp_path: Path) -> None:
     (path,) = saved(tmp_path, 2)
     shutil.copytree(path, tmp_path / ".step-000000004.123")
-    assert states.newest(tmp_path) == (path, [])
-    assert states.checkpoints(tmp_path) == [path]
+    assert states.find_newest(tmp_path) == (path, [])
+    assert states.list_checkpoints(tmp_path) == [path]

@@ -23,7 +23,7 @@ FROZEN = replace(RUN, norm="frozen")  # BatchNorm in training mode sees pieces, 
                  "ladder(width=8, dropout=0)"],
 )  # fmt: skip
 @pytest.mark.parametrize("micro_batches", [3, 8])
-def test_pieces_change_nothing_but_memory(notation: str, micro_batches: int) -> None:
+def test_micro_batches_give_equal_weights(notation: str, micro_batches: int) -> None:
     whole, kept = finished(notation, FROZEN)
     child, memory = finished(notation, replace(FROZEN, micro_batches=micro_batches))
     preprocessing = {**pytree.state(whole), **dict(pytree.flatten(kept))}
@@ -34,19 +34,19 @@ def test_pieces_change_nothing_but_memory(notation: str, micro_batches: int) -> 
         assert distance < 1e-5, f"{name}: {distance:.1e}"
 
 
-def test_statistics_move_once_a_step() -> None:
+def test_batchnorm_statistics_move_once_per_step() -> None:
     state, method, sources = started("finetune", replace(RUN, micro_batches=2))
     counts = {name: value for name, value in state.classifier.named_buffers() if name.endswith("num_batches_tracked")}
     before = {name: int(value) for name, value in counts.items()}
-    loop.advance(state, method, sources, replace(RUN, micro_batches=2))
+    loop.train_step(state, method, sources, replace(RUN, micro_batches=2))
     assert {int(value) - before[name] for name, value in counts.items()} == {2}  # one for each piece
 
 
 @pytest.mark.parametrize(("batch_size", "micro_batches"), [(1, 1), (4, 4)])
-def test_one_image_at_once_has_no_statistics(batch: int, micro_batches: int) -> None:
-    config = replace(RUN, batch_size=batch, micro_batches=micro_batches)
+def test_single_image_needs_frozen_norm(batch_size: int, micro_batches: int) -> None:
+    config = replace(RUN, batch_size=batch_size, micro_batches=micro_batches)
     with pytest.raises(
-        TaskgraftError, match=r"one image alone: give --batch-size or --micro-batches .* or --norm frozen"
+        TaskgraftError, match=r"from a single image: set --batch-size and --micro-batches .* or use --norm frozen"
     ):
         finished("finetune", config)
     finished("finetune", replace(config, norm="frozen"))
@@ -71,7 +71,7 @@ def short_of_memory(monkeypatch: pytest.MonkeyPatch, most: int, first: int) -> N
     monkeypatch.setattr(Classifier, "forward", forward)
 
 
-def test_memory_that_runs_out_halves_the_pieces_and_keeps_the_batch(
+def test_out_of_memory_doubles_micro_batches(
     alice: Path, old_folder: Path, new_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: dict = {"task": "paint", "method": "distill", "config": RUN_OUT, "old_val": [old_folder]}
@@ -79,23 +79,23 @@ def test_memory_that_runs_out_halves_the_pieces_and_keeps_the_batch(
     short_of_memory(monkeypatch, 2, 5)
     said: list[str] = []
     done = extend(alice, new_folder, tmp_path / "short", **asked, callbacks=Callbacks(info=said.append))
-    assert [line for line in said if line.startswith("memory ran out")] == [
-        "memory ran out: batches of 8 now go through in 2 pieces",
-        "memory ran out: batches of 8 now go through in 4 pieces",
+    assert [line for line in said if line.startswith("out of memory")] == [
+        "out of memory: batches of 8 now run in 2 micro-batches",
+        "out of memory: batches of 8 now run in 4 micro-batches",
     ]
-    assert said.count("going on from step 4") == 2
+    assert said.count("resuming at step 4") == 2
     assert json.loads((tmp_path / "short" / "run.json").read_text())["resolved"]["config"]["micro_batches"] == 4
     assert done.record.config["micro_batches"] == 4
-    assert ("micro_batches", "4", "memory ran out at fewer") in done.record.settings
+    assert ("micro_batches", "4", "out of memory with fewer") in done.record.settings
     for name, value in whole.bundle.classifier.state_dict().items():
         torch.testing.assert_close(done.bundle.classifier.state_dict()[name], value, rtol=1e-4, atol=1e-5)
 
 
-def test_memory_that_no_piece_fits_is_a_problem(
+def test_out_of_memory_with_single_images(
     alice: Path, old_folder: Path, new_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     short_of_memory(monkeypatch, 0, 1)
-    with pytest.raises(TaskgraftError, match="memory is exhausted by a batch of 8 in 8 piece") as told:
+    with pytest.raises(TaskgraftError, match="out of memory with a batch of 8 in 8 micro-batch") as told:
         extend(
             alice,
             new_folder,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from taskgraft import TrainingConfig, losses
-from taskgraft.training.penalties import add_gradients, settled, step_towards
+from taskgraft.training.penalties import add_gradients, choose_form, step_towards
 from taskgraft.types import Params, Quadratic
 
 SHAPES = {"a": (3, 4), "b": (5,), "free": (2,)}
@@ -44,7 +44,7 @@ def equal(left: Params, right: Params) -> bool:
     return all(torch.equal(left[name], right[name]) for name in left)
 
 
-def test_the_explicit_gradient_is_that_of_the_formula() -> None:
+def test_explicit_gradient_matches_formula() -> None:
     theta, item = params(torch.float64), quadratic(1, 2.5, False, dtype=torch.float64)
     start = {name: torch.full_like(value, 0.5) for name, value in theta.items()}
     for name in ("a", "free"):  # "b" has no gradient yet
@@ -65,7 +65,7 @@ def test_the_explicit_gradient_is_that_of_the_formula() -> None:
     assert torch.equal(theta["free"].grad, start["free"])
 
 
-def test_the_implicit_step_is_the_closed_form_minimiser() -> None:
+def test_implicit_step_is_closed_form_minimizer() -> None:
     theta, item, lr = params(torch.float64), quadratic(1, 2.5, True, dtype=torch.float64), 0.3
     before = values(theta)
     step_towards(theta, [item], lr)
@@ -78,7 +78,7 @@ def test_the_implicit_step_is_the_closed_form_minimiser() -> None:
     assert torch.equal(theta["free"], before["free"])
 
 
-def test_each_kind_is_left_to_its_function() -> None:
+def test_each_function_skips_the_other_form() -> None:
     theta, before = params(), values(params())
     step_towards(theta, [quadratic(1, 2.0, False)], 0.1)
     assert equal(values(theta), before)
@@ -87,7 +87,7 @@ def test_each_kind_is_left_to_its_function() -> None:
 
 
 @pytest.mark.parametrize("implicit", [True, False])
-def test_two_penalties_in_either_order_are_equal(implicit: bool) -> None:
+def test_order_of_penalties(implicit: bool) -> None:
     pair = [quadratic(1, 2.0, implicit), quadratic(5, 0.7, implicit, ("b",))]
     found = []
     for items in (pair, pair[::-1]):
@@ -99,7 +99,7 @@ def test_two_penalties_in_either_order_are_equal(implicit: bool) -> None:
         torch.testing.assert_close(found[0][name], found[1][name], rtol=1e-6, atol=1e-7)
 
 
-def test_two_implicit_penalties_are_one_with_both_pulls() -> None:
+def test_two_implicit_penalties_add_up() -> None:
     one, two, lr = quadratic(1, 2.0, True), quadratic(5, 0.7, True, ("b",)), 0.2
     theta, alone = params(), params()
     step_towards(theta, [one, two], lr)
@@ -113,7 +113,7 @@ def test_two_implicit_penalties_are_one_with_both_pulls() -> None:
 
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("implicit", [True, False])
-def test_strength_0_changes_no_bit(implicit: bool, count: int) -> None:
+def test_strength_zero_changes_nothing(implicit: bool, count: int) -> None:
     theta = params()
     for value in theta.values():
         value.grad = torch.randn_like(value)
@@ -129,7 +129,7 @@ def test_strength_0_changes_no_bit(implicit: bool, count: int) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_what_has_not_moved_stays_bit_for_bit(count: int) -> None:
+def test_unmoved_weights_stay_bit_identical(count: int) -> None:
     theta = params()
     anchor = {name: value for name, value in values(theta).items() if name != "free"}
     items = [quadratic(seed, 37.0, True)._replace(anchor=anchor) for seed in range(1, 1 + count)]
@@ -139,7 +139,7 @@ def test_what_has_not_moved_stays_bit_for_bit(count: int) -> None:
 
 @pytest.mark.parametrize("strength", [1e6, 1e12, 1e30])
 @pytest.mark.parametrize("count", [1, 2])
-def test_any_strength_is_stable(strength: float, count: int) -> None:
+def test_implicit_step_is_stable(strength: float, count: int) -> None:
     theta = params()
     items = [quadratic(1, strength, True) for _ in range(count)]
     for _ in range(5):
@@ -148,7 +148,7 @@ def test_any_strength_is_stable(strength: float, count: int) -> None:
         torch.testing.assert_close(theta[name].detach(), anchor, rtol=1e-4, atol=1e-4)
 
 
-def test_the_explicit_gradient_oscillates_beyond_its_limit_and_the_implicit_step_does_not() -> None:
+def test_explicit_oscillates_implicit_does_not() -> None:
     def run(implicit: bool, strength: float) -> float:
         theta = {"b": torch.ones(5, requires_grad=True)}
         item = Quadratic({"b": torch.zeros(5)}, {"b": torch.ones(5)}, strength, implicit)
@@ -169,13 +169,11 @@ def test_the_explicit_gradient_oscillates_beyond_its_limit_and_the_implicit_step
     ("softmax", "optimizer", "implicit"),
     [("per-task", "sgd", True), ("per-task", "adamw", True), ("joint", "sgd", True), ("joint", "adamw", False)],
 )
-def test_only_adamw_under_a_joint_softmax_takes_the_penalty_into_the_loss(
-    softmax: Any, optimizer: Any, implicit: bool
-) -> None:
+def test_choose_form(softmax: Any, optimizer: Any, implicit: bool) -> None:
     config, open_, fixed = (
         TrainingConfig(softmax=softmax, optimizer=optimizer),
         Quadratic({}, None, 1.0),
         quadratic(1, 1.0, True),
     )
-    found = settled({"open": open_, "fixed": fixed}, config)
+    found = choose_form({"open": open_, "fixed": fixed}, config)
     assert found == {"open": open_._replace(implicit=implicit), "fixed": fixed}

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from taskgraft.training.trial_cache import once_in
+from taskgraft.training.trial_cache import build_trial_cache
 
 VALUES = {"a": torch.arange(6.0).view(2, 3), "b": torch.ones(4, dtype=torch.float16)}
 
 
 def counted(folder: Path, key: str, calls: list[str], saved: list[tuple[str, float]]) -> Any:
-    once = once_in(folder, key, lambda name, seconds: saved.append((name, seconds)))
+    once = build_trial_cache(folder, key, lambda name, seconds: saved.append((name, seconds)))
 
     def ask(name: str) -> dict[str, torch.Tensor]:
         def make() -> dict[str, torch.Tensor]:
@@ -27,7 +27,7 @@ def counted(folder: Path, key: str, calls: list[str], saved: list[tuple[str, flo
     return ask
 
 
-def test_made_once_and_read_as_it_was(tmp_path: Path) -> None:
+def test_computed_once(tmp_path: Path) -> None:
     calls: list[str] = []
     saved: list[tuple[str, float]] = []
     ask = counted(tmp_path, "parent", calls, saved)
@@ -40,7 +40,7 @@ def test_made_once_and_read_as_it_was(tmp_path: Path) -> None:
         assert second[name].dtype == value.dtype
 
 
-def test_another_name_or_key_is_another_thing(tmp_path: Path) -> None:
+def test_name_and_key_identify_tensors(tmp_path: Path) -> None:
     calls: list[str] = []
     counted(tmp_path, "parent", calls, [])("features")
     counted(tmp_path, "parent", calls, [])("answers")
@@ -48,7 +48,7 @@ def test_another_name_or_key_is_another_thing(tmp_path: Path) -> None:
     assert calls == ["features", "answers", "features"]
 
 
-def test_what_a_killed_process_left_beside_the_file_goes(tmp_path: Path) -> None:
+def test_leftovers_of_killed_process_are_deleted(tmp_path: Path) -> None:
     calls: list[str] = []
     ask = counted(tmp_path, "parent", calls, [])
     ask("features")
@@ -62,7 +62,7 @@ def test_what_a_killed_process_left_beside_the_file_goes(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("damage", [b"", b"half of it", None])
-def test_a_damaged_file_is_made_again(damage: bytes | None, tmp_path: Path) -> None:
+def test_damaged_file_is_computed_again(damage: bytes | None, tmp_path: Path) -> None:
     calls: list[str] = []
     ask = counted(tmp_path, "parent", calls, [])
     ask("features")
@@ -80,11 +80,11 @@ def slow(folder: Path, pipe: Any) -> None:
         multiprocessing.Event().wait(0.5)
         return VALUES
 
-    once_in(folder, "parent", lambda name, seconds: None)("answers", make)
+    build_trial_cache(folder, "parent", lambda name, seconds: None)("answers", make)
     pipe.send(len(made))
 
 
-def test_two_processes_wait_for_one(tmp_path: Path) -> None:
+def test_processes_wait_for_each_other(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     pipes = []
     for _ in range(2):

@@ -230,7 +230,7 @@ def _verify(model: str, data: Path | None, cache: str, as_json: bool) -> int:
         found = verify(model, data, cache=flags.cache_folder(cache), callbacks=callbacks)
     lines = found.pop("lines")
     console.print_results(*([json.dumps(found, indent=2, ensure_ascii=False)] if as_json else lines))
-    return 0 if found["sound"] else 1
+    return 0 if found["intact"] else 1
 
 
 def export(

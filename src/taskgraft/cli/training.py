@@ -65,8 +65,8 @@ def train(
         return launch.launch(processes.gpus, processes.max_restarts)
     with console.importing():
         from taskgraft import report
+        from taskgraft.commands.train import train
         from taskgraft.pipeline.tracking import tracked
-        from taskgraft.pipeline.train import train
 
     config = TrainingConfig(**asdict(config))
     with (
@@ -127,15 +127,15 @@ def extend(
         raise InputError("--dry-run does not support --method auto; name a method")
     with console.importing():
         from taskgraft import report
-        from taskgraft.pipeline.extend import carry_out
+        from taskgraft.pipeline.run import run
         from taskgraft.pipeline.tracking import tracked
 
     request = flags.build_request(parent, data, task or into, method, config, options, into=bool(into))
     if dry_run:
-        from taskgraft.commands.dry_run import outlook
+        from taskgraft.commands.dry_run import describe_run
 
         with console.show_progress() as callbacks:
-            console.print_results(*outlook(request, out, callbacks=callbacks))
+            console.print_results(*describe_run(request, out, callbacks=callbacks))
         return
     with (
         launch.joined(processes.patience) as restarted,
@@ -146,16 +146,16 @@ def extend(
             require("tune", "optuna", what="--method auto")
             from taskgraft.commands.auto import auto
 
-            run = auto(
+            done = auto(
                 request, out, budget=budget, max_forgetting=max_forgetting, worker_config=WorkerConfig(jobs),
                 cache=flags.cache_folder(cache), command=flags.command_line(), callbacks=callbacks,
             )  # fmt: skip
         else:
-            run = carry_out(
+            done = run(
                 request, out, resume=resume or restarted, cache=flags.cache_folder(cache), command=flags.command_line(),
                 callbacks=callbacks,
             )  # fmt: skip
-        console.print_results(*report.summarize_run(run.record).to_lines(), f"model and report: {out}/report.html")
+        console.print_results(*report.summarize_run(done.record).to_lines(), f"model and report: {out}/report.html")
 
 
 def compare(

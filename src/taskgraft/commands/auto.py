@@ -8,8 +8,8 @@ from taskgraft.commands.tune import tune
 from taskgraft.errors import InputError
 from taskgraft.methods import notation
 from taskgraft.methods.presets import AUTO_LRS, AUTO_PORTFOLIO
-from taskgraft.pipeline.extend import Extension, load
 from taskgraft.pipeline.request import Request
+from taskgraft.pipeline.run import Extension, load
 from taskgraft.training import run_folder
 from taskgraft.tuning import outcome, space
 from taskgraft.tuning.search_config import SearchConfig, WorkerConfig
@@ -46,7 +46,7 @@ def auto(
     folder = out / "search"
     if (out / "run.json").exists() and folder.exists():
         return load(out)
-    run_folder.examine(out, {}, resume=False)
+    run_folder.inspect(out, {}, resume=False)
     portfolio = [notation.show(notation.parse(method)) for method in AUTO_PORTFOLIO]
     limit = max_forgetting or SearchConfig.max_forgetting
     result = tune(
@@ -67,7 +67,7 @@ def auto(
             f"no trial forgets at most {limit}; the least forgetting is {least:.1%}: see {folder}/report.html, "
             "or raise --max-forgetting"
         )
-    with run_folder.held(out):
+    with run_folder.lock(out):
         files = [file for file in Path(selected.folder).iterdir() if not file.name.startswith(".")]
         for file in sorted(files, key=lambda file: file.name == "run.json"):  # last: it marks the run as complete
             outcome.copy_atomically(file, out / file.name)

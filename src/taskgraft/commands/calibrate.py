@@ -10,7 +10,7 @@ from taskgraft.bundle.format import read_json, write_card
 from taskgraft.calibration import FEWEST
 from taskgraft.errors import InputError
 from taskgraft.models.inference import predict
-from taskgraft.pipeline import evidence, measuring
+from taskgraft.pipeline import measuring
 from taskgraft.types import Callbacks, PathLike, as_path
 
 
@@ -33,12 +33,12 @@ def calibrate(
     if not (home / "config.json").is_file() or "taskgraft" not in read_json(home / "config.json"):
         raise InputError(f"{model} is no bundle, in which the card is kept; give the OUT folder of train or extend")
     bundle = read_bundle(home)
-    owner, found = measuring.labeled(bundle, data, task, as_path(cache), callbacks)
+    owner, found = measuring.open_labeled(bundle, data, task, as_path(cache), callbacks)
     if found.val is None or len(found.val.pixels) < FEWEST:
         count = 0 if found.val is None else len(found.val.pixels)
         raise InputError(f"{data} has {count} images of {owner.name}, too few for a temperature; give {FEWEST} or more")
     predictions = predict(bundle.classifier, found.val)
     trained = bundle.cards.get(owner.name, {}).get("train_counts", {})
-    card = evidence.card(predictions, owner.name, trained, f"{data.name}, by calibrate")
+    card = measuring.build_task_card(predictions, owner.name, trained, f"{data.name}, by calibrate")
     write_card(home, owner.name, card)
     return card

@@ -1,4 +1,4 @@
-"""What an extension would be, before it is trained: settings and reasons, parameters, memory, time, files."""
+"""`taskgraft extend --dry-run`: what an extension would be: settings and reasons, parameters, memory, time, files."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from taskgraft.bundle.loaders import describe_preprocessing
 from taskgraft.config import TrainingConfig
 from taskgraft.methods import composition
 from taskgraft.methods.protocol import Method
-from taskgraft.pipeline import evidence, fitting, measuring
-from taskgraft.pipeline.fitting import Opened
+from taskgraft.pipeline import measuring, recording
+from taskgraft.pipeline.opening import Opened, open_request
+from taskgraft.pipeline.parent_check import check_parent
 from taskgraft.pipeline.request import Request
 from taskgraft.report.formatting import format_count, format_duration, pluralize
 from taskgraft.training import loop, precision, run_folder
@@ -18,67 +19,95 @@ from taskgraft.training.checkpoints import TrainState
 from taskgraft.types import Callbacks, TrainingData
 
 FILES = "model.safetensors, config.json, cards/, record.json, metrics.jsonl, predictions.npz, report.html, README.md"
-TIMED = 3  # steps
-STATES = {"new": "would be made", "begun": "holds this run, unfinished: --resume goes on", "done": "holds it, finished"}
+TIMED_STEPS = 3
+STATES = {
+    "new": "would be created",
+    "begun": "holds this run, unfinished: continue it with --resume",
+    "done": "holds this run, finished",
+}
 MIB = 2**20
 
 
-def outlook(request: Request, out: Path, *, callbacks: Callbacks = Callbacks()) -> list[str]:  # noqa: B008 - immutable
-    """The lines of `extend --dry-run`. Opens and checks everything, takes some steps on a copy, writes nothing.
+def describe_run(
+    request: Request,
+    out: Path,
+    *,
+    callbacks: Callbacks = Callbacks(),  # noqa: B008 - immutable
+) -> list[str]:
+    """Describe an extension without carrying it out. Opens and checks everything, takes some steps, writes nothing.
 
-    Raises TaskgraftError for whatever `extend` refuses while it opens and checks.
+    Args:
+        request: The extension.
+        out: Its run folder.
+        callbacks: Told of progress.
+
+    Returns:
+        Lines to print.
+
+    Raises:
+        TaskgraftError: Whatever `extend` refuses while it opens and checks.
     """
-    run_folder.suited(out, request.sources())
-    opened = fitting.open_all(request, None, callbacks)
-    state = run_folder.examine(out, fitting.settings_of(opened), resume=True)
-    new = opened.found.new
-    assert new.train is not None
-    assert new.val is not None
-    opened = fitting.ask_parent(opened, callbacks, strict=state == "new")
+    run_folder.check_location(out, request.list_sources())
+    opened = open_request(request, None, callbacks)
+    state = run_folder.inspect(out, opened.list_settings(), resume=True)
+    images = opened.images.new
+    assert images.train is not None
+    assert images.val is not None
+    opened = check_parent(opened, None, callbacks, strict=state == "new")
     config = opened.request.config
-    sources = TrainingData(new.train, opened.found.old, fitting.views_shown(opened), config.augment, config.seed)
-    config, reason = precision.choose(opened.child, sources, config, None)
-    begun = loop.prepare(opened.child, composition.build(opened.plan), sources, config)
-    own = evidence.settings_with_reasons(config, TrainingConfig(), {"precision": reason})
-    width = max(len(f"{name} = {value}") for name, value, _ in own)
-    old = len(opened.found.old_val.pixels) if opened.found.old_val else 0
+    sources = TrainingData(images.train, opened.images.old, opened.views, config.augment, config.seed)
+    config, reason = precision.choose_precision(opened.child, sources, config, None)
+    blank = loop.prepare(opened.child, composition.build(opened.plan), sources, config)
+    settings = recording.explain_settings(config, TrainingConfig(), {"precision": reason})
+    width = max(len(f"{name} = {value}") for name, value, _ in settings)
+    old = len(opened.images.old_val.pixels) if opened.images.old_val else 0
+    seconds = config.steps * measure_step_seconds(blank, opened, sources, config)
     return [
-        f"method: {opened.request.method}",
+        f"method: {opened.method}",
         describe_preprocessing(opened.parent.preprocessing, opened.parent.preprocessing_source),
-        f"images: {format_count(len(new.train.pixels))} to learn from, {format_count(len(new.val.pixels))} to validate on, "
+        f"images: {format_count(len(images.train.pixels))} to train on, {format_count(len(images.val.pixels))} to validate on, "
         f"{format_count(old)} of old tasks to measure forgetting",
-        *(f"  {f'{name} = {value}':<{width}}  {why}" for name, value, why in own),
-        *_sizes(begun, opened, config),
-        f"time: about {format_duration(config.steps * seconds_a_step(begun, opened, sources, config))} for "
-        f"{pluralize(config.steps, 'step')} of {config.batch_size} with their validations; what the method computes comes on top",
-        f"{out}: {STATES[state]}; a finished run leaves {FILES}",
+        *(f"  {f'{name} = {value}':<{width}}  {why}" for name, value, why in settings),
+        *_describe_size(blank, opened, config),
+        f"time: about {format_duration(seconds)} for {pluralize(config.steps, 'step')} of {config.batch_size} images and their "
+        "evaluations, without what the method computes besides the loss",
+        f"{out}: {STATES[state]}; a finished run contains {FILES}",
         "nothing was written",
     ]
 
 
-def _sizes(state: TrainState, opened: Opened, config: TrainingConfig) -> list[str]:
-    """Parameters that learn and that do not, and the bytes that they and the optimizer take."""
+def measure_step_seconds(state: TrainState, opened: Opened, sources: TrainingData, config: TrainingConfig) -> float:
+    """Measure how long a training step takes here, without what a method computes besides the loss.
+
+    Args:
+        state: A prepared state, which is trained on.
+        opened: An opened extension.
+        sources: Training images.
+        config: Training settings.
+
+    Returns:
+        Seconds, with a step's part of an evaluation.
+    """
+    start = time.perf_counter()
+    measuring.predict_validation(state.classifier, opened.images)
+    evaluation = time.perf_counter() - start
+    state, _ = loop.train_step(state, Method(), sources, config)  # the first one also sets things up
+    start = time.perf_counter()
+    for _ in range(TIMED_STEPS):
+        state, _ = loop.train_step(state, Method(), sources, config)
+    return (time.perf_counter() - start) / TIMED_STEPS + evaluation / config.eval_every
+
+
+def _describe_size(state: TrainState, opened: Opened, config: TrainingConfig) -> list[str]:
     values = list(state.classifier.parameters())
     total = sum(value.numel() for value in values)
-    learning = sum(value.numel() for value in values if value.requires_grad)
-    before = sum(value.numel() for value in opened.parent.classifier.parameters())
+    trained = sum(value.numel() for value in values if value.requires_grad)
+    parent = sum(value.numel() for value in opened.parent.classifier.parameters())
     moments = 2 if config.optimizer == "adamw" else 1
-    held = 4 * (total + (1 + moments) * learning)
+    size = 4 * (total + (1 + moments) * trained)
     return [
-        f"parameters: {format_count(total)}, of which {format_count(learning)} learn and {format_count(total - learning)} are frozen; "
-        f"the parent has {format_count(before)}",
-        f"memory: {held / MIB:,.0f} MiB for weights, gradients and optimizer, beside activations and what the method "
-        "remembers",
+        f"parameters: {format_count(total)}, of which {format_count(trained)} are trained and {format_count(total - trained)} frozen; "
+        f"the parent has {format_count(parent)}",
+        f"memory: {size / MIB:,.0f} MiB for weights, gradients and optimizer, plus activations and what the method "
+        "stores",
     ]
-
-
-def seconds_a_step(state: TrainState, opened: Opened, sources: TrainingData, config: TrainingConfig) -> float:
-    """What a step takes here, its share of an evaluation included; what a method computes beside the loss is not."""
-    begun = time.perf_counter()
-    measuring.predictions(state.classifier, opened.found)
-    looking = time.perf_counter() - begun
-    state, _ = loop.advance(state, Method(), sources, config)  # the first one also warms up
-    begun = time.perf_counter()
-    for _ in range(TIMED):
-        state, _ = loop.advance(state, Method(), sources, config)
-    return (time.perf_counter() - begun) / TIMED + looking / config.eval_every

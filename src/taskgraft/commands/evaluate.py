@@ -1,4 +1,4 @@
-"""A model on labeled images: the numbers behind `evaluate`."""
+"""`taskgraft evaluate`: a model on labeled images."""
 
 from __future__ import annotations
 
@@ -28,39 +28,57 @@ def evaluate(
     cache: PathLike | None = None,
     callbacks: Callbacks = Callbacks(),  # noqa: B008 - immutable
 ) -> dict[str, Any]:
-    """Accuracy with its 95 % interval, calibration error and the five worst classes of one task; `html` gets a page.
+    """Evaluate one task of a model.
 
-    Raises TaskgraftError when the model lacks `task` or the images have classes that it does not know.
+    Args:
+        model: Bundle, file of weights, timm folder or timm name.
+        data: Labeled images; their validation images where they are split.
+        task: The task; None = the one whose classes the images have.
+        arch: timm name of the architecture, for a file that does not say.
+        labels: File with the class names, for a file that does not have them.
+        preprocessing: How images are shown, where it differs from what the model says.
+        parent_task: Name for the task of a model without task names.
+        html: Page to write; None = none.
+        cache: Folder of decoded pixels; None = in memory only.
+        callbacks: Told of progress.
+
+    Returns:
+        "accuracy" with its 95 % interval "low" and "high", "calibration_error", the five "worst" classes (name,
+        accuracy, images), number of "images", "task", and "excluded" images with reasons.
+
+    Raises:
+        InputError: The model does not have the task, or there are no images to evaluate on.
+        DataError: The images have classes that the task does not have.
     """
     data, html = Path(data), as_path(html)
     bundle = open_parent(model, arch=arch, labels=labels, preprocessing=preprocessing, task=parent_task)
     for line in bundle.notes if bundle.folder is None else ():
         callbacks.info(f"model: {line}")
     bundle.classifier.to(distributed.device())
-    owner, found = measuring.labeled(bundle, data, task, as_path(cache), callbacks)
-    if found.val is None:
-        raise InputError(f"{data} holds no image to measure on; add a val/ folder")
-    predictions = predict(bundle.classifier, found.val)
-    hits = metrics.correct(predictions, owner.name)
-    share = metrics.bootstrap_interval(hits)
-    counts = metrics.confusion_matrix(predictions, owner.name)
-    totals = counts.sum(axis=1)
+    owner, images = measuring.open_labeled(bundle, data, task, as_path(cache), callbacks)
+    if images.val is None:
+        raise InputError(f"{data} has no validation images; add a val/ folder")
+    predictions = predict(bundle.classifier, images.val)
+    accuracy = metrics.bootstrap_interval(metrics.correct(predictions, owner.name))
     if html:
-        thumbnails = report.ThumbnailMaker({"new": found.val})
+        thumbnails = report.ThumbnailMaker({"new": images.val})
         page = report.render_evaluation(
-            Path(model).name, str(data), predictions, owner.name, share, found.excluded, thumbnails
+            Path(model).name, str(data), predictions, owner.name, accuracy, images.excluded, thumbnails
         )
         report.write_page(html, page)
-    order = sorted(np.flatnonzero(totals), key=lambda row: counts[row, row] / totals[row])
+    confusion = metrics.confusion_matrix(predictions, owner.name)
+    totals = confusion.sum(axis=1)
+    recall = {row: confusion[row, row] / totals[row] for row in np.flatnonzero(totals)}
+    worst = sorted(recall, key=lambda row: recall[row])[:5]
     return {
         "task": owner.name,
-        "images": share.n,
-        "accuracy": share.mean,
-        "low": share.low,
-        "high": share.high,
+        "images": accuracy.n,
+        "accuracy": accuracy.mean,
+        "low": accuracy.low,
+        "high": accuracy.high,
         "calibration_error": metrics.expected_calibration_error(
             predictions.logits[owner.name], predictions.labels[owner.name]
         ),
-        "worst": [(owner.classes[row], float(counts[row, row] / totals[row]), int(totals[row])) for row in order[:5]],
-        "excluded": [list(pair) for pair in found.excluded],
+        "worst": [(owner.classes[row], float(recall[row]), int(totals[row])) for row in worst],
+        "excluded": [list(pair) for pair in images.excluded],
     }

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from taskgraft import report
-from taskgraft.commands.dry_run import seconds_a_step
+from taskgraft.commands.dry_run import measure_step_seconds
 from taskgraft.errors import InputError
 from taskgraft.methods.protocol import Method
-from taskgraft.pipeline import fitting, tracking
-from taskgraft.pipeline.fitting import Opened
+from taskgraft.pipeline import tracking
+from taskgraft.pipeline.opening import Opened, change_method, open_request
+from taskgraft.pipeline.parent_check import check_parent
 from taskgraft.pipeline.request import Request
 from taskgraft.results.files import write_json, write_text
 from taskgraft.results.search import SearchResult
@@ -66,22 +67,21 @@ def tune(
             complete.
     """
     start, out, cache = time.monotonic(), Path(out), as_path(cache)
-    run_folder.suited(out, request.sources())
+    run_folder.check_location(out, request.list_sources())
     limits = validate(search_config, worker_config)
     sampler.check_sampler(search_config.sampler)
     tracking.check(search_config.track)
     _check_grid(searched, search_config)
     method, config = space.apply(searched, space.grid(searched, 1)[0])
-    opened = fitting.open_all(replace(request, method=method, config=config), cache, callbacks)
-    opened = fitting.ask_parent(opened, callbacks, cache=cache)
+    opened = open_request(replace(request, method=method, config=config), cache, callbacks)
+    opened = check_parent(opened, cache, callbacks)
     _check_folder(out)
-    with run_folder.held(out):
+    with run_folder.lock(out):
         storage = open_storage(search_config.storage, out)
         settled = _settle(out, opened, searched, search_config, worker_config, limits.budget, cache)
         plan = _plan(searched, search_config, settled)
-        opened = opened._replace(
-            request=replace(opened.request, config=replace(opened.request.config, precision=settled["precision"]))
-        )
+        opened = change_method(opened, opened.method, replace(opened.request.config, precision=settled["precision"]))
+        assert isinstance(opened.request, Request)
         store = StudyStore(
             storage, search_config.study or out.resolve().name, _identity(plan, opened, search_config, out)
         )
@@ -135,14 +135,14 @@ def _settle(
     file = out / "settled.json"
     if file.exists():
         return json.loads(file.read_text(encoding="utf-8"))
-    assert opened.found.new.train is not None
+    assert opened.images.new.train is not None
     config = searched.config
-    sources = TrainingData(opened.found.new.train, opened.found.old, config.views, config.augment, config.seed)
-    config, reason = precision.choose(opened.child, sources, config, cache)
+    sources = TrainingData(opened.images.new.train, opened.images.old, config.views, config.augment, config.seed)
+    config, reason = precision.choose_precision(opened.child, sources, config, cache)
     wave = search_config.wave
     if budget is not None and search_config.sampler != "grid":
         state = loop.prepare(opened.child, Method(), sources, config)
-        seconds = seconds_a_step(state, opened, sources, config) * OVERHEAD / worker_config.jobs
+        seconds = measure_step_seconds(state, opened, sources, config) * OVERHEAD / worker_config.jobs
         rungs = halving.rung_steps(config.steps, config.eval_every, _prunes(search_config))
         wave = halving.largest_wave(budget / seconds, search_config.wave, rungs)
     settled = {"precision": config.precision, "reason": reason, "wave": wave}
@@ -165,7 +165,7 @@ def _plan(searched: Space, search_config: SearchConfig, settled: dict[str, Any])
 
 def _identity(plan: SearchPlan, opened: Opened, search_config: SearchConfig, out: Path) -> dict[str, Any]:
     """What must be equal for a search to be resumed."""
-    settings = fitting.settings_of(opened)
+    settings = opened.list_settings()
     data = {key: settings[key] for key in ("task", "parent", "preprocessing", "data")}
     folder = {"out": str(out.resolve())} if search_config.storage else {}  # a journal lies in OUT and moves with it
     return {**plan.identity(), **data, **folder}

@@ -18,7 +18,7 @@ from taskgraft.types import Images, TrainingData
 
 
 class Learned(NamedTuple):
-    """The trained classifier, and the memory that the next task's training is to be given."""
+    """A trained classifier, and the memory to pass to the next `learn`."""
 
     classifier: Classifier
     memory: dict[str, Any]
@@ -34,20 +34,32 @@ def learn(
     old: Images | None = None,
     score: Callable[[Classifier], float] | None = None,
 ) -> Learned:
-    """Train the newest task of a classifier on labeled images; the older tasks are kept as `method` says.
+    """Train the newest task of a classifier on labeled images.
 
-    `wrap` makes a classifier of a module and `grow` adds a task to it; the classifier given is not changed. `memory` is
-    what the last `learn` returned, `old` a sample of old images, `score` a validation Score for methods that choose by
-    one (wise). Precision "auto" is fp32 here; the child is in eval mode. Raises TaskgraftError for settings that are not legal
-    or a method that lacks what it needs.
+    `wrap` makes a classifier of a module, and `grow` adds a task to it.
+
+    Args:
+        classifier: The classifier; it is not changed.
+        images: Labeled images of its newest task.
+        method: How forgetting of the older tasks is prevented: in the notation, or built.
+        config: Training settings; precision "auto" is fp32 here.
+        memory: What the last `learn` returned.
+        old: Sample of old images, for the methods that use one.
+        score: Validation Score of a classifier, for methods that select by one.
+
+    Returns:
+        The trained classifier in eval mode, and the memory for the next task.
+
+    Raises:
+        InputError: A setting is not allowed, or the method lacks what it needs.
     """
-    plan = composition.build(method) if isinstance(method, str) else method
+    built = composition.build(method) if isinstance(method, str) else method
     sources = TrainingData(images, old, config.views, config.augment, config.seed, score)
     config = replace(validate(config), precision="fp32" if config.precision == "auto" else config.precision)
     past = dict(memory or {})
     classifier = copy.deepcopy(classifier)
     classifier.softmax = config.softmax
-    state = loop.fit(loop.start(classifier, plan, sources, past, config), plan, sources, config)
-    child, kept = plan.finish(state.classifier, state.memory, sources) if plan.finish else (state.classifier, {})
+    state = loop.fit(loop.start(classifier, built, sources, past, config), built, sources, config)
+    child, kept = built.finish(state.classifier, state.memory, sources) if built.finish else (state.classifier, {})
     balance_added_classes(child, sources)
     return Learned(child.eval(), {**past, **{name: part for name, part in kept.items() if part}})

@@ -1,4 +1,4 @@
-"""What an extension is asked for: all that decides a run, checked before anything is opened."""
+"""What a run is asked to do: everything that decides its result, checked before anything is opened."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from taskgraft.config import TrainingConfig, validate
+from taskgraft.config import TRAIN_DEFAULTS, TrainingConfig, validate
 from taskgraft.errors import InputError
 from taskgraft.methods import composition, notation
 from taskgraft.methods.presets import DEFAULT_METHOD
@@ -19,11 +19,24 @@ from taskgraft.types import PathLike, as_path, as_paths
 TASK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _-]{0,63}")  # it becomes a file name
 
 
-@dataclass(frozen=True, init=False)
+@dataclass(init=False)
 class Request:
-    """Everything that decides a run; equal requests on equal data give equal children.
+    """An extension of a trained classifier. Equal requests on equal data give equal children.
 
-    Paths may be given as strings; `old_val` is one path or several.
+    Attributes:
+        parent: Bundle, file of weights, timm folder or timm name.
+        data: Images of the new task.
+        task: Name of the task to learn.
+        method: Method in its notation.
+        config: Training settings.
+        old: Sample of old training images, for the methods that use one.
+        old_val: Old validation images, one folder for each old task that has any.
+        arch: timm name of the parent's architecture, for a file that does not say.
+        labels: File with the parent's class names, for a file that does not have them.
+        preprocessing: The parent's preprocessing, where it differs from what the model says.
+        parent_task: Name for the task of a model without task names.
+        into: Whether `task` is an old task, and `data` shows more classes of it.
+        check_parent: Whether to stop if the parent does no better than guessing on its own validation images.
     """
 
     parent: str
@@ -31,14 +44,14 @@ class Request:
     task: str
     method: str
     config: TrainingConfig
-    old: Path | None  # a sample of old images, for the methods that use one
-    old_val: tuple[Path, ...]  # old validation images, a folder for each old task that has any
+    old: Path | None
+    old_val: tuple[Path, ...]
     arch: str | None
     labels: Path | None
-    preprocessing: str | None  # the preprocessing line
-    parent_task: str  # what to call the task of a model that comes without names
-    into: bool  # `task` is an old one, and DATA shows further classes of it
-    check_parent: bool  # stop where the parent does no better than guessing on its own validation images
+    preprocessing: str | None
+    parent_task: str
+    into: bool
+    check_parent: bool
 
     def __init__(
         self,
@@ -56,21 +69,89 @@ class Request:
         into: bool = False,
         check_parent: bool = True,
     ) -> None:
-        given = {
-            "parent": os.fspath(parent), "data": as_path(data), "task": task, "method": method, "config": config,
-            "old": as_path(old), "old_val": as_paths(old_val), "arch": arch, "labels": as_path(labels),
-            "preprocessing": preprocessing, "parent_task": parent_task, "into": into, "check_parent": check_parent,
-        }  # fmt: skip
-        for name, value in given.items():
-            object.__setattr__(self, name, value)  # as a frozen dataclass does it
+        """Convert paths; `old_val` is one path or several. See the class for the arguments."""
+        self.parent, self.data, self.task = os.fspath(parent), Path(data), task
+        self.method, self.config = method, config
+        self.old, self.old_val = as_path(old), as_paths(old_val)
+        self.arch, self.labels, self.preprocessing = arch, as_path(labels), preprocessing
+        self.parent_task, self.into, self.check_parent = parent_task, into, check_parent
 
-    def sources(self) -> tuple[Path, ...]:
-        """Where images are read from."""
+    def list_sources(self) -> tuple[Path, ...]:
+        """List the files and folders that images are read from."""
         return (self.data, *([self.old] if self.old else []), *self.old_val)
 
+    def build_command(self, out: Path) -> str:
+        """Write the `taskgraft extend` command that reproduces this request, with every setting that is not a default.
 
-def checked(request: Request) -> tuple[Request, Plan]:
-    """The request with its method written the one way, and the method's settings; raises TaskgraftError for bad values."""
+        Args:
+            out: The run folder of the command.
+
+        Returns:
+            A line for a shell.
+        """
+        flags: list[tuple[str, str | None]] = [("--into" if self.into else "--task", self.task)]
+        flags += [("--method", self.method)]
+        values = {
+            "--old": [self.old],
+            "--old-val": self.old_val,
+            "--arch": [self.arch],
+            "--labels": [self.labels],
+            "--preprocessing": [self.preprocessing],
+            "--parent-task": [self.parent_task if self.parent_task != "parent" else None],
+        }
+        flags += [(flag, str(value)) for flag, several in values.items() for value in several if value]
+        flags += commands.config_flags(asdict(self.config))
+        flags += [] if self.check_parent else [("--no-parent-check", None)]
+        return commands.Command("extend", (self.parent, str(self.data), str(out)), tuple(flags)).to_text()
+
+
+@dataclass(frozen=True)
+class TrainingRequest:
+    """A training of a first task: an extension without a parent.
+
+    Attributes:
+        data: Images of the task.
+        task: Name of the task.
+        model: timm name of the architecture, or of that of `weights`.
+        weights: Model whose backbone training starts from; None = random weights.
+        preprocessing: How images are shown, where it differs from what the model says.
+        config: Training settings.
+        keep: Methods in their notation whose memory is stored for the first extension.
+    """
+
+    data: Path
+    task: str
+    model: str | None = None
+    weights: str | None = None
+    preprocessing: str | None = None
+    config: TrainingConfig = TRAIN_DEFAULTS
+    keep: str = ""
+
+    def list_sources(self) -> tuple[Path, ...]:
+        """List the files and folders that images are read from."""
+        return (self.data,)
+
+    def build_command(self, out: Path) -> str:
+        """Write the `taskgraft train` command that reproduces this request. Arguments as of `Request.build_command`."""
+        values = {"--model": self.model, "--weights": self.weights, "--preprocessing": self.preprocessing}
+        values["--keep"] = self.keep or None
+        flags = [("--task", self.task), *((flag, value) for flag, value in values.items() if value is not None)]
+        settings = commands.config_flags(asdict(self.config), TRAIN_DEFAULTS)
+        return commands.Command("train", (str(self.data), str(out)), (*flags, *settings)).to_text()
+
+
+def validate_request(request: Request) -> tuple[Request, Plan]:
+    """Check the values of a request.
+
+    Args:
+        request: The request.
+
+    Returns:
+        The request with its method in the standard notation, and the settings of each method by name.
+
+    Raises:
+        InputError: A value is not allowed.
+    """
     plan = notation.parse(request.method)
     reason = composition.requires(plan, request.config)
     if reason:
@@ -78,24 +159,7 @@ def checked(request: Request) -> tuple[Request, Plan]:
     for name in (request.task, request.parent_task):
         if not TASK_NAME.fullmatch(name):
             raise InputError(
-                f"task name {name!r}: use letters, digits, spaces, - and _, at most 64, a letter or digit first"
+                f"task name {name!r} is not allowed: use up to 64 letters, digits, spaces, - and _, beginning with a "
+                "letter or digit"
             )
     return replace(request, method=notation.show(plan), config=validate(request.config)), plan
-
-
-def command_line(request: Request, out: Path) -> str:
-    """The `taskgraft extend` command that repeats a request, with every setting that is not a default."""
-    flags: list[tuple[str, str | None]] = [("--into" if request.into else "--task", request.task)]
-    flags += [("--method", request.method)]
-    given = {
-        "--old": [request.old],
-        "--old-val": request.old_val,
-        "--arch": [request.arch],
-        "--labels": [request.labels],
-        "--preprocessing": [request.preprocessing],
-        "--parent-task": [request.parent_task if request.parent_task != "parent" else None],
-    }
-    flags += [(flag, str(value)) for flag, values in given.items() for value in values if value]
-    flags += commands.config_flags(asdict(request.config))
-    flags += [] if request.check_parent else [("--no-parent-check", None)]
-    return commands.Command("extend", (request.parent, str(request.data), str(out)), tuple(flags)).to_text()

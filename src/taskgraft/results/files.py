@@ -14,15 +14,19 @@ from taskgraft.errors import InputError
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """Give a path to write to; it is flushed and renamed over `path` when the block ends well, else removed.
+    """Replace a file atomically: a reader sees the old file or the new one, never a half.
 
-    A reader sees the old file or the new one, never a half.
+    Args:
+        path: The file.
+
+    Yields:
+        A path to write to. It is flushed and renamed to `path` when the block ends without an error, else deleted.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         yield aside
-        os.chmod(aside, _usual_mode(aside))
+        os.chmod(aside, _get_usual_mode(aside))
         flush(aside)
         os.replace(aside, path)
     finally:
@@ -30,9 +34,9 @@ def atomic(path: Path) -> Iterator[Path]:
     flush(path.parent)
 
 
-def _usual_mode(beside: Path) -> int:
+def _get_usual_mode(path: Path) -> int:
     """What the user's umask gives a new file; safetensors writes files that nobody else may read."""
-    probe = beside.with_name(f"{beside.name}.mode")
+    probe = path.with_name(f"{path.name}.mode")
     handle = os.open(probe, os.O_CREAT | os.O_WRONLY, 0o666)
     try:
         return os.fstat(handle).st_mode & 0o777
@@ -51,37 +55,45 @@ def flush(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically; what is no text in it, such as bytes of a file's name, is escaped."""
+    """Write a text file atomically; bytes of file names that are not UTF-8 are escaped."""
     with atomic(path) as aside:
         aside.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_asked(path: Path, text: str) -> None:
-    """Write a text file where the user asked for it; raises TaskgraftError where that cannot be."""
+    """Write a text file to a path that the user chose.
+
+    Args:
+        path: The file.
+        text: Its content.
+
+    Raises:
+        InputError: It cannot be written there.
+    """
     try:
         write_text(path, text)
     except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror}; choose another place") from error
+        raise InputError(f"{path} cannot be written: {error.strerror}; choose another path") from error
 
 
 def shown(name: str) -> str:
-    """A file name as text that can be written: bytes that are no UTF-8 are escaped."""
+    """Return a file name as text that can be written: bytes that are not UTF-8 are escaped."""
     return name.encode("utf-8", "backslashreplace").decode()
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write JSON atomically, readable by people."""
+    """Write JSON atomically, indented."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def digest(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
+    """Return the SHA-256 of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def fingerprint(parts: Iterable[str]) -> str:
-    """SHA-256 over a sequence of strings, order included."""
+    """Return the SHA-256 of a sequence of strings, order included."""
     total = hashlib.sha256()
     for part in parts:
         total.update(part.encode("utf-8", "surrogateescape") + b"\n")

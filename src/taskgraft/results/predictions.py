@@ -17,8 +17,12 @@ from taskgraft.results.files import atomic
 class Predictions(NamedTuple):
     """A model's logits on a set of images.
 
-    `classes` task -> class names; `logits` task -> [N, K] float32; `labels` task -> [N] int64, -1 = unlabelled;
-    `ids` [N] names of the images.
+    Attributes:
+        classes: Task name -> class names.
+        softmax: "per-task" or "joint".
+        ids: [N] names of the images.
+        labels: Task name -> [N] int64, -1 = not labeled.
+        logits: Task name -> [N, K] float32.
     """
 
     classes: dict[str, tuple[str, ...]]
@@ -29,7 +33,12 @@ class Predictions(NamedTuple):
 
 
 def save_predictions(path: Path, sets: Mapping[str, Predictions]) -> None:
-    """Write named predictions to one compressed NPZ, atomically; no pickle."""
+    """Write predictions to one compressed NPZ, atomically and without pickle.
+
+    Args:
+        path: The file.
+        sets: Predictions by set of images.
+    """
     arrays: dict[str, NDArray[Any]] = {}
     for name, predictions in sets.items():
         arrays[f"{name}|meta"] = np.array(
@@ -42,11 +51,21 @@ def save_predictions(path: Path, sets: Mapping[str, Predictions]) -> None:
 
 
 def load_predictions(path: Path) -> dict[str, Predictions]:
-    """Read what `save_predictions` wrote; raises TaskgraftError for a file that is damaged, or something else."""
+    """Read what `save_predictions` wrote.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Predictions by set of images.
+
+    Raises:
+        InputError: The file is missing, damaged or something else.
+    """
     try:
         with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             return _sets(dict(file))
-    except Exception as error:  # archives and arrays of strangers raise anything
+    except Exception as error:  # other people's archives raise anything
         raise InputError(f"{path} is damaged: {type(error).__name__}: {str(error)[:160]}; copy it again") from error
 
 

@@ -1,4 +1,4 @@
-"""What a run leaves behind: `Record` (JSON), `Predictions` (NPZ), provenance. No torch in here."""
+"""The record of a run or a comparison (JSON), and the versions that decide a result. No torch in here."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import importlib.metadata
 import platform
 import time
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -19,7 +19,7 @@ FORMAT = 1
 
 
 class Interval(BaseModel):
-    """A share between 0 and 1 (or a difference of two) with its 95 % interval, and the number of images."""
+    """A fraction between 0 and 1 (or a difference of two) with its 95 % interval, and the number of images."""
 
     model_config = ConfigDict(frozen=True)
     mean: float
@@ -50,14 +50,14 @@ class TaskResult(BaseModel):
     parent: Interval | None = None
     child: Interval | None = None
     forgetting: Interval | None = None  # parent - child, paired over images
-    agreement: Interval | None = None  # same answer as the parent on the new task's validation images
-    test: Interval | None = None  # on a test split, scored once, which chose nothing
+    agreement: Interval | None = None  # same class as the parent on the new task's validation images
+    test: Interval | None = None  # on a test split, used once and not for selection
     identical: bool = False  # its logits are the parent's, bit for bit, on every validation image
     separate: float | None = None  # accuracy of a model trained for this task alone, where there is one
 
 
 class Record(BaseModel):
-    """Everything that the report says of one run."""
+    """Everything that the report says about a run."""
 
     model_config = ConfigDict(frozen=True)
     format: int = FORMAT
@@ -95,7 +95,7 @@ class VariantResult(BaseModel):
 
 
 class Comparison(BaseModel):
-    """Several arrangements from one parent on one data set."""
+    """Several configurations of an extension from one parent on one data set."""
 
     model_config = ConfigDict(frozen=True)
     format: int = FORMAT
@@ -107,29 +107,41 @@ class Comparison(BaseModel):
     notes: tuple[str, ...] = ()
 
 
-class Clock(NamedTuple):
-    """Seconds by part of a run; each lap is a new clock."""
+class Stopwatch:
+    """Measures the seconds of each part of a run."""
 
-    last: float
-    laps: dict[str, float]
+    def __init__(self) -> None:
+        """Start."""
+        self._last = time.perf_counter()
+        self._laps: dict[str, float] = {}
 
-    @classmethod
-    def start(cls) -> Clock:
-        """Begin to count."""
-        return cls(time.perf_counter(), {})
+    def lap(self, name: str) -> None:
+        """End a part.
 
-    def lap(self, name: str) -> Clock:
-        """Say what the time since the last lap went into."""
+        Args:
+            name: What the time since the last lap was used for.
+        """
         now = time.perf_counter()
-        return Clock(now, {**self.laps, name: round(now - self.last, 2)})
+        self._laps[name], self._last = round(now - self._last, 2), now
 
     def seconds(self) -> dict[str, float]:
-        """The laps and their sum."""
-        return {**self.laps, "total": round(sum(self.laps.values()), 2)}
+        """Return the seconds of each part, and their sum as "total"."""
+        return {**self._laps, "total": round(sum(self._laps.values()), 2)}
 
 
 def parsed(kind: type[Kind], path: Path) -> Kind:
-    """What a file holds, as one of the models above; raises TaskgraftError where it is damaged."""
+    """Read a file that holds one of the models above.
+
+    Args:
+        kind: The model's class.
+        path: A JSON file.
+
+    Returns:
+        The model.
+
+    Raises:
+        InputError: The file is missing or damaged.
+    """
     try:
         return kind.model_validate_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:  # of which pydantic's own is one
@@ -137,7 +149,7 @@ def parsed(kind: type[Kind], path: Path) -> Kind:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what decides a result: Python, the libraries, the processor's name."""
+    """Return the versions of Python and of the libraries that decide a result, and the kind of processor."""
     names = ("torch", "torchvision", "timm", "numpy", "pillow", "safetensors")
     found = {"taskgraft": __version__, **{name: importlib.metadata.version(name) for name in names}}
     return {"python": platform.python_version(), **found, "machine": platform.machine()}

@@ -1,7 +1,7 @@
-"""Quadratic penalties at work on the weights: a gradient, or a proximal step. No graph, and little memory traffic.
+"""Quadratic penalties on the weights, as a gradient or as a proximal step. No graph, and little memory traffic.
 
 Large tensors are walked in blocks that stay in the processor's cache, with one scratch buffer: whole-tensor operations
-would write and read each intermediate from memory, which costs several times as much as the arithmetic.
+would write and read each intermediate from memory, which costs several times as much as the computation.
 """
 
 from __future__ import annotations
@@ -18,13 +18,20 @@ from taskgraft.types import Params, Quadratic
 TINY = 1e-37  # keeps 0 / 0 away where a strength is so large that its inverse is no float32
 
 
-def settled(penalties: Mapping[str, Quadratic], config: TrainingConfig) -> dict[str, Quadratic]:
-    """The penalties with `implicit="auto"` decided: the proximal step, but for AdamW under a joint softmax.
+def choose_form(penalties: Mapping[str, Quadratic], config: TrainingConfig) -> dict[str, Quadratic]:
+    """Replace `implicit="auto"`: by the proximal step, except for AdamW under a joint softmax.
 
     AdamW divides the loss's gradient by its own size, so that every weight moves by about the learning rate. A proximal
     step is not divided, and where one softmax makes the new outputs outvote the old ones it either loses against such
     moves or stops them altogether. Inside the loss, both pulls are divided alike. With a softmax for each task, or SGD,
     the proximal step does as well, and it is stable for any strength (`docs/decisions.md`, 88).
+
+    Args:
+        penalties: Penalties by name.
+        config: Training settings.
+
+    Returns:
+        The same penalties, each with `implicit` True or False.
     """
     implicit = not (config.softmax == "joint" and config.optimizer == "adamw")
     return {
@@ -33,7 +40,12 @@ def settled(penalties: Mapping[str, Quadratic], config: TrainingConfig) -> dict[
 
 
 def add_gradients(params: Params, penalties: Collection[Quadratic]) -> None:
-    """Add strength * importance * (theta - anchor) to the gradients, for the penalties that are explicit."""
+    """Add strength * importance * (theta - anchor) to the gradients, for the penalties that are explicit.
+
+    Args:
+        params: Trained parameters by name; their `grad` is changed in place.
+        penalties: Penalties; implicit ones are skipped.
+    """
     with torch.no_grad():
         for item in penalties:
             if item.implicit or not item.strength:
@@ -45,51 +57,54 @@ def add_gradients(params: Params, penalties: Collection[Quadratic]) -> None:
                 if item.importance is None:
                     theta.grad.add_(theta - anchor, alpha=item.strength)
                     continue
-                for gradient, at, held, weight in pytree.blocks(theta.grad, theta, anchor, item.importance[name]):
-                    gradient.addcmul_(at - held, weight, value=item.strength)
+                for gradient, value, target, weight in pytree.blocks(theta.grad, theta, anchor, item.importance[name]):
+                    gradient.addcmul_(value - target, weight, value=item.strength)
 
 
 def step_towards(params: Params, penalties: Collection[Quadratic], lr: float) -> None:
-    """The proximal step theta <- (theta + sum_k a_k anchor_k) / (1 + sum_k a_k), a = rate * strength * importance.
+    """Take the proximal step theta <- (theta + sum_k a_k anchor_k) / (1 + sum_k a_k), a = lr * strength * importance.
 
     Written as theta + sum_k a_k / (1 + sum a) * (anchor_k - theta): exact where nothing has moved. Stable for any
-    strength. With one penalty this is the minimiser of |theta' - theta|^2 / (2 rate) + its quadratic.
+    strength. With one penalty this is the minimizer of |theta' - theta|^2 / (2 lr) + its quadratic.
+
+    Args:
+        params: Trained parameters by name, changed in place.
+        penalties: Penalties; explicit ones are skipped.
+        lr: Learning rate of the step.
     """
     implicit = [item for item in penalties if item.implicit]
-    if not implicit:
-        return
     with torch.no_grad():
         if len(implicit) == 1:
-            _pull(params, implicit[0], lr)
-        else:
-            _pull_all(params, implicit, lr)
+            _step_towards_one(params, implicit[0], lr)
+        elif implicit:
+            _step_towards_several(params, implicit, lr)
 
 
-def _pull(params: Params, item: Quadratic, lr: float) -> None:
-    """Go a / (1 + a) of the way; computed as importance / (importance + 1 / (rate * strength)), one division less."""
+def _step_towards_one(params: Params, item: Quadratic, lr: float) -> None:
+    """Go a / (1 + a) of the way; computed as importance / (importance + 1 / (lr * strength)), one division less."""
     if not item.strength * lr:
         return
     slack = max(1 / (lr * item.strength), TINY)
     for name, anchor in item.anchor.items():
         if item.importance is None:
-            share = lr * item.strength
-            params[name].lerp_(anchor, share / (share + 1.0))
+            pull = lr * item.strength
+            params[name].lerp_(anchor, pull / (pull + 1.0))
             continue
-        for theta, held, weight in pytree.blocks(params[name], anchor, item.importance[name]):
-            below = weight + slack
-            theta.lerp_(held, torch.div(weight, below, out=below))
+        for theta, target, weight in pytree.blocks(params[name], anchor, item.importance[name]):
+            denominator = weight + slack
+            theta.lerp_(target, torch.div(weight, denominator, out=denominator))
 
 
-def _pull_all(params: Params, items: list[Quadratic], lr: float) -> None:
+def _step_towards_several(params: Params, items: list[Quadratic], lr: float) -> None:
     for name, value in params.items():
         touching = [item for item in items if name in item.anchor]
         if not touching:
             continue
-        pulls = [lr * item.strength * _importance(item, name) for item in touching]
-        below = 1 + torch.stack(pulls).sum(0)
-        toward = [pull / below * (item.anchor[name] - value) for pull, item in zip(pulls, touching, strict=True)]
-        value.add_(torch.stack(toward).sum(0))
+        pulls = [lr * item.strength * _get_importance(item, name) for item in touching]
+        denominator = 1 + torch.stack(pulls).sum(0)
+        moves = [pull / denominator * (item.anchor[name] - value) for pull, item in zip(pulls, touching, strict=True)]
+        value.add_(torch.stack(moves).sum(0))
 
 
-def _importance(item: Quadratic, name: str) -> Tensor:
+def _get_importance(item: Quadratic, name: str) -> Tensor:
     return torch.ones_like(item.anchor[name]) if item.importance is None else item.importance[name]

@@ -1,4 +1,4 @@
-"""Which arithmetic is fastest here: a few steps of each candidate, timed once per machine and model."""
+"""Which precision and memory layout is fastest: a few steps of each, timed once per machine and model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
@@ -24,93 +23,89 @@ from taskgraft.types import Batch, TrainingData
 CANDIDATES: tuple[Precision, ...] = ("fp32", "fp32-channels-last", "bf16")
 MARGIN = 1.1  # a faster candidate must win by this much, so that noise does not decide
 ROUNDS = 3  # after one that sets things up
-SLOW = 2.0  # a candidate whose best turn takes so many times another's is not given a further one
-SETUP = 0.5  # seconds that a first turn may take on top: kernels are made then, which tells nothing
-PATIENCE = 5.0  # seconds that all turns after the first of each may take together
+SLOW = 2.0  # a candidate whose best round takes so many times another's gets no further one
+SETUP = 0.5  # seconds that a first round may take on top: kernels are compiled then
+PATIENCE = 5.0  # seconds that all rounds after the first may take together
 
 
-class Trial(NamedTuple):
-    """Images per second of the candidates that were timed, and why others were not, or not again."""
-
-    lrs: dict[Precision, float]
-    notes: dict[Precision, str]
-
-
-def choose(
-    classifier: Classifier, sources: TrainingData, config: TrainingConfig, folder: Path | None
+def choose_precision(
+    classifier: Classifier, sources: TrainingData, config: TrainingConfig, cache: Path | None
 ) -> tuple[TrainingConfig, str]:
-    """The run with "auto" replaced by the fastest candidate, and the reason.
+    """Replace precision "auto" by the fastest candidate.
 
-    The choice is kept in `folder` for this machine, model, size and batch: timing twice could choose twice, and
-    the same seed should give the same run.
+    The choice is stored for this machine, model, image size and batch size: timing twice could choose twice, and the
+    same seed should give the same run.
+
+    Args:
+        classifier: The classifier to train.
+        sources: Training images.
+        config: Training settings.
+        cache: Folder in which the choice is stored; None = not stored.
+
+    Returns:
+        The settings with their precision, and the reason for it.
     """
     if config.precision != "auto":
         return config, "set explicitly"
-    key = _key(classifier, sources, config)
-    store = folder / "precision.json" if folder else None
-    known = _read(store)
-    if key in known:
-        return replace(config, precision=known[key][0]), known[key][1]
-    lrs, notes = _timed(classifier, sources, config)
-    best: Precision = next(iter(lrs))
-    for candidate in lrs:
-        if lrs[candidate] > lrs[best] * MARGIN:
-            best = candidate
-    told = [", ".join(f"{name} {lr:.0f} images/s" for name, lr in lrs.items())]
-    reason = "; ".join(["measured here: " + told[0], *(f"{name} {note}" for name, note in notes.items())])
-    if store:
-        write_json(store, {**known, key: [best, reason]})
-    return replace(config, precision=best), reason
+    key = _build_key(classifier, sources, config)
+    file = cache / "precision.json" if cache else None
+    try:
+        stored: dict[str, list] = json.loads(file.read_text()) if file else {}
+    except (OSError, ValueError):
+        stored = {}
+    if key not in stored:
+        speeds, notes = _benchmark(classifier, sources, config)
+        best = next(iter(speeds))
+        for candidate in speeds:
+            if speeds[candidate] > speeds[best] * MARGIN:
+                best = candidate
+        measured = ", ".join(f"{name} {speed:.0f} images/s" for name, speed in speeds.items())
+        reason = "; ".join([f"measured here: {measured}", *(f"{name} {note}" for name, note in notes.items())])
+        stored[key] = [best, reason]
+        if file:
+            write_json(file, stored)
+    return replace(config, precision=stored[key][0]), stored[key][1]
 
 
-def _timed(classifier: Classifier, sources: TrainingData, config: TrainingConfig) -> Trial:
-    """Forward and backward under each candidate that the device computes in hardware."""
-    batch = build_batch(sources, 0, config.batch_size)
-    device = next(classifier.parameters()).device
-    notes: dict[Precision, str] = {} if computes_bf16(device) else {"bf16": "not tried: this device only emulates it"}
-    trials: dict[Precision, Classifier] = {}
-    for name in CANDIDATES:
-        if name in notes:
-            continue
-        trials[name] = copy.deepcopy(classifier).train()
-        if name != "fp32":
-            trials[name].to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    turns: dict[Precision, Callable[[], float]] = {}
-    for name, trial in trials.items():
-        turns[name] = partial(_seconds, trial, batch, name, config.softmax)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        seconds, dropped = in_turns(turns)
-    return Trial({name: config.batch_size / taken for name, taken in seconds.items()}, {**notes, **dropped})
-
-
-def in_turns(
-    turns: Mapping[Precision, Callable[[], float]],
+def time_rounds(
+    candidates: Mapping[Precision, Callable[[], float]],
 ) -> tuple[dict[Precision, float], dict[Precision, str]]:
-    """The best turn of each candidate in seconds, and why one got no further turn. A turn tells what it took.
+    """Time candidates round by round, since others may be using the machine.
 
-    Turn by turn, since others may be using the machine. After the first turn of each, which counts only where no
-    other fits in, all together take at most PATIENCE.
+    After the first round, which counts only where no other follows, all together take at most PATIENCE seconds.
+
+    Args:
+        candidates: For each candidate a function that takes one step and returns its seconds.
+
+    Returns:
+        Best seconds of each candidate, and for those that were dropped after a slow round the reason.
     """
-    taken: dict[Precision, list[float]] = {}
+    seconds: dict[Precision, list[float]] = {}
     dropped: dict[Precision, str] = {}
     spent = 0.0
     for number in range(ROUNDS + 1):
-        live: list[Precision] = [name for name in turns if name not in dropped]
-        if number and (len(live) == 1 or spent + sum(taken[name][-1] for name in live) > PATIENCE):
+        live: list[Precision] = [name for name in candidates if name not in dropped]
+        if number and (len(live) == 1 or spent + sum(seconds[name][-1] for name in live) > PATIENCE):
             break
         for name in live:
-            taken.setdefault(name, []).append(turns[name]())
-            spent += taken[name][-1] if number else 0.0
-            own, others = min(taken[name]), [min(taken[other]) for other in live if other != name and other in taken]
-            if others and own > SLOW * min(others) + (0.0 if number else SETUP):
-                dropped[name] = f"dropped after a turn of {own:.2g} s, where another took {min(others):.2g} s"
-    return {name: min(found[1:] or found) for name, found in taken.items()}, dropped
+            seconds.setdefault(name, []).append(candidates[name]())
+            spent += seconds[name][-1] if number else 0.0
+            others = [min(seconds[other]) for other in live if other != name and other in seconds]
+            if others and min(seconds[name]) > SLOW * min(others) + (0.0 if number else SETUP):
+                dropped[name] = (
+                    f"dropped after a step of {min(seconds[name]):.2g} s, where another took {min(others):.2g} s"
+                )
+    return {name: min(values[1:] or values) for name, values in seconds.items()}, dropped
 
 
 def computes_bf16(device: torch.device) -> bool:
     """Whether a device has units for bf16; emulated, it takes many times fp32's time.
 
-    True where torch does not tell: one turn then shows it.
+    Args:
+        device: Where the model is trained.
+
+    Returns:
+        True also where torch does not tell: one step then shows it.
     """
     try:
         if device.type == "cuda":
@@ -122,53 +117,65 @@ def computes_bf16(device: torch.device) -> bool:
     return supported and (units or platform.machine() not in ("x86_64", "AMD64"))
 
 
-def _seconds(trial: Classifier, batch: Batch, name: Precision, softmax: Softmax) -> float:
+def describe_hardware(device: torch.device) -> dict[str, str]:
+    """Describe what, besides versions, decides the last bits of sums: the processor and the number of threads.
+
+    Args:
+        device: Where the model is trained.
+
+    Returns:
+        "processor" and "threads".
+    """
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _read_cpu_name()
+    return {"processor": name, "threads": str(torch.get_num_threads())}
+
+
+def _benchmark(
+    classifier: Classifier, sources: TrainingData, config: TrainingConfig
+) -> tuple[dict[Precision, float], dict[Precision, str]]:
+    """Images per second of the candidates that were timed, and why others were not, or not again."""
+    batch = build_batch(sources, 0, config.batch_size)
+    device = next(classifier.parameters()).device
+    notes: dict[Precision, str] = {} if computes_bf16(device) else {"bf16": "not tried: this device only emulates it"}
+    candidates: dict[Precision, Callable[[], float]] = {}
+    for name in CANDIDATES:
+        if name not in notes:
+            trial = copy.deepcopy(classifier).train()
+            if name != "fp32":
+                trial.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+            candidates[name] = partial(_time_step, trial, batch, name, config.softmax)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        seconds, dropped = time_rounds(candidates)
+    return {name: config.batch_size / taken for name, taken in seconds.items()}, {**notes, **dropped}
+
+
+def _time_step(trial: Classifier, batch: Batch, name: Precision, softmax: Softmax) -> float:
+    """Seconds of one forward and backward pass."""
     device = next(trial.parameters()).device
     images = batch.images.to(device)
     images = images.contiguous() if name == "fp32" else images
     labels = {task: target.to(device) for task, target in batch.labels.items()}
-    begin = time.perf_counter()
+    start = time.perf_counter()
     with torch.autocast(device.type, torch.bfloat16, enabled=name == "bf16"):
         outputs = trial(images)
     losses.cross_entropy(outputs, labels, softmax).backward()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return time.perf_counter() - begin
+    return time.perf_counter() - start
 
 
-def place(device: torch.device) -> dict[str, str]:
-    """What decides the last bits of sums beside versions: the processor, and how many threads share the work."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
-    return {"processor": name, "threads": str(torch.get_num_threads())}
-
-
-def _key(classifier: Classifier, sources: TrainingData, config: TrainingConfig) -> str:
-    here = place(next(classifier.parameters()).device)
+def _build_key(classifier: Classifier, sources: TrainingData, config: TrainingConfig) -> str:
+    device = next(classifier.parameters()).device
     size = sum(value.numel() for value in classifier.parameters())
     shape = tuple(sources.new.pixels.shape[1:])
-    parts = (
-        here["processor"],
-        here["threads"],
-        torch.__version__,
-        type(classifier.backbone).__name__,
-        size,
-        shape,
-        config.batch_size,
-        computes_bf16(next(classifier.parameters()).device),
-    )
-    return fingerprint(map(str, parts))[:16]
+    network = type(classifier.backbone).__name__
+    parts = (*describe_hardware(device).values(), torch.__version__, network, size, shape, config.batch_size)
+    return fingerprint(map(str, (*parts, computes_bf16(device))))[:16]
 
 
-def _processor() -> str:
+def _read_cpu_name() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor()
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
-def _read(store: Path | None) -> dict[str, list]:
-    try:
-        return json.loads(store.read_text()) if store else {}
-    except (OSError, ValueError):
-        return {}

@@ -1,9 +1,9 @@
-"""The loop inside a run folder: evaluation, metrics, checkpoints, the best step, resume."""
+"""A training session in a run folder: evaluation, metrics, checkpoints, the best step, resume."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,26 +19,28 @@ from taskgraft.results.files import atomic
 from taskgraft.results.record import StepMetrics, versions
 from taskgraft.training import checkpoints, loop, precision, run_folder
 from taskgraft.training.checkpoints import TrainState
-from taskgraft.types import Callbacks, TrainingData
+from taskgraft.types import Callbacks, Memory, TrainingData
 
 
-class Measured(NamedTuple):
-    """Validation accuracy of each task that has images, and agreement with the parent on each old one."""
+class Evaluation(NamedTuple):
+    """Validation accuracy of each task that has images, and agreement with the parent on each old task."""
 
     accuracy: dict[str, float]
     agreement: dict[str, float]
 
 
-class Fitted(NamedTuple):
-    """A finished run: its last state with the kept step's weights in place, and its lines."""
+@dataclass(frozen=True)
+class Fitted:
+    """A finished training session."""
 
-    state: TrainState
+    state: TrainState  # after the last step, with the weights of the best one
     history: tuple[StepMetrics, ...]
-    step: int  # whose weights were kept
-    config: TrainingConfig  # with the pieces that memory allowed
+    step: int  # the best one
+    config: TrainingConfig  # with the micro-batches that memory allowed
+    sources: TrainingData
 
 
-def resolve(
+def resolve_config(
     out: Path,
     classifier: Classifier,
     sources: TrainingData,
@@ -48,143 +50,195 @@ def resolve(
     command: str,
     callbacks: Callbacks,
 ) -> tuple[TrainingConfig, str]:
-    """What "auto" becomes and why: chosen on the first start, which opens the run, and kept for every resume.
+    """Decide what "auto" becomes: measured on the first start, which creates the run, and read on every resume.
 
-    A resume with other versions, or on another processor, is warned of.
+    Args:
+        out: The run folder.
+        classifier: The classifier to train.
+        sources: Training images.
+        config: Training settings.
+        cache: Folder in which choices are stored for other runs.
+        settings: What must be equal for a run to be the same.
+        command: The command that was typed.
+        callbacks: Told of a resume with other versions or hardware.
+
+    Returns:
+        The settings, and the reason for their precision.
     """
-    place = {**versions(), **precision.place(next(classifier.parameters()).device)}
+    environment = {**versions(), **precision.describe_hardware(next(classifier.parameters()).device)}
 
-    def chosen() -> tuple[dict[str, Any], str]:
+    def resolve() -> tuple[dict[str, Any], str]:
         if (out / "run.json").exists():
-            stored, moved = run_folder.resolved(out), run_folder.moved(out, place)
-            if moved:
-                callbacks.info(f"the run was begun elsewhere ({'; '.join(moved)}): equal bits are not promised")
-            return stored["config"], stored["reason"]
-        found, reason = precision.choose(classifier, sources, config, cache)
-        run_folder.open_run(out, settings, {"config": asdict(found), "reason": reason}, command, place)
-        return asdict(found), reason
+            changed, resolved = run_folder.compare_environment(out, environment), run_folder.read_resolved(out)
+            if changed:
+                callbacks.info(
+                    f"the run was begun in another environment ({'; '.join(changed)}): the last bits of results may "
+                    "differ"
+                )
+            return resolved["config"], resolved["reason"]
+        chosen, reason = precision.choose_precision(classifier, sources, config, cache)
+        resolved = {"config": asdict(chosen), "reason": reason}
+        run_folder.create(out, settings, resolved, command, environment)
+        return resolved["config"], reason
 
-    found, reason = distributed.broadcast(chosen)
-    return TrainingConfig(**found), reason
+    values, reason = distributed.broadcast(resolve)
+    return TrainingConfig(**values), reason
 
 
-def fit_in(
-    out: Path,
-    begin: Callable[[], TrainState],
-    blank: Callable[[], TrainState],
-    method: Method,
-    sources: TrainingData,
-    config: TrainingConfig,
-    measure: Callable[[Classifier], Measured],
-    choosing: Sequence[str],
-    callbacks: Callbacks,
-    until: int | None = None,
-    measure_begun: Callable[[Classifier], Measured] | None = None,
-) -> Fitted:
-    """Run to the last step or the step `until`, from the newest sound checkpoint in `out` if there is one.
+class Trainer:
+    """Trains a classifier in a run folder, from its newest intact checkpoint if it has one."""
 
-    `begin` makes a started state, `blank` one to restore into. Of the evaluated steps the one with the best mean
-    accuracy over the tasks `choosing` is kept; the last one where `choosing` is empty. `measure_begun` measures in the
-    place of `measure` before the first step.
-    """
-    store, best_file = out / "state", out / "state" / checkpoints.BEST
-    current, lines = _newest(out, blank, callbacks) or _first(out, begin(), measure_begun or measure, callbacks)
+    def __init__(
+        self,
+        out: Path,
+        classifier: Classifier,
+        method: Method,
+        sources: TrainingData,
+        config: TrainingConfig,
+        evaluate: Callable[[Classifier], Evaluation],
+        *,
+        past: Memory,
+        selection_tasks: Sequence[str],
+        callbacks: Callbacks,
+        until: int | None = None,
+        evaluate_start: Callable[[Classifier], Evaluation] | None = None,
+    ) -> None:
+        """Prepare a session; nothing is computed or written.
 
-    def on_step(now: TrainState, terms: dict[str, float]) -> None:
-        last = now.step in (config.steps, until)
-        evaluated = now.step % config.eval_every == 0 or last
+        Args:
+            out: The run folder, locked.
+            classifier: The classifier to train; it is copied.
+            method: How forgetting is prevented.
+            sources: Training images.
+            config: Training settings, without "auto".
+            evaluate: Measures a classifier on the validation images.
+            past: Memory that the parent's bundle stored for its next extension.
+            selection_tasks: Tasks whose mean accuracy selects the best step; empty = the last step is the best.
+            callbacks: Told of progress.
+            until: Stop after this step instead of the last one.
+            evaluate_start: Takes the place of `evaluate` before the first step.
+        """
+        self.out, self.classifier, self.method, self.sources = out, classifier, method, sources
+        self.config, self.until, self.callbacks = config, until, callbacks
+        self.past, self.selection_tasks = past, selection_tasks
+        self.evaluate, self.evaluate_start = evaluate, evaluate_start or evaluate
+        self.lines: list[StepMetrics] = []
+        self._best_file = out / "state" / checkpoints.BEST
+
+    def fit(self) -> Fitted:
+        """Train to the last step, and restore the weights of the best one.
+
+        Returns:
+            The state and its history.
+
+        Raises:
+            TrainingError: Loss or gradient is not finite, or memory ran out and cannot be saved by micro-batches.
+        """
+        state = self._resume() or self._start()
+        while True:
+            try:
+                state = loop.fit(state, self.method, self.sources, self.config, self._on_step, self.until)
+                break
+            except RuntimeError as error:
+                self._use_more_micro_batches(error)
+            # the step stopped half-way: BatchNorm's statistics may have moved already
+            restored = self._resume()
+            assert restored, "a run has a checkpoint from its start on"
+            state = restored
+        best = self._score()
+        step = best[1] if best else state.step
+        distributed.broadcast(lambda: None)  # the main process has written the last file by now
+        if step != state.step:
+            weights = {name: value.clone() for name, value in load_file(self._best_file).items()}
+            state.classifier.load_state_dict(weights)
+        return Fitted(state, tuple(self.lines), step, self.config, self.sources)
+
+    def _start(self) -> TrainState:
+        """Build the state before the first step, equal in all processes; evaluate and save it."""
+        state = loop.start(self.classifier, self.method, self.sources, self.past, self.config)
+        distributed.broadcast(lambda: run_folder.truncate_metrics(self.out, -1))
+        distributed.broadcast_tensors(state.tensors())
+        line = StepMetrics(step=0, **self.evaluate_start(state.classifier)._asdict())
+        self.lines = [line]
+        if distributed.is_main_process():
+            run_folder.append_metrics(self.out, line)
+            checkpoints.save(self.out / "state", state)
+        self.callbacks.on_metrics(line)
+        return state
+
+    def _resume(self) -> TrainState | None:
+        """Restore the newest intact checkpoint and the metrics up to it; None where there is none."""
+        checkpoint, damaged = distributed.broadcast(lambda: checkpoints.find_newest(self.out / "state"))
+        for line in damaged:
+            self.callbacks.info(line)
+        if not checkpoint:
+            if damaged:
+                self.callbacks.info("no checkpoint is intact: starting from the beginning")
+            return None
+        distributed.broadcast(lambda: checkpoints.restore_best(checkpoint, self._best_file))
+        blank = loop.prepare(self.classifier, self.method, self.sources, self.config)
+        state = checkpoints.restore(checkpoint, blank)
+        self.callbacks.info(f"resuming at step {state.step}")
+        self.lines = distributed.broadcast(lambda: run_folder.truncate_metrics(self.out, state.step))
+        return state
+
+    def _on_step(self, state: TrainState, terms: dict[str, float]) -> None:
+        """Evaluate, log and save, where it is time to."""
+        last = state.step in (self.config.steps, self.until)
+        evaluated = state.step % self.config.eval_every == 0 or last
         if terms or evaluated:
-            measured = measure(now.classifier) if evaluated else Measured({}, {})
-            lr = lr_at(config, now.step - 1)
-            line = StepMetrics(step=now.step, lr=lr, terms=terms, **measured._asdict())
-            before = metrics.score(lines, choosing)
-            lines.append(line)
+            evaluation = self.evaluate(state.classifier) if evaluated else Evaluation({}, {})
+            lr = lr_at(self.config, state.step - 1)
+            line = StepMetrics(step=state.step, lr=lr, terms=terms, **evaluation._asdict())
+            best = self._score()
+            self.lines.append(line)
             if distributed.is_main_process():
-                run_folder.append(out, line)
-                if metrics.score(lines, choosing) != before:
-                    _keep(best_file, now.classifier)
-            callbacks.on_metrics(line)
-            callbacks.info(describe(line, config))
-        if distributed.is_main_process() and (now.step % config.save_every == 0 or last):
-            checkpoints.save(store, now, best_file)
-        callbacks.progress("training", now.step, config.steps)
+                run_folder.append_metrics(self.out, line)
+                if self._score() != best:
+                    _save_weights(self._best_file, state.classifier)
+            self.callbacks.on_metrics(line)
+            self.callbacks.info(format_metrics(line, self.config.steps))
+        if distributed.is_main_process() and (state.step % self.config.save_every == 0 or last):
+            checkpoints.save(self.out / "state", state, self._best_file)
+        self.callbacks.progress("training", state.step, self.config.steps)
 
-    while True:
-        try:
-            current = loop.fit(current, method, sources, config, on_step, until)
-            break
-        except RuntimeError as error:
-            config = _smaller(out, config, error, callbacks)
-        # the step broke off somewhere in its middle: BatchNorm's statistics may have moved already
-        found = _newest(out, blank, callbacks)
-        assert found, "a run has a checkpoint from its start on"
-        current, lines[:] = found
-    best = metrics.score(lines, choosing) if choosing else None
-    step = best[1] if best else current.step
-    distributed.broadcast(lambda: None)  # the chief has written the last file by now
-    if step != current.step:
-        current.classifier.load_state_dict({name: value.clone() for name, value in load_file(best_file).items()})
-    return Fitted(current, tuple(lines), step, config)
+    def _score(self) -> tuple[float, int] | None:
+        """The best mean accuracy so far and its step."""
+        return metrics.score(self.lines, self.selection_tasks)
 
-
-def _first(
-    out: Path, current: TrainState, measure: Callable[[Classifier], Measured], callbacks: Callbacks
-) -> tuple[TrainState, list[StepMetrics]]:
-    """A state before its first step, made the same in all processes, measured and saved."""
-    distributed.broadcast(lambda: run_folder.rewind(out, -1))
-    distributed.broadcast_tensors(checkpoints.tensors(current))
-    line = StepMetrics(step=0, **measure(current.classifier)._asdict())
-    if distributed.is_main_process():
-        run_folder.append(out, line)
-        checkpoints.save(out / "state", current)
-    callbacks.on_metrics(line)
-    return current, [line]
+    def _use_more_micro_batches(self, error: RuntimeError) -> None:
+        """Double the micro-batches after memory ran out, for the run folder too; any other error is raised again."""
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise error
+        config, number = self.config, 2 * self.config.micro_batches
+        if number > config.batch_size or distributed.world_size() > 1:  # one process of several cannot go back alone
+            raise TrainingError(
+                f"out of memory with a batch of {config.batch_size} in {config.micro_batches} micro-batch(es); use "
+                f"--micro-batches {number} or a smaller --batch-size"
+            ) from error
+        torch.cuda.empty_cache()
+        self.config = replace(config, micro_batches=number)
+        run_folder.update_resolved(self.out, config=asdict(self.config))
+        self.callbacks.info(f"out of memory: batches of {config.batch_size} now run in {number} micro-batches")
 
 
-def _newest(
-    out: Path, blank: Callable[[], TrainState], callbacks: Callbacks
-) -> tuple[TrainState, list[StepMetrics]] | None:
-    """The newest sound checkpoint with the lines up to it; None where there is no checkpoint."""
-    checkpoint, damaged = distributed.broadcast(lambda: checkpoints.newest(out / "state"))
-    for line in damaged:
-        callbacks.info(line)
-    if not checkpoint:
-        if damaged:
-            callbacks.info("no checkpoint is whole: the run begins again")
-        return None
-    distributed.broadcast(lambda: checkpoints.put_back(checkpoint, out / "state" / checkpoints.BEST))
-    current = checkpoints.restore(checkpoint, blank())
-    callbacks.info(f"going on from step {current.step}")
-    return current, distributed.broadcast(lambda: run_folder.rewind(out, current.step))
+def format_metrics(line: StepMetrics, steps: int) -> str:
+    """Format the metrics of a step as one line of progress.
+
+    Args:
+        line: Metrics of a step.
+        steps: The run's number of steps.
+
+    Returns:
+        Such as 'step 1/40  loss 0.486  shape 81.2%'.
+    """
+    names = {"data": "loss"}
+    terms = " ".join(f"{names.get(name, name)} {value:.3f}" for name, value in line.terms.items())
+    accuracy = " ".join(f"{task} {value:.1%}" for task, value in line.accuracy.items())
+    agreement = " ".join(f"{task} agreement {value:.1%}" for task, value in line.agreement.items())
+    return "  ".join(part for part in (f"step {line.step}/{steps}", terms, accuracy, agreement) if part)
 
 
-def _smaller(out: Path, config: TrainingConfig, error: RuntimeError, callbacks: Callbacks) -> TrainingConfig:
-    """The run in twice as many pieces after memory ran out, for the run folder too; any other error goes on its way."""
-    if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
-        raise error
-    micro_batches = 2 * config.micro_batches
-    if (
-        micro_batches > config.batch_size or distributed.world_size() > 1
-    ):  # one process of several cannot turn back alone
-        raise TrainingError(
-            f"memory is exhausted by a batch of {config.batch_size} in {config.micro_batches} piece(s); give --micro-batches {micro_batches} or a "
-            "smaller --batch-size"
-        ) from error  # fmt: skip
-    torch.cuda.empty_cache()
-    config = replace(config, micro_batches=micro_batches)
-    run_folder.resolve_anew(out, {"config": asdict(config)})
-    callbacks.info(f"memory ran out: batches of {config.batch_size} now go through in {micro_batches} pieces")
-    return config
-
-
-def _keep(file: Path, classifier: Classifier) -> None:
+def _save_weights(file: Path, classifier: Classifier) -> None:
     with atomic(file) as aside:
         save_file({name: value.contiguous() for name, value in pytree.state(classifier).items()}, aside)
-
-
-def describe(line: StepMetrics, config: TrainingConfig) -> str:
-    """One plain line of progress."""
-    terms = " ".join(f"{name} {value:.3f}" for name, value in line.terms.items())
-    shares = " ".join(f"{task} {value:.1%}" for task, value in line.accuracy.items())
-    agreed = " ".join(f"{task} agreement {value:.1%}" for task, value in line.agreement.items())
-    return "  ".join(part for part in (f"step {line.step}/{config.steps}", terms, shares, agreed) if part)

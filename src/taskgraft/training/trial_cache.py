@@ -13,38 +13,44 @@ from safetensors.torch import save_file
 from taskgraft.results.files import atomic, fingerprint
 from taskgraft.types import Memoize, Params
 
-SECONDS = "seconds"  # in a file's header: what making it took
+SECONDS = "seconds"  # in a file's header: how long computing it took
 
 
-def once_in(folder: Path, key: str, saved: Callable[[str, float], None]) -> Memoize:
-    """A function that makes tensors the first time and maps the file afterwards; `saved(name, seconds)` hears of it.
+def build_trial_cache(folder: Path, key: str, on_hit: Callable[[str, float], None]) -> Memoize:
+    """Build a function that computes tensors the first time and maps the file afterwards.
 
-    `key` tells apart whatever the tensors depend on beside their name: parent, images, seed, views. Two processes
-    that ask at the same time wait for one.
+    Args:
+        folder: Where the files are; it is created.
+        key: What the tensors depend on besides their name: parent, images, seed, views.
+        on_hit: Called with the name and the seconds saved whenever a file is used.
+
+    Returns:
+        A function of a name and a function that computes the tensors. Of two processes that call it at the same time,
+        one waits for the other.
     """
 
-    def once(name: str, make: Callable[[], Params]) -> Params:
+    def memoize(name: str, make: Callable[[], Params]) -> Params:
         file = folder / f"{fingerprint([key, name])[:32]}.safetensors"
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{file}.lock"):
-            for left in folder.glob(f".{file.name}.*"):  # of a process that was killed; the lock says that none lives
-                left.unlink(missing_ok=True)
-            known = _read(file)
-            if known:
-                saved(name, known[1])
-                return known[0]
-            begun = time.perf_counter()
+            for leftover in folder.glob(f".{file.name}.*"):  # of a killed process; under the lock none is alive
+                leftover.unlink(missing_ok=True)
+            cached = _read(file)
+            if cached:
+                on_hit(name, cached[1])
+                return cached[0]
+            start = time.perf_counter()
             tensors = make()
-            seconds = time.perf_counter() - begun
+            header = {"name": name, SECONDS: f"{time.perf_counter() - start:.3f}"}
             with atomic(file) as aside:
-                header = {"name": name, SECONDS: f"{seconds:.3f}"}
                 save_file({part: value.detach().cpu().contiguous() for part, value in tensors.items()}, aside, header)
         return tensors
 
-    return once
+    return memoize
 
 
 def _read(file: Path) -> tuple[Params, float] | None:
+    """The tensors of a file and the seconds that they took; None where it is missing or damaged."""
     try:
         with safe_open(file, "pt") as opened:
             seconds = float(opened.metadata()[SECONDS])

@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from taskgraft.errors import SetupError, TaskgraftError, TrainingError, require
-from taskgraft.pipeline import fitting
-from taskgraft.pipeline.fitting import Opened
+from taskgraft.pipeline.opening import Opened, open_request
+from taskgraft.pipeline.parent_check import predict_parent
 from taskgraft.pipeline.request import Request
 from taskgraft.results.search import RungResult
 from taskgraft.tuning.search_config import WorkerConfig
@@ -232,7 +232,7 @@ def _sigint_blocked() -> Iterator[None]:
 @functools.lru_cache(maxsize=1)
 def _open_once(request: Request, cache: Path | None) -> Opened:
     """Open the parent and the images once per worker."""
-    return fitting.open_all(request, cache, Callbacks())
+    return predict_parent(open_request(request, cache, Callbacks()), cache)
 
 
 def _train_remotely(context: Context, job: Job, seconds_left: float | None) -> Outcome:

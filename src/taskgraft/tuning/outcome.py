@@ -16,9 +16,9 @@ from taskgraft.errors import InputError
 from taskgraft.methods import composition, notation
 from taskgraft.metrics import wilson_interval
 from taskgraft.pipeline import fitting, measuring
-from taskgraft.pipeline.extend import Extension, carry_out
-from taskgraft.pipeline.fitting import Opened
-from taskgraft.pipeline.request import Request, command_line
+from taskgraft.pipeline.opening import Opened
+from taskgraft.pipeline.request import Request
+from taskgraft.pipeline.run import Extension, run
 from taskgraft.results.record import versions
 from taskgraft.results.search import Candidate, SearchResult, SelectedModel, TrialResult
 from taskgraft.training import run_folder
@@ -47,9 +47,9 @@ class Baseline:
 
 def measure_parent(opened: Opened) -> Baseline:
     """Summarize the parent's predictions on the validation images."""
-    before = opened.before
+    before = opened.parent_predictions
     assert before is not None
-    measured = measuring.accuracies(before, opened.request.task)
+    measured = measuring.compute_accuracies(before)
     old = {task.name: 1.0 for task in opened.parent.classifier.tasks} | measured
     new_images = len(before["new"].ids)
     counts = [int((before["old"].labels[task] >= 0).sum()) for task in measured]
@@ -83,12 +83,12 @@ def collect(
     candidates = [candidate for trial in complete for candidate in _candidates(trial, baseline)]
     if not candidates:
         raise InputError("the budget ended before any trial was complete; rerun with a longer --budget to continue")
-    assert opened.before is not None
+    assert isinstance(request, Request)
     return SearchResult(
         command=command,
         title=f"{request.task} added to {Path(request.parent).name}",
         tasks=(*(task.name for task in opened.parent.classifier.tasks), request.task),
-        proxy=not fitting.chosen_by(opened, opened.before),
+        proxy=not fitting.select_by(opened),
         before=baseline.accuracy,
         sampler=plan.sampler,
         space=space.describe(plan.space),
@@ -121,7 +121,7 @@ def _summarize(plan: SearchPlan, trial: FrozenTrial, folder: Path) -> TrialResul
             saved[name] = saved.get(name, 0.0) + seconds
     state = "failed" if last.reason is not None else "complete" if until == plan.rungs[-1] else "stopped"
     totals = {"seconds": sum(result.seconds for result in results.values()), "saved": saved}
-    history = () if last.reason else (line for line in run_folder.history(folder) if line.step <= last.reached)
+    history = () if last.reason else (line for line in run_folder.read_metrics(folder) if line.step <= last.reached)
     return TrialResult(
         **{**last.model_dump(), **totals, **base},
         state=state,
@@ -203,12 +203,13 @@ def write_selected(
             folder = out / "choices" / model.goal
             callbacks.info(f"{model.rule}: trial {candidate.trial}, {candidate.method}; writing {folder}")
             config = TrainingConfig(**result.trials[candidate.trial].config)
+            assert isinstance(opened.request, Request)
             request = replace(opened.request, method=candidate.method, config=config)
             extension = _complete_run(request, trial_folder(out, candidate.trial), folder, cache, callbacks)
             test = extension.record.tasks[-1].test
             written[key] = model.model_copy(update={
                 "folder": str(folder), "test": test,
-                "command": command_line(request, Path(f"{out}-{model.goal}")),
+                "command": request.build_command(Path(f"{out}-{model.goal}")),
                 "optimism": candidate.new.mean - test.mean if test else None,
             })  # fmt: skip
         models.append(written[key].model_copy(update={"goal": model.goal, "rule": model.rule}))
@@ -224,8 +225,8 @@ def _complete_run(request: Request, trial: Path, folder: Path, cache: Path | Non
         for name in ("state", "metrics.jsonl"):
             copy_atomically(trial / name, folder / name)
     quiet = callbacks._replace(info=lambda line: None)
-    command = command_line(request, folder)
-    return carry_out(request, folder, cache=cache, resume=True, command=command, callbacks=quiet)
+    command = request.build_command(folder)
+    return run(request, folder, cache=cache, resume=True, command=command, callbacks=quiet)
 
 
 def _is_other_run(folder: Path, request: Request) -> bool:

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from taskgraft.config import TrainingConfig
 from taskgraft.errors import TrainingError
 from taskgraft.methods import composition, notation
-from taskgraft.pipeline import evidence, fitting, measuring
-from taskgraft.pipeline.fitting import Opened, Trained
-from taskgraft.pipeline.request import Request, checked, command_line
+from taskgraft.pipeline import fitting
+from taskgraft.pipeline.opening import Opened, change_method
+from taskgraft.pipeline.request import Request
 from taskgraft.pipeline.tracking import tracked
 from taskgraft.results.files import fingerprint
-from taskgraft.results.record import Clock, StepMetrics
 from taskgraft.results.search import RungResult
 from taskgraft.training import run_folder
-from taskgraft.training.trial_cache import once_in
+from taskgraft.training.trainer import Evaluation, Fitted
+from taskgraft.training.trial_cache import build_trial_cache
 from taskgraft.types import Callbacks, Memoize
 
 
@@ -78,21 +78,18 @@ def train_trial(
         TaskgraftError: the input is wrong.
     """
     start, saved = time.perf_counter(), {}
-    request, plan = checked(replace(opened.request, method=job.method, config=job.config))
-    opened, folder = opened._replace(request=request, plan=plan), trial_folder(context.out, job.trial)
-    settings: dict[str, Any] = {"method": request.method, "config": asdict(job.config), "folder": folder.name}
+    opened, folder = change_method(opened, job.method, job.config), trial_folder(context.out, job.trial)
+    settings: dict[str, Any] = {"method": opened.method, "config": asdict(job.config), "folder": folder.name}
     callbacks = _stop_at(deadline, callbacks)
     achieved: dict[str, Any]
     try:
-        with run_folder.held(folder), tracked(context.track, folder, settings, callbacks) as callbacks:
-            identity, memoize = fitting.settings_of(opened), _memoize(opened, context, saved)
-            run_folder.examine(folder, identity, resume=True)
-            run = fitting.Job(
-                opened, composition.build(plan), folder, context.cache, command_line(request, folder), callbacks,
-                job.until, memoize,
+        with run_folder.lock(folder), tracked(context.track, folder, settings, callbacks) as callbacks:
+            run_folder.inspect(folder, opened.list_settings(), resume=True)
+            fitted = fitting.fit(
+                opened, folder, cache=context.cache, command=opened.request.build_command(folder), callbacks=callbacks,
+                until=job.until, trial_cache=_memoize(opened, context, saved),
             )  # fmt: skip
-            trained, _ = fitting.train(run, identity, Clock.start())
-            achieved = _measure(opened, trained)
+            achieved = _measure(opened, fitted)
     except TrainingError as error:
         achieved = {"reason": str(error)}
     except _OutOfTime:
@@ -116,49 +113,44 @@ def _memoize(opened: Opened, context: Context, saved: dict[str, float]) -> Memoi
     request, config = opened.request, opened.request.config
     adapting = [notation.show({name: settings}) for name, settings in opened.plan.items() if settings.build().adapt]
     key = fingerprint([
-        opened.parent.digest, *(part["fingerprint"] for part in opened.found.described.values()), request.task,
+        opened.parent.digest, *(part["fingerprint"] for part in opened.images.described.values()), request.task,
         opened.parent.preprocessing.to_text(),
-        str((config.seed, fitting.views_shown(opened), config.augment, config.softmax)), *adapting,
+        str((config.seed, opened.views, config.augment, config.softmax)), *adapting,
     ])  # fmt: skip
 
     def note(name: str, seconds: float) -> None:
         saved[name] = saved.get(name, 0.0) + seconds
 
-    return once_in(context.out / "shared", key, note)
+    return build_trial_cache(context.out / "shared", key, note)
 
 
-def _measure(opened: Opened, trained: Trained) -> dict[str, Any]:
-    label = evidence.label_of(opened.request.task, trained.before["new"].classes)
-    best = next(line for line in reversed(trained.fitted.history) if line.step == trained.fitted.step)
-    old, new = _old_and_new(best, label)
+def _measure(opened: Opened, fitted: Fitted) -> dict[str, Any]:
+    best = next(line for line in reversed(fitted.history) if line.step == fitted.step)
+    old, new = _old_and_new(opened, Evaluation(best.accuracy, best.agreement))
     return {
-        "reached": trained.fitted.state.step,
-        "step": trained.fitted.step,
+        "reached": fitted.state.step,
+        "step": fitted.step,
         "old": old,
         "new": new,
         "score": (old + new) / 2,
-        "path": tuple(_interpolation_path(opened, trained, label)),
+        "path": tuple(_interpolation_path(opened, fitted)),
     }
 
 
-def _old_and_new(line: StepMetrics, label: str) -> tuple[float, float]:
+def _old_and_new(opened: Opened, evaluation: Evaluation) -> tuple[float, float]:
     """Return the mean old accuracy, with agreement for tasks that cannot be measured, and the new accuracy."""
-    old = {**line.agreement, **{task: value for task, value in line.accuracy.items() if task != label}}
-    return sum(old.values()) / len(old), line.accuracy[label]
+    accuracy = dict(evaluation.accuracy)
+    new = accuracy.pop(opened.result_name)
+    old = {**evaluation.agreement, **accuracy}
+    return sum(old.values()) / len(old), new
 
 
-def _interpolation_path(opened: Opened, trained: Trained, label: str) -> list[dict[str, float]]:
+def _interpolation_path(opened: Opened, fitted: Fitted) -> list[dict[str, float]]:
     """Return old and new accuracy at each weight that a completely trained child can be interpolated with."""
-    if trained.fitted.state.step < trained.config.steps:
+    if fitted.state.step < fitted.config.steps:
         return []
-    state, path = trained.fitted.state, []
-    for weight, classifier in composition.interpolated(opened.plan, state.classifier, state.memory, trained.sources):
-        predictions = measuring.predictions(classifier, opened.found)
-        line = StepMetrics(
-            step=0,
-            accuracy=measuring.accuracies(predictions, opened.request.task, trained.before),
-            agreement=measuring.agreements(trained.before["new"], predictions["new"]),
-        )
-        old, new = _old_and_new(line, label)
+    state, path = fitted.state, []
+    for weight, classifier in composition.interpolated(opened.plan, state.classifier, state.memory, fitted.sources):
+        old, new = _old_and_new(opened, fitting.evaluate(opened, classifier))
         path.append({"weight": weight, "old": old, "new": new})
     return path

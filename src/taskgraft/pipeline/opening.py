@@ -1,0 +1,214 @@
+"""Opening what a request names: the parent or a new network, and the images."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from taskgraft import distributed, seeding
+from taskgraft.bundle import Bundle, open_parent
+from taskgraft.bundle.architecture import create_network, image_size_args
+from taskgraft.bundle.loaders import describe_origin, describe_preprocessing
+from taskgraft.config import TRAIN_DEFAULTS, TrainingConfig, validate
+from taskgraft.data import transforms
+from taskgraft.data.task_images import TaskData, load_task_data, read_class_names
+from taskgraft.errors import InputError
+from taskgraft.methods import notation
+from taskgraft.methods.presets import RECORDERS
+from taskgraft.methods.protocol import Plan
+from taskgraft.models.classifier import Classifier, grow, widen, wrap
+from taskgraft.pipeline.measuring import name_result
+from taskgraft.pipeline.request import Request, TrainingRequest, validate_request
+from taskgraft.results.files import fingerprint
+from taskgraft.results.predictions import Predictions
+from taskgraft.types import Callbacks, Task
+
+DEFAULT_MODEL = "resnet18"
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A checked request with everything that it names in memory.
+
+    Attributes:
+        request: The request.
+        plan: Settings of each method by name.
+        parent: The model that is extended; for a training the new, untrained one.
+        old_tasks: Tasks that must not be forgotten; none for a training.
+        child: The classifier to train, with outputs for all tasks.
+        images: The images.
+        parent_predictions: What the parent predicts on the validation images, by set; None before it was evaluated.
+    """
+
+    request: Request | TrainingRequest
+    plan: Plan
+    parent: Bundle
+    old_tasks: tuple[Task, ...]
+    child: Classifier
+    images: TaskData
+    parent_predictions: dict[str, Predictions] | None = None
+
+    @property
+    def method(self) -> str:
+        """The method in its notation; "train" for a training."""
+        return self.request.method if isinstance(self.request, Request) else "train"
+
+    @property
+    def default_config(self) -> TrainingConfig:
+        """The training settings that apply where nothing is set."""
+        return TrainingConfig() if isinstance(self.request, Request) else TRAIN_DEFAULTS
+
+    @property
+    def result_name(self) -> str:
+        """What results of the new images are called: by the task, or by its added classes where the task is old."""
+        return name_result(self.request.task, [task.name for task in self.old_tasks])
+
+    @property
+    def views(self) -> int:
+        """How many of the fixed views of an image the epochs reach; what methods compute per view stops there."""
+        assert self.images.new.train is not None
+        config, count = self.request.config, len(self.images.new.train.pixels)
+        return min(config.views, -(-config.steps * config.batch_size // count))
+
+    def list_settings(self) -> dict[str, Any]:
+        """List what must be equal for a run to be the same run."""
+        request = self.request
+        if isinstance(request, Request):
+            kind: dict[str, Any] = {"method": request.method, "parent": self.parent.digest}
+        else:
+            kind = {"model": self.parent.digest, "keep": request.keep}
+        return {
+            "task": request.task,
+            **kind,
+            "config": asdict(request.config),
+            "preprocessing": self.parent.preprocessing.to_text(),
+            "data": {name: part["fingerprint"] for name, part in self.images.described.items()},
+        }
+
+
+def open_request(request: Request | TrainingRequest, cache: Path | None, callbacks: Callbacks) -> Opened:
+    """Check a request and open its model and images.
+
+    Args:
+        request: An extension or a training.
+        cache: Folder of decoded pixels; None = in memory only.
+        callbacks: Told of what was inferred.
+
+    Returns:
+        The opened request.
+
+    Raises:
+        TaskgraftError: A value, the model or the images cannot be used.
+    """
+    if isinstance(request, Request):
+        return open_extension(request, cache, callbacks)
+    return open_training(request, cache, callbacks)
+
+
+def open_extension(request: Request, cache: Path | None, callbacks: Callbacks) -> Opened:
+    """Open an extension. Arguments as of `open_request`."""
+    request, plan = validate_request(request)
+    parent = open_parent(
+        request.parent,
+        arch=request.arch,
+        labels=request.labels,
+        preprocessing=request.preprocessing,
+        task=request.parent_task,
+        cache=cache,
+    )
+    parent.classifier.to(distributed.device())
+    old_tasks, config = tuple(parent.classifier.tasks), request.config
+    if request.into:
+        child = widen(parent.classifier, request.task, read_class_names(request.data, request.task), config.seed)
+        classes = next(task.classes for task in child.tasks if task.name == request.task)
+    else:
+        if request.task in [task.name for task in old_tasks]:
+            grow(parent.classifier, Task(request.task, ("", "")), 0)  # raises, before images are read
+        child, classes = parent.classifier, None
+    for line in parent.notes:
+        callbacks.info(f"parent: {line}")
+    images = distributed.main_process_first(lambda: load_task_data(
+        request.data, request.task, old_tasks, parent.preprocessing, classes=classes, old=request.old,
+        old_val=request.old_val, seed=config.seed, cache=cache, callbacks=callbacks,
+    ))  # fmt: skip
+    if not request.into:
+        for task in old_tasks:
+            if set(task.classes) == set(images.new.tasks[0].classes):
+                callbacks.info(
+                    f"these classes already exist in task {task.name}; use --into {task.name} if they are the same"
+                )
+        child = grow(parent.classifier, images.new.tasks[0], config.seed)
+    return Opened(request, plan, parent, old_tasks, child, images)
+
+
+def change_method(opened: Opened, method: str, config: TrainingConfig) -> Opened:
+    """Change method and training settings of an opened extension; nothing is opened again.
+
+    Args:
+        opened: An opened extension.
+        method: Method in its notation.
+        config: Training settings, with the same seed.
+
+    Returns:
+        The changed request.
+
+    Raises:
+        InputError: Method or settings are not allowed.
+    """
+    assert isinstance(opened.request, Request)
+    request, plan = validate_request(replace(opened.request, method=method, config=config))
+    return replace(opened, request=request, plan=plan)
+
+
+def open_training(request: TrainingRequest, cache: Path | None, callbacks: Callbacks) -> Opened:
+    """Open a training. Arguments as of `open_request`."""
+    request = replace(request, config=validate(request.config))
+    plan = notation.parse(request.keep) if request.keep else {}
+    idle = [name for name, settings in plan.items() if not settings.traits.records]
+    if idle:
+        raise InputError(
+            f"--keep {request.keep!r}: {idle[0]} records nothing during training; use {', '.join(RECORDERS)}"
+        )
+    backbone = _open_backbone(request, callbacks) if request.weights else None
+    model = request.model or DEFAULT_MODEL
+    preprocessing = backbone.preprocessing if backbone else create_network(model, 2)[2]
+    if request.preprocessing:
+        preprocessing = transforms.parse_preprocessing(request.preprocessing, preprocessing)
+    if not backbone:  # `open_parent` says it of a backbone
+        callbacks.info(
+            describe_preprocessing(preprocessing, describe_origin(request.preprocessing, f"timm's default for {model}"))
+        )
+    images = distributed.main_process_first(lambda: load_task_data(
+        request.data, request.task, (), preprocessing, old=None, old_val=(), seed=request.config.seed, cache=cache,
+        callbacks=callbacks,
+    ))  # fmt: skip
+    task, config = images.new.tasks[0], request.config
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seeding.derive(config.seed, "weights"))
+        if backbone:
+            head = torch.nn.Linear(backbone.classifier.linears()[0].in_features, len(task.classes))
+            classifier = Classifier(backbone.classifier.backbone, [head], [task], config.softmax)
+            bundle = replace(
+                backbone, classifier=classifier, preprocessing=preprocessing, memory={}, cards={}, folder=None
+            )
+        else:
+            options = image_size_args(model, preprocessing)
+            net, head, _ = create_network(model, len(task.classes), **options)
+            classifier, digest = wrap(net, head, [task], config.softmax), fingerprint([model, str(config.seed)])
+            bundle = Bundle(classifier, preprocessing, {}, model, digest, model, head, model_args=options)
+    classifier.to(distributed.device())
+    return Opened(request, plan, bundle, (), classifier, images, {})
+
+
+def _open_backbone(request: TrainingRequest, callbacks: Callbacks) -> Bundle:
+    """Open the model whose backbone is trained further, which must have the architecture that was named."""
+    assert request.weights is not None
+    bundle = open_parent(request.weights, arch=request.model, preprocessing=request.preprocessing, unnamed=True)
+    if request.model and request.model.partition(".")[0] != bundle.arch.partition(".")[0]:
+        raise InputError(f"--weights {request.weights} is a {bundle.arch}, not a {request.model}; leave out --model")
+    for line in bundle.notes:
+        callbacks.info(f"weights: {line}")
+    return bundle
