@@ -248,7 +248,7 @@ def test_workers_end_with_their_search(number: signal.Signals, place: Place, tmp
 
 def test_a_second_search_in_the_same_folder_is_refused(place: Place, tmp_path: Path) -> None:
     with (
-        run_folder.held(tmp_path / "s"),
+        run_folder.lock(tmp_path / "s"),
         pytest.raises(InputError, match=r"is being written by process \d+ on .*; wait for it, or choose another OUT"),
     ):
         search(place, tmp_path / "s")

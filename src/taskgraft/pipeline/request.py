@@ -19,7 +19,7 @@ from taskgraft.types import PathLike, as_path, as_paths
 TASK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _-]{0,63}")  # it becomes a file name
 
 
-@dataclass(init=False)
+@dataclass(init=False, unsafe_hash=True)  # nothing changes one; a search caches what it opens by request
 class Request:
     """An extension of a trained classifier. Equal requests on equal data give equal children.
 
