@@ -201,8 +201,8 @@ def made_up_distribution(names=MAKES):
         for i, name in enumerate(names)
     ]
     ood = OODCheck(flag=False, text="they look alike")
-    task = TaskPrevalence(task="make", estimator="emq", classes=tuple(own), images=90, units=9, unit="clip", effective_size=20,
-                      ood=ood)  # fmt: skip
+    task = TaskPrevalence(task="make", estimator="emq", classes=tuple(own), images=90, units=9, unit="clip",
+                          effective_size=20, ood=ood)  # fmt: skip
     pair = JointPrevalence(tasks=("make", "colour"), estimator="emq", pairs=tuple(own))
     return Distribution(model="out", sources=("film.mp4",), tasks=(task,), pairs=(pair,), images=90)
 
