@@ -66,7 +66,7 @@ LAWS = [
     Mutant("columns of other weights are recalled", "models/features.py",
            "{size} {tensor_digest(weights)} {tensor_digest(plain)}",
            "{size} {tensor_digest(plain)}", "recall test_changed_weights_miss_the_cache"),
-    Mutant("a damaged file is recalled", "models/tensor_cache.py", "!= tensor_digest(found)", "== b''",
+    Mutant("a damaged file is recalled", "models/tensor_cache.py", "!= tensor_digest(tensors)", "== b''",
            "recall test_damaged_file_is_recomputed"),
     Mutant("emulated bf16 is tried", "training/precision.py", "if computes_bf16(device) else", "if True else",
            "precision test_what_is_emulated"),
@@ -109,8 +109,8 @@ LAWS = [
            "parts = [Part(shape.task, *shape.columns) for shape in heads]",
            "parts = [Part(shape.task, shape.columns[0], shape.columns[0] + 1) for shape in heads]",
            "chains test_methods_can_alternate_in_a_chain"),
-    Mutant("added classes stand before old ones", "models/classifier.py", "torch.cat(found, 1)",
-           "torch.cat(found[::-1], 1)",
+    Mutant("added classes stand before old ones", "models/classifier.py", "torch.cat(logits, 1)",
+           "torch.cat(logits[::-1], 1)",
            "chains test_added_classes_leave_old_logits_unchanged"),
 ]  # fmt: skip
 

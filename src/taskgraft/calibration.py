@@ -34,8 +34,8 @@ def fit_temperature(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> f
     Source: Guo et al. 2017.
     """
 
-    def loss(place: float) -> float:
-        return len(labels) * nll(logits, labels, float(np.exp(place))) + place**2 / 2
+    def loss(log_t: float) -> float:
+        return len(labels) * nll(logits, labels, float(np.exp(log_t))) + log_t**2 / 2
 
     low, high = float(np.log(LOWEST)), float(np.log(HIGHEST))
     left, right = high - GOLDEN * (high - low), low + GOLDEN * (high - low)

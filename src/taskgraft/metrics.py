@@ -57,8 +57,8 @@ def agreement(parent: Predictions, child: Predictions, task: str) -> NDArray[np.
 
     Classes that the child added to the task are ignored, since the parent cannot predict them.
     """
-    known = child.logits[task][:, : parent.logits[task].shape[1]]
-    same = child._replace(logits={**child.logits, task: known})
+    old_classes = child.logits[task][:, : parent.logits[task].shape[1]]
+    same = child._replace(logits={**child.logits, task: old_classes})
     return (predicted_classes(parent, task) == predicted_classes(same, task)).astype(np.float64)
 
 

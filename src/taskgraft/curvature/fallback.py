@@ -73,8 +73,8 @@ def _vectorized(
     for at in range(0, len(images), step):
         with sdpa_kernel(SDPBackend.MATH):  # vmap runs the fused attention kernels one image at a time, and warns
             rows = [{task: values[at : at + step] for task, values in cotangent.items()} for cotangent in cotangents]
-            found = vmap(of_image)(images[at : at + step], rows)
-        for name, values in found.items():
+            per_image = vmap(of_image)(images[at : at + step], rows)
+        for name, values in per_image.items():
             sums[name] += values.sum(0)
     return sums
 
@@ -85,12 +85,12 @@ def _looped(model: nn.Module, params: Params, images: Tensor, cotangents: Cotang
     for i in range(len(images)):
         outputs = functional_call(model, values, (images[i : i + 1],))
         for cotangent in cotangents:
-            given = {task: rows[i : i + 1] for task, rows in cotangent.items() if outputs[task].requires_grad}
-            if not given:
+            gradients = {task: rows[i : i + 1] for task, rows in cotangent.items() if outputs[task].requires_grad}
+            if not gradients:
                 continue  # these tasks depend on none of the parameters
-            logits = [outputs[task] for task in given]
+            logits = [outputs[task] for task in gradients]
             grads = torch.autograd.grad(
-                logits, list(values.values()), list(given.values()), retain_graph=True, allow_unused=True
+                logits, list(values.values()), list(gradients.values()), retain_graph=True, allow_unused=True
             )
             for name, grad in zip(values, grads, strict=True):
                 if grad is not None:

@@ -67,9 +67,9 @@ def _statistics(images: Tensor) -> tuple[Tensor, Tensor, int]:
     dist.all_gather(parts, own)
     means, square_sums, counts = torch.stack(parts).double().unbind(1)
     total = counts.sum(0)
-    whole = (means * counts).sum(0) / total
-    variance = (square_sums + counts * (means - whole).square()).sum(0) / total
-    return whole.float(), variance.float(), int(total[0])
+    overall_mean = (means * counts).sum(0) / total
+    variance = (square_sums + counts * (means - overall_mean).square()).sum(0) / total
+    return overall_mean.float(), variance.float(), int(total[0])
 
 
 class _Normalize(torch.autograd.Function):

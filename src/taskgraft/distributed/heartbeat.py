@@ -23,17 +23,17 @@ def monitor(store: Store, rank: int, count: int, patience: float, silent: Callab
     over = threading.Event()
 
     def look() -> None:
-        seen = {other: (0, time.monotonic()) for other in range(count) if other != rank}
+        last_beats = {other: (0, time.monotonic()) for other in range(count) if other != rank}
         while not over.wait(patience / BEATS):
             try:
                 store.add(f"beats of {rank}", 1)
-                beats = {other: store.add(f"beats of {other}", 0) for other in seen}
+                beats = {other: store.add(f"beats of {other}", 0) for other in last_beats}
             except RuntimeError:  # the store is gone, and with it whoever started this process
                 return
             for other, number in beats.items():
-                if number != seen[other][0]:
-                    seen[other] = number, time.monotonic()
-                elif number < GONE and time.monotonic() - seen[other][1] > patience:
+                if number != last_beats[other][0]:
+                    last_beats[other] = number, time.monotonic()
+                elif number < GONE and time.monotonic() - last_beats[other][1] > patience:
                     silent(other)
                     return
 

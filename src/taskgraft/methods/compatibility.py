@@ -25,8 +25,8 @@ def conflict(plan: Plan) -> str | None:
         remedy = f"write {frozen[0]}({unfreeze})" if unfreeze else f"leave {frozen[0]} or {acting[0]} out"
         return f"{frozen[0]} freezes everything old, so there is nothing for {acting[0]} to do; {remedy}"
     if frozen and trained:
-        told = f"{trained[0]}({traits[trained[0]].unfreeze})"
-        return f"{frozen[0]} freezes the backbone that {told} would train; write {frozen[0]} + {trained[0]}"
+        setting = f"{trained[0]}({traits[trained[0]].unfreeze})"
+        return f"{frozen[0]} freezes the backbone that {setting} would train; write {frozen[0]} + {trained[0]}"
 
     idle = having(lambda own: own.freezes_old and not own.attaches)
     if idle and len(frozen) > 1:

@@ -81,12 +81,12 @@ def _recorded_logits(step: Step, memory: Memory, own: Tensor) -> Outputs:
     index, view = step.batch.rows, step.batch.view
     missing = own & ~memory["known"][index, view]
     if bool(missing.any()):
-        found = _group_by_softmax(step.predict(memory["parent"], missing), step.softmax, step.old)
-        for name, logits in found.items():
+        outputs = _group_by_softmax(step.predict(memory["parent"], missing), step.softmax, step.old)
+        for name, logits in outputs.items():
             memory["answers"][name][index[missing], view[missing]] = logits.half().cpu()
         memory["known"][index[missing], view[missing]] = True
     index, view = index[own], view[own]
-    return {name: kept[index, view].float() for name, kept in memory["answers"].items()}
+    return {name: recorded[index, view].float() for name, recorded in memory["answers"].items()}
 
 
 def _allocate(classifier: Classifier, sources: TrainingData, filled: bool) -> Params:

@@ -72,8 +72,8 @@ def _append(batch: Batch, images: torch.Tensor, labels: dict[str, torch.Tensor])
         old = labels.get(task, torch.full((more,), -1)).to(device)
         both[task] = torch.cat([new, old])
     nowhere = torch.full((more,), -1)
-    place, view = torch.cat([batch.rows, nowhere]), torch.cat([batch.view, nowhere])
-    return Batch(torch.cat([batch.images, images.to(device)]), both, place, view)
+    rows, view = torch.cat([batch.rows, nowhere]), torch.cat([batch.view, nowhere])
+    return Batch(torch.cat([batch.images, images.to(device)]), both, rows, view)
 
 
 def _floats(values: torch.Tensor) -> tuple[float, ...]:

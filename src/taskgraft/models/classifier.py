@@ -84,8 +84,8 @@ class Classifier(nn.Module):
             return self.heads[-1](self.features(images)[:, part.start : part.stop].contiguous())
         if self._lean is None:  # in a list: its submodules belong to the backbone and must not be registered twice
             self._lean = [points_only(self.backbone, [extra.point for extra in own])]
-        seen = self._lean[0](images)
-        return self.heads[-1](torch.cat([extra(seen, images) for extra in own], 1))
+        points = self._lean[0](images)
+        return self.heads[-1](torch.cat([extra(points, images) for extra in own], 1))
 
     def logits(self, features: Tensor) -> Outputs:
         """Compute the logits of every task from features [B, D]: {task: [B, K]}."""
@@ -94,7 +94,7 @@ class Classifier(nn.Module):
             everything = part.stop - part.start == features.shape[1]
             columns = features if everything else features[:, part.start : part.stop].contiguous()
             rows.setdefault(part.task, []).append(head(columns))
-        return {task: found[0] if len(found) == 1 else torch.cat(found, 1) for task, found in rows.items()}
+        return {task: logits[0] if len(logits) == 1 else torch.cat(logits, 1) for task, logits in rows.items()}
 
     def linears(self) -> list[nn.Linear]:
         """Return the heads, oldest first."""

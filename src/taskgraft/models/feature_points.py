@@ -37,26 +37,26 @@ def expose_points(net: nn.Module, nodes: Sequence[str]) -> fx.GraphModule:
         InputError: A point does not exist, or the forward function cannot be traced.
     """
     graph = _trace(net)
-    known = {str(node.target): node for node in graph.nodes if node.op == "call_module"}
-    missing = [name for name in nodes if name not in known]
+    calls = {str(node.target): node for node in graph.nodes if node.op == "call_module"}
+    missing = [name for name in nodes if name not in calls]
     if missing:
         raise InputError(f"{type(net).__name__} has no stage {missing[0]!r}; it has {', '.join(find_points(net))}")
-    for name in known:  # what follows a point must not change in place what is read there
+    for name in calls:  # what follows a point must not change in place what is read there
         if getattr(net.get_submodule(name), "inplace", False):
             setattr(net.get_submodule(name), "inplace", False)  # noqa: B010 - an attribute that not all modules have
     output = _output(graph)
-    features, seen = _features(output), _exposed(output)
-    output.args = ((features, {**seen, **{name: known[name] for name in nodes}}),)
+    features, exposed = _features(output), _exposed(output)
+    output.args = ((features, {**exposed, **{name: calls[name] for name in nodes}}),)
     return fx.GraphModule(net, graph)
 
 
 def points_only(net: fx.GraphModule, nodes: Sequence[str]) -> fx.GraphModule:
     """Return a network with exposed points that outputs only {point: tensor} and computes nothing behind them."""
     graph = fx.Graph()
-    places: dict[fx.Node, fx.Node] = {}
-    graph.graph_copy(net.graph, places)
-    seen = _exposed(_output(net.graph))
-    graph.output({name: places[seen[name]] for name in nodes})
+    copies: dict[fx.Node, fx.Node] = {}
+    graph.graph_copy(net.graph, copies)
+    exposed = _exposed(_output(net.graph))
+    graph.output({name: copies[exposed[name]] for name in nodes})
     lean = fx.GraphModule(net, graph)
     lean.graph.eliminate_dead_code()
     lean.recompile()
@@ -70,12 +70,12 @@ def copy_tail(net: nn.Module, point: str) -> fx.GraphModule:
     if cut is None:
         raise InputError(f"{type(net).__name__} cannot be cut at {point!r}; it can at {', '.join(find_points(net))}")
     rest = fx.Graph()
-    places: dict[fx.Node, fx.Node] = {cut: rest.placeholder("x")}
+    copies: dict[fx.Node, fx.Node] = {cut: rest.placeholder("x")}
     order = list(graph.nodes)
     for node in order:
         if node.op == "get_attr" or (node.op != "output" and order.index(node) > order.index(cut)):
-            places[node] = rest.node_copy(node, lambda old: places[old])
-    rest.output(places[_features(_output(graph))])
+            copies[node] = rest.node_copy(node, lambda old: copies[old])
+    rest.output(copies[_features(_output(graph))])
     whole = fx.GraphModule(copy.deepcopy(net), rest)
     rest.eliminate_dead_code()
     whole.delete_all_unused_submodules()
@@ -120,11 +120,11 @@ def _find_cuts(net: nn.Module, graph: fx.Graph) -> list[fx.Node]:
     features = _features(_output(graph))
     needed = _ancestors(features)
     order = [node for node in graph.nodes if node in needed and node.op != "get_attr"]
-    last_use = {old: place for place, node in enumerate(order) for old in node.all_input_nodes}
+    last_use = {old: position for position, node in enumerate(order) for old in node.all_input_nodes}
     cuts, open_until = [], 0
-    for place, node in enumerate(order):
+    for position, node in enumerate(order):
         learns = node.op == "call_module" and any(True for _ in net.get_submodule(str(node.target)).parameters())
-        if learns and open_until <= place and node is not features:
+        if learns and open_until <= position and node is not features:
             cuts.append(node)
         open_until = max(open_until, last_use.get(node, 0))
     return cuts

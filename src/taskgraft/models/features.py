@@ -39,8 +39,8 @@ def compute_features(
         ]
         if not parts:  # more processes than images: the width still has to be known
             parts = [classifier.features(read(0, 1))[:0]]
-        found = distributed.all_gather(torch.cat(parts).float(), count)
-    return found.clone()
+        features = distributed.all_gather(torch.cat(parts).float(), count)
+    return features.clone()
 
 
 def recall_features(
@@ -60,19 +60,21 @@ def recall_features(
     weights = {name: value for name, value in pytree.state(classifier).items() if not name.startswith("heads.")}
     plain = {"pixels": images.pixels, "mean": torch.tensor(images.mean), "std": torch.tensor(images.std)}
     name = f"columns {precision == 'bf16'} {size} {tensor_digest(weights)} {tensor_digest(plain)} {_shape(classifier)}"
-    made = recall(name, lambda: {"columns": compute_features(classifier, images, size, precision)})
-    return made["columns"].to(next(classifier.parameters()).device)
+    cached = recall(name, lambda: {"columns": compute_features(classifier, images, size, precision)})
+    return cached["columns"].to(next(classifier.parameters()).device)
 
 
 def _shape(classifier: Classifier) -> str:
     """Return a digest of what else decides the features: what is read where, by which extras."""
     code = classifier.backbone.code if isinstance(classifier.backbone, fx.GraphModule) else ""
-    found = [code]
+    parts_of_key = [code]
     for extra in classifier.extras:
         plain = {name: value for name, value in vars(extra).items() if isinstance(value, str | int | float | tuple)}
         tails = [part.code for part in extra.children() if isinstance(part, fx.GraphModule)]
-        found.append(f"{type(extra).__name__} {sorted((name, str(value)) for name, value in plain.items())} {tails}")
-    return fingerprint(found)
+        parts_of_key.append(
+            f"{type(extra).__name__} {sorted((name, str(value)) for name, value in plain.items())} {tails}"
+        )
+    return fingerprint(parts_of_key)
 
 
 def compute_logits(classifier: Classifier, images: Tensor) -> Outputs:
@@ -88,11 +90,11 @@ def attach(classifier: Classifier, extra: nn.Module, images: Images) -> int:
     Returns:
         The first of its columns.
     """
-    few = sample_evenly(images, 2)
-    before = compute_features(classifier, few).shape[1]
+    pair = sample_evenly(images, 2)
+    before = compute_features(classifier, pair).shape[1]
     start = before if len(classifier.extras) == classifier.inherited_extras else classifier.parts[-1].start
     classifier.extras.append(extra.to(next(classifier.parameters()).device))
-    connect_newest_head(classifier, start, compute_features(classifier, few).shape[1])
+    connect_newest_head(classifier, start, compute_features(classifier, pair).shape[1])
     return before
 
 

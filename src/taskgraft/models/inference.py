@@ -62,15 +62,15 @@ def predict(
     keep_freed_memory()
     device, count = next(classifier.parameters()).device, len(images.pixels)
     own = distributed.local_slice(count)
-    known = recall_features(classifier, images, recall, size) if recall else None
+    features = recall_features(classifier, images, recall, size) if recall else None
     parts: list[Outputs] = [{task.name: torch.empty(0, len(task.classes)) for task in classifier.tasks}]
     with eval_mode(classifier), torch.inference_mode():
         for first in range(own.start, own.stop, size):
             last = min(first + size, own.stop)
             outputs = (
                 classifier(data.normalize(images, first, last).to(device))
-                if known is None
-                else classifier.logits(known[first:last])
+                if features is None
+                else classifier.logits(features[first:last])
             )
             parts.append({task: logits.float().cpu() for task, logits in outputs.items()})
     classes = {task.name: task.classes for task in classifier.tasks}

@@ -22,9 +22,9 @@ class Tail(nn.Module):
         super().__init__()
         self.point, self.net = point, net
 
-    def forward(self, seen: PointOutputs, images: Tensor) -> Tensor:
+    def forward(self, points: PointOutputs, images: Tensor) -> Tensor:
         """Compute the features [B, D] of the copied stages."""
-        return self.net(seen[self.point])
+        return self.net(points[self.point])
 
 
 class Pooled(nn.Module):
@@ -48,14 +48,14 @@ class Pooled(nn.Module):
         self.center = columns.mean(0)
         self.scale = NORM / columns.shape[1] ** 0.5 / columns.std(0, correction=0).clamp(min=1e-3)
 
-    def forward(self, seen: PointOutputs, images: Tensor) -> Tensor:
+    def forward(self, points: PointOutputs, images: Tensor) -> Tensor:
         """Compute the standardized features [B, width]."""
-        return (pool_points(seen, images, self.at, self.thumbnail) - self.center) * self.scale
+        return (pool_points(points, images, self.at, self.thumbnail) - self.center) * self.scale
 
 
-def pool_points(seen: PointOutputs, images: Tensor, at: Sequence[str], thumbnail: int) -> Tensor:
+def pool_points(points: PointOutputs, images: Tensor, at: Sequence[str], thumbnail: int) -> Tensor:
     """Compute what `Pooled` standardizes: [B, features] float32."""
-    parts = [part for point in at for part in _moments(seen[point].float())]
+    parts = [part for point in at for part in _moments(points[point].float())]
     if thumbnail and images.dim() == 4:
         parts.append(F.adaptive_avg_pool2d(images.float(), thumbnail).flatten(1))
     return torch.cat(parts, 1)
@@ -89,14 +89,14 @@ class Ladder(nn.Module):
         self.rungs = nn.ModuleList(Rung(*sizes) for sizes in zip(channels, before, widths, strict=True))
         self.last = nn.Sequential(nn.BatchNorm1d(2 * sum(widths)), nn.Dropout(dropout))
 
-    def forward(self, seen: PointOutputs, images: Tensor) -> Tensor:
+    def forward(self, points: PointOutputs, images: Tensor) -> Tensor:
         """Compute mean and deviation of every channel of every rung, normalized: [B, 2 * sum(widths)]."""
-        found: list[Tensor] = []
+        pooled: list[Tensor] = []
         side = None
         for point, rung in zip(self.at, self.rungs, strict=True):
-            side = rung(to_map(seen[point], images.dim() == 4), side)
-            found += _mean_and_deviation(side.flatten(2))
-        return self.last(torch.cat(found, 1))
+            side = rung(to_map(points[point], images.dim() == 4), side)
+            pooled += _mean_and_deviation(side.flatten(2))
+        return self.last(torch.cat(pooled, 1))
 
 
 class Rung(nn.Module):

@@ -38,13 +38,13 @@ def memoize_in(folder: Path, *about: str) -> Memoize:
 
     def recall(name: str, make: Callable[[], Params]) -> Params:
         file = folder / f"{fingerprint([FORMAT, *about, name])[:32]}.safetensors"
-        known = _read(file)
-        if known is None:
-            known = {part: value.detach().cpu().contiguous() for part, value in make().items()}
-            if sum(value.nbytes for value in known.values()) <= LARGEST_FILE:
+        tensors = _read(file)
+        if tensors is None:
+            tensors = {part: value.detach().cpu().contiguous() for part, value in make().items()}
+            if sum(value.nbytes for value in tensors.values()) <= LARGEST_FILE:
                 with suppress(OSError, SafetensorError):  # a folder that cannot be written is slower, no more
-                    _write(file, known)
-        return known
+                    _write(file, tensors)
+        return tensors
 
     return recall
 
@@ -64,13 +64,13 @@ def _read(file: Path) -> Params | None:
     try:
         with safe_open(file, "pt") as opened:
             # copied: a file's tensors lie at any address, and a product's bits may depend on how they are aligned
-            found = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118 - no dictionary
-            if opened.metadata()[DIGEST] != tensor_digest(found):
+            tensors = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118 - no dictionary
+            if opened.metadata()[DIGEST] != tensor_digest(tensors):
                 return None
         os.utime(file)
     except (OSError, SafetensorError, KeyError, TypeError):
         return None
-    return found
+    return tensors
 
 
 def _write(file: Path, tensors: dict[str, Tensor]) -> None:
