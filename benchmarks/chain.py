@@ -34,9 +34,14 @@ def tasks(shared: Path, made: Path) -> list[tuple[str, Path]]:
 
 def first(shared: Path) -> Request:
     return Request(
-        str(shared / "checkpoints/cars196_tf_efficientnet_lite0.pth.tar"), Path(), "", arch="tf_efficientnet_lite0",
-        labels=shared / "checkpoints/cars196_labels.txt", preprocessing="96 squash bilinear imagenet", parent_task="model",
-    )  # fmt: skip
+        str(shared / "checkpoints/cars196_tf_efficientnet_lite0.pth.tar"),
+        Path(),
+        "",
+        arch="tf_efficientnet_lite0",
+        labels=shared / "checkpoints/cars196_labels.txt",
+        preprocessing="96 squash bilinear imagenet",
+        parent_task="model",
+    )
 
 
 def chain(

@@ -189,9 +189,14 @@ def main() -> None:
         request = replace(request_of(name, given.shared, given.made, given.out, callbacks), config=config)
         cache = given.out / "cache"
         found = compare(
-            request, variants(config, given.variants), given.out / name / "runs", seeds=given.seeds, separate=given.separate,
-            cache=cache, callbacks=callbacks,
-        )  # fmt: skip
+            request,
+            variants(config, given.variants),
+            given.out / name / "runs",
+            seeds=given.seeds,
+            separate=given.separate,
+            cache=cache,
+            callbacks=callbacks,
+        )
         stored = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
         key = name if given.steps == TrainingConfig().steps else f"{name}, {given.steps} steps"
         ends = ends_of(given.out / name / "runs", request.task)

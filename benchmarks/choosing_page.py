@@ -154,8 +154,8 @@ def main() -> None:
     frontier(stored, PAGE.with_name("frontier.png"))
     lines = [line for name, found in stored.items() for line in table(name, found)]
     lines += [
-        "Rank correlation between lost agreement and true forgetting, over the runs above whose old predictions can change: "
-        f"{rank:.2f}.",
+        "Rank correlation between lost agreement and true forgetting, over the runs above whose old predictions "
+        f"can change: {rank:.2f}.",
         "",
     ]
     put("tables", lines)

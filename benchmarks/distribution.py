@@ -121,10 +121,17 @@ def run(case: Case, predictions: Predictions, draws: int) -> dict[str, dict[str,
             held = (low <= shares + 1e-9) & (shares <= high + 1e-9)
             inside = (low <= real + 1e-9) & (real <= high + 1e-9)
             seen = shares >= SEEN
-            found.setdefault(way, []).append((
-                np.abs(share - real).mean(), np.abs(share - shares).mean(), held.mean(),
-                held[seen].mean() if seen.any() else np.nan, inside.mean(), (high - low)[seen].mean(), result.effective_size,
-            ))  # fmt: skip
+            found.setdefault(way, []).append(
+                (
+                    np.abs(share - real).mean(),
+                    np.abs(share - shares).mean(),
+                    held.mean(),
+                    held[seen].mean() if seen.any() else np.nan,
+                    inside.mean(),
+                    (high - low)[seen].mean(),
+                    result.effective_size,
+                )
+            )
     keys = ("error_sample", "error_p", "coverage", "coverage_seen", "coverage_sample", "width_seen", "effective")
     return {
         way: dict(zip(keys, (round(float(value), 4) for value in np.nanmean(rows, axis=0)), strict=True))

@@ -85,18 +85,37 @@ def halved(shared: Path, out: Path) -> None:
 def settings(steps: int, seed: int, norm: str = "frozen") -> TrainingConfig:
     """The text's set-up: a constant rate and nothing else; its optimizer, steps and BatchNorm are not told."""
     return TrainingConfig(
-        steps=steps, batch_size=16, optimizer="adamw", softmax="joint", schedule="constant", head_steps=0, clip_grad=0.0, seed=seed,
-        eval_every=max(1, steps // 5), log_every=max(1, steps // 5), save_every=steps, precision="fp32", norm=norm,
-    )  # fmt: skip
+        steps=steps,
+        batch_size=16,
+        optimizer="adamw",
+        softmax="joint",
+        schedule="constant",
+        head_steps=0,
+        clip_grad=0.0,
+        seed=seed,
+        eval_every=max(1, steps // 5),
+        log_every=max(1, steps // 5),
+        save_every=steps,
+        precision="fp32",
+        norm=norm,
+    )
 
 
 def request(shared: Path, out: Path, half: str, config: TrainingConfig) -> Request:
     checkpoints = shared / "checkpoints"
     return Request(
-        str(checkpoints / "cars196_tf_efficientnet_lite0.pth.tar"), out / half / "colours", "colour", "finetune", config,
-        old=out / "old", old_val=(out / half / "cars",), arch="tf_efficientnet_lite0",
-        labels=checkpoints / "cars196_labels.txt", preprocessing="96 squash bilinear imagenet", parent_task="model",
-    )  # fmt: skip
+        str(checkpoints / "cars196_tf_efficientnet_lite0.pth.tar"),
+        out / half / "colours",
+        "colour",
+        "finetune",
+        config,
+        old=out / "old",
+        old_val=(out / half / "cars",),
+        arch="tf_efficientnet_lite0",
+        labels=checkpoints / "cars196_labels.txt",
+        preprocessing="96 squash bilinear imagenet",
+        parent_task="model",
+    )
 
 
 def strengths(given: argparse.Namespace, callbacks: Callbacks) -> Iterator[dict[str, Any]]:

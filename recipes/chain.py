@@ -19,9 +19,14 @@ from taskgraft import TrainingConfig
 
 
 def main(
-    out: Path, folders: Sequence[Path], model: str = "resnet18", preprocessing: str = "96 squash bilinear imagenet",
-    method: str = "branch", first: TrainingConfig = TrainingConfig(steps=1200), later: TrainingConfig = TrainingConfig(),
-) -> dict[str, dict[str, float]]:  # fmt: skip
+    out: Path,
+    folders: Sequence[Path],
+    model: str = "resnet18",
+    preprocessing: str = "96 squash bilinear imagenet",
+    method: str = "branch",
+    first: TrainingConfig = TrainingConfig(steps=1200),
+    later: TrainingConfig = TrainingConfig(),
+) -> dict[str, dict[str, float]]:
     """Learn the folders in order; gives the accuracy of every task after every link."""
     start, *rest = folders
     done = taskgraft.train(

@@ -32,8 +32,19 @@ from taskgraft.types import Callbacks, Task
 from toys import NEW, OLD, folder_of, parent, pictures
 
 FILE = Path(__file__).with_name("frozen.json")
-RUN = TrainingConfig(steps=8, batch_size=8, optimizer="sgd", lr=0.02, head_steps=5, views=2, eval_every=4, log_every=4, save_every=4,
-          precision="fp32", seed=3)  # fmt: skip
+RUN = TrainingConfig(
+    steps=8,
+    batch_size=8,
+    optimizer="sgd",
+    lr=0.02,
+    head_steps=5,
+    views=2,
+    eval_every=4,
+    log_every=4,
+    save_every=4,
+    precision="fp32",
+    seed=3,
+)
 METHODS = ("finetune", "frozen", "taps", "branch", "ladder", "distill", "lwf", "l2sp", "ewc(images=16)",
            "mas(images=16)", "si", "lora(rank=2)", "distill + wise", "replay",
            "distill + ewc(images=16)", "taps(backbone=trained) + distill(strength=4) + wise", "replay + mas(images=16)"
@@ -74,8 +85,15 @@ def digests(home: Path) -> Iterator[tuple[str, str]]:
         folder_of(place / "val", task, 12, seed + 1)
     alice = home / "alice"
     trained = TrainingConfig(steps=20, batch_size=12, lr=0.01, head_steps=0, eval_every=10, precision="fp32")
-    taskgraft.train(old, alice, task="shape", model="test_resnet", preprocessing="32 squash bilinear half", config=trained,
-                    keep="si")  # fmt: skip
+    taskgraft.train(
+        old,
+        alice,
+        task="shape",
+        model="test_resnet",
+        preprocessing="32 squash bilinear half",
+        config=trained,
+        keep="si",
+    )
     yield "train", of_child(alice)
 
     def extended(

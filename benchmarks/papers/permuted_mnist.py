@@ -69,9 +69,20 @@ def train(digits: Digits, strength: float, lr: float, tasks: int, seed: int) -> 
     orders = [torch.randperm(784, generator=torch.Generator().manual_seed(1000 * seed + task)) for task in range(tasks)]
     for task, order in enumerate(orders):
         config = TrainingConfig(
-            steps=2000, batch_size=128, lr=lr, optimizer="adamw", weight_decay=0.0, schedule="constant", head_steps=0, clip_grad=0.0,
-            precision="fp32", views=0, augment="none", log_every=2000, seed=1000 * seed + task,
-        )  # fmt: skip
+            steps=2000,
+            batch_size=128,
+            lr=lr,
+            optimizer="adamw",
+            weight_decay=0.0,
+            schedule="constant",
+            head_steps=0,
+            clip_grad=0.0,
+            precision="fp32",
+            views=0,
+            augment="none",
+            log_every=2000,
+            seed=1000 * seed + task,
+        )
         images = Images(digits.x_train[:, order], {DIGIT.name: digits.y_train}, ("",) * len(digits.x_train))
         classifier, memory = learn(classifier, images, method=method, config=config, memory=memory)
     return [accuracy(classifier, DIGIT.name, digits.x_test[:, order], digits.y_test) for order in orders]

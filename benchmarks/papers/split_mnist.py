@@ -106,9 +106,20 @@ def train(digits: Digits, variant: str, strength: float, seed: int) -> list[floa
     if variant == "plain":
         return train_plain(digits, seed)
     config = TrainingConfig(
-        steps=2000, batch_size=BATCH, lr=1e-3, optimizer="adamw", weight_decay=0.0, schedule="constant", head_steps=0, clip_grad=0.0,
-        precision="fp32", views=0, augment="none", log_every=2000, seed=seed,
-    )  # fmt: skip
+        steps=2000,
+        batch_size=BATCH,
+        lr=1e-3,
+        optimizer="adamw",
+        weight_decay=0.0,
+        schedule="constant",
+        head_steps=0,
+        clip_grad=0.0,
+        precision="fp32",
+        views=0,
+        augment="none",
+        log_every=2000,
+        seed=seed,
+    )
     order = order_of(seed)
     method, memory, classifier = method_of(variant, strength), None, None
     for number, classes in enumerate(order):

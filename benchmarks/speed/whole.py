@@ -78,9 +78,15 @@ def extended(case: Mapping[str, Any]) -> dict[str, Any]:
     run = TrainingConfig(steps=steps, eval_every=max(1, steps // 10), head_steps=min(steps, 200), precision=arithmetic)
     out = home / f"{case['method']}-{case['turn']}"
     extend(
-        home / "parent", home / "paints", out, task="paint", method=case["method"], config=run, old_val=[home / "makes"],
+        home / "parent",
+        home / "paints",
+        out,
+        task="paint",
+        method=case["method"],
+        config=run,
+        old_val=[home / "makes"],
         callbacks=Callbacks(on_metrics=logged),
-    )  # fmt: skip
+    )
     whole = time.perf_counter() - begin
     best = score(lines, ("make", "paint"))
     reached_at = reached[0] if reached else None

@@ -101,7 +101,8 @@ class Step(NamedTuple):
         batch: The images.
         outputs: Logits [B, K] by task.
         softmax: Per task, or joint over all classes.
-        predict: `predict(params, mask)` computes the logits that the classifier has with these parameters and buffers in
+        predict: `predict(params, mask)` computes the logits that the classifier has with these parameters and buffers
+        in
             eval mode, without gradients, on the batch's images where `mask` [B] bool (on the CPU) is true.
         old: Task name -> how many of its classes are the parent's.
     """

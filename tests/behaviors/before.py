@@ -318,8 +318,8 @@ ROWS = [
               ("tests/bad_inputs/test_bad_inputs.py::test_a_bad_input",)),
     Behavior(7, "check validates without training: table, splits, damage, doubles; exit 0, 1 or 2; --json", looked_at),
     Behavior(8, "folder, train/val layouts, tables, shards are told apart and named", layouts,
-              ("tests/data/test_tar_shards.py::test_archives_give_the_same_images_as_folders", "tests/data/test_layouts.py::"
-               "test_a_tab_separated_table_and_a_folder_with_metadata"),
+              ("tests/data/test_tar_shards.py::test_archives_give_the_same_images_as_folders", 
+               "tests/data/test_layouts.py::test_a_tab_separated_table_and_a_folder_with_metadata"),
               "archives are tar shards; compressed ones are refused"),
     Behavior(9, "no validation split: one by content, kept as a file, found again", split),
     Behavior(10, "labels go by name in every split; a near miss is an error that says what was meant", named),

@@ -16,8 +16,19 @@ import pytest
 from taskgraft.cli import main
 
 FEW = (
-    "--steps", "2", "--head-steps", "2", "--batch-size", "8", "--eval-every", "1", "--precision", "fp32", "--cache", "none",
-)  # fmt: skip
+    "--steps",
+    "2",
+    "--head-steps",
+    "2",
+    "--batch-size",
+    "8",
+    "--eval-every",
+    "1",
+    "--precision",
+    "fp32",
+    "--cache",
+    "none",
+)
 
 
 class Told(NamedTuple):

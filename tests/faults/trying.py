@@ -19,9 +19,25 @@ from taskgraft.pipeline.run import Extension
 
 RUN = TrainingConfig(steps=6, batch_size=8, head_steps=4, eval_every=3, save_every=2, log_every=3, precision="fp32")
 FLAGS = (
-    "--task", "paint", "--method", "distill", "--steps", "6", "--batch-size", "8", "--head-steps", "4", "--eval-every", "3",
-    "--save-every", "2", "--log-every", "3", "--precision", "fp32",
-)  # fmt: skip
+    "--task",
+    "paint",
+    "--method",
+    "distill",
+    "--steps",
+    "6",
+    "--batch-size",
+    "8",
+    "--head-steps",
+    "4",
+    "--eval-every",
+    "3",
+    "--save-every",
+    "2",
+    "--log-every",
+    "3",
+    "--precision",
+    "fp32",
+)
 BITS = ("model.safetensors", "metrics.jsonl", "split.csv", "predictions.npz")
 UNDER_WAY = "state/step-000000004"  # a run that is stopped here has been evaluated once and saved three times
 

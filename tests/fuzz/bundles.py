@@ -1,4 +1,5 @@
-"""A bundle whose JSON somebody changed: it opens in full, or it is a TaskgraftError. What a server says of it as well."""
+"""A bundle whose JSON somebody changed: it opens in full, or it is a TaskgraftError. What a server says of it as
+well."""
 
 from __future__ import annotations
 

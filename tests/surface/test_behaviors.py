@@ -21,8 +21,26 @@ ROWS = [*before.ROWS, *training.ROWS, *after.ROWS]
 ACTED = [row for row in ROWS if row.act]
 NAMED = sorted({name for row in ROWS for name in row.shown})
 HAPPENED: dict[int, str] = {}
-RUN = ("--task", "paint", "--method", "distill", "--steps", "20", "--batch-size", "8", "--head-steps", "10", "--eval-every", "5",
-       "--log-every", "5", "--lr", "0.01", "--precision", "fp32")  # fmt: skip
+RUN = (
+    "--task",
+    "paint",
+    "--method",
+    "distill",
+    "--steps",
+    "20",
+    "--batch-size",
+    "8",
+    "--head-steps",
+    "10",
+    "--eval-every",
+    "5",
+    "--log-every",
+    "5",
+    "--lr",
+    "0.01",
+    "--precision",
+    "fp32",
+)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -126,8 +126,24 @@ def test_a_rival_that_fails_costs_no_other_its_turn(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_start_is_told_part_by_part(tmp_path: Path, alice: Path, new_folder: Path):
-    words = ["extend", str(alice), str(new_folder), str(tmp_path / "out"), "--task", "paint", "--steps", "4",
-             "--batch-size", "8", "--head-steps", "5", "--precision", "fp32", "--cache", str(tmp_path / "cache")]  # fmt: skip
+    words = [
+        "extend",
+        str(alice),
+        str(new_folder),
+        str(tmp_path / "out"),
+        "--task",
+        "paint",
+        "--steps",
+        "4",
+        "--batch-size",
+        "8",
+        "--head-steps",
+        "5",
+        "--precision",
+        "fp32",
+        "--cache",
+        str(tmp_path / "cache"),
+    ]
     command = [sys.executable, "-m", "benchmarks.speed.parts", str(time.monotonic()), *words]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -45,9 +45,25 @@ def test_it_tells_its_version_and_what_it_requires() -> None:
 def test_it_extends_and_exports(tmp_path: Path, alice: Path, new_folder: Path) -> None:
     out = tmp_path / "out"
     told(
-        "extend", alice, new_folder, out, "--task", "paint", "--method", "finetune", "--steps", "2", "--batch-size", "8",
-        "--head-steps", "5", "--precision", "fp32", "--cache", "none",
-    )  # fmt: skip
+        "extend",
+        alice,
+        new_folder,
+        out,
+        "--task",
+        "paint",
+        "--method",
+        "finetune",
+        "--steps",
+        "2",
+        "--batch-size",
+        "8",
+        "--head-steps",
+        "5",
+        "--precision",
+        "fp32",
+        "--cache",
+        "none",
+    )
     assert json.loads((out / "record.json").read_text())["versions"]["taskgraft"] == taskgraft.__version__
     told("export", out, tmp_path / "timm", "--format", "safetensors")
     assert (out / "report.html").exists()

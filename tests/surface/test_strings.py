@@ -59,8 +59,8 @@ def extended() -> None:
     )  # fmt: skip
     assert done.record.reproduce_command == (
         "taskgraft extend shapes.safetensors paints both --task paint --method branch --old shapes/train "
-        "--old-val shapes/val --arch test_resnet --labels labels.txt --preprocessing '32 squash bilinear half' --steps 2 "
-        "--batch-size 4 --head-steps 0 --precision fp32 --eval-every 1"
+        "--old-val shapes/val --arch test_resnet --labels labels.txt --preprocessing '32 squash bilinear half' "
+        "--steps 2 --batch-size 4 --head-steps 0 --precision fp32 --eval-every 1"
     )
     several = taskgraft.extend("shapes_bundle", "paints", "again", task="paint", config=RUN, old_val=["shapes/val"])
     assert len(taskgraft.load("both").record.tasks) == len(several.record.tasks) == 2

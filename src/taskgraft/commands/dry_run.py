@@ -65,12 +65,12 @@ def describe_run(
     return [
         f"method: {opened.method}",
         describe_preprocessing(opened.parent.preprocessing, opened.parent.preprocessing_source),
-        f"images: {format_count(len(images.train.pixels))} to train on, {format_count(len(images.val.pixels))} to validate on, "
-        f"{format_count(old)} of old tasks to measure forgetting",
+        f"images: {format_count(len(images.train.pixels))} to train on, {format_count(len(images.val.pixels))} to "
+        f"validate on, {format_count(old)} of old tasks to measure forgetting",
         *(f"  {f'{name} = {value}':<{width}}  {why}" for name, value, why in settings),
         *_describe_size(blank, opened, config),
-        f"time: about {format_duration(seconds)} for {pluralize(config.steps, 'step')} of {config.batch_size} images and their "
-        "evaluations, without what the method computes besides the loss",
+        f"time: about {format_duration(seconds)} for {pluralize(config.steps, 'step')} of {config.batch_size} images "
+        "and their evaluations, without what the method computes besides the loss",
         f"{out}: {STATES[state]}; a finished run contains {FILES}",
         "nothing was written",
     ]
@@ -106,8 +106,8 @@ def _describe_size(state: TrainState, opened: Opened, config: TrainingConfig) ->
     moments = 2 if config.optimizer == "adamw" else 1
     size = 4 * (total + (1 + moments) * trained)
     return [
-        f"parameters: {format_count(total)}, of which {format_count(trained)} are trained and {format_count(total - trained)} frozen; "
-        f"the parent has {format_count(parent)}",
+        f"parameters: {format_count(total)}, of which {format_count(trained)} are trained and "
+        f"{format_count(total - trained)} frozen; the parent has {format_count(parent)}",
         f"memory: {size / MIB:,.0f} MiB for weights, gradients and optimizer, plus activations and what the method "
         "stores",
     ]

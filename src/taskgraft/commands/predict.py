@@ -92,7 +92,8 @@ def predict_to(
 
     Works in parts of `chunk` images that are kept in OUT.parts until all are whole; then they are joined, once.
     `shard` (worker, workers) makes every so-many-th part; workers that share the folder may run at the same time, and
-    whoever is last joins. The file is the same whatever stops and workers there were. Raises TaskgraftError for an OUT that
+    whoever is last joins. The file is the same whatever stops and workers there were. Raises TaskgraftError for an
+    OUT that
     exists, without `resume`.
     """
     out = Path(out)

@@ -1,4 +1,6 @@
-"""Class names that are probably suggestion to be one: they differ in case, spaces, accents' encoding, plural or one typo."""
+"""Class names that are probably suggestion to be one: they differ in case, spaces, accents' encoding, plural or one
+typo.
+"""
 
 from __future__ import annotations
 

@@ -69,7 +69,8 @@ def open_images(
     `classes` fixes the classes of `task` (an old one); without it they are those of the training images,
     sorted. `others` are further tasks whose columns a table may have. `as_split="val"` takes a split of that name
     where there is one and all images otherwise, without splitting. With a cache folder, images that have not
-    changed are neither opened nor decoded again, and pixels, names and labels are mapped from there. Raises TaskgraftError
+    changed are neither opened nor decoded again, and pixels, names and labels are mapped from there. Raises
+    TaskgraftError
     for anything that cannot be understood, fewer than two classes, classes that differ between splits, or too many
     unreadable images.
     """

@@ -49,7 +49,8 @@ class Found(NamedTuple):
 def find_media(paths: Iterable[str | Path]) -> Found:
     """Files in the order given, folders sorted and with all below them; a path that is given twice counts once.
 
-    The images of a tar archive stand for it, labeled or not. Raises TaskgraftError for a path that does not exist, and for
+    The images of a tar archive stand for it, labeled or not. Raises TaskgraftError for a path that does not exist,
+    and for
     a damaged archive. What lies in a folder and is text, hidden, or a link that leads out
     of it is left out.
     """

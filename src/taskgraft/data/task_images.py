@@ -41,7 +41,8 @@ def load_task_data(
 ) -> TaskData:
     """Open the new task's images and those of old `tasks`; which old task a folder is of, its classes tell.
 
-    `classes` are the task's where it is an old one that gets more. Raises TaskgraftError for data that cannot be used, or
+    `classes` are the task's where it is an old one that gets more. Raises TaskgraftError for data that cannot be
+    used, or
     classes that no old task has.
     """
     others = [other for other in tasks if other.name != task]

@@ -66,8 +66,8 @@ def estimate_adjusted(rates: Floats, observed: Floats, max_iterations: int = 300
     """Return the prevalence [R, K] that explains mean outputs best: minimizes ||prevalence @ rates - observed||^2.
 
     `rates` [K, J]: mean output for the images of each class (rows sum to 1); `observed` [R, J]. With mean posteriors
-    that is PACC (Bella et al. 2010), with frequencies of predicted classes ACC (Forman 2008), solved as Bunse 2022 recommends,
-    by accelerated projected gradient (Beck and Teboulle 2009).
+    that is PACC (Bella et al. 2010), with frequencies of predicted classes ACC (Forman 2008),
+    solved as Bunse 2022 recommends, by accelerated projected gradient (Beck and Teboulle 2009).
     """
     step = 1.0 / float(np.linalg.norm(rates, ord=2)) ** 2  # of the largest singular value: no step is too far
     prevalence = project_to_simplex(observed[:, : len(rates)])

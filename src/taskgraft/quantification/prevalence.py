@@ -31,7 +31,9 @@ MIN_UNITS = 20
 
 
 class ClassPrevalence(BaseModel):
-    """The prevalence of a class (or of a pair, joined by " × ") in [0, 1]: naive_replicates, and corrected with 95 % limits."""
+    """The prevalence of a class (or of a pair, joined by " × ") in [0, 1]: naive_replicates, and corrected with 95 %
+    limits.
+    """
 
     model_config = ConfigDict(frozen=True)
     name: str

@@ -20,7 +20,8 @@ DIGITS = 5
 
 
 class CardData(NamedTuple):
-    """A card as arrays: counts [K, K + 1] of true class by predicted class, mean posteriors [K, K] by true class or None.
+    """A card as arrays: counts [K, K + 1] of true class by predicted class, mean posteriors [K, K] by true class or
+    None.
 
     `prior` [K] is the prevalence under which the posteriors hold, `level` the energy below which LOW_FRACTION of the
     card's images lie, None where the card does not say.
@@ -53,7 +54,9 @@ def describe_for_quantification(
 
 
 def compute_energy(logits: NDArray[np.float32]) -> Floats:
-    """Return log sum exp of logits [N, K], low for out-of-distribution images (the negative energy of Liu et al. 2020)."""
+    """Return log sum exp of logits [N, K], low for out-of-distribution images (the negative energy of Liu et al.
+    2020).
+    """
     top = logits.max(axis=1).astype(np.float64)
     return top + np.log(np.exp(logits - top[:, None]).sum(axis=1))
 
@@ -93,7 +96,8 @@ def _normalize_rows(rates: Floats) -> Floats:
 def smooth_rates(counts: Floats) -> tuple[Floats, Floats]:
     """Return the distribution of predictions [K, J] by true class, smoothed by two prior images, and each row's images.
 
-    The prior has the overall accuracy on its own class and the rest as all predictions lie: so a class with few images on
+    The prior has the overall accuracy on its own class and the rest as all predictions lie: so a class with few
+    images on
     the card is near to the others, and none is known perfectly.
     """
     size = counts.shape[0]
