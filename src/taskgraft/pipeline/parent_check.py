@@ -57,8 +57,8 @@ def check_parent(opened: Opened, cache: Path | None, callbacks: Callbacks, *, st
                 f"the parent classifies {accuracy:.1%} of {count} validation images of {task} correctly, and always "
                 f"predicting the most frequent class {guess:.1%}: its preprocessing is wrong "
                 f"('{opened.parent.preprocessing.to_text()}', {opened.parent.preprocessing_source}), --labels is in "
-                "another order, or --old-val has other images; fix --preprocessing, --labels or --old-val, or continue with "
-                "--no-parent-check (Python: check_parent=False)"
+                "another order, or --old-val has other images; fix --preprocessing, --labels or --old-val, or continue "
+                "with --no-parent-check (Python: check_parent=False)"
             )
     return opened
 
