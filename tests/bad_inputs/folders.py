@@ -83,7 +83,7 @@ def system_files(place: Place) -> Sequence[Try]:
 
 def empty_class(place: Place) -> Sequence[Try]:
     (place.data / "green").mkdir()
-    says = ("class folder 'green' holds no image; fill or remove it",)
+    says = ("class folder 'green' has no images; add some or remove it",)
     return [
         Try(("check", place.data), (2,), says),
         Try(("train", place.data, place.out, *TRAIN), (2,), says),
@@ -276,7 +276,7 @@ def two_classes(place: Place) -> Sequence[Try]:
 
     def noted(place: Place, _: Told) -> str:
         notes = json.loads((place.out / "record.json").read_text(encoding="utf-8"))["notes"]
-        assert any("1 image(s) stand in two classes" in note for note in notes)
+        assert any("1 image(s) are in two classes" in note for note in notes)
         return "a note in the report"
 
     return [
@@ -295,7 +295,7 @@ def leak(place: Place) -> Sequence[Try]:
 
     def noted(place: Place, _: Told) -> str:
         notes = json.loads((place.out / "record.json").read_text(encoding="utf-8"))["notes"]
-        assert any("1 image(s) stand in two splits" in note for note in notes)
+        assert any("1 image(s) are in two splits" in note for note in notes)
         return "a note in the report"
 
     return [
@@ -313,7 +313,7 @@ def lopsided(place: Place) -> Sequence[Try]:
 
 def single(place: Place) -> Sequence[Try]:
     data = classes(place.root / "single", "a", "b", "c", count=1)
-    says = ("class 'a' has one image, and a validation split needs two",)
+    says = ("class 'a' has one image, but a validation split needs two",)
     return [
         Try(("check", data), (1,), ("classes with one image cannot be split",)),
         Try(("train", data, place.out, *TRAIN), (2,), says),

@@ -42,7 +42,7 @@ def videos(place: Place) -> Sequence[Try]:
         "empty.mp4": (0, "empty"),
         "text.mp4": (0, "cannot be read as a video"),
         "cut.mp4": (2, "cut off at"),
-        "torn.avi": (1, "what came before is kept"),
+        "torn.avi": (1, "earlier frames are used"),
         "sound.mkv": (0, ""),
         "one.mp4": (1, None),
         "uneven.mp4": (3, None),
@@ -65,7 +65,7 @@ def videos(place: Place) -> Sequence[Try]:
         Try(("predict", place.parent, *names), look=kept),
         Try(("distribution", place.parent, *names), (0, 2)),
         Try(("predict", place.parent, root / "empty.mp4", root / "text.mp4"), (1,)),
-        Try(("check", root), (2,), ("holds no class folder",)),
+        Try(("check", root), (2,), ("has no class folder",)),
     ]
 
 
@@ -75,7 +75,7 @@ def configurations(place: Place) -> Sequence[Try]:
     extend = ("extend", place.parent, place.data, place.out, *EXTEND, "--method")
     return [
         Try(("train", place.data, place.out, *TRAIN, "--config", path), (2,), ("no readable TOML",)),
-        Try(("train", path, place.out, *TRAIN), (2,), ("is a file but no table",)),
+        Try(("train", path, place.out, *TRAIN), (2,), ("is not a table",)),
         Try((*extend, "distill(strenght=1)"), (2,),
             ("did you mean 'strength'",)),
         Try((*extend, "distill(strength='1e-4')"), (2,)),
@@ -143,7 +143,7 @@ def paths(place: Place) -> Sequence[Try]:
         Try(("predict", place.parent, place.data, "--out", file), (2,), ("one of .jsonl, .csv, .parquet",)),
         Try(("predict", place.parent, place.data, "--out", "/proc/no/such.csv"), (2, 3)),
         Try(("check", place.data, "--html", file), (2,), ("exists and is not a taskgraft page",)),
-        Try(("check", place.data, "--write-manifest", file), (2,), ("exists and holds something else",)),
+        Try(("check", place.data, "--write-manifest", file), (2,), ("already exists with other content",)),
         Try(("check", place.data, "--html", "/proc/no/such.html"), (2,), ("cannot be written",)),
         Try(("export", place.parent, file), (2,), ("already exists",)),
     ]

@@ -254,7 +254,7 @@ CASES: list[Case] = [
         "converted, and counted by check",
         {"odd.jpg": CMYK},
         None,
-        "CMYK without a colour profile",
+        "CMYK without a color profile",
     ),
     accepted(
         8,
@@ -314,7 +314,7 @@ CASES: list[Case] = [
         "HEIC",
         "its name and what to do",
         {"odd.heic": HEIC},
-        "HEIC, which is not read here; convert",
+        "HEIC is not supported; convert",
         "no extra for HEIC: the reason says to convert. A decoder of HEVC would be the one part that is not "
         "free of patents",
     ),

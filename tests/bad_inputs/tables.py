@@ -40,7 +40,7 @@ def bad_tables(place: Place) -> Sequence[Try]:
         Try(("train", marked, place.out, *TRAIN)),
         *refused(semicolons, place, "no column 'path'", "path;paint"),
         *refused(table(place, "data/blue/0.png,blue", name="twice.csv"), place, "line 82", "in the table twice"),
-        *refused(table(place, "data/blue/0.png,nan", name="nan.csv"), place, "line 82: the label 'nan' is no name"),
+        *refused(table(place, "data/blue/0.png,nan", name="nan.csv"), place, "the label 'nan' is not a class name"),
         *refused(table(place, "data/blue/0.png", name="short.csv"), place, "line 82: the number of fields differs"),
         *refused(table(place, name="text.parquet"), place, "not a readable Parquet table"),
     ]  # fmt: skip
@@ -109,7 +109,7 @@ def zipped(path: Path, *names: str, data: bytes = b"x") -> Path:
     return path
 
 
-NO_ZIP = "is a file but no table; give a folder"
+NO_ZIP = "is not a table; use a folder"
 
 
 def archives(place: Place) -> Sequence[Try]:

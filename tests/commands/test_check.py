@@ -172,7 +172,7 @@ def test_the_page_holds_what_was_found(data: Path, tmp_path: Path) -> None:
 def test_a_table_replaces_no_other_file(data: Path, tmp_path: Path) -> None:
     table = tmp_path / "t.csv"
     table.write_text("mine")
-    with pytest.raises(TaskgraftError, match="holds something else"):
+    with pytest.raises(TaskgraftError, match="already exists with other content"):
         check(data, manifest=table)
     assert table.read_text() == "mine"
     table.unlink()

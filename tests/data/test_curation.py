@@ -65,10 +65,10 @@ def test_only_training_pictures_count_where_there_is_a_split(root: Path) -> None
 @pytest.mark.parametrize(
     ("pattern", "least", "message"),
     [
-        ("([", 0, "is no regular expression"),
-        ("^truck_", 0, "matches none of the 5 class names; write one that fits such names as 'ford_focus_2001'"),
-        (None, 4, "--min-images 4 leaves 1 class"),
-        ("^(ford)_", 0, "leaves 1 class"),
+        ("([", 0, "is not a valid regular expression"),
+        ("^truck_", 0, "matches none of the 5 class names; they look like 'ford_focus_2001'"),
+        (None, 4, "leave 1 of 5 classes, but two are needed"),
+        ("^(ford)_", 0, "leave 1 of 5 classes"),
     ],
 )
 def test_a_bad_pattern_is_refused(root: Path, pattern: str | None, least: int, message: str) -> None:
@@ -104,6 +104,6 @@ def test_splits_survive_the_table(root: Path) -> None:
 def test_a_table_that_could_not_name_the_pictures_is_refused(root: Path) -> None:
     entries = listing(root).entries
     for path in (root / "van" / "t.csv", root.parent / "elsewhere" / "t.csv"):
-        with pytest.raises(TaskgraftError, match=r"give a place in .* or above it"):
+        with pytest.raises(TaskgraftError, match=r"or a folder above it"):
             curation.write_manifest(path, root, entries, "make")
         assert not path.exists()

@@ -128,7 +128,7 @@ def test_whole_takes_the_split_of_that_name_alone(tmp_path: Path) -> None:
 def test_one_class_is_refused(tmp_path: Path) -> None:
     for value in range(6):
         flat(tmp_path / "cat" / f"{value}.png", value)
-    with pytest.raises(TaskgraftError, match=r"1 class \(cat\), and a classifier needs two; add"):
+    with pytest.raises(TaskgraftError, match=r"1 class \(cat\), but a classifier needs two; add"):
         opened(tmp_path)
 
 
@@ -208,7 +208,7 @@ def test_what_was_written_a_moment_ago_is_read_again(
 def test_where_the_system_tells_no_time_of_change_everything_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, openings: Openings
 ) -> None:
-    monkeypatch.setattr(file_index, "TELLS", False)
+    monkeypatch.setattr(file_index, "HAS_CHANGE_TIME", False)
     root = split(tmp_path / "data")
     for _ in range(2):
         with openings(root) as read:
@@ -290,10 +290,10 @@ def test_leaks_and_conflicts_are_noted(tmp_path: Path) -> None:
     assert opened(root).notes == ()
     first = next((root / "train" / "red").iterdir())
     (root / "val" / "red" / "copy.png").write_bytes(first.read_bytes())
-    assert opened(root).notes == ("1 image(s) stand in two splits: validation is flattered by them",)
+    assert opened(root).notes == ("1 image(s) are in two splits: validation results are too optimistic",)
     (root / "train" / "blue" / "copy.png").write_bytes(first.read_bytes())
     notes = opened(root).notes
-    assert notes[1:] == ("2 image(s) stand in two classes: their labels contradict each other",)
+    assert notes[1:] == ("2 image(s) are in two classes: their labels contradict each other",)
 
 
 def test_the_fingerprint_is_of_contents_labels_and_splits(tmp_path: Path) -> None:

@@ -94,7 +94,6 @@ def test_what_is_no_picture_is_refused(tmp_path: Path) -> None:
 def test_a_pipe_is_refused_without_waiting_for_a_writer(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "x.jpg")
     assert reason(tmp_path / "x.jpg") == "not a regular file"
-    assert decode.content(tmp_path / "x.jpg") == ("", "not a regular file")
 
 
 def test_postscript_is_refused(tmp_path: Path) -> None:
@@ -200,14 +199,6 @@ def test_a_bomb_is_refused_by_its_header(tmp_path: Path, side: int) -> None:
     assert time.perf_counter() - begin < 0.5
 
 
-def test_a_digest_is_of_the_bytes(tmp_path: Path) -> None:
-    one, two = tmp_path / "1.png", tmp_path / "2.png"
-    one.write_bytes(b"abc")
-    two.write_bytes(b"abd")
-    assert decode.content(one) == ("ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad", None)
-    assert decode.content(two)[0] != decode.content(one)[0]
-
-
 def photograph(side: int, orientation: int = 1) -> bytes:
     """A large JPEG with detail at every scale, a third of it flat."""
     rng = np.random.default_rng(0)
@@ -261,4 +252,4 @@ def test_what_would_be_blown_up_is_refused() -> None:
     Image.new("RGB", (4, 400)).save(file, "PNG")
     found = decode.decode_bytes(file.getvalue(), Preprocessing(4096, "center", 1.0, "bilinear"))
     assert found.pixels is None
-    assert found.reason == "4x400 would be brought to 4096x409600: more than 89478485 pixels"
+    assert found.reason == "4x400 would be resized to 4096x409600: more than 89478485 pixels"

@@ -64,22 +64,22 @@ def test_a_folder_in_a_class_folder_is_refused(tmp_path: Path) -> None:
 
 def test_an_empty_class_is_refused(tmp_path: Path) -> None:
     put(tmp_path, "train/cat/1.png").joinpath("train/dog").mkdir()
-    with pytest.raises(TaskgraftError, match="class folder 'train/dog' holds no image"):
+    with pytest.raises(TaskgraftError, match="class folder 'train/dog' has no images"):
         list_images(tmp_path, "label")
 
 
 def test_a_class_of_hidden_files_is_empty(tmp_path: Path) -> None:
     put(tmp_path, "cat/1.png", "dog/.keep")
-    with pytest.raises(TaskgraftError, match="'dog' holds no image"):
+    with pytest.raises(TaskgraftError, match="'dog' has no images"):
         list_images(tmp_path, "label")
 
 
 def test_nothing_at_all_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(TaskgraftError, match="holds no class folder"):
+    with pytest.raises(TaskgraftError, match="has no class folder"):
         list_images(tmp_path, "label")
     with pytest.raises(TaskgraftError, match="does not exist"):
         list_images(tmp_path / "gone", "label")
-    with pytest.raises(TaskgraftError, match="is a file but no table"):
+    with pytest.raises(TaskgraftError, match="is not a table"):
         list_images(put(tmp_path, "notes.txt") / "notes.txt", "label")
 
 
@@ -165,9 +165,9 @@ def test_a_tab_separated_table_and_a_folder_with_metadata(tmp_path: Path) -> Non
         ("path,label\na.png\n", "line 2: the number of fields differs"),
         ("path,label\na.png,x\n../b.png,x\n", "line 3: '../b.png' is outside the table's folder"),
         ("path,label\n/etc/passwd,x\n", "line 2: '/etc/passwd' is outside the table's folder"),
-        ("path,label\na.png,x\nb.png,x\na.png,y\n", "line 4: 'a.png' stands in the table twice"),
+        ("path,label\na.png,x\nb.png,x\na.png,y\n", "line 4: 'a.png' is in the table twice"),
         ("path,label\na.png,x\n  ,x\n", "line 3: the path is blank"),
-        ("path,split,label\na.png,dev,x\n", "line 2: split 'dev' is not known; write one of train, val"),
+        ("path,split,label\na.png,dev,x\n", "line 2: split 'dev' is unknown; use one of train, val"),
         ("image,label\na.png,x\n", "no column 'path' among image, label; add it"),
         ("", "no column 'path' among none at all; add it"),
         ("path,label\na.png,\n", "no row has a label in column 'label'"),

@@ -48,7 +48,7 @@ def test_groups_hang_together() -> None:
 
 def test_a_crowd_ends_soon() -> None:
     same = np.repeat(
-        thumbs(1), near_duplicates.CROWD + 1, axis=0
+        thumbs(1), near_duplicates.MAX_GROUP + 1, axis=0
     )  # more equal thumbnails than are compared pair by pair
     assert len(near_duplicates.find_near_duplicates(same).pairs) == 0
     assert len(near_duplicates.find_near_duplicates(same[:300]).pairs) == 300 * 299 // 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import warnings
 from collections.abc import Sequence
@@ -31,9 +32,9 @@ def paths(root: Path) -> list[str]:
 
 def load(
     root: Path, home: Path, names: Sequence[str] = (), preprocessing: Preprocessing = WANTED
-) -> pixel_cache.Pixels:
+) -> pixel_cache.LoadedPixels:
     names = names or paths(root)
-    store = pixel_cache.Store(home, "it", file_index.look_up(home, root, names))
+    store = pixel_cache.CacheTarget(home, "it", file_index.look_up(home, root, names))
     return pixel_cache.load_pixels(root, names, preprocessing, store)
 
 
@@ -52,6 +53,12 @@ def test_a_second_load_decodes_nothing_and_gives_equal_pixels(tmp_path: Path, ro
     assert (memory.decoded, memory.key) == (8, None)
     assert memory.pixels.float().std() > 10  # they are images, not zeros
     assert [path.name for path in files(home, "*")] == [f"{first.key}.npy", f"{first.key}.u8"]  # nothing left over
+
+
+def test_digests_are_sha256_of_the_bytes(root: Path) -> None:
+    found = pixel_cache.load_pixels(root, paths(root), WANTED)
+    expected = [hashlib.sha256((root / name).read_bytes()).digest() for name in paths(root)]
+    assert [row.tobytes() for row in found.digests] == expected
 
 
 def test_progress_is_told_for_every_file(root: Path) -> None:
@@ -156,7 +163,11 @@ def test_whoever_was_stopped_goes_on_after_the_last_whole_shard(
     (root / names[1]).write_bytes(b"no image")
     with pytest.raises(Stopped):
         pixel_cache.load_pixels(
-            root, names, WANTED, pixel_cache.Store(home, "it", file_index.look_up(home, root, names)), stopped_at(8)
+            root,
+            names,
+            WANTED,
+            pixel_cache.CacheTarget(home, "it", file_index.look_up(home, root, names)),
+            stopped_at(8),
         )
     for name in ("pixels", "digests"):  # half of the next shard
         with files(home, f"it.begun/{name}")[0].open("ab") as file:
@@ -178,7 +189,11 @@ def test_an_unfinished_file_that_is_damaged_is_begun_again(
     home, names = tmp_path / "cache", paths(root)
     with pytest.raises(Stopped):
         pixel_cache.load_pixels(
-            root, names, WANTED, pixel_cache.Store(home, "it", file_index.look_up(home, root, names)), stopped_at(8)
+            root,
+            names,
+            WANTED,
+            pixel_cache.CacheTarget(home, "it", file_index.look_up(home, root, names)),
+            stopped_at(8),
         )
     os.truncate(files(home, "it.begun/pixels")[0], 5 * ROW)
     found = load(root, home, names)

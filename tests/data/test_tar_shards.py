@@ -131,14 +131,14 @@ def test_what_a_label_may_be(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("members", "reason"),
     [
-        ([("b.png", b"x")], "no label beside it (b.json, b.cls, b.txt)"),
+        ([("b.png", b"x")], "no label file (b.json, b.cls, b.txt)"),
         ([("b.png", b"x"), ("b.cls", b"\xff")], "its .cls cannot be read"),
-        ([("b.png", b"x"), ("b.json", b"[1]")], 'its .json is no {"label"'),
+        ([("b.png", b"x"), ("b.json", b"[1]")], 'its .json is not of the form {"label"'),
         ([("b.png", b"x"), ("b.json", b"{")], "its .json cannot be read"),
-        ([("b.png", b"x"), ("b.json", b'{"label": 1.5}')], "its label for paint is neither text nor a whole number"),
-        ([("b.png", b"x"), ("b.json", b'{"label": true}')], "neither text nor a whole number"),
+        ([("b.png", b"x"), ("b.json", b'{"label": 1.5}')], "its label for paint is neither text nor an integer"),
+        ([("b.png", b"x"), ("b.json", b'{"label": true}')], "neither text nor an integer"),
         ([("b.png", b"x"), ("b.jpg", b"x"), ("b.cls", b"1")], "a second image called b"),
-        ([("b.png", b"x"), ("b.cls", b"1" * 2**20 + b"1")], "its label is larger"),
+        ([("b.png", b"x"), ("b.cls", b"1" * 2**20 + b"1")], "its label file is larger"),
     ],
 )
 def test_what_cannot_be_labeled_is_skipped_with_a_reason(tmp_path: Path, members: Members, reason: str) -> None:
@@ -164,11 +164,11 @@ def odd(name: str, kind: bytes = tarfile.REGTYPE, link: str = "") -> tarfile.Tar
         (odd("b.png", tarfile.LNKTYPE, "a.png"), "a link, a device"),
         (odd("b.png", tarfile.FIFOTYPE), "a link, a device"),
         (odd("b.png", tarfile.CHRTYPE), "a link, a device"),
-        (odd("b\n\x1b[2J.png"), "signs that cannot be written"),
-        (odd("b\udcff.png"), "signs that cannot be written"),
+        (odd("b\n\x1b[2J.png"), "control characters"),
+        (odd("b\udcff.png"), "control characters"),
         (odd("b.2012.png"), "its suffix is .2012.png, counted from the first dot"),
         (odd("._b.png"), "hidden, or without a suffix"),
-        (odd("a.png"), "stands in the archive twice"),
+        (odd("a.png"), "is in the archive twice"),
     ],
 )
 def test_hostile_members_are_skipped_with_a_reason(tmp_path: Path, member: tarfile.TarInfo, reason: str) -> None:
@@ -210,11 +210,11 @@ def test_what_is_no_tar_is_refused(tmp_path: Path, content: bytes) -> None:
 def test_archives_beside_folders_are_refused(tmp_path: Path) -> None:
     packed(tmp_path / "one" / "a.tar", [("a.png", b"x"), ("a.cls", b"red")])
     (tmp_path / "one" / "red").mkdir()
-    with pytest.raises(TaskgraftError, match="holds tar archives and red beside them"):
+    with pytest.raises(TaskgraftError, match="mixes tar archives with red"):
         list_images(tmp_path / "one", "paint")
     packed(tmp_path / "two" / "a.tar", [("a.png", b"x"), ("a.cls", b"red")])
     packed(tmp_path / "two" / "val" / "a.tar", [("a.png", b"x"), ("a.cls", b"red")])
-    with pytest.raises(TaskgraftError, match=r"holds tar archives and a\.tar beside them"):
+    with pytest.raises(TaskgraftError, match=r"mixes tar archives with a\.tar"):
         list_images(tmp_path / "two", "paint")
 
 
@@ -231,7 +231,6 @@ def test_a_member_is_a_path_wherever_pictures_are_read(tmp_path: Path) -> None:
         tmp_path / "s.tar", [("./deep/a.b.png", b"x"), ("./deep/c.png", png(9)), ("empty.png", b""), ("n.txt", b"x")]
     )
     assert decode.decode_file(path / "deep/c.png", WANTED).pixels is not None
-    assert decode.content(path / "deep/c.png")[1] is None
     assert decode.decode_file(path / "empty.png", WANTED).reason == "empty"
     assert decode.decode_file(path / "gone.png", WANTED).reason == "no such file in the archive"
     assert (

@@ -1,4 +1,4 @@
-"""Images: formats -> verified manifest -> uint8 cache -> views. Nothing of the user's is ever changed."""
+"""Images: folders and tables -> verified files -> uint8 cache -> batches. The user's files are never changed."""
 
 from taskgraft.data.augmentation import augment, build_batch, build_views, normalize
 from taskgraft.data.dataset import Dataset, open_images

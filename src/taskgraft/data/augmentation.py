@@ -18,13 +18,14 @@ from taskgraft.types import Batch, Images, TrainingData
 
 AUGMENT = ("none", "shift", "shift+flip", "crop+flip")
 SHIFT = 16  # a shift moves at most size / SHIFT pixels each way
-ZOOM = 0.7  # a crop keeps at least this share of the side
+ZOOM = 0.7  # a crop keeps at least this fraction of the side
 
 
 def build_batch(sources: TrainingData, step: int, size: int) -> Batch:
-    """The images of one step: `size` batch_indices of an endless row of epochs, each a permutation of its own.
+    """Build the batch of a step.
 
-    A batch may straddle two epochs, so no image is ever left out. Each image shows the view that its epoch says.
+    Its images are the next `size` ones in an endless sequence of epochs, each a permutation of its own. A batch may
+    straddle two epochs, so that no image is left out; the epoch decides each image's view.
     """
     index, epoch = batch_indices(sources, step, size)
     view = epoch % sources.views if sources.views else epoch
@@ -35,29 +36,46 @@ def build_batch(sources: TrainingData, step: int, size: int) -> Batch:
 
 
 def batch_indices(sources: TrainingData, step: int, size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Which image [B] and which epoch [B] each place of step's batch holds."""
+    """Compute the image [B] and the epoch [B] of each row of a step's batch."""
     count = len(sources.new.pixels)
-    place = np.arange(step * size, (step + 1) * size)
-    epoch = place // count
-    index = np.array([_order(sources.seed, int(e), count)[p % count] for e, p in zip(epoch, place, strict=True)])
+    position = np.arange(step * size, (step + 1) * size)
+    epoch = position // count
+    index = np.array([_order(sources.seed, int(e), count)[p % count] for e, p in zip(epoch, position, strict=True)])
     return index, epoch
 
 
 def build_views(sources: TrainingData, index: NDArray[np.int64], view: NDArray[np.int64]) -> Tensor:
-    """View number `view` [B] of the new images `index` [B]: [B, 3, H, W] float, normalize for the model.
+    """Build augmented views of new images: the same view is the same tensor in every epoch and process.
 
-    A pure function of (seed, image, view): the same view is the same tensor in every epoch and every process.
+    Args:
+        sources: images, augmentation and seed.
+        index: [B] images.
+        view: [B] number of each image's view.
+
+    Returns:
+        [B, 3, H, W] float, normalized.
     """
     return augment(sources.new, index, view, sources.augment, seeding.derive(sources.seed, "view"))
 
 
 def normalize(images: Images, start: int, stop: int) -> Tensor:
-    """Images start..stop as they are, normalized: [stop - start, 3, H, W] float."""
+    """Normalize images start..stop without augmentation: [stop - start, 3, H, W] float."""
     return _normalize(images, images.pixels[start:stop])
 
 
 def augment(images: Images, index: NDArray[np.int64], view: NDArray[np.int64], augment: str, key: int) -> Tensor:
-    """Normalized images `index` [B] under the augmentation that (key, image, view) decides."""
+    """Augment and normalize images; (key, image, view) decides everything that is random.
+
+    Args:
+        images: N images; float inputs are used as they are.
+        index: [B] images.
+        view: [B] number of each image's view.
+        augment: one of AUGMENT.
+        key: seed, as `seeding.derive` gives it.
+
+    Returns:
+        [B, 3, H, W] float.
+    """
     chosen = torch.from_numpy(index)
     if augment == "none" or images.pixels.dtype != torch.uint8:
         return _normalize(images, images.pixels[chosen])

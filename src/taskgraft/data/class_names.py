@@ -1,6 +1,4 @@
-"""Class names that are probably suggestion to be one: they differ in case, spaces, accents' encoding, plural or one
-typo.
-"""
+"""Class names that are probably meant to be the same: other case, spaces, Unicode form or plural, or one typo."""
 
 from __future__ import annotations
 
@@ -12,7 +10,7 @@ from typing import NamedTuple
 
 
 class Match(NamedTuple):
-    """A name, the name that it may stand for, and whether the two differ in writing alone (else in spelling)."""
+    """A name and the known name that it probably stands for; a variant differs in writing alone, else in spelling."""
 
     name: str
     suggestion: str
@@ -20,35 +18,33 @@ class Match(NamedTuple):
 
 
 def normalize_name(name: str) -> str:
-    """A name without case, invisible characters, kinds of separators, a plural s, and the .0 of a number."""
+    """Remove case, invisible characters, kinds of separators, a plural s, and the .0 of a number."""
     text = unicodedata.normalize("NFKC", name).casefold()
-    text = "".join(sign for sign in text if sign.isspace() or unicodedata.category(sign) not in ("Cc", "Cf"))
+    text = "".join(char for char in text if char.isspace() or unicodedata.category(char) not in ("Cc", "Cf"))
     text = re.sub(r"[\s_\-]+", " ", text).strip()
     text = re.sub(r"^(-?\d+)\.0+$", r"\1", text)
     return re.sub(r"(?<=[^\Ws]{3})s$", "", text)
 
 
 def group_variants(names: Iterable[str]) -> list[tuple[str, ...]]:
-    """Groups of two or more of the names that differ in writing alone."""
-    found: dict[str, list[str]] = {}
+    """Group names that differ in writing alone; groups of two or more."""
+    groups: dict[str, list[str]] = {}
     for name in sorted(set(names)):
-        found.setdefault(normalize_name(name), []).append(name)
-    return [tuple(group) for group in found.values() if len(group) > 1]
+        groups.setdefault(normalize_name(name), []).append(name)
+    return [tuple(group) for group in groups.values() if len(group) > 1]
 
 
 def find_matches(names: Iterable[str], known: Sequence[str]) -> list[Match]:
-    """For each name that is not known, the known one that it probably stands for, if there is one."""
-    written = {normalize_name(name): name for name in known}
-    found = []
+    """Find, for names that are not known, the known name that each probably stands for; no match, no entry."""
+    normalized = {normalize_name(name): name for name in known}
+    matches = []
     for name in sorted(set(names) - set(known)):
-        if normalize_name(name) in written:
-            found.append(Match(name, written[normalize_name(name)], True))
+        plain = normalize_name(name)
+        if plain in normalized:
+            matches.append(Match(name, normalized[plain], True))
             continue
-        close = difflib.get_close_matches(normalize_name(name), list(written), n=1, cutoff=0.85)
-        if close and _numbers(close[0]) == _numbers(name):  # models and years differ by a digit, typos by a letter
-            found.append(Match(name, written[close[0]], False))
-    return found
-
-
-def _numbers(text: str) -> list[str]:
-    return re.findall(r"\d+", text)
+        close = difflib.get_close_matches(plain, list(normalized), n=1, cutoff=0.85)
+        # models and years differ by a digit, typos by a letter
+        if close and re.findall(r"\d+", close[0]) == re.findall(r"\d+", name):
+            matches.append(Match(name, normalized[close[0]], False))
+    return matches

@@ -1,15 +1,14 @@
-"""One file -> RGB pixels, by stated rules; the only place where images are opened.
+"""One file becomes RGB pixels, by fixed rules; the only place where images are opened.
 
-Rules: decoded by content, not by name; EXIF orientation applied; grey, palette and CMYK converted to RGB;
-transparency laid on white; 16-bit scaled to 8; the first frame of an animation; float images refused, since
-nobody knows their range; a JPEG that is far larger than wanted is decoded at a half, a quarter or an eighth of its
-scale, as long as that leaves SPARE times the wanted size. A file that breaks a rule is refused with a reason, never
+Rules: decoded by content, not by name; EXIF orientation applied; gray, palette and CMYK converted to RGB;
+transparency composited on white; 16-bit scaled to 8; the first frame of an animation; float images refused, since
+nobody knows their range; a JPEG that is far larger than needed is decoded at a half, a quarter or an eighth of its
+scale, as long as that leaves SPARE times the final size. A file that breaks a rule is refused with a reason, never
 replaced.
 """
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
 import stat
@@ -21,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from taskgraft.data import tar_shards
-from taskgraft.data.transforms import Preprocessing, resize, scaled
+from taskgraft.data.transforms import Preprocessing, compute_scaled_size, resize
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
 MAX_BYTES = 256 * 2**20
@@ -39,7 +38,7 @@ SUFFIXES = {
 
 
 class Decoded(NamedTuple):
-    """A decoded image [H, W, 3] uint8, or the reason why there is none; width and height of the original."""
+    """A decoded image [H, W, 3] uint8, or the reason why there is none; size of the original in pixels."""
 
     pixels: NDArray[np.uint8] | None
     reason: str | None
@@ -48,9 +47,13 @@ class Decoded(NamedTuple):
 
 
 def read_bytes(path: Path) -> bytes | str:
-    """The bytes of a regular file, or the reason why it cannot be read; never blocks on pipes or devices.
+    """Read a regular file; never blocks on pipes or devices.
 
-    A path such as `a.tar/key.jpg` names a member of an archive.
+    Args:
+        path: a file, or a member of an archive such as `a.tar/key.jpg`.
+
+    Returns:
+        Its bytes, or the reason why it cannot be read.
     """
     try:
         try:
@@ -71,48 +74,52 @@ def read_bytes(path: Path) -> bytes | str:
         return f"cannot be read: {error.strerror}"
 
 
-def content(path: Path) -> tuple[str, str | None]:
-    """SHA-256 of a file's bytes and None, or an empty string and the reason why it cannot be read."""
-    found = read_bytes(path)
-    return ("", found) if isinstance(found, str) else (hashlib.sha256(found).hexdigest(), None)
-
-
 def decode_file(path: Path, preprocessing: Preprocessing | None) -> Decoded:
-    """Open, check, fully decode and bring to size; without `wanted` only check."""
-    found = read_bytes(path)
-    return Decoded(None, found) if isinstance(found, str) else decode_bytes(found, preprocessing)
+    """Read and decode a file, see `decode_bytes`."""
+    content = read_bytes(path)
+    return Decoded(None, content) if isinstance(content, str) else decode_bytes(content, preprocessing)
 
 
-def decode_bytes(found: bytes, preprocessing: Preprocessing | None, most: int = MAX_PIXELS) -> Decoded:
-    """The same for an image that is in memory already, of at most `most` pixels."""
+def decode_bytes(content: bytes, preprocessing: Preprocessing | None, max_pixels: int = MAX_PIXELS) -> Decoded:
+    """Check, fully decode and resize an image.
+
+    Args:
+        content: bytes of the file.
+        preprocessing: size and crop; None = only check.
+        max_pixels: a larger image is refused before it is decoded.
+    """
     try:
-        with Image.open(io.BytesIO(found), formats=FORMATS) as image:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             width, height = image.size
-            reason = _refuse(width, height, min(most, MAX_PIXELS))
-            across, down = scaled(width, height, preprocessing) if preprocessing and not reason else (0, 0)
+            reason = _find_reason(width, height, min(max_pixels, MAX_PIXELS))
+            across, down = compute_scaled_size(width, height, preprocessing) if preprocessing and not reason else (0, 0)
             if across * down > MAX_PIXELS:
-                reason = f"{width}x{height} would be brought to {across}x{down}: more than {MAX_PIXELS} pixels"
+                reason = f"{width}x{height} would be resized to {across}x{down}: more than {MAX_PIXELS} pixels"
             if reason:
                 return Decoded(None, reason, width, height)
             if preprocessing and image.format == "JPEG":
                 image.draft(None, (SPARE * across, SPARE * down))
             image.load()
-            rgb = to_rgb(image)
+            rgb = convert_to_rgb(image)
             pixels = None if preprocessing is None else np.asarray(resize(rgb, preprocessing))
             return Decoded(pixels, None, width, height)
     except Image.DecompressionBombError:
-        return Decoded(None, f"more than {min(most, MAX_PIXELS)} pixels")
+        return Decoded(None, f"more than {min(max_pixels, MAX_PIXELS)} pixels")
     except UnidentifiedImageError:
-        if found[4:12] in HEIC:
-            return Decoded(None, "HEIC, which is not read here; convert it to JPEG or PNG")
+        if content[4:12] in HEIC:
+            return Decoded(None, "HEIC is not supported; convert it to JPEG or PNG")
         return Decoded(None, "not an image in a known format (" + ", ".join(FORMATS) + ")")
     except Exception as error:  # Pillow's decoders raise anything on damaged files; each is a reason, none a crash
         return Decoded(None, f"damaged: {type(error).__name__}: {str(error)[:120]}")
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert any mode to upright 8-bit RGB; raises ValueError for float images."""
-    image = _upright(image)
+def convert_to_rgb(image: Image.Image) -> Image.Image:
+    """Convert an image of any mode to upright 8-bit RGB.
+
+    Raises:
+        ValueError: a float image, whose range nobody knows.
+    """
+    image = _rotate_upright(image)
     if image.mode == "F":
         raise ValueError("a float image: its range is unknown")
     if image.mode.startswith("I"):  # 16 bits; Pillow's own conversion clips instead of scaling
@@ -124,9 +131,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _refuse(width: int, height: int, most: int) -> str | None:
-    if width * height > most:
-        return f"{width}x{height} is more than {most} pixels"
+def _find_reason(width: int, height: int, max_pixels: int) -> str | None:
+    if width * height > max_pixels:
+        return f"{width}x{height} is more than {max_pixels} pixels"
     if min(width, height) < MIN_SIDE:
         return f"{width}x{height} is smaller than {MIN_SIDE} pixels"
     if max(width, height) / min(width, height) > MAX_ASPECT:
@@ -134,32 +141,32 @@ def _refuse(width: int, height: int, most: int) -> str | None:
     return None
 
 
-def find_remarks(found: bytes, suffix: str) -> tuple[str, ...]:
-    """What the rules did to an image that can be used, where somebody may want to know; nothing for most."""
-    said = []
-    with Image.open(io.BytesIO(found), formats=FORMATS) as image:
+def find_remarks(content: bytes, suffix: str) -> tuple[str, ...]:
+    """List what the rules changed in a readable image, where somebody may want to know; nothing for most images."""
+    remarks = []
+    with Image.open(io.BytesIO(content), formats=FORMATS) as image:
         kind = "JPEG" if image.format == "MPO" else str(image.format)  # a JPEG with a second view
-        if kind == image.format and _moves(image):
-            said.append("several frames: the first is used")
+        if kind == image.format and _is_animated(image):
+            remarks.append("several frames: the first is used")
         if image.mode == "CMYK" and "icc_profile" not in image.info:
-            said.append("CMYK without a colour profile: colours are approximate")
+            remarks.append("CMYK without a color profile: colors are approximate")
         if image.mode.startswith("I"):
-            said.append("16 bits a channel: scaled to 8")
+            remarks.append("16 bits a channel: scaled to 8")
         if SUFFIXES.get(suffix.lower(), kind) != kind:
-            said.append("named as another format: decoded by content")
-    return tuple(said)
+            remarks.append("named as another format: decoded by content")
+    return tuple(remarks)
 
 
-def _moves(image: Image.Image) -> bool:
-    """Whether there is more than one frame; also where the next one is damaged."""
+def _is_animated(image: Image.Image) -> bool:
+    """Whether there is more than one frame; True where the next one is damaged."""
     try:
         return bool(getattr(image, "is_animated", False))
     except Exception:  # readers of later frames raise anything
         return True
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """Turned as its EXIF says; as stored where the EXIF is damaged."""
+def _rotate_upright(image: Image.Image) -> Image.Image:
+    """Rotate as the EXIF data says; unchanged where they are damaged."""
     try:
         return ImageOps.exif_transpose(image)
     except Exception:  # readers of EXIF raise anything; the pixels are sound

@@ -1,199 +1,279 @@
-"""Which files were read before and have not changed since, so that a second start opens none of them.
+"""What is known about files that have not changed, so that a second start opens none of them.
 
-A file counts as unchanged if path, size, time of modification, time of change (ctime) and inode are as they were, and
-if both times lay SETTLED before it was read: a later write in the same tick of the file system's clock would not show.
-The time of change is set by the system at every write and cannot be set back, so nothing is missed. Where there is no
-such time (Windows), every file is read again.
+A file counts as unchanged if path, size, modification time, change time (ctime) and inode are the same, and if both
+times were at least SETTLED in the past when it was read: a later write within the same tick of the file system's clock
+would not show. The system sets the change time at every write and nobody can set it back, so nothing is missed. Where
+there is no such time (Windows), every file is read again.
+
+Tables are safetensors files with a line of JSON, mapped instead of read: a million rows take no memory until they are
+looked at. Parquet and NPZ must be unpacked into memory first, and Parquet needs a library of 170 MB.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import stat
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
 
-from taskgraft.data import decode, packed_names, tar_shards
-from taskgraft.data.layouts import JUNK, find_table, read_table
+from taskgraft.data import decode, tar_shards
+from taskgraft.data.layouts import IGNORED_NAMES, find_table, read_table
+from taskgraft.results.files import atomic
 
 SETTLED = 3.0  # seconds: the clock of the coarsest file system (FAT) ticks every two
-TELLS = os.name != "nt"  # whether ctime is the time of change
+HAS_CHANGE_TIME = os.name != "nt"  # elsewhere ctime is the time of creation
 DEPTH = 2  # folders below a data folder that may hold images: split, class
+CHUNK = 4096  # names that are decoded at a time when all are read
 
 Stamp = tuple[int, int, int, int]  # size, modification and change in nanoseconds, inode
-GONE: Stamp = (-1, 0, 0, 0)
+MISSING: Stamp = (-1, 0, 0, 0)
 
 
-class Known(NamedTuple):
-    """What is known of N files without opening them; `digests` and `reasons` hold where `sure`.
+@dataclass(frozen=True)
+class PackedNames:
+    """Strings by row in two tensors: `text` [bytes] uint8, one after another, and where each ends, `ends` [N] int64."""
 
-    `keys` [N] are hashes of the paths, `stamps` [N, 4], `digests` [N, 32] are SHA-256 of the contents; `reasons` say
-    why a row cannot be used. `settled` [N] tells which rows may be noted once they are read.
+    text: Tensor
+    ends: Tensor
+
+    def __len__(self) -> int:
+        """Number of strings."""
+        return len(self.ends)
+
+    def __getitem__(self, row: int, /) -> str:
+        """The string of a row."""
+        if not 0 <= row < len(self.ends):
+            raise IndexError(row)
+        start = int(self.ends[row - 1]) if row else 0
+        return self.text[start : int(self.ends[row])].numpy().tobytes().decode("utf-8", "surrogateescape")
+
+    def __iter__(self) -> Iterator[str]:
+        """All strings, in order."""
+        start = 0
+        for first in range(0, len(self.ends), CHUNK):
+            ends = self.ends[first : first + CHUNK].tolist()
+            chunk, base = self.text[start : ends[-1]].numpy().tobytes(), start
+            for end in ends:
+                yield chunk[start - base : end - base].decode("utf-8", "surrogateescape")
+                start = end
+
+
+def pack_names(names: Iterable[str]) -> PackedNames:
+    """Store strings as tensors."""
+    parts = [name.encode("utf-8", "surrogateescape") for name in names]
+    ends = np.cumsum(np.fromiter(map(len, parts), np.int64, len(parts)))
+    text = np.frombuffer(b"".join(parts), np.uint8).copy()
+    return PackedNames(torch.from_numpy(text), torch.from_numpy(ends))
+
+
+def save_columns(path: Path, columns: Mapping[str, Tensor], metadata: Any) -> None:
+    """Write tensors and metadata (anything that JSON can hold) to a file, atomically."""
+    with atomic(path) as temporary:
+        tensors = {name: value.contiguous() for name, value in columns.items()}
+        save_file(tensors, temporary, {"about": json.dumps(metadata)})
+
+
+def load_columns(path: Path) -> tuple[dict[str, Tensor], Any] | None:
+    """Map the tensors of a file; returns them and the metadata, or None if there is no complete file."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = json.loads((file.metadata() or {})["about"])
+            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118 - no mapping
+    except (OSError, SafetensorError, KeyError, ValueError):
+        return None
+
+
+class FileStates(NamedTuple):
+    """What is known about N files without opening them.
+
+    Attributes:
+        keys: [N] hashes of the paths.
+        stamps: [N, 4] size, modification time, change time, inode.
+        digests: [N, 32] SHA-256 of the contents; valid where `unchanged`.
+        unchanged: [N] whether the file is as it was when its digest was noted.
+        settled: [N] whether a digest may be noted once the file is read.
+        reasons: why a file cannot be used, by row; valid where `unchanged`.
     """
 
     keys: NDArray[np.int64]
     stamps: NDArray[np.int64]
     digests: NDArray[np.uint8]
-    sure: NDArray[np.bool_]
+    unchanged: NDArray[np.bool_]
     settled: NDArray[np.bool_]
     reasons: Mapping[int, str]
 
-    def taken(self, rows: Sequence[int]) -> Known:
-        """What is known of some of the files, in another order."""
+    def select(self, rows: Sequence[int]) -> FileStates:
+        """The states of some of the files, in the order of `rows`."""
         index = np.asarray(rows, np.int64)
         reasons = {at: self.reasons[row] for at, row in enumerate(rows) if row in self.reasons}
-        return Known(
-            self.keys[index], self.stamps[index], self.digests[index], self.sure[index], self.settled[index], reasons
+        return FileStates(
+            self.keys[index],
+            self.stamps[index],
+            self.digests[index],
+            self.unchanged[index],
+            self.settled[index],
+            reasons,
         )
 
-    def mark(self) -> str:
-        """A hash of which files these are, in which state and order; another every time where that is not sure."""
+    def signature(self) -> str:
+        """Hash of the files, their states and order; a new one every time where a state is not settled."""
         parts = [self.keys.tobytes(), self.stamps.tobytes()]
         if not self.settled.all():
             parts.append(str(time.time_ns()).encode())
         return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
-class State(NamedTuple):
-    """A hash of the names, sizes, times and inodes of all that lies at a data path; whether it may be relied on."""
+class DataState(NamedTuple):
+    """Hash of the names, sizes, times and inodes of everything at a data path, and whether it is settled."""
 
-    mark: str
+    signature: str
     settled: bool
 
 
-def state_of(data: Path) -> State | None:
-    """The state of a data path, found without opening an image; None where nothing can be told.
+def read_data_state(data: Path) -> DataState | None:
+    """Read the state of a data path without opening an image.
 
-    Memory does not grow with the number of files.
+    Memory does not grow with the number of files. Returns None where nothing can be known.
     """
-    if not TELLS:
+    if not HAS_CHANGE_TIME:
         return None
     limit = time.time_ns() - int(SETTLED * 1e9)
     total, youngest = hashlib.sha256(), 0
     try:
         table = find_table(data)
-        found = _of_table(table) if table else _of_folder(data) if data.is_dir() else _of_file(data)
-        for name, stamp in found:
+        if table:
+            stamps = _stamps_of_table(table)
+        else:
+            stamps = _stamps_of_folder(data) if data.is_dir() else iter([(data.name, _stamp_of(os.stat(data)))])
+        for name, stamp in stamps:
             total.update(f"{name}\0{stamp}\n".encode("utf-8", "surrogateescape"))
             youngest = max(youngest, stamp[1], stamp[2])
     except OSError:
         return None
-    return State(total.hexdigest(), youngest < limit)
+    return DataState(total.hexdigest(), youngest < limit)
 
 
-def look_up(folder: Path | None, root: Path, paths: Sequence[str]) -> Known:
-    """What is known of files below a root, from the ledger in the cache folder; nothing without one."""
-    now, count = time.time_ns(), len(paths)
-    base = os.path.abspath(root)
+def look_up(folder: Path | None, root: Path, paths: Sequence[str]) -> FileStates:
+    """Look files up in the index of a cache folder.
+
+    Args:
+        folder: the cache; None = nothing is known.
+        root: folder that `paths` are relative to.
+        paths: N files.
+    """
+    now, count, base = time.time_ns(), len(paths), os.path.abspath(root)
     hashes = (hashlib.blake2b(path.encode("utf-8", "surrogateescape"), digest_size=8).digest() for path in paths)
     keys = np.frombuffer(b"".join(hashes), np.int64)
     archives: dict[str, Stamp] = {}
-    flat = (value for path in paths for value in _stamp(f"{base}/{path}", archives))
+    flat = (value for path in paths for value in _read_stamp(f"{base}/{path}", archives))
     stamps = np.fromiter(flat, np.int64, 4 * count).reshape(count, 4)
-    there = (stamps[:, 0] >= 0) & TELLS
-    settled = there & (stamps[:, 1:3].max(1, initial=0) < now - int(SETTLED * 1e9))
-    known = Known(keys, stamps, np.zeros((count, 32), np.uint8), np.zeros(count, bool), settled, {})
-    stored = packed_names.load(_file(folder, root)) if folder else None
+    settled = (stamps[:, 0] >= 0) & HAS_CHANGE_TIME
+    settled &= stamps[:, 1:3].max(1, initial=0) < now - int(SETTLED * 1e9)
+    states = FileStates(keys, stamps, np.zeros((count, 32), np.uint8), np.zeros(count, bool), settled, {})
+    stored = load_columns(_index_file(folder, root)) if folder else None
     if stored is None or not count or not len(stored[0]["key"]):
-        return known
-    old, about = {name: value.numpy() for name, value in stored[0].items()}, stored[1]
+        return states
+    old, metadata = {name: value.numpy() for name, value in stored[0].items()}, stored[1]
     at = np.searchsorted(old["key"], keys).clip(max=len(old["key"]) - 1)
     same = settled & (old["key"][at] == keys) & (old["stamp"][at] == stamps).all(1)
-    if about["rules"] != decode.VERSION:  # other rules may find other reasons
+    if metadata["rules"] != decode.VERSION:  # other rules may find other reasons
         same &= old["reason"][at] == 0
     bad = np.flatnonzero(same & (old["reason"][at] > 0))
-    reasons = {int(row): about["reasons"][old["reason"][at[row]] - 1] for row in bad}
-    return known._replace(digests=np.where(same[:, None], old["digest"][at], 0), sure=same, reasons=reasons)
+    reasons = {int(row): metadata["reasons"][old["reason"][at[row]] - 1] for row in bad}
+    return states._replace(digests=np.where(same[:, None], old["digest"][at], 0), unchanged=same, reasons=reasons)
 
 
-def note(folder: Path, root: Path, known: Known, digests: NDArray[np.uint8], reasons: Mapping[int, str]) -> None:
-    """Note what was read: the digest of each file that is settled, and why those that cannot be used are not.
+def note(folder: Path, root: Path, states: FileStates, digests: NDArray[np.uint8], reasons: Mapping[int, str]) -> None:
+    """Note digests [N, 32] of files that were read, and why some cannot be used, in the index of a cache folder.
 
-    What could not even be opened is not noted: it may be mended without a change of the file.
+    Files that are not settled, or that could not even be opened (rights may change without a change of the file), are
+    left out.
     """
-    rows = np.flatnonzero(known.settled & digests.any(1))
-    names = sorted({reasons[row] for row in rows.tolist() if row in reasons})
-    number = {name: at + 1 for at, name in enumerate(names)}
+    rows = np.flatnonzero(states.settled & digests.any(1))
+    texts = sorted({reasons[row] for row in rows.tolist() if row in reasons})
+    number = {text: at + 1 for at, text in enumerate(texts)}
     new = {
-        "key": known.keys[rows],
-        "stamp": known.stamps[rows],
+        "key": states.keys[rows],
+        "stamp": states.stamps[rows],
         "digest": digests[rows],
         "reason": np.array([number.get(reasons.get(row, ""), 0) for row in rows.tolist()], np.int32),
     }
-    stored = packed_names.load(_file(folder, root))
+    stored = load_columns(_index_file(folder, root))
     if stored and stored[1]["rules"] == decode.VERSION:
-        old, before = {name: value.numpy() for name, value in stored[0].items()}, stored[1]["reasons"]
-        kept = ~np.isin(old["key"], new["key"])
-        old["reason"] = np.where(old["reason"] > 0, old["reason"] + len(names), 0).astype(np.int32)
-        names += before
-        new = {name: np.concatenate([new[name], old[name][kept]]) for name in new}
+        old = {name: value.numpy() for name, value in stored[0].items()}
+        others = ~np.isin(old["key"], new["key"])
+        old["reason"] = np.where(old["reason"] > 0, old["reason"] + len(texts), 0).astype(np.int32)
+        texts += stored[1]["reasons"]
+        new = {name: np.concatenate([new[name], old[name][others]]) for name in new}
     order = np.argsort(new["key"], kind="stable")
+    columns = {name: torch.from_numpy(column[order]) for name, column in new.items()}
     with suppress(OSError):  # a cache that cannot be written is slower, no more
-        about = {"rules": decode.VERSION, "reasons": names}
-        packed_names.save(_file(folder, root), {name: torch.from_numpy(new[name][order]) for name in new}, about)
+        save_columns(_index_file(folder, root), columns, {"rules": decode.VERSION, "reasons": texts})
 
 
-def _file(folder: Path, root: Path) -> Path:
-    place = hashlib.sha256(os.path.realpath(root).encode("utf-8", "surrogateescape")).hexdigest()[:32]
-    return folder / "files" / f"{place}.safetensors"
+def _index_file(folder: Path, root: Path) -> Path:
+    name = hashlib.sha256(os.path.realpath(root).encode("utf-8", "surrogateescape")).hexdigest()[:32]
+    return folder / "files" / f"{name}.safetensors"
 
 
-def _stamp(path: str, archives: dict[str, Stamp]) -> Stamp:
-    """The stamp of a file, or of the archive that a member lies in; GONE where there is neither."""
-    home = os.path.dirname(path) if f"{tar_shards.SUFFIX}/" in path.lower() else ""
-    if home in archives:
-        return archives[home]
+def _read_stamp(path: str, archives: dict[str, Stamp]) -> Stamp:
+    """The stamp of a file, or of the archive that a member lies in; MISSING where there is neither."""
+    parent = os.path.dirname(path) if f"{tar_shards.SUFFIX}/" in path.lower() else ""
+    if parent in archives:
+        return archives[parent]
     try:
-        return _of(os.stat(path))
+        return _stamp_of(os.stat(path))
     except (FileNotFoundError, NotADirectoryError):
-        archive = tar_shards.find_archive(Path(path)) if home else None
-        found = _of(os.stat(archive)) if archive else GONE
-        return archives.setdefault(home, found) if archive else found
+        archive = tar_shards.find_archive(Path(path)) if parent else None
+        if archive is None:
+            return MISSING
+        return archives.setdefault(parent, _stamp_of(os.stat(archive)))
     except (OSError, ValueError):
-        return GONE
+        return MISSING
 
 
-def _of(info: os.stat_result) -> Stamp:
+def _stamp_of(info: os.stat_result) -> Stamp:
     return info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino & (2**63 - 1)
 
 
-def _of_file(path: Path) -> Iterator[tuple[str, Stamp]]:
-    yield path.name, _of(os.stat(path))
-
-
-def _of_table(path: Path) -> Iterator[tuple[str, Stamp]]:
-    yield from _of_file(path)
+def _stamps_of_table(path: Path) -> Iterator[tuple[str, Stamp]]:
+    yield path.name, _stamp_of(os.stat(path))
     archives: dict[str, Stamp] = {}
     base = os.path.abspath(path.parent)
     for _, row in read_table(path):
-        where = (row.get("path") or row.get("file_name") or row.get("filename") or "").strip()
-        yield where, _stamp(f"{base}/{where}", archives)
+        name = (row.get("path") or row.get("file_name") or row.get("filename") or "").strip()
+        yield name, _read_stamp(f"{base}/{name}", archives)
 
 
-def _of_folder(folder: Path, depth: int = DEPTH) -> Iterator[tuple[str, Stamp]]:
-    with os.scandir(folder) as found:
-        items = sorted(found, key=lambda item: item.name)
+def _stamps_of_folder(folder: Path, depth: int = DEPTH) -> Iterator[tuple[str, Stamp]]:
+    with os.scandir(folder) as entries:
+        items = sorted(entries, key=lambda item: item.name)
     for item in items:
-        if item.name.startswith(".") or item.name.lower() in JUNK:
-            yield item.name, GONE
+        if item.name.startswith(".") or item.name.lower() in IGNORED_NAMES:
+            yield item.name, MISSING
             continue
         try:
             info = item.stat()
-        except OSError:  # a link to nowhere
-            yield item.name, GONE
+        except OSError:  # a dangling link
+            yield item.name, MISSING
             continue
         if not stat.S_ISDIR(info.st_mode):
-            yield item.name, _of(info)
+            yield item.name, _stamp_of(info)
             continue
         yield f"{item.name}/", (0, 0, 0, 0)
         if depth:
-            yield from _of_folder(Path(item.path), depth - 1)
-        yield "/", (0, 0, 0, 0)  # what follows lies above
+            yield from _stamps_of_folder(Path(item.path), depth - 1)
+        yield "/", (0, 0, 0, 0)  # back in the folder above

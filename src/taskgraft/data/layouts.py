@@ -1,4 +1,7 @@
-"""What a data path holds: folder per class or tar shards, train/val/test above them, or a table. Opens no image."""
+"""Lists the images of a data path: class folders or tar shards, perhaps in train/val/test, or a table.
+
+No image is opened.
+"""
 
 from __future__ import annotations
 
@@ -14,16 +17,13 @@ from taskgraft.errors import DataError, require
 
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 TABLE_SUFFIXES = (".csv", ".tsv", ".parquet")
-NOT_A_NAME = {"nan", "<na>"}  # what tools write for a label that is missing
-JUNK = {"thumbs.db", "desktop.ini", "__macosx", ".ipynb_checkpoints", ".ds_store"}
+MISSING_LABELS = {"nan", "<na>"}  # what tools write for a label that is missing
+IGNORED_NAMES = {"thumbs.db", "desktop.ini", "__macosx", ".ipynb_checkpoints", ".ds_store"}
 TEXT_SUFFIXES = {".csv", ".tsv", ".parquet", ".txt", ".json", ".jsonl", ".md", ".yaml", ".yml"}
 
 
 class Entry(NamedTuple):
-    """One file: its path below the root, its split (None = not said) and its class for each labeled task.
-
-    A member of an archive has the path `a.tar/key.jpg`.
-    """
+    """An image: its path below the root (`a.tar/key.jpg` in an archive), split (or None), and class for each task."""
 
     path: str
     split: str | None
@@ -31,7 +31,7 @@ class Entry(NamedTuple):
 
 
 class Listing(NamedTuple):
-    """All files that a data path names; `skipped` holds (path, reason); `layout` says what was recognized."""
+    """The images of a data path; `skipped` holds (path, reason), `layout` tells what was recognized."""
 
     root: Path
     entries: tuple[Entry, ...]
@@ -40,12 +40,19 @@ class Listing(NamedTuple):
 
 
 def list_images(data: Path, task: str, columns: tuple[str, ...] = ()) -> Listing:
-    """List a folder or table; `task` names the labels, `columns` further label columns of a table.
+    """List the images of a folder, archive or table.
 
-    Raises TaskgraftError when there is nothing at `data` or its layout is not understood.
+    Args:
+        data: the data path.
+        task: name of the labels.
+        columns: further label columns of a table, or keys of an archive's JSON.
+
+    Raises:
+        DataError: there is nothing at `data`, or its layout is not understood.
+        MissingDependency: a Parquet table, but no pyarrow.
     """
     if not data.exists():
-        raise DataError(f"{data} does not exist; give a folder with one sub-folder per class, or a CSV file")
+        raise DataError(f"{data} does not exist; expected a folder with one sub-folder per class, or a table")
     table = find_table(data)
     if table:
         return _table(table, task, columns)
@@ -58,7 +65,7 @@ def list_images(data: Path, task: str, columns: tuple[str, ...] = ()) -> Listing
 
 
 def find_table(data: Path) -> Path | None:
-    """The table of a data path: itself, or metadata.csv in a folder; None for other folders and archives."""
+    """Find the table of a data path: itself, or metadata.csv in a folder; None for other folders and archives."""
     if data.is_dir():
         table = data / "metadata.csv"
         return table if table.is_file() else None
@@ -66,7 +73,7 @@ def find_table(data: Path) -> Path | None:
 
 
 def _archives(root: Path, found: list[Path], skipped: list[tuple[str, str]]) -> Iterator[tuple[str | None, Path]]:
-    """Archives in a folder, or in its split folders, with their splits; skips what else lies among them."""
+    """Archives in a folder or its split folders, with their splits; other files among them are skipped."""
     splits = [item for item in found if item.name.lower() in SPLITS and item.is_dir()]
     left: list[tuple[str, str]] = []
     groups = [(None, found)] + [(SPLITS[item.name.lower()], list(list_folder(item, root, left))) for item in splits]
@@ -77,7 +84,7 @@ def _archives(root: Path, found: list[Path], skipped: list[tuple[str, str]]) -> 
     if folders or {split for split, _ in shards} > {None}:
         other = folders[0] if folders else next(item for split, item in shards if split is None)
         raise DataError(
-            f"{root} holds tar archives and {other.relative_to(root).as_posix()} beside them; "
+            f"{root} mixes tar archives with {other.relative_to(root).as_posix()}; "
             "use archives alone, in the folder or in train/ val/ test/"
         )
     files = [item for _, items in groups for item in items if item not in splits]
@@ -107,7 +114,7 @@ def _shards(
         skipped += [(f"{where}/{name}", reason) for name, reason in left]
     if not entries:
         first = f"; first: {skipped[0][0]} ({skipped[0][1]})" if skipped else ""
-        raise DataError(f"{root}: no image in the archives has a label; expected key.jpg beside key.cls{first}")
+        raise DataError(f"{root}: no image in the archives has a label; expected key.jpg with key.cls{first}")
     parts = ", ".join(sorted({split for split, _ in shards if split}))
     return Listing(root, tuple(entries), tuple(skipped), f"tar shards {parts}".strip())
 
@@ -117,8 +124,8 @@ def _folders(root: Path, task: str, found: list[Path], skipped: list[tuple[str, 
     others = [item for item in found if item.is_dir() and item not in splits]
     if splits and others:
         raise DataError(
-            f"{root} holds both split folders ({splits[0].name}) and others ({others[0].name}); "
-            "use either train/ val/ test/ with class folders inside, or class folders alone"
+            f"{root} has both split folders ({splits[0].name}) and others ({others[0].name}); "
+            "use either train/ val/ test/ with class folders inside, or class folders only"
         )
     entries: list[Entry] = []
     for base in splits or [root]:
@@ -132,7 +139,7 @@ def _folders(root: Path, task: str, found: list[Path], skipped: list[tuple[str, 
             entries.extend(_class_folder(item, root, split, task, skipped))
     if not entries:
         raise DataError(
-            f"{root} holds no class folder with images; expected {root.name}/<class>/<image> "
+            f"{root} has no class folder with images; expected {root.name}/<class>/<image> "
             f"or {root.name}/train/<class>/<image>"
         )
     layout = "folders " + ", ".join(sorted({item.name for item in splits})) if splits else "one folder per class"
@@ -142,36 +149,36 @@ def _folders(root: Path, task: str, found: list[Path], skipped: list[tuple[str, 
 def _class_folder(
     folder: Path, root: Path, split: str | None, task: str, skipped: list[tuple[str, str]]
 ) -> Iterator[Entry]:
-    labels = {task: unicodedata.normalize("NFC", folder.name)}  # one dictionary for all: there may be a million rows
+    labels = {task: unicodedata.normalize("NFC", folder.name)}  # shared by all entries: there may be a million
     where = None
     for where, item in _scan(folder, root, skipped):
         if _is_folder(item):
             raise DataError(
                 f"{where} is a folder inside the class folder {folder.name!r}; "
-                "images must lie directly in their class folder: <class>/<image>"
+                "images must be directly in their class folder: <class>/<image>"
             )
         yield Entry(where, split, labels)
     if where is None:
-        raise DataError(f"class folder {folder.relative_to(root).as_posix()!r} holds no image; fill or remove it")
+        raise DataError(f"class folder {folder.relative_to(root).as_posix()!r} has no images; add some or remove it")
 
 
 def list_folder(folder: Path, root: Path, skipped: list[tuple[str, str]]) -> Iterator[Path]:
-    """What lies in a folder, in a fixed order; hidden files and links that leave the root are skipped."""
+    """List a folder in a fixed order; hidden files and links that leave the root are added to `skipped`."""
     for _, item in _scan(folder, root, skipped):
         yield folder / item.name
 
 
 def _scan(folder: Path, root: Path, skipped: list[tuple[str, str]]) -> Iterator[tuple[str, os.DirEntry[str]]]:
-    """The same with each one's path below the root; there may be a million, so no `Path` is made of them."""
+    """The same with paths below the root; there may be a million, so no `Path` is built."""
     try:
         with os.scandir(folder) as found:
             items = sorted(found, key=lambda item: item.name)
     except OSError as error:
-        raise DataError(f"{folder} cannot be read: {error.strerror}; check its rights") from error
+        raise DataError(f"{folder} cannot be read: {error.strerror}; check its permissions") from error
     home, above = _real(root), "" if folder == root else f"{folder.relative_to(root).as_posix()}/"
     for item in items:
         where = f"{above}{item.name}"
-        if item.name.startswith(".") or item.name.lower() in JUNK:
+        if item.name.startswith(".") or item.name.lower() in IGNORED_NAMES:
             skipped.append((where, "hidden or system file"))
         elif item.is_symlink() and not _real(Path(item.path)).is_relative_to(home):
             skipped.append((where, "a link to outside the data folder"))
@@ -180,20 +187,20 @@ def _scan(folder: Path, root: Path, skipped: list[tuple[str, str]]) -> Iterator[
 
 
 def _is_folder(item: os.DirEntry[str]) -> bool:
-    """Without asking the system again, but for a link; one that leads nowhere or in a circle is no folder."""
+    """Only links need another system call; one that is dangling or circular is not a folder."""
     return os.path.isdir(item.path) if item.is_symlink() else item.is_dir()
 
 
 def is_outside(root: Path, path: Path) -> bool:
-    """Whether a path, links followed, lies outside a folder."""
+    """Whether a path, links followed, is outside a folder."""
     return not _real(path).is_relative_to(_real(root))
 
 
-def _leaving(root: Path) -> Callable[[str], bool]:
+def _outside_check(root: Path) -> Callable[[str], bool]:
     """`is_outside` for a million paths below one root: folders are followed once, and files only if they are links."""
     folders: dict[str, bool] = {}
 
-    def leaving(where: str) -> bool:
+    def check(where: str) -> bool:
         folder, name = os.path.split(os.path.join(root, where))
         if name in ("", "..") or os.path.islink(os.path.join(folder, name)):
             return is_outside(root, root / where)
@@ -201,7 +208,7 @@ def _leaving(root: Path) -> Callable[[str], bool]:
             folders[folder] = is_outside(root, Path(folder))
         return folders[folder]
 
-    return leaving
+    return check
 
 
 def _real(path: Path) -> Path:
@@ -215,30 +222,32 @@ def _table(path: Path, task: str, columns: tuple[str, ...]) -> Listing:
     names = tuple(header)
     key = next((name for name in ("path", "file_name", "filename") if name in names), None)
     if key is None:
-        raise DataError(f"{path}: there is no column 'path' among {', '.join(names) or 'none at all'}; add it")
-    own = _label_column(path, task, names, key)
-    kept = {task: own, **{column: column for column in columns if column in names}}
+        raise DataError(f"{path}: no column 'path' among {', '.join(names) or 'none at all'}; add it")
+    column = _label_column(path, task, names, key)
+    label_columns = {task: column, **{name: name for name in columns if name in names}}
     root, entries, skipped, seen = path.parent, [], [], set()
-    leaving = _leaving(root)
+    leaves_root = _outside_check(root)
     shared: dict[tuple[tuple[str, str], ...], dict[str, str]] = {}
     for number, row in read_table(path):
         where = (row[key] or "").strip()
-        labels = {name: (row[column] or "").strip() for name, column in kept.items()}
+        labels = {name: (row[header_name] or "").strip() for name, header_name in label_columns.items()}
         labels = {name: unicodedata.normalize("NFC", label) for name, label in labels.items() if label}
         split = (row.get("split") or "").strip().lower() or None
         if not where:
-            raise DataError(f"{path} line {number}: the path is blank; fill it in or remove the line")
+            raise DataError(f"{path} line {number}: the path is blank; fill it in or remove the row")
         if "\0" in where:
-            raise DataError(f"{path} line {number}: the path {where!r} holds a zero byte; mend it")
-        wrong = [label for label in labels.values() if label.lower() in NOT_A_NAME]
+            raise DataError(f"{path} line {number}: the path {where!r} contains a NUL byte")
+        wrong = [label for label in labels.values() if label.lower() in MISSING_LABELS]
         if wrong:
-            raise DataError(f"{path} line {number}: the label {wrong[0]!r} is no name; leave it blank if there is none")
+            raise DataError(
+                f"{path} line {number}: the label {wrong[0]!r} is not a class name; leave it blank if there is none"
+            )
         if split is not None and split not in SPLITS:
-            raise DataError(f"{path} line {number}: split {split!r} is not known; write one of {', '.join(SPLITS)}")
-        if leaving(where):
+            raise DataError(f"{path} line {number}: split {split!r} is unknown; use one of {', '.join(SPLITS)}")
+        if leaves_root(where):
             raise DataError(f"{path} line {number}: {where!r} is outside the table's folder; use paths below it")
         if where in seen:
-            raise DataError(f"{path} line {number}: {where!r} stands in the table twice; keep one row")
+            raise DataError(f"{path} line {number}: {where!r} is in the table twice; keep one row")
         seen.add(where)
         if not os.path.exists(os.path.join(root, where)) and tar_shards.find_archive(root / where) is None:
             skipped.append((where, f"line {number}: no such file"))
@@ -247,9 +256,9 @@ def _table(path: Path, task: str, columns: tuple[str, ...]) -> Listing:
             entries.append(Entry(where, SPLITS[split] if split else None, same))
     if not entries:
         raise DataError(
-            f"{path}: no row has a label in column {own!r} and a file that exists; mend its paths or fill in its labels"
+            f"{path}: no row has a label in column {column!r} and a file that exists; fix its paths or add labels"
         )
-    return Listing(root, tuple(entries), tuple(skipped), f"table, labels from column {own!r}")
+    return Listing(root, tuple(entries), tuple(skipped), f"table, labels from column {column!r}")
 
 
 def _label_column(path: Path, task: str, names: tuple[str, ...], key: str) -> str:
@@ -261,14 +270,19 @@ def _label_column(path: Path, task: str, names: tuple[str, ...], key: str) -> st
     if len(free) == 1:
         return free[0]
     raise DataError(
-        f"{path} does not tell which column holds the labels; give --task NAME, one of {', '.join(free) or '(none)'}"
+        f"{path} has several columns that may hold the labels; choose one with --task: {', '.join(free) or '(none)'}"
     )
 
 
 def read_table(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    """Rows of a table with their line numbers, as text."""
+    """Yield (line number, row as text) of a CSV, TSV or Parquet table.
+
+    Raises:
+        DataError: the file is not a table, or damaged.
+        MissingDependency: Parquet, but no pyarrow.
+    """
     if path.suffix.lower() not in TABLE_SUFFIXES:
-        raise DataError(f"{path} is a file but no table; give a folder, or a .csv, .tsv or .parquet file")
+        raise DataError(f"{path} is not a table; use a folder, or a .csv, .tsv or .parquet file")
     if path.suffix.lower() == ".parquet":
         yield from _parquet(path)
         return
@@ -279,7 +293,7 @@ def read_table(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
             for row in reader:
                 if None in row or None in row.values():
                     raise DataError(
-                        f"{path} line {reader.line_num}: the number of fields differs from the header's; mend that line"
+                        f"{path} line {reader.line_num}: the number of fields differs from the header's; fix that line"
                     )
                 yield reader.line_num, row
     except (UnicodeDecodeError, csv.Error) as error:
@@ -294,7 +308,7 @@ def _parquet(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
         rows = parquet.read_table(path).to_pylist()
     except (OSError, ValueError) as error:  # pyarrow's errors are of these
         raise DataError(
-            f"{path}: not a readable Parquet table: {str(error).splitlines()[0][:160]}; write it anew"
+            f"{path}: not a readable Parquet table: {str(error).splitlines()[0][:160]}; write it again"
         ) from error
     for number, row in enumerate(rows, start=1):
         yield number, {name: "" if value is None else str(value) for name, value in row.items()}

@@ -1,29 +1,38 @@
-"""Images and frames of videos one after another, in order, decoded ahead of whoever reads them."""
+"""Images and video frames in order, decoded ahead of whoever reads them. Videos need the extra `video` (PyAV)."""
 
 from __future__ import annotations
 
 import os
+import stat
 import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from taskgraft.data import decode, tar_shards, video
+from taskgraft.data import decode, tar_shards
+from taskgraft.data.decode import MAX_PIXELS, MIN_SIDE, convert_to_rgb
 from taskgraft.data.layouts import TEXT_SUFFIXES, list_folder
-from taskgraft.data.transforms import Preprocessing
-from taskgraft.errors import DataError
+from taskgraft.data.transforms import Preprocessing, resize
+from taskgraft.errors import DataError, require
 from taskgraft.results.files import shown
 
 AHEAD = 4  # images that are being decoded or wait, for each thread
+VIDEO_SUFFIXES = {
+    ".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".webm",
+    ".wmv",
+}  # fmt: skip
+# What FFmpeg may open: containers that hold their own frames. A playlist in disguise would make it read other files.
+CONTAINERS = "mov,matroska,avi,mpegts,mpeg,flv,asf,ogg"
+TOLERANCE = 0.05  # fraction of the stated length that may be missing before a video counts as truncated
 
 
 class MediaFile(NamedTuple):
-    """A file that is to be read; `name` is what its rows are called."""
+    """An image or video to read; `name` is what its rows are called."""
 
     path: Path
     name: str
@@ -31,7 +40,7 @@ class MediaFile(NamedTuple):
 
 
 class StreamedImage(NamedTuple):
-    """One image [H, W, 3] uint8, or the reason why there is none; `seconds` is None but for a video's frames."""
+    """An image or frame [H, W, 3] uint8, or the reason why there is none; `seconds` into the video for its frames."""
 
     name: str
     pixels: NDArray[np.uint8] | None
@@ -39,38 +48,58 @@ class StreamedImage(NamedTuple):
     seconds: float | None = None
 
 
-class Found(NamedTuple):
-    """What the given paths hold, and what was left out: (path, reason)."""
+class FoundMedia(NamedTuple):
+    """The files at the given paths, and what was left out: (path, reason)."""
 
     items: tuple[MediaFile, ...]
     skipped: tuple[tuple[str, str], ...]
 
 
-def find_media(paths: Iterable[str | Path]) -> Found:
-    """Files in the order given, folders sorted and with all below them; a path that is given twice counts once.
+def find_media(paths: Iterable[str | Path]) -> FoundMedia:
+    """Find images and videos: files in the given order, folders sorted and recursively, tar archives by member.
 
-    The images of a tar archive stand for it, labeled or not. Raises TaskgraftError for a path that does not exist,
-    and for
-    a damaged archive. What lies in a folder and is text, hidden, or a link that leads out
-    of it is left out.
+    A path that is given twice counts once. Text, hidden files and links that leave a folder are skipped.
+
+    Raises:
+        DataError: a path does not exist, or an archive is damaged.
     """
     items: dict[str, MediaFile] = {}
     skipped: list[tuple[str, str]] = []
     for given in paths:
         path = Path(given)
         try:
-            folder = path.is_dir()
-            missing = not folder and not os.path.lexists(path)
+            is_folder = path.is_dir()
+            missing = not is_folder and not os.path.lexists(path)
         except (OSError, ValueError) as error:
-            raise DataError(f"{shown(str(given))!r} is no path: {error}; give a name that a file can have") from error
+            raise DataError(f"{shown(str(given))!r} is not a valid path: {error}") from error
         if missing:
             raise DataError(f"{shown(str(given))} does not exist; give images, videos or folders of them")
-        for file in _unpacked(_below(path, skipped) if folder else (path,), skipped):
-            items.setdefault(str(file), MediaFile(file, shown(str(file)), file.suffix.lower() in video.SUFFIXES))
-    return Found(tuple(items.values()), tuple(skipped))
+        for file in _expand_archives(_walk(path, skipped) if is_folder else (path,), skipped):
+            is_video = file.suffix.lower() in VIDEO_SUFFIXES
+            items.setdefault(str(file), MediaFile(file, shown(str(file)), is_video))
+    return FoundMedia(tuple(items.values()), tuple(skipped))
 
 
-def _unpacked(files: Iterable[Path], skipped: list[tuple[str, str]]) -> Iterator[Path]:
+def _walk(root: Path, skipped: list[tuple[str, str]]) -> Iterator[Path]:
+    """All files below a folder, sorted; linked folders are not entered, so that no circle of them is walked."""
+    waiting = [root]
+    while waiting:
+        folder = waiting.pop()
+        left_out: list[tuple[str, str]] = []
+        folders = []
+        for item in list_folder(folder, root, left_out):
+            if item.is_dir():
+                if item.is_symlink():
+                    left_out.append((item.relative_to(root).as_posix(), "a link to a folder"))
+                else:
+                    folders.append(item)
+            elif item.suffix.lower() not in TEXT_SUFFIXES:
+                yield item
+        skipped += [(shown(str(root / path)), reason) for path, reason in left_out]
+        waiting += reversed(folders)
+
+
+def _expand_archives(files: Iterable[Path], skipped: list[tuple[str, str]]) -> Iterator[Path]:
     for file in files:
         if file.suffix.lower() != tar_shards.SUFFIX or not file.is_file():
             yield file
@@ -80,54 +109,119 @@ def _unpacked(files: Iterable[Path], skipped: list[tuple[str, str]]) -> Iterator
 
 
 def stream_images(items: Sequence[MediaFile], preprocessing: Preprocessing, every: float) -> Iterator[StreamedImage]:
-    """Every image of `items`, and of videos a frame every `every` seconds, named "file@12.500s"."""
+    """Decode images in order, and from each video a frame every `every` seconds, named "file@12.500s".
+
+    Memory does not grow with the number of images or the length of a video.
+
+    Raises:
+        MissingDependency: there is a video, but no PyAV.
+    """
     threads = max(1, os.cpu_count() or 1)
     with ThreadPoolExecutor(threads) as pool, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow warns of what the rules already decide
+        warnings.simplefilter("ignore")  # Pillow warns about what the decoding rules already decide
         waiting: deque[tuple[MediaFile, Future[decode.Decoded] | None]] = deque()
         rest = iter(items)
         try:
             while True:
                 while len(waiting) < AHEAD * threads and (item := next(rest, None)) is not None:
-                    waiting.append(
-                        (item, None if item.is_video else pool.submit(decode.decode_file, item.path, preprocessing))
-                    )
+                    future = None if item.is_video else pool.submit(decode.decode_file, item.path, preprocessing)
+                    waiting.append((item, future))
                 if not waiting:
                     return
                 item, future = waiting.popleft()
                 if future is None:
-                    yield from _frames(item, preprocessing, every)
+                    yield from read_frames(item, preprocessing, every)
                 else:
-                    found = future.result()
-                    yield StreamedImage(item.name, found.pixels, found.reason)
+                    decoded = future.result()
+                    yield StreamedImage(item.name, decoded.pixels, decoded.reason)
         finally:
             for _, future in waiting:
                 if future is not None:
                     future.cancel()
 
 
-def _frames(item: MediaFile, preprocessing: Preprocessing, every: float) -> Iterator[StreamedImage]:
-    for frame in video.frames(item.path, preprocessing, every):
-        if frame.pixels is None:
-            yield StreamedImage(item.name, None, frame.reason)
+def read_frames(item: MediaFile, preprocessing: Preprocessing, every: float) -> Iterator[StreamedImage]:
+    """Read the first frame of a video, and then one at or after every `every` seconds, upright and at size.
+
+    Frames go by time stamp. Damaged parts are skipped; a last item without pixels says what was wrong.
+
+    Raises:
+        MissingDependency: there is no PyAV.
+    """
+    require("video", "av", what="a video")
+    import av
+
+    reason = None
+    try:
+        info = os.stat(item.path)
+        if not stat.S_ISREG(info.st_mode):
+            reason = "not a regular file"
+        elif not info.st_size:
+            reason = "empty"
         else:
-            yield StreamedImage(f"{item.name}@{frame.seconds:.3f}s", frame.pixels, None, frame.seconds)
+            # A file object, not a name: FFmpeg takes names such as "concat:…" for protocols.
+            with item.path.open("rb") as file, av.open(file, options={"format_whitelist": CONTAINERS}) as container:
+                reason = yield from _decode_frames(item, container, preprocessing, every)
+    except (av.FFmpegError, OSError) as error:
+        text = str(getattr(error, "strerror", None) or error).splitlines()[0][:120]
+        reason = f"cannot be read as a video: {text}"
+    if reason:
+        yield StreamedImage(item.name, None, reason)
 
 
-def _below(root: Path, skipped: list[tuple[str, str]]) -> Iterator[Path]:
-    """All files below a folder, sorted; folders that are links are not entered, so no circle of them is walked."""
-    waiting = [root]
-    while waiting:
-        folder = waiting.pop()
-        own: list[tuple[str, str]] = []
-        below = []
-        for item in list_folder(folder, root, own):
-            if item.is_dir():
-                if item.is_symlink():
-                    own.append((item.relative_to(root).as_posix(), "a link to a folder"))
-                else:
-                    below.append(item)
-            elif item.suffix.lower() not in TEXT_SUFFIXES:
-                yield item
-        skipped += [(shown(str(root / where)), reason) for where, reason in own]
-        waiting += reversed(below)
+def _decode_frames(item: MediaFile, container: Any, preprocessing: Preprocessing, every: float):
+    """Yield frames; returns what was wrong, or None."""
+    import av
+
+    if not container.streams.video:
+        return "there is no video in it"
+    stream = container.streams.video[0]
+    stream.thread_type = "AUTO"
+    width, height = stream.codec_context.width, stream.codec_context.height
+    if width * height > MAX_PIXELS or min(width, height) < MIN_SIDE:
+        return f"its frames of {width}x{height} are too large or too small"
+    frame_rate = float(stream.average_rate or stream.guessed_rate or 25)
+    start, due, last, count, damaged = 0.0, 0.0, 0.0, 0, 0
+    packets, ended = container.demux(stream), False
+    while not ended:
+        try:
+            frames = next(packets).decode()
+        except StopIteration:
+            break
+        except av.InvalidDataError:  # this packet; the next may be sound
+            damaged, frames = damaged + 1, []
+        except av.FFmpegError:  # nothing can follow
+            damaged, frames, ended = damaged + 1, [], True
+        for frame in frames:
+            time = count / frame_rate if frame.time is None else float(frame.time)
+            start = time if count == 0 else start
+            last, count = time - start, count + 1
+            if last >= due - 1e-6:
+                due = (int(last / every + 1e-6) + 1) * every
+                yield StreamedImage(f"{item.name}@{last:.3f}s", _convert_frame(frame, preprocessing), None, last)
+    return _describe_damage(count, damaged, last + 1 / frame_rate, _stated_length(stream, container))
+
+
+def _convert_frame(frame: Any, preprocessing: Preprocessing) -> NDArray[np.uint8]:
+    image = convert_to_rgb(frame.to_image())
+    if frame.rotation % 360:  # degrees by which a player turns it counter-clockwise
+        image = image.rotate(frame.rotation, expand=True)
+    return np.asarray(resize(image, preprocessing))
+
+
+def _stated_length(stream: Any, container: Any) -> float:
+    """Seconds that the file says it has; 0 where it does not."""
+    if stream.duration:
+        return float(stream.duration * stream.time_base)
+    return float((container.duration or 0) / 1_000_000)
+
+
+def _describe_damage(count: int, damaged: int, end: float, length: float) -> str | None:
+    parts = []
+    if damaged:
+        parts.append(f"{damaged} damaged part{'s' * (damaged != 1)} skipped")
+    if end < length - max(TOLERANCE * length, 0.2):
+        parts.append(f"cut off at {end:.1f} s of {length:.1f} s")
+    if not count:
+        return "no frame can be read" + (f" ({', '.join(parts)})" if parts else "")
+    return ", ".join(parts) + "; earlier frames are used" if parts else None

@@ -1,7 +1,7 @@
-"""Images in tar shards, as WebDataset packs them: `key.jpg` beside `key.cls`, `key.txt` or `key.json`.
+"""Images in tar shards, as WebDataset packs them: `key.jpg` with `key.cls`, `key.txt` or `key.json`.
 
-Nothing is unpacked: a member is read where it lies, and is called `shard-000000.tar/key.jpg` everywhere. Names inside
-an archive are labels for people; no file is ever opened by one.
+Nothing is unpacked: a member is read in place, and is called `shard-000000.tar/key.jpg` everywhere. Names inside an
+archive never become paths of files.
 """
 
 from __future__ import annotations
@@ -19,29 +19,29 @@ from typing import NamedTuple
 from taskgraft.errors import DataError, TaskgraftError
 
 SUFFIX = ".tar"
-PICTURES = {"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "avif"}
+IMAGES = {"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "avif"}
 LABELS = ("json", "cls", "txt")  # in this order, where an image has several
 MAX_LABEL = 2**20  # bytes of a label's file
 NAME = re.compile(r"^((?:.*/)?[^./][^./]*)\.([^/]+)$")  # WebDataset's: the key ends at the first dot of the last part
-ODD = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")  # control signs, and bytes that are no UTF-8
+ODD = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")  # control characters, and bytes that are not UTF-8
 
 
 class Span(NamedTuple):
-    """Where a member's bytes lie in its archive."""
+    """Where a member's bytes are in its archive."""
 
     offset: int
     size: int
 
 
 class Contents(NamedTuple):
-    """Members that can be read, by name; and (name, reason) of those that are passed over."""
+    """Members that can be read, by name, and (name, reason) of those that are skipped."""
 
     spans: Mapping[str, Span]
     skipped: tuple[tuple[str, str], ...]
 
 
 class Sample(NamedTuple):
-    """An image's name in its archive, and what stands beside it: "json", "cls" or "txt" and the text."""
+    """An image's name in its archive, and its label file: "json", "cls" or "txt", and the content."""
 
     name: str
     kind: str
@@ -49,9 +49,10 @@ class Sample(NamedTuple):
 
 
 def read_samples(path: Path, skipped: list[tuple[str, str]]) -> Iterator[Sample]:
-    """Every image of an archive that has a label beside it, in order; others are added to `skipped` with a reason.
+    """Yield every image of an archive that has a label file, in order; others are added to `skipped` with a reason.
 
-    Raises TaskgraftError for an archive that is damaged, compressed or no tar.
+    Raises:
+        DataError: the archive is damaged, compressed or not a tar file.
     """
     contents = read_index(path)
     skipped += contents.skipped
@@ -64,36 +65,36 @@ def read_samples(path: Path, skipped: list[tuple[str, str]]) -> Iterator[Sample]
     with path.open("rb") as file:
         for name in contents.spans:
             key, kind = _parts(name)
-            if kind not in PICTURES:
+            if kind not in IMAGES:
                 continue
             kinds = [kind for kind in LABELS if kind in beside.get(key, {})]
             if key in taken:
                 skipped.append((name, f"a second image called {key}"))
             elif not kinds:
-                skipped.append((name, f"no label beside it ({', '.join(f'{key}.{kind}' for kind in LABELS)})"))
+                skipped.append((name, f"no label file ({', '.join(f'{key}.{kind}' for kind in LABELS)})"))
             elif beside[key][kinds[0]].size > MAX_LABEL:
-                skipped.append((name, f"its label is larger than {MAX_LABEL} bytes"))
+                skipped.append((name, f"its label file is larger than {MAX_LABEL} bytes"))
             else:
                 taken.add(key)
-                yield Sample(name, kinds[0], _bytes(file.fileno(), beside[key][kinds[0]]))
+                yield Sample(name, kinds[0], _read_span(file.fileno(), beside[key][kinds[0]]))
 
 
 def parse_labels(sample: Sample, tasks: tuple[str, ...]) -> dict[str, str] | str:
-    """Task -> class of an image in an archive, or what is wrong; JSON may name tasks, else "label" is the first's."""
+    """Parse the class of each task, or return what is wrong; JSON may name tasks, else "label" is the first one's."""
     try:
         text = sample.text.decode("utf-8-sig")
         found = json.loads(text) if sample.kind == "json" else {"label": text}
     except ValueError as error:
         return f"its .{sample.kind} cannot be read: {error}"
     if not isinstance(found, dict):
-        return 'its .json is no {"label": …}'
+        return 'its .json is not of the form {"label": …}'
     if tasks[0] not in found and "label" in found:
         found[tasks[0]] = found["label"]
     labels = {}
     for task in tasks:
         value = found.get(task)
         if isinstance(value, bool) or not isinstance(value, str | int | None):
-            return f"its label for {task} is neither text nor a whole number"
+            return f"its label for {task} is neither text nor an integer"
         name = unicodedata.normalize("NFC", str("" if value is None else value).strip())
         if name:
             labels[task] = name
@@ -101,12 +102,16 @@ def parse_labels(sample: Sample, tasks: tuple[str, ...]) -> dict[str, str] | str
 
 
 def list_members(path: Path) -> list[str]:
-    """The names of all images of an archive, labeled or not. Raises TaskgraftError as `samples` does."""
-    return [name for name in read_index(path).spans if _parts(name)[1] in PICTURES]
+    """List the names of all images of an archive, labeled or not; raises as `read_samples` does."""
+    return [name for name in read_index(path).spans if _parts(name)[1] in IMAGES]
 
 
-def read_member(path: Path, most: int) -> bytes | str | None:
-    """The bytes of the member that a path such as `a.tar/key.jpg` names, or why not; None where it names none."""
+def read_member(path: Path, max_bytes: int) -> bytes | str | None:
+    """Read the member that a path such as `a.tar/key.jpg` names.
+
+    Returns:
+        Its bytes, or the reason why it cannot be read; None where the path is in no archive.
+    """
     archive = find_archive(path)
     if archive is None:
         return None
@@ -116,10 +121,10 @@ def read_member(path: Path, most: int) -> bytes | str | None:
             return "no such file in the archive"
         if span.size == 0:
             return "empty"
-        if span.size > most:
-            return f"larger than {most // 2**20} MiB"
+        if span.size > max_bytes:
+            return f"larger than {max_bytes // 2**20} MiB"
         with archive.open("rb") as file:
-            return _bytes(file.fileno(), span)
+            return _read_span(file.fileno(), span)
     except OSError as error:
         return f"cannot be read: {error.strerror}"
     except TaskgraftError as error:
@@ -127,16 +132,20 @@ def read_member(path: Path, most: int) -> bytes | str | None:
 
 
 def find_archive(path: Path) -> Path | None:
-    """The archive in which a path lies, or None."""
+    """Find the archive that a path is in, or None."""
     return next((up for up in path.parents if up.suffix.lower() == SUFFIX and up.is_file()), None)
 
 
 def read_index(path: Path) -> Contents:
-    """What an archive holds; kept in memory for the last few, as long as the file is the same."""
+    """Index an archive; the last few are cached as long as their files do not change.
+
+    Raises:
+        DataError: the archive is damaged, compressed or not a tar file.
+    """
     try:
         info = os.stat(path)
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}; check its rights") from error
+        raise DataError(f"{path} cannot be read: {error.strerror}; check its permissions") from error
     return _contents(path, (info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino))
 
 
@@ -148,7 +157,7 @@ def _contents(path: Path, state: tuple[int, ...]) -> Contents:
         with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
             for member in archive:
                 name = PurePosixPath(member.name).as_posix()  # "./a.jpg" is a.jpg, as in every path
-                reason = _refuse(member, name, spans, state[0])
+                reason = _find_reason(member, name, spans, state[0])
                 if reason:
                     skipped.append((ODD.sub("?", name), reason))
                 elif not member.isdir():
@@ -162,9 +171,9 @@ def _contents(path: Path, state: tuple[int, ...]) -> Contents:
     return Contents(spans, tuple(skipped))
 
 
-def _refuse(member: tarfile.TarInfo, name: str, known: Mapping[str, Span], size: int) -> str | None:
+def _find_reason(member: tarfile.TarInfo, name: str, spans: Mapping[str, Span], size: int) -> str | None:
     if ODD.search(name):
-        return "its name holds signs that cannot be written"
+        return "its name contains control characters or invalid UTF-8"
     if name.startswith("/") or ".." in PurePosixPath(name).parts:
         return "its name leads out of the archive"
     if member.isdir():
@@ -174,22 +183,22 @@ def _refuse(member: tarfile.TarInfo, name: str, known: Mapping[str, Span], size:
     key, kind = _parts(name)
     if not kind:
         return "hidden, or without a suffix"
-    if kind not in PICTURES and kind.rpartition(".")[2] in PICTURES:
-        return f"its suffix is .{kind}, counted from the first dot; an image is called {key}.jpg"
-    if name in known:
-        return "stands in the archive twice; the first is used"
+    if kind not in IMAGES and kind.rpartition(".")[2] in IMAGES:
+        return f"its suffix is .{kind}, counted from the first dot; rename it to {key}.jpg"
+    if name in spans:
+        return "is in the archive twice; the first is used"
     if member.offset_data + member.size > size:
         return "cut off"
     return None
 
 
 def _parts(name: str) -> tuple[str, str]:
-    """The key of a member and its kind, in small letters: "a/b", "jpg"; a kind with a dot is of no use here."""
+    """The key of a member and its suffix in lower case: "a/b", "jpg"; suffixes with a dot are not used."""
     found = NAME.match(name)
     return (found[1], found[2].lower()) if found else (name, "")
 
 
-def _bytes(handle: int, span: Span) -> bytes:
+def _read_span(handle: int, span: Span) -> bytes:
     """A member's bytes; raises OSError where the file has become shorter."""
     os.lseek(handle, span.offset, os.SEEK_SET)
     parts, left = [], span.size

@@ -1,4 +1,4 @@
-"""The images of a run: the new task's, and whatever there is of the old ones."""
+"""The images of a run: those of the new task, and those of old tasks that are available."""
 
 from __future__ import annotations
 
@@ -8,22 +8,30 @@ from typing import Any, NamedTuple
 
 import torch
 
-from taskgraft.data.dataset import open_images
+from taskgraft.data.dataset import SPLITS, Dataset, count_classes, open_images
 from taskgraft.data.layouts import list_images
-from taskgraft.data.splits import Dataset, count_classes
 from taskgraft.data.transforms import Preprocessing
-from taskgraft.errors import DataError, TaskgraftError
+from taskgraft.errors import DataError
 from taskgraft.results.files import shown
 from taskgraft.types import Callbacks, Images, Task
 
+MAX_LISTED = 1000  # excluded images that the record names
+
 
 class TaskData(NamedTuple):
-    """Verified images; `old` is a training sample of old tasks, `old_val` their validation images."""
+    """Verified images of a run.
+
+    Attributes:
+        new: the new task's dataset, with training and validation images.
+        old: a training sample of old tasks, or None.
+        old_val: validation images of old tasks, or None.
+        described: sources, counts, fingerprints and exclusions, for the record.
+    """
 
     new: Dataset
     old: Images | None
     old_val: Images | None
-    described: dict[str, Any]  # sources, count_classes, fingerprints, exclusions, for the record
+    described: dict[str, Any]
 
 
 def load_task_data(
@@ -39,72 +47,84 @@ def load_task_data(
     callbacks: Callbacks,
     classes: Sequence[str] | None = None,
 ) -> TaskData:
-    """Open the new task's images and those of old `tasks`; which old task a folder is of, its classes tell.
+    """Load the images of the new task and of old tasks.
 
-    `classes` are the task's where it is an old one that gets more. Raises TaskgraftError for data that cannot be
-    used, or
-    classes that no old task has.
+    Args:
+        data: data path of the new task.
+        task: its name.
+        tasks: the tasks of the parent; the class names at a path decide which of them it belongs to.
+        preprocessing: the model's.
+        old: training images of an old task, or None.
+        old_val: validation images of old tasks.
+        seed: decides the validation images that are split off.
+        cache: cache folder, or None.
+        callbacks: told about progress.
+        classes: class names of `task`, where it exists already and gets more images.
+
+    Raises:
+        DataError: images cannot be used, or belong to no old task.
     """
-    others = [other for other in tasks if other.name != task]
-    new = open_images(
-        data,
-        task,
-        preprocessing,
-        seed=seed,
-        classes=classes,
-        others=others,
-        cache_folder=cache,
-        progress=_bar(callbacks, data),
-    )
-    if new.train is None or new.val is None:
-        raise DataError(
-            f"{data}: both training and validation images are needed, and only one of them is there; add the other"
+
+    def open_(path: Path, name: str, classes: Sequence[str] | None, others: Sequence[Task], as_split: str | None):
+        return open_images(
+            path,
+            name,
+            preprocessing,
+            seed=seed,
+            classes=classes,
+            others=others,
+            cache_folder=cache,
+            as_split=as_split,
+            progress=lambda done, total: callbacks.progress(f"reading {path.name}", done, total),
         )
+
+    new = open_(data, task, classes, [other for other in tasks if other.name != task], None)
+    if new.train is None or new.val is None:
+        missing = "training" if new.train is None else "validation"
+        raise DataError(f"{data}: there are no {missing} images; add some")
     described = {"new": _describe(data, new)}
     opened: dict[str, list[Images]] = {"train": [], "val": []}
-    for part, paths in (("train", [old] if old else []), ("val", old_val)):
-        for path in paths:
-            owner = match_task(path, tasks)
-            found = open_images(
-                path, owner.name, preprocessing, seed=seed, classes=owner.classes, cache_folder=cache, as_split=part,
-                progress=_bar(callbacks, path),
-            )  # fmt: skip
-            images = found.train if part == "train" else found.val
-            if images is not None:
-                opened[part].append(images)
-            described[f"old {part}: {owner.name}"] = _describe(path, found)
+    for split, path in [*(("train", path) for path in [old] if path), *(("val", path) for path in old_val)]:
+        owner = match_task(path, tasks)
+        dataset = open_(path, owner.name, owner.classes, (), split)
+        images = dataset.train if split == "train" else dataset.val
+        if images is not None:
+            opened[split].append(images)
+        described[f"old {split}: {owner.name}"] = _describe(path, dataset)
     return TaskData(new, concat_images(opened["train"]), concat_images(opened["val"]), described)
 
 
 def read_class_names(path: Path, task: str) -> tuple[str, ...]:
-    """The class names that the images at a path have for a task, sorted."""
-    return tuple(sorted({e.labels[task] for e in list_images(path, task).entries if task in e.labels}))
+    """List the class names that the images at a path have for a task, sorted."""
+    return tuple(sorted({entry.labels[task] for entry in list_images(path, task).entries if task in entry.labels}))
 
 
 def match_task(path: Path, tasks: Sequence[Task]) -> Task:
-    """The old task whose classes the images at `path` have."""
+    """Find the old task whose class names the images at a path have.
+
+    Raises:
+        DataError: the path cannot be read, or its classes belong to no task.
+    """
     if len(tasks) == 1:
         return tasks[0]
-    overlap, reason = {}, None
+    overlap: dict[Task, float] = {}
+    failure = None
     for task in tasks:
         try:
             names = {entry.labels.get(task.name) for entry in list_images(path, task.name).entries}
-        except TaskgraftError as error:
-            reason = error
+        except DataError as error:  # a table may have a column for some tasks alone
+            failure = error
             continue
         overlap[task] = len(names & set(task.classes)) / max(1, len(names))
-    if reason and not overlap:
-        raise reason
+    if failure and not overlap:
+        raise failure
     if not overlap or max(overlap.values()) == 0:
-        raise DataError(
-            f"{path}: its classes belong to none of the old tasks {', '.join(task.name for task in tasks)}; "
-            "give images of one"
-        )
+        raise DataError(f"{path}: its classes belong to none of the old tasks {', '.join(task.name for task in tasks)}")
     return max(overlap, key=lambda task: overlap[task])
 
 
 def concat_images(parts: Sequence[Images]) -> Images | None:
-    """Several sets of images as one; a task that a set is not labeled for is -1 there. None for no set."""
+    """Concatenate sets of images; labels are -1 where a set has none for a task. None for no set."""
     if len(parts) < 2:
         return parts[0] if parts else None
     tasks = {task for part in parts for task in part.labels}
@@ -116,22 +136,18 @@ def concat_images(parts: Sequence[Images]) -> Images | None:
     return Images(pixels, labels, tuple(n for part in parts for n in part.names), parts[0].mean, parts[0].std)
 
 
-def _describe(path: Path, found: Dataset) -> dict[str, Any]:
-    task = found.tasks[0]
-    sets = {"train": found.train, "val": found.val, "test": found.test}
+def _describe(path: Path, dataset: Dataset) -> dict[str, Any]:
+    task = dataset.tasks[0]
+    sets: dict[str, Images | None] = {split: getattr(dataset, split) for split in SPLITS}
     return {
         "source": shown(str(path)),
-        "layout": found.layout,
-        "fingerprint": found.fingerprint,
+        "layout": dataset.layout,
+        "fingerprint": dataset.fingerprint,
         "task": task.name,
         "classes": len(task.classes),
-        "images": {name: len(images.pixels) for name, images in sets.items() if images is not None},
-        "counts": count_classes(found.train or found.val, task),
-        "excluded": [[shown(where), reason] for where, reason in found.excluded[:1000]],
-        "excluded_count": len(found.excluded),
-        "notes": list(found.notes),
+        "images": {split: len(images.pixels) for split, images in sets.items() if images is not None},
+        "counts": count_classes(dataset.train or dataset.val, task),
+        "excluded": [[shown(name), reason] for name, reason in dataset.excluded[:MAX_LISTED]],
+        "excluded_count": len(dataset.excluded),
+        "notes": list(dataset.notes),
     }
-
-
-def _bar(callbacks: Callbacks, path: Path):
-    return lambda done, total: callbacks.progress(f"reading {path.name}", done, total)

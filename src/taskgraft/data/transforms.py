@@ -1,4 +1,4 @@
-"""How an image becomes a tensor: size, crop, interpolation, normalization, in one line of text."""
+"""The preprocessing of a model: size, crop, interpolation and normalization, as one line of text."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ NORMS = {
     "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
 }
 MAX_SIZE = 4096  # pixels of an input's side
-LEAST = 0.01  # share of an image's side that is cut out; less would blow the image up without bounds
-FAR = 1e6  # of a mean or a deviation; those of pixels lie between 0 and 1
-WORDS = (
+MIN_CROP_PCT = 0.01  # less would enlarge the image without bounds
+MAX_STATISTIC = 1e6  # of a mean or standard deviation; those of pixels lie between 0 and 1
+SYNTAX = (
     "a size such as 96, a crop (squash, center, center:0.875, border), a filter (bilinear, bicubic, …), "
     "a normalization (imagenet, half, none, or mean=R,G,B std=R,G,B)"
 )
@@ -50,66 +50,72 @@ class Preprocessing(NamedTuple):
     def to_text(self) -> str:
         """Write it as the line that `parse_preprocessing` reads."""
         crop = f"{self.crop}:{self.crop_pct}" if self.crop == "center" else self.crop
-        return f"{self.size} {crop} {self.interpolation} {self.norm()}"
+        return f"{self.size} {crop} {self.interpolation} {self.normalization()}"
 
-    def norm(self) -> str:
-        """Mean and standard deviation, by their name where they have one."""
-        known = [name for name, pair in NORMS.items() if pair == (self.mean, self.std)]
-        return known[0] if known else f"mean={_numbers(self.mean)} std={_numbers(self.std)}"
+    def normalization(self) -> str:
+        """Format mean and standard deviation, by name where they have one."""
+        names = [name for name, pair in NORMS.items() if pair == (self.mean, self.std)]
+        return names[0] if names else f"mean={_numbers(self.mean)} std={_numbers(self.std)}"
 
     def describe(self) -> str:
-        """What becomes of an image, in words."""
-        part = {
+        """Describe in words what is done to an image."""
+        region = {
             "squash": "the whole image, squashed",
             "center": f"the middle square of {100 * self.crop_pct:.4g} % of the shorter side",
             "border": "the whole image on black",
         }[self.crop]
         norm = {"none": "not normalized", "half": "normalized to -1..1", "imagenet": "normalized as for ImageNet"}.get(
-            self.norm(), f"normalized with {self.norm()}"
+            self.normalization(), f"normalized with {self.normalization()}"
         )
-        return f"{part}, at {self.size} × {self.size} px, {self.interpolation}, {norm}"
+        return f"{region}, at {self.size} × {self.size} px, {self.interpolation}, {norm}"
 
 
 def parse_preprocessing(text: str, start: Preprocessing) -> Preprocessing:
     """Read a line such as '96 squash bilinear imagenet'; what it leaves out stays as in `start`.
 
-    Raises TaskgraftError for a word that is none of size, crop, filter or normalization.
+    Raises:
+        DataError: a word is not a size, crop, filter or normalization.
     """
     preprocessing = start
     for word in text.split():
         name, _, value = word.partition("=")
-        crop, _, share = word.partition(":")
+        crop, _, fraction = word.partition(":")
         if re.fullmatch(r"[0-9]{1,4}", word) and 8 <= int(word) <= MAX_SIZE:
             preprocessing = preprocessing._replace(size=int(word))
-        elif crop in CROPS and (crop == "center" or not share):
+        elif crop in CROPS and (crop == "center" or not fraction):
             preprocessing = preprocessing._replace(
-                crop=crop, crop_pct=_share(share, text) if share else preprocessing.crop_pct
+                crop=crop, crop_pct=_parse_crop_pct(fraction, text) if fraction else preprocessing.crop_pct
             )
         elif word in FILTERS:
             preprocessing = preprocessing._replace(interpolation=word)
         elif word in NORMS:
             preprocessing = preprocessing._replace(mean=NORMS[word][0], std=NORMS[word][1])
         elif name in ("mean", "std") and value:
-            preprocessing = preprocessing._replace(**{name: _triple(value, text)})
+            preprocessing = preprocessing._replace(**{name: _parse_triple(value, text)})
         else:
-            raise DataError(f"input {text!r}: {word!r} is not understood; write {WORDS}")
+            raise DataError(f"preprocessing {text!r}: {word!r} is not understood; write {SYNTAX}")
     if min(preprocessing.std) <= 0:
-        raise DataError(f"input {text!r}: std is not above 0; give three numbers above 0")
+        raise DataError(f"preprocessing {text!r}: std is not above 0; give three numbers above 0")
     return preprocessing
 
 
 def is_complete(text: str) -> bool:
-    """Whether a line says everything, so that nothing stays of what it starts from."""
-    other = Preprocessing(8, "border", LEAST, "nearest", (FAR,) * 3, (FAR,) * 3)
+    """Whether a line sets everything, so that nothing is taken from a default."""
+    other = Preprocessing(8, "border", MIN_CROP_PCT, "nearest", (MAX_STATISTIC,) * 3, (MAX_STATISTIC,) * 3)
     return parse_preprocessing(text, Preprocessing()).to_text() == parse_preprocessing(text, other).to_text()
 
 
 def from_timm(config: Mapping[str, Any], where: str = "timm") -> Preprocessing:
     """Read timm's `pretrained_cfg`; what is missing there gets timm's own defaults.
 
-    Raises TaskgraftError, which tells `where` it stands, for values that no preprocessing can have.
+    Args:
+        config: `pretrained_cfg` of a model or file.
+        where: its origin, for the message.
+
+    Raises:
+        DataError: a value that no preprocessing can have.
     """
-    _sound(config, where)
+    _check(config, where)
     default = Preprocessing()
     crop = str(config.get("crop_mode") or "center")
     filters = str(config.get("interpolation") or "bicubic")
@@ -123,33 +129,36 @@ def from_timm(config: Mapping[str, Any], where: str = "timm") -> Preprocessing:
     )
 
 
-def _sound(config: Mapping[str, Any], where: str) -> None:
-    """Refuse what would be an error, or fill the memory, once images are there."""
+def _check(config: Mapping[str, Any], where: str) -> None:
+    """Refuse what would fail, or fill the memory, once there are images."""
     size = config.get("input_size") or (3, 224, 224)
-    share, scale = config.get("crop_pct") or 0.875, (config.get("mean") or (0.5,) * 3, config.get("std") or (0.5,) * 3)
+    crop_pct, scale = (
+        config.get("crop_pct") or 0.875,
+        (config.get("mean") or (0.5,) * 3, config.get("std") or (0.5,) * 3),
+    )
     checks = {
         "input_size": isinstance(size, list | tuple)
         and len(size) == 3
         and all(type(side) is int for side in size)
         and 8 <= size[-1] <= MAX_SIZE,
-        "crop_pct": isinstance(share, int | float) and LEAST <= share <= 1,
-        "mean": _three(scale[0]),
-        "std": _three(scale[1]) and min(scale[1]) > 0,
+        "crop_pct": isinstance(crop_pct, int | float) and MIN_CROP_PCT <= crop_pct <= 1,
+        "mean": _is_triple(scale[0]),
+        "std": _is_triple(scale[1]) and min(scale[1]) > 0,
     }
     for name, good in checks.items():
         if not good:
             raise DataError(
-                f"{where}: pretrained_cfg has {name} {str(config.get(name))[:60]}, which cannot be; mend the file"
+                f"{where}: pretrained_cfg has {name} {str(config.get(name))[:60]}, which is invalid; fix the file"
             )
 
 
-def _three(values: Any) -> bool:
-    known = isinstance(values, list | tuple) and all(isinstance(value, int | float) for value in values)
-    return known and len(values) == 3 and all(abs(value) <= FAR for value in values)
+def _is_triple(values: Any) -> bool:
+    are_numbers = isinstance(values, list | tuple) and all(isinstance(value, int | float) for value in values)
+    return are_numbers and len(values) == 3 and all(abs(value) <= MAX_STATISTIC for value in values)
 
 
 def to_timm(preprocessing: Preprocessing) -> dict[str, Any]:
-    """Write timm's keys, so that timm's own transforms do the same."""
+    """Convert to keys of timm's `pretrained_cfg`, so that timm's own transforms do the same."""
     return {
         "input_size": [3, preprocessing.size, preprocessing.size],
         "interpolation": preprocessing.interpolation,
@@ -161,17 +170,17 @@ def to_timm(preprocessing: Preprocessing) -> dict[str, Any]:
 
 
 def resize(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
-    """Bring an RGB image to [size, size] by Pillow's filters."""
+    """Resize and crop an RGB image to [size, size] with Pillow's filters."""
     size, resample = preprocessing.size, FILTERS[preprocessing.interpolation]
-    width, height = scaled(*image.size, preprocessing)
+    width, height = compute_scaled_size(*image.size, preprocessing)
     if preprocessing.crop == "squash":
         return image.resize((width, height), resample)
     left, top = round((width - size) / 2), round((height - size) / 2)
     return image.resize((width, height), resample).crop((left, top, left + size, top + size))
 
 
-def scaled(width: int, height: int, preprocessing: Preprocessing) -> tuple[int, int]:
-    """What an image's sides become before it is cropped or padded."""
+def compute_scaled_size(width: int, height: int, preprocessing: Preprocessing) -> tuple[int, int]:
+    """Compute the width and height that an image is resized to before it is cropped or padded."""
     if preprocessing.crop == "squash":
         return preprocessing.size, preprocessing.size
     if preprocessing.crop == "border":
@@ -186,21 +195,23 @@ def _numbers(values: tuple[float, ...]) -> str:
     return ",".join(map(str, values))  # every digit: the line must read back as the same preprocessing
 
 
-def _triple(text: str, line: str) -> tuple[float, ...]:
+def _parse_triple(text: str, line: str) -> tuple[float, ...]:
     try:
         values = tuple(float(part) for part in text.split(","))
     except ValueError:
         values = ()
-    if len(values) != 3 or not all(abs(value) <= FAR for value in values):
-        raise DataError(f"input {line!r}: {text!r} is not three numbers; give them as in 0.485,0.456,0.406")
+    if len(values) != 3 or not all(abs(value) <= MAX_STATISTIC for value in values):
+        raise DataError(f"preprocessing {line!r}: {text!r} is not three numbers; write them as in 0.485,0.456,0.406")
     return values
 
 
-def _share(text: str, line: str) -> float:
+def _parse_crop_pct(text: str, line: str) -> float:
     try:
-        share = float(text)
+        crop_pct = float(text)
     except ValueError:
-        share = 0.0
-    if not LEAST <= share <= 1:
-        raise DataError(f"input {line!r}: the crop's share {text!r} is out of range; give one from {LEAST} to 1")
-    return share
+        crop_pct = 0.0
+    if not MIN_CROP_PCT <= crop_pct <= 1:
+        raise DataError(
+            f"preprocessing {line!r}: the fraction {text!r} to crop is out of range; use one from {MIN_CROP_PCT} to 1"
+        )
+    return crop_pct

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import av
@@ -10,11 +11,15 @@ import numpy as np
 import pytest
 
 from films import FRAME_RATE, cut, film, turned
+from taskgraft.data.streaming import MediaFile, StreamedImage, read_frames
 from taskgraft.data.transforms import Preprocessing
-from taskgraft.data.video import frames
 from taskgraft.errors import TaskgraftError
 
 WANTED = Preprocessing(16, "squash", 1.0, "bilinear")
+
+
+def frames(path: Path, preprocessing: Preprocessing, every: float) -> Iterator[StreamedImage]:
+    return read_frames(MediaFile(path, path.name, True), preprocessing, every)
 
 
 def gray(levels: list[int]) -> list[np.ndarray]:
@@ -56,7 +61,7 @@ def test_a_video_cut_off_keeps_what_came_before(tmp_path: Path) -> None:
     assert 3 <= len(kept) <= 9
     assert last.pixels is None
     assert "cut off at" in str(last.reason)
-    assert "of 6.0 s; what came before is kept" in str(last.reason)
+    assert "of 6.0 s; earlier frames are used" in str(last.reason)
     for one, two in zip(kept, frames(whole, WANTED, 0.5), strict=False):
         assert one.seconds == two.seconds
     first = next(frames(whole, WANTED, 0.5))

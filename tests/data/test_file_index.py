@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from taskgraft.data import packed_names
+from taskgraft.data import file_index
 
 
 @given(st.lists(st.text(st.characters(exclude_categories=[])), max_size=20))
@@ -18,8 +18,8 @@ from taskgraft.data import packed_names
 def test_names_are_a_tuple_of_any_strings(names: list[str]) -> None:
     names = [name.encode("utf-8", "replace").decode() for name in names] + [
         "\udcff.png"
-    ]  # a file's name may be no UTF-8
-    packed = packed_names.pack(names)
+    ]  # a file's name may not be UTF-8
+    packed = file_index.pack_names(names)
     assert len(packed) == len(names)
     assert list(packed) == names
     assert [packed[row] for row in range(len(names))] == names
@@ -29,16 +29,16 @@ def test_names_are_a_tuple_of_any_strings(names: list[str]) -> None:
 
 
 def test_many_names_are_read_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packed_names, "CHUNK", 3)
+    monkeypatch.setattr(file_index, "CHUNK", 3)
     names = [str(number) * (number % 4) for number in range(10)]
-    assert list(packed_names.pack(names)) == names
+    assert list(file_index.pack_names(names)) == names
 
 
 def test_columns_come_back_and_the_file_cannot_be_written_through_them(tmp_path: Path) -> None:
     path, table = tmp_path / "x", {"a": torch.arange(5), "b": torch.zeros(0, 3), "c": torch.tensor([True, False])}
-    packed_names.save(path, table, {"one": [1, None, "é"]})
+    file_index.save_columns(path, table, {"one": [1, None, "é"]})
     for _ in range(2):
-        found = packed_names.load(path)
+        found = file_index.load_columns(path)
         assert found is not None
         assert found[1] == {"one": [1, None, "é"]}
         assert found[0].keys() == table.keys()
@@ -48,7 +48,7 @@ def test_columns_come_back_and_the_file_cannot_be_written_through_them(tmp_path:
 
 @pytest.mark.parametrize("keep", [0.0, 0.5, 0.99])
 def test_half_a_file_is_none(tmp_path: Path, keep: float) -> None:
-    packed_names.save(tmp_path / "x", {"a": torch.arange(500)}, {})
+    file_index.save_columns(tmp_path / "x", {"a": torch.arange(500)}, {})
     os.truncate(tmp_path / "x", int(keep * (tmp_path / "x").stat().st_size))
-    assert packed_names.load(tmp_path / "x") is None
-    assert packed_names.load(tmp_path / "gone") is None
+    assert file_index.load_columns(tmp_path / "x") is None
+    assert file_index.load_columns(tmp_path / "gone") is None
