@@ -148,7 +148,7 @@ def test_several_columns_with_blanks(tmp_path: Path) -> None:
         ("a.png", "train", {"make": "van"}),
         ("deep/c.png", None, {"make": "van"}),
     ]
-    with pytest.raises(TaskgraftError, match="give --task NAME, one of make, paint"):
+    with pytest.raises(TaskgraftError, match="choose one with --task: make, paint"):
         list_images(path, "size")
 
 

@@ -47,9 +47,7 @@ def group_classes(listing: Listing, task: str, pattern: str | None, min_images: 
     )
     remaining = {new for new in renamed.values() if new}
     if len(remaining) < 2 and (pattern or min_images):
-        raise DataError(
-            f"--group and --min-images leave {len(remaining)} of {len(names)} classes, but two are needed"
-        )
+        raise DataError(f"--group and --min-images leave {len(remaining)} of {len(names)} classes, but two are needed")
     return Curated(entries, renamed, small)
 
 

@@ -269,9 +269,9 @@ def _label_column(path: Path, task: str, names: tuple[str, ...], key: str) -> st
     free = [name for name in names if name not in (key, "split")]
     if len(free) == 1:
         return free[0]
-    raise DataError(
-        f"{path} has several columns that may hold the labels; choose one with --task: {', '.join(free) or '(none)'}"
-    )
+    if not free:
+        raise DataError(f"{path} has no column with labels; add one")
+    raise DataError(f"{path} has several columns that may hold the labels; choose one with --task: {', '.join(free)}")
 
 
 def read_table(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
