@@ -28,17 +28,11 @@ import numpy as np
 import torch
 
 from taskgraft import data
-from taskgraft.data import (
-    Dataset,
-    Preprocessing,
-    file_index,
-    image_store,
-    label_cache,
-    open_images,
-    packed_names,
-)
+from taskgraft.data import Dataset, Preprocessing, decode, file_index, open_images
+from taskgraft.data.dataset import SNAPSHOT_FORMAT, save_snapshot
 from taskgraft.data.layouts import list_images
-from taskgraft.data.pixel_cache import geometry_folder
+from taskgraft.data.pixel_cache import geometry_folder, map_pixels
+from taskgraft.results.files import fingerprint
 from taskgraft.types import Images, Task, TrainingData
 
 CLASSES = tuple(f"n{number:08d}" for number in range(1000))
@@ -75,22 +69,27 @@ def simulate(root: Path, layout: str, count: int, size: int) -> None:
     with (home / "simulated.u8").open("wb") as file:
         file.truncate(count * size * size * 3)
     np.lib.format.open_memmap(home / "simulated.npy", mode="w+", dtype=np.uint8, shape=(count, 32)).flush()
-    pixels = image_store.open_file(home, "simulated", count, size)
+    pixels = map_pixels(home, "simulated", count, size)
     assert pixels is not None
     names, labels = list(names_of(layout, count)), torch.arange(count) % 1000
     parts = (slice(0, count - validation), slice(count - validation, count))
     train, val = (
         Images(
-            pixels[part], {TASK: labels[part]}, packed_names.pack(names[part]), preprocessing.mean, preprocessing.std
+            pixels[part],
+            {TASK: labels[part]},
+            file_index.pack_names(names[part]),
+            preprocessing.mean,
+            preprocessing.std,
         )
         for part in parts
     )
     found = Dataset((task,), train, val, None, (), layout, "simulated", 0, ())
-    state = file_index.state_of(place)
+    state = file_index.read_data_state(place)
     assert state is not None
-    label_cache.save(
-        label_cache.place_of(cache, place, preprocessing, [TASK, 0, None, (), None]), state.mark, found, "simulated"
-    )
+    parts = [SNAPSHOT_FORMAT, decode.VERSION, str(place.resolve()), preprocessing.to_text()]
+    parts += map(repr, [TASK, 0, None, (), None])
+    snapshot = cache / "sets" / f"{fingerprint(parts)[:32]}.safetensors"
+    save_snapshot(snapshot, state.signature, found, "simulated")
 
 
 def memory() -> dict[str, int]:
