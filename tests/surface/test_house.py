@@ -43,7 +43,8 @@ def test_only_cli_prints_or_exits() -> None:
 
 
 def test_layers_are_the_modules() -> None:
-    modules = {path.stem for path in PACKAGE.glob("*.py")} | {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    modules = {path.stem for path in PACKAGE.glob("*.py")}
+    modules |= {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
     assert modules - {"__init__", "__main__"} == set(layers())
 
 
