@@ -93,7 +93,7 @@ def empty_class(place: Place) -> Sequence[Try]:
 
 def one_class(place: Place) -> Sequence[Try]:
     shutil.rmtree(place.data / "red")
-    says = ("1 class (blue), and a classifier needs two",)
+    says = ("1 class (blue), but a classifier needs two",)
     return [
         Try(("check", place.data), (1,), ("a classifier needs at least two classes",)),
         Try(("train", place.data, place.out, *TRAIN), (2,), says),
@@ -106,7 +106,7 @@ def other_classes(place: Place) -> Sequence[Try]:
     classes(data / "train", "cat", "dog")
     classes(data / "val", "cat", "Dog", start=500)
     return [
-        Try(("check", data), (1,), ("val: Dog: dog", "PROBLEMS: classes without a training image")),
+        Try(("check", data), (1,), ("val: Dog: dog", "PROBLEMS: classes without training images")),
         Try(("train", data, place.out, *TRAIN), (2,), ("val has the class 'Dog'", "lack", "did you mean 'dog'?")),
         Try(("evaluate", place.parent, data, "--cache", "none"), (2,), ("which the model lacks",)),
     ]
@@ -179,7 +179,7 @@ def strange_names(place: Place) -> Sequence[Try]:
 
 def two_forms(place: Place) -> Sequence[Try]:
     classes(place.data, ONE, TWO, "Blue")
-    return [Try(("check", place.data), (1,), ("written in two Unicode forms", "in case, spaces or a plural alone"))]
+    return [Try(("check", place.data), (1,), ("in two Unicode forms", "only in case, spaces or a plural"))]
 
 
 def plain_report(place: Place, _: Told) -> str:
@@ -216,7 +216,7 @@ def no_text(place: Place) -> Sequence[Try]:
         Try(("predict", place.parent, folder + b"/caf\xe9.png"), says=("caf\\\\udce9.png",)),
         Try(("predict", place.parent, place.data, "--out", place.out / "answers.csv")),
         Try(
-            ("train", place.data, os.fsencode(place.out) + b"/\xff", *TRAIN), (2,), ("is no UTF-8; choose another OUT",)
+            ("train", place.data, os.fsencode(place.out) + b"/\xff", *TRAIN), (2,), ("is not valid UTF-8; choose another OUT",)
         ),
     ]
 

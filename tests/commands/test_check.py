@@ -62,7 +62,7 @@ def test_doubles_inside_and_across(data: Path) -> None:
     assert found["near_leaks"] == [["train/van/3.png", "val/van/again.jpg"]]
     assert ["train/van/4.png", "train/van/squeezed.png"] in found["near_duplicates"]
     assert found["near_conflicts"] == []
-    assert found["problems"] == ["equal images stand in two classes", "equal images stand in two splits"]
+    assert found["problems"] == ["identical images have two classes", "identical images are in two splits"]
     assert any("1 image is in two splits: train/bus/1.png and val/bus/leak.png" in one for one in found["lines"])
 
 
@@ -87,7 +87,7 @@ def test_classes_of_validation_without_training(data: Path) -> None:
     found = check(data)
     assert found["not_trained"] == [["val", "Vans", "van"], ["val", "lorry", None]]
     assert found["alike"] == [["Vans", "van"]]
-    assert "classes without a training image" in found["problems"]
+    assert "classes without training images" in found["problems"]
 
 
 def test_what_cannot_be_read_is_listed_with_its_reason(data: Path) -> None:
@@ -98,7 +98,7 @@ def test_what_cannot_be_read_is_listed_with_its_reason(data: Path) -> None:
     assert (found["unreadable"], found["problems"]) == (1, [])
     for number in range(3):
         (data / f"train/van/bad{number}.png").write_bytes(b"x")
-    assert check(data)["problems"] == ["4 of 34 images cannot be used; training passes over 5% at most"]
+    assert check(data)["problems"] == ["4 of 34 images cannot be used; training skips at most 5%"]
 
 
 def test_few_uneven_and_tiny(tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ def test_beside_a_model(alice: Path, tmp_path: Path) -> None:
     assert (beside["task"], beside["known"], beside["unknown"], beside["absent"]) == ("shape", 1, ["oval"], [])
     assert beside["near"] == [["Round", "round", "written otherwise"], ["squares", "square", "written otherwise"]]
     assert (beside["input"], beside["smaller"]) == (32, 1)
-    assert found["problems"] == ["class names that the model writes otherwise"]
+    assert found["problems"] == ["class names that the model spells differently"]
 
 
 def test_a_new_task_beside_a_model(alice: Path, new_folder: Path) -> None:

@@ -215,7 +215,7 @@ def test_the_command_keeps_stdout_clean(
     code, out, err = command("predict", model, "-", given="\n".join(names) + "\n")
     assert code == 0
     assert [json.loads(line)["id"] for line in out.splitlines()] == names
-    assert "1 of 2 could not be read" in err
+    assert "1 of 2 images could not be read" in err
     code, out, _ = command("predict", model, names[1])
     assert code == 1
     assert "error" in json.loads(out)

@@ -263,12 +263,12 @@ def _list_problems(found: dict[str, Any], total: int) -> list[str]:
     bad, against = found["unreadable"], found["against"]
     said = [
         (len(found["classes"]) < 2, "a classifier needs at least two classes"),
-        (bad > MAX_EXCLUDED * total, f"{bad} of {total} images cannot be used; training passes over 5% at most"),
-        (found["conflicts"], "equal images stand in two classes"),
-        (found["leaks"], "equal images stand in two splits"),
-        (found["not_trained"], "classes without a training image"),
-        (found["single"], "classes with one image cannot be split; give val/ or more images"),
-        (found["alike"], "class names that differ in case, spaces or a plural alone"),
-        (against and against["near"], "class names that the model writes otherwise"),
+        (bad > MAX_EXCLUDED * total, f"{bad} of {total} images cannot be used; training skips at most 5%"),
+        (found["conflicts"], "identical images have two classes"),
+        (found["leaks"], "identical images are in two splits"),
+        (found["not_trained"], "classes without training images"),
+        (found["single"], "classes with a single image cannot be split; provide val/ or more images"),
+        (found["alike"], "class names that differ only in case, spaces or a plural"),
+        (against and against["near"], "class names that the model spells differently"),
     ]
     return [text for wrong, text in said if wrong]
