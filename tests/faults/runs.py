@@ -62,7 +62,7 @@ def other_data(place: Place) -> str:
 
     for change, word in (
         (added, "added train/blue/more.png"),
-        (first.unlink, f"gone {first.relative_to(data)}"),
+        (first.unlink, f"removed {first.relative_to(data)}"),
         (lambda: second.write_bytes(second.read_bytes() + b"more"), "the same names, but other contents"),
     ):
         kept = place.root / "kept"

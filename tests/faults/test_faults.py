@@ -72,4 +72,4 @@ def test_non_finite_loss_keeps_checkpoints(calm: Place, tmp_path: Path) -> None:
     told = command(calm.words(out, "--lr", "1e30", "--clip-grad", "0", "--optimizer", "sgd"), tmp_path)
     assert told.code == 4
     assert "is not finite at learning rate" in told.last
-    assert "nothing was updated" in told.last
+    assert "the weights were not updated" in told.last

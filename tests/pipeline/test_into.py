@@ -103,5 +103,5 @@ def test_record_has_flops_and_latency(alice: Path, new_folder: Path, old_folder:
     assert done.record.tasks[0].forgetting
     assert (done.record.tasks[0].forgetting.low, done.record.tasks[0].forgetting.high) == (0, 0)
     assert 1.5 < done.record.flops["child"] / done.record.flops["parent"] < 2
-    assert "times the parent" in (tmp_path / "both/report.html").read_text()
-    assert "plain timm cannot rebuild it" in (tmp_path / "both/README.md").read_text()
+    assert "x the FLOPs" in (tmp_path / "both/report.html").read_text()
+    assert "timm alone cannot rebuild it" in (tmp_path / "both/README.md").read_text()

@@ -125,7 +125,7 @@ def test_good_parent_is_reported(alice: Path, new_folder: Path, old_folder: Path
         alice, new_folder, tmp_path / "out", task="paint", config=RUN, old_val=old_folder, callbacks=callbacks
     )
     (pictures,) = [line for line in lines if line.startswith("parent: preprocessing '32 squash bilinear half'")]
-    assert pictures.endswith(f"as {alice / 'config.json'} says; --preprocessing sets it")
+    assert pictures.endswith(f"from {alice / 'config.json'}; change it with --preprocessing")
     (measured,) = [line for line in lines if "validation images" in line]
     assert measured.startswith("parent: shape ")
     assert lines.index(measured) < min(place for place, line in enumerate(lines) if line.startswith("step "))
@@ -136,7 +136,7 @@ def test_compare_reports_parent_once(alice: Path, new_folder: Path, old_folder: 
     request = Request(alice, new_folder, "paint", config=RUN, old_val=old_folder)
     chosen = variants(["finetune", "distill"], [], RUN)
     compare(request, chosen, tmp_path / "table", seeds=1, separate=0, callbacks=Callbacks(info=lines.append))
-    assert len([line for line in lines if line.startswith("parent: images are shown")]) == 1
+    assert len([line for line in lines if line.startswith("parent: preprocessing ")]) == 1
     assert len([line for line in lines if line.startswith("parent: shape ")]) == 1
     assert not [line for line in lines if line.startswith("step ")]
 
@@ -173,7 +173,7 @@ def test_resume_skips_parent_check(
     alice: Path, new_folder: Path, old_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its parent was looked at when it began; a rule that has changed since does not end it."""
-    from taskgraft.pipeline import fitting
+    from taskgraft.pipeline import parent_check
 
     class Stop(Exception):
         pass
@@ -184,7 +184,7 @@ def test_resume_skips_parent_check(
     given = {"task": "paint", "config": RUN, "old_val": old_folder}
     with pytest.raises(Stop):
         taskgraft.extend(alice, new_folder, tmp_path / "out", callbacks=Callbacks(on_metrics=stop), **given)
-    monkeypatch.setattr(fitting, "guessed", lambda labels, classes: 2.0)
+    monkeypatch.setattr(parent_check, "compute_guess_accuracy", lambda labels, classes: 2.0)
     with pytest.raises(TaskgraftError, match="most frequent class"):
         taskgraft.extend(alice, new_folder, tmp_path / "other", **given)
     assert taskgraft.extend(alice, new_folder, tmp_path / "out", resume=True, **given).record.step
