@@ -280,7 +280,7 @@ def two_classes(place: Place) -> Sequence[Try]:
         return "a note in the report"
 
     return [
-        Try(("check", place.data), (1,), ("1 image stands in two classes: blue/0.png and red/again.png",)),
+        Try(("check", place.data), (1,), ("1 image is labeled with two classes: blue/0.png and red/again.png",)),
         Try(("train", place.data, place.out, *TRAIN), look=noted),
         Try(("extend", place.parent, place.data, place.out, *EXTEND, "--method", "frozen"), look=noted),
     ]

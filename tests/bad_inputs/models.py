@@ -222,7 +222,7 @@ def equal_task(place: Place) -> Sequence[Try]:
         Try(("extend", place.parent, place.data, place.out, *EXTEND, "--task", "shape"), (2,),
             ("already has a task 'shape'",)),
         Try(("extend", place.parent, data, place.out, *EXTEND, "--method", "frozen"),
-            says=("the classes are those of the old task shape", "--into shape")),
+            says=("these classes already exist in task shape", "--into shape")),
     ]  # fmt: skip
 
 

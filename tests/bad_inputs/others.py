@@ -74,7 +74,7 @@ def configurations(place: Place) -> Sequence[Try]:
     path.write_text("rate: !!python/object/apply:os.system ['touch trap']\nrate: 1e-4\na: &a [*a]\n\tb: 1\n")
     extend = ("extend", place.parent, place.data, place.out, *EXTEND, "--method")
     return [
-        Try(("train", place.data, place.out, *TRAIN, "--config", path), (2,), ("no readable TOML",)),
+        Try(("train", place.data, place.out, *TRAIN, "--config", path), (2,), ("invalid YAML",)),
         Try(("train", path, place.out, *TRAIN), (2,), ("is not a table",)),
         Try((*extend, "distill(strenght=1)"), (2,),
             ("did you mean 'strength'",)),
@@ -92,7 +92,7 @@ VALUES: list[tuple[str, str, str]] = [
     ("--lr", "inf", "give a number"),
     ("--steps", "0", "must be at least 1"),
     ("--batch-size", "0", "must be at least 1"),
-    ("--batch-size", "1.5", "valid integer"),
+    ("--batch-size", "1.5", "give a whole number"),
     ("--momentum", "1", "at most 0.9999"),
     ("--weight-decay", "-1", "must be at least 0"),
     ("--seed", "-1", "must be at least 0"),
@@ -122,7 +122,7 @@ def paths(place: Place) -> Sequence[Try]:
     file = place.root / "file"
     file.write_text("mine")
     odd = place.root / "out" / " with spaces\nand a line"
-    inside = ("lies in", "whose images are read; choose an OUT elsewhere")
+    inside = ("is inside", "which images are read from; choose an OUT elsewhere")
     tail = (*EXTEND, "--method", "frozen")
     found: list[Try] = []
     for command in (("train", place.data), ("extend", place.parent, place.data)):

@@ -94,6 +94,6 @@ def test_bad_input_is_reported_once(alice: Path, old_folder: Path, tmp_path: Pat
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert [line for line in done.stderr.splitlines() if line.startswith("taskgraft:")] == [
-        f"taskgraft: {tmp_path / 'nothing'} does not exist; give a folder with one sub-folder per class, or a CSV file"
+        f"taskgraft: {tmp_path / 'nothing'} does not exist; expected a folder with one sub-folder per class, or a table"
     ]
     assert not (tmp_path / "both").exists()

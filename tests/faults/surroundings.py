@@ -115,11 +115,11 @@ FAULTS = [
     Fault(17, "a decoder crashes or raises",
           "what raises is left out by name; a server's decoder is a process of its own, and is replaced",
           tested=("tests/bad_inputs/test_bad_inputs.py::test_a_bad_input",
-                  f"{SERVING}::test_a_worker_that_dies_is_replaced"),
+                  f"{SERVING}::test_dead_worker_is_replaced"),
           changed="one's own images are decoded in threads: a decoder that kills its process ends the command"),
     Fault(18, "no HOME, no temporary folder, LANG=C, TERM=dumb, 20 columns", "no traceback, the same bits", homeless,
           (f"{SIGNALS}::test_signal_loses_nothing",)),
     Fault(19, "forked or spawned, no workers, one core, no GPU", "the same bits", one_core,
-          (f"{TUNE}::test_two_processes_find_what_one_finds",),
+          (f"{TUNE}::test_a_killed_worker_is_replaced_and_the_result_is_the_same",),
           "on Apple's GPUs nothing was tried"),
 ]  # fmt: skip

@@ -39,6 +39,17 @@ def apply(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) ->
     argument = arguments.get("--config", None)
     if argument is not None and argument.tokens:
         fill(app, commands, arguments, Path(argument.tokens[-1].value))
+    _check_whole_numbers(arguments)
+
+
+def _check_whole_numbers(arguments: ArgumentCollection) -> None:
+    """Refuse 1.5 where a whole number is expected, which cyclopts would round."""
+    for argument in arguments:
+        if argument.hint is not int:
+            continue
+        for token in argument.tokens:
+            if "." in token.value:
+                raise InputError(f"{argument.name} {token.value}: give a whole number")
 
 
 def fill(app: App, commands: tuple[str, ...], arguments: ArgumentCollection, file: Path) -> None:
