@@ -178,7 +178,7 @@ def test_teacher_runs_once_per_view(monkeypatch: pytest.MonkeyPatch) -> None:
         answer = real(*given)
         return lambda params, chosen: (asked.append(int(chosen.sum())), answer(params, chosen))[1]
 
-    monkeypatch.setattr(loop, "_answerer", counting)
+    monkeypatch.setattr(loop, "_build_predict", counting)
     trained("distill", replace(RUN, steps=20))  # 160 places, 20 images x 2 views
     assert sum(asked) == 20 * RUN.views
 
