@@ -79,9 +79,6 @@ LEFT_OUT = {
         "starts processes; tests/commands/test_tune.py does",
         "taskgraft tune cars.pth.tar colours/ /shared/search --task colour --arch tf_efficientnet_lite0 "
         "--labels cars.txt \\": "needs a database; tests/commands/test_tune.py has one",
-        "#!/bin/bash": "needs Slurm",
-        "ray start --head                                # on the others: ray start --address=HEAD:6379":
-        "starts a cluster; tests/commands/test_tune.py has a small one",
     },
     "serving.md": {
         "pip install 'taskgraft[serve]'":

@@ -25,7 +25,7 @@ def test_the_method_of_the_page_passes_the_laws(tmp_path: Path) -> None:
     page = (ROOT / "docs" / "contribute.md").read_text(encoding="utf-8")
     package = tmp_path / "src" / "taskgraft" / "methods"
     (package / "match.py").write_text(re.findall(r"```python\n(.*?)```", page, re.DOTALL)[0], encoding="utf-8")
-    registry, laws = package / "__init__.py", tmp_path / "tests" / "laws" / "test_laws.py"
+    registry, laws = package / "registry.py", tmp_path / "tests" / "laws" / "test_laws.py"
     text = registry.read_text(encoding="utf-8")
     first = "from taskgraft.methods.branch import"
     assert first in text
