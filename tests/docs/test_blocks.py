@@ -77,7 +77,7 @@ LEFT_OUT = {
     "searching.md": {
         "taskgraft tune demo-run/alice demo-run/data/paints search --task paint --old-val demo-run/data/makes \\":
         "starts processes; tests/commands/test_tune.py does",
-        "taskgraft tune cars.pth.tar colours/ /shared/search --task colour --arch tf_efficientnet_lite0 "
+        "taskgraft tune cars.pth.tar colours/ /shared/search --task color --arch tf_efficientnet_lite0 "
         "--labels cars.txt \\": "needs a database; tests/commands/test_tune.py has one",
     },
     "serving.md": {
