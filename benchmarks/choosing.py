@@ -55,7 +55,7 @@ def request_of(name: str, shared: Path, made: Path, out: Path, callbacks: Callba
     old, new, task, other, model, preprocessing, steps = PARENTS[name]
     data = made / name.removesuffix("-vit")
     start: dict[str, Any] = {
-        "wanted": preprocessing,
+        "preprocessing": preprocessing,
         **({"model": model} if model else {"weights": f"local-dir:{made}/lite0"}),
     }
     parent = out / name / "parent"

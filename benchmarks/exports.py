@@ -83,7 +83,7 @@ def main() -> None:
         for kind in KINDS:
             if args.only and kind[0] not in args.only:
                 continue
-            result = measured(args.bundle, kind, args.pictures, Path(cache))
+            result = measured(args.bundle, kind, args.images, Path(cache))
             print(json.dumps(result), flush=True)
             found.append(result)
     config = json.loads((Path(args.bundle) / "config.json").read_text())

@@ -251,7 +251,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="the others keep their figures")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "serving.json")
     wanted = parser.parse_args()
-    listing = list_images(wanted.pictures, "label")
+    listing = list_images(wanted.images, "label")
     bodies = [(listing.root / entry.path).read_bytes() for entry in listing.entries[:64]]
     found = json.loads(wanted.out.read_text()) if wanted.out.is_file() and set(wanted.only) < set(PARTS) else {}
     for backend in wanted.backends:

@@ -47,20 +47,20 @@ class Setting(NamedTuple):
 def measured(name: str, its: Setting) -> list[dict[str, Any]]:
     """The tables of one part."""
     if name == "steps":
-        return steps.part(its.houses, its.plan, its.peaks, its.absent, its.info)
+        return steps.part(its.houses, its.plan, its.peaks, its.absent, its.say)
     if name == "fisher":
-        return fisher.part(its.houses, its.plan, its.peaks, its.absent, its.info)
+        return fisher.part(its.houses, its.plan, its.peaks, its.absent, its.say)
     if name == "start":
-        return start.part(its.houses, its.plan, its.pictures, its.absent, its.info)
+        return start.part(its.houses, its.plan, its.pictures, its.absent, its.say)
     if name == "answering":
-        return answering.part(its.houses, its.plan, its.absent, its.info)
+        return answering.part(its.houses, its.plan, its.absent, its.say)
     if name == "memory":
-        return memory.part(its.houses, its.plan, its.info)
+        return memory.part(its.houses, its.plan, its.say)
     if name == "growth":
-        return growth.part(its.houses, its.plan, its.info)
+        return growth.part(its.houses, its.plan, its.say)
     if name == "whole":
-        return whole.part(its.houses, its.plan, its.info)
-    return searching.part(its.houses, its.plan, its.info)
+        return whole.part(its.houses, its.plan, its.say)
+    return searching.part(its.houses, its.plan, its.say)
 
 
 def run(given: argparse.Namespace, say: Callable[[str], None]) -> list[str]:

@@ -57,7 +57,7 @@ def predict(case: Case) -> Ready:
     options = {
         "arch": "resnet18",
         "labels": parent.with_suffix(".txt"),
-        "wanted": f"{case['size']} squash bilinear imagenet",
+        "preprocessing": f"{case['size']} squash bilinear imagenet",
     }
 
     def call() -> Work:

@@ -175,7 +175,11 @@ def main() -> int:
         for name, task, count, seed in (("old/train", OLD, 36, 1), ("old/val", OLD, 24, 2), ("new", NEW, 64, 3)):
             folder_of(home / name, task, count, seed)
         learn = TrainingConfig(steps=30, batch_size=12, lr=0.05, head_steps=0, eval_every=10, precision="fp32")
-        asked_for: dict[str, Any] = {"task": "shape", "model": "test_resnet", "wanted": "32 squash bilinear half"}
+        asked_for: dict[str, Any] = {
+            "task": "shape",
+            "model": "test_resnet",
+            "preprocessing": "32 squash bilinear half",
+        }
         code, said = dying.end(dying.begin(lambda: train(home / "old", home / "alice", config=learn, **asked_for)))
         assert code == 0, said
         for work in map(works(home / "alice", home / "new", home / "old" / "val").__getitem__, given.works):

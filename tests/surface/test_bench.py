@@ -116,7 +116,7 @@ def test_figures_of_toy_size_are_never_shown(results: Path, tmp_path: Path, monk
 def test_a_rival_that_fails_costs_no_other_its_turn(monkeypatch: pytest.MonkeyPatch):
     turns, worker = bench("turns", monkeypatch), bench("worker", monkeypatch)
     plan = turns.Plan(0, 0, quick=True)
-    case = {"arch": "test_resnet", "size": 32, "batch_size": 2, "images": 4}
+    case = {"arch": "test_resnet", "size": 32, "batch": 2, "images": 4}
     workers = turns.open_houses([worker.House("here")], plan)
     rivals = (turns.Rival("good", "here", "loops:plain"), turns.Rival("bad", "here", "loops:nobody"))
     good, bad = turns.measure(rivals, workers, case, plan, "good", lambda line: None, {})
@@ -148,9 +148,9 @@ def test_a_start_is_told_part_by_part(tmp_path: Path, alice: Path, new_folder: P
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
-    preprocessing = {"imports", "rest", "checkpoint", "images", "answers on validation images", "choice of precision",
+    parts = {"imports", "rest", "checkpoint", "images", "answers on validation images", "choice of precision",
               "adaptation", "head's warm-up", "first checkpoint", "first step"}  # fmt: skip
-    assert set(found["parts"]) == preprocessing
+    assert set(found["parts"]) == parts
     assert found["total"] == pytest.approx(sum(found["parts"].values()), abs=0.01)
     lines = (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [0]  # stopped when the step was taken

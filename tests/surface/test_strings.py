@@ -49,7 +49,7 @@ def here(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "here"
 
 
-FOREIGN: dict[str, Any] = {"arch": "test_resnet", "labels": "labels.txt", "wanted": "32 squash bilinear half"}
+FOREIGN: dict[str, Any] = {"arch": "test_resnet", "labels": "labels.txt", "preprocessing": "32 squash bilinear half"}
 
 
 def extended() -> None:
