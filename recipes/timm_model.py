@@ -23,8 +23,8 @@ def main(
     pictures: Path, out: Path, model: str = "resnet18.a1_in1k", config: TrainingConfig = TrainingConfig(lr=3e-4)
 ) -> nn.Module:
     """Look at the images, extend the model, and give the child as plain timm opens it."""
-    for wanting in taskgraft.check(pictures)["wanting"]:
-        print(f"before you trust the result: {wanting}")
+    for problem in taskgraft.check(pictures)["problems"]:
+        print(f"before you trust the result: {problem}")
     done = taskgraft.extend(
         model, pictures, out, task=pictures.name, method="distill + wise", config=config, parent_task="imagenet",
         callbacks=taskgraft.Callbacks(info=print),
