@@ -30,7 +30,7 @@ from PIL import Image
 
 from taskgraft.data import decode, pixel_cache
 from taskgraft.data.transforms import Preprocessing, parse_preprocessing
-from taskgraft.demo import cars
+from taskgraft.synthetic import cars
 
 GRAIN = 6.0  # standard deviation of the noise of enlarged images, in grey levels
 FEW = 24

@@ -20,9 +20,9 @@ from taskgraft import report
 from taskgraft.commands.train import train
 from taskgraft.commands.tune import tune
 from taskgraft.config import TRAIN_DEFAULTS, TrainingConfig
-from taskgraft.demo.cars import write_cars
 from taskgraft.pipeline.request import Request
 from taskgraft.results.record import versions
+from taskgraft.synthetic.cars import write_cars
 from taskgraft.tuning import space
 from taskgraft.tuning.search_config import SearchConfig, WorkerConfig
 from taskgraft.types import Callbacks

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from taskgraft.demo.cars import MAKES, PAINTS, draw_car
 from taskgraft.seeding import generator
+from taskgraft.synthetic.cars import MAKES, PAINTS, draw_car
 
 SIDE, CUT = 400, 40  # a drawing is cut down to 360 pixels at a place of its own, so that few drawings give many files
 DRAWINGS = 120

@@ -47,10 +47,10 @@ def prepare(case: Mapping[str, Any]) -> None:
     """Draw makes and paints, and train the parent on the makes."""
     from taskgraft import train
     from taskgraft.config import TrainingConfig
-    from taskgraft.demo.cars import write_cars
+    from taskgraft.synthetic.cars import write_cars
 
     home, few = Path(case["home"]), case["quick"]
-    count = {"train": 4 if few else 100, "val": 2 if few else 25, "size": SIZE}
+    count: dict[str, Any] = {"train": 4 if few else 100, "val": 2 if few else 25, "size": SIZE}
     makes = write_cars(home / "makes", label="make", seed=1, camera="street", **count)
     write_cars(home / "paints", label="paint", seed=2, camera="factory", **count)
     run = TrainingConfig(steps=2 if few else 400, head_steps=0, precision="fp32" if few else "auto")

@@ -26,8 +26,8 @@ from taskgraft import TrainingConfig
 from taskgraft.cli.flags import DATA, HARDWARE, METHOD, MODEL, OUTPUT, TRAINING
 from taskgraft.commands import demo
 from taskgraft.commands.train import train
-from taskgraft.demo.cars import write_cars
 from taskgraft.pipeline.request import Request
+from taskgraft.synthetic.cars import write_cars
 from toys import NEW, OLD, folder_of
 from typed import COMMANDS, arguments_of
 

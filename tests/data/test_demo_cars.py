@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from taskgraft.demo.cars import MAKES, PAINTS, draw_car, write_cars
+from taskgraft.synthetic.cars import MAKES, PAINTS, draw_car, write_cars
 
 CAMERAS = ("street", "factory")
 

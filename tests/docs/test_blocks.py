@@ -33,8 +33,8 @@ from taskgraft.bundle import Bundle, write_bundle
 from taskgraft.bundle.architecture import create_network
 from taskgraft.commands.extend import extend
 from taskgraft.data import open_images, transforms
-from taskgraft.demo.cars import write_cars
 from taskgraft.models.classifier import wrap
+from taskgraft.synthetic.cars import write_cars
 from typed import COMMANDS, flags, understood
 
 ROOT = Path(__file__).parents[2]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import pickle
+import pkgutil
 import shutil
 import typing
 from dataclasses import replace
@@ -172,6 +173,11 @@ def test_the_demo_too(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_nothing_public_is_left_out() -> None:
     assert set().union(*CALLS.values()) | {"demo"} == set(TAKING)
+
+
+def test_no_module_takes_the_place_of_a_public_name() -> None:
+    """Once imported, a module is an attribute of its package and hides what `__getattr__` would give."""
+    assert {module.name for module in pkgutil.iter_modules(taskgraft.__path__)}.isdisjoint(taskgraft.__all__)
 
 
 def kinds(annotation: object) -> set[object]:

@@ -9,11 +9,11 @@ from pathlib import Path
 from taskgraft.commands.compare import Variant, compare
 from taskgraft.commands.train import train
 from taskgraft.config import TRAIN_DEFAULTS, TrainingConfig
-from taskgraft.demo.cars import write_cars
 from taskgraft.methods.presets import BASELINE, DEFAULT_METHOD, REFERENCE
 from taskgraft.pipeline.request import Request
 from taskgraft.report.formatting import format_duration
 from taskgraft.results.record import Comparison
+from taskgraft.synthetic.cars import write_cars
 from taskgraft.types import Callbacks, PathLike, as_path
 
 # Small and short enough for about four minutes on two cores with AVX2.

@@ -62,8 +62,9 @@ def predict_files(
     """Rows of answers to all tasks, in the order of the images: {"id", "tasks": {task: {"label", "probability"}}}.
 
     `paths` is one or several of images, videos and folders of them. Options are those of `Asked`: top, raw, every
-    (seconds), batch, arch, labels, wanted, parent_task. An image that cannot be read has a row {"id", "error"}. Memory
-    does not grow with the number of images. Raises TaskgraftError for a path that does not exist or holds nothing.
+    (seconds), batch_size, arch, labels, preprocessing, parent_task. An image that cannot be read has a row {"id",
+    "error"}. Memory does not grow with the number of images. Raises TaskgraftError for a path that does not exist or
+    holds nothing.
     """
     yield from answer(Asked(model, **options), as_paths(paths), callbacks)
 

@@ -19,7 +19,7 @@ from taskgraft.types import PathLike, as_path, as_paths
 TASK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _-]{0,63}")  # it becomes a file name
 
 
-@dataclass(init=False, unsafe_hash=True)  # nothing changes one; a search caches what it opens by request
+@dataclass(init=False, frozen=True)  # hashable: a search caches what it opens by request
 class Request:
     """An extension of a trained classifier. Equal requests on equal data give equal children.
 
@@ -70,11 +70,23 @@ class Request:
         check_parent: bool = True,
     ) -> None:
         """Convert paths; `old_val` is one path or several. See the class for the arguments."""
-        self.parent, self.data, self.task = os.fspath(parent), Path(data), task
-        self.method, self.config = method, config
-        self.old, self.old_val = as_path(old), as_paths(old_val)
-        self.arch, self.labels, self.preprocessing = arch, as_path(labels), preprocessing
-        self.parent_task, self.into, self.check_parent = parent_task, into, check_parent
+        values = {
+            "parent": os.fspath(parent),
+            "data": Path(data),
+            "task": task,
+            "method": method,
+            "config": config,
+            "old": as_path(old),
+            "old_val": as_paths(old_val),
+            "arch": arch,
+            "labels": as_path(labels),
+            "preprocessing": preprocessing,
+            "parent_task": parent_task,
+            "into": into,
+            "check_parent": check_parent,
+        }
+        for name, value in values.items():
+            object.__setattr__(self, name, value)  # as a frozen dataclass does it
 
     def list_sources(self) -> tuple[Path, ...]:
         """List the files and folders that images are read from."""

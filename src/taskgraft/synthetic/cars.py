@@ -16,8 +16,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from taskgraft.demo.shapes import COLORS, SHAPES, Color, Points, Shape, box
 from taskgraft.seeding import derive, generator
+from taskgraft.synthetic.shapes import COLORS, SHAPES, Color, Points, Shape, box
 
 Camera = Literal["street", "factory"]
 Label = Literal["make", "paint"]
