@@ -66,7 +66,7 @@ def shares(place: Place) -> str:
     assert told.code == 0, told.err
     found = json.loads(told.out)
     text = place.run("distribution", place.plain, place.new / "val").out
-    for part in ("naive", "95 %", "effective"):
+    for part in ("counted %", "95 % interval", "effective size"):
         assert part in text.lower(), text
     return f"{', '.join(found)[:80]}"
 
@@ -108,7 +108,7 @@ def plainly(place: Place) -> str:
     for kind, (given, part) in kinds.items():
         told = place.run(*given)
         assert (told.code, told.out) == (2, ""), f"{kind}: {told}"
-        own = [line for line in told.err.splitlines() if not line.startswith("parent: ")]
+        own = [line for line in told.err.splitlines() if not line.startswith(("parent: ", "preprocessing '"))]
         assert len(own) == 1, f"{kind}: {told.err}"
         assert own[0].startswith("taskgraft: ")
         assert part in own[0], f"{kind}: {own[0]}"
@@ -128,12 +128,12 @@ def codes(place: Place) -> str:
 
 ROWS = [
     Behavior(31, "report.html is one offline file with accuracies, intervals, curves, mistakes, calibration, commands",
-              reported, ("tests/report/test_report.py::test_nothing_is_loaded_from_outside",)),
+              reported, ("tests/report/test_pages.py::test_page_is_self_contained",)),
     Behavior(32, "a verdict of five lines: before and after, Score, cost, what next", verdict),
     Behavior(33, "without old images the report says that old accuracy is unknown and what measures it", unmeasured),
     Behavior(34, "compare and tune show the frontier, go on after a kill, show failed trials with the reason", None,
-              ("tests/commands/test_tune.py::test_killed_with_all_its_workers_it_goes_on_to_the_same_choice",
-               "tests/commands/test_tune.py::test_a_trial_that_diverges_is_reported_and_the_others_go_on",
+              ("tests/commands/test_tune.py::test_a_search_that_was_killed_is_resumed_with_the_same_result",
+               "tests/commands/test_tune.py::test_a_diverging_trial_is_reported_and_the_others_continue",
                "tests/pipeline/test_extend.py::test_compare_resumes_and_reports")),
     Behavior(35, "predict answers all tasks in one pass, in order; stdout is for pipes", predicted,
               ("tests/commands/test_predict.py::test_a_run_that_was_stopped_goes_on_to_the_same_file",
@@ -144,7 +144,8 @@ ROWS = [
               exported, ("tests/exports/test_export.py::test_refused_export_is_removed",)),
     Behavior(38, "serve binds this machine alone, prints its address and a curl line once it has answered", served,
               ("tests/serving/test_drain.py::test_sigterm_loses_no_request",
-               "tests/serving/test_protocol.py::test_what_is_told_of_the_model")),
+               "tests/serving/test_v2.py::test_health_and_server_metadata",
+               "tests/serving/test_v2.py::test_model_metadata")),
     Behavior(39, "every error is one line with a remedy; typos are answered; exit codes are documented", codes,
               ("tests/surface/test_errors.py::test_an_unexpected_error_is_one_line_too",)),
     Behavior(40, "config files: unknown keys are errors with a suggestion; template, show, check, schema", None,

@@ -254,7 +254,7 @@ def opened(place: Place) -> str:
     two = place.run("extend", place.root / "b.safetensors", *shared, "--arch", "test_resnet", "--dry-run")
     assert (one.code, two.code) == (0, 0), one.err + two.err
     assert "architecture test_resnet from its entry 'arch'" in one.err
-    assert "prefix 'module.' taken off" in one.err
+    assert "prefix 'module.' removed from the names" in one.err
     assert "tensors match" in two.err
     start = ("--weights", place.root / "a.pth.tar", "--preprocessing", "32 squash", *FEW)
     begun = place.run("train", place.new, place.root / "first", *start)
@@ -278,7 +278,7 @@ def nameless(place: Place) -> str:
     save_file(timm.create_model("test_resnet", num_classes=3).state_dict(), place.root / "b.safetensors")
     told = place.run("evaluate", place.root / "b.safetensors", place.old, "--arch", "test_resnet")
     assert told.code == 2
-    assert "give --labels FILE" in told.last
+    assert "has no class names; give --labels, a file with one name per line in index order" in told.last
     return told.last
 
 
@@ -292,7 +292,8 @@ def measured_first(place: Place) -> str:
              "--old-val", place.old / "val", "--parent-task", "shape")  # fmt: skip
     stopped = place.run(*given)
     assert stopped.code == 2
-    assert "guessing the most frequent class gives" in stopped.last
+    assert "classifies 0.0% of 24 validation images of shape correctly" in stopped.last
+    assert "always predicting the most frequent class 33.3%" in stopped.last
     assert not (place.root / "out").exists()
     told = place.run(*given, "--no-parent-check")
     assert told.code == 0, told.err
@@ -327,12 +328,13 @@ ROWS = [
     Behavior(12, "images are never changed", untouched),
     Behavior(13, "doubles between train and val are told with paths; --drop-leaks mends", leaks),
     Behavior(14, "many kinds of checkpoint; what was inferred is printed", opened,
-              ("tests/bundle/test_weights.py::test_containers", "tests/bundle/test_loaders.py::test_a_timm_folder"),
+              ("tests/bundle/test_weights.py::test_containers_are_searched",
+               "tests/bundle/test_loaders.py::test_timm_folder"),
               "torchvision's weights where timm has the same network; transformers' folders from Python: "
               "recipes/hugging_face.py"),
     Behavior(15, "a mismatch names the first five tensors with both shapes", mismatched),
     Behavior(16, "a pickle that needs code is refused by the name of the code", None,
-              ("tests/bundle/test_weights.py::test_code_in_a_file_is_named_and_not_run",)),
+              ("tests/bundle/test_weights.py::test_code_in_a_pickle_is_named_and_not_run",)),
     Behavior(17, "missing class names are asked for, never invented", nameless, (),
               "train --weights needs none: it throws the head away"),
     Behavior(18, "old images measure the parent before training; near chance is a warning", measured_first, (),

@@ -35,7 +35,7 @@ def dry(place: Place) -> str:
     left = [path for path in sorted(place.root.rglob("*")) if path not in before and path != place.root / "home"]
     assert told.code == 0, told.err
     assert left == []
-    for part in ("40 to learn from, 24 to validate on, 24 of old", "frozen; the parent has", "MiB for weights",
+    for part in ("40 to train on, 24 to validate on, 24 of old", "frozen; the parent has", "MiB for weights",
                  "time: about", "model.safetensors", "nothing was written"):  # fmt: skip
         assert part in told.out
     refused = place.run("extend", place.alice, place.new, place.both, "--task", "paint", "--dry-run", "--lr", "0.5",
@@ -52,7 +52,7 @@ def told_on_the_way(place: Place) -> str:
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f]", told.err + told.out)
     line = re.search(r"^step 20/20 .*$", told.err, re.M)
     assert line
-    for part in ("data ", "distill ", "shape ", "paint ", "shape agreement "):
+    for part in ("loss ", "distill ", "shape ", "paint ", "shape agreement "):
         assert part in line[0]
     assert len(told.err.splitlines()) < 20
     return f"first word after {told.first:.1f} s; {line[0]}"
@@ -66,7 +66,7 @@ def again(place: Place) -> str:
     assert same.out == place.told.out
     other = place.run(*place.words, "--lr", "0.5")
     assert other.code == 2
-    assert "run.rate was 0.01, is 0.5" in other.last
+    assert "config.lr was 0.01, is 0.5" in other.last
     assert before == {path: path.read_bytes() for path in place.both.rglob("*") if path.is_file()}
     return other.last[-90:]
 
@@ -89,7 +89,11 @@ def chosen(place: Place) -> str:
              if line.get("accuracy") and line["step"]]  # fmt: skip
     assert max(means) == (record["score"], -record["step"])
     page = (place.both / "report.html").read_text(encoding="utf-8")
-    assert "the peak over the evaluated steps" in page
+    assert f"Score {100 * record['score']:.1f}: the mean" in page
+    assert re.search(
+        rf"the mean validation accuracy of all tasks at step {record['step']}, the\s+highest of all evaluated steps",
+        page,
+    )
     return f"Score {record['score']:.3f} at step {record['step']}"
 
 
@@ -108,7 +112,7 @@ def documented(place: Place) -> str:
     """More steps are another run, and the message says what differs; to go on from a child, extend the child."""
     told = place.run(*place.words, "--steps", "40")
     assert told.code == 2
-    assert "run.steps was 20, is 40" in told.last
+    assert "config.steps was 20, is 40" in told.last
     return told.last[-80:]
 
 

@@ -82,7 +82,7 @@ def test_a_behavior(row: Behavior, whole: Place, tmp_path: Path) -> None:
 def test_what_a_row_names_is_a_test(name: str) -> None:
     file, _, function = name.partition("::")
     if not (ROOT / file).exists():
-        assert not (ROOT / "tests" / "jobs").exists(), f"{file} is gone"
+        assert not (ROOT / "tests" / "pipeline").exists(), f"{file} is gone"
         pytest.skip("only the tests of the surface are here")
     tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
     assert function in [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
