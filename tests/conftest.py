@@ -14,6 +14,22 @@ from taskgraft.commands.train import train
 from taskgraft.config import TrainingConfig
 from toys import NEW, OLD, folder_of
 
+# Groups that train, serve or start programs: `make test-fast` leaves them out, beside the tests that carry a marker.
+SLOW = (
+    "bad_inputs", "commands", "distributed", "docs", "exports", "faults", "fuzz", "laws", "pipeline", "real", "recipes",
+    "reference", "serving", "surface/test_behaviors", "surface/test_bench", "surface/test_examples",
+    "surface/test_not_installed", "surface/test_strings", "surface/test_supply",
+)  # fmt: skip
+TESTS = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the slow groups."""
+    for item in items:
+        if item.path.is_relative_to(TESTS) and item.path.relative_to(TESTS).as_posix().startswith(SLOW):
+            item.add_marker("slow")
+
+
 torch.set_num_threads(1)  # two test processes share two cores
 # A shell starts its background jobs deaf to SIGINT, and so would be the programs that tests start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
