@@ -21,14 +21,14 @@ ROOT = Path(__file__).parents[1]
 HOME = ROOT / "build" / "release"
 EXTRAS = "export,parquet,ray,serve,track,tune,video"
 TOOLS = ("pytest", "pytest-xdist", "httpx", "tritonclient[http]", "mkdocs-material")
-SUPPORT = ("conftest.py", "toys.py", "openings.py", "films.py", "servers.py")
+SUPPORT = ("conftest.py", "toys.py", "typed.py", "openings.py", "films.py", "servers.py")
 TESTS = ("behaviors", "surface/test_behaviors.py", "surface/test_errors.py", "surface/test_examples.py",
          "surface/test_help.py")  # fmt: skip
 BUILDER = "build>=1.3"
 IN_WHEEL = ("py.typed", "report/templates/page.html.j2", "serving/page/page.html", "cli/app.py")
 IN_ARCHIVE = ("LICENSE", "CHANGELOG.md", "CITATION.cff", "constraints.txt", "Makefile", "mkdocs.yml",
               "tests/conftest.py", "recipes/chain.py", "docs/start.md")  # fmt: skip
-INI = "[pytest]\npythonpath = tests\naddopts = --import-mode=importlib --strict-markers -ra -p no:cacheprovider\n"
+INI = "[pytest]\nmarkers = slow\n    browser\n    cluster\npythonpath = tests\naddopts = --import-mode=importlib --strict-markers -ra -p no:cacheprovider\n"
 
 
 def main() -> int:
