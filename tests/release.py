@@ -28,7 +28,14 @@ BUILDER = "build>=1.3"
 IN_WHEEL = ("py.typed", "report/templates/page.html.j2", "serving/page/page.html", "cli/app.py")
 IN_ARCHIVE = ("LICENSE", "CHANGELOG.md", "CITATION.cff", "constraints.txt", "Makefile", "mkdocs.yml",
               "tests/conftest.py", "recipes/chain.py", "docs/start.md")  # fmt: skip
-INI = "[pytest]\nmarkers = slow\n    browser\n    cluster\npythonpath = tests\naddopts = --import-mode=importlib --strict-markers -ra -p no:cacheprovider\n"
+INI = """\
+[pytest]
+markers = slow
+    browser
+    cluster
+pythonpath = tests
+addopts = --import-mode=importlib --strict-markers -ra -p no:cacheprovider
+"""
 
 
 def main() -> int:

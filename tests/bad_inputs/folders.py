@@ -216,7 +216,9 @@ def no_text(place: Place) -> Sequence[Try]:
         Try(("predict", place.parent, folder + b"/caf\xe9.png"), says=("caf\\\\udce9.png",)),
         Try(("predict", place.parent, place.data, "--out", place.out / "answers.csv")),
         Try(
-            ("train", place.data, os.fsencode(place.out) + b"/\xff", *TRAIN), (2,), ("is not valid UTF-8; choose another OUT",)
+            ("train", place.data, os.fsencode(place.out) + b"/\xff", *TRAIN),
+            (2,),
+            ("is not valid UTF-8; choose another OUT",),
         ),
     ]
 

@@ -77,8 +77,11 @@ LEFT_OUT = {
     "searching.md": {
         "taskgraft tune demo-run/alice demo-run/data/paints search --task paint --old-val demo-run/data/makes \\":
         "starts processes; tests/commands/test_tune.py does",
-        "taskgraft tune cars.pth.tar colours/ /shared/search --task color --arch tf_efficientnet_lite0 "
+        "taskgraft tune cars.pth.tar colors/ search --task color --arch tf_efficientnet_lite0 "
         "--labels cars.txt \\": "needs a database; tests/commands/test_tune.py has one",
+        "#!/bin/bash": "needs Slurm",
+        "ray start --head                                # on the others: ray start --address=HEAD:6379":
+        "starts a cluster; tests/commands/test_tune.py has a small one",
     },
     "serving.md": {
         "pip install 'taskgraft[serve]'":

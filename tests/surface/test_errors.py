@@ -224,7 +224,9 @@ def test_wrong_rates_and_arrangements(place: Place, command) -> None:
     refused(command(*arguments, "--lrs", "0.1;0.2"), "--lrs '0.1;0.2': give numbers separated by commas")
     refused(command(*arguments, "--methods", "ewc; destill"), "did you mean 'distill'")
     refused(command(*arguments, "--methods", " ; "), "name at least one method")
-    refused(command(*arguments, "--methods", "ewc; ewc"), "two of the configurations ewc, ewc are the same; give each once")
+    refused(
+        command(*arguments, "--methods", "ewc; ewc"), "two of the configurations ewc, ewc are the same; give each once"
+    )
     assert not place.out.exists()
 
 
