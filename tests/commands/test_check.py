@@ -159,7 +159,7 @@ def test_the_page_holds_what_was_found(data: Path, tmp_path: Path) -> None:
     page = tmp_path / "pages" / "check.html"
     check(data, html=page)
     text = page.read_text(encoding="utf-8")
-    assert "Equal images stand in two splits." in text
+    assert "Identical images are in two splits" in text
     assert "val/bus/&lt;i&gt;leak.png" in text
     assert "<i>leak" not in text
     check(data, html=page)  # a page of ours is made anew
