@@ -272,7 +272,9 @@ def demo(
     figures = [folder / f"figure{number}.png" for number in (1, 2, 3)]
     runs = comparison.variants[-1].folders
     model = folder / runs[0] if runs else out / "alice"
-    program = "taskgraft" if shutil.which("taskgraft") else sys.argv[0]
+    as_module = sys.argv[0].endswith("__main__.py")
+    path = f"{sys.executable} -m taskgraft.cli" if as_module else sys.argv[0]
+    program = "taskgraft" if shutil.which("taskgraft") else path
     console.print_results(
         report.format_comparison_table(comparison),
         *(f"figure: {path.resolve()}" for path in figures if path.exists()),
