@@ -54,8 +54,11 @@ THIRD = Task("wheels", ("two", "three", "four"))
 
 
 def machine() -> str:
-    cpu = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), "")
-    return f"{cpu} {torch.backends.cpu.get_cpu_capability()} torch {torch.__version__} {platform.python_version()}"
+    """The processor, all that it can do, and the libraries: what decides the last bit."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    kept = [line for line in lines if line.startswith(("model name", "model\t", "stepping", "flags", "cache size"))]
+    cpu = hashlib.sha256("\n".join(sorted(set(kept))).encode()).hexdigest()[:16]
+    return f"processor {cpu}, torch {torch.__version__}, Python {platform.python_version()}"
 
 
 def of_values(values: Any) -> str:
