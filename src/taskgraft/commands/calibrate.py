@@ -22,7 +22,7 @@ def calibrate(
     cache: PathLike | None = None,
     callbacks: Callbacks = Callbacks(),  # noqa: B008 - immutable
 ) -> dict[str, Any]:
-    """Measure one task's card anew on labeled images, with a temperature, and put it into the bundle `model`.
+    """Update one task card of the bundle `model` from labeled images, with a fitted temperature.
 
     Weights and logits do not change: `predict` divides by the temperature. Returns the card, with loss and
     calibration error before and after (two-fold: no image is judged under a temperature that it chose). Raises

@@ -189,7 +189,7 @@ def _ask(bundle: Bundle, given: Given, asked: Asked, block: float, callbacks: Ca
         if predictions is not None:
             found.append(predictions)
     if not found:
-        raise ResultError("no image or frame could be read; mend the files named above")
+        raise ResultError("no image or frame could be read; fix the files named above")
     first = found[0]
     return Answered(
         first._replace(
