@@ -64,7 +64,7 @@ def test_probabilities_follow_the_card_and_labels_do_not(model: Path, tmp_path: 
 @pytest.mark.parametrize("what", ["few", "foreign", "task", "no bundle"])
 def test_what_cannot_be_calibrated_is_said(model: Path, tmp_path: Path, what: str) -> None:
     data = folder_of(tmp_path / "data", NEW if what == "foreign" else OLD, 12 if what == "few" else 30, 9)
-    expected = {"few": "12 images", "foreign": "lack", "task": "no task 'paint'", "no bundle": "is no bundle"}[what]
+    expected = {"few": "12 images", "foreign": "lack", "task": "no task 'paint'", "no bundle": "is not a bundle"}[what]
     given = "test_resnet" if what == "no bundle" else model
     before = digest(model / "cards/shape.json")
     with pytest.raises(TaskgraftError, match=expected):

@@ -26,12 +26,14 @@ def calibrate(
 
     Weights and logits do not change: `predict` divides by the temperature. Returns the card, with loss and
     calibration error before and after (two-fold: no image is judged under a temperature that it chose). Raises
-    TaskgraftError for what is no bundle, an unknown task, and fewer than FEWEST images.
+    TaskgraftError for a model that is not a bundle, an unknown task, and fewer than FEWEST images.
     """
     data = Path(data)
     home = Path(model)
     if not (home / "config.json").is_file() or "taskgraft" not in read_json(home / "config.json"):
-        raise InputError(f"{model} is no bundle, in which the card is kept; give the OUT folder of train or extend")
+        raise InputError(
+            f"{model} is not a bundle, so it has no task card to update; give the OUT folder of train or extend"
+        )
     bundle = read_bundle(home)
     owner, found = measuring.open_labeled(bundle, data, task, as_path(cache), callbacks)
     if found.val is None or len(found.val.pixels) < FEWEST:

@@ -160,7 +160,7 @@ def _table(path: Path) -> Given:
             )
         name = streaming.shown(where)
         if name in items:
-            raise InputError(f"{path} line {number}: {where!r} stands in the table twice; keep one row")
+            raise InputError(f"{path} line {number}: {where!r} is in the table twice; keep one row")
         items[name] = MediaFile(file, name, False)
         kind = "track" if "track" in row else "clip" if "clip" in row else ""
         named = [(row.get(column) or "").strip() for column in ("clip", "track")]
