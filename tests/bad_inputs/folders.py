@@ -317,7 +317,7 @@ def single(place: Place) -> Sequence[Try]:
     data = classes(place.root / "single", "a", "b", "c", count=1)
     says = ("class 'a' has one image, but a validation split needs two",)
     return [
-        Try(("check", data), (1,), ("classes with one image cannot be split",)),
+        Try(("check", data), (1,), ("classes with a single image cannot be split",)),
         Try(("train", data, place.out, *TRAIN), (2,), says),
         Try(("extend", place.parent, data, place.out, *EXTEND), (2,), says),
     ]
