@@ -47,27 +47,25 @@ def pictures(root: Path, count: int, out: Path) -> Path:
 
 def worker(models: list[str], listed: Path, decoded: bool) -> None:
     """Answer all images with each model in turn, and print seconds and the peak of this process's memory."""
-    from taskgraft import open_parent
-    from taskgraft.commands.predict import Asked, asked_of, shape_of
-    from taskgraft.commands.rows import answer_rows
+    from taskgraft import Callbacks
+    from taskgraft.commands.predict import PredictOptions, Predictor
     from taskgraft.data import streaming
     from taskgraft.data.streaming import StreamedImage
 
     paths = listed.read_text().splitlines()
     items, total = streaming.find_media(paths).items, 0.0
     for model in models:
-        bundle, asked = open_parent(model), Asked(model)
-        shape, preprocessing = shape_of(bundle, asked), bundle.preprocessing
-        given = streaming.stream_images(items, preprocessing, asked.every)
-        ready = [StreamedImage(name, pixels, None) for name, pixels, *_ in given] if decoded else []
+        predictor = Predictor(model, PredictOptions(), Callbacks())
+        streamed = predictor.stream(items)
+        ready = [StreamedImage(name, pixels, None) for name, pixels, *_ in streamed] if decoded else []
 
-        def answer(pictures: Iterable[StreamedImage]) -> int:
-            found = asked_of(bundle.classifier, pictures, preprocessing, asked.batch_size)  # noqa: B023 - called in this turn
-            return sum(len(answer_rows(predictions, shape)) for _, predictions in found if predictions)  # noqa: B023
+        def predict(images: Iterable[StreamedImage]) -> int:
+            batches = predictor.predict(images)  # noqa: B023 - called in this turn
+            return sum(len(predictor.row_format.rows(found)) for _, found in batches if found)  # noqa: B023
 
-        answer(streaming.stream_images(items[:WARM], preprocessing, asked.every))
+        predict(predictor.stream(items[:WARM]))
         begun = time.perf_counter()
-        count = answer(ready if decoded else given)
+        count = predict(ready if decoded else streamed)
         total += time.perf_counter() - begun
         assert count == len(paths), f"{len(paths) - count} images could not be read"
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -61,7 +61,11 @@ def numbers(place: Place) -> Sequence[Try]:
     return [
         Try(("check", place.root / "n.parquet", "--task", "paint"), says=same),
         Try(("check", place.root / "n.csv", "--task", "paint"), says=same),
-        Try(("check", place.root / "mixed.csv", "--task", "paint"), (1,), ("differ only in case, spaces or a plural", "1 and 1.0")),
+        Try(
+            ("check", place.root / "mixed.csv", "--task", "paint"),
+            (1,),
+            ("differ only in case, spaces or a plural", "1 and 1.0"),
+        ),
     ]
 
 

@@ -19,9 +19,7 @@ import taskgraft
 from films import film, stills
 from taskgraft.bundle import Bundle, open_parent, write_bundle
 from taskgraft.cli import main
-from taskgraft.commands import parts
-from taskgraft.commands import predict as job
-from taskgraft.commands.predict import Asked, predict_files, predict_to
+from taskgraft.commands.predict import Predictor, predict_files, predict_to
 from taskgraft.data import Preprocessing
 from taskgraft.errors import TaskgraftError
 from taskgraft.metrics import probabilities
@@ -108,9 +106,9 @@ def test_a_path_given_twice_counts_once_and_a_copy_twice(model: Path, folder: Pa
 
 def test_tables_hold_what_lines_hold(model: Path, folder: Path, tmp_path: Path) -> None:
     for suffix in ("jsonl", "csv", "parquet"):
-        done = predict_to(tmp_path / f"a.{suffix}", Asked(str(model), top=2), [folder], chunk=4)
-        assert done[:3] == (9, 1, True)
-        assert not parts.home(tmp_path / f"a.{suffix}").exists()
+        done = predict_to(model, [folder], tmp_path / f"a.{suffix}", top=2, chunk_size=4)
+        assert done == (9, 1, True)
+        assert not (tmp_path / f"a.{suffix}.parts").exists()
     lines = read(tmp_path / "a.jsonl")
     assert lines == list(predict_files(model, [folder], top=2))
     with (tmp_path / "a.csv").open(newline="") as file:
@@ -131,48 +129,47 @@ def test_tables_hold_what_lines_hold(model: Path, folder: Path, tmp_path: Path) 
 def test_a_run_that_was_stopped_goes_on_to_the_same_file(
     model: Path, folder: Path, tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = Asked(str(model), batch_size=2)
-    predict_to(tmp_path / f"whole.{suffix}", asked, [folder], chunk=3)
-    out, given, made = tmp_path / f"a.{suffix}", job._answered, []
+    options: dict[str, Any] = {"batch_size": 2, "chunk_size": 3}
+    predict_to(model, [folder], tmp_path / f"whole.{suffix}", **options)
+    out, predict_rows, chunks = tmp_path / f"a.{suffix}", Predictor.predict_rows, []
 
-    def stopping(*arguments: Any) -> Any:
-        for number, row in enumerate(given(*arguments)):
-            if len(made) == 2 and number == 1:
+    def predict_two_chunks(*arguments: Any) -> Any:
+        for number, row in enumerate(predict_rows(*arguments)):
+            if len(chunks) == 2 and number == 1:
                 raise KeyboardInterrupt
             yield row
-        made.append(1)
+        chunks.append(1)
 
-    monkeypatch.setattr(job, "_answered", stopping)
+    monkeypatch.setattr(Predictor, "predict_rows", predict_two_chunks)
     with pytest.raises(KeyboardInterrupt):
-        predict_to(out, asked, [folder], chunk=3)
-    monkeypatch.setattr(job, "_answered", given)
+        predict_to(model, [folder], out, **options)
+    monkeypatch.setattr(Predictor, "predict_rows", predict_rows)
     assert not out.exists()
-    with pytest.raises(TaskgraftError, match="--resume goes on"):
-        predict_to(out, asked, [folder], chunk=3)
+    with pytest.raises(TaskgraftError, match="continue with --resume"):
+        predict_to(model, [folder], out, **options)
     with pytest.raises(TaskgraftError, match="top was 1, is 2"):
-        predict_to(out, asked._replace(top=2), [folder], chunk=3, resume=True)
-    kept = {path.name: path.stat().st_mtime_ns for path in parts.home(out).glob(f"*.{suffix}")}
-    assert len(kept) == 2
-    counted: list[int] = []
-    monkeypatch.setattr(job, "_answered", lambda *given_: counted.append(1) or given(*given_))
-    assert predict_to(out, asked, [folder], chunk=3, resume=True)[:3] == (9, 1, True)
-    assert len(counted) == 2  # of four parts, two were whole
+        predict_to(model, [folder], out, **options, top=2, resume=True)
+    assert len(list(tmp_path.glob("*.parts/*.jsonl"))) == 2
+    calls: list[int] = []
+    monkeypatch.setattr(Predictor, "predict_rows", lambda *arguments: calls.append(1) or predict_rows(*arguments))
+    assert predict_to(model, [folder], out, **options, resume=True) == (9, 1, True)
+    assert len(calls) == 2  # of four parts, two were complete
     assert out.read_bytes() == (tmp_path / f"whole.{suffix}").read_bytes()
-    assert predict_to(out, asked, [folder], chunk=3, resume=True).read == 0
+    assert predict_to(model, [folder], out, **options, resume=True).predicted == 0
     with pytest.raises(TaskgraftError, match="exists"):
-        predict_to(out, asked, [folder], chunk=3)
+        predict_to(model, [folder], out, **options)
 
 
 def test_workers_share_the_work_and_the_last_one_joins(model: Path, folder: Path, tmp_path: Path) -> None:
-    asked, out = Asked(str(model), batch_size=2), tmp_path / "a.jsonl"
-    predict_to(tmp_path / "whole.jsonl", asked, [folder], chunk=2)
-    first = predict_to(out, asked, [folder], chunk=2, shard=(1, 3))
+    options: dict[str, Any] = {"batch_size": 2, "chunk_size": 2}
+    out = tmp_path / "a.jsonl"
+    predict_to(model, [folder], tmp_path / "whole.jsonl", **options)
+    first = predict_to(model, [folder], out, shard=(1, 3), **options)
     assert (first.done, out.exists()) == (False, False)
-    assert not predict_to(out, asked, [folder], chunk=2, shard=(0, 3)).done
-    last = predict_to(out, asked, [folder], chunk=2, shard=(2, 3))
-    assert last[:3] == (9, 1, True)
+    assert not predict_to(model, [folder], out, shard=(0, 3), **options).done
+    assert predict_to(model, [folder], out, shard=(2, 3), **options) == (9, 1, True)
     assert out.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
-    assert predict_to(out, asked, [folder], chunk=2, shard=(0, 3)).done  # a worker that is late
+    assert predict_to(model, [folder], out, shard=(0, 3), **options).done  # a worker that is late
     assert [path.name for path in tmp_path.iterdir() if "parts" in path.name or "lock" in path.name] == []
 
 
@@ -196,7 +193,7 @@ def test_what_cannot_be_done_is_said_before_anything_is_written(model: Path, tmp
     out = tmp_path / ("a.xlsx" if what == "suffix" else "a.csv")
     expected = {"nothing": "no image or video", "missing": "does not exist", "suffix": "suffix"}[what]
     with pytest.raises(TaskgraftError, match=expected):
-        predict_to(out, Asked(str(model)), paths)
+        predict_to(model, paths, out)
     assert {path.name for path in tmp_path.iterdir()} == {"empty"}
 
 

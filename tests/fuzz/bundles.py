@@ -9,7 +9,6 @@ from typing import Any
 
 from fuzz.fuzzing import Target
 from taskgraft.bundle import Bundle, digests, read_bundle, write_bundle
-from taskgraft.commands.predict import temperatures
 from taskgraft.data.transforms import Preprocessing
 from taskgraft.errors import TaskgraftError
 from taskgraft.methods.composition import build
@@ -73,8 +72,8 @@ def in_one_line(error: TaskgraftError) -> None:
 def opened(home: Path) -> None:
     bundle = read_bundle(home)
     digests.compare(home)
-    temperatures(bundle)
     for task in bundle.classifier.tasks:
+        bundle.temperature(task)
         cards.read_card(bundle.cards.get(task.name), task.classes)
     json.dumps(model.describe_model(bundle, "m", "torch"))
 

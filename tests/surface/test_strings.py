@@ -18,7 +18,6 @@ import pytest
 import taskgraft
 from taskgraft import Request, SearchConfig, TrainingConfig
 from taskgraft.commands.compare import variants
-from taskgraft.commands.predict import Asked
 from taskgraft.tuning import space
 from toys import OLD
 
@@ -114,8 +113,8 @@ def answered() -> None:
     picture = sorted(Path("paints/val").rglob("*.png"))[0]
     assert len(list(taskgraft.predict_files("shapes.safetensors", str(picture), **FOREIGN))) == 1
     assert len(list(taskgraft.predict_files("shapes_bundle", ["paints/val", "shapes/val"]))) == 48
-    assert taskgraft.predict_to("answers.csv", Asked("shapes_bundle"), "paints/val").read == 24
-    assert taskgraft.predict_to("more.jsonl", Asked("shapes_bundle"), ["paints/val"]).out == Path("more.jsonl")
+    assert taskgraft.predict_to("shapes_bundle", "paints/val", "answers.csv").predicted == 24
+    assert taskgraft.predict_to("shapes_bundle", ["paints/val"], "more.jsonl").done
 
 
 def counted() -> None:

@@ -73,6 +73,11 @@ class Bundle:
     folder: Path | None = None
     preprocessing_source: str = ""
 
+    def temperature(self, task: Task) -> float:
+        """Return the temperature on a task's card; 1 without one, or if the card is for other classes."""
+        card = self.cards.get(task.name, {})
+        return float(card.get("temperature") or 1.0) if tuple(card.get("classes", ())) == task.classes else 1.0
+
 
 # ---- config.json and task cards, as a stranger may have written them ----------------------------------------------
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from taskgraft.commands.predict import Summary
-    from taskgraft.commands.rows import Row
+    from taskgraft.commands.prediction_files import Row
 
 Every = Annotated[
     str, Parameter(group=flags.DATA, help="Time between the frames taken from a video, such as 0.5s or 40ms")
@@ -64,38 +64,42 @@ def predict(
         ray: Distribute the work over a Ray cluster: its address, or local
     """
     with console.importing():
-        from taskgraft.commands import predict as pipeline
+        from taskgraft.commands import predict as commands
 
-    shard = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    asked = pipeline.Asked(model, top, raw, _seconds(every), batch_size, **asdict(options))
-    if out is None and (resume or ray or shard[1] > 1):
+    worker, workers = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if out is None and (resume or ray or workers > 1):
         raise InputError("predictions on stdout cannot be resumed or distributed; add --out FILE")
-    images = _expand_stdin(paths)
+    files = _expand_stdin(paths)
+    settings = {"top": top, "raw": raw, "every": _seconds(every), "batch_size": batch_size, **asdict(options)}
     with console.show_progress() as callbacks:
         if out is None:
-            done = _print_rows(pipeline.answer(asked, images, callbacks))
+            done = _print_rows(commands.predict_files(model, files, callbacks=callbacks, **settings))
         elif ray:
-            done = pipeline.predict_on_ray(ray, out, asked, images, resume=resume, callbacks=callbacks)
+            done = commands.predict_on_ray(
+                model, files, out, address=ray, resume=resume, callbacks=callbacks, **settings
+            )
         else:
-            done = pipeline.predict_to(out, asked, images, resume=resume, shard=shard, callbacks=callbacks)
-        if done.bad:
-            callbacks.info(f"{done.bad} of {done.read + done.bad} images could not be read; see their rows")
+            shard = worker, workers
+            done = commands.predict_to(model, files, out, resume=resume, shard=shard, callbacks=callbacks, **settings)
+        if done.unreadable:
+            total = done.predicted + done.unreadable
+            callbacks.info(f"{done.unreadable} of {total} images could not be read; see their rows")
         if not done.done:
             callbacks.info(f"this part is done; {out} is written when all parts are (rerun with --resume if it is not)")
     if out is not None and done.done:
-        console.print_results(f"{out}: {done.read} predicted, {done.bad} unreadable")
-    return 1 if done.bad and not done.read else 0
+        console.print_results(f"{out}: {done.predicted} predicted, {done.unreadable} unreadable")
+    return 1 if done.unreadable and not done.predicted else 0
 
 
 def _print_rows(rows: Iterable[Row]) -> Summary:
     from taskgraft.commands.predict import Summary
-    from taskgraft.commands.rows import line
+    from taskgraft.commands.prediction_files import to_json
 
-    read = bad = 0
+    predicted = unreadable = 0
     for row in rows:
-        console.print_results(line(row))
-        read, bad = read + ("tasks" in row), bad + ("error" in row)
-    return Summary(read, bad)
+        console.print_results(to_json(row))
+        predicted, unreadable = predicted + ("tasks" in row), unreadable + ("error" in row)
+    return Summary(predicted, unreadable)
 
 
 def distribution(
