@@ -106,6 +106,7 @@ def made_up_record(
         score = float(old.mean() + child.mean) / 2
     return Record(
         command="taskgraft extend alice bob-photos out --task colour",
+        reproduce_command="taskgraft extend alice bob-photos out --task colour",
         seed=seed,
         method=method,
         config={
@@ -151,7 +152,8 @@ def hits(share, n):
 
 def made_up_comparison(seeds=3, with_old=True, separate=True):
     return Comparison(
-        command=f"taskgraft compare alice bob-photos out --seeds {seeds}",
+        command=f"taskgraft compare alice bob-photos out --task colour --seeds {seeds}",
+        reproduce_command=f"taskgraft compare alice bob-photos out --task colour --seeds {seeds}",
         title="Car colour, added to a model of car makes",
         variants=tuple(
             VariantResult(

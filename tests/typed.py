@@ -48,12 +48,6 @@ def flags(verb: str) -> dict[str, bool]:
     }
 
 
-@cache
-def places(verb: str) -> list[str]:
-    """The positional arguments of a command."""
-    return [argument.name for argument in arguments_of(verb) if argument.is_positional_only()]
-
-
 def values(bound: inspect.BoundArguments) -> dict[str, Any]:
     """The values of all arguments by their Python names, those inside dataclasses included."""
     bound.apply_defaults()

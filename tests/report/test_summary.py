@@ -27,7 +27,7 @@ def first_task() -> Record:
     task = record.tasks[0].model_copy(update={"new": True, "parent": None, "forgetting": None, "agreement": None})
     parameters = {"parent": 0, "child": 11_000_000, "added": 11_000_000}
     command = "taskgraft train cars alice --task make"
-    return record.model_copy(update={"command": command, "tasks": (task,), "parameters": parameters})
+    return record.model_copy(update={"reproduce_command": command, "tasks": (task,), "parameters": parameters})
 
 
 def test_formatting() -> None:
@@ -82,7 +82,7 @@ def test_single_seed_has_no_interval_and_asks_for_three() -> None:
     assert "(1 seed)" in text
     assert "±" not in text
     assert "needs at least three" in text
-    assert report.summarize_comparison(comparison).to_lines()[4].endswith("out-3-seeds --task colour --seeds 3")
+    assert report.summarize_comparison(comparison).to_lines()[4].endswith("out --task colour --seeds 3")
 
 
 def test_missing_old_data(pages: dict[str, str]) -> None:

@@ -16,10 +16,13 @@ from taskgraft.errors import InputError, TrainingError
 from taskgraft.methods import notation, presets
 from taskgraft.pipeline.request import Request
 from taskgraft.pipeline.run import Extension, run
+from taskgraft.report.commands import build_compare_command
 from taskgraft.results.files import write_text
 from taskgraft.results.record import Comparison, Record, VariantResult
 from taskgraft.training import run_folder
 from taskgraft.types import Callbacks, PathLike, as_path
+
+SEPARATE = 4.0  # steps of the single-task model as a multiple of a variant's
 
 
 class Variant(NamedTuple):
@@ -46,14 +49,14 @@ def variants(methods: Sequence[str], lrs: Sequence[float], config: TrainingConfi
     Returns:
         Every method at every learning rate; the lowest of several is labeled "low rate".
     """
-    built = []
+    result = []
     for lr in lrs or [config.lr]:
         low = len(set(lrs)) > 1 and lr == min(lrs)
         for method in methods:
             text = notation.show(notation.parse(method))
             label = presets.label(text) + (" (low rate)" if low else "")
-            built.append(Variant(label, text, replace(config, lr=lr)))
-    return built
+            result.append(Variant(label, text, replace(config, lr=lr)))
+    return result
 
 
 def compare(
@@ -62,7 +65,7 @@ def compare(
     out: PathLike,
     *,
     seeds: int = 3,
-    separate: float = 4.0,
+    separate: float = SEPARATE,
     cache: PathLike | None = None,
     command: str = "taskgraft.compare",
     callbacks: Callbacks = Callbacks(),  # noqa: B008 - immutable
@@ -98,34 +101,35 @@ def compare(
     single = _build_single_task(request, variants, separate) if separate else None
     total = seeds * sum(variant.images for variant in [*variants, *([single] if single else [])])
     runs = _Runs(request, out, as_path(cache), callbacks, total)
-    done: dict[str, list[Extension]] = {label: [] for label in labels}
-    alone: list[float] = []
+    finished: dict[str, list[Extension]] = {label: [] for label in labels}
+    single_task: list[float] = []
     for seed in range(request.config.seed, request.config.seed + seeds):
         for number, variant in enumerate(variants, start=1):
             callbacks.info(f"seed {seed}, configuration {number} of {len(variants)}: {variant.label}")
-            extension = runs.run(variant, seed, variant.label)
-            if extension:
-                done[variant.label].append(extension)
+            if extension := runs.run(variant, seed, variant.label):
+                finished[variant.label].append(extension)
         if single:
             callbacks.info(f"seed {seed}: {single.label}")
-            extension = runs.run(single, seed, "separate", with_old=False)
-            if extension:
-                alone.append(max(line.accuracy.get(request.task, 0.0) for line in extension.record.history))
+            if extension := runs.run(single, seed, "separate", with_old=False):
+                single_task.append(max(line.accuracy.get(request.task, 0.0) for line in extension.record.history))
+    results = tuple(
+        VariantResult(
+            label=variant.label,
+            method=variant.method,
+            config=asdict(variant.config),
+            records=tuple(_add_single_task(extension.record, single_task) for extension in finished[variant.label]),
+            folders=tuple(str(extension.out.relative_to(out)) for extension in finished[variant.label]),
+        )
+        for variant in variants
+    )
+    flags = [("--seeds", str(seeds)), *([("--separate", f"{separate:g}")] if separate != SEPARATE else [])]
     comparison = Comparison(
         command=command,
         title=f"{request.task} added to {Path(request.parent).name}",
-        variants=tuple(
-            VariantResult(
-                label=variant.label,
-                method=variant.method,
-                config=asdict(variant.config),
-                records=tuple(_add_separate(one.record, alone) for one in done[variant.label]),
-                folders=tuple(str(one.out.relative_to(out)) for one in done[variant.label]),
-            )
-            for variant in variants
-        ),
-        separate={request.task: tuple(alone)} if alone else {},
+        variants=results,
+        separate={request.task: tuple(single_task)} if single_task else {},
         failures=tuple(runs.failures),
+        reproduce_command=build_compare_command(request.build_command(out), results, *flags),
     )
     write_text(out / "comparison.json", comparison.model_dump_json(indent=1))
     write_report(out, comparison)
@@ -151,7 +155,7 @@ class _Runs:
         self.request, self.out, self.cache, self.callbacks, self.total = request, out, cache, callbacks, total
         self.failures: list[tuple[str, str]] = []
         self._images = 0  # of the runs before
-        self._said: set[str] = set()
+        self._reported: set[str] = set()
 
     def run(self, variant: Variant, seed: int, label: str, *, with_old: bool = True) -> Extension | None:
         """Run one configuration with one seed; None where training fails."""
@@ -171,8 +175,8 @@ class _Runs:
 
     def _info(self, line: str) -> None:
         """Pass on what runs say of their parent, once; their other lines would be too many."""
-        if line.startswith("parent: ") and line not in self._said:
-            self._said.add(line)
+        if line.startswith("parent: ") and line not in self._reported:
+            self._reported.add(line)
             self.callbacks.info(line)
 
     def _count_images(self, variant: Variant):
@@ -199,12 +203,13 @@ def _build_single_task(request: Request, variants: Sequence[Variant], times: flo
     return Variant(f"a model for {request.task} alone", presets.BASELINE, config)
 
 
-def _add_separate(record: Record, alone: Sequence[float]) -> Record:
-    """The record with the accuracy of separate models: the parent's for old tasks, `alone` for the new one."""
-    if not alone:
+def _add_single_task(record: Record, single_task: Sequence[float]) -> Record:
+    """The record with the accuracy of separate models: the parent's for old tasks, `single_task` for the new one."""
+    if not single_task:
         return record
+    mean = float(np.mean(single_task))
     tasks = [
-        task.model_copy(update={"separate": float(np.mean(alone)) if task.new else task.parent and task.parent.mean})
+        task.model_copy(update={"separate": mean if task.new else task.parent and task.parent.mean})
         for task in record.tasks
     ]
     return record.model_copy(update={"tasks": tuple(tasks)})

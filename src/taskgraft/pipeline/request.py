@@ -114,7 +114,7 @@ class Request:
         flags += [(flag, str(value)) for flag, several in values.items() for value in several if value]
         flags += commands.config_flags(asdict(self.config))
         flags += [] if self.check_parent else [("--no-parent-check", None)]
-        return commands.Command("extend", (self.parent, str(self.data), str(out)), tuple(flags)).to_text()
+        return str(commands.Command("extend", (self.parent, str(self.data), str(out)), tuple(flags)))
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ class TrainingRequest:
         values["--keep"] = self.keep or None
         flags = [("--task", self.task), *((flag, value) for flag, value in values.items() if value is not None)]
         settings = commands.config_flags(asdict(self.config), TRAIN_DEFAULTS)
-        return commands.Command("train", (str(self.data), str(out)), (*flags, *settings)).to_text()
+        return str(commands.Command("train", (str(self.data), str(out)), (*flags, *settings)))
 
 
 def validate_request(request: Request) -> tuple[Request, Plan]:

@@ -404,10 +404,7 @@ def _next_after_comparison(comparison: Comparison, winner: int, best: Row, few_s
         return "next, run three seeds, the minimum for a comparison", commands.run_more_seeds(comparison)
     if best.score is None:
         return "next, measure the old tasks", commands.compare_with_old_images(comparison)
-    variant = comparison.variants[winner]
-    if variant.folders:
-        return "next, use the best model", commands.use_best_model(comparison, variant.folders[0])
-    return "next, extend with the best configuration", commands.extend_with_best(comparison, variant)
+    return "next, use the best model", commands.use_best_model(comparison, comparison.variants[winner])
 
 
 def _describe_best(best: Row) -> str:

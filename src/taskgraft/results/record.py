@@ -105,6 +105,7 @@ class Comparison(BaseModel):
     separate: dict[str, tuple[float, ...]] = {}  # new task alone: validation accuracy of each seed
     failures: tuple[tuple[str, str], ...] = ()  # label, reason
     notes: tuple[str, ...] = ()
+    reproduce_command: str = ""  # the compare command for the same methods, whatever started it
 
 
 class Stopwatch:
