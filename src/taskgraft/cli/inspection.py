@@ -114,15 +114,15 @@ def doctor(*, as_json: flags.Json = False) -> int:
     from taskgraft.commands.doctor import doctor
 
     findings = doctor()
-    blocked = any(finding.state == "blocks" for finding in findings)
+    failed = any(finding.status == "error" for finding in findings)
     if as_json:
-        console.print_results(json.dumps({"blocked": blocked, "findings": [f._asdict() for f in findings]}, indent=2))
-        return int(blocked)
+        console.print_results(json.dumps({"failed": failed, "findings": [f._asdict() for f in findings]}, indent=2))
+        return int(failed)
     width = max(len(finding.name) for finding in findings)
-    marks = {"good": "  ", "note": "- ", "blocks": "! "}
+    marks = {"ok": "  ", "warning": "- ", "error": "! "}
     console.print_results(
-        *(f"{marks[finding.state]}{finding.name:<{width}}  {finding.value}" for finding in findings),
-        *(f"{marks[finding.state]}{finding.name}: {finding.remedy}" for finding in findings if finding.remedy),
-        "problems found, see the lines with !" if blocked else "all checks passed",
+        *(f"{marks[finding.status]}{finding.name:<{width}}  {finding.value}" for finding in findings),
+        *(f"{marks[finding.status]}{finding.name}: {finding.remedy}" for finding in findings if finding.remedy),
+        "problems found, see the lines with !" if failed else "all checks passed",
     )
-    return int(blocked)
+    return int(failed)

@@ -1,7 +1,6 @@
-"""Whether this machine can run taskgraft: versions, the pair torch and torchvision, GPU, disk, extras. Writes nothing.
+"""Whether this machine can run taskgraft: versions, torch with torchvision, GPU, disk, extras. Writes nothing.
 
-Each probe gives plain facts; what they mean is decided by functions that need nothing but those. Neither torch nor
-torchvision is imported here: a pair that does not fit can end the process that tries.
+Neither torch nor torchvision is imported here: a pair that does not match can end the process that imports it.
 """
 
 from __future__ import annotations
@@ -23,8 +22,6 @@ from typing import Any, Literal, NamedTuple
 
 from taskgraft.methods import presets
 
-State = Literal["good", "note", "blocks"]
-
 EXTRAS = {
     "export": ("onnx", "onnxscript", "onnxruntime"),
     **presets.EXTRAS,
@@ -36,200 +33,183 @@ EXTRAS = {
     "tune": ("optuna", "psycopg"),
     "video": ("av",),
 }  # extra -> what is imported; a test compares it with pyproject.toml
-GIB = 2**30
-LITTLE, LOW = 1 * GIB, 5 * GIB  # free disk that is not enough for a run, and that a few runs fill
-MUCH = 50 * GIB  # of decoded pixels, from which a word is worth it
-SHARED = 64 * 2**20  # what containers get by default; processes that exchange tensors need more
-PATIENCE = 300  # seconds for the import of torch from a cold disk
-PAIR = "pip install --force-reinstall torch torchvision  (together, as standard wheels)"
+MIB, GIB = 2**20, 2**30
+MIN_DISK, LOW_DISK = 1 * GIB, 5 * GIB  # too little for a run, and what a few runs fill
+LARGE_CACHE = 50 * GIB
+MIN_SHARED_MEMORY = 64 * MIB  # what containers get by default; processes that exchange tensors need more
+IMPORT_TIMEOUT = 300  # seconds to import torch from a cold disk
+REINSTALL_TORCH = "pip install --force-reinstall torch torchvision  (together, as standard wheels)"
 
-# Each stage is told before the next begins, so that the place of a crash is known too.
-PROBE = """
+# Each stage is reported before it begins, so that a crash can be attributed.
+IMPORTS = """
 import json
-def tell(**facts): print(json.dumps(facts), flush=True)
-tell(at="torch")
+def report(**facts): print(json.dumps(facts), flush=True)
+report(stage="torch")
 import torch
-tell(at="gpu", torch=torch.__version__, cuda=torch.version.cuda or torch.version.hip)
-found = torch.cuda.is_available()
-gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())] if found else []
-tell(at="torchvision", gpus=[[gpu.name, gpu.total_memory] for gpu in gpus])
+report(stage="gpu", torch=torch.__version__, cuda=torch.version.cuda or torch.version.hip)
+count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+gpus = [torch.cuda.get_device_properties(i) for i in range(count)]
+report(stage="torchvision", gpus=[[gpu.name, gpu.total_memory] for gpu in gpus])
 import torchvision
-tell(at="timm", torchvision=torchvision.__version__)
+report(stage="timm", torchvision=torchvision.__version__)
 import timm
-tell(at="end", timm=timm.__version__)
+report(stage="done", timm=timm.__version__)
 """
 
 
 class Finding(NamedTuple):
-    """One thing that was looked at; `remedy` is what to do about a note or about what blocks."""
+    """The result of one check, and what to do about a warning or an error."""
 
     name: str
     value: str
-    state: State = "good"
+    status: Literal["ok", "warning", "error"] = "ok"
     remedy: str = ""
 
 
 def doctor() -> tuple[Finding, ...]:
-    """Look at everything; takes as long as importing torch does."""
+    """Check everything; takes as long as importing torch does."""
     import platformdirs
 
-    cache = platformdirs.user_cache_path("taskgraft")
+    cache, cwd, shared_memory = platformdirs.user_cache_path("taskgraft"), Path.cwd(), Path("/dev/shm")
+    parent = next(folder for folder in (cache, *cache.parents) if folder.exists())
     return (
-        python(sys.version_info[:3]),
-        *required(_requirements(), _version),
-        *networks(*_probe(), driver=shutil.which("nvidia-smi") is not None),
+        check_python(sys.version_info[:3]),
+        *(check_package(name, minimum, _version(name)) for name, minimum in _requirements().items()),
+        *check_imports(*_import_in_process(), has_driver=shutil.which("nvidia-smi") is not None),
         Finding("CPU cores", f"{len(os.sched_getaffinity(0)) if sys.platform == 'linux' else os.cpu_count()}"),
-        writable("cache", cache, os.access(_existing(cache), os.W_OK)),
-        held("cache size", cache, _bytes(cache)),
-        disk("disk space of the cache", cache, shutil.disk_usage(_existing(cache)).free),
-        disk("disk space of this folder", Path.cwd(), shutil.disk_usage(Path.cwd()).free),
-        *(shared_memory(shutil.disk_usage(place).total) for place in ("/dev/shm",) if Path(place).is_dir()),
-        *extras(_version),
-        *video(_av()),
+        check_cache(cache, os.access(parent, os.W_OK)),
+        check_cache_size(cache, _folder_size(cache)),
+        check_disk("disk space of the cache", cache, shutil.disk_usage(parent).free),
+        check_disk("disk space of this folder", cwd, shutil.disk_usage(cwd).free),
+        *([check_shared_memory(shutil.disk_usage(shared_memory).total)] if shared_memory.is_dir() else []),
+        *(check_extra(extra, modules, _version) for extra, modules in EXTRAS.items()),
+        *check_ffmpeg(_read_ffmpeg_versions()),
     )
 
 
-def python(version: Sequence[int]) -> Finding:
-    """The version of Python."""
-    shown = f"{'.'.join(map(str, version))} on {platform.system()} {platform.machine()}"
+def check_python(version: Sequence[int]) -> Finding:
+    """Check the version of Python."""
+    value = f"{'.'.join(map(str, version))} on {platform.system()} {platform.machine()}"
     if tuple(version) >= (3, 11):
-        return Finding("Python", shown)
-    return Finding("Python", shown, "blocks", "taskgraft needs Python 3.11 or newer")
+        return Finding("Python", value)
+    return Finding("Python", value, "error", "taskgraft needs Python 3.11 or newer")
 
 
-def required(least: Mapping[str, str], version: Callable[[str], str | None]) -> tuple[Finding, ...]:
-    """What taskgraft cannot do without: each package with its least version."""
-    found = []
-    for name, bound in least.items():
-        have = version(name)
-        if have is None:
-            found.append(Finding(name, "not installed", "blocks", f"pip install '{name}>={bound}'"))
-        elif _numbers(have) < _numbers(bound):
-            found.append(Finding(name, have, "blocks", f"{bound} or newer: pip install -U '{name}>={bound}'"))
-        else:
-            found.append(Finding(name, have))
-    return tuple(found)
+def check_package(name: str, minimum: str, version: str | None) -> Finding:
+    """Check the version of a required package."""
+    if version is None:
+        return Finding(name, "not installed", "error", f"pip install '{name}>={minimum}'")
+    if _parse_version(version) < _parse_version(minimum):
+        return Finding(name, version, "error", f"{minimum} or newer: pip install -U '{name}>={minimum}'")
+    return Finding(name, version)
 
 
-def networks(facts: Mapping[str, Any], code: int, said: str, *, driver: bool) -> tuple[Finding, ...]:
-    """torch, torchvision and timm as they import together, and the GPU; `driver` = this machine has NVIDIA's."""
-    last = said.strip().splitlines()[-1] if said.strip() else f"it ended with code {code}"
-    at = facts.get("at", "torch")
-    if code == 0 and at == "end":
-        return (Finding("torch, torchvision and timm", "import and match"), _gpu(facts, driver))
-    gpu = (_gpu(facts, driver),) if "gpus" in facts else ()
-    if at == "torchvision":
-        have = f"torch {facts.get('torch')} and the installed torchvision do not match: {last}"
-        return (Finding("torch and torchvision", have[:300], "blocks", PAIR), *gpu)
-    name = "GPU detection" if at == "gpu" else str(at)
-    remedy = "update the GPU driver, or hide the GPU with CUDA_VISIBLE_DEVICES=" if at == "gpu" else PAIR
-    remedy = "pip install --force-reinstall timm" if at == "timm" else remedy
-    return (Finding(name, f"does not work: {last}"[:300], "blocks", remedy), *gpu)
+def check_imports(facts: Mapping[str, Any], exit_code: int, stderr: str, *, has_driver: bool) -> tuple[Finding, ...]:
+    """Check that torch, torchvision and timm import together, and the GPU; `has_driver`: NVIDIA's is installed."""
+    last_line = stderr.strip().splitlines()[-1] if stderr.strip() else f"it ended with code {exit_code}"
+    stage = facts.get("stage", "torch")
+    gpu = (_check_gpu(facts, has_driver),) if "gpus" in facts else ()
+    if exit_code == 0 and stage == "done":
+        return (Finding("torch, torchvision and timm", "import and match"), *gpu)
+    if stage == "torchvision":
+        problem = f"torch {facts.get('torch')} and the installed torchvision do not match: {last_line}"
+        return (Finding("torch and torchvision", problem[:300], "error", REINSTALL_TORCH), *gpu)
+    name, remedy = {
+        "gpu": ("GPU detection", "update the GPU driver, or hide the GPU with CUDA_VISIBLE_DEVICES="),
+        "timm": ("timm", "pip install --force-reinstall timm"),
+    }.get(stage, (stage, REINSTALL_TORCH))
+    return (Finding(name, f"does not work: {last_line}"[:300], "error", remedy), *gpu)
 
 
-def _gpu(facts: Mapping[str, Any], driver: bool) -> Finding:
-    gpus = facts.get("gpus") or []
-    if gpus:
-        return Finding("GPU", "; ".join(f"{name}, {memory / GIB:.0f} GiB" for name, memory in gpus))
-    if not driver:
+def _check_gpu(facts: Mapping[str, Any], has_driver: bool) -> Finding:
+    if facts["gpus"]:
+        return Finding("GPU", "; ".join(f"{name}, {memory / GIB:.0f} GiB" for name, memory in facts["gpus"]))
+    if not has_driver:
         return Finding("GPU", "none; running on CPU")
     if facts.get("cuda") is None:
-        return Finding("GPU", "present, but this torch is built without CUDA", "note", PAIR)
+        return Finding("GPU", "present, but this torch is built without CUDA", "warning", REINSTALL_TORCH)
     remedy = f"the driver is probably too old for CUDA {facts['cuda']}: update it, or install an older torch"
-    return Finding("GPU", "driver present, but torch finds no GPU", "note", remedy)
+    return Finding("GPU", "driver present, but torch finds no GPU", "warning", remedy)
 
 
-def writable(name: str, place: Path, can: bool) -> Finding:
-    """Whether a folder can be written, or made."""
-    if can:
-        return Finding(name, f"{place} is writable")
-    return Finding(
-        name, f"{place} is not writable", "blocks", "give --cache FOLDER or --cache none, or fix its permissions"
-    )
+def check_cache(folder: Path, writable: bool) -> Finding:
+    """Check that the cache can be written."""
+    if writable:
+        return Finding("cache", f"{folder} is writable")
+    remedy = "give --cache FOLDER or --cache none, or fix its permissions"
+    return Finding("cache", f"{folder} is not writable", "error", remedy)
 
 
-def held(name: str, place: Path, size: int) -> Finding:
-    """Bytes of decoded pixels: nothing takes them away, since nobody but the user knows which sets are done with."""
-    shown = f"{size / GIB:.1f} GiB"
-    if size < MUCH:
-        return Finding(name, shown)
-    return Finding(name, shown, "note", f"delete {place} when no run is active; images are decoded again when needed")
+def check_cache_size(folder: Path, size: int) -> Finding:
+    """Check the size of the cache in bytes; only users know which data sets they still need, so it is never pruned."""
+    value = f"{size / GIB:.1f} GiB"
+    if size < LARGE_CACHE:
+        return Finding("cache size", value)
+    remedy = f"delete {folder} when no run is active; images are decoded again when needed"
+    return Finding("cache size", value, "warning", remedy)
 
 
-def disk(name: str, place: Path, free: int) -> Finding:
-    """Free bytes where something is written."""
-    shown = f"{free / GIB:.1f} GiB free at {place}"
-    if free < LITTLE:
-        return Finding(name, shown, "blocks", "free at least 1 GiB for models, checkpoints and reports")
-    return Finding(name, shown, "note", "a few runs may fill the disk") if free < LOW else Finding(name, shown)
+def check_disk(name: str, folder: Path, free: int) -> Finding:
+    """Check the free bytes of a disk."""
+    value = f"{free / GIB:.1f} GiB free at {folder}"
+    if free < MIN_DISK:
+        return Finding(name, value, "error", "free at least 1 GiB for models, checkpoints and reports")
+    return Finding(name, value, "warning", "a few runs may fill the disk") if free < LOW_DISK else Finding(name, value)
 
 
-def shared_memory(size: int) -> Finding:
-    """The size of the memory that processes share, in bytes."""
-    shown = f"{size / 2**20:,.0f} MiB"
-    if size > SHARED:
-        return Finding("shared memory", shown)
-    return Finding("shared memory", shown, "note", "multi-process runs need more; in containers: --shm-size=1g")
+def check_shared_memory(size: int) -> Finding:
+    """Check the bytes of memory that processes can share."""
+    value = f"{size / MIB:,.0f} MiB"
+    if size > MIN_SHARED_MEMORY:
+        return Finding("shared memory", value)
+    return Finding("shared memory", value, "warning", "multi-process runs need more; in containers: --shm-size=1g")
 
 
-def extras(version: Callable[[str], str | None]) -> tuple[Finding, ...]:
-    """Each extra: there, or what to install."""
-    found = []
-    for extra, modules in EXTRAS.items():
-        missing = [name for name in modules if importlib.util.find_spec(name) is None]
-        if missing:
-            remedy = f"pip install 'taskgraft[{extra}]'"
-            found.append(Finding(f"extra {extra}", f"missing {', '.join(missing)}", "note", remedy))
-        else:
-            known = [f"{name} {version(name)}" for name in modules if version(name)]
-            found.append(Finding(f"extra {extra}", ", ".join(known) or "installed"))
-    return tuple(found)
+def check_extra(extra: str, modules: Sequence[str], version: Callable[[str], str | None]) -> Finding:
+    """Check that the packages of an extra are installed."""
+    missing = [name for name in modules if importlib.util.find_spec(name) is None]
+    if missing:
+        remedy = f"pip install 'taskgraft[{extra}]'"
+        return Finding(f"extra {extra}", f"missing {', '.join(missing)}", "warning", remedy)
+    versions = [f"{name} {version(name)}" for name in modules if version(name)]
+    return Finding(f"extra {extra}", ", ".join(versions) or "installed")
 
 
-def video(libraries: Mapping[str, Sequence[int]] | str | None) -> tuple[Finding, ...]:
-    """FFmpeg inside PyAV: its libraries' versions, why it cannot be loaded, or None where PyAV is missing."""
-    if libraries is None:
+def check_ffmpeg(versions: Mapping[str, Sequence[int]] | str | None) -> tuple[Finding, ...]:
+    """Check FFmpeg inside PyAV: versions of its libraries, why it does not load, or None without PyAV."""
+    if versions is None:
         return ()
-    if isinstance(libraries, str):
-        return (Finding("FFmpeg", libraries, "note", "pip install --force-reinstall 'taskgraft[video]'"),)
-    codec = ".".join(map(str, libraries.get("libavcodec", ())))
+    if isinstance(versions, str):
+        return (Finding("FFmpeg", versions, "warning", "pip install --force-reinstall 'taskgraft[video]'"),)
+    codec = ".".join(map(str, versions.get("libavcodec", ())))
     return (Finding("FFmpeg", f"libavcodec {codec}, inside PyAV"),)
 
 
-def _probe() -> tuple[dict[str, Any], int, str]:
-    """Import the networks' libraries in a process of their own: facts, exit code, what it said."""
+def _import_in_process() -> tuple[dict[str, Any], int, str]:
+    """Run `IMPORTS` in another process: what it reported, its exit code and stderr."""
+    command = [sys.executable, "-P", "-c", IMPORTS]
     try:
-        done = subprocess.run(
-            [sys.executable, "-P", "-c", PROBE], capture_output=True, text=True, check=False, timeout=PATIENCE
-        )
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=IMPORT_TIMEOUT)
     except subprocess.TimeoutExpired:
-        return {}, 1, f"importing torch took more than {PATIENCE} s"
+        return {}, 1, f"importing torch took more than {IMPORT_TIMEOUT} s"
     facts: dict[str, Any] = {}
     for line in done.stdout.splitlines():
-        if line.startswith('{"at"'):
+        if line.startswith('{"stage"'):
             facts |= json.loads(line)
     return facts, done.returncode, done.stderr
 
 
 def _requirements() -> dict[str, str]:
-    """The packages that taskgraft requires, with their least versions; no extras.
-
-    Its metadata tells them, or its pyproject.toml where it runs from a source tree that is not installed.
-    """
+    """The required packages and their minimum versions: from the metadata, else from the source tree."""
     try:
         lines = importlib.metadata.requires("taskgraft") or []
     except importlib.metadata.PackageNotFoundError:
-        lines = _declared(Path(__file__).parents[3] / "pyproject.toml")
+        lines = []
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            text = (Path(__file__).parents[3] / "pyproject.toml").read_text(encoding="utf-8")
+            lines = tomllib.loads(text)["project"]["dependencies"]
     matches = [re.match(r"([\w.-]+)(?:\[[^\]]*\])?\s*>=\s*([\w.]+)", line) for line in lines if "extra ==" not in line]
     return {match[1]: match[2] for match in matches if match}
-
-
-def _declared(file: Path) -> list[str]:
-    """What a pyproject.toml requires; nothing where only the package was copied."""
-    try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))["project"]["dependencies"]
-    except (OSError, ValueError, KeyError):
-        return []
 
 
 def _version(name: str) -> str | None:
@@ -239,7 +219,13 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _av() -> Mapping[str, Sequence[int]] | str | None:
+def _parse_version(version: str) -> tuple[int, ...]:
+    """2.10.0+cpu -> (2, 10, 0)."""
+    match = re.match(r"\d+(\.\d+)*", version)
+    return tuple(int(part) for part in match[0].split(".")) if match else ()
+
+
+def _read_ffmpeg_versions() -> Mapping[str, Sequence[int]] | str | None:
     if importlib.util.find_spec("av") is None:
         return None
     try:
@@ -249,22 +235,10 @@ def _av() -> Mapping[str, Sequence[int]] | str | None:
     return av.library_versions
 
 
-def _existing(place: Path) -> Path:
-    """A folder, or what is there of the way to it."""
-    return next(folder for folder in (place, *place.parents) if folder.exists())
-
-
-def _bytes(folder: Path) -> int:
-    """What the files below a folder take, 0 where there is none; those that go meanwhile count nothing."""
+def _folder_size(folder: Path) -> int:
     total = 0
-    for where, _, files in os.walk(folder):
-        for name in files:
-            with contextlib.suppress(OSError):
-                total += os.lstat(os.path.join(where, name)).st_size
+    for root, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):  # it may be deleted meanwhile
+                total += os.lstat(os.path.join(root, name)).st_size
     return total
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    """The leading numbers of a version, for comparing: 2.10.0+cpu -> (2, 10, 0)."""
-    found = re.match(r"\d+(\.\d+)*", version)
-    return tuple(int(part) for part in found[0].split(".")) if found else ()
