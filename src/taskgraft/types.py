@@ -51,6 +51,13 @@ class Images(NamedTuple):
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
 
+    def select(self, rows: Tensor) -> Images:
+        """Return the images at `rows` [M], in that order."""
+        labels = {task: target[rows] for task, target in self.labels.items()}
+        return self._replace(
+            pixels=self.pixels[rows], labels=labels, names=tuple(self.names[row] for row in rows.tolist())
+        )
+
 
 class TrainingData(NamedTuple):
     """What a method may learn from.

@@ -6,7 +6,7 @@ import importlib.metadata
 import os
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,9 +14,7 @@ from taskgraft import exports
 from taskgraft.bundle import open_parent
 from taskgraft.errors import InputError
 from taskgraft.exports import timm_folder, verify
-from taskgraft.exports.sample_images import collect_images
 from taskgraft.exports.signature import ExportConfig, clean_name, describe
-from taskgraft.exports.verify import TaskCheck
 from taskgraft.results.files import write_json
 from taskgraft.types import Callbacks, PathLike, as_path, as_paths
 from taskgraft.version import __version__
@@ -31,13 +29,13 @@ class ExportResult(NamedTuple):
         out: the folder.
         checks: comparison with the model, one for each task.
         refused: the unacceptable difference for which nothing was left at `out` (unless `keep`); None if all is well.
-        described: the content of taskgraft.json.
+        description: the content of taskgraft.json.
     """
 
     out: Path
-    checks: tuple[TaskCheck, ...]
+    checks: tuple[verify.TaskCheck, ...]
     refused: str | None
-    described: dict[str, Any]
+    description: dict[str, Any]
 
 
 def export(
@@ -92,7 +90,7 @@ def export(
     bundle = open_parent(model, arch=arch, labels=labels, preprocessing=preprocessing, task=parent_task)
     for note in bundle.notes:
         callbacks.info(f"model: {note}")
-    samples = collect_images(
+    samples = verify.collect_images(
         bundle, as_paths(check), calibrate=precision == "int8-static", cache=as_path(cache), callbacks=callbacks
     )
     for note in samples.notes:
@@ -111,16 +109,18 @@ def export(
             bit_identical = timm_folder.is_bit_identical(bundle, folder, samples.images)
             if not bit_identical and not refused:
                 refused = "the result in plain timm is not bit-identical"
-        described = describe(bundle, config)
-        write_json(folder / "taskgraft.json", described)
+        description = describe(bundle, config)
+        write_json(folder / "taskgraft.json", description)
         is_fp32 = precision == "fp32"
-        evidence = {
+        comparison = {
             "format": format,
             "precision": precision,
             "uint8_input": uint8_input,
             "weights_sha256": bundle.digest,
             "images": {
-                "sources": list(samples.sources), "count": len(samples.images.pixels), "synthetic": samples.synthetic,
+                "sources": [str(path) for path in samples.sources],
+                "count": len(samples.images.pixels),
+                "synthetic": not samples.sources,
             },
             "batches": [*verify.FIRST_BATCHES, verify.BATCH],
             "tolerance": {
@@ -131,22 +131,20 @@ def export(
             "bit_equal_in_timm": bit_identical,
             "refused": refused,
             "versions": _package_versions(),
-        }  # fmt: skip
-        write_json(folder / "export.json", evidence)
+        }
+        write_json(folder / "export.json", comparison)
         if not refused or keep:
             if out.is_dir():
                 out.rmdir()  # empty, as checked above; fails if it no longer is
             os.replace(folder, out)
-    return ExportResult(out, checks, refused, described)
+    return ExportResult(out, checks, refused, description)
 
 
 def _package_versions() -> dict[str, str]:
     versions = {"taskgraft": __version__}
     for name in PACKAGES:
-        try:
+        with suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return versions
 
 

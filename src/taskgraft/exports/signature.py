@@ -59,15 +59,12 @@ def name_outputs(tasks: Sequence[str]) -> list[str]:
 
 
 def describe_outputs(bundle: Bundle) -> list[Output]:
-    """The outputs in order; the temperature is 1 where no task card holds one for exactly these classes."""
-    outputs = []
+    """The outputs in the order of the tasks."""
     tasks = bundle.classifier.tasks
-    for task, name in zip(tasks, name_outputs([task.name for task in tasks]), strict=True):
-        card = bundle.cards.get(task.name, {})
-        is_current = list(card.get("classes", ())) == list(task.classes)
-        temperature = float(card.get("temperature") or 1.0) if is_current else 1.0
-        outputs.append(Output(task.name, name, task.classes, temperature))
-    return outputs
+    names = name_outputs([task.name for task in tasks])
+    return [
+        Output(task.name, name, task.classes, bundle.temperature(task)) for task, name in zip(tasks, names, strict=True)
+    ]
 
 
 def describe(bundle: Bundle, config: ExportConfig) -> dict[str, Any]:

@@ -1,25 +1,44 @@
-"""Comparison of an exported file with the model it came from, and when the difference is unacceptable."""
+"""Comparison of an exported file with the model it came from, on real images where there are any."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from taskgraft import data, metrics
-from taskgraft.exports.signature import Runner
+from taskgraft import data, metrics, seeding
+from taskgraft.bundle import Bundle
+from taskgraft.data import open_images, pixel_cache
+from taskgraft.data.layouts import list_images
+from taskgraft.data.task_images import concat_images, match_task
+from taskgraft.errors import DataError
+from taskgraft.exports.signature import Runner, read_record
 from taskgraft.models.classifier import Classifier
 from taskgraft.models.inference import predict
 from taskgraft.results.predictions import Predictions
-from taskgraft.types import Images
+from taskgraft.results.record import Record
+from taskgraft.types import Callbacks, Images, Task
 
 TOLERANCE = 1e-3  # maximum difference of a logit, relative to the largest logit
 MAX_ACCURACY_LOSS = 0.01  # of int8
 FIRST_BATCHES = (1, 2, 7)  # a batch dimension that is not free fails here
 BATCH = 32
+CALIBRATION_IMAGES = 256  # on which int8-static measures the range of every layer
+SYNTHETIC_IMAGES = 64
+
+
+class SampleImages(NamedTuple):
+    """Images to compare on, labeled where possible, and others to calibrate int8-static on; no sources = synthetic."""
+
+    images: Images
+    calibration: Images | None
+    sources: tuple[Path, ...]
+    notes: tuple[str, ...]
 
 
 class TaskCheck(BaseModel):
@@ -47,6 +66,63 @@ class TaskCheck(BaseModel):
     exported: float | None = None
 
 
+def collect_images(
+    bundle: Bundle, paths: Sequence[Path], *, calibrate: bool, cache: Path | None, callbacks: Callbacks
+) -> SampleImages:
+    """Collect validation images of every task.
+
+    Args:
+        bundle: the model.
+        paths: labeled images; empty = those that the model's record names.
+        calibrate: also collect images to calibrate int8-static on, preferably training images.
+        cache: folder of the pixel cache.
+        callbacks: progress of reading.
+
+    Raises:
+        DataError: images that cannot be used.
+    """
+    tasks, record, notes = bundle.classifier.tasks, read_record(bundle), []
+    sources = {path: match_task(path, tasks) for path in paths}
+    if not sources and record is not None:
+        sources = _recorded_sources(record, tasks, notes)
+    if not sources:
+        notes.append(
+            "WARNING: no real images (no --check DATA, and no images of the model's record still exist): "
+            f"comparing on {SYNTHETIC_IMAGES} synthetic images, which says little about real ones"
+        )
+        images = synthetic_images(bundle)
+        return SampleImages(images, images if calibrate else None, (), tuple(notes))
+    seed = record.seed if record is not None and not paths else 0
+    opened = [_open(bundle, record, path, task, seed, cache, callbacks) for path, task in sources.items()]
+    images = concat_images([images for images in opened if images is not None])
+    if images is None:
+        raise DataError(f"{next(iter(sources))} contains no images to compare on")
+    unlabeled = [task.name for task in tasks if task not in sources.values()]
+    notes += [f"{task}: no labeled images; comparing predictions" for task in unlabeled]
+    calibration = None
+    if calibrate:
+        samples = [_sample_training_images(bundle, path, task) for path, task in sources.items()]
+        calibration = concat_images([sample for sample in samples if sample is not None])
+        if calibration is not None:
+            notes.append(f"calibrating int8 on {len(calibration.pixels)} training images")
+        else:
+            images, calibration = _hold_out(images)
+            count = len(calibration.pixels)
+            notes.append(f"no training images: calibrating int8 on {count} of the images, comparing on the rest")
+    return SampleImages(images, calibration, tuple(sources), tuple(notes))
+
+
+def synthetic_images(bundle: Bundle) -> Images:
+    """Coarse colored patches with noise, [64, S, S, 3] uint8, the same every time."""
+    size, rng = bundle.preprocessing.size, seeding.generator(0, "synthetic")
+    cells = rng.integers(0, 256, (SYNTHETIC_IMAGES, 6, 6, 3))
+    index = np.arange(size) * 6 // size
+    noisy = cells[:, index][:, :, index] + rng.normal(0, 20, (SYNTHETIC_IMAGES, size, size, 3))
+    pixels = torch.from_numpy(noisy.clip(0, 255).astype(np.uint8))
+    names = tuple(f"synthetic {number}" for number in range(SYNTHETIC_IMAGES))
+    return Images(pixels, {}, names, bundle.preprocessing.mean, bundle.preprocessing.std)
+
+
 def prepare_inputs(images: Images, start: int, stop: int, *, uint8: bool) -> NDArray[Any]:
     """The input of an exported file: pixels [B, S, S, 3] uint8, or normalized images [B, 3, S, S] float32."""
     batch = images.pixels[start:stop] if uint8 else data.normalize(images, start, stop)
@@ -57,7 +133,7 @@ def compare(classifier: Classifier, images: Images, run: Runner, *, uint8: bool)
     """Run an export on all images, in batches of 1, 2, 7, then 32, and compare it with the model."""
     model = predict(classifier, images)
     batches = [run(prepare_inputs(images, *bounds, uint8=uint8)) for bounds in _batch_bounds(len(images.pixels))]
-    logits = [np.concatenate(parts) for parts in zip(*batches, strict=True)]
+    logits = map(np.concatenate, zip(*batches, strict=True))
     exported = model._replace(logits=dict(zip(model.logits, logits, strict=True)))
     return tuple(_compare_task(task, model, exported) for task in model.classes)
 
@@ -96,9 +172,60 @@ def format_check(check: TaskCheck) -> str:
     return f"{text}; accuracy {check.accuracy:.2%} → {check.exported:.2%} on {check.labeled} labeled images"
 
 
+def _recorded_sources(record: Record, tasks: Sequence[Task], notes: list[str]) -> dict[Path, Task]:
+    """The validation images that the record names and that still exist."""
+    task_by_name = {task.name: task for task in tasks}
+    sources = {}
+    for name, entry in record.data.items():
+        path, task = Path(str(entry.get("source"))), task_by_name.get(str(entry.get("task")))
+        if name.startswith("old train") or task is None:
+            continue
+        if path.exists():
+            sources[path] = task
+        else:
+            notes.append(f"{path}: these images of {task.name} are in the record, but no longer exist")
+    return sources
+
+
+def _open(
+    bundle: Bundle, record: Record | None, path: Path, task: Task, seed: int, cache: Path | None, callbacks: Callbacks
+) -> Images | None:
+    """The validation split of the data or of the training run; else all images."""
+    splits = {entry.split for entry in list_images(path, task.name).entries}
+    was_split = record is not None and Path(str(record.data.get("new", {}).get("source"))) == path
+    return open_images(
+        path, task.name, bundle.preprocessing, seed=seed, classes=task.classes,
+        others=[other for other in bundle.classifier.tasks if other != task], cache_folder=cache,
+        as_split="val" if "val" in splits or not was_split else None,
+        progress=lambda done, total: callbacks.progress(f"reading {path.name}", done, total),
+    ).val  # fmt: skip
+
+
+def _sample_training_images(bundle: Bundle, path: Path, task: Task) -> Images | None:
+    """Up to 256 training images, evenly spread over the list, without labels."""
+    listing = list_images(path, task.name)
+    names = [entry.path for entry in listing.entries if entry.split == "train"]
+    if not names:
+        return None
+    spread = np.linspace(0, len(names) - 1, min(CALIBRATION_IMAGES, len(names))).round().astype(int)
+    chosen = [names[row] for row in spread]
+    loaded = pixel_cache.load_pixels(listing.root, chosen, bundle.preprocessing, None)
+    readable = tuple(str(listing.root / name) for row, name in enumerate(chosen) if row not in loaded.reasons)
+    return (
+        Images(loaded.pixels, {}, readable, bundle.preprocessing.mean, bundle.preprocessing.std) if readable else None
+    )
+
+
+def _hold_out(images: Images) -> tuple[Images, Images]:
+    """Split images into those to compare on and, evenly spread, up to a quarter of them to calibrate on."""
+    total = len(images.pixels)
+    is_held_out = torch.zeros(total, dtype=torch.bool)
+    is_held_out[torch.linspace(0, total - 1, min(CALIBRATION_IMAGES, max(1, total // 4))).long()] = True
+    return images.select((~is_held_out).nonzero().flatten()), images.select(is_held_out.nonzero().flatten())
+
+
 def _batch_bounds(count: int) -> Iterator[tuple[int, int]]:
-    start = 0
-    sizes = iter(FIRST_BATCHES)
+    start, sizes = 0, iter(FIRST_BATCHES)
     while start < count:
         stop = min(start + next(sizes, BATCH), count)
         yield start, stop

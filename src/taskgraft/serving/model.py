@@ -17,7 +17,7 @@ from taskgraft import data, exports, metrics
 from taskgraft.allocator import keep_freed_memory
 from taskgraft.bundle import Bundle
 from taskgraft.errors import InputError, ResultError
-from taskgraft.exports import onnx_file, sample_images, verify
+from taskgraft.exports import onnx_file, verify
 from taskgraft.exports.signature import ExportConfig, clean_name, describe_outputs, read_record
 from taskgraft.results.predictions import Predictions
 from taskgraft.types import Images
@@ -180,7 +180,7 @@ def _onnx_backend(bundle: Bundle) -> Run:
     with tempfile.TemporaryDirectory() as folder:
         onnx_file.write(bundle, config, Path(folder))
         session = onnx_file.load(Path(folder))
-    comparisons = verify.compare(bundle.classifier, sample_images.synthetic_images(bundle), session, uint8=True)
+    comparisons = verify.compare(bundle.classifier, verify.synthetic_images(bundle), session, uint8=True)
     difference = verify.find_unacceptable(comparisons, "fp32")
     if difference:
         raise ResultError(f"ONNX Runtime and the model disagree: {difference}; use --backend torch")
