@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from openings import Openings, below
 from taskgraft.commands.extend import extend
 from taskgraft.commands.train import train
 from taskgraft.config import TrainingConfig
+from taskgraft.report import charts
 from toys import NEW, OLD, folder_of
 
 # Groups that train, serve or start programs: `make test-fast` leaves them out, beside the tests that carry a marker.
@@ -34,6 +36,14 @@ torch.set_num_threads(1)  # two test processes share two cores
 # A shell starts its background jobs deaf to SIGINT, and so would be the programs that tests start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="module")
+def no_charts() -> Iterator[None]:
+    """Reports without their charts, which take most of the time of a tiny run, where nobody looks at them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(charts, "render_svg", lambda *args: "<svg></svg>")
+        yield
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -12,48 +13,48 @@ import time
 from pathlib import Path
 from typing import Any
 
-import dying
-from faults.trying import UNDER_WAY, Fault, Place, begun, command, same_bits, stopped, waited_for
+import forks
+from faults.scenario import STEP_4, Fault, Workspace, assert_same_bits, extend_until_killed, wait_until
+from forks import last_line, run_cli, start_cli
 from taskgraft import Callbacks
 
-HOUR, LATE = 3600.0, 2**31 + 86_400  # seconds; a day after what a signed 32-bit time can hold
+HOUR, BEYOND_2038 = 3600.0, 2**31 + 86_400  # seconds; a day after what a signed 32-bit time can hold
 PROCESSES = ("subprocess.Popen", "os.fork", "os.posix_spawn", "os.exec", "os.system")
 
 
-def shared() -> set[str]:
+def shared_memory() -> set[str]:
     """What this process has mapped of the shared memory's file system."""
     maps = Path("/proc/self/maps").read_text().splitlines()
     return {line.split(maxsplit=5)[-1] for line in maps if "/dev/shm" in line}
 
 
-def no_workers(place: Place) -> str:
+def no_workers(workspace: Workspace) -> str:
     """Reading and training start no process and use no shared memory: neither can be killed or too small."""
-    out, note = place.root / "both", place.root / "seen"
+    out, seen = workspace.tmp_path / "both", workspace.tmp_path / "seen"
 
     def watched() -> None:
-        def hook(event: str, given: tuple[Any, ...]) -> None:
-            if event in PROCESSES or (event == "open" and str(given[0]).startswith("/dev/shm")):
-                note.write_text(f"{event} {given}")
+        def hook(event: str, args: tuple[Any, ...]) -> None:
+            if event in PROCESSES or (event == "open" and str(args[0]).startswith("/dev/shm")):
+                seen.write_text(f"{event} {args}")
 
-        before = shared()  # the process that runs the tests may use some for itself
+        before = shared_memory()  # the process that runs the tests may use some for itself
         sys.addaudithook(hook)
-        place.extend(out)
-        assert shared() == before
+        workspace.extend(out)
+        assert shared_memory() == before
 
-    code, said = dying.end(dying.begin(watched))
-    assert code == 0, said
-    assert not note.exists(), note.read_text()
-    return f"no worker, no shared memory: {same_bits(out, place.calm)}"
+    forks.run(watched)
+    assert not seen.exists(), seen.read_text()
+    return f"no worker, no shared memory: {assert_same_bits(out, workspace.expected)}"
 
 
-def other_data(place: Place) -> str:
-    data = place.root / "paints"
-    shutil.copytree(place.new, data)
-    at_data = place._replace(new=data)
-    out = stopped(at_data, place.root / "both")
+def other_data(workspace: Workspace) -> str:
+    data = workspace.tmp_path / "paints"
+    shutil.copytree(workspace.images, data)
+    copied = workspace._replace(images=data)
+    out = extend_until_killed(copied, workspace.tmp_path / "both")
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     first, second = sorted((data / "train").rglob("*.png"))[:2]
-    happened = []
+    refused = []
 
     def added() -> None:
         shutil.copy(second, first.with_name("more.png"))
@@ -65,166 +66,158 @@ def other_data(place: Place) -> str:
         (first.unlink, f"removed {first.relative_to(data)}"),
         (lambda: second.write_bytes(second.read_bytes() + b"more"), "the same names, but other contents"),
     ):
-        kept = place.root / "kept"
-        shutil.copytree(data, kept)
+        backup = workspace.tmp_path / "backup"
+        shutil.copytree(data, backup)
         change()
-        told = command(at_data.words(out, "--resume"), place.root)
-        assert told.code == 2
-        assert word in told.last, told.last
+        done = run_cli(*copied.command(out, "--resume"))
+        assert done.returncode == 2
+        assert word in last_line(done), last_line(done)
         assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
         shutil.rmtree(data)
-        kept.rename(data)
-        happened.append(word)
-    at_data.extend(out, resume=True)
-    return f"refused with {'; '.join(happened)}; as it was: {same_bits(out, place.calm)}"
+        backup.rename(data)
+        refused.append(word)
+    copied.extend(out, resume=True)
+    return f"refused with {'; '.join(refused)}; as it was: {assert_same_bits(out, workspace.expected)}"
 
 
-def other_versions(place: Place) -> str:
-    out = stopped(place, place.root / "both")
+def other_versions(workspace: Workspace) -> str:
+    out = extend_until_killed(workspace, workspace.tmp_path / "both")
     stored = json.loads((out / "run.json").read_text())
     assert stored["environment"]["torch"]
     (out / "run.json").write_text(json.dumps({**stored, "environment": {**stored["environment"], "torch": "2.9.0"}}))
-    told: list[str] = []
-    done = place.extend(out, resume=True, callbacks=Callbacks(info=told.append))
-    (warned,) = [
-        line for line in told if line.startswith("the run was begun in another environment (torch was '2.9.0', is ")
-    ]
+    messages: list[str] = []
+    done = workspace.extend(out, resume=True, callbacks=Callbacks(info=messages.append))
+    warning = "the run was begun in another environment (torch was '2.9.0', is "
+    (warned,) = [line for line in messages if line.startswith(warning)]
     assert [note for note in done.record.notes if "torch was '2.9.0'" in note]
-    assert "another environment" not in str(place.extend(place.root / "new").record.notes)
-    return f"told and in the record: {warned}; {same_bits(out, place.calm)}"
+    assert "another environment" not in str(workspace.extend(workspace.tmp_path / "new").record.notes)
+    return f"told and in the record: {warned}; {assert_same_bits(out, workspace.expected)}"
 
 
-def jumping() -> None:
+def make_clock_jump() -> None:
     """From now on the clock jumps an hour forward and two back, again and again."""
-    real, count = time.time, [0]
-
-    def now() -> float:
-        count[0] += 1
-        return real() + (HOUR, -HOUR, 400 * 24 * HOUR)[count[0] % 3]
-
-    time.time = now
+    original, jumps = time.time, itertools.cycle((HOUR, -HOUR, 400 * 24 * HOUR))
+    time.time = lambda: original() + next(jumps)
     os.environ["FORCE_COLOR"] = "1"  # bars with the time that is left, as on a terminal
 
 
-def clock(place: Place) -> str:
-    data, out = place.root / "paints", place.root / "both"
-    shutil.copytree(place.new, data)
+def jumping_clock(workspace: Workspace) -> str:
+    data, out = workspace.tmp_path / "paints", workspace.tmp_path / "both"
+    shutil.copytree(workspace.images, data)
     for path in data.rglob("*"):
-        os.utime(path, (LATE, LATE))
-    told = command(place._replace(new=data).words(out, "--cache", place.root / "cache"), place.root, jumping)
-    assert told.code == 0, told.err
-    assert not re.search(r"-\d+:\d", told.err), "a negative time is left"
+        os.utime(path, (BEYOND_2038, BEYOND_2038))
+    command = workspace._replace(images=data).command(out, "--cache", workspace.tmp_path / "cache")
+    done = run_cli(*command, before=make_clock_jump)
+    assert done.returncode == 0, done.stderr
+    assert not re.search(r"-\d+:\d", done.stderr), "a negative time is left"
     assert min(json.loads((out / "record.json").read_text())["seconds"].values()) >= 0
-    after = same_bits(out, place.calm)
-    stuck, lock = begin_and_wait(place, place.root / "held")
-    late = command(place.words(lock), place.root, jumping)
-    stop(stuck)
-    assert late.code == 2
-    assert f"is being written by process {stuck.pid} on " in late.last
-    return f"no time below 0, {after}; a lock is not older for it"
+    result = assert_same_bits(out, workspace.expected)
+    locked = workspace.tmp_path / "locked"
+    holder = extend_until_waiting(workspace, locked)
+    refused = run_cli(*workspace.command(locked), before=make_clock_jump)
+    holder.kill()
+    assert refused.returncode == 2
+    assert f"is being written by process {holder.pid} on " in last_line(refused)
+    return f"no time below 0, {result}; a lock is not older for it"
 
 
-def begin_and_wait(place: Place, out: Path) -> tuple[dying.Child, Path]:
-    """A run that holds its folder, and waits in the middle of its training until it is killed."""
+def extend_until_waiting(workspace: Workspace, out: Path) -> forks.Fork:
+    """A run that locks its folder, and waits in the middle of its training until it is killed."""
 
-    def work() -> None:
-        place.extend(
-            out, callbacks=Callbacks(progress=lambda *_: time.sleep(600) if (out / UNDER_WAY).exists() else None)
-        )
+    def wait_at_step_4(*_: object) -> None:
+        if (out / STEP_4).exists():
+            time.sleep(600)
 
-    child = dying.begin(work)
-    waited_for((out / UNDER_WAY).exists)
-    return child, out
-
-
-def stop(child: dying.Child) -> None:
-    os.kill(child.pid, signal.SIGKILL)
-    dying.end(child)
+    child = forks.fork(lambda: workspace.extend(out, callbacks=Callbacks(progress=wait_at_step_4)))
+    wait_until((out / STEP_4).exists)
+    return child
 
 
-def two_at_once(place: Place) -> str:
+def two_at_once(workspace: Workspace) -> str:
     """Two extensions on one folder at once; then the one that holds it is killed."""
-    first, out = begin_and_wait(place, place.root / "both")
-    for more in ((), ("--resume",)):
-        told = command(place.words(out, *more), place.root)
-        assert told.code == 2
-        assert f"{out} is being written by process {first.pid} on " in told.last, told.last
-    stop(first)
-    told = command(place.words(out, "--resume"), place.root)
-    assert told.code == 0, told.err
-    return f"the other is told: …process N on HOST; a dead one's lock is no lock, {same_bits(out, place.calm)}"
+    out = workspace.tmp_path / "both"
+    holder = extend_until_waiting(workspace, out)
+    for flags in ((), ("--resume",)):
+        done = run_cli(*workspace.command(out, *flags))
+        assert done.returncode == 2
+        assert f"{out} is being written by process {holder.pid} on " in last_line(done), last_line(done)
+    holder.kill()
+    run_cli(*workspace.command(out, "--resume"), check=True)
+    result = assert_same_bits(out, workspace.expected)
+    return f"the other is refused: …process N on HOST; a dead one's lock is no lock, {result}"
 
 
-def hung_up(place: Place) -> str:
+def terminal_closed(workspace: Workspace) -> str:
     """SIGHUP, as when a terminal is closed; and a run whose reader of the log goes away."""
-    out, streams = place.root / "both", [place.root / "out", place.root / "err"]
-    slow = place.words(out, "--steps", "400")
-    child = begun(slow, streams)
-    waited_for((out / "run.json").exists)
-    os.kill(child.pid, signal.SIGHUP)
-    assert dying.end(child)[0] == -signal.SIGHUP
-    assert "Traceback" not in streams[1].read_text()
+    out = workspace.tmp_path / "both"
+    process = start_cli(*workspace.command(out, "--steps", "400"))
+    wait_until((out / "run.json").exists)
+    process.send_signal(signal.SIGHUP)
+    done = process.wait()
+    assert done.returncode == -signal.SIGHUP
+    assert "Traceback" not in done.stderr
     shutil.rmtree(out)
 
-    def unheard() -> None:
+    def close_reader_of_stderr() -> None:
         reading, writing = os.pipe()
         os.close(reading)
         os.dup2(writing, 2)
 
-    told = command(place.words(out), place.root, unheard)
-    assert (told.code, told.err) == (0, "")
-    return f"quiet; with nobody at the end of the log it goes on: {same_bits(out, place.calm)}"
+    done = run_cli(*workspace.command(out), before=close_reader_of_stderr)
+    assert (done.returncode, done.stderr) == (0, "")
+    return f"quiet; without a reader of stderr it goes on: {assert_same_bits(out, workspace.expected)}"
 
 
-def report_fails(place: Place) -> str:
+def report_fails(workspace: Workspace) -> str:
     from taskgraft.pipeline import publishing
     from taskgraft.pipeline.run import load
 
-    out = place.root / "both"
+    out = workspace.tmp_path / "both"
 
-    def broken() -> None:
+    def break_report() -> None:
         def fail(*_: Any) -> str:
             raise ValueError("a page that cannot be drawn")
 
         publishing.report.render_run = fail
 
-    told = command(place.words(out), place.root, broken)
-    assert told.code == 1
-    assert "is complete, but its report could not be written (ValueError: a page that cannot be drawn)" in told.last
+    done = run_cli(*workspace.command(out), before=break_report)
+    assert done.returncode == 1
+    assert "is complete, but its report could not be written (ValueError: a page that cannot be drawn)" in last_line(
+        done
+    )
     assert [task.name for task in load(out).bundle.classifier.tasks] == ["shape", "paint"]
     assert not (out / "report.html").exists()
-    again = command(place.words(out, "--resume"), place.root)
-    assert again.code == 0, again.err
-    return f"the model is there, exit 1; the next start writes it, {same_bits(out, place.calm)}"
+    run_cli(*workspace.command(out, "--resume"), check=True)
+    return f"the model is there, exit 1; the next start writes it, {assert_same_bits(out, workspace.expected)}"
 
 
-def no_runtime(place: Place) -> str:
+def no_runtime(workspace: Workspace) -> str:
     from taskgraft import errors
 
-    out = place.root / "exported"
+    out = workspace.tmp_path / "exported"
 
-    def without() -> None:
-        real = errors.importlib.util.find_spec
-        errors.importlib.util.find_spec = lambda name, *more: None if name == "onnxruntime" else real(name, *more)
+    def hide_onnxruntime() -> None:
+        find_spec = errors.importlib.util.find_spec
+        errors.importlib.util.find_spec = lambda name, *args: None if name == "onnxruntime" else find_spec(name, *args)
 
-    told = command(("export", place.plain, out), place.root, without)
-    assert told.code == 3
-    assert "onnxruntime" in told.last
-    assert "pip install" in told.last
+    done = run_cli("export", workspace.child, out, before=hide_onnxruntime)
+    assert done.returncode == 3
+    assert "onnxruntime" in last_line(done)
+    assert "pip install" in last_line(done)
     assert not out.exists()
 
-    def crashing() -> None:
+    def break_runtime() -> None:
         from taskgraft.exports import verify
 
-        def crash(*_: Any, **more: Any) -> None:
+        def crash(*_: Any, **__: Any) -> None:
             raise RuntimeError("the runtime is broken")
 
         verify.compare = crash
 
-    told = command(("export", place.plain, out, "--format", "safetensors"), place.root, crashing)
-    assert told.code == 1
-    assert "the runtime is broken" in told.last
-    assert sorted(path.name for path in place.root.iterdir() if "exported" in path.name) == []
+    done = run_cli("export", workspace.child, out, "--format", "safetensors", before=break_runtime)
+    assert done.returncode == 1
+    assert "the runtime is broken" in last_line(done)
+    assert sorted(path.name for path in workspace.tmp_path.iterdir() if "exported" in path.name) == []
     return "one line with the command that installs it; nothing is left where the runtime breaks"
 
 
@@ -236,10 +229,10 @@ FORWARD, COMMAND, EQUAL = (
 FOLDER, SIGNALS = "tests/training/test_run_folder.py", "tests/faults/test_signals.py"
 FAULTS = [
     Fault(2, "SIGINT and SIGTERM, once and twice", "what was saved is whole, exit 130 or 143, --resume: the same bits",
-          tested=(f"{SIGNALS}::test_signal_loses_nothing",)),
+          tests=(f"{SIGNALS}::test_signal_loses_nothing",)),
     Fault(6, "a gradient that is not finite, in one of two processes only",
           "all stop before the update, with one and the same line",
-          tested=(f"{EQUAL}::test_failure_of_one_process_stops_all",
+          tests=(f"{EQUAL}::test_failure_of_one_process_stops_all",
                   "tests/faults/test_faults.py::test_non_finite_loss_keeps_checkpoints")),
     Fault(7, "memory runs out at the first step, later, or for good",
           "half the piece, the same batch, told and recorded", no_workers,
@@ -248,25 +241,27 @@ FAULTS = [
           "there are no loader processes and no shared memory that could fail: images are decoded in threads"),
     Fault(8, "one of two processes is killed, or hangs",
           "all go on from the last checkpoint; --patience bounds the wait",
-          tested=(f"{COMMAND}::test_killed_process_is_restarted",
+          tests=(f"{COMMAND}::test_killed_process_is_restarted",
                   f"{EQUAL}::test_failure_of_one_process_stops_all")),
     Fault(9, "another number of processes on --resume", "the same run, up to the rounding of sums",
-          tested=(f"{COMMAND}::test_resume_with_another_world_size",)),
+          tests=(f"{COMMAND}::test_resume_with_another_world_size",)),
     Fault(10, "images are added, removed or changed between stop and --resume",
           "refused, with names; nothing is touched", other_data,
-          changed="there is no flag to go on: other data are another run, in another OUT"),
+          note="there is no flag to go on: other data are another run, in another OUT"),
     Fault(11, "another torch, processor or number of threads on --resume", "told, and in the record", other_versions),
-    Fault(12, "the clock jumps; images from beyond 2038", "no negative time, no stolen lock, the same bits", clock),
+    Fault(12, "the clock jumps; images from beyond 2038", "no negative time, no stolen lock, the same bits",
+          jumping_clock),
     Fault(13, "two processes on one folder; the lock of a dead one",
           "the other is told who holds it; a dead one holds nothing", two_at_once,
           (f"{FOLDER}::test_lock_names_holder_and_ends_with_process",)),
     Fault(15, "a tracker that is down or hangs", "a line of warning; the training does not wait",
-          tested=("tests/pipeline/test_tracking.py::test_a_tracker_that_is_down_costs_a_line",)),
+          tests=("tests/pipeline/test_tracking.py::test_a_tracker_that_is_down_costs_a_line",)),
     Fault(20, "the report cannot be made", "the model is saved, the exit code tells, the next start makes it",
           report_fails),
     Fault(21, "the runtime of an export is missing, breaks or disagrees", "told, and no half file", no_runtime,
           ("tests/exports/test_export.py::test_refused_export_is_removed",)),
-    Fault(25, "the terminal is closed, the parent dies, the reader of stdout or stderr goes away", "quiet", hung_up,
+    Fault(25, "the terminal is closed, the parent dies, the reader of stdout or stderr goes away", "quiet",
+          terminal_closed,
           (f"{SIGNALS}::test_closed_pipe_is_no_error",
            "tests/commands/test_tune.py::test_workers_end_with_their_search")),
 ]  # fmt: skip

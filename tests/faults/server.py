@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 import socket
@@ -12,23 +11,22 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
-from multiprocessing import forkserver
 
 import httpx
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-import dying
-from faults.trying import Fault, Place, begun, waited_for
+from faults.scenario import Fault, Workspace, wait_until
+from forks import start_cli
 from servers import LIMITS, Running, running
 from taskgraft.serving.model import Logits
 
 IDLE_CONNECTIONS = 300
 
 
-def read_images(place: Place, count: int) -> list[bytes]:
-    return [file.read_bytes() for file in sorted((place.new / "val").rglob("*.png"))[:count]]
+def read_images(workspace: Workspace, count: int) -> list[bytes]:
+    return [file.read_bytes() for file in sorted((workspace.images / "val").rglob("*.png"))[:count]]
 
 
 def post_at_once(server: Running, bodies: list[bytes]) -> list[httpx.Response]:
@@ -41,17 +39,17 @@ def labels(response: httpx.Response) -> dict[str, str | None]:
     return {task: result["label"] for task, result in image["tasks"].items()}
 
 
-def model_goes(place: Place) -> str:
+def model_file_damaged(workspace: Workspace) -> str:
     """The model's file is cut, overwritten and removed under a server; and one image of a batch breaks the model."""
-    bundle = place.root / "bundle"
-    shutil.copytree(place.plain, bundle)
-    images = read_images(place, 3)
+    bundle = workspace.tmp_path / "bundle"
+    shutil.copytree(workspace.child, bundle)
+    images = read_images(workspace, 3)
     with running(bundle) as server:
         before = [labels(response) for response in post_at_once(server, images)]
         file = bundle / "model.safetensors"
         for harm in (
             lambda: file.write_bytes(b"x"),
-            lambda: shutil.copy(place.plain / "config.json", file),
+            lambda: shutil.copy(workspace.child / "config.json", file),
             file.unlink,
         ):
             harm()
@@ -65,8 +63,8 @@ def model_goes(place: Place) -> str:
             return original(pixels)
 
         server.service.batcher.run = fails_on_sevens
-        Image.new("RGB", (32, 32), (7, 7, 7)).save(place.root / "seven.png")
-        seven = (place.root / "seven.png").read_bytes()
+        Image.new("RGB", (32, 32), (7, 7, 7)).save(workspace.tmp_path / "seven.png")
+        seven = (workspace.tmp_path / "seven.png").read_bytes()
         responses = post_at_once(server, [images[0], images[1], seven, images[2], b"no image"])
         assert [response.status_code for response in responses] == [200, 200, 500, 200, 422]
         assert [labels(responses[row]) for row in (0, 1, 3)] == before
@@ -74,11 +72,11 @@ def model_goes(place: Place) -> str:
     return "predictions stay; of five together three good ones are answered, 500 and 422 for the others"
 
 
-def slow_clients(place: Place) -> str:
+def slow_clients(workspace: Workspace) -> str:
     """Idle connections, a byte at a time, and clients that go away in the middle of a response."""
-    images = read_images(place, 2)
+    images = read_images(workspace, 2)
     head = "POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n"
-    with ExitStack() as connections, running(place.plain, replace(LIMITS, request_seconds=2)) as server:
+    with ExitStack() as connections, running(workspace.child, replace(LIMITS, request_seconds=2)) as server:
         for _ in range(IDLE_CONNECTIONS):
             connections.enter_context(socket.create_connection(("127.0.0.1", server.port)))
         slow = connections.enter_context(socket.create_connection(("127.0.0.1", server.port)))
@@ -105,15 +103,9 @@ def slow_clients(place: Place) -> str:
     return f"{IDLE_CONNECTIONS} idle connections, 20 that went away, one byte at a time (408): others are answered"
 
 
-def forget_forkserver() -> None:
-    """A fork must start a fork server of its own instead of using its parent's."""
-    state = vars(forkserver._forkserver)  # pyright: ignore[reportAttributeAccessIssue]
-    state.update(_forkserver_pid=None, _forkserver_address=None, _forkserver_alive_fd=None)
-
-
-def stops_under_load(place: Place) -> str:
+def stops_under_load(workspace: Workspace) -> str:
     """Eight clients send requests without a pause; the server is stopped. Each request sent before is answered."""
-    body, counts, stopping = read_images(place, 1)[0], Counter(), threading.Event()
+    body, counts, stopping = read_images(workspace, 1)[0], Counter(), threading.Event()
     head = f"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
 
     def send_requests(port: int) -> None:
@@ -129,22 +121,21 @@ def stops_under_load(place: Place) -> str:
                 response = b""
             counts[int(response.split(b" ", 2)[1]) if response else "dropped"] += not late
 
-    streams = [place.root / "out", place.root / "err"]
-    server = begun(("serve", place.plain, "--port", 0, "--workers", 1), streams, forget_forkserver)
+    server = start_cli("serve", workspace.child, "--port", 0, "--workers", 1)
     with ThreadPoolExecutor(8) as pool:
         try:
-            waited_for(lambda: "ready: " in streams[1].read_text())
-            port = int(streams[1].read_text().partition("ready: ")[2].split()[0].rpartition(":")[2])
+            wait_until(lambda: "ready: " in server.stderr)
+            port = int(server.stderr.partition("ready: ")[2].split()[0].rpartition(":")[2])
             clients = [pool.submit(send_requests, port) for _ in range(8)]
-            waited_for(lambda: counts[200] >= 50)
+            wait_until(lambda: counts[200] >= 50)
         finally:
             stopping.set()
-            os.kill(server.pid, signal.SIGTERM)
-        code, _ = dying.end(server)
+            server.send_signal(signal.SIGTERM)
+        done = server.wait()
         for client in clients:
             client.result()
-    assert code == 0
-    assert "Traceback" not in streams[1].read_text()
+    assert done.returncode == 0
+    assert "Traceback" not in done.stderr
     assert not counts["dropped"]
     assert set(counts) <= {200, 429, 503, "dropped"}, counts
     return "health check says not ready, all requests sent before are answered, exit 0"
@@ -153,7 +144,7 @@ def stops_under_load(place: Place) -> str:
 LIMIT_TESTS, DRAIN_TESTS = "tests/serving/test_limits.py", "tests/serving/test_drain.py"
 FAULTS = [
     Fault(22, "a decoding process is killed, the model's file changes, one image breaks the model",
-          "one bad request does not fail its batch mates; the model in memory keeps working", model_goes,
+          "one bad request does not fail its batch mates; the model in memory keeps working", model_file_damaged,
           (f"{LIMIT_TESTS}::test_dead_worker_is_replaced", f"{LIMIT_TESTS}::test_internal_error_reveals_nothing")),
     Fault(23, "slow clients, idle connections, clients that go away, ten times too many", "the others are answered",
           slow_clients, (f"{LIMIT_TESTS}::test_incomplete_body_times_out",
