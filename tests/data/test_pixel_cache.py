@@ -34,8 +34,7 @@ def load(
     root: Path, home: Path, names: Sequence[str] = (), preprocessing: Preprocessing = WANTED
 ) -> pixel_cache.LoadedPixels:
     names = names or paths(root)
-    store = pixel_cache.CacheTarget(home, "it", file_index.look_up(home, root, names))
-    return pixel_cache.load_pixels(root, names, preprocessing, store)
+    return pixel_cache.load_pixels(root, names, preprocessing, cache=home, name="it")
 
 
 def files(home: Path, pattern: str) -> list[Path]:
@@ -63,7 +62,7 @@ def test_digests_are_sha256_of_the_bytes(root: Path) -> None:
 
 def test_progress_is_told_for_every_file(root: Path) -> None:
     told: list[tuple[int, int]] = []
-    pixel_cache.load_pixels(root, paths(root), WANTED, None, lambda done, total: told.append((done, total)))
+    pixel_cache.load_pixels(root, paths(root), WANTED, progress=lambda done, total: told.append((done, total)))
     assert told == [(row + 1, 8) for row in range(8)]
 
 
@@ -162,13 +161,7 @@ def test_whoever_was_stopped_goes_on_after_the_last_whole_shard(
     home, names = tmp_path / "cache", paths(root)
     (root / names[1]).write_bytes(b"no image")
     with pytest.raises(Stopped):
-        pixel_cache.load_pixels(
-            root,
-            names,
-            WANTED,
-            pixel_cache.CacheTarget(home, "it", file_index.look_up(home, root, names)),
-            stopped_at(8),
-        )
+        pixel_cache.load_pixels(root, names, WANTED, cache=home, name="it", progress=stopped_at(8))
     for name in ("pixels", "digests"):  # half of the next shard
         with files(home, f"it.begun/{name}")[0].open("ab") as file:
             file.write(b"half")
@@ -188,13 +181,7 @@ def test_an_unfinished_file_that_is_damaged_is_begun_again(
     monkeypatch.setattr(file_index, "SETTLED", 0.0)
     home, names = tmp_path / "cache", paths(root)
     with pytest.raises(Stopped):
-        pixel_cache.load_pixels(
-            root,
-            names,
-            WANTED,
-            pixel_cache.CacheTarget(home, "it", file_index.look_up(home, root, names)),
-            stopped_at(8),
-        )
+        pixel_cache.load_pixels(root, names, WANTED, cache=home, name="it", progress=stopped_at(8))
     os.truncate(files(home, "it.begun/pixels")[0], 5 * ROW)
     found = load(root, home, names)
     assert found.decoded == 8

@@ -11,13 +11,14 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from taskgraft import seeding
 from taskgraft.data import decode, file_index, pixel_cache
 from taskgraft.data.class_names import find_matches
-from taskgraft.data.file_index import FileStates, PackedNames
-from taskgraft.data.layouts import Entry, Listing, list_images
+from taskgraft.data.file_index import PackedNames
+from taskgraft.data.layouts import Entry, list_images
 from taskgraft.data.transforms import Preprocessing
 from taskgraft.errors import DataError
 from taskgraft.results.files import atomic, fingerprint, shown
@@ -26,7 +27,7 @@ from taskgraft.types import Images, Task
 SPLITS = ("train", "val", "test")
 VAL_FRACTION = 0.2  # of each class, where no validation images are given
 MAX_EXCLUDED = 0.05  # a larger fraction of unreadable images is a broken copy, not a few bad files
-SNAPSHOT_FORMAT = "2"  # raise it when the same images give another dataset, or the columns change
+SNAPSHOT_FORMAT = "3"  # raise it when the same images give another dataset, or the columns change
 
 
 class Dataset(NamedTuple):
@@ -36,10 +37,10 @@ class Dataset(NamedTuple):
         tasks: the labeled task, then the further tasks that were found.
         train, val, test: images; None where there is no such split.
         excluded: (path, reason) of what was left out.
-        layout: what was recognized, for people.
+        layout: the recognized layout, in words.
         fingerprint: SHA-256 over contents, labels and splits.
         decoded: how many images had to be decoded.
-        notes: what a careful person wants to know before training.
+        notes: warnings about the data.
     """
 
     tasks: tuple[Task, ...]
@@ -92,38 +93,27 @@ def open_images(
             too many unreadable images.
         SetupError: the cache cannot be written.
     """
-    opener = _Opener(data, task, preprocessing, seed, classes, tuple(others), as_split, cache_folder, progress)
+    reader = _DatasetReader(data, task, preprocessing, seed, classes, tuple(others), as_split, progress)
     if cache_folder is None:
-        return opener.open(None)[0]
-    parts = [SNAPSHOT_FORMAT, decode.VERSION, str(data.resolve()), preprocessing.to_text()]
-    parts += map(repr, [task, seed, classes, others, as_split])
-    snapshot = cache_folder / "sets" / f"{fingerprint(parts)[:32]}.safetensors"
+        return reader.read()[0]
+    options = [str(data.resolve()), preprocessing.to_text(), *map(repr, [task, seed, classes, others, as_split])]
+    path = cache_folder / "sets" / f"{fingerprint([SNAPSHOT_FORMAT, decode.VERSION, *options])[:32]}.safetensors"
     state = file_index.read_data_state(data)
-    found = load_snapshot(snapshot, state.signature, cache_folder, preprocessing) if state else None
-    if found is not None:
-        return found
-    with pixel_cache.lock_data(cache_folder, data) as name:  # another process may just have done it
+    dataset = load_snapshot(path, state.signature, cache_folder, preprocessing) if state else None
+    if dataset is not None:
+        return dataset
+    with pixel_cache.lock_data(cache_folder, data) as name:
         state = file_index.read_data_state(data)
-        found = load_snapshot(snapshot, state.signature, cache_folder, preprocessing) if state else None
-        if found is None:
-            found, key = opener.open(name)
+        dataset = load_snapshot(path, state.signature, cache_folder, preprocessing) if state else None
+        if dataset is None:  # no other process has read it while this one waited for the lock
+            dataset, key = reader.read(cache_folder, name)
             if state and state.settled and key:
-                save_snapshot(snapshot, state.signature, found, key)
-    return found
-
-
-class _Verified(NamedTuple):
-    """Readable images: their pixels in the order of the splits, and the split of each entry ("" = unreadable)."""
-
-    pixels: Tensor
-    key: str | None
-    splits: list[str]
-    states: FileStates
-    decoded: int
+                save_snapshot(path, state.signature, dataset, key)
+    return dataset
 
 
 @dataclass(frozen=True)
-class _Opener:
+class _DatasetReader:
     """The arguments of `open_images`, and the steps from a listing to a dataset."""
 
     data: Path
@@ -133,75 +123,56 @@ class _Opener:
     classes: Sequence[str] | None
     others: tuple[Task, ...]
     as_split: str | None
-    cache: Path | None
     progress: pixel_cache.Progress | None
 
-    def open(self, name: str | None) -> tuple[Dataset, str | None]:
-        """The dataset, and the key of its pixels in the cache, where this data path is called `name`."""
+    def read(self, cache: Path | None = None, name: str = "") -> tuple[Dataset, str | None]:
+        """The dataset, and the key of its pixels in the cache."""
         listing = list_images(self.data, self.task, tuple(other.name for other in self.others))
-        entries = self._select(listing)
-        verified = self._verify(listing.root, entries, name)
-        task = Task(self.task, self._check_classes(entries, verified.splits))
-        tasks = (task, *(other for other in self.others if any(other.name in entry.labels for entry in entries)))
+        entries = self._select(listing.entries)
+        splits: list[str] = []
+
+        def arrange(digests: NDArray[np.uint8], reasons: Mapping[int, str]) -> list[int]:
+            self._limit_unreadable(entries, reasons)
+            splits[:] = self._assign_splits(entries, digests, reasons)
+            return [row for split in SPLITS for row in _rows_of_split(splits, split)]
+
+        loaded = pixel_cache.load_pixels(
+            listing.root,
+            [entry.path for entry in entries],
+            self.preprocessing,
+            cache=cache,
+            name=name,
+            arrange=arrange,
+            progress=self.progress,
+        )
+        tasks = (
+            Task(self.task, self._check_classes(entries, splits)),
+            *(other for other in self.others if any(other.name in entry.labels for entry in entries)),
+        )
         sets: dict[str, Images | None] = {}
         start = 0
         for split in SPLITS:
-            rows = _rows_of_split(verified.splits, split)
-            sets[split] = self._build_images(verified.pixels[start : start + len(rows)], rows, entries, tasks)
+            rows = _rows_of_split(splits, split)
+            pixels = loaded.pixels[start : start + len(rows)]
+            sets[split] = self._build_images(pixels, [entries[row] for row in rows], tasks) if rows else None
             start += len(rows)
-        unreadable = ((entries[row].path, reason) for row, reason in sorted(verified.states.reasons.items()))
         dataset = Dataset(
             tasks,
-            sets["train"],
-            sets["val"],
-            sets["test"],
-            (*listing.skipped, *unreadable),
-            listing.layout,
-            fingerprint(_fingerprint_lines(entries, verified)),
-            verified.decoded,
-            tuple(_find_duplicates(entries, verified, self.task)),
+            **sets,
+            excluded=(*listing.skipped, *((entries[row].path, why) for row, why in sorted(loaded.reasons.items()))),
+            layout=listing.layout,
+            fingerprint=fingerprint(_fingerprint_lines(entries, splits, loaded.digests)),
+            decoded=loaded.decoded,
+            notes=tuple(_find_duplicates(entries, splits, loaded.digests, self.task)),
         )
-        return dataset, verified.key
+        return dataset, loaded.key
 
-    def _select(self, listing: Listing) -> tuple[Entry, ...]:
-        chosen = tuple(entry for entry in listing.entries if entry.split == self.as_split)
-        return chosen if self.as_split and chosen else listing.entries
-
-    def _load(self, root: Path, entries: Sequence[Entry], states: FileStates, rows: Sequence[int], name: str | None):
-        target = pixel_cache.CacheTarget(self.cache, name, states.select(rows)) if self.cache and name else None
-        paths = [entries[row].path for row in rows]
-        return pixel_cache.load_pixels(root, paths, self.preprocessing, target, self.progress)
-
-    def _verify(self, root: Path, entries: Sequence[Entry], name: str | None) -> _Verified:
-        """Read the files that are not known, assign splits, and bring the pixels into the order of the splits.
-
-        Files are read in the order of the given splits; only where validation images are split off by their contents
-        does the final order differ, and pixels are copied once more.
-        """
-        states = file_index.look_up(self.cache, root, [entry.path for entry in entries])
-        ranks = {None: 0} | {split: rank for rank, split in enumerate(SPLITS)}
-        order = sorted(range(len(entries)), key=lambda row: 0 if self.as_split else ranks[entries[row].split])
-        first = None
-        if not states.unchanged.all():
-            first = self._load(root, entries, states, order, name)
-            reasons = {order[at]: reason for at, reason in first.reasons.items()}
-            digests = np.empty_like(states.digests)
-            digests[order] = first.digests
-            if self.cache:
-                file_index.note(self.cache, root, states, digests, reasons)
-            states = states._replace(digests=digests, unchanged=np.ones(len(entries), bool), reasons=reasons)
-        self._limit_unreadable(entries, states.reasons)
-        splits = self._assign_splits(entries, states)
-        readable = [row for row in order if row not in states.reasons]
-        final = [row for split in SPLITS for row in _rows_of_split(splits, split)]
-        if first is None or (self.cache and final != readable):
-            last = self._load(root, entries, states, final, name)
-            if first and self.cache and first.key not in (None, last.key):
-                pixel_cache.discard(self.cache, self.preprocessing, first.key)
-            return _Verified(last.pixels, last.key, splits, states, last.decoded + (first.decoded if first else 0))
-        at = {row: position for position, row in enumerate(readable)}
-        pixels = first.pixels if final == readable else first.pixels[torch.tensor([at[row] for row in final])]
-        return _Verified(pixels, first.key, splits, states, first.decoded)
+    def _select(self, entries: Sequence[Entry]) -> list[Entry]:
+        """The entries to open, in the order of the splits: pixels are only moved if validation is split off."""
+        if self.as_split:
+            chosen = [entry for entry in entries if entry.split == self.as_split] or entries
+            return [entry._replace(split=self.as_split) for entry in chosen]
+        return sorted(entries, key=lambda entry: SPLITS.index(entry.split or "train"))
 
     def _limit_unreadable(self, entries: Sequence[Entry], reasons: Mapping[int, str]) -> None:
         if len(reasons) > MAX_EXCLUDED * len(entries):
@@ -211,17 +182,17 @@ class _Opener:
                 f"({reasons[first]}); fix or remove them (at most {MAX_EXCLUDED:.0%} are skipped)"
             )
 
-    def _assign_splits(self, entries: Sequence[Entry], states: FileStates) -> list[str]:
+    def _assign_splits(
+        self, entries: Sequence[Entry], digests: NDArray[np.uint8], reasons: Mapping[int, str]
+    ) -> list[str]:
         """The split of each entry, "" for those that cannot be used."""
-        if self.as_split:
-            return ["" if row in states.reasons else self.as_split for row in range(len(entries))]
-        splits = ["" if row in states.reasons else entry.split or "train" for row, entry in enumerate(entries)]
-        if "val" in splits:
+        splits = ["" if row in reasons else entry.split or "train" for row, entry in enumerate(entries)]
+        if self.as_split or "val" in splits:
             return splits
         rows = [row for row in _rows_of_split(splits, "train") if self.task in entries[row].labels]
         labels = [entries[row].labels[self.task] for row in rows]
-        digests = [states.digests[row].tobytes().hex() for row in rows]
-        for row, split in zip(rows, split_by_content(digests, labels, VAL_FRACTION, self.seed), strict=True):
+        contents = [digests[row].tobytes().hex() for row in rows]
+        for row, split in zip(rows, split_by_content(contents, labels, VAL_FRACTION, self.seed), strict=True):
             splits[row] = split
         return splits
 
@@ -248,17 +219,13 @@ class _Opener:
             )
         return tuple(sorted(expected))
 
-    def _build_images(
-        self, pixels: Tensor, rows: Sequence[int], entries: Sequence[Entry], tasks: Sequence[Task]
-    ) -> Images | None:
-        if not rows:
-            return None
+    def _build_images(self, pixels: Tensor, entries: Sequence[Entry], tasks: Sequence[Task]) -> Images:
         labels = {}
         for task in tasks:
             index = {name: number for number, name in enumerate(task.classes)}
-            target = (index.get(entries[row].labels.get(task.name, ""), -1) for row in rows)
-            labels[task.name] = torch.from_numpy(np.fromiter(target, np.int64, len(rows)))
-        names = tuple(entries[row].path for row in rows)
+            targets = (index.get(entry.labels.get(task.name, ""), -1) for entry in entries)
+            labels[task.name] = torch.from_numpy(np.fromiter(targets, np.int64, len(entries)))
+        names = tuple(entry.path for entry in entries)
         return Images(pixels, labels, names, self.preprocessing.mean, self.preprocessing.std)
 
 
@@ -266,21 +233,23 @@ def _rows_of_split(splits: Sequence[str], name: str) -> list[int]:
     return [row for row, split in enumerate(splits) if split == name]
 
 
-def _fingerprint_lines(entries: Sequence[Entry], verified: _Verified) -> Iterator[str]:
-    for row, split in enumerate(verified.splits):
+def _fingerprint_lines(entries: Sequence[Entry], splits: Sequence[str], digests: NDArray[np.uint8]) -> Iterator[str]:
+    for entry, split, digest in zip(entries, splits, digests, strict=True):
         if split:
-            yield f"{verified.states.digests[row].tobytes().hex()} {split} {sorted(entries[row].labels.items())}"
+            yield f"{digest.tobytes().hex()} {split} {sorted(entry.labels.items())}"
 
 
-def _find_duplicates(entries: Sequence[Entry], verified: _Verified, task: str) -> Iterator[str]:
+def _find_duplicates(
+    entries: Sequence[Entry], splits: Sequence[str], digests: NDArray[np.uint8], task: str
+) -> Iterator[str]:
     """Notes on equal images in two splits or two classes."""
-    rows = np.flatnonzero(np.array(verified.splits, dtype=object) != "")
-    contents = np.ascontiguousarray(verified.states.digests[rows]).view("S32")[:, 0]
-    _, first, which = np.unique(contents, return_index=True, return_inverse=True)
+    rows = np.flatnonzero(np.array(splits, dtype=object) != "")
+    contents = np.ascontiguousarray(digests[rows]).view("S32")[:, 0]
+    _, first, inverse = np.unique(contents, return_index=True, return_inverse=True)
     leaks, conflicts = 0, 0
-    for copy, original in zip(rows.tolist(), rows[first[which]].tolist(), strict=True):
+    for copy, original in zip(rows.tolist(), rows[first[inverse]].tolist(), strict=True):
         if copy != original:
-            leaks += verified.splits[original] != verified.splits[copy]
+            leaks += splits[original] != splits[copy]
             conflicts += entries[original].labels.get(task) != entries[copy].labels.get(task)
     if leaks:
         yield f"{leaks} image(s) are in two splits: validation results are too optimistic"
@@ -305,7 +274,7 @@ def split_by_content(digests: Sequence[str], labels: Sequence[str], fraction: fl
     members: dict[str, set[str]] = defaultdict(set)
     for digest, label in zip(digests, labels, strict=True):
         members[label].add(digest)
-    held: set[str] = set()
+    validation: set[str] = set()
     assigned: set[str] = set()  # contents that are in several classes follow the first of them
     for label in sorted(members):
         ordered = sorted(members[label], key=lambda digest: seeding.derive(seed, "split", digest))
@@ -315,9 +284,9 @@ def split_by_content(digests: Sequence[str], labels: Sequence[str], fraction: fl
                 "or provide train/ and val/ folders"
             )
         count = min(max(1, round(fraction * len(ordered))), len(ordered) - 1)
-        held.update(digest for digest in ordered[:count] if digest not in assigned)
+        validation.update(digest for digest in ordered[:count] if digest not in assigned)
         assigned.update(ordered)
-    return ["val" if digest in held else "train" for digest in digests]
+    return ["val" if digest in validation else "train" for digest in digests]
 
 
 def save_snapshot(path: Path, signature: str, dataset: Dataset, key: str) -> None:
@@ -337,7 +306,7 @@ def save_snapshot(path: Path, signature: str, dataset: Dataset, key: str) -> Non
             names = file_index.pack_names(images.names)
             sizes[split] = len(names)
             columns |= {f"{split}.text": names.text, f"{split}.ends": names.ends}
-            columns |= {f"{split}.label.{at}": images.labels[task.name] for at, task in enumerate(dataset.tasks)}
+            columns |= {f"{split}.label.{index}": images.labels[task.name] for index, task in enumerate(dataset.tasks)}
     fields = ("tasks", "excluded", "layout", "fingerprint", "notes")
     metadata = {"state": signature, "key": key, "sizes": sizes, **{name: getattr(dataset, name) for name in fields}}
     file_index.save_columns(path, columns, metadata)
@@ -349,15 +318,15 @@ def load_snapshot(path: Path, signature: str, folder: Path, preprocessing: Prepr
     if stored is None or stored[1]["state"] != signature:
         return None
     columns, metadata = stored
-    home, total = pixel_cache.geometry_folder(folder, preprocessing), sum(metadata["sizes"].values())
-    pixels = pixel_cache.map_pixels(home, metadata["key"], total, preprocessing.size)
+    geometry, total = pixel_cache.geometry_folder(folder, preprocessing), sum(metadata["sizes"].values())
+    pixels = pixel_cache.map_pixels(geometry, metadata["key"], total, preprocessing.size)
     if pixels is None:
         return None
     tasks = tuple(Task(name, tuple(classes)) for name, classes in metadata["tasks"])
     sets: dict[str, Images | None] = dict.fromkeys(SPLITS)
     start = 0
     for split, count in metadata["sizes"].items():
-        labels = {task.name: columns[f"{split}.label.{at}"] for at, task in enumerate(tasks)}
+        labels = {task.name: columns[f"{split}.label.{index}"] for index, task in enumerate(tasks)}
         names = PackedNames(columns[f"{split}.text"], columns[f"{split}.ends"])
         if split != "train":  # predictions on them are stored with their names
             names = tuple(names)
@@ -365,14 +334,12 @@ def load_snapshot(path: Path, signature: str, folder: Path, preprocessing: Prepr
         start += count
     return Dataset(
         tasks,
-        sets["train"],
-        sets["val"],
-        sets["test"],
-        tuple((name, reason) for name, reason in metadata["excluded"]),
-        metadata["layout"],
-        metadata["fingerprint"],
-        0,
-        tuple(metadata["notes"]),
+        **sets,
+        excluded=tuple((name, reason) for name, reason in metadata["excluded"]),
+        layout=metadata["layout"],
+        fingerprint=metadata["fingerprint"],
+        decoded=0,
+        notes=tuple(metadata["notes"]),
     )
 
 

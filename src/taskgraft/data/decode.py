@@ -12,6 +12,10 @@ from __future__ import annotations
 import io
 import os
 import stat
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -72,6 +76,14 @@ def read_bytes(path: Path) -> bytes | str:
         return path.read_bytes()
     except OSError as error:
         return f"cannot be read: {error.strerror}"
+
+
+@contextmanager
+def thread_pool() -> Iterator[ThreadPoolExecutor]:
+    """A thread for each core, without Pillow's warnings about what the rules already decide."""
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield pool
 
 
 def decode_file(path: Path, preprocessing: Preprocessing | None) -> Decoded:

@@ -115,19 +115,6 @@ class FileStates(NamedTuple):
     settled: NDArray[np.bool_]
     reasons: Mapping[int, str]
 
-    def select(self, rows: Sequence[int]) -> FileStates:
-        """The states of some of the files, in the order of `rows`."""
-        index = np.asarray(rows, np.int64)
-        reasons = {at: self.reasons[row] for at, row in enumerate(rows) if row in self.reasons}
-        return FileStates(
-            self.keys[index],
-            self.stamps[index],
-            self.digests[index],
-            self.unchanged[index],
-            self.settled[index],
-            reasons,
-        )
-
     def signature(self) -> str:
         """Hash of the files, their states and order; a new one every time where a state is not settled."""
         parts = [self.keys.tobytes(), self.stamps.tobytes()]

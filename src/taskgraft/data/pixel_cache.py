@@ -14,9 +14,8 @@ import mmap
 import os
 import shutil
 import sys
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,15 +25,16 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from torch import Tensor
 
-from taskgraft.data import decode
+from taskgraft.data import decode, file_index
 from taskgraft.data.file_index import FileStates
 from taskgraft.data.transforms import Preprocessing
 from taskgraft.errors import SetupError
-from taskgraft.results.files import atomic, fingerprint, write_json
+from taskgraft.results.files import atomic, fingerprint, flush, write_json
 
 Progress = Callable[[int, int], None]
-Pixels = NDArray[np.uint8]
-GROUP = 8  # images that a thread takes at a time
+Bytes = NDArray[np.uint8]
+Arrange = Callable[[Bytes, Mapping[int, str]], Sequence[int]]
+GROUP = 8  # images that a thread takes at a time, since handing one over costs time
 BLOCK = 1024  # images that the pool is given at a time, since it accepts all of them at once
 SHARD = 64 * 2**20  # bytes of pixels after which finished work is safe: seconds of decoding
 DIGEST = 32  # bytes of a SHA-256
@@ -53,32 +53,20 @@ class LoadedPixels(NamedTuple):
     """
 
     pixels: Tensor
-    digests: Pixels
+    digests: Bytes
     reasons: Mapping[int, str]
     decoded: int
     key: str | None
-
-
-class CacheTarget(NamedTuple):
-    """A cache folder, the name of this caller's unfinished file there, and what is known about the images' files."""
-
-    folder: Path
-    name: str
-    states: FileStates
-
-
-class _Image(NamedTuple):
-    digest: bytes  # empty where the file could not be opened
-    pixels: Pixels | None
-    reason: str | None
-    decoded: bool
 
 
 def load_pixels(
     root: Path,
     paths: Sequence[str],
     preprocessing: Preprocessing,
-    target: CacheTarget | None = None,
+    *,
+    cache: Path | None = None,
+    name: str = "unnamed",
+    arrange: Arrange | None = None,
     progress: Progress | None = None,
 ) -> LoadedPixels:
     """Decode image files to uint8 pixels, in memory or in the cache, or map them from the cache.
@@ -87,32 +75,47 @@ def load_pixels(
         root: folder that `paths` are relative to.
         paths: N files.
         preprocessing: size, crop and interpolation.
-        target: where to cache; None = in memory.
+        cache: cache folder; None = in memory.
+        name: name of the unfinished file in the cache, from `lock_data`.
+        arrange: returns the order of the readable rows for (digests, reasons); by default that of `paths`.
         progress: called with (images done, images in total).
 
     Raises:
         SetupError: the cache cannot be written.
     """
-    if target is None:
-        return _load_into_memory(root, paths, preprocessing, progress)
-    home, states = geometry_folder(target.folder, preprocessing), target.states
+    if cache is None:
+        return _load_into_memory(root, paths, preprocessing, arrange, progress)
+    states = file_index.look_up(cache, root, paths)
+    folder = geometry_folder(cache, preprocessing)
     if states.unchanged.all():
-        good = [row for row in range(len(paths)) if row not in states.reasons]
-        key = _key_of(states.digests[good])
-        pixels = map_pixels(home, key, len(good), preprocessing.size)
+        rows = _arrange(arrange, states.digests, states.reasons)
+        key = _key_of(states.digests[rows])
+        pixels = map_pixels(folder, key, len(rows), preprocessing.size)
         if pixels is not None:
             return LoadedPixels(pixels, states.digests, states.reasons, 0, key)
-    with _reported(target.folder):
-        home.mkdir(parents=True, exist_ok=True)
-        return _build_file(home / f"{target.name}.begun", root, paths, preprocessing, states, progress)
+    with _writing(cache):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = _UnfinishedFile(folder / f"{name}.begun", states.signature(), preprocessing.size**2 * 3)
+        reader = _Reader(root, paths, preprocessing, progress, states, _ContentIndex(folder, preprocessing.size))
+        _resume_reading(file, reader)
+        if not states.unchanged.all():
+            file_index.note(cache, root, states, reader.digests, reader.reasons)
+        rows = _arrange(arrange, reader.digests, reader.reasons)
+        key = file.finish(reader.digests[rows], _positions(rows, reader.reasons, len(paths)))
+        if file.superseded not in (None, key):
+            _remove(folder, file.superseded)
+        pixels = map_pixels(folder, key, len(rows), preprocessing.size)
+        if pixels is None:
+            raise OSError(f"{key} was removed before it was used")
+    return LoadedPixels(pixels, reader.digests, reader.reasons, int(reader.decoded.sum()), key)
 
 
 @contextlib.contextmanager
-def lock_data(folder: Path, data: Path) -> Iterator[str]:
+def lock_data(cache: Path, data: Path) -> Iterator[str]:
     """Let one process at a time fill the cache from a data path; yields the path's name in the cache."""
     name = fingerprint([os.path.realpath(data)])[:16]
-    lock = FileLock(folder / "locks" / name)
-    with _reported(folder):
+    lock = FileLock(cache / "locks" / name)
+    with _writing(cache):
         Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     try:
@@ -121,22 +124,17 @@ def lock_data(folder: Path, data: Path) -> Iterator[str]:
         lock.release()
 
 
-def geometry_folder(folder: Path, preprocessing: Preprocessing) -> Path:
+def geometry_folder(cache: Path, preprocessing: Preprocessing) -> Path:
     """Folder of the files of one geometry and version of the decoding rules; pixels are cached before normalization."""
     geometry = preprocessing._replace(mean=(0.0,) * 3, std=(1.0,) * 3).to_text()
-    return folder / "pixels" / fingerprint([decode.VERSION, geometry])[:16]
+    return cache / "pixels" / fingerprint([decode.VERSION, geometry])[:16]
 
 
-def discard(folder: Path, preprocessing: Preprocessing, key: str) -> None:
-    """Remove a file from the cache; processes that have it mapped keep it."""
-    _remove(geometry_folder(folder, preprocessing), key)
-
-
-def map_pixels(home: Path, key: str, count: int, size: int) -> Tensor | None:
+def map_pixels(folder: Path, key: str, count: int, size: int) -> Tensor | None:
     """Map a complete file: [count, size, size, 3] uint8, copied on write; None if there is none of this length."""
     if not count:
         return torch.empty((0, size, size, 3), dtype=torch.uint8)
-    file = home / f"{key}.u8"
+    file = folder / f"{key}.u8"
     try:
         if file.stat().st_size != count * size * size * 3 or not file.with_suffix(".npy").exists():
             return None
@@ -145,214 +143,229 @@ def map_pixels(home: Path, key: str, count: int, size: int) -> Tensor | None:
         return None
 
 
-def _map_bytes(file: Path) -> Pixels:
+def _map_bytes(path: Path) -> Bytes:
     if sys.platform != "linux":
-        return np.memmap(file, np.uint8, "c")
-    with file.open("rb") as opened:  # Linux would refuse a writable mapping of more than its memory without NORESERVE
+        return np.memmap(path, np.uint8, "c")
+    with path.open("rb") as file:  # Linux would refuse a writable mapping of more than its memory without NORESERVE
         flags, access = mmap.MAP_PRIVATE | NORESERVE, mmap.PROT_READ | mmap.PROT_WRITE  # torch wants writable memory
-        return np.frombuffer(mmap.mmap(opened.fileno(), 0, flags, access), np.uint8)
+        return np.frombuffer(mmap.mmap(file.fileno(), 0, flags, access), np.uint8)
 
 
 class _ContentIndex:
     """All images in the complete files of one geometry, by the digest of their contents."""
 
-    def __init__(self, home: Path, size: int) -> None:
-        self.files: list[Pixels] = []
-        digests, rows = [], []
-        for file in sorted(home.glob("*.npy")):
+    def __init__(self, folder: Path, size: int) -> None:
+        self.files: list[Bytes] = []
+        digests, locations = [], []
+        for path in sorted(folder.glob("*.npy")):
             try:
-                found = np.load(file)
+                stored = np.load(path)
             except (OSError, ValueError, EOFError):
                 continue
-            pixels = map_pixels(home, file.stem, len(found), size)
-            if pixels is not None and len(found):
-                digests.append(found)
-                rows.append(np.stack([np.full(len(found), len(self.files)), np.arange(len(found))], axis=1))
+            pixels = map_pixels(folder, path.stem, len(stored), size)
+            if pixels is not None and len(stored):
+                digests.append(stored)
+                locations.append(np.stack([np.full(len(stored), len(self.files)), np.arange(len(stored))], axis=1))
                 self.files.append(pixels.numpy())
         # as strings of bytes NumPy can sort them; zeros at an end count for nothing there
         table = np.concatenate([*digests, np.empty((0, DIGEST), np.uint8)]).view(f"S{DIGEST}")[:, 0]
         order = np.argsort(table, kind="stable")
-        self.digests, self.rows = table[order], np.concatenate([*rows, np.empty((0, 2), int)])[order]
+        self.digests, self.locations = table[order], np.concatenate([*locations, np.empty((0, 2), int)])[order]
 
-    def find(self, digest: bytes) -> Pixels | None:
-        wanted = np.frombuffer(digest, f"S{DIGEST}")
-        at = int(np.searchsorted(self.digests, wanted)[0])
-        if at == len(self.digests) or self.digests[at] != wanted[0]:
+    def find(self, digest: bytes) -> Bytes | None:
+        key = np.frombuffer(digest, f"S{DIGEST}")
+        index = int(np.searchsorted(self.digests, key)[0])
+        if index == len(self.digests) or self.digests[index] != key[0]:
             return None
-        file, row = self.rows[at]
+        file, row = self.locations[index]
         return self.files[file][row]
+
+
+class _Reader:
+    """Reads N files with several threads: their pixels from the cache or decoded, their digests, what is wrong."""
+
+    def __init__(
+        self,
+        root: Path,
+        paths: Sequence[str],
+        preprocessing: Preprocessing,
+        progress: Progress | None,
+        states: FileStates | None = None,
+        cached: _ContentIndex | None = None,
+    ) -> None:
+        self.root, self.paths, self.preprocessing, self.progress = root, paths, preprocessing, progress
+        self.states, self.cached = states, cached
+        self.digests = np.zeros((len(paths), DIGEST), np.uint8)
+        self.decoded = np.zeros(len(paths), bool)
+        self.reasons: dict[int, str] = {}
+
+    def read(self, pool: Executor, rows: range, pixels: Bytes) -> int:
+        """Read `rows` into the first rows of `pixels`; returns how many are readable."""
+        groups = [rows[start : start + GROUP] for start in range(0, len(rows), GROUP)]
+        filled = 0
+        for group, images in zip(groups, pool.map(self._load_group, groups), strict=True):
+            for row, image in zip(group, images, strict=True):
+                if image is not None:
+                    pixels[filled] = image
+                    filled += 1
+                if self.progress:
+                    self.progress(row + 1, len(self.paths))
+        return filled
+
+    def _load_group(self, rows: range) -> list[Bytes | None]:
+        return [self._load(row) for row in rows]
+
+    def _load(self, row: int) -> Bytes | None:
+        if self.states and self.states.unchanged[row]:
+            self.digests[row] = self.states.digests[row]
+            if row in self.states.reasons:
+                self.reasons[row] = self.states.reasons[row]
+                return None
+            pixels = self._find_cached(row)
+            if pixels is not None:
+                return pixels
+        content = decode.read_bytes(self.root / self.paths[row])
+        if isinstance(content, str):
+            self.decoded[row], self.reasons[row] = True, content
+            return None
+        self.digests[row] = np.frombuffer(hashlib.sha256(content).digest(), np.uint8)
+        pixels = self._find_cached(row)
+        if pixels is None:
+            pixels, reason, *_ = decode.decode_bytes(content, self.preprocessing)
+            self.decoded[row] = True
+            if reason:
+                self.reasons[row] = reason
+        return pixels
+
+    def _find_cached(self, row: int) -> Bytes | None:
+        return self.cached.find(self.digests[row].tobytes()) if self.cached else None
 
 
 class _UnfinishedFile:
     """A file of pixels that is being written in a folder of its own, with how far it is.
 
-    `begun.json` tells how many entries are `done` and how many rows are `good`, and is replaced after each shard.
+    `begun.json` holds how many entries are `done` and how many rows are `good`, and is replaced after each shard.
     What an interrupted process wrote beyond that is cut off.
     """
 
     def __init__(self, folder: Path, signature: str, row_bytes: int) -> None:
-        self.folder, self.signature = folder, signature
+        self.folder, self.signature, self.row_bytes = folder, signature, row_bytes
         self.done = self.good = 0
         self.reasons: dict[int, str] = {}
         self.digests = np.empty((0, DIGEST), np.uint8)
         self.superseded: str | None = None  # key of what an earlier attempt on other file states left
-        if not self._resume(row_bytes):
+        if not self._resume():
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
 
-    def _resume(self, row_bytes: int) -> bool:
+    def _resume(self) -> bool:
         pixels, digests = self.folder / "pixels", self.folder / "digests"
         try:
             state = json.loads((self.folder / "begun.json").read_text())
             done, good = int(state["done"]), int(state["good"])
             reasons = {int(row): str(reason) for row, reason in state["reasons"].items()}
-            if pixels.stat().st_size < good * row_bytes or digests.stat().st_size < done * DIGEST:
+            if pixels.stat().st_size < good * self.row_bytes or digests.stat().st_size < done * DIGEST:
                 return False
-            os.truncate(pixels, good * row_bytes)
+            os.truncate(pixels, good * self.row_bytes)
             os.truncate(digests, done * DIGEST)
             stored = np.fromfile(digests, np.uint8).reshape(-1, DIGEST)
-            if state["mark"] != self.signature:  # files have changed since; what has not is copied from there
-                self.superseded = self.finish(stored, reasons)
+            if state["signature"] != self.signature:  # files have changed since; what has not is copied from there
+                readable = [row for row in range(done) if row not in reasons]
+                self.superseded = self.finish(stored[readable], np.arange(good))
                 return False
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return False
         self.done, self.good, self.reasons, self.digests = done, good, reasons, stored
         return True
 
-    def append(self, pixels: Pixels, digests: Pixels) -> None:
+    def append(self, pixels: Bytes, digests: Bytes, reasons: Mapping[int, str]) -> None:
         for name, rows in (("pixels", pixels), ("digests", digests)):
             with (self.folder / name).open("ab") as file:
                 file.write(np.ascontiguousarray(rows).data)
                 file.flush()
                 os.fsync(file.fileno())
         self.done, self.good = self.done + len(digests), self.good + len(pixels)
-        state = {"mark": self.signature, "done": self.done, "good": self.good, "reasons": self.reasons}
+        state = {"signature": self.signature, "done": self.done, "good": self.good, "reasons": reasons}
         write_json(self.folder / "begun.json", state)
 
-    def finish(self, digests: Pixels, reasons: Mapping[int, str]) -> str:
-        """Rename the file by its contents; the digests come last and say that it is complete."""
-        good = digests[[row for row in range(len(digests)) if row not in reasons]]
-        key = _key_of(good)
-        (self.folder / "pixels").touch()
-        os.replace(self.folder / "pixels", self.folder.with_name(f"{key}.u8"))
+    def finish(self, digests: Bytes, order: NDArray[np.int64]) -> str:
+        """Bring the rows into order and name the file by its contents; the digests come last: it is complete."""
+        key, pixels = _key_of(digests), self.folder / "pixels"
+        pixels.touch()
+        if (order != np.arange(len(order))).any():
+            rows = _map_bytes(pixels).reshape(-1, self.row_bytes)
+            pixels = self.folder / "ordered"
+            with pixels.open("wb") as file:
+                for index in np.array_split(order, len(order) * self.row_bytes // SHARD + 1):
+                    file.write(rows[index].data)
+            flush(pixels)
+        os.replace(pixels, self.folder.with_name(f"{key}.u8"))
         with atomic(self.folder.with_name(f"{key}.npy")) as temporary, temporary.open("wb") as file:
-            np.save(file, good)
+            np.save(file, digests)
         shutil.rmtree(self.folder, ignore_errors=True)
         return key
 
 
-def _build_file(
-    folder: Path,
-    root: Path,
-    paths: Sequence[str],
-    preprocessing: Preprocessing,
-    states: FileStates,
-    progress: Progress | None,
-) -> LoadedPixels:
-    """Write the file of these images, resuming where an earlier attempt stopped."""
-    home, size, count = folder.parent, preprocessing.size, len(paths)
-    file = _UnfinishedFile(folder, states.signature(), size * size * 3)
-    cached = _ContentIndex(home, size)
-    digests, decoded, shard = np.zeros((count, DIGEST), np.uint8), 0, max(1, SHARD // (size * size * 3))
-    digests[: file.done] = file.digests
-
-    def load(row: int) -> _Image:
-        if states.unchanged[row]:
-            digest, reason = states.digests[row].tobytes(), states.reasons.get(row)
-            pixels = None if reason else cached.find(digest)
-            if reason or pixels is not None:
-                return _Image(digest, pixels, reason, False)
-        return _read_image(root / paths[row], preprocessing, cached)
-
-    with _thread_pool() as pool:
-        for first in range(file.done, count, shard):
-            rows = range(first, min(first + shard, count))
-            block, filled = np.empty((len(rows), size, size, 3), np.uint8), 0
-            for row, image in _map_rows(pool, load, rows):
-                filled = _store(image, row, block, filled, digests[row], file.reasons)
-                decoded += image.decoded
-                if progress:
-                    progress(row + 1, count)
-            file.append(block[:filled], digests[rows.start : rows.stop])
-    key = file.finish(digests, file.reasons)
-    if file.superseded not in (None, key):
-        _remove(home, file.superseded)
-    pixels = map_pixels(home, key, file.good, size)
-    if pixels is None:
-        raise OSError(f"{key} was removed before it was used")
-    return LoadedPixels(pixels, digests, file.reasons, decoded, key)
+def _resume_reading(file: _UnfinishedFile, reader: _Reader) -> None:
+    """Read what the file lacks, shard by shard."""
+    size, count = reader.preprocessing.size, len(reader.paths)
+    reader.digests[: file.done] = file.digests
+    reader.reasons.update(file.reasons)
+    shard = max(1, SHARD // file.row_bytes)
+    with decode.thread_pool() as pool:
+        for start in range(file.done, count, shard):
+            rows = range(start, min(start + shard, count))
+            pixels = np.empty((len(rows), size, size, 3), np.uint8)
+            filled = reader.read(pool, rows, pixels)
+            file.append(pixels[:filled], reader.digests[rows.start : rows.stop], reader.reasons)
 
 
 def _load_into_memory(
-    root: Path, paths: Sequence[str], preprocessing: Preprocessing, progress: Progress | None
+    root: Path,
+    paths: Sequence[str],
+    preprocessing: Preprocessing,
+    arrange: Arrange | None,
+    progress: Progress | None,
 ) -> LoadedPixels:
-    count, reasons, filled = len(paths), {}, 0
-    pixels = np.empty((count, preprocessing.size, preprocessing.size, 3), np.uint8)
-    digests = np.zeros((count, DIGEST), np.uint8)
-    with _thread_pool() as pool:
-        for first in range(0, count, BLOCK):
-            rows = range(first, min(first + BLOCK, count))
-            for row, image in _map_rows(pool, lambda row: _read_image(root / paths[row], preprocessing, None), rows):
-                filled = _store(image, row, pixels, filled, digests[row], reasons)
-                if progress:
-                    progress(row + 1, count)
-    return LoadedPixels(torch.from_numpy(pixels[:filled]), digests, reasons, count, None)
+    reader, size, filled = _Reader(root, paths, preprocessing, progress), preprocessing.size, 0
+    pixels = np.empty((len(paths), size, size, 3), np.uint8)
+    with decode.thread_pool() as pool:
+        for start in range(0, len(paths), BLOCK):
+            filled += reader.read(pool, range(start, min(start + BLOCK, len(paths))), pixels[filled:])
+    rows = _arrange(arrange, reader.digests, reader.reasons)
+    order = _positions(rows, reader.reasons, len(paths))
+    ordered = pixels[order] if (order != np.arange(filled)).any() else pixels[:filled]
+    return LoadedPixels(torch.from_numpy(ordered), reader.digests, reader.reasons, int(reader.decoded.sum()), None)
 
 
-def _map_rows(pool: ThreadPoolExecutor, load: Callable[[int], _Image], rows: range) -> Iterator[tuple[int, _Image]]:
-    """Each row's image, in order; threads get several rows at a time, since handing one over costs time."""
-    groups = [rows[start : start + GROUP] for start in range(0, len(rows), GROUP)]
-    for group, images in zip(groups, pool.map(lambda group: [load(row) for row in group], groups), strict=True):
-        yield from zip(group, images, strict=True)
+def _arrange(arrange: Arrange | None, digests: Bytes, reasons: Mapping[int, str]) -> Sequence[int]:
+    if arrange:
+        return arrange(digests, reasons)
+    return [row for row in range(len(digests)) if row not in reasons]
 
 
-def _store(image: _Image, row: int, pixels: Pixels, filled: int, digest: Pixels, reasons: dict[int, str]) -> int:
-    """Store an image as the next row of `pixels`, or why it cannot be used; returns the number of rows filled."""
-    if image.digest:
-        digest[:] = np.frombuffer(image.digest, np.uint8)
-    if image.pixels is None:
-        reasons[row] = image.reason or "cannot be read"
-        return filled
-    pixels[filled] = image.pixels
-    return filled + 1
+def _positions(rows: Sequence[int], reasons: Mapping[int, str], count: int) -> NDArray[np.int64]:
+    """Where the pixels of `rows` are among those of all readable files."""
+    readable = np.ones(count, bool)
+    readable[list(reasons)] = False
+    return (np.cumsum(readable) - 1)[np.asarray(rows, np.int64)]
 
 
-def _read_image(file: Path, preprocessing: Preprocessing, cached: _ContentIndex | None) -> _Image:
-    """Read a file's bytes, once, and decode them unless the cache has their pixels."""
-    content = decode.read_bytes(file)
-    if isinstance(content, str):
-        return _Image(b"", None, content, True)
-    digest = hashlib.sha256(content).digest()
-    pixels = cached.find(digest) if cached else None
-    if pixels is not None:
-        return _Image(digest, pixels, None, False)
-    decoded = decode.decode_bytes(content, preprocessing)
-    return _Image(digest, decoded.pixels, decoded.reason, True)
-
-
-def _key_of(digests: Pixels) -> str:
+def _key_of(digests: Bytes) -> str:
     return fingerprint([digests.tobytes().hex()])[:32]
 
 
-def _remove(home: Path, key: str | None) -> None:
+def _remove(folder: Path, key: str | None) -> None:
     for suffix in (".npy", ".u8"):
-        with contextlib.suppress(OSError):
-            (home / f"{key}{suffix}").unlink()
+        (folder / f"{key}{suffix}").unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
-def _thread_pool() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor(max(1, os.cpu_count() or 1)) as pool, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow warns about what the decoding rules already decide
-        yield pool
-
-
-@contextlib.contextmanager
-def _reported(folder: Path) -> Iterator[None]:
+def _writing(cache: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
         raise SetupError(
-            f"the cache {folder} cannot be written: {error.strerror or error}; free some space, "
+            f"the cache {cache} cannot be written: {error.strerror or error}; free some space, "
             "choose another --cache FOLDER, or use --cache none"
         ) from error

@@ -209,7 +209,7 @@ def _sample_training_images(bundle: Bundle, path: Path, task: Task) -> Images | 
         return None
     spread = np.linspace(0, len(names) - 1, min(CALIBRATION_IMAGES, len(names))).round().astype(int)
     chosen = [names[row] for row in spread]
-    loaded = pixel_cache.load_pixels(listing.root, chosen, bundle.preprocessing, None)
+    loaded = pixel_cache.load_pixels(listing.root, chosen, bundle.preprocessing)
     readable = tuple(str(listing.root / name) for row, name in enumerate(chosen) if row not in loaded.reasons)
     return (
         Images(loaded.pixels, {}, readable, bundle.preprocessing.mean, bundle.preprocessing.std) if readable else None
