@@ -90,14 +90,14 @@ def enlarged(path: Path, side: int) -> bytes:
 
 
 def reduced(blobs: Sequence[bytes], side: int, line: str, rounds: int) -> dict[str, Any]:
-    """Milliseconds an image and difference from full decoding, for each SPARE."""
+    """Milliseconds an image and difference from full decoding, for each OVERSAMPLING."""
     preprocessing = parse_preprocessing(line, Preprocessing())
     spares = (10**6, 4, 3, 2, 1)
     taken: dict[int, list[float]] = {spare: [] for spare in spares}
     pixels: dict[int, NDArray[np.int16]] = {}
     for _ in range(rounds):
         for spare in spares:
-            decode.SPARE = spare
+            decode.OVERSAMPLING = spare
             begin = time.perf_counter()
             found = [decode.decode_bytes(blob, preprocessing).pixels for blob in blobs]
             taken[spare].append((time.perf_counter() - begin) / len(blobs))
@@ -119,7 +119,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "decoding.json")
     options = parser.parse_args()
-    own = decode.SPARE
+    own = decode.OVERSAMPLING
     with tempfile.TemporaryDirectory() as place:
         files = [path.absolute() for path in pictures(options.folder, options.count, Path(place))]
         speed = lrs(files, options.rounds)

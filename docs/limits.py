@@ -41,7 +41,7 @@ PICTURES = [
     Row("pixels", f"{decode.MAX_PIXELS:,}, also of what it is resized to", "excluded before it is decoded"),
     Row("smallest side", f"{decode.MIN_SIDE} pixels", "excluded"),
     Row("longer side over shorter", f"{decode.MAX_ASPECT:g}", "excluded"),
-    Row("bytes of a label in a tar archive", f"{tar_shards.MAX_LABEL // MIB} MiB", "the image is excluded"),
+    Row("bytes of a label in a tar archive", f"{tar_shards.MAX_LABEL_BYTES // MIB} MiB", "the image is excluded"),
 ]
 MODELS = [
     Row("bytes of a JSON file", f"{format.MAX_JSON_BYTES // MIB} MiB", "refused"),

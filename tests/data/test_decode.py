@@ -223,7 +223,7 @@ def test_a_large_jpeg_is_decoded_at_a_reduced_scale_and_looks_the_same(
 ) -> None:
     expected, blob = Preprocessing(48, crop, 0.875, "bilinear"), photograph(1000, orientation)
     reduced = decode.decode_bytes(blob, expected)
-    monkeypatch.setattr(decode, "SPARE", 10**6)
+    monkeypatch.setattr(decode, "OVERSAMPLING", 10**6)
     full = decode.decode_bytes(blob, expected)
     assert reduced.pixels is not None
     assert full.pixels is not None
@@ -236,7 +236,7 @@ def test_a_large_jpeg_is_decoded_at_a_reduced_scale_and_looks_the_same(
 def test_a_jpeg_that_is_not_far_larger_than_wanted_is_decoded_in_full(monkeypatch: pytest.MonkeyPatch) -> None:
     expected, blob = Preprocessing(48, "squash", 0.875, "bilinear"), photograph(300)  # half of it is less than 4 x 48
     found = decode.decode_bytes(blob, expected).pixels
-    monkeypatch.setattr(decode, "SPARE", 10**6)
+    monkeypatch.setattr(decode, "OVERSAMPLING", 10**6)
     np.testing.assert_array_equal(found, decode.decode_bytes(blob, expected).pixels)
 
 

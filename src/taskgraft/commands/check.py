@@ -1,14 +1,12 @@
-"""A look at images without training: what `check` says. Nothing but what was asked for is ever written."""
+"""Opens and compares images without training: what `check` reports. Writes nothing but what is requested."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import unicodedata
-import warnings
 from collections import Counter, defaultdict
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -16,26 +14,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taskgraft import report
-from taskgraft.data import class_names, curation, decode, near_duplicates
+from taskgraft.data import class_names, decode, near_duplicates
 from taskgraft.data.dataset import MAX_EXCLUDED
-from taskgraft.data.layouts import Entry, list_images
+from taskgraft.data.layouts import Entry, list_images, write_manifest
 from taskgraft.errors import InputError
 from taskgraft.results.files import shown
 from taskgraft.types import Callbacks, PathLike, Task, as_path
 
-FEW = 10  # training images of a class under which nobody learns it well
-LOPSIDED = 20.0  # times as many images in the largest class as in the smallest, from which it is worth a word
-TINY = 32  # pixels of the shorter side under which little can be seen
+MIN_CLASS_SIZE = 10  # training images of a class under which nobody learns it well
+MAX_IMBALANCE = 20.0  # times as many images in the largest class as in the smallest, from which it is reported
+MIN_SIDE = 32  # pixels of the shorter side under which little can be seen
 
 
-class _Look(NamedTuple):
-    """One file: why it cannot be used, or what it is."""
-
-    reason: str | None
+class _CheckedImage(NamedTuple):
+    path: str
+    split: str | None
+    label: str
+    reason: str | None  # why it cannot be used; then the rest is empty
     digest: str = ""
     size: tuple[int, int] = (0, 0)
     remarks: tuple[str, ...] = ()
-    thumb: NDArray[np.uint8] | None = None
+    thumbnail: NDArray[np.uint8] | None = None
 
 
 def check(
@@ -52,223 +51,243 @@ def check(
     html: PathLike | None = None,
     callbacks: Callbacks = Callbacks(),  # noqa: B008 - immutable
 ) -> dict[str, Any]:
-    """Open every image; count classes, splits and sizes; find what is double, contradictory or probably misspelt.
+    """Open every image; count classes, splits and sizes; find duplicates, conflicting labels and misspelled classes.
 
-    `group` and `min_images` merge and drop classes by name; `drop_leaks` leaves training images out of `manifest`
-    that stand in another split too; `against` is a model whose class names are compared.
-    Returns plain values with the "lines" to print, and in "problems" what should be fixed first. Writes nothing but
-    `manifest` and the page `html`. Raises TaskgraftError for data that cannot be understood at all.
+    Args:
+        data: folder, tar archive or table.
+        task: name of the labels.
+        group: a pattern that merges classes by name.
+        min_images: classes with fewer training images are dropped.
+        manifest: a CSV table to write the remaining images to.
+        drop_leaks: leave training images that are in another split too out of `manifest`.
+        against: a model whose class names and input size are compared.
+        arch: the architecture of `against`, as in `open_parent`.
+        labels: the class names of `against`, as in `open_parent`.
+        html: a page to write.
+        callbacks: progress.
+
+    Returns:
+        Plain values, with the "lines" to print, and in "problems" what should be fixed before training.
+
+    Raises:
+        TaskgraftError: the data cannot be understood at all.
     """
     data, manifest, html = Path(data), as_path(manifest), as_path(html)
-    against = None if against is None else os.fspath(against)
     if drop_leaks and not manifest:
         raise InputError("--drop-leaks is of --write-manifest TABLE; give both, the images themselves stay as they are")
-    known = _tasks(against, arch, labels) if against else None
+    model = _open_model(os.fspath(against), arch, labels) if against else None
     listing = list_images(data, task)
-    curated = curation.group_classes(listing, task, group, min_images)
-    entries = curated.entries
-    looks = _looked([listing.root / entry.path for entry in entries], data, callbacks)
-    good = [row for row, look in enumerate(looks) if look.reason is None]
-    found: dict[str, Any] = {
+    entries, _, dropped = class_names.merge_classes(listing.entries, task, group, min_images)
+    images = _check_images(listing.root, entries, task, data, callbacks)
+    readable = [image for image in images if not image.reason]
+    unreadable = [image for image in images if image.reason]
+    result: dict[str, Any] = {
         "data": shown(str(data)),
         "layout": listing.layout,
-        **_counted([entries[row] for row in good], task),
-        "dropped_classes": curated.dropped,
-        "excluded": [[shown(where), why] for where, why in listing.skipped]
-        + [[shown(entry.path), look.reason] for entry, look in zip(entries, looks, strict=True) if look.reason],
-        "unreadable": len(entries) - len(good),
-        **_doubles(entries, looks, good, task),
-        "sizes": _sizes([looks[row] for row in good]),
-        "remarks": _remarks(entries, looks),
-        "forms": _forms(entries, task),
-        "against": None,
+        **_count_classes(readable),
+        "dropped_classes": dropped,
+        "excluded": [
+            *([shown(path), reason] for path, reason in listing.skipped),
+            *([shown(image.path), image.reason] for image in unreadable),
+        ],
+        "unreadable": len(unreadable),
+        **_find_duplicates(readable),
+        "single": _find_single_images(readable),
+        "sizes": _summarize_sizes(readable),
+        "remarks": _collect_remarks(readable),
+        "forms": _find_unicode_forms(images),
+        "against": _compare_with_model(model, readable, task) if model else None,
+        "manifest": str(manifest) if manifest else None,
     }
-    if against and known:
-        short = [min(looks[row].size) for row in good]
-        found["against"] = _compared(against, known, set(found["classes"]), task, short)
-    found["problems"] = _list_problems(found, len(entries))
+    result["problems"] = _list_problems(result, len(images))
     if manifest:
-        rows = _apart(entries, looks) if drop_leaks else entries
-        curation.write_manifest(manifest, listing.root, rows, task)
-    found["manifest"] = str(manifest) if manifest else None
+        write_manifest(manifest, listing.root, _without_leaks(entries, images) if drop_leaks else entries, task)
     if html:
-        report.write_page(html, report.render_check(found))
-    return {**found, "lines": report.format_check(found)}
+        report.write_page(html, report.render_check(result))
+    return {**result, "lines": report.format_check(result)}
 
 
-def _looked(files: Sequence[Path], data: Path, callbacks: Callbacks) -> list[_Look]:
-    found = []
-    with ThreadPoolExecutor(os.cpu_count()) as pool, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow warns of what the rules already decide
-        for row, look in enumerate(pool.map(_look, files)):
-            found.append(look)
-            callbacks.progress(f"opening {data.name}", row + 1, len(files))
-    return found
+def _check_images(
+    root: Path, entries: Sequence[Entry], task: str, data: Path, callbacks: Callbacks
+) -> list[_CheckedImage]:
+    def check_image(entry: Entry) -> _CheckedImage:
+        fields = entry.path, entry.split, entry.labels[task]
+        content = decode.read_bytes(root / entry.path)
+        if isinstance(content, str):
+            return _CheckedImage(*fields, content)
+        thumbnail, reason, *size = decode.decode_bytes(content, near_duplicates.THUMBNAIL)
+        if reason:
+            return _CheckedImage(*fields, reason)
+        remarks = decode.find_remarks(content, PurePosixPath(entry.path).suffix)
+        return _CheckedImage(*fields, None, hashlib.sha256(content).hexdigest(), (size[0], size[1]), remarks, thumbnail)
+
+    images = []
+    with decode.thread_pool() as pool:
+        for image in pool.map(check_image, entries):
+            images.append(image)
+            callbacks.progress(f"opening {data.name}", len(images), len(entries))
+    return images
 
 
-def _look(path: Path) -> _Look:
-    found = decode.read_bytes(path)
-    if isinstance(found, str):
-        return _Look(found)
-    picture = decode.decode_bytes(found, near_duplicates.THUMBNAIL)
-    if picture.reason:
-        return _Look(picture.reason)
-    size = (picture.width, picture.height)
-    digest = hashlib.sha256(found).hexdigest()
-    return _Look(None, digest, size, decode.find_remarks(found, path.suffix), picture.pixels)
-
-
-def _counted(entries: Sequence[Entry], task: str) -> dict[str, Any]:
-    """Images by split and class, and what is remarkable about the numbers."""
-    table = Counter((entry.split or "all", entry.labels[task]) for entry in entries)
+def _count_classes(images: Sequence[_CheckedImage]) -> dict[str, Any]:
+    """Images by split and class; small, imbalanced, untrained and similarly named classes."""
+    table = Counter((image.split or "all", image.label) for image in images)
     splits, classes = sorted({split for split, _ in table}), sorted({label for _, label in table})
     counts = {label: {split: table[split, label] for split in splits} for label in classes}
-    learned = "train" if "train" in splits or not splits else splits[0]
-    order = sorted((count[learned], label) for label, count in counts.items())
-    strange = []
-    for split in ("val", "test"):
-        own = [label for label in classes if table[split, label] and learned == "train" and not table["train", label]]
-        meant = {
-            near.name: near.suggestion
-            for near in class_names.find_matches(own, [label for label in classes if label not in own])
-        }
-        strange += [[split, label, meant.get(label)] for label in own]
-    smallest, largest = (order[0], order[-1]) if order else ((0, ""), (0, ""))
+    train = "train" if "train" in splits or not splits else splits[0]
+    by_size = sorted((count[train], label) for label, count in counts.items())
+    not_trained = []
+    for split in ("val", "test") if train == "train" else ():
+        missing = [label for label in classes if table[split, label] and not table["train", label]]
+        matches = class_names.find_matches(missing, [label for label in classes if label not in missing])
+        suggestions = {match.name: match.suggestion for match in matches}
+        not_trained += [[split, label, suggestions.get(label)] for label in missing]
+    smallest, largest = (by_size[0], by_size[-1]) if by_size else ((0, ""), (0, ""))
     return {
         "images": {split: sum(counts[label][split] for label in classes) for split in splits},
         "classes": counts,
-        "few": [label for count, label in order if count < FEW],
+        "few": [label for count, label in by_size if count < MIN_CLASS_SIZE],
         "imbalance": {
             "largest": [largest[1], largest[0]],
             "smallest": [smallest[1], smallest[0]],
             "ratio": largest[0] / max(1, smallest[0]),
-            "noted_from": LOPSIDED,
+            "noted_from": MAX_IMBALANCE,
         },
-        "not_trained": strange,
+        "not_trained": not_trained,
         "alike": [list(group) for group in class_names.group_variants(classes)],
     }
 
 
-def _doubles(entries: Sequence[Entry], looks: Sequence[_Look], good: Sequence[int], task: str) -> dict[str, Any]:
+def _find_duplicates(images: Sequence[_CheckedImage]) -> dict[str, Any]:
     """Equal and nearly equal images: inside a split, across splits, under two classes."""
-    same: dict[str, list[int]] = defaultdict(list)
-    for row in good:
-        same[looks[row].digest].append(row)
-    equal = [rows for rows in same.values() if len(rows) > 1]
-    first = [rows[0] for rows in same.values()]  # of each content one
-    thumbs = np.array([looks[row].thumb for row in first], np.uint8).reshape(len(first), *near_duplicates.SHAPE)
-    found = near_duplicates.find_near_duplicates(thumbs)
-    near = [[first[row] for row in group] for group in near_duplicates.group_pairs(found.pairs)]
+    by_content: dict[str, list[_CheckedImage]] = defaultdict(list)
+    for image in images:
+        by_content[image.digest].append(image)
+    duplicates = [group for group in by_content.values() if len(group) > 1]
+    unique = [group[0] for group in by_content.values()]
+    thumbnails = np.array([image.thumbnail for image in unique], np.uint8)
+    found = near_duplicates.find_near_duplicates(thumbnails.reshape(len(unique), *near_duplicates.SHAPE))
+    near = [[unique[row] for row in group] for group in near_duplicates.group_pairs(found.pairs)]
 
-    def apart(groups: list[list[int]], what: Any) -> list[list[str]]:
-        """Each group's first image with those that differ from it in `what`."""
-        pairs = [(rows[0], row) for rows in groups for row in rows[1:] if what(rows[0]) != what(row)]
-        return [[shown(entries[one].path), shown(entries[two].path)] for one, two in pairs]
-
-    def listed(groups: list[list[int]]) -> list[list[str]]:
-        return [[shown(entries[row].path) for row in rows] for rows in groups]
+    def differing(groups: list[list[_CheckedImage]], field: str) -> list[list[str]]:
+        """Each group's first image with those of another split or label."""
+        return [
+            [shown(group[0].path), shown(image.path)]
+            for group in groups
+            for image in group[1:]
+            if getattr(image, field) != getattr(group[0], field)
+        ]
 
     return {
-        "duplicates": listed(equal),
-        "leaks": apart(equal, lambda row: entries[row].split),
-        "conflicts": apart(equal, lambda row: entries[row].labels[task]),
-        "near_duplicates": listed(near),
-        "near_leaks": apart(near, lambda row: entries[row].split),
-        "near_conflicts": apart(near, lambda row: entries[row].labels[task]),
+        "duplicates": [[shown(image.path) for image in group] for group in duplicates],
+        "leaks": differing(duplicates, "split"),
+        "conflicts": differing(duplicates, "label"),
+        "near_duplicates": [[shown(image.path) for image in group] for group in near],
+        "near_leaks": differing(near, "split"),
+        "near_conflicts": differing(near, "label"),
         "too_even_to_compare": found.skipped,
-        "single": _single(entries, looks, good, task),
     }
 
 
-def _apart(entries: Sequence[Entry], looks: Sequence[_Look]) -> tuple[Entry, ...]:
-    """The entries without training images whose content stands in validation or test too."""
-    rows = list(zip(entries, looks, strict=True))
-    held = {look.digest for entry, look in rows if look.digest and entry.split in ("val", "test")}
-    return tuple(entry for entry, look in rows if entry.split != "train" or look.digest not in held)
+def _without_leaks(entries: Sequence[Entry], images: Sequence[_CheckedImage]) -> list[Entry]:
+    """The entries without training images whose content is in validation or test too."""
+    evaluated = {image.digest for image in images if image.digest and image.split in ("val", "test")}
+    pairs = zip(entries, images, strict=True)
+    return [entry for entry, image in pairs if image.split != "train" or image.digest not in evaluated]
 
 
-def _single(entries: Sequence[Entry], looks: Sequence[_Look], good: Sequence[int], task: str) -> list[str]:
-    """Classes that cannot be split into training and validation, where no validation images are given."""
-    if any(entry.split == "val" for entry in entries):
+def _find_single_images(images: Sequence[_CheckedImage]) -> list[str]:
+    """Classes that cannot be split into training and validation, where there are no validation images."""
+    if any(image.split == "val" for image in images):
         return []
     contents: dict[str, set[str]] = defaultdict(set)
-    for row in good:
-        if entries[row].split in (None, "train"):
-            contents[entries[row].labels[task]].add(looks[row].digest)
+    for image in images:
+        if image.split in (None, "train"):
+            contents[image.label].add(image.digest)
     return sorted(label for label, digests in contents.items() if len(digests) < 2)
 
 
-def _sizes(looks: Sequence[_Look]) -> dict[str, Any]:
-    if not looks:
+def _summarize_sizes(images: Sequence[_CheckedImage]) -> dict[str, Any]:
+    if not images:
         return {}
-    order = sorted((look.size for look in looks), key=lambda size: (size[0] * size[1], size))
-    ends = {"smallest": order[0], "median": order[len(order) // 2], "largest": order[-1]}
-    return {**{name: list(size) for name, size in ends.items()}, "tiny": sum(min(size) < TINY for size in order)}
-
-
-def _remarks(entries: Sequence[Entry], looks: Sequence[_Look]) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = defaultdict(list)
-    for entry, look in zip(entries, looks, strict=True):
-        for remark in look.remarks:
-            found[remark].append(shown(entry.path))
-    return dict(sorted(found.items()))
-
-
-def _forms(entries: Sequence[Entry], task: str) -> list[str]:
-    """Classes whose folders bear their name in more than one Unicode form: they look alike and are taken as one."""
-    folders: dict[str, set[str]] = defaultdict(set)
-    for entry in entries:
-        folder = PurePosixPath(entry.path).parent.name
-        if unicodedata.normalize("NFC", folder) == entry.labels[task]:
-            folders[entry.labels[task]].add(folder)
-    return sorted(label for label, names in folders.items() if len(names) > 1)
-
-
-def _tasks(against: str, arch: str | None, labels: PathLike | None) -> tuple[tuple[Task, ...], int]:
-    """The tasks of a model, and the size of its input in pixels."""
-    from taskgraft.bundle import open_parent
-
-    bundle = open_parent(against, arch=arch, labels=labels)
-    return bundle.classifier.tasks, bundle.preprocessing.size
-
-
-def _compared(
-    against: str, known: tuple[tuple[Task, ...], int], classes: set[str], task: str, short: Sequence[int]
-) -> dict[str, Any]:
-    """The class names beside those of the task that has most of them; the shorter sides beside the input's size."""
-    tasks, size = known
-    plain = {class_names.normalize_name(name) for name in classes}
-    overlap = {one: len(plain & {class_names.normalize_name(name) for name in one.classes}) for one in tasks}
-    own = next((one for one in tasks if one.name == task), None)
-    owner = own or max(overlap, key=lambda one: overlap[one])
-    shared = own is not None or overlap[owner] > 0
-    near = class_names.find_matches(classes, owner.classes) if shared else []
-    spelt = {one.name for one in near}
+    sizes = sorted((image.size for image in images), key=lambda size: (size[0] * size[1], size))
     return {
-        "model": against,
-        "task": owner.name if shared else None,
-        "known": len(classes & set(owner.classes)),
-        "near": [
-            [one.name, one.suggestion, "written otherwise" if one.is_variant else "spelt otherwise"] for one in near
-        ],
-        "unknown": sorted(classes - set(owner.classes) - spelt) if shared else sorted(classes),
-        "absent": sorted(set(owner.classes) - classes - {one.suggestion for one in near}) if shared else [],
-        "input": size,
-        "smaller": sum(side < size for side in short),
+        "smallest": list(sizes[0]),
+        "median": list(sizes[len(sizes) // 2]),
+        "largest": list(sizes[-1]),
+        "tiny": sum(min(size) < MIN_SIDE for size in sizes),
     }
 
 
-def _list_problems(found: dict[str, Any], total: int) -> list[str]:
+def _collect_remarks(images: Sequence[_CheckedImage]) -> dict[str, list[str]]:
+    paths: dict[str, list[str]] = defaultdict(list)
+    for image in images:
+        for remark in image.remarks:
+            paths[remark].append(shown(image.path))
+    return dict(sorted(paths.items()))
+
+
+def _find_unicode_forms(images: Sequence[_CheckedImage]) -> list[str]:
+    """Classes whose folders have their name in more than one Unicode form: they look alike and are one class."""
+    folders: dict[str, set[str]] = defaultdict(set)
+    for image in images:
+        folder = PurePosixPath(image.path).parent.name
+        if unicodedata.normalize("NFC", folder) == image.label:
+            folders[image.label].add(folder)
+    return sorted(label for label, names in folders.items() if len(names) > 1)
+
+
+class _Model(NamedTuple):
+    source: str
+    tasks: tuple[Task, ...]
+    input_size: int
+
+
+def _open_model(source: str, arch: str | None, labels: PathLike | None) -> _Model:
+    from taskgraft.bundle import open_parent
+
+    bundle = open_parent(source, arch=arch, labels=labels)
+    return _Model(source, bundle.classifier.tasks, bundle.preprocessing.size)
+
+
+def _compare_with_model(model: _Model, images: Sequence[_CheckedImage], task: str) -> dict[str, Any]:
+    """The class names next to those of the task that shares most of them; the shorter sides next to the input size."""
+    classes = {image.label for image in images}
+    normalized = {class_names.normalize_name(name) for name in classes}
+    overlap = {old: len(normalized & {class_names.normalize_name(name) for name in old.classes}) for old in model.tasks}
+    same_name = next((old for old in model.tasks if old.name == task), None)
+    old = same_name or max(overlap, key=lambda old: overlap[old])
+    is_same_task = same_name is not None or overlap[old] > 0
+    matches = class_names.find_matches(classes, old.classes) if is_same_task else []
+    new = classes - set(old.classes) - {match.name for match in matches}
+    absent = set(old.classes) - classes - {match.suggestion for match in matches}
+    return {
+        "model": model.source,
+        "task": old.name if is_same_task else None,
+        "known": len(classes & set(old.classes)),
+        "near": [
+            [match.name, match.suggestion, "written otherwise" if match.is_variant else "spelt otherwise"]
+            for match in matches
+        ],
+        "unknown": sorted(new if is_same_task else classes),
+        "absent": sorted(absent) if is_same_task else [],
+        "input": model.input_size,
+        "smaller": sum(min(image.size) < model.input_size for image in images),
+    }
+
+
+def _list_problems(result: Mapping[str, Any], total: int) -> list[str]:
     """What should be fixed before training; empty where nothing has to be."""
-    bad, against = found["unreadable"], found["against"]
-    said = [
-        (len(found["classes"]) < 2, "a classifier needs at least two classes"),
-        (bad > MAX_EXCLUDED * total, f"{bad} of {total} images cannot be used; training skips at most 5%"),
-        (found["conflicts"], "identical images have two classes"),
-        (found["leaks"], "identical images are in two splits"),
-        (found["not_trained"], "classes without training images"),
-        (found["single"], "classes with a single image cannot be split; provide val/ or more images"),
-        (found["alike"], "class names that differ only in case, spaces or a plural"),
+    unreadable, against = result["unreadable"], result["against"]
+    limit = f"training skips at most {MAX_EXCLUDED:.0%}"
+    problems = [
+        (len(result["classes"]) < 2, "a classifier needs at least two classes"),
+        (unreadable > MAX_EXCLUDED * total, f"{unreadable} of {total} images cannot be used; {limit}"),
+        (result["conflicts"], "identical images have two classes"),
+        (result["leaks"], "identical images are in two splits"),
+        (result["not_trained"], "classes without training images"),
+        (result["single"], "classes with a single image cannot be split; provide val/ or more images"),
+        (result["alike"], "class names that differ only in case, spaces or a plural"),
         (against and against["near"], "class names that the model spells differently"),
     ]
-    return [text for wrong, text in said if wrong]
+    return [text for found, text in problems if found]

@@ -1,4 +1,4 @@
-"""Batches as a function of the step: which images, which views of them, as normalized tensors.
+"""Batches as a function of the step: augmented views of images as normalized tensors.
 
 Shapes: B images of a batch, N images of a set, H x W pixels.
 """
@@ -18,7 +18,7 @@ from taskgraft.types import Batch, Images, TrainingData
 
 AUGMENT = ("none", "shift", "shift+flip", "crop+flip")
 SHIFT = 16  # a shift moves at most size / SHIFT pixels each way
-ZOOM = 0.7  # a crop keeps at least this fraction of the side
+MIN_CROP = 0.7  # a crop keeps at least this fraction of the side
 
 
 def build_batch(sources: TrainingData, step: int, size: int) -> Batch:
@@ -29,10 +29,9 @@ def build_batch(sources: TrainingData, step: int, size: int) -> Batch:
     """
     index, epoch = batch_indices(sources, step, size)
     view = epoch % sources.views if sources.views else epoch
-    chosen = torch.from_numpy(index)
-    labels = {task: target[chosen] for task, target in sources.new.labels.items()}
-    images = build_views(sources, index, view)
-    return Batch(images, labels, chosen, torch.from_numpy(view))
+    rows = torch.from_numpy(index)
+    labels = {task: target[rows] for task, target in sources.new.labels.items()}
+    return Batch(build_views(sources, index, view), labels, rows, torch.from_numpy(view))
 
 
 def batch_indices(sources: TrainingData, step: int, size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -40,8 +39,8 @@ def batch_indices(sources: TrainingData, step: int, size: int) -> tuple[NDArray[
     count = len(sources.new.pixels)
     position = np.arange(step * size, (step + 1) * size)
     epoch = position // count
-    index = np.array([_order(sources.seed, int(e), count)[p % count] for e, p in zip(epoch, position, strict=True)])
-    return index, epoch
+    pairs = zip(epoch.tolist(), position, strict=True)
+    return np.array([_permutation(sources.seed, e, count)[p % count] for e, p in pairs]), epoch
 
 
 def build_views(sources: TrainingData, index: NDArray[np.int64], view: NDArray[np.int64]) -> Tensor:
@@ -76,44 +75,37 @@ def augment(images: Images, index: NDArray[np.int64], view: NDArray[np.int64], a
     Returns:
         [B, 3, H, W] float.
     """
-    chosen = torch.from_numpy(index)
+    rows = torch.from_numpy(index)
     if augment == "none" or images.pixels.dtype != torch.uint8:
-        return _normalize(images, images.pixels[chosen])
+        return _normalize(images, images.pixels[rows])
     kinds = augment.split("+")
     height, width = images.pixels.shape[1:3]
     flip = (seeding.uniform(key, index, view, 2) < 0.5) & ("flip" in kinds)
-    across, down = (seeding.uniform(key, index, view, axis) for axis in (0, 1))
+    x, y = (seeding.uniform(key, index, view, axis) for axis in (0, 1))
     if "shift" in kinds:
-        rows = _shifted(height, down)
-        columns = _shifted(width, across)
-        columns = np.where(flip[:, None], columns[:, ::-1], columns)
-        picked = images.pixels[
-            chosen[:, None, None], torch.from_numpy(rows)[:, :, None], torch.from_numpy(columns)[:, None, :]
-        ]
-        return _normalize(images, picked)
-    zoom = ZOOM + (1 - ZOOM) * seeding.uniform(key, index, view, 3)
-    return _cropped(_normalize(images, images.pixels[chosen]), zoom, across, down, flip)
+        source_x = _shift(width, x)
+        source_x = torch.from_numpy(np.where(flip[:, None], source_x[:, ::-1], source_x))
+        source_y = torch.from_numpy(_shift(height, y))
+        return _normalize(images, images.pixels[rows[:, None, None], source_y[:, :, None], source_x[:, None, :]])
+    scale = MIN_CROP + (1 - MIN_CROP) * seeding.uniform(key, index, view, 3)
+    return _crop(_normalize(images, images.pixels[rows]), scale, x, y, flip)
 
 
-def _shifted(size: int, where: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Row numbers [B, size] of images moved by up to size / SHIFT pixels; the edge repeats."""
-    reach = max(1, size // SHIFT)
-    move = np.floor(where * (2 * reach + 1)).astype(np.int64) - reach
-    return (np.arange(size) + move[:, None]).clip(0, size - 1)
+def _shift(size: int, position: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Source coordinates [B, size] of images moved by up to size / SHIFT pixels; the edge repeats."""
+    limit = max(1, size // SHIFT)
+    offset = np.floor(position * (2 * limit + 1)).astype(np.int64) - limit
+    return (np.arange(size) + offset[:, None]).clip(0, size - 1)
 
 
-def _cropped(
-    pixels: Tensor,
-    zoom: NDArray[np.float64],
-    across: NDArray[np.float64],
-    down: NDArray[np.float64],
-    flip: NDArray[np.bool_],
+def _crop(
+    pixels: Tensor, scale: NDArray[np.float64], x: NDArray[np.float64], y: NDArray[np.float64], flip: NDArray[np.bool_]
 ) -> Tensor:
-    theta = np.zeros((len(zoom), 2, 3), dtype=np.float32)
-    theta[:, 0, 0] = np.where(flip, -zoom, zoom)
-    theta[:, 1, 1] = zoom
-    theta[:, 0, 2] = (1 - zoom) * (2 * across - 1)
-    theta[:, 1, 2] = (1 - zoom) * (2 * down - 1)
+    theta = np.zeros((len(scale), 2, 3), dtype=np.float32)
+    theta[:, 0, 0] = np.where(flip, -scale, scale)
+    theta[:, 1, 1] = scale
+    theta[:, 0, 2] = (1 - scale) * (2 * x - 1)
+    theta[:, 1, 2] = (1 - scale) * (2 * y - 1)
     grid = F.affine_grid(torch.from_numpy(theta), list(pixels.shape), align_corners=False)
     return F.grid_sample(pixels, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
 
@@ -127,5 +119,5 @@ def _normalize(images: Images, pixels: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=4)
-def _order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
+def _permutation(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
     return seeding.generator(seed, "order", epoch).permutation(count)

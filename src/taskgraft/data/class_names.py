@@ -1,12 +1,16 @@
-"""Class names that are probably meant to be the same: other case, spaces, Unicode form or plural, or one typo."""
+"""Class names: which are probably meant to be the same, and merging classes by a pattern. No image is touched."""
 
 from __future__ import annotations
 
 import difflib
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
+
+from taskgraft.data.layouts import Entry
+from taskgraft.errors import DataError
 
 
 class Match(NamedTuple):
@@ -15,6 +19,14 @@ class Match(NamedTuple):
     name: str
     suggestion: str
     is_variant: bool
+
+
+class MergedClasses(NamedTuple):
+    """The remaining entries, the new name of each class (None = dropped), and the image counts of dropped classes."""
+
+    entries: tuple[Entry, ...]
+    renamed: dict[str, str | None]
+    dropped: dict[str, int]
 
 
 def normalize_name(name: str) -> str:
@@ -34,11 +46,11 @@ def group_variants(names: Iterable[str]) -> list[tuple[str, ...]]:
     return [tuple(group) for group in groups.values() if len(group) > 1]
 
 
-def find_matches(names: Iterable[str], known: Sequence[str]) -> list[Match]:
-    """Find, for names that are not known, the known name that each probably stands for; no match, no entry."""
-    normalized = {normalize_name(name): name for name in known}
+def find_matches(names: Iterable[str], vocabulary: Sequence[str]) -> list[Match]:
+    """Find, for names that are not in the vocabulary, the name that each probably stands for; no match, no entry."""
+    normalized = {normalize_name(name): name for name in vocabulary}
     matches = []
-    for name in sorted(set(names) - set(known)):
+    for name in sorted(set(names) - set(vocabulary)):
         plain = normalize_name(name)
         if plain in normalized:
             matches.append(Match(name, normalized[plain], True))
@@ -48,3 +60,40 @@ def find_matches(names: Iterable[str], known: Sequence[str]) -> list[Match]:
         if close and re.findall(r"\d+", close[0]) == re.findall(r"\d+", name):
             matches.append(Match(name, normalized[close[0]], False))
     return matches
+
+
+def merge_classes(entries: Sequence[Entry], task: str, pattern: str | None, min_images: int) -> MergedClasses:
+    r"""Rename each class to the pattern's groups joined by '_', then drop classes under `min_images`.
+
+    A pattern such as `^([^_]+)_` keeps the make of make_model_year. Named or plain groups; without a group the
+    whole match is the name. Training images are counted where there is a split, all images otherwise.
+
+    Raises:
+        DataError: the pattern is invalid or matches no class, or fewer than two classes remain.
+    """
+    names = sorted({entry.labels[task] for entry in entries})
+    merged = {name: _apply_pattern(name, pattern) for name in names} if pattern else {name: name for name in names}
+    if not any(merged.values()):
+        raise DataError(
+            f"--group {pattern!r} matches none of the {len(names)} class names; they look like {names[0]!r}"
+        )
+    counts = Counter(merged[entry.labels[task]] for entry in entries if entry.split in (None, "train"))
+    dropped = {name: counts[name] for name in set(merged.values()) if name and counts[name] < min_images}
+    renamed = {name: new if new and new not in dropped else None for name, new in merged.items()}
+    remaining = {new for new in renamed.values() if new}
+    if len(remaining) < 2 and (pattern or min_images):
+        raise DataError(f"--group and --min-images leave {len(remaining)} of {len(names)} classes, but two are needed")
+    relabeled = tuple(
+        entry._replace(labels={**entry.labels, task: new}) for entry in entries if (new := renamed[entry.labels[task]])
+    )
+    return MergedClasses(relabeled, renamed, dropped)
+
+
+def _apply_pattern(name: str, pattern: str) -> str | None:
+    try:
+        match = re.search(pattern, name)
+    except re.error as error:
+        raise DataError(f"--group {pattern!r} is not a valid regular expression: {error}") from error
+    if not match:
+        return None
+    return "_".join(group for group in match.groups() if group) if match.groups() else match.group(0)

@@ -1,10 +1,10 @@
-"""One file becomes RGB pixels, by fixed rules; the only place where images are opened.
+"""Decodes image files to RGB pixels by fixed rules; the only place where images are opened.
 
 Rules: decoded by content, not by name; EXIF orientation applied; gray, palette and CMYK converted to RGB;
 transparency composited on white; 16-bit scaled to 8; the first frame of an animation; float images refused, since
 nobody knows their range; a JPEG that is far larger than needed is decoded at a half, a quarter or an eighth of its
-scale, as long as that leaves SPARE times the final size. A file that breaks a rule is refused with a reason, never
-replaced.
+scale, as long as that leaves OVERSAMPLING times the final size. A file that breaks a rule is refused with a reason,
+never replaced.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ MAX_BYTES = 256 * 2**20
 MAX_PIXELS = 89_478_485  # Pillow's own warning level: about a quarter of a GiB of RGB
 MIN_SIDE = 4
 MAX_ASPECT = 100.0
-SPARE = 4  # at 4 a pixel differs from full decoding by 0.1 to 0.5 of 255 on average, at 2 by up to 1.2 (benchmarks/)
+OVERSAMPLING = (
+    4  # at 4 a pixel differs from full decoding by 0.1 to 0.5 of 255 on average, at 2 by up to 1.2 (benchmarks/)
+)
 VERSION = "5"  # of these rules; part of the cache's key
 HEIC = (b"ftypheic", b"ftypheix", b"ftyphevc", b"ftypmif1", b"ftypmsf1")
 SUFFIXES = {
@@ -100,23 +102,27 @@ def decode_bytes(content: bytes, preprocessing: Preprocessing | None, max_pixels
         preprocessing: size and crop; None = only check.
         max_pixels: a larger image is refused before it is decoded.
     """
+    max_pixels = min(max_pixels, MAX_PIXELS)
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             width, height = image.size
-            reason = _find_reason(width, height, min(max_pixels, MAX_PIXELS))
-            across, down = compute_scaled_size(width, height, preprocessing) if preprocessing and not reason else (0, 0)
-            if across * down > MAX_PIXELS:
-                reason = f"{width}x{height} would be resized to {across}x{down}: more than {MAX_PIXELS} pixels"
+            reason = _check_size(width, height, max_pixels)
+            scaled_width, scaled_height = 0, 0
+            if preprocessing and not reason:
+                scaled_width, scaled_height = compute_scaled_size(width, height, preprocessing)
+                if scaled_width * scaled_height > MAX_PIXELS:
+                    target = f"{scaled_width}x{scaled_height}"
+                    reason = f"{width}x{height} would be resized to {target}: more than {MAX_PIXELS} pixels"
             if reason:
                 return Decoded(None, reason, width, height)
             if preprocessing and image.format == "JPEG":
-                image.draft(None, (SPARE * across, SPARE * down))
+                image.draft(None, (OVERSAMPLING * scaled_width, OVERSAMPLING * scaled_height))
             image.load()
             rgb = convert_to_rgb(image)
             pixels = None if preprocessing is None else np.asarray(resize(rgb, preprocessing))
             return Decoded(pixels, None, width, height)
     except Image.DecompressionBombError:
-        return Decoded(None, f"more than {min(max_pixels, MAX_PIXELS)} pixels")
+        return Decoded(None, f"more than {max_pixels} pixels")
     except UnidentifiedImageError:
         if content[4:12] in HEIC:
             return Decoded(None, "HEIC is not supported; convert it to JPEG or PNG")
@@ -138,12 +144,12 @@ def convert_to_rgb(image: Image.Image) -> Image.Image:
         values = np.asarray(image).astype(np.int64)
         return Image.fromarray((values.clip(0, 65535) / 257.0).round().astype(np.uint8)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        upper = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", upper.size, "white"), upper).convert("RGB")
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
     return image.convert("RGB")
 
 
-def _find_reason(width: int, height: int, max_pixels: int) -> str | None:
+def _check_size(width: int, height: int, max_pixels: int) -> str | None:
     if width * height > max_pixels:
         return f"{width}x{height} is more than {max_pixels} pixels"
     if min(width, height) < MIN_SIDE:
@@ -154,10 +160,10 @@ def _find_reason(width: int, height: int, max_pixels: int) -> str | None:
 
 
 def find_remarks(content: bytes, suffix: str) -> tuple[str, ...]:
-    """List what the rules changed in a readable image, where somebody may want to know; nothing for most images."""
+    """List what the rules did to a readable image beyond resizing; nothing for most images."""
     remarks = []
     with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-        kind = "JPEG" if image.format == "MPO" else str(image.format)  # a JPEG with a second view
+        kind = "JPEG" if image.format == "MPO" else image.format  # a JPEG with a second view
         if kind == image.format and _is_animated(image):
             remarks.append("several frames: the first is used")
         if image.mode == "CMYK" and "icc_profile" not in image.info:

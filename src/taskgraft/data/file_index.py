@@ -1,12 +1,11 @@
-"""What is known about files that have not changed, so that a second start opens none of them.
+"""An index of files that have not changed, so that a second start opens none of them.
 
 A file counts as unchanged if path, size, modification time, change time (ctime) and inode are the same, and if both
 times were at least SETTLED in the past when it was read: a later write within the same tick of the file system's clock
 would not show. The system sets the change time at every write and nobody can set it back, so nothing is missed. Where
 there is no such time (Windows), every file is read again.
 
-Tables are safetensors files with a line of JSON, mapped instead of read: a million rows take no memory until they are
-looked at. Parquet and NPZ must be unpacked into memory first, and Parquet needs a library of 170 MB.
+Tables are memory-mapped safetensors files with metadata in JSON: a million rows take no memory until they are used.
 """
 
 from __future__ import annotations
@@ -30,13 +29,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from taskgraft.data import decode, tar_shards
-from taskgraft.data.layouts import IGNORED_NAMES, find_table, read_table
+from taskgraft.data.layouts import IGNORED_NAMES, PATH_COLUMNS, find_table, read_table
 from taskgraft.results.files import atomic
 
 SETTLED = 3.0  # seconds: the clock of the coarsest file system (FAT) ticks every two
 HAS_CHANGE_TIME = os.name != "nt"  # elsewhere ctime is the time of creation
 DEPTH = 2  # folders below a data folder that may hold images: split, class
-CHUNK = 4096  # names that are decoded at a time when all are read
+CHUNK = 4096  # names that are decoded at a time in iteration
 
 Stamp = tuple[int, int, int, int]  # size, modification and change in nanoseconds, inode
 MISSING: Stamp = (-1, 0, 0, 0)
@@ -73,14 +72,14 @@ class PackedNames:
 
 def pack_names(names: Iterable[str]) -> PackedNames:
     """Store strings as tensors."""
-    parts = [name.encode("utf-8", "surrogateescape") for name in names]
-    ends = np.cumsum(np.fromiter(map(len, parts), np.int64, len(parts)))
-    text = np.frombuffer(b"".join(parts), np.uint8).copy()
+    encoded = [name.encode("utf-8", "surrogateescape") for name in names]
+    ends = np.cumsum(np.fromiter(map(len, encoded), np.int64, len(encoded)))
+    text = np.frombuffer(b"".join(encoded), np.uint8).copy()
     return PackedNames(torch.from_numpy(text), torch.from_numpy(ends))
 
 
 def save_columns(path: Path, columns: Mapping[str, Tensor], metadata: Any) -> None:
-    """Write tensors and metadata (anything that JSON can hold) to a file, atomically."""
+    """Write tensors and JSON-serializable metadata to a file, atomically."""
     with atomic(path) as temporary:
         tensors = {name: value.contiguous() for name, value in columns.items()}
         save_file(tensors, temporary, {"about": json.dumps(metadata)})
@@ -97,14 +96,14 @@ def load_columns(path: Path) -> tuple[dict[str, Tensor], Any] | None:
 
 
 class FileStates(NamedTuple):
-    """What is known about N files without opening them.
+    """The states of N files, read without opening them.
 
     Attributes:
         keys: [N] hashes of the paths.
         stamps: [N, 4] size, modification time, change time, inode.
         digests: [N, 32] SHA-256 of the contents; valid where `unchanged`.
-        unchanged: [N] whether the file is as it was when its digest was noted.
-        settled: [N] whether a digest may be noted once the file is read.
+        unchanged: [N] whether the file is as it was when its digest was stored.
+        settled: [N] whether a digest may be stored once the file is read.
         reasons: why a file cannot be used, by row; valid where `unchanged`.
     """
 
@@ -117,10 +116,8 @@ class FileStates(NamedTuple):
 
     def signature(self) -> str:
         """Hash of the files, their states and order; a new one every time where a state is not settled."""
-        parts = [self.keys.tobytes(), self.stamps.tobytes()]
-        if not self.settled.all():
-            parts.append(str(time.time_ns()).encode())
-        return hashlib.sha256(b"".join(parts)).hexdigest()
+        salt = b"" if self.settled.all() else str(time.time_ns()).encode()
+        return hashlib.sha256(self.keys.tobytes() + self.stamps.tobytes() + salt).hexdigest()
 
 
 class DataState(NamedTuple):
@@ -133,72 +130,70 @@ class DataState(NamedTuple):
 def read_data_state(data: Path) -> DataState | None:
     """Read the state of a data path without opening an image.
 
-    Memory does not grow with the number of files. Returns None where nothing can be known.
+    Memory does not grow with the number of files. Returns None where it cannot be read.
     """
     if not HAS_CHANGE_TIME:
         return None
     limit = time.time_ns() - int(SETTLED * 1e9)
-    total, youngest = hashlib.sha256(), 0
+    signature, newest = hashlib.sha256(), 0
     try:
         table = find_table(data)
         if table:
-            stamps = _stamps_of_table(table)
+            stamps = _stamp_table(table)
         else:
-            stamps = _stamps_of_folder(data) if data.is_dir() else iter([(data.name, _stamp_of(os.stat(data)))])
+            stamps = _stamp_folder(data) if data.is_dir() else iter([(data.name, _to_stamp(os.stat(data)))])
         for name, stamp in stamps:
-            total.update(f"{name}\0{stamp}\n".encode("utf-8", "surrogateescape"))
-            youngest = max(youngest, stamp[1], stamp[2])
+            signature.update(f"{name}\0{stamp}\n".encode("utf-8", "surrogateescape"))
+            newest = max(newest, stamp[1], stamp[2])
     except OSError:
         return None
-    return DataState(total.hexdigest(), youngest < limit)
+    return DataState(signature.hexdigest(), newest < limit)
 
 
-def look_up(folder: Path | None, root: Path, paths: Sequence[str]) -> FileStates:
-    """Look files up in the index of a cache folder.
-
-    Args:
-        folder: the cache; None = nothing is known.
-        root: folder that `paths` are relative to.
-        paths: N files.
-    """
+def look_up(cache: Path, root: Path, paths: Sequence[str]) -> FileStates:
+    """Look up N files, `paths` below `root`, in the index of a cache folder."""
     now, count, base = time.time_ns(), len(paths), os.path.abspath(root)
     hashes = (hashlib.blake2b(path.encode("utf-8", "surrogateescape"), digest_size=8).digest() for path in paths)
     keys = np.frombuffer(b"".join(hashes), np.int64)
     archives: dict[str, Stamp] = {}
-    flat = (value for path in paths for value in _read_stamp(f"{base}/{path}", archives))
-    stamps = np.fromiter(flat, np.int64, 4 * count).reshape(count, 4)
+    numbers = (number for path in paths for number in _read_stamp(f"{base}/{path}", archives))
+    stamps = np.fromiter(numbers, np.int64, 4 * count).reshape(count, 4)
     settled = (stamps[:, 0] >= 0) & HAS_CHANGE_TIME
     settled &= stamps[:, 1:3].max(1, initial=0) < now - int(SETTLED * 1e9)
     states = FileStates(keys, stamps, np.zeros((count, 32), np.uint8), np.zeros(count, bool), settled, {})
-    stored = load_columns(_index_file(folder, root)) if folder else None
+    stored = load_columns(_index_file(cache, root))
     if stored is None or not count or not len(stored[0]["key"]):
         return states
-    old, metadata = {name: value.numpy() for name, value in stored[0].items()}, stored[1]
-    at = np.searchsorted(old["key"], keys).clip(max=len(old["key"]) - 1)
-    same = settled & (old["key"][at] == keys) & (old["stamp"][at] == stamps).all(1)
+    index, metadata = {name: value.numpy() for name, value in stored[0].items()}, stored[1]
+    rows = np.searchsorted(index["key"], keys).clip(max=len(index["key"]) - 1)
+    digests, reason = index["digest"][rows], index["reason"][rows]
+    unchanged = settled & (index["key"][rows] == keys) & (index["stamp"][rows] == stamps).all(1)
     if metadata["rules"] != decode.VERSION:  # other rules may find other reasons
-        same &= old["reason"][at] == 0
-    bad = np.flatnonzero(same & (old["reason"][at] > 0))
-    reasons = {int(row): metadata["reasons"][old["reason"][at[row]] - 1] for row in bad}
-    return states._replace(digests=np.where(same[:, None], old["digest"][at], 0), unchanged=same, reasons=reasons)
+        unchanged &= reason == 0
+    unreadable = np.flatnonzero(unchanged & (reason > 0))
+    return states._replace(
+        digests=np.where(unchanged[:, None], digests, 0),
+        unchanged=unchanged,
+        reasons={int(row): metadata["reasons"][reason[row] - 1] for row in unreadable},
+    )
 
 
-def note(folder: Path, root: Path, states: FileStates, digests: NDArray[np.uint8], reasons: Mapping[int, str]) -> None:
-    """Note digests [N, 32] of files that were read, and why some cannot be used, in the index of a cache folder.
+def store(cache: Path, root: Path, states: FileStates, digests: NDArray[np.uint8], reasons: Mapping[int, str]) -> None:
+    """Store digests [N, 32] of files that were read, and why some cannot be used, in the index of a cache folder.
 
-    Files that are not settled, or that could not even be opened (rights may change without a change of the file), are
-    left out.
+    Files that are not settled, or that could not even be opened (permissions may change without a change of the file),
+    are left out.
     """
     rows = np.flatnonzero(states.settled & digests.any(1))
     texts = sorted({reasons[row] for row in rows.tolist() if row in reasons})
-    number = {text: at + 1 for at, text in enumerate(texts)}
+    numbers = {text: number for number, text in enumerate(texts, start=1)}  # 0: the file is readable
     new = {
         "key": states.keys[rows],
         "stamp": states.stamps[rows],
         "digest": digests[rows],
-        "reason": np.array([number.get(reasons.get(row, ""), 0) for row in rows.tolist()], np.int32),
+        "reason": np.array([numbers.get(reasons.get(row, ""), 0) for row in rows.tolist()], np.int32),
     }
-    stored = load_columns(_index_file(folder, root))
+    stored = load_columns(_index_file(cache, root))
     if stored and stored[1]["rules"] == decode.VERSION:
         old = {name: value.numpy() for name, value in stored[0].items()}
         others = ~np.isin(old["key"], new["key"])
@@ -208,12 +203,12 @@ def note(folder: Path, root: Path, states: FileStates, digests: NDArray[np.uint8
     order = np.argsort(new["key"], kind="stable")
     columns = {name: torch.from_numpy(column[order]) for name, column in new.items()}
     with suppress(OSError):  # a cache that cannot be written is slower, no more
-        save_columns(_index_file(folder, root), columns, {"rules": decode.VERSION, "reasons": texts})
+        save_columns(_index_file(cache, root), columns, {"rules": decode.VERSION, "reasons": texts})
 
 
-def _index_file(folder: Path, root: Path) -> Path:
+def _index_file(cache: Path, root: Path) -> Path:
     name = hashlib.sha256(os.path.realpath(root).encode("utf-8", "surrogateescape")).hexdigest()[:32]
-    return folder / "files" / f"{name}.safetensors"
+    return cache / "files" / f"{name}.safetensors"
 
 
 def _read_stamp(path: str, archives: dict[str, Stamp]) -> Stamp:
@@ -222,45 +217,44 @@ def _read_stamp(path: str, archives: dict[str, Stamp]) -> Stamp:
     if parent in archives:
         return archives[parent]
     try:
-        return _stamp_of(os.stat(path))
+        return _to_stamp(os.stat(path))
     except (FileNotFoundError, NotADirectoryError):
         archive = tar_shards.find_archive(Path(path)) if parent else None
         if archive is None:
             return MISSING
-        return archives.setdefault(parent, _stamp_of(os.stat(archive)))
+        return archives.setdefault(parent, _to_stamp(os.stat(archive)))
     except (OSError, ValueError):
         return MISSING
 
 
-def _stamp_of(info: os.stat_result) -> Stamp:
+def _to_stamp(info: os.stat_result) -> Stamp:
     return info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino & (2**63 - 1)
 
 
-def _stamps_of_table(path: Path) -> Iterator[tuple[str, Stamp]]:
-    yield path.name, _stamp_of(os.stat(path))
+def _stamp_table(path: Path) -> Iterator[tuple[str, Stamp]]:
+    yield path.name, _to_stamp(os.stat(path))
     archives: dict[str, Stamp] = {}
     base = os.path.abspath(path.parent)
     for _, row in read_table(path):
-        name = (row.get("path") or row.get("file_name") or row.get("filename") or "").strip()
+        name = next((row[column] for column in PATH_COLUMNS if row.get(column)), "").strip()
         yield name, _read_stamp(f"{base}/{name}", archives)
 
 
-def _stamps_of_folder(folder: Path, depth: int = DEPTH) -> Iterator[tuple[str, Stamp]]:
-    with os.scandir(folder) as entries:
-        items = sorted(entries, key=lambda item: item.name)
-    for item in items:
-        if item.name.startswith(".") or item.name.lower() in IGNORED_NAMES:
-            yield item.name, MISSING
-            continue
-        try:
-            info = item.stat()
-        except OSError:  # a dangling link
-            yield item.name, MISSING
+def _stamp_folder(folder: Path, depth: int = DEPTH) -> Iterator[tuple[str, Stamp]]:
+    with os.scandir(folder) as children:
+        ordered = sorted(children, key=lambda child: child.name)
+    for child in ordered:
+        info = None
+        if not child.name.startswith(".") and child.name.lower() not in IGNORED_NAMES:
+            with suppress(OSError):  # a dangling link
+                info = child.stat()
+        if info is None:
+            yield child.name, MISSING
             continue
         if not stat.S_ISDIR(info.st_mode):
-            yield item.name, _stamp_of(info)
+            yield child.name, _to_stamp(info)
             continue
-        yield f"{item.name}/", (0, 0, 0, 0)
+        yield f"{child.name}/", (0, 0, 0, 0)
         if depth:
-            yield from _stamps_of_folder(Path(item.path), depth - 1)
+            yield from _stamp_folder(Path(child.path), depth - 1)
         yield "/", (0, 0, 0, 0)  # back in the folder above

@@ -6,20 +6,25 @@ No image is opened.
 from __future__ import annotations
 
 import csv
+import io
 import os
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from taskgraft.data import tar_shards
 from taskgraft.errors import DataError, require
+from taskgraft.results.files import shown, write_asked
 
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 TABLE_SUFFIXES = (".csv", ".tsv", ".parquet")
+PATH_COLUMNS = ("path", "file_name", "filename")
 MISSING_LABELS = {"nan", "<na>"}  # what tools write for a label that is missing
 IGNORED_NAMES = {"thumbs.db", "desktop.ini", "__macosx", ".ipynb_checkpoints", ".ds_store"}
 TEXT_SUFFIXES = {".csv", ".tsv", ".parquet", ".txt", ".json", ".jsonl", ".md", ".yaml", ".yml"}
+
+Skipped = list[tuple[str, str]]  # (path, reason)
 
 
 class Entry(NamedTuple):
@@ -31,7 +36,7 @@ class Entry(NamedTuple):
 
 
 class Listing(NamedTuple):
-    """The images of a data path; `skipped` holds (path, reason), `layout` tells what was recognized."""
+    """The images of a data path; `skipped` holds (path, reason), `layout` names the recognized layout."""
 
     root: Path
     entries: tuple[Entry, ...]
@@ -55,13 +60,15 @@ def list_images(data: Path, task: str, columns: tuple[str, ...] = ()) -> Listing
         raise DataError(f"{data} does not exist; expected a folder with one sub-folder per class, or a table")
     table = find_table(data)
     if table:
-        return _table(table, task, columns)
+        return _list_table(table, task, columns)
     if data.is_file():
-        return _shards(data.parent, [(None, data)], [], (task, *columns))
-    skipped: list[tuple[str, str]] = []
-    found = list(list_folder(data, data, skipped))
-    shards = list(_archives(data, found, skipped))
-    return _shards(data, shards, skipped, (task, *columns)) if shards else _folders(data, task, found, skipped)
+        return _list_shards(data.parent, [(None, data)], [], (task, *columns))
+    skipped: Skipped = []
+    children = list(list_folder(data, data, skipped))
+    shards = _find_shards(data, children, skipped)
+    if shards:
+        return _list_shards(data, shards, skipped, (task, *columns))
+    return _list_class_folders(data, task, children, skipped)
 
 
 def find_table(data: Path) -> Path | None:
@@ -72,206 +79,203 @@ def find_table(data: Path) -> Path | None:
     return None if data.suffix.lower() == tar_shards.SUFFIX else data
 
 
-def _archives(root: Path, found: list[Path], skipped: list[tuple[str, str]]) -> Iterator[tuple[str | None, Path]]:
-    """Archives in a folder or its split folders, with their splits; other files among them are skipped."""
-    splits = [item for item in found if item.name.lower() in SPLITS and item.is_dir()]
-    left: list[tuple[str, str]] = []
-    groups = [(None, found)] + [(SPLITS[item.name.lower()], list(list_folder(item, root, left))) for item in splits]
-    shards = [(split, item) for split, items in groups for item in items if item.suffix.lower() == tar_shards.SUFFIX]
-    folders = [item for _, items in groups for item in items if item not in splits and item.is_dir()]
-    if not shards:
-        return
-    if folders or {split for split, _ in shards} > {None}:
-        other = folders[0] if folders else next(item for split, item in shards if split is None)
-        raise DataError(
-            f"{root} mixes tar archives with {other.relative_to(root).as_posix()}; "
-            "use archives alone, in the folder or in train/ val/ test/"
-        )
-    files = [item for _, items in groups for item in items if item not in splits]
-    strays = [
-        item.relative_to(root).as_posix()
-        for item in files
-        if item.suffix.lower() not in {*TEXT_SUFFIXES, tar_shards.SUFFIX}
-    ]
-    skipped += [*left, *((where, "not in an archive") for where in strays)]
-    yield from shards
+def list_folder(folder: Path, root: Path, skipped: Skipped) -> Iterator[Path]:
+    """List a folder in a fixed order; hidden files and links that leave the root are added to `skipped`."""
+    for _, child in _scan(folder, root, skipped):
+        yield folder / child.name
 
 
-def _shards(
-    root: Path, shards: list[tuple[str | None, Path]], skipped: list[tuple[str, str]], tasks: tuple[str, ...]
-) -> Listing:
-    entries: list[Entry] = []
-    shared: dict[tuple[tuple[str, str], ...], dict[str, str]] = {}
-    for split, path in shards:
-        where, left = path.relative_to(root).as_posix(), []
-        for sample in tar_shards.read_samples(path, left):
-            labels = tar_shards.parse_labels(sample, tasks)
-            if isinstance(labels, str):
-                left.append((sample.name, labels))
-            elif labels:
-                same = shared.setdefault(tuple(labels.items()), labels)
-                entries.append(Entry(f"{where}/{sample.name}", split, same))
-        skipped += [(f"{where}/{name}", reason) for name, reason in left]
-    if not entries:
-        first = f"; first: {skipped[0][0]} ({skipped[0][1]})" if skipped else ""
-        raise DataError(f"{root}: no image in the archives has a label; expected key.jpg with key.cls{first}")
-    parts = ", ".join(sorted({split for split, _ in shards if split}))
-    return Listing(root, tuple(entries), tuple(skipped), f"tar shards {parts}".strip())
+def _scan(folder: Path, root: Path, skipped: Skipped) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """The same with paths below the root; there may be a million, so no `Path` is built."""
+    try:
+        with os.scandir(folder) as children:
+            ordered = sorted(children, key=lambda child: child.name)
+    except OSError as error:
+        raise DataError(f"{folder} cannot be read: {error.strerror}; check its permissions") from error
+    prefix = "" if folder == root else f"{folder.relative_to(root).as_posix()}/"
+    for child in ordered:
+        path = f"{prefix}{child.name}"
+        if child.name.startswith(".") or child.name.lower() in IGNORED_NAMES:
+            skipped.append((path, "hidden or system file"))
+        elif child.is_symlink() and is_outside(root, Path(child.path)):
+            skipped.append((path, "a link to outside the data folder"))
+        else:
+            yield path, child
 
 
-def _folders(root: Path, task: str, found: list[Path], skipped: list[tuple[str, str]]) -> Listing:
-    splits = [item for item in found if item.is_dir() and item.name.lower() in SPLITS]
-    others = [item for item in found if item.is_dir() and item not in splits]
+def is_outside(root: Path, path: Path) -> bool:
+    """Whether a path, links followed, is outside a folder."""
+    # unlike Path.resolve before Python 3.13, realpath does not raise on a circle of links
+    return not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root))
+
+
+# ---- class folders -------------------------------------------------------------------------------------------------
+
+
+def _list_class_folders(root: Path, task: str, children: list[Path], skipped: Skipped) -> Listing:
+    splits = [child for child in children if child.is_dir() and child.name.lower() in SPLITS]
+    others = [child for child in children if child.is_dir() and child not in splits]
     if splits and others:
         raise DataError(
             f"{root} has both split folders ({splits[0].name}) and others ({others[0].name}); "
             "use either train/ val/ test/ with class folders inside, or class folders only"
         )
     entries: list[Entry] = []
-    for base in splits or [root]:
-        split = SPLITS[base.name.lower()] if splits else None
-        for item in list_folder(base, root, skipped) if splits else found:
-            where = item.relative_to(root).as_posix()
-            if not item.is_dir():
-                if item.suffix.lower() not in TEXT_SUFFIXES:
-                    skipped.append((where, "not in a class folder"))
-                continue
-            entries.extend(_class_folder(item, root, split, task, skipped))
+    for parent in splits or [root]:
+        split = SPLITS[parent.name.lower()] if splits else None
+        for child in list_folder(parent, root, skipped) if splits else children:
+            if child.is_dir():
+                entries.extend(_list_class(child, root, split, task, skipped))
+            elif child.suffix.lower() not in TEXT_SUFFIXES:
+                skipped.append((child.relative_to(root).as_posix(), "not in a class folder"))
     if not entries:
         raise DataError(
             f"{root} has no class folder with images; expected {root.name}/<class>/<image> "
             f"or {root.name}/train/<class>/<image>"
         )
-    layout = "folders " + ", ".join(sorted({item.name for item in splits})) if splits else "one folder per class"
+    layout = "folders " + ", ".join(sorted({split.name for split in splits})) if splits else "one folder per class"
     return Listing(root, tuple(entries), tuple(skipped), layout)
 
 
-def _class_folder(
-    folder: Path, root: Path, split: str | None, task: str, skipped: list[tuple[str, str]]
-) -> Iterator[Entry]:
+def _list_class(folder: Path, root: Path, split: str | None, task: str, skipped: Skipped) -> Iterator[Entry]:
     labels = {task: unicodedata.normalize("NFC", folder.name)}  # shared by all entries: there may be a million
-    where = None
-    for where, item in _scan(folder, root, skipped):
-        if _is_folder(item):
+    path = None
+    for path, child in _scan(folder, root, skipped):
+        # only links need another system call; one that is dangling or circular is not a folder
+        if os.path.isdir(child.path) if child.is_symlink() else child.is_dir():
             raise DataError(
-                f"{where} is a folder inside the class folder {folder.name!r}; "
+                f"{path} is a folder inside the class folder {folder.name!r}; "
                 "images must be directly in their class folder: <class>/<image>"
             )
-        yield Entry(where, split, labels)
-    if where is None:
+        yield Entry(path, split, labels)
+    if path is None:
         raise DataError(f"class folder {folder.relative_to(root).as_posix()!r} has no images; add some or remove it")
 
 
-def list_folder(folder: Path, root: Path, skipped: list[tuple[str, str]]) -> Iterator[Path]:
-    """List a folder in a fixed order; hidden files and links that leave the root are added to `skipped`."""
-    for _, item in _scan(folder, root, skipped):
-        yield folder / item.name
+# ---- tar shards ----------------------------------------------------------------------------------------------------
 
 
-def _scan(folder: Path, root: Path, skipped: list[tuple[str, str]]) -> Iterator[tuple[str, os.DirEntry[str]]]:
-    """The same with paths below the root; there may be a million, so no `Path` is built."""
-    try:
-        with os.scandir(folder) as found:
-            items = sorted(found, key=lambda item: item.name)
-    except OSError as error:
-        raise DataError(f"{folder} cannot be read: {error.strerror}; check its permissions") from error
-    home, above = _real(root), "" if folder == root else f"{folder.relative_to(root).as_posix()}/"
-    for item in items:
-        where = f"{above}{item.name}"
-        if item.name.startswith(".") or item.name.lower() in IGNORED_NAMES:
-            skipped.append((where, "hidden or system file"))
-        elif item.is_symlink() and not _real(Path(item.path)).is_relative_to(home):
-            skipped.append((where, "a link to outside the data folder"))
-        else:
-            yield where, item
+def _find_shards(root: Path, children: list[Path], skipped: Skipped) -> list[tuple[str | None, Path]]:
+    """Archives in a folder or its split folders, with their splits; other files among them are skipped."""
+    split_folders = [child for child in children if child.name.lower() in SPLITS and child.is_dir()]
+    skipped_in_splits: Skipped = []
+    files: list[tuple[str | None, Path]] = [(None, child) for child in children if child not in split_folders]
+    for folder in split_folders:
+        files += [(SPLITS[folder.name.lower()], child) for child in list_folder(folder, root, skipped_in_splits)]
+    shards = [(split, path) for split, path in files if path.suffix.lower() == tar_shards.SUFFIX]
+    if not shards:
+        return []
+    folders = [path for _, path in files if path.is_dir()]
+    if folders or {split for split, _ in shards} > {None}:
+        other = folders[0] if folders else next(path for split, path in shards if split is None)
+        raise DataError(
+            f"{root} mixes tar archives with {other.relative_to(root).as_posix()}; "
+            "use archives alone, in the folder or in train/ val/ test/"
+        )
+    skipped += skipped_in_splits
+    for _, path in files:
+        if path.suffix.lower() not in {*TEXT_SUFFIXES, tar_shards.SUFFIX}:
+            skipped.append((path.relative_to(root).as_posix(), "not in an archive"))
+    return shards
 
 
-def _is_folder(item: os.DirEntry[str]) -> bool:
-    """Only links need another system call; one that is dangling or circular is not a folder."""
-    return os.path.isdir(item.path) if item.is_symlink() else item.is_dir()
+def _list_shards(
+    root: Path, shards: Sequence[tuple[str | None, Path]], skipped: Skipped, tasks: tuple[str, ...]
+) -> Listing:
+    entries: list[Entry] = []
+    shared: dict[tuple[tuple[str, str], ...], dict[str, str]] = {}
+    for split, path in shards:
+        archive, skipped_members = path.relative_to(root).as_posix(), []
+        for sample in tar_shards.read_samples(path, skipped_members):
+            labels = tar_shards.parse_labels(sample, tasks)
+            if isinstance(labels, str):
+                skipped_members.append((sample.name, labels))
+            elif labels:
+                labels = shared.setdefault(tuple(labels.items()), labels)
+                entries.append(Entry(f"{archive}/{sample.name}", split, labels))
+        skipped += [(f"{archive}/{name}", reason) for name, reason in skipped_members]
+    if not entries:
+        first = f"; first: {skipped[0][0]} ({skipped[0][1]})" if skipped else ""
+        raise DataError(f"{root}: no image in the archives has a label; expected key.jpg with key.cls{first}")
+    splits = ", ".join(sorted({split for split, _ in shards if split}))
+    return Listing(root, tuple(entries), tuple(skipped), f"tar shards {splits}".strip())
 
 
-def is_outside(root: Path, path: Path) -> bool:
-    """Whether a path, links followed, is outside a folder."""
-    return not _real(path).is_relative_to(_real(root))
+# ---- tables --------------------------------------------------------------------------------------------------------
+
+
+def _list_table(table: Path, task: str, columns: tuple[str, ...]) -> Listing:
+    _, header = next(read_table(table), (1, {}))
+    path_column = next((name for name in PATH_COLUMNS if name in header), None)
+    if path_column is None:
+        raise DataError(f"{table}: no column 'path' among {', '.join(header) or 'none at all'}; add it")
+    label_column = _find_label_column(table, task, header, path_column)
+    label_columns = {task: label_column, **{name: name for name in columns if name in header}}
+    root, entries, skipped, seen = table.parent, [], [], set()
+    leaves_root = _outside_check(root)
+    shared: dict[tuple[tuple[str, str], ...], dict[str, str]] = {}
+    for number, row in read_table(table):
+        path = (row[path_column] or "").strip()
+        labels = {name: (row[column] or "").strip() for name, column in label_columns.items()}
+        labels = {name: unicodedata.normalize("NFC", label) for name, label in labels.items() if label}
+        split = (row.get("split") or "").strip().lower() or None
+        problem = None
+        if not path:
+            problem = "the path is blank; fill it in or remove the row"
+        elif "\0" in path:
+            problem = f"the path {path!r} contains a NUL byte"
+        elif missing := [label for label in labels.values() if label.lower() in MISSING_LABELS]:
+            problem = f"the label {missing[0]!r} is not a class name; leave it blank if there is none"
+        elif split is not None and split not in SPLITS:
+            problem = f"split {split!r} is unknown; use one of {', '.join(SPLITS)}"
+        elif leaves_root(path):
+            problem = f"{path!r} is outside the table's folder; use paths below it"
+        elif path in seen:
+            problem = f"{path!r} is in the table twice; keep one row"
+        if problem:
+            raise DataError(f"{table} line {number}: {problem}")
+        seen.add(path)
+        if not os.path.exists(os.path.join(root, path)) and tar_shards.find_archive(root / path) is None:
+            skipped.append((path, f"line {number}: no such file"))
+        elif labels:
+            labels = shared.setdefault(tuple(labels.items()), labels)
+            entries.append(Entry(path, SPLITS[split] if split else None, labels))
+    if not entries:
+        raise DataError(
+            f"{table}: no row has a label in column {label_column!r} and a file that exists; "
+            "fix its paths or add labels"
+        )
+    return Listing(root, tuple(entries), tuple(skipped), f"table, labels from column {label_column!r}")
+
+
+def _find_label_column(table: Path, task: str, header: Mapping[str, str], path_column: str) -> str:
+    if task in header:
+        return task
+    if "label" in header:
+        return "label"
+    candidates = [name for name in header if name not in (path_column, "split")]
+    if not candidates:
+        raise DataError(f"{table} has no column with labels; add one")
+    if len(candidates) > 1:
+        raise DataError(
+            f"{table} has several columns that may hold the labels; choose one with --task: {', '.join(candidates)}"
+        )
+    return candidates[0]
 
 
 def _outside_check(root: Path) -> Callable[[str], bool]:
     """`is_outside` for a million paths below one root: folders are followed once, and files only if they are links."""
     folders: dict[str, bool] = {}
 
-    def check(where: str) -> bool:
-        folder, name = os.path.split(os.path.join(root, where))
+    def check(path: str) -> bool:
+        folder, name = os.path.split(os.path.join(root, path))
         if name in ("", "..") or os.path.islink(os.path.join(folder, name)):
-            return is_outside(root, root / where)
+            return is_outside(root, root / path)
         if folder not in folders:
             folders[folder] = is_outside(root, Path(folder))
         return folders[folder]
 
     return check
-
-
-def _real(path: Path) -> Path:
-    """Where a path leads; unlike `Path.resolve` before Python 3.13 this does not raise on a circle of links."""
-    return Path(os.path.realpath(path))
-
-
-def _table(path: Path, task: str, columns: tuple[str, ...]) -> Listing:
-    rows = read_table(path)
-    number, header = next(rows, (1, {}))
-    names = tuple(header)
-    key = next((name for name in ("path", "file_name", "filename") if name in names), None)
-    if key is None:
-        raise DataError(f"{path}: no column 'path' among {', '.join(names) or 'none at all'}; add it")
-    column = _label_column(path, task, names, key)
-    label_columns = {task: column, **{name: name for name in columns if name in names}}
-    root, entries, skipped, seen = path.parent, [], [], set()
-    leaves_root = _outside_check(root)
-    shared: dict[tuple[tuple[str, str], ...], dict[str, str]] = {}
-    for number, row in read_table(path):
-        where = (row[key] or "").strip()
-        labels = {name: (row[header_name] or "").strip() for name, header_name in label_columns.items()}
-        labels = {name: unicodedata.normalize("NFC", label) for name, label in labels.items() if label}
-        split = (row.get("split") or "").strip().lower() or None
-        if not where:
-            raise DataError(f"{path} line {number}: the path is blank; fill it in or remove the row")
-        if "\0" in where:
-            raise DataError(f"{path} line {number}: the path {where!r} contains a NUL byte")
-        wrong = [label for label in labels.values() if label.lower() in MISSING_LABELS]
-        if wrong:
-            raise DataError(
-                f"{path} line {number}: the label {wrong[0]!r} is not a class name; leave it blank if there is none"
-            )
-        if split is not None and split not in SPLITS:
-            raise DataError(f"{path} line {number}: split {split!r} is unknown; use one of {', '.join(SPLITS)}")
-        if leaves_root(where):
-            raise DataError(f"{path} line {number}: {where!r} is outside the table's folder; use paths below it")
-        if where in seen:
-            raise DataError(f"{path} line {number}: {where!r} is in the table twice; keep one row")
-        seen.add(where)
-        if not os.path.exists(os.path.join(root, where)) and tar_shards.find_archive(root / where) is None:
-            skipped.append((where, f"line {number}: no such file"))
-        elif labels:
-            same = shared.setdefault(tuple(labels.items()), labels)  # rows share their dictionaries
-            entries.append(Entry(where, SPLITS[split] if split else None, same))
-    if not entries:
-        raise DataError(
-            f"{path}: no row has a label in column {column!r} and a file that exists; fix its paths or add labels"
-        )
-    return Listing(root, tuple(entries), tuple(skipped), f"table, labels from column {column!r}")
-
-
-def _label_column(path: Path, task: str, names: tuple[str, ...], key: str) -> str:
-    if task in names:
-        return task
-    if "label" in names:
-        return "label"
-    free = [name for name in names if name not in (key, "split")]
-    if len(free) == 1:
-        return free[0]
-    if not free:
-        raise DataError(f"{path} has no column with labels; add one")
-    raise DataError(f"{path} has several columns that may hold the labels; choose one with --task: {', '.join(free)}")
 
 
 def read_table(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
@@ -281,15 +285,15 @@ def read_table(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
         DataError: the file is not a table, or damaged.
         MissingDependency: Parquet, but no pyarrow.
     """
-    if path.suffix.lower() not in TABLE_SUFFIXES:
+    suffix = path.suffix.lower()
+    if suffix not in TABLE_SUFFIXES:
         raise DataError(f"{path} is not a table; use a folder, or a .csv, .tsv or .parquet file")
-    if path.suffix.lower() == ".parquet":
-        yield from _parquet(path)
+    if suffix == ".parquet":
+        yield from _read_parquet(path)
         return
-    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, delimiter=delimiter, strict=True)
+            reader = csv.DictReader(file, delimiter="\t" if suffix == ".tsv" else ",", strict=True)
             for row in reader:
                 if None in row or None in row.values():
                     raise DataError(
@@ -300,7 +304,7 @@ def read_table(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
         raise DataError(f"{path}: not a readable UTF-8 table: {error}; save it as CSV in UTF-8") from error
 
 
-def _parquet(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
+def _read_parquet(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     require("parquet", "pyarrow", what="a Parquet table")
     import pyarrow.parquet as parquet  # pyright: ignore[reportMissingImports] - an extra
 
@@ -312,3 +316,28 @@ def _parquet(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
         ) from error
     for number, row in enumerate(rows, start=1):
         yield number, {name: "" if value is None else str(value) for name, value in row.items()}
+
+
+def write_manifest(path: Path, root: Path, entries: Sequence[Entry], task: str) -> None:
+    """Write `path, split, <task>` as CSV, with paths relative to the table's own folder.
+
+    Raises:
+        DataError: the images are not below the table's folder, another file would be replaced, or a file's name is not
+            valid UTF-8.
+        InputError: the table cannot be written.
+    """
+    folder = path.resolve().parent
+    if not root.resolve().is_relative_to(folder):
+        raise DataError(f"{path} is not above the images; write it to {root} or a folder above it")
+    prefix = root.resolve().relative_to(folder)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["path", "split", task])
+    for entry in entries:
+        name = (prefix / entry.path).as_posix()
+        if shown(name) != name:
+            raise DataError(f"{shown(name)} has a name that is not valid UTF-8; rename the file")
+        writer.writerow([name, entry.split or "", entry.labels[task]])
+    if path.exists() and path.read_text(encoding="utf-8", errors="replace") != text.getvalue():
+        raise DataError(f"{path} already exists with other content; choose another file")
+    write_asked(path, text.getvalue())

@@ -22,9 +22,7 @@ THUMBNAIL = Preprocessing(SIDE, "squash", 0.875, "bilinear")
 BITS = 8  # of 144 that may differ: with nine bands of 16 bits, one band at least is then equal
 COLOR = 10.0  # gray levels by which thumbnails may differ, on average over pixels and channels
 MIN_CONTRAST = 12.0  # gray levels between the darkest and the brightest cell below which a hash is noise
-MAX_GROUP = (
-    4000  # a band that more images than this share carries no information, and comparing all pairs would take forever
-)
+MAX_GROUP = 4000  # a band that more images than this share carries no information, and all pairs would take forever
 BLOCK = 256
 
 
@@ -35,26 +33,19 @@ class NearDuplicates(NamedTuple):
     skipped: int
 
 
-def find_near_duplicates(thumbs: NDArray[np.uint8]) -> NearDuplicates:
-    """Find pairs of images that are nearly the same.
-
-    Source: the difference hash of N. Krawetz ("Kind of Like That", 2013), across and down, found by equal bands.
-
-    Args:
-        thumbs: [N, 9, 9, 3] uint8, decoded with THUMBNAIL.
-    """
-    gray = thumbs.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
+def find_near_duplicates(thumbnails: NDArray[np.uint8]) -> NearDuplicates:
+    """Find pairs of images that are nearly the same, from thumbnails [N, 9, 9, 3] uint8 decoded with THUMBNAIL."""
+    gray = thumbnails.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
     spread = gray.max((1, 2), initial=0) - gray.min((1, 2), initial=255)
     rows = np.flatnonzero(spread >= MIN_CONTRAST)
     bands = _hashes(gray[rows]).view(np.uint16)  # [N, 9]
-    found = [pair for band in range(bands.shape[1]) for pair in _pairs_of_band(bands, band)]
-    pairs = np.unique(np.concatenate(found), axis=0) if found else np.empty((0, 2), np.int64)
-    pairs = rows[pairs]
-    near = [
-        np.abs(thumbs[part[:, 0]].astype(np.int16) - thumbs[part[:, 1]]).mean((1, 2, 3)) <= COLOR
-        for part in np.array_split(pairs, len(pairs) // 10_000 + 1)
+    candidates = [pairs for band in range(bands.shape[1]) for pairs in _pairs_of_band(bands, band)]
+    pairs = rows[np.unique(np.concatenate([np.empty((0, 2), np.int64), *candidates]), axis=0)]
+    similar = [
+        np.abs(thumbnails[chunk[:, 0]].astype(np.int16) - thumbnails[chunk[:, 1]]).mean((1, 2, 3)) <= COLOR
+        for chunk in np.array_split(pairs, len(pairs) // 10_000 + 1)
     ]
-    return NearDuplicates(pairs[np.concatenate(near)], len(thumbs) - len(rows))
+    return NearDuplicates(pairs[np.concatenate(similar)], len(thumbnails) - len(rows))
 
 
 def group_pairs(pairs: NDArray[np.int64]) -> list[list[int]]:
@@ -92,9 +83,9 @@ def _pairs_of_band(bands: NDArray[np.uint16], band: int) -> Iterator[NDArray[np.
         if not 2 <= stop - start <= MAX_GROUP:
             continue
         rows = np.sort(order[start:stop])
-        for at in range(0, len(rows), BLOCK):
-            block = rows[at : at + BLOCK]
+        for first in range(0, len(rows), BLOCK):
+            block = rows[first : first + BLOCK]
             distance = np.bitwise_count(bands[block][:, None] ^ bands[rows][None]).sum(-1)
-            one, two = np.nonzero(distance <= BITS)
-            pairs = np.stack([block[one], rows[two]], axis=1)
+            left, right = np.nonzero(distance <= BITS)
+            pairs = np.stack([block[left], rows[right]], axis=1)
             yield pairs[pairs[:, 0] < pairs[:, 1]]

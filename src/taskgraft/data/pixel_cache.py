@@ -99,7 +99,7 @@ def load_pixels(
         reader = _Reader(root, paths, preprocessing, progress, states, _ContentIndex(folder, preprocessing.size))
         _resume_reading(file, reader)
         if not states.unchanged.all():
-            file_index.note(cache, root, states, reader.digests, reader.reasons)
+            file_index.store(cache, root, states, reader.digests, reader.reasons)
         rows = _arrange(arrange, reader.digests, reader.reasons)
         key = file.finish(reader.digests[rows], _positions(rows, reader.reasons, len(paths)))
         if file.superseded not in (None, key):

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import stat
-import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,24 +14,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taskgraft.data import decode, tar_shards
-from taskgraft.data.decode import MAX_PIXELS, MIN_SIDE, convert_to_rgb
-from taskgraft.data.layouts import TEXT_SUFFIXES, list_folder
+from taskgraft.data.layouts import TEXT_SUFFIXES, Skipped, list_folder
 from taskgraft.data.transforms import Preprocessing, resize
 from taskgraft.errors import DataError, require
 from taskgraft.results.files import shown
 
-AHEAD = 4  # images that are being decoded or wait, for each thread
+PREFETCH = 4  # images that are being decoded or wait, for each thread
 VIDEO_SUFFIXES = {
     ".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".webm",
     ".wmv",
 }  # fmt: skip
-# What FFmpeg may open: containers that hold their own frames. A playlist in disguise would make it read other files.
+# containers that hold their own frames; a playlist in disguise would make FFmpeg read other files
 CONTAINERS = "mov,matroska,avi,mpegts,mpeg,flv,asf,ogg"
-TOLERANCE = 0.05  # fraction of the stated length that may be missing before a video counts as truncated
+TOLERANCE = 0.05  # fraction of the declared length that may be missing before a video counts as truncated
 
 
 class MediaFile(NamedTuple):
-    """An image or video to read; `name` is what its rows are called."""
+    """An image or video to read; `name` identifies it in results."""
 
     path: Path
     name: str
@@ -48,14 +46,14 @@ class StreamedImage(NamedTuple):
     seconds: float | None = None
 
 
-class FoundMedia(NamedTuple):
-    """The files at the given paths, and what was left out: (path, reason)."""
+class MediaListing(NamedTuple):
+    """The files at some paths, and what was left out: (path, reason)."""
 
     items: tuple[MediaFile, ...]
     skipped: tuple[tuple[str, str], ...]
 
 
-def find_media(paths: Iterable[str | Path]) -> FoundMedia:
+def find_media(paths: Iterable[str | Path]) -> MediaListing:
     """Find images and videos: files in the given order, folders sorted and recursively, tar archives by member.
 
     A path that is given twice counts once. Text, hidden files and links that leave a folder are skipped.
@@ -64,42 +62,40 @@ def find_media(paths: Iterable[str | Path]) -> FoundMedia:
         DataError: a path does not exist, or an archive is damaged.
     """
     items: dict[str, MediaFile] = {}
-    skipped: list[tuple[str, str]] = []
-    for given in paths:
-        path = Path(given)
+    skipped: Skipped = []
+    for path in map(Path, paths):
         try:
             is_folder = path.is_dir()
-            missing = not is_folder and not os.path.lexists(path)
+            exists = is_folder or os.path.lexists(path)
         except (OSError, ValueError) as error:
-            raise DataError(f"{shown(str(given))!r} is not a valid path: {error}") from error
-        if missing:
-            raise DataError(f"{shown(str(given))} does not exist; give images, videos or folders of them")
+            raise DataError(f"{shown(str(path))!r} is not a valid path: {error}") from error
+        if not exists:
+            raise DataError(f"{shown(str(path))} does not exist; give images, videos or folders of them")
         for file in _expand_archives(_walk(path, skipped) if is_folder else (path,), skipped):
             is_video = file.suffix.lower() in VIDEO_SUFFIXES
             items.setdefault(str(file), MediaFile(file, shown(str(file)), is_video))
-    return FoundMedia(tuple(items.values()), tuple(skipped))
+    return MediaListing(tuple(items.values()), tuple(skipped))
 
 
-def _walk(root: Path, skipped: list[tuple[str, str]]) -> Iterator[Path]:
+def _walk(root: Path, skipped: Skipped) -> Iterator[Path]:
     """All files below a folder, sorted; linked folders are not entered, so that no circle of them is walked."""
-    waiting = [root]
-    while waiting:
-        folder = waiting.pop()
-        left_out: list[tuple[str, str]] = []
+    stack = [root]
+    while stack:
+        skipped_here: Skipped = []
         folders = []
-        for item in list_folder(folder, root, left_out):
-            if item.is_dir():
-                if item.is_symlink():
-                    left_out.append((item.relative_to(root).as_posix(), "a link to a folder"))
-                else:
-                    folders.append(item)
-            elif item.suffix.lower() not in TEXT_SUFFIXES:
-                yield item
-        skipped += [(shown(str(root / path)), reason) for path, reason in left_out]
-        waiting += reversed(folders)
+        for path in list_folder(stack.pop(), root, skipped_here):
+            if not path.is_dir():
+                if path.suffix.lower() not in TEXT_SUFFIXES:
+                    yield path
+            elif path.is_symlink():
+                skipped_here.append((path.relative_to(root).as_posix(), "a link to a folder"))
+            else:
+                folders.append(path)
+        skipped += [(shown(str(root / path)), reason) for path, reason in skipped_here]
+        stack += reversed(folders)
 
 
-def _expand_archives(files: Iterable[Path], skipped: list[tuple[str, str]]) -> Iterator[Path]:
+def _expand_archives(files: Iterable[Path], skipped: Skipped) -> Iterator[Path]:
     for file in files:
         if file.suffix.lower() != tar_shards.SUFFIX or not file.is_file():
             yield file
@@ -116,28 +112,24 @@ def stream_images(items: Sequence[MediaFile], preprocessing: Preprocessing, ever
     Raises:
         MissingDependency: there is a video, but no PyAV.
     """
-    threads = max(1, os.cpu_count() or 1)
-    with ThreadPoolExecutor(threads) as pool, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow warns about what the decoding rules already decide
-        waiting: deque[tuple[MediaFile, Future[decode.Decoded] | None]] = deque()
-        rest = iter(items)
+    queue: deque[tuple[MediaFile, Future[decode.Decoded] | None]] = deque()
+    remaining = iter(items)
+    with decode.thread_pool() as pool:
         try:
             while True:
-                while len(waiting) < AHEAD * threads and (item := next(rest, None)) is not None:
+                while len(queue) < PREFETCH * (os.cpu_count() or 1) and (item := next(remaining, None)):
                     future = None if item.is_video else pool.submit(decode.decode_file, item.path, preprocessing)
-                    waiting.append((item, future))
-                if not waiting:
+                    queue.append((item, future))
+                if not queue:
                     return
-                item, future = waiting.popleft()
+                item, future = queue.popleft()
                 if future is None:
                     yield from read_frames(item, preprocessing, every)
                 else:
                     decoded = future.result()
                     yield StreamedImage(item.name, decoded.pixels, decoded.reason)
         finally:
-            for _, future in waiting:
-                if future is not None:
-                    future.cancel()
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def read_frames(item: MediaFile, preprocessing: Preprocessing, every: float) -> Iterator[StreamedImage]:
@@ -158,8 +150,7 @@ def read_frames(item: MediaFile, preprocessing: Preprocessing, every: float) -> 
             reason = "not a regular file"
         elif not info.st_size:
             reason = "empty"
-        else:
-            # A file object, not a name: FFmpeg takes names such as "concat:…" for protocols.
+        else:  # opened as a file object: FFmpeg takes names such as "concat:…" for protocols
             with item.path.open("rb") as file, av.open(file, options={"format_whitelist": CONTAINERS}) as container:
                 reason = yield from _decode_frames(item, container, preprocessing, every)
     except (av.FFmpegError, OSError) as error:
@@ -178,7 +169,7 @@ def _decode_frames(item: MediaFile, container: Any, preprocessing: Preprocessing
     stream = container.streams.video[0]
     stream.thread_type = "AUTO"
     width, height = stream.codec_context.width, stream.codec_context.height
-    if width * height > MAX_PIXELS or min(width, height) < MIN_SIDE:
+    if width * height > decode.MAX_PIXELS or min(width, height) < decode.MIN_SIDE:
         return f"its frames of {width}x{height} are too large or too small"
     frame_rate = float(stream.average_rate or stream.guessed_rate or 25)
     start, due, last, count, damaged = 0.0, 0.0, 0.0, 0, 0
@@ -199,29 +190,29 @@ def _decode_frames(item: MediaFile, container: Any, preprocessing: Preprocessing
             if last >= due - 1e-6:
                 due = (int(last / every + 1e-6) + 1) * every
                 yield StreamedImage(f"{item.name}@{last:.3f}s", _convert_frame(frame, preprocessing), None, last)
-    return _describe_damage(count, damaged, last + 1 / frame_rate, _stated_length(stream, container))
+    return _describe_damage(count, damaged, last + 1 / frame_rate, _declared_length(stream, container))
 
 
 def _convert_frame(frame: Any, preprocessing: Preprocessing) -> NDArray[np.uint8]:
-    image = convert_to_rgb(frame.to_image())
+    image = decode.convert_to_rgb(frame.to_image())
     if frame.rotation % 360:  # degrees by which a player turns it counter-clockwise
         image = image.rotate(frame.rotation, expand=True)
     return np.asarray(resize(image, preprocessing))
 
 
-def _stated_length(stream: Any, container: Any) -> float:
-    """Seconds that the file says it has; 0 where it does not."""
+def _declared_length(stream: Any, container: Any) -> float:
+    """The length in seconds from the file's metadata; 0 where there is none."""
     if stream.duration:
         return float(stream.duration * stream.time_base)
     return float((container.duration or 0) / 1_000_000)
 
 
 def _describe_damage(count: int, damaged: int, end: float, length: float) -> str | None:
-    parts = []
+    problems = []
     if damaged:
-        parts.append(f"{damaged} damaged part{'s' * (damaged != 1)} skipped")
+        problems.append(f"{damaged} damaged part{'s' * (damaged != 1)} skipped")
     if end < length - max(TOLERANCE * length, 0.2):
-        parts.append(f"cut off at {end:.1f} s of {length:.1f} s")
+        problems.append(f"cut off at {end:.1f} s of {length:.1f} s")
     if not count:
-        return "no frame can be read" + (f" ({', '.join(parts)})" if parts else "")
-    return ", ".join(parts) + "; earlier frames are used" if parts else None
+        return "no frame can be read" + (f" ({', '.join(problems)})" if problems else "")
+    return ", ".join(problems) + "; earlier frames are used" if problems else None

@@ -21,9 +21,9 @@ from taskgraft.errors import DataError, TaskgraftError
 SUFFIX = ".tar"
 IMAGES = {"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "avif"}
 LABELS = ("json", "cls", "txt")  # in this order, where an image has several
-MAX_LABEL = 2**20  # bytes of a label's file
+MAX_LABEL_BYTES = 2**20
 NAME = re.compile(r"^((?:.*/)?[^./][^./]*)\.([^/]+)$")  # WebDataset's: the key ends at the first dot of the last part
-ODD = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")  # control characters, and bytes that are not UTF-8
+INVALID = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")  # control characters, and bytes that are not UTF-8
 
 
 class Span(NamedTuple):
@@ -33,7 +33,7 @@ class Span(NamedTuple):
     size: int
 
 
-class Contents(NamedTuple):
+class ArchiveIndex(NamedTuple):
     """Members that can be read, by name, and (name, reason) of those that are skipped."""
 
     spans: Mapping[str, Span]
@@ -54,45 +54,41 @@ def read_samples(path: Path, skipped: list[tuple[str, str]]) -> Iterator[Sample]
     Raises:
         DataError: the archive is damaged, compressed or not a tar file.
     """
-    contents = read_index(path)
-    skipped += contents.skipped
-    beside: dict[str, dict[str, Span]] = {}
-    for name, span in contents.spans.items():
-        key, kind = _parts(name)
-        if kind in LABELS:
-            beside.setdefault(key, {})[kind] = span
-    taken: set[str] = set()
+    index = read_index(path)
+    skipped += index.skipped
+    label_files = {_split_name(name): span for name, span in index.spans.items() if _split_name(name)[1] in LABELS}
+    seen: set[str] = set()
     with path.open("rb") as file:
-        for name in contents.spans:
-            key, kind = _parts(name)
-            if kind not in IMAGES:
+        for name in index.spans:
+            key, suffix = _split_name(name)
+            if suffix not in IMAGES:
                 continue
-            kinds = [kind for kind in LABELS if kind in beside.get(key, {})]
-            if key in taken:
+            kind = next((kind for kind in LABELS if (key, kind) in label_files), None)
+            if key in seen:
                 skipped.append((name, f"a second image called {key}"))
-            elif not kinds:
+            elif kind is None:
                 skipped.append((name, f"no label file ({', '.join(f'{key}.{kind}' for kind in LABELS)})"))
-            elif beside[key][kinds[0]].size > MAX_LABEL:
-                skipped.append((name, f"its label file is larger than {MAX_LABEL} bytes"))
+            elif label_files[key, kind].size > MAX_LABEL_BYTES:
+                skipped.append((name, f"its label file is larger than {MAX_LABEL_BYTES} bytes"))
             else:
-                taken.add(key)
-                yield Sample(name, kinds[0], _read_span(file.fileno(), beside[key][kinds[0]]))
+                seen.add(key)
+                yield Sample(name, kind, _read_span(file.fileno(), label_files[key, kind]))
 
 
 def parse_labels(sample: Sample, tasks: tuple[str, ...]) -> dict[str, str] | str:
     """Parse the class of each task, or return what is wrong; JSON may name tasks, else "label" is the first one's."""
     try:
         text = sample.text.decode("utf-8-sig")
-        found = json.loads(text) if sample.kind == "json" else {"label": text}
+        values = json.loads(text) if sample.kind == "json" else {"label": text}
     except ValueError as error:
         return f"its .{sample.kind} cannot be read: {error}"
-    if not isinstance(found, dict):
+    if not isinstance(values, dict):
         return 'its .json is not of the form {"label": …}'
-    if tasks[0] not in found and "label" in found:
-        found[tasks[0]] = found["label"]
+    if "label" in values:
+        values.setdefault(tasks[0], values["label"])
     labels = {}
     for task in tasks:
-        value = found.get(task)
+        value = values.get(task)
         if isinstance(value, bool) or not isinstance(value, str | int | None):
             return f"its label for {task} is neither text nor an integer"
         name = unicodedata.normalize("NFC", str("" if value is None else value).strip())
@@ -103,7 +99,7 @@ def parse_labels(sample: Sample, tasks: tuple[str, ...]) -> dict[str, str] | str
 
 def list_members(path: Path) -> list[str]:
     """List the names of all images of an archive, labeled or not; raises as `read_samples` does."""
-    return [name for name in read_index(path).spans if _parts(name)[1] in IMAGES]
+    return [name for name in read_index(path).spans if _split_name(name)[1] in IMAGES]
 
 
 def read_member(path: Path, max_bytes: int) -> bytes | str | None:
@@ -133,10 +129,10 @@ def read_member(path: Path, max_bytes: int) -> bytes | str | None:
 
 def find_archive(path: Path) -> Path | None:
     """Find the archive that a path is in, or None."""
-    return next((up for up in path.parents if up.suffix.lower() == SUFFIX and up.is_file()), None)
+    return next((parent for parent in path.parents if parent.suffix.lower() == SUFFIX and parent.is_file()), None)
 
 
-def read_index(path: Path) -> Contents:
+def read_index(path: Path) -> ArchiveIndex:
     """Index an archive; the last few are cached as long as their files do not change.
 
     Raises:
@@ -146,11 +142,11 @@ def read_index(path: Path) -> Contents:
         info = os.stat(path)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}; check its permissions") from error
-    return _contents(path, (info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino))
+    return _read_index(path, (info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino))
 
 
 @lru_cache(maxsize=32)  # archives are read one after another; some tens of threads may straddle a few
-def _contents(path: Path, state: tuple[int, ...]) -> Contents:
+def _read_index(path: Path, state: tuple[int, ...]) -> ArchiveIndex:
     spans: dict[str, Span] = {}
     skipped: list[tuple[str, str]] = []
     try:
@@ -159,7 +155,7 @@ def _contents(path: Path, state: tuple[int, ...]) -> Contents:
                 name = PurePosixPath(member.name).as_posix()  # "./a.jpg" is a.jpg, as in every path
                 reason = _find_reason(member, name, spans, state[0])
                 if reason:
-                    skipped.append((ODD.sub("?", name), reason))
+                    skipped.append((INVALID.sub("?", name), reason))
                 elif not member.isdir():
                     spans[name] = Span(member.offset_data, member.size)
             file.seek(archive.offset)
@@ -168,11 +164,11 @@ def _contents(path: Path, state: tuple[int, ...]) -> Contents:
         raise DataError(f"{path}: not a whole, uncompressed tar archive ({error}); pack or copy it again") from error
     if rest.strip(b"\0"):  # tarfile takes a damaged header for the end
         raise DataError(f"{path}: damaged at byte {archive.offset}, what follows would be lost; pack or copy it again")
-    return Contents(spans, tuple(skipped))
+    return ArchiveIndex(spans, tuple(skipped))
 
 
 def _find_reason(member: tarfile.TarInfo, name: str, spans: Mapping[str, Span], size: int) -> str | None:
-    if ODD.search(name):
+    if INVALID.search(name):
         return "its name contains control characters or invalid UTF-8"
     if name.startswith("/") or ".." in PurePosixPath(name).parts:
         return "its name leads out of the archive"
@@ -180,11 +176,11 @@ def _find_reason(member: tarfile.TarInfo, name: str, spans: Mapping[str, Span], 
         return None
     if not member.isfile() or member.issparse():
         return "a link, a device or a sparse file"
-    key, kind = _parts(name)
-    if not kind:
+    key, suffix = _split_name(name)
+    if not suffix:
         return "hidden, or without a suffix"
-    if kind not in IMAGES and kind.rpartition(".")[2] in IMAGES:
-        return f"its suffix is .{kind}, counted from the first dot; rename it to {key}.jpg"
+    if suffix not in IMAGES and suffix.rpartition(".")[2] in IMAGES:
+        return f"its suffix is .{suffix}, counted from the first dot; rename it to {key}.jpg"
     if name in spans:
         return "is in the archive twice; the first is used"
     if member.offset_data + member.size > size:
@@ -192,20 +188,20 @@ def _find_reason(member: tarfile.TarInfo, name: str, spans: Mapping[str, Span], 
     return None
 
 
-def _parts(name: str) -> tuple[str, str]:
-    """The key of a member and its suffix in lower case: "a/b", "jpg"; suffixes with a dot are not used."""
-    found = NAME.match(name)
-    return (found[1], found[2].lower()) if found else (name, "")
+def _split_name(name: str) -> tuple[str, str]:
+    """The key of a member and its suffix in lower case: "a/b", "jpg"."""
+    match = NAME.match(name)
+    return (match[1], match[2].lower()) if match else (name, "")
 
 
 def _read_span(handle: int, span: Span) -> bytes:
     """A member's bytes; raises OSError where the file has become shorter."""
     os.lseek(handle, span.offset, os.SEEK_SET)
-    parts, left = [], span.size
-    while left:
-        part = os.read(handle, left)
-        if not part:
+    chunks, remaining = [], span.size
+    while remaining:
+        chunk = os.read(handle, remaining)
+        if not chunk:
             raise OSError(5, "the archive has become shorter")
-        parts.append(part)
-        left -= len(part)
-    return b"".join(parts)
+        chunks.append(chunk)
+        remaining -= len(chunk)
+    return b"".join(chunks)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -58,40 +59,33 @@ def load_task_data(
         old_val: validation images of old tasks.
         seed: decides the validation images that are split off.
         cache: cache folder, or None.
-        callbacks: told about progress.
+        callbacks: progress.
         classes: class names of `task`, where it exists already and gets more images.
 
     Raises:
         DataError: images cannot be used, or belong to no old task.
     """
 
-    def open_(path: Path, name: str, classes: Sequence[str] | None, others: Sequence[Task], as_split: str | None):
+    def open_(path: Path, task: str, classes: Sequence[str] | None, **options: Any) -> Dataset:
+        progress = partial(callbacks.progress, f"reading {path.name}")
         return open_images(
-            path,
-            name,
-            preprocessing,
-            seed=seed,
-            classes=classes,
-            others=others,
-            cache_folder=cache,
-            as_split=as_split,
-            progress=lambda done, total: callbacks.progress(f"reading {path.name}", done, total),
+            path, task, preprocessing, seed=seed, classes=classes, cache_folder=cache, progress=progress, **options
         )
 
-    new = open_(data, task, classes, [other for other in tasks if other.name != task], None)
+    new = open_(data, task, classes, others=[other for other in tasks if other.name != task])
     if new.train is None or new.val is None:
         missing = "training" if new.train is None else "validation"
         raise DataError(f"{data}: there are no {missing} images; add some")
     described = {"new": _describe(data, new)}
-    opened: dict[str, list[Images]] = {"train": [], "val": []}
+    old_images: dict[str, list[Images]] = {"train": [], "val": []}
     for split, path in [*(("train", path) for path in [old] if path), *(("val", path) for path in old_val)]:
         owner = match_task(path, tasks)
-        dataset = open_(path, owner.name, owner.classes, (), split)
+        dataset = open_(path, owner.name, owner.classes, as_split=split)
         images = dataset.train if split == "train" else dataset.val
         if images is not None:
-            opened[split].append(images)
+            old_images[split].append(images)
         described[f"old {split}: {owner.name}"] = _describe(path, dataset)
-    return TaskData(new, concat_images(opened["train"]), concat_images(opened["val"]), described)
+    return TaskData(new, concat_images(old_images["train"]), concat_images(old_images["val"]), described)
 
 
 def read_class_names(path: Path, task: str) -> tuple[str, ...]:
@@ -118,22 +112,21 @@ def match_task(path: Path, tasks: Sequence[Task]) -> Task:
         overlap[task] = len(names & set(task.classes)) / max(1, len(names))
     if failure and not overlap:
         raise failure
-    if not overlap or max(overlap.values()) == 0:
+    if not any(overlap.values()):
         raise DataError(f"{path}: its classes belong to none of the old tasks {', '.join(task.name for task in tasks)}")
     return max(overlap, key=lambda task: overlap[task])
 
 
-def concat_images(parts: Sequence[Images]) -> Images | None:
+def concat_images(sets: Sequence[Images]) -> Images | None:
     """Concatenate sets of images; labels are -1 where a set has none for a task. None for no set."""
-    if len(parts) < 2:
-        return parts[0] if parts else None
-    tasks = {task for part in parts for task in part.labels}
+    if len(sets) < 2:
+        return sets[0] if sets else None
     labels = {
-        task: torch.cat([part.labels.get(task, torch.full((len(part.pixels),), -1)) for part in parts])
-        for task in sorted(tasks)
+        task: torch.cat([images.labels.get(task, torch.full((len(images.pixels),), -1)) for images in sets])
+        for task in sorted({task for images in sets for task in images.labels})
     }
-    pixels = torch.cat([part.pixels for part in parts])
-    return Images(pixels, labels, tuple(n for part in parts for n in part.names), parts[0].mean, parts[0].std)
+    names = tuple(name for images in sets for name in images.names)
+    return Images(torch.cat([images.pixels for images in sets]), labels, names, sets[0].mean, sets[0].std)
 
 
 def _describe(path: Path, dataset: Dataset) -> dict[str, Any]:

@@ -23,7 +23,7 @@ NORMS = {
     "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
     "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
 }
-MAX_SIZE = 4096  # pixels of an input's side
+MAX_SIZE = 4096  # side of the input in pixels
 MIN_CROP_PCT = 0.01  # less would enlarge the image without bounds
 MAX_STATISTIC = 1e6  # of a mean or standard deviation; those of pixels lie between 0 and 1
 SYNTAX = (
@@ -48,14 +48,14 @@ class Preprocessing(NamedTuple):
     std: tuple[float, ...] = NORMS["imagenet"][1]
 
     def to_text(self) -> str:
-        """Write it as the line that `parse_preprocessing` reads."""
+        """Format as the line that `parse_preprocessing` reads."""
         crop = f"{self.crop}:{self.crop_pct}" if self.crop == "center" else self.crop
         return f"{self.size} {crop} {self.interpolation} {self.normalization()}"
 
     def normalization(self) -> str:
         """Format mean and standard deviation, by name where they have one."""
         names = [name for name, pair in NORMS.items() if pair == (self.mean, self.std)]
-        return names[0] if names else f"mean={_numbers(self.mean)} std={_numbers(self.std)}"
+        return names[0] if names else f"mean={_join(self.mean)} std={_join(self.std)}"
 
     def describe(self) -> str:
         """Describe in words what is done to an image."""
@@ -70,86 +70,80 @@ class Preprocessing(NamedTuple):
         return f"{region}, at {self.size} × {self.size} px, {self.interpolation}, {norm}"
 
 
-def parse_preprocessing(text: str, start: Preprocessing) -> Preprocessing:
-    """Read a line such as '96 squash bilinear imagenet'; what it leaves out stays as in `start`.
+def parse_preprocessing(text: str, default: Preprocessing) -> Preprocessing:
+    """Parse a line such as '96 squash bilinear imagenet'; what it leaves out is as in `default`.
 
     Raises:
         DataError: a word is not a size, crop, filter or normalization.
     """
-    preprocessing = start
+    fields: dict[str, Any] = {}
     for word in text.split():
         name, _, value = word.partition("=")
         crop, _, fraction = word.partition(":")
         if re.fullmatch(r"[0-9]{1,4}", word) and 8 <= int(word) <= MAX_SIZE:
-            preprocessing = preprocessing._replace(size=int(word))
+            fields["size"] = int(word)
         elif crop in CROPS and (crop == "center" or not fraction):
-            preprocessing = preprocessing._replace(
-                crop=crop, crop_pct=_parse_crop_pct(fraction, text) if fraction else preprocessing.crop_pct
-            )
+            fields["crop"] = crop
+            if fraction:
+                fields["crop_pct"] = _parse_crop_pct(fraction, text)
         elif word in FILTERS:
-            preprocessing = preprocessing._replace(interpolation=word)
+            fields["interpolation"] = word
         elif word in NORMS:
-            preprocessing = preprocessing._replace(mean=NORMS[word][0], std=NORMS[word][1])
+            fields["mean"], fields["std"] = NORMS[word]
         elif name in ("mean", "std") and value:
-            preprocessing = preprocessing._replace(**{name: _parse_triple(value, text)})
+            fields[name] = _parse_triple(value, text)
         else:
             raise DataError(f"preprocessing {text!r}: {word!r} is not understood; write {SYNTAX}")
+    preprocessing = default._replace(**fields)
     if min(preprocessing.std) <= 0:
         raise DataError(f"preprocessing {text!r}: std is not above 0; give three numbers above 0")
     return preprocessing
 
 
 def is_complete(text: str) -> bool:
-    """Whether a line sets everything, so that nothing is taken from a default."""
+    """Whether a line sets every field, so that nothing is taken from a default."""
     other = Preprocessing(8, "border", MIN_CROP_PCT, "nearest", (MAX_STATISTIC,) * 3, (MAX_STATISTIC,) * 3)
     return parse_preprocessing(text, Preprocessing()).to_text() == parse_preprocessing(text, other).to_text()
 
 
-def from_timm(config: Mapping[str, Any], where: str = "timm") -> Preprocessing:
-    """Read timm's `pretrained_cfg`; what is missing there gets timm's own defaults.
+def from_timm(config: Mapping[str, Any], source: str = "timm") -> Preprocessing:
+    """Convert timm's `pretrained_cfg`; what is missing there gets timm's own defaults.
 
     Args:
         config: `pretrained_cfg` of a model or file.
-        where: its origin, for the message.
+        source: its origin, for the message.
 
     Raises:
-        DataError: a value that no preprocessing can have.
+        DataError: an invalid value, with which reading images would fail or fill the memory.
     """
-    _check(config, where)
     default = Preprocessing()
-    crop = str(config.get("crop_mode") or "center")
-    filters = str(config.get("interpolation") or "bicubic")
-    return Preprocessing(
-        size=int((config.get("input_size") or (3, 224, 224))[-1]),
-        crop=crop if crop in CROPS else "center",
-        crop_pct=float(config.get("crop_pct") or 0.875),
-        interpolation=filters if filters in FILTERS else "bicubic",
-        mean=tuple(config.get("mean") or default.mean),
-        std=tuple(config.get("std") or default.std),
-    )
-
-
-def _check(config: Mapping[str, Any], where: str) -> None:
-    """Refuse what would fail, or fill the memory, once there are images."""
-    size = config.get("input_size") or (3, 224, 224)
-    crop_pct, scale = (
-        config.get("crop_pct") or 0.875,
-        (config.get("mean") or (0.5,) * 3, config.get("std") or (0.5,) * 3),
-    )
-    checks = {
-        "input_size": isinstance(size, list | tuple)
-        and len(size) == 3
-        and all(type(side) is int for side in size)
-        and 8 <= size[-1] <= MAX_SIZE,
+    input_size = config.get("input_size") or (3, default.size, default.size)
+    crop_pct = config.get("crop_pct") or default.crop_pct
+    mean, std = config.get("mean") or default.mean, config.get("std") or default.std
+    crop, interpolation = config.get("crop_mode"), config.get("interpolation")
+    is_valid = {
+        "input_size": _is_shape(input_size) and 8 <= input_size[-1] <= MAX_SIZE,
         "crop_pct": isinstance(crop_pct, int | float) and MIN_CROP_PCT <= crop_pct <= 1,
-        "mean": _is_triple(scale[0]),
-        "std": _is_triple(scale[1]) and min(scale[1]) > 0,
+        "mean": _is_triple(mean),
+        "std": _is_triple(std) and min(std) > 0,
     }
-    for name, good in checks.items():
-        if not good:
+    for name, valid in is_valid.items():
+        if not valid:
             raise DataError(
-                f"{where}: pretrained_cfg has {name} {str(config.get(name))[:60]}, which is invalid; fix the file"
+                f"{source}: pretrained_cfg has {name} {str(config.get(name))[:60]}, which is invalid; fix the file"
             )
+    return Preprocessing(
+        size=input_size[-1],
+        crop=crop if crop in CROPS else default.crop,
+        crop_pct=float(crop_pct),
+        interpolation=str(interpolation) if interpolation in list(FILTERS) else default.interpolation,
+        mean=tuple(mean),
+        std=tuple(std),
+    )
+
+
+def _is_shape(value: Any) -> bool:
+    return isinstance(value, list | tuple) and len(value) == 3 and all(type(side) is int for side in value)
 
 
 def _is_triple(values: Any) -> bool:
@@ -191,13 +185,13 @@ def compute_scaled_size(width: int, height: int, preprocessing: Preprocessing) -
     return int(short * width / side), int(short * height / side)
 
 
-def _numbers(values: tuple[float, ...]) -> str:
+def _join(values: tuple[float, ...]) -> str:
     return ",".join(map(str, values))  # every digit: the line must read back as the same preprocessing
 
 
 def _parse_triple(text: str, line: str) -> tuple[float, ...]:
     try:
-        values = tuple(float(part) for part in text.split(","))
+        values = tuple(map(float, text.split(",")))
     except ValueError:
         values = ()
     if len(values) != 3 or not all(abs(value) <= MAX_STATISTIC for value in values):

@@ -1,4 +1,4 @@
-"""Curation by name, and the table it writes."""
+"""Classes merged by name, and the table that is written of them."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from taskgraft.data import Preprocessing, curation, open_images
-from taskgraft.data.layouts import Listing, list_images
+from taskgraft.data import Preprocessing, open_images
+from taskgraft.data.class_names import MergedClasses, merge_classes
+from taskgraft.data.layouts import Listing, list_images, write_manifest
 from taskgraft.errors import TaskgraftError
 
 SIZES = {"ford_focus_2001": 3, "ford_focus_2002": 2, "ford_ka_1999": 1, "vw_golf_1990": 4, "van": 2}
@@ -28,7 +29,7 @@ def root(tmp_path: Path) -> Path:
     return tmp_path / "cars"
 
 
-def kept(found: curation.Curated) -> dict[str, int]:
+def kept(found: MergedClasses) -> dict[str, int]:
     labels = [entry.labels["make"] for entry in found.entries]
     return {label: labels.count(label) for label in sorted(set(labels))}
 
@@ -38,28 +39,27 @@ def listing(root: Path) -> Listing:
 
 
 def test_classes_merge_by_the_groups_of_a_pattern(root: Path) -> None:
-    found = curation.group_classes(listing(root), "make", r"^([^_]+)_", 0)
+    found = merge_classes(listing(root).entries, "make", r"^([^_]+)_", 0)
     assert kept(found) == {"ford": 6, "vw": 4}
     assert found.renamed == {label: None if label == "van" else label.split("_")[0] for label in SIZES}
-    two = curation.group_classes(listing(root), "make", r"^([^_]+)_([^_]+)_", 0)
+    two = merge_classes(listing(root).entries, "make", r"^([^_]+)_([^_]+)_", 0)
     assert kept(two) == {"ford_focus": 5, "ford_ka": 1, "vw_golf": 4}
-    assert kept(curation.group_classes(listing(root), "make", r"^[a-z]+", 0)) == {"ford": 6, "van": 2, "vw": 4}
-    assert kept(curation.group_classes(listing(root), "make", None, 0)) == SIZES
+    assert kept(merge_classes(listing(root).entries, "make", r"^[a-z]+", 0)) == {"ford": 6, "van": 2, "vw": 4}
+    assert kept(merge_classes(listing(root).entries, "make", None, 0)) == SIZES
 
 
 def test_small_classes_are_dropped_after_merging(root: Path) -> None:
-    found = curation.group_classes(listing(root), "make", r"^([^_]+)_([^_]+)_", 4)
+    found = merge_classes(listing(root).entries, "make", r"^([^_]+)_([^_]+)_", 4)
     assert kept(found) == {"ford_focus": 5, "vw_golf": 4}
     assert found.dropped == {"ford_ka": 1}
     assert found.renamed["ford_ka_1999"] is None
 
 
 def test_only_training_pictures_count_where_there_is_a_split(root: Path) -> None:
-    whole = listing(root)
-    halved = whole._replace(
-        entries=tuple(e._replace(split="val" if e.path.endswith("0.png") else "train") for e in whole.entries)
-    )
-    assert set(kept(curation.group_classes(halved, "make", None, 2))) == {"ford_focus_2001", "vw_golf_1990"}
+    halved = [
+        entry._replace(split="val" if entry.path.endswith("0.png") else "train") for entry in listing(root).entries
+    ]
+    assert set(kept(merge_classes(halved, "make", None, 2))) == {"ford_focus_2001", "vw_golf_1990"}
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_only_training_pictures_count_where_there_is_a_split(root: Path) -> None
 )
 def test_a_bad_pattern_is_refused(root: Path, pattern: str | None, least: int, message: str) -> None:
     with pytest.raises(TaskgraftError, match=message):
-        curation.group_classes(listing(root), "make", pattern, least)
+        merge_classes(listing(root).entries, "make", pattern, least)
 
 
 @pytest.mark.parametrize("where", ["makes.csv", "cars/makes.csv"])
@@ -82,8 +82,8 @@ def test_the_table_can_be_used_as_data_and_no_picture_is_touched(root: Path, whe
         return {str(p): (hashlib.sha256(p.read_bytes()).hexdigest(), p.stat().st_mtime_ns) for p in root.rglob("*.png")}
 
     before, path = state(), root.parent / where
-    found = curation.group_classes(listing(root), "make", r"^([^_]+)_", 0)
-    curation.write_manifest(path, root, found.entries, "make")
+    found = merge_classes(listing(root).entries, "make", r"^([^_]+)_", 0)
+    write_manifest(path, root, found.entries, "make")
     assert state() == before
     again = list_images(path, "make")
     assert [dict(entry.labels) for entry in again.entries] == [dict(entry.labels) for entry in found.entries]
@@ -96,8 +96,8 @@ def test_splits_survive_the_table(root: Path) -> None:
     os.rename(root, root.parent / "train")
     root.mkdir()
     os.rename(root.parent / "train", root / "train")
-    found = curation.group_classes(listing(root), "make", None, 0)
-    curation.write_manifest(root / "t.csv", root, found.entries, "make")
+    found = merge_classes(listing(root).entries, "make", None, 0)
+    write_manifest(root / "t.csv", root, found.entries, "make")
     assert {entry.split for entry in list_images(root / "t.csv", "make").entries} == {"train"}
 
 
@@ -105,5 +105,5 @@ def test_a_table_that_could_not_name_the_pictures_is_refused(root: Path) -> None
     entries = listing(root).entries
     for path in (root / "van" / "t.csv", root.parent / "elsewhere" / "t.csv"):
         with pytest.raises(TaskgraftError, match=r"or a folder above it"):
-            curation.write_manifest(path, root, entries, "make")
+            write_manifest(path, root, entries, "make")
         assert not path.exists()
