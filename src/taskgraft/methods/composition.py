@@ -58,6 +58,11 @@ def compose(parts: Mapping[str, Method]) -> Method:
     def weight(params: Params, memory: Memory) -> dict[str, Quadratic]:
         return _merge(part.weight(params, memory.get(name, {})) for name, part in parts.items() if part.weight)
 
+    def project(movement: Params, memory: Memory) -> Params:
+        for name, part in parts.items():
+            movement = part.project(movement, memory.get(name, {})) if part.project else movement
+        return movement
+
     def observe(memory: Memory, move: Update) -> Memory:
         observed = {name: part.observe(memory.get(name, {}), move) for name, part in parts.items() if part.observe}
         return {**memory, **observed}
@@ -71,7 +76,7 @@ def compose(parts: Mapping[str, Method]) -> Method:
 
     functions = {
         "adapt": adapt, "remember": remember, "mix": mix, "response": response,
-        "weight": weight, "observe": observe, "finish": finish,
+        "weight": weight, "project": project, "observe": observe, "finish": finish,
     }  # fmt: skip
     used = {slot for part in parts.values() for slot, function in part._asdict().items() if function}
     return Method(**{slot: function for slot, function in functions.items() if slot in used})

@@ -1,4 +1,4 @@
-"""What a method is: up to seven functions that training calls, and settings that declare its traits."""
+"""What a method is: up to eight functions that training calls, and settings that declare its traits."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ Remember = Callable[[Classifier, TrainingData, Memory], Memory]
 Mix = Callable[[Batch, Memory, np.random.Generator], Batch]
 Response = Callable[[Step, Memory], Terms]
 Weight = Callable[[Params, Memory], dict[str, Quadratic]]
+Project = Callable[[Params, Memory], Params]
 Observe = Callable[[Memory, Update], Memory]
 Finish = Callable[[Classifier, Memory, TrainingData], tuple[Classifier, Memory]]
 
@@ -29,6 +30,7 @@ class Method(NamedTuple):
     mix: Mix | None = None  # each step: data space, adds images to the batch
     response: Response | None = None  # each step: function space, named scalars added to the loss
     weight: Weight | None = None  # each step: weight space, named quadratic penalties
+    project: Project | None = None  # each step: restricts how far the parameters move, penalties included
     observe: Observe | None = None  # after each optimizer step: updates the memory
     finish: Finish | None = None  # once: -> classifier and the memory for the next extension
 

@@ -12,6 +12,7 @@ from taskgraft.methods.ladder import Ladder
 from taskgraft.methods.lora import Lora
 from taskgraft.methods.lwf import Lwf
 from taskgraft.methods.mas import Mas
+from taskgraft.methods.project import Project
 from taskgraft.methods.protocol import Settings
 from taskgraft.methods.replay import Replay
 from taskgraft.methods.si import Si
@@ -30,6 +31,7 @@ METHODS: dict[str, type[Settings]] = {
     "ewc": Ewc,
     "mas": Mas,
     "si": Si,
+    "project": Project,
     "lora": Lora,
     "wise": Wise,
     "replay": Replay,

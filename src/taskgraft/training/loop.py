@@ -13,7 +13,7 @@ from taskgraft import data, distributed, losses, seeding
 from taskgraft.allocator import keep_freed_memory
 from taskgraft.config import TrainingConfig, lr_at
 from taskgraft.errors import InputError, TrainingError
-from taskgraft.methods.protocol import Method
+from taskgraft.methods.protocol import Method, Project
 from taskgraft.models.classifier import Classifier, newest_task, old_class_counts, set_frozen_to_eval
 from taskgraft.models.eval_mode import eval_mode
 from taskgraft.models.features import balance_added_classes, compute_once, recall_features
@@ -134,8 +134,9 @@ def train_step(
     before: Params = {}
     gradient: Params = {}
     explicit = any(penalty.strength and not penalty.implicit for penalty in on_weights.values())
-    if method.observe:  # of the objective without penalties, which are about to be added
+    if method.observe or method.project:
         before = {name: value.detach().clone() for name, value in params.items()}
+    if method.observe:  # of the objective without penalties, which are about to be added
         gradient = {name: value.grad for name, value in params.items() if value.grad is not None}
         gradient = {name: value.clone() for name, value in gradient.items()} if explicit else gradient
     penalties.add_gradients(params, on_weights.values())
@@ -146,11 +147,22 @@ def train_step(
         group["lr"] = lr
     state.optimizer.step()
     penalties.step_towards(params, on_weights.values(), lr)
+    if method.project:
+        _restrict(params, before, method.project, memory)
     if method.observe:
         after = {name: value.detach() for name, value in params.items()}
         memory = method.observe(memory, Update(before, after, gradient, 1.0 if explicit else scale))
     values = {name: value.item() for name, value in terms.items()} if logged else {}
     return replace(state, step=step + 1, memory=memory), values
+
+
+def _restrict(params: Params, before: Params, project: Project, memory: Memory) -> None:
+    """Replace the step from `before` to `params` by the part of it that the method allows."""
+    with torch.no_grad():
+        movement = {name: value - before[name] for name, value in params.items()}
+        for name, allowed in project(movement, memory).items():
+            if allowed is not movement[name]:
+                params[name].copy_(before[name] + allowed)
 
 
 def train_head(classifier: Classifier, sources: TrainingData, config: TrainingConfig) -> Classifier:
