@@ -34,7 +34,7 @@ VARIANTS = {
     "ewc": ["ewc(images=16)", "ewc(images=16, implicit=False, strength=1.0)", "ewc(images=16, labels=exact)"],
     "mas": ["mas(images=16)", "mas(images=16, implicit=False)"],
     "si": ["si", "si(implicit=False)"],
-    "project": ["project(images=16)"],
+    "gpm": ["gpm(images=16)"],
     "lora": ["lora(rank=2)"],
     "wise": ["wise", "wise(weight=0.5)"],
     "replay": ["replay"],
@@ -46,7 +46,7 @@ SUMS = [
     "ladder(rungs=2, width=8) + taps",
     "lora(rank=2) + distill",
     "l2sp + mas(images=16) + si + replay",
-    "project(images=16) + distill",
+    "gpm(images=16) + distill",
 ]
 ALL = [*SUMS, *(text for texts in VARIANTS.values() for text in texts)]
 WITH_STRENGTH = [

@@ -171,7 +171,7 @@ def test_functions_used_by_each_method() -> None:
         "ewc": {"remember", "weight", "finish"},
         "mas": {"remember", "weight", "finish"},
         "si": {"remember", "weight", "observe", "finish"},
-        "project": {"remember", "project", "finish"},
+        "gpm": {"remember", "project", "finish"},
         "lora": {"adapt", "finish"},
         "wise": {"remember", "finish"},
         "replay": {"remember", "mix", "finish"},

@@ -7,12 +7,12 @@ from taskgraft.methods.distill import Distill
 from taskgraft.methods.ewc import Ewc
 from taskgraft.methods.finetune import Finetune
 from taskgraft.methods.frozen import Frozen
+from taskgraft.methods.gpm import Gpm
 from taskgraft.methods.l2sp import L2sp
 from taskgraft.methods.ladder import Ladder
 from taskgraft.methods.lora import Lora
 from taskgraft.methods.lwf import Lwf
 from taskgraft.methods.mas import Mas
-from taskgraft.methods.project import Project
 from taskgraft.methods.protocol import Settings
 from taskgraft.methods.replay import Replay
 from taskgraft.methods.si import Si
@@ -31,7 +31,7 @@ METHODS: dict[str, type[Settings]] = {
     "ewc": Ewc,
     "mas": Mas,
     "si": Si,
-    "project": Project,
+    "gpm": Gpm,
     "lora": Lora,
     "wise": Wise,
     "replay": Replay,

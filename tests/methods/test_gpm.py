@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from taskgraft.methods import composition, project
+from taskgraft.methods import composition, gpm
 from taskgraft.models.classifier import grow, inherited_parameters, wrap
 from taskgraft.models.inference import predict
 from taskgraft.training import loop
@@ -38,7 +38,7 @@ def test_bases_equal_those_of_the_paper(threshold: float) -> None:
     basis = torch.zeros(1, 12, 0, dtype=torch.float64)
     for inputs in tasks:
         rows = torch.from_numpy(inputs.T)[None]
-        basis = torch.cat([basis, project._principal_directions(rows, basis, threshold)], 2)
+        basis = torch.cat([basis, gpm._principal_directions(rows, basis, threshold)], 2)
     expected = gpm_basis(threshold, *tasks)
     torch.testing.assert_close(basis[0] @ basis[0].mT, torch.from_numpy(expected @ expected.T))
 
@@ -46,7 +46,7 @@ def test_bases_equal_those_of_the_paper(threshold: float) -> None:
 @pytest.mark.parametrize(("groups", "padding", "stride"), [(1, 1, 2), (6, "same", 1), (3, 0, 1), (2, (2, 1), 1)])
 def test_patches_times_weights_are_the_convolution(groups: int, padding: int | str, stride: int) -> None:
     images, weight = torch.randn(2, 6, 7, 9), torch.randn(12, 6 // groups, 3, 3)
-    patches = project._patches(images, weight, None, stride, padding, groups=groups)
+    patches = gpm._patches(images, weight, None, stride, padding, groups=groups)
     outputs = patches @ weight.reshape(groups, 12 // groups, -1).mT  # [G, B * positions, O / G]
     expected = F.conv2d(images, weight, None, stride, padding, groups=groups)
     by_position = expected.flatten(2).unflatten(1, (groups, -1)).permute(1, 0, 3, 2).flatten(1, 2)
@@ -69,14 +69,14 @@ def test_the_old_task_keeps_its_logits_on_the_protected_images(optimizer: str) -
 
     before = predict(model.eval(), old).logits[OLD.name]
     assert drift("finetune") > 0.1
-    assert drift("project(threshold=1)") < 1e-3
+    assert drift("gpm(threshold=1)") < 1e-3
 
 
 def test_a_lower_threshold_leaves_more_room() -> None:
-    start = weights(started("project(images=16)")[0])
+    start = weights(started("gpm(images=16)")[0])
 
     def moved(threshold: float) -> float:
-        child = trained(f"project(images=16, threshold={threshold})").classifier
+        child = trained(f"gpm(images=16, threshold={threshold})").classifier
         return sum(float((v.detach() - start[name]).abs().sum()) for name, v in inherited_parameters(child).items())
 
     assert moved(0.8) > 1.5 * moved(0.999)
@@ -84,11 +84,11 @@ def test_a_lower_threshold_leaves_more_room() -> None:
 
 def test_the_next_extension_protects_every_task_without_their_images() -> None:
     config = replace(RUN, norm="frozen")
-    state, method, data = started("project(images=16, threshold=0.9)", config)
+    state, method, data = started("gpm(images=16, threshold=0.9)", config)
     state = loop.fit(state, method, data, config)
     assert method.finish
     _, memory = method.finish(state.classifier, state.memory, data)
-    before, after = state.memory["project"]["bases"], memory["project"]["bases"]
+    before, after = state.memory["gpm"]["bases"], memory["gpm"]["bases"]
     assert after.keys() >= before.keys()
     for name, basis in before.items():
         assert torch.equal(after[name][:, :, : basis.shape[2]], basis), name
@@ -96,7 +96,7 @@ def test_the_next_extension_protects_every_task_without_their_images() -> None:
 
 
 def test_inherited_parameters_without_inputs_stay() -> None:
-    start, end = weights(started("project(images=16)")[0]), weights(trained("project(images=16)"))
+    start, end = weights(started("gpm(images=16)")[0]), weights(trained("gpm(images=16)"))
     norms = [name for name, value in start.items() if name.endswith(".weight") and value.dim() == 1]
     assert norms
     assert all(torch.equal(start[name], end[name]) for name in norms)
@@ -106,8 +106,8 @@ def test_first_has_a_threshold_of_its_own() -> None:
     images = pictures(16, OLD, 7)
     model = grow(parent(), NEW, 0)
     names = [name for name, _ in model.named_parameters()]
-    low = project.Project(threshold=0.99, first=0.5)._extend(model, images, {}, names)
-    high = project.Project(threshold=0.99)._extend(model, images, {}, names)
+    low = gpm.Gpm(threshold=0.99, first=0.5)._extend(model, images, {}, names)
+    high = gpm.Gpm(threshold=0.99)._extend(model, images, {}, names)
     (first, *others) = low
     assert low[first].shape[2] < high[first].shape[2]
     assert all(torch.equal(low[name], high[name]) for name in others)

@@ -23,7 +23,7 @@ ROWS = 2000  # inputs of a layer that a basis is computed from; evenly spread ov
 
 
 @dataclass(frozen=True)
-class Project(Settings):
+class Gpm(Settings):
     """Keep each layer's update orthogonal to the inputs of the old tasks (Saha, Garg, Roy 2021, GPM).
 
     M [d, k] is an orthonormal basis of the principal directions of a layer's inputs (of a convolution's patches), as
@@ -31,7 +31,7 @@ class Project(Settings):
     those inputs as before. Inherited biases and normalization weights stay as they are. `first` is the threshold of the
     first layer, 0 = as the others.
 
-    The inputs are those of the old sample and of the tasks that earlier extensions with project learned; without
+    The inputs are those of the old sample and of the tasks that earlier extensions with gpm learned; without
     either, of the new images, which leaves the new task the directions below the threshold. BatchNorm's statistics
     are held by `--norm frozen` alone.
     """
