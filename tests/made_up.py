@@ -130,7 +130,7 @@ def made_up_record(
             }
         },
         settings=(
-            ("method", method, "the reference experiment's best"),
+            ("lr", str(lr), "the reference experiment's best"),
             ("norm", "train", "no worse than frozen here"),
         ),
         tasks=(make, color),

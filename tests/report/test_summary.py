@@ -32,12 +32,12 @@ def first_task() -> Record:
 
 def test_formatting() -> None:
     interval = Interval(mean=0.0123, low=-0.01, high=0.0345, n=10)
-    assert formatting.format_percent(-0.0001) == "0.0"
-    assert formatting.format_percent(float("nan")) == formatting.format_percent(None) == "–"
-    assert formatting.format_estimate(interval) == "1.2 (-1.0 to 3.5)"
-    assert formatting.format_change(interval) == "-1.2 (-3.5 to +1.0)"
+    assert formatting.percent(-0.0001) == "0.0"
+    assert formatting.percent(float("nan")) == formatting.percent(None) == "–"
+    assert formatting.estimate(interval) == "1.2 (-1.0 to 3.5)"
+    assert formatting.change(interval) == "-1.2 (-3.5 to +1.0)"
     assert [formatting.pluralize(n, "class") for n in (1, 2000)] == ["1 class", "2,000 classes"]
-    assert [formatting.format_duration(s) for s in (59, 90, 7200)] == ["59 seconds", "1.5 minutes", "2.0 hours"]
+    assert [formatting.duration(s) for s in (59, 90, 7200)] == ["59 seconds", "1.5 minutes", "2.0 hours"]
     assert formatting.to_sentence("lost -3 points") == "Lost −3 points."
     assert formatting.flatten({"a": {"b": [1, None]}, "c": "f" * 64}) == [("a · b", "1, –"), ("c", f"{'f' * 16}…")]
 

@@ -92,9 +92,9 @@ class PlainProgress:
         self.last_line = now
         left = ""
         if first < done < total:
-            from taskgraft.report.formatting import format_duration
+            from taskgraft.report import formatting as fmt
 
-            left = f", about {format_duration((total - done) * (now - start) / (done - first))} left"
+            left = f", about {fmt.duration((total - done) * (now - start) / (done - first))} left"
         print_message(f"{what}: {done} of {total}{left}")
 
 

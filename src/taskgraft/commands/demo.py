@@ -11,7 +11,7 @@ from taskgraft.commands.train import train
 from taskgraft.config import TRAIN_DEFAULTS, TrainingConfig
 from taskgraft.methods.presets import BASELINE, DEFAULT_METHOD, REFERENCE
 from taskgraft.pipeline.request import Request
-from taskgraft.report.formatting import format_duration
+from taskgraft.report import formatting as fmt
 from taskgraft.results.record import Comparison
 from taskgraft.synthetic.cars import write_cars
 from taskgraft.types import Callbacks, PathLike, as_path
@@ -124,5 +124,5 @@ class _Progress:
     def _advance(self, what: str, done: int) -> None:
         if done:
             seconds = (time.monotonic() - self._start) * (self.total - done) / done
-            self._left = f" (about {format_duration(seconds)} left)"
+            self._left = f" (about {fmt.duration(seconds)} left)"
         self.callbacks.progress(what, done, self.total)

@@ -13,7 +13,7 @@ from taskgraft.pipeline import measuring, recording
 from taskgraft.pipeline.opening import Opened, open_request
 from taskgraft.pipeline.parent_check import check_parent
 from taskgraft.pipeline.request import Request
-from taskgraft.report.formatting import format_count, format_duration, pluralize
+from taskgraft.report import formatting as fmt
 from taskgraft.training import loop, precision, run_folder
 from taskgraft.training.checkpoints import TrainState
 from taskgraft.types import Callbacks, TrainingData
@@ -65,11 +65,11 @@ def describe_run(
     return [
         f"method: {opened.method}",
         describe_preprocessing(opened.parent.preprocessing, opened.parent.preprocessing_source),
-        f"images: {format_count(len(images.train.pixels))} to train on, {format_count(len(images.val.pixels))} to "
-        f"validate on, {format_count(old)} of old tasks to measure forgetting",
+        f"images: {len(images.train.pixels):,} to train on, {len(images.val.pixels):,} to "
+        f"validate on, {old:,} of old tasks to measure forgetting",
         *(f"  {f'{name} = {value}':<{width}}  {why}" for name, value, why in settings),
         *_describe_size(blank, opened, config),
-        f"time: about {format_duration(seconds)} for {pluralize(config.steps, 'step')} of {config.batch_size} images "
+        f"time: about {fmt.duration(seconds)} for {fmt.pluralize(config.steps, 'step')} of {config.batch_size} images "
         "and their evaluations, without what the method computes besides the loss",
         f"{out}: {STATES[state]}; a finished run contains {FILES}",
         "nothing was written",
@@ -106,8 +106,8 @@ def _describe_size(state: TrainState, opened: Opened, config: TrainingConfig) ->
     moments = 2 if config.optimizer == "adamw" else 1
     size = 4 * (total + (1 + moments) * trained)
     return [
-        f"parameters: {format_count(total)}, of which {format_count(trained)} are trained and "
-        f"{format_count(total - trained)} frozen; the parent has {format_count(parent)}",
+        f"parameters: {total:,}, of which {trained:,} are trained and "
+        f"{total - trained:,} frozen; the parent has {parent:,}",
         f"memory: {size / MIB:,.0f} MiB for weights, gradients and optimizer, plus activations and what the method "
         "stores",
     ]

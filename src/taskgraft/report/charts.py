@@ -188,7 +188,7 @@ def tabulate(panel: Panel) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]
 def _value_text(value: float | None, percent: bool) -> str:
     if value is None:
         return formatting.MISSING
-    return formatting.format_percent(value) if percent else f"{value:.4g}"
+    return formatting.percent(value) if percent else f"{value:.4g}"
 
 
 # ---- drawing ---------------------------------------------------------------------------------------------------

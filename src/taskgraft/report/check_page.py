@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from taskgraft.report import formatting as fmt
 from taskgraft.report.charts import Axis, Box, Chart, Panel
-from taskgraft.report.formatting import MISSING, format_count, pluralize
 from taskgraft.report.page import Figure, Table, build_long_table, render
 
 MAX_EXAMPLES = 3  # of a finding on the terminal
@@ -67,12 +67,14 @@ def format_check(result: Mapping[str, Any]) -> list[str]:
     """
     classes, splits = result["classes"], list(result["images"])
     totals = ", ".join(f"{count} {split}" for split, count in result["images"].items())
-    lines = [f"{result['data']}: {result['layout']}; {pluralize(len(classes), 'class')}; images: {totals or 'none'}"]
+    lines = [
+        f"{result['data']}: {result['layout']}; {fmt.pluralize(len(classes), 'class')}; images: {totals or 'none'}"
+    ]
     width = max(map(len, classes), default=0)
     for label, counts in classes.items():
         lines.append(f"  {label:<{width}}  " + "  ".join(f"{split} {counts[split]:>5}" for split in splits))
     lines += [_format_finding(finding, result[finding.key]) for finding in FINDINGS if result[finding.key]]
-    lines += [f"{pluralize(len(files), 'image')}: {remark}" for remark, files in result["remarks"].items()]
+    lines += [f"{fmt.pluralize(len(files), 'image')}: {remark}" for remark, files in result["remarks"].items()]
     lines += [*_describe_balance(result), *_describe_sizes(result)]
     lines += describe_model_match(result["against"]) if result["against"] else []
     if result["manifest"]:
@@ -89,13 +91,13 @@ def _format_finding(finding: Finding, items: Any) -> str:
 
 
 def _count(finding: Finding, items: Any) -> str:
-    return finding.one if len(items) == 1 else finding.many.format(format_count(len(items)))
+    return finding.one if len(items) == 1 else finding.many.format(f"{len(items):,}")
 
 
 def _cells(row: Any, skip_missing: bool = False) -> tuple[str, ...]:
     if isinstance(row, str):
         return (row,)
-    cells = tuple(MISSING if cell is None else str(cell) for cell in row if not (skip_missing and cell is None))
+    cells = tuple(fmt.MISSING if cell is None else str(cell) for cell in row if not (skip_missing and cell is None))
     return cells if len(cells) <= 6 else (*cells[:5], f"and {len(cells) - 5} more")
 
 
@@ -120,13 +122,13 @@ def render_check(result: Mapping[str, Any]) -> str:
         "decoding": Table(
             "Decoding rules applied",
             ("Rule", "Images", "First image"),
-            tuple((rule, format_count(len(files)), files[0]) for rule, files in result["remarks"].items()),
+            tuple((rule, f"{len(files):,}", files[0]) for rule, files in result["remarks"].items()),
             (0, 2),
         ),
         "match": describe_model_match(against) if against else [],
         "match_tables": _build_match_tables(against) if against else [],
     }
-    return render("check.html.j2", context)
+    return render("check.html.j2", **context)
 
 
 def _build_finding(finding: Finding, items: Any) -> FindingTable:
@@ -139,7 +141,7 @@ def _build_finding(finding: Finding, items: Any) -> FindingTable:
 
 
 def _build_class_figure(classes: Mapping[str, Mapping[str, int]], splits: Sequence[str]) -> Figure:
-    rows = tuple((label, *(format_count(counts[split]) for split in splits)) for label, counts in classes.items())
+    rows = tuple((label, *(f"{counts[split]:,}" for split in splits)) for label, counts in classes.items())
     table = Table("Images per class", ("Class", *splits), rows)
     caption = "Classes by number of images, the largest first."
     panel = build_class_panel(classes, splits)
@@ -156,7 +158,7 @@ def build_class_panel(classes: Mapping[str, Mapping[str, int]], splits: Sequence
         start = 0
         for i, split in enumerate(splits):
             count, color = classes[label][split], ("blue", "vermillion", "green")[i % 3]
-            tooltip = f"{label}, {split}: {format_count(count)}" if row < MAX_TOOLTIPS else ""
+            tooltip = f"{label}, {split}: {count:,}" if row < MAX_TOOLTIPS else ""
             boxes.append(Box(start, row - height / 2, count, height, color, name=split, tooltip=tooltip))
             start += count
     names = tuple(enumerate(order)) if named else ()
@@ -169,7 +171,7 @@ def _build_match_tables(against: Mapping[str, Any]) -> list[Table]:
     tables = [build_long_table("Class names that nearly match", ("Data", "Model", "Difference"), near)]
     for key, title in (("unknown", "Classes unknown to the model"), ("absent", "Model classes without images")):
         names = [(name,) for name in against[key]]
-        tables.append(build_long_table(f"{title}: {format_count(len(names))}", ("Class",), names))
+        tables.append(build_long_table(f"{title}: {len(names):,}", ("Class",), names))
     return tables
 
 
@@ -179,12 +181,12 @@ def describe_model_match(against: Mapping[str, Any]) -> list[str]:
     lines = [f"{against['model']}: none of the classes are known to the model, so this is a new task"]
     if against["task"] is not None:
         lines = [
-            f"{against['model']}, task {against['task']}: {pluralize(against['known'], 'class')} known, "
+            f"{against['model']}, task {against['task']}: {fmt.pluralize(against['known'], 'class')} known, "
             f"{len(near)} nearly matching, {len(against['unknown'])} unknown, {len(against['absent'])} absent"
         ]
     lines += [f"{name!r} here, {meant!r} in the model ({how})" for name, meant, how in near[:MAX_EXAMPLES]]
     if against["smaller"]:
-        images = pluralize(against["smaller"], "image")
+        images = fmt.pluralize(against["smaller"], "image")
         lines.append(f"{images} smaller than the model's input of {against['input']} pixels")
     return lines
 
@@ -194,7 +196,7 @@ def _describe_balance(result: Mapping[str, Any]) -> list[str]:
     if imbalance["ratio"] < imbalance["noted_from"]:
         return []
     (largest, most), (smallest, fewest) = imbalance["largest"], imbalance["smallest"]
-    return [f"imbalanced: {largest!r} has {format_count(most)} training images, {smallest!r} {format_count(fewest)}"]
+    return [f"imbalanced: {largest!r} has {most:,} training images, {smallest!r} {fewest:,}"]
 
 
 def _describe_sizes(result: Mapping[str, Any]) -> list[str]:
@@ -202,5 +204,5 @@ def _describe_sizes(result: Mapping[str, Any]) -> list[str]:
     if not sizes:
         return []
     sides = ", ".join(f"{name} {sizes[name][0]} × {sizes[name][1]}" for name in ("smallest", "median", "largest"))
-    tiny = f"; {pluralize(sizes['tiny'], 'image')} under 32 pixels" if sizes["tiny"] else ""
+    tiny = f"; {fmt.pluralize(sizes['tiny'], 'image')} under 32 pixels" if sizes["tiny"] else ""
     return [f"image sizes: {sides}{tiny}"]

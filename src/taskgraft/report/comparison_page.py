@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from math import isnan
 
 from taskgraft.report import figures, summary
-from taskgraft.report.formatting import MISSING, escape_markdown, flatten, format_percent, use_minus_signs
+from taskgraft.report import formatting as fmt
 from taskgraft.report.page import Figure, Table, build_line_figure, build_pairs_table, render
 from taskgraft.report.summary import Row
 from taskgraft.results.record import Comparison, VariantResult
@@ -66,12 +66,12 @@ def render_comparison(comparison: Comparison) -> str:
             build_pairs_table(
                 "Single-task models",
                 ("Task", "Accuracy of each seed (%)"),
-                [(name, ", ".join(map(format_percent, values))) for name, values in comparison.separate.items()],
+                [(name, ", ".join(map(fmt.percent, values))) for name, values in comparison.separate.items()],
             ),
             build_pairs_table("Versions", ("Package", "Version"), first.versions.items() if first else ()),
         ],
     }
-    return render("comparison.html.j2", context)
+    return render("comparison.html.j2", **context)
 
 
 def format_comparison_table(comparison: Comparison) -> str:
@@ -81,7 +81,7 @@ def format_comparison_table(comparison: Comparison) -> str:
     lines = ["| Configuration | " + " | ".join(summary.TABLE_HEAD) + " |", "|---|" + "---:|" * len(summary.TABLE_HEAD)]
     for i, row in enumerate(rows):
         bold = "**" if i == winner else ""
-        cells = (escape_markdown(row.label), *summary.table_cells(row))
+        cells = (fmt.escape_markdown(row.label), *summary.table_cells(row))
         lines.append("| " + " | ".join(f"{bold}{cell}{bold}" for cell in cells) + " |")
     return "\n".join([*lines, "", *summary.list_remarks(comparison, rows)]) + "\n"
 
@@ -89,7 +89,7 @@ def format_comparison_table(comparison: Comparison) -> str:
 def _build_table(rows: Sequence[Row], winner: int | None, old: str, new: str) -> Table:
     agreement = any(row.agreement for row in rows)
     shown = [i for i, name in enumerate(summary.TABLE_HEAD) if agreement or not name.startswith("Agreement")]
-    cells = [(row.label, *(use_minus_signs(summary.table_cells(row)[i]) for i in shown)) for row in rows]
+    cells = [(row.label, *(fmt.use_minus_signs(summary.table_cells(row)[i]) for i in shown)) for row in rows]
     caption = f"Old tasks: {old}. New task: {new}. At the step with the highest Score; best configuration in bold"
     head = ("Configuration", *(summary.TABLE_HEAD[i] for i in shown))
     return Table(caption, head, tuple(cells), bold=winner)
@@ -105,14 +105,14 @@ def _build_tradeoff_table(rows: Sequence[Row], old: str, new: str) -> Table:
 
 def _build_settings(variants: Sequence[VariantResult]) -> list[Table]:
     """What differs between configurations, and what they share with the reason for it."""
-    configs = [dict(flatten(variant.config)) for variant in variants]
+    configs = [dict(fmt.flatten(variant.config)) for variant in variants]
     differing = summary.find_differing_settings(variants)
     record = next((record for variant in variants for record in variant.records), None)
     reasons = {name: reason for name, _, reason in record.settings} if record else {}
     rows = []
     for variant, config in zip(variants, configs, strict=True):
-        steps = ", ".join(f"{record.step} (seed {record.seed})" for record in variant.records) or MISSING
-        rows.append((variant.label, variant.method, *(config.get(name, MISSING) for name in differing), steps))
+        steps = ", ".join(f"{record.step} (seed {record.seed})" for record in variant.records) or fmt.MISSING
+        rows.append((variant.label, variant.method, *(config.get(name, fmt.MISSING) for name in differing), steps))
     names = dict.fromkeys(name for config in configs for name in config)
     shared = tuple(
         (name, configs[0][name], reasons.get(name, "")) for name in names if name != "seed" and name not in differing

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from taskgraft.quantification.prevalence import ClassPrevalence, Distribution, TaskPrevalence, plural
 from taskgraft.report import charts
+from taskgraft.report import formatting as fmt
 from taskgraft.report.charts import Axis, Chart, Curve, Panel, Style
-from taskgraft.report.formatting import format_count, format_percent, pluralize, to_sentence
 from taskgraft.report.page import Figure, Table, render
 
 MAX_PLOTTED = 25  # classes of a chart, the most frequent ones
@@ -46,7 +46,7 @@ def format_distribution(distribution: Distribution) -> list[str]:
         lines += [f"  note: {note}" for note in pair.notes]
     lines += [f"note: {note}" for note in distribution.notes]
     if distribution.unreadable:
-        lines.append(f"note: {pluralize(distribution.unreadable, 'file or frame')} could not be read")
+        lines.append(f"note: {fmt.pluralize(distribution.unreadable, 'file or frame')} could not be read")
     return lines
 
 
@@ -55,12 +55,12 @@ def _format_classes(classes: Sequence[ClassPrevalence]) -> list[str]:
     width = max([len(one.name) for one in classes[:MAX_PRINTED]] + [5])
     lines = [f"  {'class':<{width}}  prevalence %  95 % interval   counted %"]
     lines += [
-        f"  {one.name:<{width}}  {format_percent(one.prevalence):>12}  {format_percent(one.low):>5} to "
-        f"{format_percent(one.high):>5}  {format_percent(one.naive):>10}"
+        f"  {one.name:<{width}}  {fmt.percent(one.prevalence):>12}  {fmt.percent(one.low):>5} to "
+        f"{fmt.percent(one.high):>5}  {fmt.percent(one.naive):>10}"
         for one in classes[:MAX_PRINTED]
     ]
     rest = classes[MAX_PRINTED:]
-    total = format_percent(sum(one.prevalence for one in rest))
+    total = fmt.percent(sum(one.prevalence for one in rest))
     return [*lines, *([f"  {len(rest)} others, {total} % in total"] if rest else [])]
 
 
@@ -75,18 +75,20 @@ def render_distribution(distribution: Distribution) -> str:
     """
     sections = []
     for i, task in enumerate(distribution.tasks):
-        caption = f"{to_sentence(f'{_describe_sample(task)}; {ESTIMATORS[task.estimator]}')} Bars are 95 % intervals."
+        caption = (
+            f"{fmt.to_sentence(f'{_describe_sample(task)}; {ESTIMATORS[task.estimator]}')} Bars are 95 % intervals."
+        )
         figure = _build_figure(f"task{i}", task.task, caption, task.classes)
         ood = task.ood
         sections.append(PrevalenceSection(f"task{i}", task.task, figure, task.notes, ood.text, bool(ood.flag)))
     for i, pair in enumerate(distribution.pairs):
         name = " × ".join(pair.tasks)
-        caption = f"{to_sentence(ESTIMATORS[pair.estimator])} Bars are 95 % intervals."
+        caption = f"{fmt.to_sentence(ESTIMATORS[pair.estimator])} Bars are 95 % intervals."
         sections.append(
             PrevalenceSection(f"pair{i}", name, _build_figure(f"pair{i}", name, caption, pair.pairs), pair.notes)
         )
     rows = tuple(
-        (task.task, format_count(task.images), format_count(task.units), task.unit, f"{task.effective_size:,.0f}")
+        (task.task, f"{task.images:,}", f"{task.units:,}", task.unit, f"{task.effective_size:,.0f}")
         for task in distribution.tasks
     )
     context = {
@@ -95,7 +97,7 @@ def render_distribution(distribution: Distribution) -> str:
         "sections": sections,
         "sample": Table("Sample", ("Task", "Images", "Units", "Unit", "Effective size"), rows, (0, 3)),
     }
-    return render("distribution.html.j2", context)
+    return render("distribution.html.j2", **context)
 
 
 def write_distribution_figure(distribution: Distribution, path: Path) -> None:
@@ -108,7 +110,7 @@ def write_distribution_figure(distribution: Distribution, path: Path) -> None:
 
 def _describe_sample(task: TaskPrevalence) -> str:
     units = "" if task.unit == "image" else f" in {task.units:,} {plural(task.unit, task.units)}"
-    return f"{pluralize(task.images, 'image')}{units}, effective size {task.effective_size:,.0f}"
+    return f"{fmt.pluralize(task.images, 'image')}{units}, effective size {task.effective_size:,.0f}"
 
 
 def _by_prevalence(classes: Sequence[ClassPrevalence]) -> list[ClassPrevalence]:
@@ -118,8 +120,8 @@ def _by_prevalence(classes: Sequence[ClassPrevalence]) -> list[ClassPrevalence]:
 def _build_figure(key: str, name: str, caption: str, classes: Sequence[ClassPrevalence]) -> Figure:
     title, classes = f"Prevalence of {name}", _by_prevalence(classes)
     rows = tuple(
-        (one.name, format_percent(one.prevalence), f"{format_percent(one.low)} to {format_percent(one.high)}",
-         format_percent(one.naive))
+        (one.name, fmt.percent(one.prevalence), f"{fmt.percent(one.low)} to {fmt.percent(one.high)}",
+         fmt.percent(one.naive))
         for one in classes
     )  # fmt: skip
     table = Table(f"{title} (%)", (name, "Prevalence", "95 % interval", "Counted"), rows)
@@ -135,12 +137,12 @@ def _build_panel(name: str, classes: Sequence[ClassPrevalence]) -> Panel:
     corrected = Curve(
         "corrected, with 95 % interval", Style("blue", "", "o"), [100 * one.prevalence for one in classes], rows,
         x_bars=[(100 * one.low, 100 * one.high) for one in classes],
-        tooltips=[f"{one.name}: {format_percent(one.prevalence)} % ({format_percent(one.low)} to "
-                  f"{format_percent(one.high)})" for one in classes],
+        tooltips=[f"{one.name}: {fmt.percent(one.prevalence)} % ({fmt.percent(one.low)} to "
+                  f"{fmt.percent(one.high)})" for one in classes],
     )  # fmt: skip
     counted = Curve(
         "counted", Style("vermillion", "", "D"), [100 * one.naive for one in classes], rows, hollow=True,
-        tooltips=[f"{one.name}: {format_percent(one.naive)} % of the predictions" for one in classes],
+        tooltips=[f"{one.name}: {fmt.percent(one.naive)} % of the predictions" for one in classes],
     )  # fmt: skip
     axis = Axis("", max(len(classes), 1) - 0.5, -0.5, names=tuple(enumerate(one.name for one in classes)))
     return Panel(name, axis, (corrected, counted), height=70 + 24 * max(len(classes), 1))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -24,28 +24,14 @@ class Bin(NamedTuple):
     images: int
 
 
-class Flip(NamedTuple):
-    """An image whose prediction changed from parent to child; `truth` is "" where it is not labeled.
+class Example(NamedTuple):
+    """An image with two classes that differ: true and predicted, or predicted by the parent and by the child."""
 
-    `row` is its index in the predictions, `confidence` the child's.
-    """
-
-    name: str
-    truth: str
-    before: str
-    after: str
-    row: int
-    confidence: float
-
-
-class Confusion(NamedTuple):
-    """Images of one class with the same wrong prediction: their fraction of the class, their rows by confidence."""
-
-    truth: str
-    predicted: str
-    images: int
-    fraction: float
-    rows: tuple[int, ...]
+    image: str
+    row: int  # in the predictions
+    first: str
+    second: str
+    confidence: float  # of the child
 
 
 class ClassResult(NamedTuple):
@@ -64,19 +50,21 @@ class ErrorAnalysis(NamedTuple):
     task: str
     set_name: str
     classes: tuple[str, ...]
-    ids: tuple[str, ...]
-    labels: NDArray[np.int64]  # [N], -1 = unlabeled
-    predicted: NDArray[np.int64]  # [N], -1 = another task's class
-    confidence: NDArray[np.float64]  # [N]
     counts: NDArray[np.int64]  # [K, K + 1] images by true and predicted class, the last column for other tasks
-    class_results: tuple[ClassResult, ...]  # the worst first
-    bins: tuple[Bin, ...]
+    class_results: list[ClassResult]  # the worst first
+    errors: list[Example]
+    bins: list[Bin]
     ece: float  # expected calibration error in [0, 1]
     parent_ece: float | None
     calibration: Calibration | None  # None with too few images
-    calibrated_bins: tuple[Bin, ...]  # each half of the images under the temperature fitted on the other half
-    negative_flips: tuple[Flip, ...]  # right before, wrong now
-    positive_flips: tuple[Flip, ...]  # wrong before, right now
+    calibrated_bins: list[Bin]  # each half of the images under the temperature fitted on the other half
+    negative_flips: list[Example]  # right before, wrong now
+    positive_flips: list[Example]  # wrong before, right now
+
+    @property
+    def class_sizes(self) -> dict[str, int]:
+        """Labeled images of each class."""
+        return dict(zip(self.classes, self.counts.sum(axis=1).tolist(), strict=True))
 
 
 def analyze_errors(task: TaskResult, predictions: Mapping[str, Predictions]) -> ErrorAnalysis | None:
@@ -93,58 +81,54 @@ def analyze_errors(task: TaskResult, predictions: Mapping[str, Predictions]) -> 
     """
     name = task.added_to or task.name
     for key in ("new", "old") if task.new else ("old", "new"):
-        child = predictions.get(key)
-        if (
-            child is not None
-            and _is_labeled(child, name)
-            and (task.new or child.labels[name].max() < len(task.classes))
-        ):
-            parent = predictions.get(f"{key}-parent")
+        child, parent = predictions.get(key), predictions.get(f"{key}-parent")
+        if child is None or name not in child.logits or name not in child.labels:
+            continue
+        labels = child.labels[name]
+        if (labels >= 0).any() and (task.new or labels.max() < len(task.classes)):
             comparable = not task.new and parent is not None and name in parent.logits and parent.ids == child.ids
             return _analyze(name, key, child, parent if comparable else None)._replace(task=task.name)
     return None
 
 
-def _is_labeled(predictions: Predictions, task: str) -> bool:
-    labels = predictions.labels.get(task)
-    return task in predictions.logits and labels is not None and bool((labels >= 0).any())
-
-
 def _analyze(task: str, key: str, child: Predictions, parent: Predictions | None) -> ErrorAnalysis:
-    labels, logits, classes = child.labels[task], child.logits[task], child.classes[task]
+    labels, logits = child.labels[task], child.logits[task]
     labeled = labels >= 0
-    counts, parent_counts, negative, positive = metrics.confusion_matrix(child, task), None, (), ()
+    predicted = metrics.predicted_classes(child, task)
+    correct = predicted == labels
+    counts = metrics.confusion_matrix(child, task)
+    parent_counts, parent_ece, negative, positive = None, None, [], []
     if parent is not None:
         parent = parent._replace(labels={task: labels})  # its file may carry none
         parent_counts = metrics.confusion_matrix(parent, task)
-        before, after = (metrics.predicted_classes(one, task) for one in (parent, child))
-        negative = _list_flips(child, task, labeled & (before == labels) & (after != labels), before, after, labels)
-        positive = _list_flips(child, task, labeled & (before != labels) & (after == labels), before, after, labels)
+        parent_ece = metrics.expected_calibration_error(parent.logits[task], labels)
+        before = metrics.predicted_classes(parent, task)
+        was_correct = before == labels
+        negative = _list_examples(child, task, labeled & was_correct & ~correct, before, predicted)
+        positive = _list_examples(child, task, labeled & ~was_correct & correct, before, predicted)
     fitted = calibration.calibrate(logits, labels)
-    calibrated = calibration.cross_fitted(logits[labeled], labels[labeled]) if fitted else None
     return ErrorAnalysis(
         task=task,
         set_name=key,
-        classes=classes,
-        ids=child.ids,
-        labels=labels,
-        predicted=metrics.predicted_classes(child, task),
-        confidence=metrics.probabilities(logits).max(axis=1),
+        classes=child.classes[task],
         counts=counts,
-        class_results=_class_results(classes, counts, parent_counts),
-        bins=_bins(logits, labels),
+        class_results=_list_class_results(child.classes[task], counts, parent_counts),
+        errors=_list_examples(child, task, labeled & ~correct, labels, predicted),
+        bins=_bin_by_confidence(logits[labeled], labels[labeled]),
         ece=metrics.expected_calibration_error(logits, labels),
-        parent_ece=None if parent is None else metrics.expected_calibration_error(parent.logits[task], labels),
+        parent_ece=parent_ece,
         calibration=fitted,
-        calibrated_bins=() if calibrated is None else _bins(calibrated, labels[labeled]),
+        calibrated_bins=[] if fitted is None else _bin_by_confidence(
+            calibration.cross_fitted(logits[labeled], labels[labeled]), labels[labeled]
+        ),
         negative_flips=negative,
         positive_flips=positive,
-    )
+    )  # fmt: skip
 
 
-def _class_results(
+def _list_class_results(
     classes: tuple[str, ...], counts: NDArray[np.int64], parent_counts: NDArray[np.int64] | None
-) -> tuple[ClassResult, ...]:
+) -> list[ClassResult]:
     names = (*classes, OTHER_TASK)
     results = []
     for k in np.flatnonzero(counts.sum(axis=1)):
@@ -154,66 +138,47 @@ def _class_results(
         confused_with = names[int(wrong.argmax())] if wrong.any() else ""
         parent = None if parent_counts is None else float(parent_counts[k, k] / total)
         results.append(ClassResult(classes[k], total, float(counts[k, k] / total), parent, confused_with))
-    return tuple(sorted(results, key=lambda result: result.child))
+    return sorted(results, key=lambda result: result.child)
 
 
-def _list_flips(
-    child: Predictions,
-    task: str,
-    selected: NDArray[np.bool_],
-    before: NDArray[np.int64],
-    after: NDArray[np.int64],
-    labels: NDArray[np.int64] | None,
-) -> tuple[Flip, ...]:
+def _list_examples(
+    child: Predictions, task: str, selected: NDArray[np.bool_], first: NDArray[np.int64], second: NDArray[np.int64]
+) -> list[Example]:
     names = (*child.classes[task], OTHER_TASK)  # index -1 is the last
     rows = np.flatnonzero(selected)
     confidence = metrics.probabilities(child.logits[task][rows]).max(axis=1, initial=0)
-    truths = ["" if labels is None else names[labels[i]] for i in rows]
-    return tuple(
-        Flip(child.ids[i], truth, names[before[i]], names[after[i]], int(i), float(value))
-        for i, truth, value in zip(rows, truths, confidence, strict=True)
-    )
+    return [
+        Example(child.ids[row], int(row), names[first[row]], names[second[row]], float(value))
+        for row, value in zip(rows, confidence, strict=True)
+    ]
 
 
-def find_disagreements(task: str, predictions: Mapping[str, Predictions]) -> tuple[Flip, ...]:
+def find_disagreements(task: str, predictions: Mapping[str, Predictions]) -> list[Example]:
     """List the new task's images on which child and parent predict different classes of an old task."""
     child, parent = predictions.get("new"), predictions.get("new-parent")
     if child is None or parent is None or task not in child.logits or task not in parent.logits:
-        return ()
+        return []
     if parent.ids != child.ids:
-        return ()
+        return []
     logits = child.logits[task][:, : parent.logits[task].shape[1]]  # classes added since cannot agree
     before = metrics.predicted_classes(parent, task)
     after = metrics.predicted_classes(child._replace(logits={**child.logits, task: logits}), task)
-    return _list_flips(child, task, before != after, before, after, None)
+    return _list_examples(child, task, before != after, before, after)
 
 
-def find_confusions(analysis: ErrorAnalysis, limit: int) -> list[Confusion]:
-    """List the most frequent confusions, at most `limit`, each with its images sorted by confidence."""
-    wrong = analysis.counts.copy()
-    np.fill_diagonal(wrong, 0)
-    totals = analysis.counts.sum(axis=1)
-    names = (*analysis.classes, OTHER_TASK)
-    confusions = []
-    for index in np.argsort(-wrong, axis=None, kind="stable")[:limit].tolist():
-        truth, predicted = divmod(index, wrong.shape[1])
-        images = int(wrong[truth, predicted])
-        if images:
-            answer = predicted if predicted < len(analysis.classes) else -1
-            rows = np.flatnonzero((analysis.labels == truth) & (analysis.predicted == answer))
-            rows = tuple(rows[np.argsort(-analysis.confidence[rows], kind="stable")].tolist())
-            fraction = float(images / totals[truth])
-            confusions.append(Confusion(analysis.classes[truth], names[predicted], images, fraction, rows))
-    return confusions
+def group_examples(examples: Iterable[Example]) -> list[list[Example]]:
+    """Group examples by their two classes, the largest group first, each sorted by confidence."""
+    groups: dict[tuple[str, str], list[Example]] = {}
+    for example in sorted(examples, key=lambda example: -example.confidence):
+        groups.setdefault((example.first, example.second), []).append(example)
+    return sorted(groups.values(), key=len, reverse=True)
 
 
-def _bins(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> tuple[Bin, ...]:
-    labeled = labels >= 0
-    probabilities = metrics.probabilities(logits[labeled])
-    confidence, hit = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels[labeled]
+def _bin_by_confidence(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> list[Bin]:
+    probabilities = metrics.probabilities(logits)
+    confidence, correct = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
     index = np.minimum((confidence * metrics.BINS).astype(int), metrics.BINS - 1)
-    return tuple(
-        Bin(float(confidence[index == b].mean()), float(hit[index == b].mean()), int((index == b).sum()))
-        for b in range(metrics.BINS)
-        if (index == b).any()
-    )
+    return [
+        Bin(float(confidence[index == b].mean()), float(correct[index == b].mean()), int((index == b).sum()))
+        for b in np.unique(index)
+    ]

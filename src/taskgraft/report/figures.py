@@ -8,8 +8,8 @@ from pathlib import Path
 
 from taskgraft.methods.presets import is_baseline
 from taskgraft.report import charts
+from taskgraft.report import formatting as fmt
 from taskgraft.report.charts import Axis, Chart, Curve, Panel, Points, Style, build_mean_curve, step_axis
-from taskgraft.report.formatting import format_percent
 from taskgraft.report.summary import Row, SeedMean, new_name, new_tasks, old_tasks
 from taskgraft.results.record import Comparison, Record, StepMetrics, TaskResult, VariantResult
 
@@ -105,7 +105,7 @@ def build_tradeoff_chart(rows: Sequence[Row], old: str, new: str) -> Chart | Non
     for row, style in zip(rows, charts.choose_styles([row.method for row in rows]), strict=True):
         if row.old is None or row.new is None:
             continue
-        tooltip = f"{row.label}: {format_percent(row.old.mean)} % old, {format_percent(row.new.mean)} % new"
+        tooltip = f"{row.label}: {fmt.percent(row.old.mean)} % old, {fmt.percent(row.new.mean)} % new"
         curves.append(Curve(
             row.label, style._replace(dash=""), [100 * row.old.mean], [100 * row.new.mean], hollow=style.dash != "-",
             size=10, x_bars=_interval(row.old), y_bars=_interval(row.new), tooltips=(tooltip,),

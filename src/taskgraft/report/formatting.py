@@ -13,7 +13,7 @@ MISSING = "–"
 DIGEST = re.compile(r"[0-9a-f]{40,}")
 
 
-def format_percent(value: float | None) -> str:
+def percent(value: float | None) -> str:
     """Format a fraction in [0, 1] as a percentage without the sign: 0.741 -> "74.1"; "–" for None and NaN."""
     if value is None or not isfinite(value):
         return MISSING
@@ -21,48 +21,43 @@ def format_percent(value: float | None) -> str:
     return "0.0" if text == "-0.0" else text
 
 
-def format_delta(value: float | None) -> str:
+def delta(value: float | None) -> str:
     """Format a difference of fractions as signed percentage points: -0.007 -> "-0.7"."""
-    text = format_percent(value)
+    text = percent(value)
     return text if text in (MISSING, "0.0") or text.startswith("-") else f"+{text}"
 
 
-def format_range(interval: Interval) -> str:
+def bounds(interval: Interval) -> str:
     """Format the bounds of a 95 % interval in percent: "70.2 to 77.9"."""
-    return f"{format_percent(interval.low)} to {format_percent(interval.high)}"
+    return f"{percent(interval.low)} to {percent(interval.high)}"
 
 
-def format_estimate(interval: Interval | None) -> str:
+def estimate(interval: Interval | None) -> str:
     """Format a fraction with its 95 % interval in percent: "74.1 (70.2 to 77.9)"."""
-    return MISSING if interval is None else f"{format_percent(interval.mean)} ({format_range(interval)})"
+    return MISSING if interval is None else f"{percent(interval.mean)} ({bounds(interval)})"
 
 
-def format_change(forgetting: Interval | None) -> str:
+def change(forgetting: Interval | None) -> str:
     """Format the change from parent to child, the negative of forgetting, as signed points with its 95 % interval."""
     if forgetting is None:
         return MISSING
-    mean, low, high = (format_delta(-value) for value in (forgetting.mean, forgetting.high, forgetting.low))
+    mean, low, high = (delta(-value) for value in (forgetting.mean, forgetting.high, forgetting.low))
     return f"{mean} ({low} to {high})"
-
-
-def format_count(value: int) -> str:
-    """Format an integer with thousands separators: 5130 -> "5,130"."""
-    return f"{value:,}"
 
 
 def pluralize(value: int, noun: str) -> str:
     """Format a count with its noun: "1 image", "2 images", "3 classes"."""
     ending = "" if value == 1 else "es" if noun.endswith("s") else "s"
-    return f"{format_count(value)} {noun}{ending}"
+    return f"{value:,} {noun}{ending}"
 
 
-def format_fraction(part: int, total: int) -> str:
+def fraction(part: int, total: int) -> str:
     """Format a part of a total as a percentage with its sign; tiny ones as "under 0.1 %"."""
     percent = 100 * part / total
     return "under 0.1 %" if 0 < percent < 0.1 else f"{percent:.1f} %"
 
 
-def format_duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """Format seconds as seconds, minutes or hours, whichever reads best."""
     if seconds < 60:
         return f"{seconds:.0f} seconds"
@@ -90,7 +85,7 @@ def escape_markdown(text: str) -> str:
     return text
 
 
-def format_value(value: Any) -> str:
+def setting(value: Any) -> str:
     """Format one setting; long digests are shortened."""
     if value is None:
         return MISSING
@@ -99,9 +94,9 @@ def format_value(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     if isinstance(value, list | tuple):
-        return ", ".join(map(format_value, value)) or MISSING
+        return ", ".join(map(setting, value)) or MISSING
     if isinstance(value, Mapping):
-        return ", ".join(f"{key}: {format_value(item)}" for key, item in value.items()) or MISSING
+        return ", ".join(f"{key}: {setting(item)}" for key, item in value.items()) or MISSING
     text = str(value)
     return f"{text[:16]}…" if DIGEST.fullmatch(text) else text
 
@@ -114,5 +109,5 @@ def flatten(mapping: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str
         if isinstance(value, Mapping) and value:
             rows += flatten(value, name)
         else:
-            rows.append((name, format_value(value)))
+            rows.append((name, setting(value)))
     return rows

@@ -1,4 +1,4 @@
-"""Render one offline HTML page from a template, and the data that templates take: tables, figures, galleries.
+"""Render one offline HTML page from a template, and the data that templates take: tables and figures.
 
 Names of classes and files are untrusted. Three things keep them inert: jinja escapes all text, charts are written by
 an XML library, and the content security policy allows no script but ours (by its hash) and no request to anywhere.
@@ -9,12 +9,13 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from taskgraft.errors import InputError
-from taskgraft.report import charts, formatting, theme
+from taskgraft.report import charts, theme
+from taskgraft.report import formatting as fmt
 from taskgraft.report.charts import Chart
 from taskgraft.results.files import write_asked
 
@@ -33,10 +34,10 @@ class Table(NamedTuple):
     """
 
     caption: str
-    head: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    text_columns: tuple[int, ...] = (0,)
-    code_columns: tuple[int, ...] = ()
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    text_columns: Sequence[int] = (0,)
+    code_columns: Sequence[int] = ()
     bold: int | None = None
 
 
@@ -44,58 +45,35 @@ class Figure(NamedTuple):
     """A chart with the tables that hold its numbers; `size` is "medium", "square" or "small"."""
 
     chart: Chart
-    tables: tuple[Table, ...] = ()
+    tables: Sequence[Table] = ()
     size: str = "medium"
-
-
-class Thumbnail(NamedTuple):
-    """A small image: its data URI, its alternative text and the line below it."""
-
-    source: str
-    alt: str
-    line: str
-
-
-class ImageGroup(NamedTuple):
-    """Images with something in common: labeled names such as ("true", "BMW 3"), a note, the images."""
-
-    names: tuple[tuple[str, str], ...]
-    note: str
-    images: tuple[Thumbnail, ...]
-
-
-class Gallery(NamedTuple):
-    """Groups of images under one title."""
-
-    title: str
-    groups: tuple[ImageGroup, ...]
 
 
 def build_pairs_table(caption: str, head: tuple[str, str], rows: Iterable[tuple[str, str]]) -> Table:
     """Build a table of names and values."""
-    return Table(caption, head, tuple(rows), (0, 1))
+    return Table(caption, head, list(rows), (0, 1))
 
 
-def build_long_table(caption: str, head: tuple[str, ...], rows: Sequence[tuple[str, ...]], total: int = 0) -> Table:
+def build_long_table(caption: str, head: Sequence[str], rows: Sequence[Sequence[str]], total: int = 0) -> Table:
     """Build a table of text of at most MAX_ROWS rows, whose caption says how many of `total` (or all) are shown."""
-    total = max(total, len(rows))
-    shown = tuple(rows[:MAX_ROWS])
-    cut = f" (first {len(shown)} of {formatting.format_count(total)})" if len(shown) < total else ""
-    return Table(caption + cut, head, shown, tuple(range(len(head))))
+    total, rows = max(total, len(rows)), rows[:MAX_ROWS]
+    if len(rows) < total:
+        caption += f" (first {len(rows)} of {total:,})"
+    return Table(caption, head, rows, range(len(head)))
 
 
 def build_line_figure(chart: Chart | None, size: str = "medium") -> Figure | None:
     """Build the figure of a chart of curves, with one table of its values per panel; None without a chart."""
     if chart is None:
         return None
-    tables = []
-    for panel in chart.panels:
-        head, rows = charts.tabulate(panel)
-        tables.append(Table(f"{chart.title}{': ' if panel.title else ''}{panel.title}", head, rows))
-    return Figure(chart, tuple(tables), size)
+    tables = [
+        Table(f"{chart.title}{': ' if panel.title else ''}{panel.title}", *charts.tabulate(panel))
+        for panel in chart.panels
+    ]
+    return Figure(chart, tables, size)
 
 
-def render(template: str, context: Mapping[str, Any]) -> str:
+def render(template: str, **context: Any) -> str:
     """Render a template to one HTML file that needs nothing else.
 
     Args:
@@ -109,11 +87,13 @@ def render(template: str, context: Mapping[str, Any]) -> str:
 
     script = theme.read_asset("page.js")
     sheet = theme.build_style_sheet(theme.read_asset("page.css"))
-    return (
-        _environment()
-        .get_template(template)
-        .render(**context, toc=[], policy=_content_policy(script), style=Markup(sheet), script=Markup(script))
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = (
+        f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; img-src data: blob:; "
+        "base-uri 'none'; form-action 'none'"
     )
+    page = _environment().get_template(template)
+    return page.render(context, toc=[], policy=policy, style=Markup(sheet), script=Markup(script))
 
 
 def write_page(path: Path, page: str) -> None:
@@ -135,21 +115,10 @@ def _environment() -> Environment:
         loader=PackageLoader("taskgraft.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True, extensions=["jinja2.ext.do"],
     )  # fmt: skip
-    environment.filters |= {
-        "percent": formatting.format_percent, "delta": formatting.format_delta, "estimate": formatting.format_estimate,
-        "range": formatting.format_range, "change": formatting.format_change, "thousands": formatting.format_count,
-        "duration": formatting.format_duration, "sentence": formatting.to_sentence,
-    }  # fmt: skip
-    environment.globals |= {"n": formatting.pluralize, "draw": _draw}
+    filters = (fmt.percent, fmt.bounds, fmt.duration, fmt.to_sentence)
+    environment.filters |= {function.__name__: function for function in filters}
+    environment.globals |= {"n": fmt.pluralize, "draw": _draw}
     return environment
-
-
-def _content_policy(script: str) -> str:
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return (
-        f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; img-src data: blob:; "
-        "base-uri 'none'; form-action 'none'"
-    )
 
 
 def _draw(figure: Figure) -> str:

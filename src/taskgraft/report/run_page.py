@@ -3,85 +3,30 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
 from taskgraft.report import commands, error_analysis, figures, summary
-from taskgraft.report.error_analysis import ErrorAnalysis, Flip
-from taskgraft.report.evaluation_page import FlipList, build_calibration, build_flips, build_task_errors, image_quota
-from taskgraft.report.formatting import (
-    MISSING,
-    escape_markdown,
-    flatten,
-    format_change,
-    format_count,
-    format_duration,
-    format_estimate,
-    format_fraction,
-    format_percent,
-    format_range,
-    format_value,
-    pluralize,
-    use_minus_signs,
-)
-from taskgraft.report.page import (
-    Table,
-    build_line_figure,
-    build_long_table,
-    build_pairs_table,
-    render,
-)
+from taskgraft.report import formatting as fmt
+from taskgraft.report.error_analysis import ErrorAnalysis, Example
+from taskgraft.report.evaluation_page import build_calibration, build_task_errors
+from taskgraft.report.page import Table, build_line_figure, build_long_table, build_pairs_table, render
 from taskgraft.report.summary import is_at_chance, loss_of, new_name, new_tasks, old_name, old_tasks
-from taskgraft.report.thumbnails import GetThumbnail, no_thumbnail
+from taskgraft.report.thumbnails import Gallery, GalleryBuilder, GetThumbnail, no_thumbnail
 from taskgraft.results.predictions import Predictions
-from taskgraft.results.record import Interval, Record, TaskResult
+from taskgraft.results.record import Record, TaskResult
 
 MAX_DETAILED = 6  # old tasks with figures and images of their own; no browser would open a page of a hundred
 MAX_BARS = 4  # old tasks on the first screen
 
 
-class Point(NamedTuple):
-    """An accuracy as text and, in percent, as a position on a scale with its interval."""
+class Changes(NamedTuple):
+    """Images whose prediction changed: how many there are, examples, the full list."""
 
     text: str
-    mean: float
-    low: float
-    high: float
-
-
-class TaskBar(NamedTuple):
-    """A task on the first screen, before and after; None where nothing was measured."""
-
-    name: str
-    detail: str
-    parent: Point | None
-    child: Point | None
-    change: str
-
-
-class TaskFlips(NamedTuple):
-    """A task's flips: numbers in both directions and their images; unlabeled ones only differ."""
-
-    task: str
-    counts: tuple[int, int]
-    negative: FlipList | None
-    positive: FlipList | None
-
-
-class Disagreement(NamedTuple):
-    """How many of the new images child and parent classify differently, on an old task without labels for them."""
-
-    task: str
-    images: int
-    changed: FlipList | None
-
-
-class Ancestor(NamedTuple):
-    """A step of the lineage: a title and lines about it."""
-
-    title: str
-    lines: tuple[str, ...]
+    gallery: Gallery | None
+    table: Table
 
 
 def render_run(
@@ -98,97 +43,87 @@ def render_run(
     Returns:
         One offline HTML page.
     """
-    worst = sorted(old_tasks(record), key=loss_of, reverse=True)
-    detailed = [task for task in record.tasks if task.new or task in worst[:MAX_DETAILED]]
-    quota = image_quota(len(detailed))
-    analyses = [one for task in detailed if (one := error_analysis.analyze_errors(task, predictions)) is not None]
-    analyzed = {analysis.task for analysis in analyses}
-    old_names = {task.name for task in old_tasks(record)}
-    context = {
-        "record": record,
-        "summary": summary.summarize_run(record),
-        "old": old_name(record) if old_names else "",
-        "new": new_name(record),
-        "new_details": ", ".join(f"{one.name} ({pluralize(len(one.classes), 'class')})" for one in new_tasks(record)),
-        "train_images": _count_train_images(record),
-        "not_learned": any(map(is_at_chance, new_tasks(record))),
-        "unmeasured": [task.name for task in old_tasks(record) if task.child is None],
-        "agreement": any(task.agreement is not None for task in record.tasks),
-        "has_baseline": summary.single_task_accuracy(record) is not None,
-        "bars": [_build_bar(task) for task in (*worst[:MAX_BARS], *new_tasks(record))],
-        "more_bars": len(worst) - MAX_BARS,
-        "max_detailed": MAX_DETAILED if len(worst) > MAX_DETAILED else 0,
-        "seconds": summary.total_seconds(record),
-        "cost": _list_costs(record),
-        "tasks": _build_task_table(record),
-        "curves": [
+    old, new = sorted(old_tasks(record), key=loss_of, reverse=True), new_tasks(record)
+    detailed = [task for task in record.tasks if task.new or task in old[:MAX_DETAILED]]
+    analyses = {
+        task.name: analysis for task in detailed if (analysis := error_analysis.analyze_errors(task, predictions))
+    }
+    galleries = GalleryBuilder(get_thumbnail, len(detailed))
+    changes = []
+    for task in detailed:
+        if task.new:
+            continue
+        if analysis := analyses.get(task.name):
+            changes += _build_flips(analysis, galleries)
+        else:
+            changes.append(_build_disagreement(task, predictions, galleries))
+    loss_caption = "Every term of the objective, multiplied by its strength."
+    return render(
+        "run.html.j2",
+        record=record,
+        summary=summary.summarize_run(record),
+        old=old_name(record) if old else "",
+        new=new_name(record),
+        new_tasks=new,
+        train_images=record.data.get("new", {}).get("images", {}).get("train", 0),
+        not_learned=any(map(is_at_chance, new)),
+        unmeasured=[task.name for task in old_tasks(record) if task.child is None],
+        agreement=any(task.agreement is not None for task in record.tasks),
+        has_baseline=summary.single_task_accuracy(record) is not None,
+        bars=[(task, _describe_change(task)) for task in (*old[:MAX_BARS], *new)],
+        more_bars=len(old) - MAX_BARS,
+        max_detailed=MAX_DETAILED if len(old) > MAX_DETAILED else 0,
+        seconds=summary.total_seconds(record),
+        cost=_list_costs(record),
+        tasks=_build_task_table(record),
+        curves=[
             build_line_figure(figures.build_accuracy_chart(record)),
-            build_line_figure(figures.build_loss_chart(
-                "loss", "Loss terms", [record], "Every term of the objective, multiplied by its strength."
-            )),
+            build_line_figure(figures.build_loss_chart("loss", "Loss terms", [record], loss_caption)),
         ],
-        "errors": [build_task_errors(i, one, get_thumbnail, quota) for i, one in enumerate(analyses)],
-        "without_labels": [task.name for task in detailed if task.name not in analyzed] if analyses else [],
-        "flips_by_task": [_build_flips(one, get_thumbnail, quota) for one in analyses if one.task in old_names],
-        "disagreements": [
-            _build_disagreement(name, error_analysis.find_disagreements(name, predictions), get_thumbnail, quota)
-            for name in (task.name for task in detailed)
-            if name in old_names - analyzed
-        ],
-        "calibration": build_calibration(analyses),
-        "lineage": _build_lineage(record),
-        "settings": _build_settings(record),
-        "default_settings": build_pairs_table(
-            "Settings with their defaults", ("Setting", "Default"),
+        errors=[build_task_errors(i, analysis, galleries) for i, analysis in enumerate(analyses.values())],
+        without_labels=[task.name for task in detailed if task.name not in analyses] if analyses else [],
+        changes=changes,
+        calibration=build_calibration(list(analyses.values())),
+        lineage=_list_lineage(record),
+        lineage_accuracies=_build_lineage_table(record),
+        digests=_build_digests(record),
+        settings=_build_settings(record),
+        default_settings=build_pairs_table(
+            "Settings with their defaults",
+            ("Setting", "Default"),
             [(name, value) for name, value, reason in record.settings if reason == "default"],
         ),
-        "data": _build_data_tables(record),
-        "data_lists": _build_data_lists(record),
-        "follow_ups": commands.list_follow_ups(record),
-        "measurements": _build_measurements(record),
-    }  # fmt: skip
-    return render("run.html.j2", context)
+        data=_build_data_tables(record),
+        data_lists=_build_data_lists(record),
+        follow_ups=commands.list_follow_ups(record),
+        measurements=_build_measurements(record),
+    )
 
 
-def _count_train_images(record: Record) -> int:
-    """0 where the record does not say."""
-    part = record.data.get("new", {})
-    images = part.get("images", {}) if isinstance(part, Mapping) else {}
-    return int(images.get("train", 0)) if isinstance(images, Mapping) else 0
-
-
-def _build_bar(task: TaskResult) -> TaskBar:
-    images = f", {pluralize(task.child.n, 'image')}" if task.child else ""
-    detail = f"{'new, ' if task.new else ''}{pluralize(len(task.classes), 'class')}{images}"
-    change = "not measured"
+def _describe_change(task: TaskResult) -> str:
     if task.new and task.child:
-        alone = "" if task.separate is None else f"; a single-task model reaches {format_percent(task.separate)} %"
-        change = f"95 % CI {format_range(task.child)}{alone}"
-    elif task.identical and task.forgetting is not None:
-        change = "predictions bit-identical to the parent's"
-    elif task.forgetting is not None:
-        change = f"change {format_change(task.forgetting)} points"
-    elif task.agreement is not None:
-        change = f"agreement with the parent {format_estimate(task.agreement)} %, a proxy"
-    return TaskBar(task.name, detail, _build_point(task.parent), _build_point(task.child), use_minus_signs(change))
-
-
-def _build_point(accuracy: Interval | None) -> Point | None:
-    if accuracy is None:
-        return None
-    mean, low, high = (round(100 * value, 2) for value in (accuracy.mean, accuracy.low, accuracy.high))
-    return Point(f"{format_percent(accuracy.mean)} %", mean, low, high)
+        alone = "" if task.separate is None else f"; a single-task model reaches {fmt.percent(task.separate)} %"
+        return f"95 % CI {fmt.bounds(task.child)}{alone}"
+    if task.identical and task.forgetting is not None:
+        return "predictions bit-identical to the parent's"
+    if task.forgetting is not None:
+        return fmt.use_minus_signs(f"change {fmt.change(task.forgetting)} points")
+    if task.agreement is not None:
+        return f"agreement with the parent {fmt.estimate(task.agreement)} %, a proxy"
+    return "not measured"
 
 
 def _list_costs(record: Record) -> list[str]:
     lines = []
     added, parent = summary.added_parameters(record), record.parameters.get("parent")
     if added is not None:
-        extra = f" added, {format_fraction(added, parent)} of the parent's" if parent else ""
-        lines.append(f"{pluralize(added, 'parameter')}{extra}")
-    lines += [text] if (text := summary.describe_flops(record)) else []
-    times = [f"{1000 * record.latency[key]:.1f} ms" for key in ("parent", "child") if key in record.latency]
-    lines += [f"batch-1 latency on the training machine: {' → '.join(times)}"] if times else []
+        extra = f" added, {fmt.fraction(added, parent)} of the parent's" if parent else ""
+        lines.append(f"{fmt.pluralize(added, 'parameter')}{extra}")
+    if flops := summary.describe_flops(record):
+        lines.append(flops)
+    if record.latency:
+        times = [f"{1000 * record.latency[key]:.1f} ms" for key in ("parent", "child") if key in record.latency]
+        lines.append(f"batch-1 latency on the training machine: {' → '.join(times)}")
     return lines
 
 
@@ -198,79 +133,81 @@ def _build_task_table(record: Record) -> Table:
         images = task.child or task.parent
         rows.append((
             f"{task.name} (new)" if task.new else task.name, str(len(task.classes)),
-            format_count(images.n) if images else MISSING, format_estimate(task.parent), format_estimate(task.child),
-            use_minus_signs(format_change(task.forgetting)), format_estimate(task.agreement),
-            format_percent(task.separate),
+            f"{images.n:,}" if images else fmt.MISSING, fmt.estimate(task.parent), fmt.estimate(task.child),
+            fmt.use_minus_signs(fmt.change(task.forgetting)), fmt.estimate(task.agreement), fmt.percent(task.separate),
         ))  # fmt: skip
     head = (
-        "Task",
-        "Classes",
-        "Images",
-        "Parent (%)",
-        "Child (%)",
-        "Change (points)",
-        "Agreement (%)",
-        "Single-task (%)",
-    )
+        "Task", "Classes", "Images", "Parent (%)", "Child (%)", "Change (points)", "Agreement (%)", "Single-task (%)",
+    )  # fmt: skip
     caption = "Validation accuracy with 95 % confidence intervals (bootstrap over images, paired for the change)"
-    return Table(caption, head, tuple(rows))
+    return Table(caption, head, rows)
 
 
-def _build_flips(analysis: ErrorAnalysis, get_thumbnail: GetThumbnail, quota: int) -> TaskFlips:
-    negative = build_flips(
-        f"{analysis.task}: negative flips (right before, wrong now)", analysis.set_name, analysis.negative_flips,
-        ("true", "now"), ("Image", "True class and parent's prediction", "Child's prediction"), get_thumbnail, quota,
+def _build_flips(analysis: ErrorAnalysis, galleries: GalleryBuilder) -> list[Changes]:
+    negative, positive = analysis.negative_flips, analysis.positive_flips
+    return [
+        _build_changes(
+            f"{analysis.task}: negative flips (right before, wrong now)", negative, analysis.set_name, ("true", "now"),
+            ("Image", "True class and parent's prediction", "Child's prediction"), galleries,
+            f"{analysis.task}: {fmt.pluralize(len(negative), 'image')} right before and wrong now, "
+            f"{fmt.pluralize(len(positive), 'image')} wrong before and right now.",
+        ),
+        _build_changes(
+            f"{analysis.task}: positive flips (wrong before, right now)", positive, analysis.set_name,
+            ("before", "true"), ("Image", "Parent's prediction", "True class and child's prediction"), galleries,
+        ),
+    ]  # fmt: skip
+
+
+def _build_disagreement(task: TaskResult, predictions: Mapping[str, Predictions], galleries: GalleryBuilder) -> Changes:
+    examples = error_analysis.find_disagreements(task.name, predictions)
+    return _build_changes(
+        f"{task.name}: changed predictions on the new images", examples, "new", ("parent", "child"),
+        ("Image", "Parent", "Child"), galleries,
+        f"{task.name}: the new images are not labeled for this task. Child and parent predict different classes on "
+        f"{fmt.pluralize(len(examples), 'image')}.",
     )  # fmt: skip
-    positive = build_flips(
-        f"{analysis.task}: positive flips (wrong before, right now)", analysis.set_name, analysis.positive_flips,
-        ("before", "true"), ("Image", "Parent's prediction", "True class and child's prediction"), get_thumbnail, quota,
-    )  # fmt: skip
-    counts = len(analysis.negative_flips), len(analysis.positive_flips)
-    return TaskFlips(analysis.task, counts, negative, positive)
 
 
-def _build_disagreement(task: str, flips: Sequence[Flip], get_thumbnail: GetThumbnail, quota: int) -> Disagreement:
-    changed = build_flips(
-        f"{task}: changed predictions on the new images", "new", flips, ("parent", "child"),
-        ("Image", "Parent", "Child"), get_thumbnail, quota,
-    )  # fmt: skip
-    return Disagreement(task, len(flips), changed)
+def _build_changes(
+    title: str,
+    examples: list[Example],
+    set_name: str,
+    labels: tuple[str, str],
+    head: tuple[str, str, str],
+    galleries: GalleryBuilder,
+    text: str = "",
+) -> Changes:
+    rows = [(example.image, example.first, example.second) for example in examples]
+    return Changes(text, galleries.build(title, labels, set_name, examples), build_long_table(title, head, rows))
 
 
 # ---- lineage, settings, data -----------------------------------------------------------------------------------
 
 
-class Lineage(NamedTuple):
-    """Every model from the first to this one, the accuracy of each task after each step, digests of the inputs."""
-
-    steps: tuple[Ancestor, ...]
-    accuracies: Table | None
-    digests: Table
-
-
-def _build_lineage(record: Record) -> Lineage:
-    before = list(record.parent.get("lineage", ()))
-    models: list[Mapping[str, Any]] = [*(dict(entry.get("parent", {})) for entry in before), record.parent]
+def _learned_tasks(record: Record) -> list[tuple[str, str, Mapping[str, float]]]:
+    """Task, method and accuracy of every task after each step of the lineage, this run being the last."""
+    steps = [
+        (str(entry.get("task")), str(entry.get("method")), entry.get("accuracy", {}))
+        for entry in record.parent.get("lineage", ())
+    ]
     final = {task.name: task.child.mean for task in record.tasks if task.child}
-    learned = [(str(entry.get("task")), str(entry.get("method")), entry.get("accuracy", {})) for entry in before]
-    learned.append((new_name(record), record.method, final))
+    return [*steps, (new_name(record), record.method, final)]
+
+
+def _list_lineage(record: Record) -> list[tuple[str, list[str]]]:
+    """Every model from the first to this one: a title and lines about it."""
+    models = [*(entry.get("parent", {}) for entry in record.parent.get("lineage", ())), record.parent]
     tasks = ", ".join(map(str, models[0].get("tasks", ()))) or "no task yet"
     first = f"{models[0].get('architecture', 'a classifier')}: {tasks}"
-    steps = [Ancestor(_model_name(models[0]), (first, *_digest_line(models[0])))]
-    for (task, method, accuracy), model in zip(learned, [*models[1:], None], strict=True):
-        values = ", ".join(f"{name} {format_percent(value)} %" for name, value in accuracy.items())
-        line = f"{'trained' if method == 'train' else f'with {method}'}: {values or 'not measured'}"
-        if model is None:  # this run: no file can hold its own digest
-            steps.append(Ancestor(f"Learned {task} (this run)", (line,)))
-        else:
-            steps.append(Ancestor(f"Learned {task}", (line, f"saved as {_model_name(model)}", *_digest_line(model))))
-    accuracies = None
-    if before:
-        names = dict.fromkeys(name for _, _, accuracy in learned for name in accuracy)
-        rows = tuple((name, *(format_percent(step.get(name)) for _, _, step in learned)) for name in names)
-        head = ("Task", *(f"after {task}" for task, _, _ in learned))
-        accuracies = Table("Accuracy (%) of each task after each step, where it was measured", head, rows)
-    return Lineage(tuple(steps), accuracies, _build_digests(record))
+    steps = [(_model_name(models[0]), [first, *_list_digest(models[0])])]
+    for (task, method, accuracy), model in zip(_learned_tasks(record), [*models[1:], None], strict=True):
+        values = ", ".join(f"{name} {fmt.percent(value)} %" for name, value in accuracy.items())
+        lines = [f"{'trained' if method == 'train' else f'with {method}'}: {values or 'not measured'}"]
+        if model is not None:  # no file can hold its own digest
+            lines += [f"saved as {_model_name(model)}", *_list_digest(model)]
+        steps.append((f"Learned {task}{' (this run)' if model is None else ''}", lines))
+    return steps
 
 
 def _model_name(model: Mapping[str, Any]) -> str:
@@ -278,73 +215,71 @@ def _model_name(model: Mapping[str, Any]) -> str:
     return PurePath(source).name or source
 
 
-def _digest_line(model: Mapping[str, Any]) -> tuple[str, ...]:
-    return (f"SHA-256 {format_value(model['digest'])}",) if model.get("digest") else ()
+def _list_digest(model: Mapping[str, Any]) -> list[str]:
+    return [f"SHA-256 {fmt.setting(model['digest'])}"] if model.get("digest") else []
+
+
+def _build_lineage_table(record: Record) -> Table | None:
+    learned = _learned_tasks(record)
+    if len(learned) < 2:
+        return None
+    names = dict.fromkeys(name for _, _, accuracy in learned for name in accuracy)
+    rows = [(name, *(fmt.percent(accuracy.get(name)) for _, _, accuracy in learned)) for name in names]
+    head = ("Task", *(f"after {task}" for task, _, _ in learned))
+    return Table("Accuracy (%) of each task after each step, where it was measured", head, rows)
 
 
 def _build_digests(record: Record) -> Table:
     parent = record.parent
     digests = {"parent": parent.get("digest")}
-    digests |= {f"parent / {name}": digest for name, digest in dict(parent.get("files", {})).items()}
+    digests |= {f"parent / {name}": digest for name, digest in parent.get("files", {}).items()}
     digests |= {"labels of the parent": parent.get("labels")}
-    parts = [(name, part) for name, part in record.data.items() if isinstance(part, Mapping)]
-    digests |= {f"images / {name}": part.get("fingerprint") for name, part in parts}
-    rows = tuple((name, str(digest)) for name, digest in digests.items() if digest)
+    digests |= {f"images / {name}": data.get("fingerprint") for name, data in record.data.items()}
+    rows = [(name, str(digest)) for name, digest in digests.items() if digest]
     return Table("SHA-256 of all inputs of this run", ("Input", "SHA-256"), rows, (0, 1), (1,))
 
 
-def _build_settings(record: Record) -> list[Table]:
+def _build_settings(record: Record) -> Table:
     """Settings that were chosen, each with the reason; defaults have a table of their own."""
-    named = {name for name, _, _ in record.settings}
     chosen = [setting for setting in record.settings if setting[2] != "default"]
-    if "method" not in named:
-        chosen.insert(0, ("method", record.method, ""))
-    other = [(name, text) for name, text in flatten(record.config) if name not in named]
-    return [
-        Table("Chosen settings", ("Setting", "Value", "Reason"), tuple(chosen), (0, 1, 2), (1,)),
-        build_pairs_table("Other settings", ("Setting", "Value"), other),
-    ]
+    rows = [("method", record.method, ""), *chosen]
+    return Table("Chosen settings", ("Setting", "Value", "Reason"), rows, (0, 1, 2), (1,))
 
 
 def _build_data_tables(record: Record) -> list[Table]:
-    tables, rest = [], {}
-    for name, part in record.data.items():
-        if isinstance(part, Mapping):
-            hidden = ("counts", "excluded", "notes")  # shown elsewhere
-            shown = {key.replace("_", " "): value for key, value in part.items() if key not in hidden}
-            tables.append(build_pairs_table(f"Data: {name}", ("Property", "Value"), flatten(shown)))
-        else:
-            rest[name] = part
-    parent = {name: value for name, value in record.parent.items() if name not in ("lineage", "files")}
-    tables.append(build_pairs_table("Data", ("Property", "Value"), flatten(rest)))
-    tables.append(build_pairs_table("Parent", ("Property", "Value"), flatten(parent)))
-    return tables
+    described = {f"Data: {name}": data for name, data in record.data.items()} | {"Parent": record.parent}
+    listed_elsewhere = ("counts", "excluded", "notes", "lineage", "files")
+    return [
+        build_pairs_table(
+            title,
+            ("Property", "Value"),
+            fmt.flatten({key.replace("_", " "): value for key, value in data.items() if key not in listed_elsewhere}),
+        )
+        for title, data in described.items()
+    ]
 
 
 def _build_data_lists(record: Record) -> list[Table]:
     """Images of each class, and excluded images with their reasons: long, so closed at first."""
     tables = []
-    for name, part in record.data.items():
-        if not isinstance(part, Mapping):
-            continue
-        counts = [(str(label), format_value(count)) for label, count in dict(part.get("counts") or {}).items()]
-        tables.append(Table(f"{name}: images of each class", ("Class", "Images"), tuple(counts)))
-        excluded = [(str(file), str(reason)) for file, reason in part.get("excluded") or ()]
-        total = int(part.get("excluded_count", len(excluded)))
-        caption = f"{name}: {pluralize(total, 'excluded image')}"
-        tables.append(build_long_table(caption, ("Image", "Reason"), excluded, total))
+    for name, data in record.data.items():
+        counts = [(label, fmt.setting(count)) for label, count in data.get("counts", {}).items()]
+        tables.append(Table(f"{name}: images of each class", ("Class", "Images"), counts))
+        total = data.get("excluded_count", 0)
+        caption = f"{name}: {fmt.pluralize(total, 'excluded image')}"
+        tables.append(build_long_table(caption, ("Image", "Reason"), data.get("excluded", ()), total))
     return tables
 
 
 def _build_measurements(record: Record) -> list[Table]:
-    counts = [(name, format_count(value)) for name, value in record.parameters.items()]
-    times = [(name, format_duration(value)) for name, value in record.seconds.items()]
+    counts = [(name, f"{value:,}") for name, value in record.parameters.items()]
+    times = [(name, fmt.duration(value)) for name, value in record.seconds.items()]
     latency = [(name, f"{1000 * value:.1f} ms") for name, value in record.latency.items()]
     return [
         build_pairs_table("Parameters", ("Model", "Parameters"), counts),
         build_pairs_table("Time", ("Part", "Time"), times),
         build_pairs_table("Batch-1 latency on the training machine", ("Model", "Time"), latency),
-        build_pairs_table("Versions", ("Package", "Version"), list(record.versions.items())),
+        build_pairs_table("Versions", ("Package", "Version"), record.versions.items()),
     ]
 
 
@@ -358,10 +293,10 @@ def format_model_card(record: Record) -> str:
     )
     rows = []
     for task in record.tasks:
-        before = format_estimate(task.parent)
-        after = f"{format_estimate(task.child)}, {pluralize(task.child.n, 'image')}" if task.child else "not measured"
-        name = escape_markdown(task.name)
-        rows.append(f"| {name} | {len(task.classes)} | {before} | {after} | {format_change(task.forgetting)} |")
+        before = fmt.estimate(task.parent)
+        after = f"{fmt.estimate(task.child)}, {fmt.pluralize(task.child.n, 'image')}" if task.child else "not measured"
+        name = fmt.escape_markdown(task.name)
+        rows.append(f"| {name} | {len(task.classes)} | {before} | {after} | {fmt.change(task.forgetting)} |")
     return "\n".join((
         "---",
         f"library_name: {'timm' if record.one_backbone else 'taskgraft'}",
@@ -371,7 +306,7 @@ def format_model_card(record: Record) -> str:
         "",
         f"# {' + '.join(task.name for task in record.tasks)}",
         "",
-        f"A {record.parent.get('architecture', 'classifier')} for {pluralize(len(record.tasks), 'task')}, made by "
+        f"A {record.parent.get('architecture', 'classifier')} for {fmt.pluralize(len(record.tasks), 'task')}, made by "
         f"taskgraft with the method `{record.method}`.",
         "",
         "Validation accuracy in percent, with 95 % confidence intervals:",
@@ -382,7 +317,7 @@ def format_model_card(record: Record) -> str:
         "",
         loading,
         "",
-        *(f"- {escape_markdown(note)}" for note in record.notes),
+        *(f"- {fmt.escape_markdown(note)}" for note in record.notes),
         "",
         "Made with:",
         "",

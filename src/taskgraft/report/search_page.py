@@ -9,14 +9,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from taskgraft.report import charts, commands
+from taskgraft.report import formatting as fmt
 from taskgraft.report.charts import Axis, Box, Chart, Curve, Panel, Style, clean_text
-from taskgraft.report.formatting import (
-    MISSING,
-    format_delta,
-    format_duration,
-    format_estimate,
-    format_percent,
-)
 from taskgraft.report.page import Figure, Table, build_line_figure, build_pairs_table, render
 from taskgraft.results.files import write_text
 from taskgraft.results.search import Candidate, SearchResult, SelectedModel, TrialResult
@@ -75,8 +69,8 @@ def summarize_search(search: SearchResult) -> list[str]:
     return [
         *map(_describe_selected, search.choices),
         f"{states['complete']} trials complete, {states['stopped']} stopped early, {states['failed']} failed; "
-        f"{cost['steps']:,.0f} steps ({fraction:.0%} of the full budget) in {format_duration(cost['seconds'])}; "
-        f"reuse between trials saved {format_duration(cost['seconds saved by sharing'])}",
+        f"{cost['steps']:,.0f} steps ({fraction:.0%} of the full budget) in {fmt.duration(cost['seconds'])}; "
+        f"reuse between trials saved {fmt.duration(cost['seconds saved by sharing'])}",
     ]
 
 
@@ -84,11 +78,11 @@ def _describe_selected(choice: SelectedModel) -> str:
     candidate = choice.candidate
     if candidate is None:
         return f"{choice.rule}: no trial qualifies"
-    test = f"; new {format_percent(choice.test.mean)} on {choice.test.n} test images" if choice.test else ""
+    test = f"; new {fmt.percent(choice.test.mean)} on {choice.test.n} test images" if choice.test else ""
     folder = f"; {choice.folder}" if choice.folder else ""
     return (
-        f"{choice.rule}: {candidate.method} at learning rate {candidate.lr:g}: Score {format_percent(candidate.score)} "
-        f"(old {format_percent(candidate.old.mean)}, new {format_percent(candidate.new.mean)}){test}{folder}"
+        f"{choice.rule}: {candidate.method} at learning rate {candidate.lr:g}: Score {fmt.percent(candidate.score)} "
+        f"(old {fmt.percent(candidate.old.mean)}, new {fmt.percent(candidate.new.mean)}){test}{folder}"
     )
 
 
@@ -126,11 +120,11 @@ def render_search(search: SearchResult) -> str:
         "trials_open": len(trials.rows) <= MAX_OPEN_TRIALS,
         "costs": _build_cost_tables(search),
     }
-    return render("search.html.j2", context)
+    return render("search.html.j2", **context)
 
 
 def _numbers(trial: TrialResult) -> tuple[str, ...]:
-    values = format_percent(trial.score), format_percent(trial.old), format_percent(trial.new)
+    values = fmt.percent(trial.score), fmt.percent(trial.old), fmt.percent(trial.new)
     return f"{trial.config['lr']:g}", *values, str(trial.step)
 
 
@@ -139,12 +133,12 @@ def _build_selected_table(search: SearchResult) -> Table:
     for choice in search.choices:
         candidate = choice.candidate
         if candidate is None:
-            rows.append((choice.rule, "no trial qualifies", *[MISSING] * 6))
+            rows.append((choice.rule, "no trial qualifies", *[fmt.MISSING] * 6))
             continue
         rows.append((
-            choice.rule, str(candidate.trial), candidate.method, format_percent(candidate.score),
-            format_estimate(candidate.old), format_estimate(candidate.new), format_estimate(choice.test),
-            format_delta(choice.optimism),
+            choice.rule, str(candidate.trial), candidate.method, fmt.percent(candidate.score),
+            fmt.estimate(candidate.old), fmt.estimate(candidate.new), fmt.estimate(choice.test),
+            fmt.delta(choice.optimism),
         ))  # fmt: skip
     head = ("Rule", "Trial", "Method", "Score", "Old (%)", "New (%)", "New, test (%)", "Validation − test")
     return Table(
@@ -155,7 +149,7 @@ def _build_selected_table(search: SearchResult) -> Table:
 def _build_front_table(search: SearchResult) -> Table:
     head = ("Trial", "Method", "Learning rate", f"{_old_names(search)} (%)", f"{search.tasks[-1]} (%)", "Score")
     rows = tuple(
-        (str(c.trial), c.method, f"{c.lr:g}", format_estimate(c.old), format_estimate(c.new), format_percent(c.score))
+        (str(c.trial), c.method, f"{c.lr:g}", fmt.estimate(c.old), fmt.estimate(c.new), fmt.percent(c.score))
         for c in search.frontier
     )
     return Table("The Pareto front", head, rows, (0, 1), (1,))
@@ -168,7 +162,7 @@ def _old_names(search: SearchResult) -> str:
 def _build_trials_table(search: SearchResult) -> Table:
     rows = tuple(
         (str(one.number), one.state, one.method, f"{one.config.get('lr', math.nan):g}", str(one.reached),
-         format_percent(one.score), format_percent(one.old), format_percent(one.new), format_duration(one.seconds),
+         fmt.percent(one.score), fmt.percent(one.old), fmt.percent(one.new), fmt.duration(one.seconds),
          one.reason or "", one.folder)
         for one in search.trials
     )  # fmt: skip
@@ -183,8 +177,8 @@ def _build_cost_tables(search: SearchResult) -> list[Table]:
     for trial in search.trials:
         saved.update(trial.saved)
     is_time = {name: "seconds" in name or name == "this start" for name in search.cost}
-    cost = [(name, format_duration(v) if is_time[name] else f"{v:,.0f}") for name, v in search.cost.items()]
-    reused = [(name, format_duration(seconds)) for name, seconds in saved.items()]
+    cost = [(name, fmt.duration(v) if is_time[name] else f"{v:,.0f}") for name, v in search.cost.items()]
+    reused = [(name, fmt.duration(seconds)) for name, seconds in saved.items()]
     return [
         build_pairs_table("Cost", ("Item", "Amount"), cost),
         build_pairs_table("Time saved by computing once for all trials", ("Result", "Time"), reused),
@@ -239,7 +233,7 @@ def _candidate_curve(name: str, candidates: Sequence[Candidate], style: Style) -
 
 
 def _tooltip(text: str, old: float | None, new: float | None) -> str:
-    return f"{clean_text(text, 80)}: {format_percent(old)} % old, {format_percent(new)} % new"
+    return f"{clean_text(text, 80)}: {fmt.percent(old)} % old, {fmt.percent(new)} % new"
 
 
 def _percent(fraction: float | None) -> float:
@@ -261,7 +255,7 @@ def _build_slice_chart(search: SearchResult, key: str, number: int) -> Chart:
             curves.append(Curve(
                 name, Style(color, "", marker), x, [_percent(getattr(one, name)) for one in trials],
                 hollow=not complete,
-                tooltips=[f"trial {one.number}, {one.state}: {format_percent(getattr(one, name))} % {name}"
+                tooltips=[f"trial {one.number}, {one.state}: {fmt.percent(getattr(one, name))} % {name}"
                           for one in trials],
             ))  # fmt: skip
     axis = Axis(key, -0.5, len(names) - 0.5, names=tuple(enumerate(names))) if categorical else Axis(key, log=log)
@@ -275,7 +269,7 @@ def _build_importance_figure(search: SearchResult) -> Figure | None:
     names = list(dict.fromkeys(key for values in search.importance.values() for key in values))
     boxes = tuple(
         Box(0, names.index(key) + offset, 100 * value, 0.36, color, name=name,
-            tooltip=f"{key}, {name}: {format_percent(value)} %")
+            tooltip=f"{key}, {name}: {fmt.percent(value)} %")
         for name, color, offset in (("old", "red", -0.38), ("new", "blue", 0.02))
         for key, value in search.importance.get(name, {}).items()
         if math.isfinite(value)

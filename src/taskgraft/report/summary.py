@@ -9,17 +9,7 @@ from typing import Literal, NamedTuple
 from taskgraft import metrics
 from taskgraft.methods.presets import alternative, is_baseline
 from taskgraft.report import commands
-from taskgraft.report.formatting import (
-    MISSING,
-    flatten,
-    format_change,
-    format_delta,
-    format_duration,
-    format_estimate,
-    format_fraction,
-    format_percent,
-    pluralize,
-)
+from taskgraft.report import formatting as fmt
 from taskgraft.results.record import Comparison, Interval, Record, TaskResult, VariantResult
 
 Status = Literal["good", "mixed", "poor", "unknown"]
@@ -148,19 +138,19 @@ def _result(record: Record) -> str:
     unknown = [task.name for task in old_tasks(record) if task.child is None]
     parts = []
     for task in known[:MAX_NAMED]:
-        after = format_percent(_mean_of(task.child))
+        after = fmt.percent(_mean_of(task.child))
         if task.parent is None or task.forgetting is None:
             parts.append(f"{task.name} {after}")
         else:
-            change = format_change(task.forgetting).replace(" (", ", 95 % CI ")
-            parts.append(f"{task.name} {format_percent(task.parent.mean)} → {after} ({change}")
+            change = fmt.change(task.forgetting).replace(" (", ", 95 % CI ")
+            parts.append(f"{task.name} {fmt.percent(task.parent.mean)} → {after} ({change}")
     if len(known) > MAX_NAMED:
-        parts.append(f"{pluralize(len(known) - MAX_NAMED, 'other old task')} lost less")
-    parts += [f"{task.name} {format_percent(accuracy_of(task, record))}" for task in new_tasks(record)]
+        parts.append(f"{fmt.pluralize(len(known) - MAX_NAMED, 'other old task')} lost less")
+    parts += [f"{task.name} {fmt.percent(accuracy_of(task, record))}" for task in new_tasks(record)]
     if unknown:
         more = f" and {len(unknown) - MAX_NAMED} more" if len(unknown) > MAX_NAMED else ""
         parts.append(f"{', '.join(unknown[:MAX_NAMED])}{more} not measured (no old validation images)")
-    parts.append("no Score" if record.score is None else f"Score {format_percent(record.score)} at step {record.step}")
+    parts.append("no Score" if record.score is None else f"Score {fmt.percent(record.score)} at step {record.step}")
     return "; ".join(parts)
 
 
@@ -170,23 +160,23 @@ def _judgement(record: Record) -> str:
     if at_chance:
         return f"{', '.join(at_chance)} not learned: accuracy is indistinguishable from chance"
     if not old:
-        return "learned: " + "; ".join(f"{task.name} {format_estimate(task.child)}" for task in record.tasks)
+        return "learned: " + "; ".join(f"{task.name} {fmt.estimate(task.child)}" for task in record.tasks)
     if any(task.forgetting is None for task in old):
         return _judge_by_agreement([task for task in old if task.forgetting is None])
     worst = max(old, key=loss_of)
     lost = worst.forgetting
     if lost is None:
         return "forgetting was not measured"
-    images = pluralize(lost.n, "image")
+    images = fmt.pluralize(lost.n, "image")
     if all(task.identical for task in old):
         return f"no forgetting: predictions on the old tasks are bit-identical to the parent's ({images})"
     if lost.low > 0:
-        return f"significant forgetting: {worst.name} lost {format_percent(lost.mean)} points"
+        return f"significant forgetting: {worst.name} lost {fmt.percent(lost.mean)} points"
     if lost.high < 0:
-        return f"no forgetting: {worst.name} gained {format_percent(-lost.mean)} points"
+        return f"no forgetting: {worst.name} gained {fmt.percent(-lost.mean)} points"
     return (
         f"no significant forgetting on {worst.name} (95 % CI rules out a loss of more than "
-        f"{format_percent(lost.high)} points; {images})"
+        f"{fmt.percent(lost.high)} points; {images})"
     )
 
 
@@ -198,19 +188,19 @@ def _judge_by_agreement(tasks: Sequence[TaskResult]) -> str:
     if not known:
         return unknown
     agreement, name = min(known)
-    return f"{unknown}; agreement with the parent on {name} is {format_percent(agreement)} %, which is only a proxy"
+    return f"{unknown}; agreement with the parent on {name} is {fmt.percent(agreement)} %, which is only a proxy"
 
 
 def _cost(record: Record) -> str:
-    text = f"cost: {format_duration(total_seconds(record))}"
+    text = f"cost: {fmt.duration(total_seconds(record))}"
     added, parent = added_parameters(record), record.parameters.get("parent")
     if added is None:
         return text
     if parent == 0:
-        return f"{text}, {pluralize(added, 'parameter')}"
-    fraction = f" ({format_fraction(added, parent)} of the parent's)" if parent else ""
+        return f"{text}, {fmt.pluralize(added, 'parameter')}"
+    fraction = f" ({fmt.fraction(added, parent)} of the parent's)" if parent else ""
     flops = describe_flops(record)
-    return f"{text}, {pluralize(added, 'parameter')} added{fraction}{flops and f'; {flops}'}"
+    return f"{text}, {fmt.pluralize(added, 'parameter')} added{fraction}{flops and f'; {flops}'}"
 
 
 def describe_baseline(record: Record) -> str:
@@ -220,17 +210,17 @@ def describe_baseline(record: Record) -> str:
         return "first task of this model, so there was nothing to forget"
     if single_task is None:
         return "no single-task baseline was trained"
-    text = f"a single-task model reaches {format_percent(single_task)} % on {new_name(record)}"
+    text = f"a single-task model reaches {fmt.percent(single_task)} % on {new_name(record)}"
     if len(new_tasks(record)) == 1:
-        text += f", this model {format_percent(accuracy_of(new_tasks(record)[0], record))} %"
+        text += f", this model {fmt.percent(accuracy_of(new_tasks(record)[0], record))} %"
     gap = gap_to_separate(record, single_task)
     return text if gap is None else f"{text}; {_describe_gap(gap)}"
 
 
 def _describe_gap(gap: float) -> str:
-    if format_percent(gap) in ("0.0", "-0.0"):
+    if fmt.percent(gap) in ("0.0", "-0.0"):
         return "one model matches two separate models"
-    return f"one model is {format_percent(abs(gap))} points {'below' if gap > 0 else 'above'} two separate models"
+    return f"one model is {fmt.percent(abs(gap))} points {'below' if gap > 0 else 'above'} two separate models"
 
 
 def _next_step(record: Record, status: Status) -> tuple[str, str]:
@@ -257,8 +247,8 @@ class SeedMean(NamedTuple):
 
     def __str__(self) -> str:
         """The mean with its interval in percent: "80.7 ± 0.6"."""
-        suffix = "(1 seed)" if isnan(self.half_width) else f"± {format_percent(self.half_width)}"
-        return f"{format_percent(self.mean)} {suffix}"
+        suffix = "(1 seed)" if isnan(self.half_width) else f"± {fmt.percent(self.half_width)}"
+        return f"{fmt.percent(self.mean)} {suffix}"
 
 
 class Row(NamedTuple):
@@ -359,9 +349,9 @@ def _over_seeds(values: Iterable[float | None]) -> SeedMean | None:
 
 def find_differing_settings(variants: Sequence[VariantResult]) -> dict[str, list[str]]:
     """Return the settings in which configurations differ, each with its values in their order."""
-    configs = [dict(flatten(variant.config)) for variant in variants]
+    configs = [dict(fmt.flatten(variant.config)) for variant in variants]
     names = dict.fromkeys(name for config in configs for name in config if name != "seed")
-    values = {name: [config.get(name, MISSING) for config in configs] for name in names}
+    values = {name: [config.get(name, fmt.MISSING) for config in configs] for name in names}
     return {name: column for name, column in values.items() if len(set(column)) > 1}
 
 
@@ -369,9 +359,7 @@ def summarize_comparison(comparison: Comparison) -> Summary:
     """Summarize a comparison: the best configuration, the baseline, cost, separate models, what to do next."""
     rows = build_rows(comparison)
     winner = find_best(rows)
-    cost = (
-        f"cost: {format_duration(sum(row.seconds for row in rows))}; {pluralize(sum(row.seeds for row in rows), 'run')}"
-    )
+    cost = f"cost: {fmt.duration(sum(row.seconds for row in rows))}; {fmt.pluralize(sum(row.seeds for row in rows), 'run')}"
     failed = len(comparison.failures)
     if winner is None:
         reasons = "; ".join(f"{label}: {reason}" for label, reason in comparison.failures[:MAX_NAMED])
@@ -385,11 +373,11 @@ def summarize_comparison(comparison: Comparison) -> Summary:
             commands.check_data(comparison),
         )
     best = rows[winner]
-    cost += f"; the best adds {pluralize(best.added, 'parameter')}" if best.added is not None else ""
-    cost += f"; {pluralize(failed, 'configuration')} failed" if failed else ""
+    cost += f"; the best adds {fmt.pluralize(best.added, 'parameter')}" if best.added is not None else ""
+    cost += f"; {fmt.pluralize(failed, 'configuration')} failed" if failed else ""
     separate = "no comparison with two separate models"
     if best.gap is not None:
-        spread = "" if isnan(best.gap.half_width) else f" (± {format_percent(best.gap.half_width)})"
+        spread = "" if isnan(best.gap.half_width) else f" (± {fmt.percent(best.gap.half_width)})"
         separate = f"{_describe_gap(best.gap.mean)}{spread}"
     few_seeds = any(0 < row.seeds < MIN_SEEDS for row in rows)
     status: Status = "mixed" if few_seeds else "unknown" if best.score is None else "good"
@@ -408,7 +396,7 @@ def _next_after_comparison(comparison: Comparison, winner: int, best: Row, few_s
 
 
 def _describe_best(best: Row) -> str:
-    seeds, new = pluralize(best.seeds, "seed"), _short(best.new)
+    seeds, new = fmt.pluralize(best.seeds, "seed"), _short(best.new)
     if best.score is None:
         return (
             f"best by a proxy: {best.label}: agreement with the parent {_short(best.agreement)}, new task {new} over "
@@ -423,7 +411,7 @@ def _short(mean: SeedMean | None) -> str:
 
 
 def _text(mean: SeedMean | None) -> str:
-    return MISSING if mean is None else str(mean)
+    return fmt.MISSING if mean is None else str(mean)
 
 
 def _compare_with_baseline(comparison: Comparison, rows: Sequence[Row], winner: int) -> str:
@@ -440,7 +428,7 @@ def _compare_with_baseline(comparison: Comparison, rows: Sequence[Row], winner: 
     row = rows[baseline]
     return (
         f"best fine-tuning baseline ({row.label}, {settings} settings): Score {_short(row.score)} "
-        f"({format_delta(row.rank - best.score.mean)})"
+        f"({fmt.delta(row.rank - best.score.mean)})"
     )
 
 
@@ -453,7 +441,7 @@ TABLE_HEAD = (
 def table_cells(row: Row) -> tuple[str, ...]:
     """Return the cells of a row in the order of TABLE_HEAD."""
     means = (row.score, row.old, row.new, row.forgetting, row.gap, row.agreement)
-    ratios = (MISSING if ratio is None else f"{ratio:.2f}x" for ratio in (row.parameter_ratio, row.flops_ratio))
+    ratios = (fmt.MISSING if ratio is None else f"{ratio:.2f}x" for ratio in (row.parameter_ratio, row.flops_ratio))
     return (*map(_text, means), *ratios)
 
 
@@ -463,7 +451,7 @@ def list_remarks(comparison: Comparison, rows: Sequence[Row]) -> list[str]:
     remarks = ["± is the 95 % t-interval of the mean over seeds."]
     if any(number < MIN_SEEDS for number in seeds):
         remarks = [
-            f"Only {pluralize(min(seeds), 'seed')}: a comparison needs at least three; differences may be chance."
+            f"Only {fmt.pluralize(min(seeds), 'seed')}: a comparison needs at least three; differences may be chance."
         ]
     if any(row.seeds and row.score is None for row in rows):
         remarks.append(
