@@ -149,7 +149,7 @@ def test_pages_and_figures_are_reproducible_across_processes(tmp_path: Path) -> 
         "out = pathlib.Path(sys.argv[1])\n"
         "comparison, distribution = made_up.made_up_comparison(1), made_up.made_up_distribution()\n"
         "pages = [report.render_comparison(comparison), report.render_distribution(distribution)]\n"
-        "report.write_figures(comparison, out)\n"
+        "report.write_comparison_report(comparison, out)\n"
         "report.write_distribution_figure(distribution, out / 'distribution.png')\n"
         "data = [page.encode() for page in pages] + [file.read_bytes() for file in sorted(out.glob('*.png'))]\n"
         "print([hashlib.sha256(one).hexdigest() for one in data], 'matplotlib.pyplot' in sys.modules)"

@@ -67,9 +67,7 @@ def report(
 
     if (folder / "comparison.json").is_file():
         comparison = parsed(Comparison, folder / "comparison.json")
-        write_text(folder / "table.md", report.format_comparison_table(comparison))
-        report.write_figures(comparison, folder)
-        write_text(folder / "report.html", report.render_comparison(comparison))
+        report.write_comparison_report(comparison, folder)
         verdict = report.summarize_comparison(comparison).to_lines()
     elif (folder / "search.json").is_file():
         search = parsed(SearchResult, folder / "search.json")

@@ -132,20 +132,8 @@ def compare(
         reproduce_command=build_compare_command(request.build_command(out), results, *flags),
     )
     write_text(out / "comparison.json", comparison.model_dump_json(indent=1))
-    write_report(out, comparison)
+    report.write_comparison_report(comparison, out)
     return comparison
-
-
-def write_report(out: Path, comparison: Comparison) -> None:
-    """Write table.md, the figures and report.html of a comparison.
-
-    Args:
-        out: Folder to write.
-        comparison: The comparison.
-    """
-    write_text(out / "table.md", report.format_comparison_table(comparison))
-    report.write_figures(comparison, out)
-    write_text(out / "report.html", report.render_comparison(comparison))
 
 
 class _Runs:

@@ -4,10 +4,9 @@ Nothing here needs torch; matplotlib and jinja2 are imported when something is d
 """
 
 from taskgraft.report.check_page import format_check, render_check
-from taskgraft.report.comparison_page import format_comparison_table, render_comparison
+from taskgraft.report.comparison_page import format_comparison_table, render_comparison, write_comparison_report
 from taskgraft.report.distribution_page import format_distribution, render_distribution, write_distribution_figure
 from taskgraft.report.evaluation_page import render_evaluation
-from taskgraft.report.figures import write_figures
 from taskgraft.report.page import write_page
 from taskgraft.report.run_page import format_model_card, render_run
 from taskgraft.report.search_page import format_search_table, render_search, summarize_search, write_search_report
@@ -31,8 +30,8 @@ __all__ = [
     "summarize_comparison",
     "summarize_run",
     "summarize_search",
+    "write_comparison_report",
     "write_distribution_figure",
-    "write_figures",
     "write_page",
     "write_search_report",
 ]

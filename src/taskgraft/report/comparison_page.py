@@ -4,12 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import isnan
+from pathlib import Path
 
-from taskgraft.report import figures, summary
+from taskgraft.report import charts, figures, summary
 from taskgraft.report import formatting as fmt
 from taskgraft.report.page import Figure, Table, build_line_figure, build_pairs_table, render
-from taskgraft.report.summary import Row
+from taskgraft.report.summary import MIN_SEEDS, Row
+from taskgraft.results.files import write_text
 from taskgraft.results.record import Comparison, VariantResult
+
+TABLE_HEAD = (
+    "Score (%)", "Old tasks (%)", "New task (%)", "Forgetting (points)", "Below two separate models (points)",
+    "Agreement (%)", "Parameters", "FLOPs",
+)  # fmt: skip
+
+
+def write_comparison_report(comparison: Comparison, out: Path) -> None:
+    """Write table.md, the figures and report.html of a comparison to its folder."""
+    write_text(out / "table.md", format_comparison_table(comparison))
+    for chart in figures.build_reference_figures(comparison):
+        charts.write_png(chart, out / f"{chart.key}.png")
+    write_text(out / "report.html", render_comparison(comparison))
 
 
 def render_comparison(comparison: Comparison) -> str:
@@ -23,102 +38,139 @@ def render_comparison(comparison: Comparison) -> str:
     """
     variants = comparison.variants
     rows = summary.build_rows(comparison)
-    runs = [(variant.label, record) for variant in variants for record in variant.records]
-    first = runs[0][1] if runs else None
-    winner = summary.find_best(rows)
-    names = (summary.old_name(first), summary.new_name(first)) if first else ("old tasks", "new task")
+    best = summary.find_best(rows)
+    records = [record for variant in variants for record in variant.records]
+    names = (summary.old_name(records[0]), summary.new_task(records[0]).name) if records else ("old tasks", "new task")
     tradeoff = figures.build_tradeoff_chart(rows, *names)
     losses = [
-        figures.build_loss_chart(f"loss{i}", one.label, one.records) for i, one in enumerate(variants) if one.records
+        figures.build_loss_chart(f"loss{i}", variant.label, variant.records) for i, variant in enumerate(variants)
     ]
-    context = {
-        "comparison": comparison,
-        "summary": summary.summarize_comparison(comparison),
-        "best": None if winner is None else rows[winner],
-        "seconds": sum(row.seconds for row in rows),
-        "table_data": _build_table(rows, winner, *names),
-        "remarks": summary.list_remarks(comparison, rows),
-        "agreement": any(row.agreement for row in rows),
-        "figures": [build_line_figure(chart) for chart in figures.build_reference_figures(comparison)],
-        "tradeoff": None if tradeoff is None else Figure(tradeoff, (_build_tradeoff_table(rows, *names),)),
-        "losses": [build_line_figure(chart, "small") for chart in losses if chart is not None],
-        "bands": figures.describe_bands(max((one.records for one in variants), key=len, default=())),
-        "failures": build_pairs_table("Failed runs", ("Configuration", "Reason"), comparison.failures),
-        "notes": build_pairs_table(
+    return render(
+        "comparison.html.j2",
+        comparison=comparison,
+        summary=summary.summarize_comparison(comparison),
+        best=None if best is None else rows[best],
+        seconds=sum(row.seconds for row in rows),
+        table_data=_build_table(rows, best, *names),
+        remarks=_list_remarks(comparison, rows),
+        agreement=any(row.agreement for row in rows),
+        figures=[build_line_figure(chart) for chart in figures.build_reference_figures(comparison)],
+        tradeoff=None if tradeoff is None else Figure(tradeoff, [_build_tradeoff_table(rows, *names)]),
+        losses=[build_line_figure(chart, "small") for chart in losses if chart is not None],
+        bands=figures.describe_bands(max((variant.records for variant in variants), key=len, default=())),
+        failures=build_pairs_table("Failed runs", ("Configuration", "Reason"), comparison.failures),
+        notes=build_pairs_table(
             "Notes on single runs",
             ("Configuration", "Note"),
-            dict.fromkeys((label, note) for label, record in runs for note in record.notes),
+            dict.fromkeys((one.label, note) for one in variants for record in one.records for note in record.notes),
         ),
-        "settings": _build_settings(variants),
-        "run_commands": Table(
-            "Command of each run",
-            ("Configuration", "Seed", "Command"),
-            tuple((label, str(one.seed), one.command) for label, one in runs if one.command != comparison.command),
-            (0, 2),
-            (2,),
-        ),
-        "details": [
+        settings=_build_settings(variants),
+        run_commands=_build_commands(comparison),
+        details=[
             build_pairs_table(
                 "Run folders",
                 ("Configuration", "Folder"),
-                [(one.label, folder) for one in variants for folder in one.folders],
+                [(variant.label, folder) for variant in variants for folder in variant.folders],
             ),
             build_pairs_table(
                 "Single-task models",
                 ("Task", "Accuracy of each seed (%)"),
                 [(name, ", ".join(map(fmt.percent, values))) for name, values in comparison.separate.items()],
             ),
-            build_pairs_table("Versions", ("Package", "Version"), first.versions.items() if first else ()),
+            build_pairs_table("Versions", ("Package", "Version"), records[0].versions.items() if records else ()),
         ],
-    }
-    return render("comparison.html.j2", **context)
+    )
 
 
 def format_comparison_table(comparison: Comparison) -> str:
     """Format the comparison as a Markdown table with intervals, the best configuration in bold, and remarks."""
     rows = summary.build_rows(comparison)
-    winner = summary.find_best(rows)
-    lines = ["| Configuration | " + " | ".join(summary.TABLE_HEAD) + " |", "|---|" + "---:|" * len(summary.TABLE_HEAD)]
+    best = summary.find_best(rows)
+    lines = ["| Configuration | " + " | ".join(TABLE_HEAD) + " |", "|---|" + "---:|" * len(TABLE_HEAD)]
     for i, row in enumerate(rows):
-        bold = "**" if i == winner else ""
-        cells = (fmt.escape_markdown(row.label), *summary.table_cells(row))
+        bold = "**" if i == best else ""
+        cells = (fmt.escape_markdown(row.label), *_format_row(row))
         lines.append("| " + " | ".join(f"{bold}{cell}{bold}" for cell in cells) + " |")
-    return "\n".join([*lines, "", *summary.list_remarks(comparison, rows)]) + "\n"
+    return "\n".join([*lines, "", *_list_remarks(comparison, rows)]) + "\n"
 
 
-def _build_table(rows: Sequence[Row], winner: int | None, old: str, new: str) -> Table:
+def _format_row(row: Row) -> list[str]:
+    """The cells of a row in the order of TABLE_HEAD."""
+    means = (row.score, row.old, row.new, row.forgetting, row.gap, row.agreement)
+    ratios = (row.parameter_ratio, row.flops_ratio)
+    return [
+        *(fmt.MISSING if mean is None else str(mean) for mean in means),
+        *(fmt.MISSING if ratio is None else f"{ratio:.2f}x" for ratio in ratios),
+    ]
+
+
+def _list_remarks(comparison: Comparison, rows: Sequence[Row]) -> list[str]:
+    """What a reader must know to read the table correctly."""
+    fewest = min((row.seeds for row in rows if row.seeds), default=MIN_SEEDS)
+    remarks = ["± is the 95 % t-interval of the mean over seeds."]
+    if fewest < MIN_SEEDS:
+        seeds = fmt.pluralize(fewest, "seed")
+        remarks = [f"Only {seeds}: a comparison needs at least three; differences may be chance."]
+    if any(row.seeds and row.score is None for row in rows):
+        remarks.append(
+            "Old-task accuracy is unknown without old validation images (--old-val DIR), so there is no Score. "
+            "Agreement with the parent is only a proxy for it."
+        )
+    differing = summary.find_differing_settings(comparison.variants)
+    if set(differing) - {"lr"}:
+        values = "; ".join(f"{name} ({', '.join(dict.fromkeys(column))})" for name, column in differing.items())
+        remarks.append(f"The configurations differ in more than the method: {values}.")
+    if all(row.gap is None for row in rows):
+        remarks.append("No single-task baseline was trained.")
+    return remarks
+
+
+def _build_table(rows: Sequence[Row], best: int | None, old: str, new: str) -> Table:
     agreement = any(row.agreement for row in rows)
-    shown = [i for i, name in enumerate(summary.TABLE_HEAD) if agreement or not name.startswith("Agreement")]
-    cells = [(row.label, *(fmt.use_minus_signs(summary.table_cells(row)[i]) for i in shown)) for row in rows]
+    columns = [i for i, name in enumerate(TABLE_HEAD) if agreement or not name.startswith("Agreement")]
+    cells = []
+    for row in rows:
+        values = _format_row(row)
+        cells.append((row.label, *(fmt.use_minus_signs(values[i]) for i in columns)))
     caption = f"Old tasks: {old}. New task: {new}. At the step with the highest Score; best configuration in bold"
-    head = ("Configuration", *(summary.TABLE_HEAD[i] for i in shown))
-    return Table(caption, head, tuple(cells), bold=winner)
+    return Table(caption, ("Configuration", *(TABLE_HEAD[i] for i in columns)), cells, bold=best)
 
 
 def _build_tradeoff_table(rows: Sequence[Row], old: str, new: str) -> Table:
     caption = "Final accuracy, with 95 % t-intervals over seeds"
     if any(row.old and isnan(row.old.half_width) for row in rows):
         caption = "Final accuracy"
-    cells = tuple((row.label, str(row.old), str(row.new)) for row in rows if row.old and row.new)
+    cells = [(row.label, str(row.old), str(row.new)) for row in rows if row.old and row.new]
     return Table(caption, ("Configuration", f"{old} (%)", f"{new} (%)"), cells)
+
+
+def _build_commands(comparison: Comparison) -> Table:
+    rows = [
+        (variant.label, str(record.seed), record.command)
+        for variant in comparison.variants
+        for record in variant.records
+        if record.command != comparison.command
+    ]
+    return Table("Command of each run", ("Configuration", "Seed", "Command"), rows, (0, 2), (2,))
 
 
 def _build_settings(variants: Sequence[VariantResult]) -> list[Table]:
     """What differs between configurations, and what they share with the reason for it."""
-    configs = [dict(fmt.flatten(variant.config)) for variant in variants]
     differing = summary.find_differing_settings(variants)
+    configs = [dict(fmt.flatten(variant.config)) for variant in variants]
     record = next((record for variant in variants for record in variant.records), None)
     reasons = {name: reason for name, _, reason in record.settings} if record else {}
     rows = []
-    for variant, config in zip(variants, configs, strict=True):
+    for i, variant in enumerate(variants):
         steps = ", ".join(f"{record.step} (seed {record.seed})" for record in variant.records) or fmt.MISSING
-        rows.append((variant.label, variant.method, *(config.get(name, fmt.MISSING) for name in differing), steps))
-    names = dict.fromkeys(name for config in configs for name in config)
-    shared = tuple(
-        (name, configs[0][name], reasons.get(name, "")) for name in names if name != "seed" and name not in differing
-    )
+        rows.append((variant.label, variant.method, *(column[i] for column in differing.values()), steps))
+    shared = [
+        (name, value, reasons.get(name, ""))
+        for name, value in (configs[0].items() if configs else ())
+        if name != "seed" and name not in differing
+    ]
     head = ("Configuration", "Method", *differing, "Selected step of each seed")
     return [
-        Table("Differing settings", head, tuple(rows), tuple(range(len(head))), (1,)),
+        Table("Differing settings", head, rows, range(len(head)), (1,)),
         Table("Shared settings", ("Setting", "Value", "Reason"), shared, (0, 1, 2)),
     ]

@@ -4,33 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from math import isnan
-from pathlib import Path
 
 from taskgraft.methods.presets import is_baseline
 from taskgraft.report import charts
 from taskgraft.report import formatting as fmt
 from taskgraft.report.charts import Axis, Chart, Curve, Panel, Points, Style, build_mean_curve, step_axis
-from taskgraft.report.summary import Row, SeedMean, new_name, new_tasks, old_tasks
-from taskgraft.results.record import Comparison, Record, StepMetrics, TaskResult, VariantResult
+from taskgraft.report.summary import Row, SeedMean, new_task, old_name, old_tasks
+from taskgraft.results.record import Comparison, Record, StepMetrics, VariantResult
 
 TASK_A = Style("red", "-", "o")  # old, in the colors of the reference experiment
 TASK_B = Style("blue", "-", "s")  # new
-PARENT = Style("grey", "-", "")
-OLD_COLORS = ("red", *charts.SERIES[1:6])  # of old tasks beside a blue new one
+OLD_COLORS = charts.SERIES[1:6]  # of further old tasks beside a blue new one
 ACCURACY = Axis("accuracy (%)", -2, 102)
-
-
-def write_figures(comparison: Comparison, folder: Path) -> list[Path]:
-    """Write figure1.png, figure2.png and figure3.png to `folder`, without those that have no data.
-
-    Returns:
-        The files written.
-    """
-    paths = []
-    for chart in build_reference_figures(comparison):
-        paths.append(folder / f"{chart.key}.png")
-        charts.write_png(chart, paths[-1])
-    return paths
 
 
 def build_reference_figures(comparison: Comparison) -> tuple[Chart, ...]:
@@ -38,26 +23,29 @@ def build_reference_figures(comparison: Comparison) -> tuple[Chart, ...]:
 
     Figure 1 is plain fine-tuning at the highest learning rate, figure 2 at the lowest, figure 3 all configurations.
     """
-    baselines = [variant for variant in comparison.variants if is_baseline(variant.method) and variant.records]
-    baselines.sort(key=_learning_rate, reverse=True)
+    variants = [variant for variant in comparison.variants if variant.records]
+    baselines = sorted(
+        (variant for variant in variants if is_baseline(variant.method)), key=_learning_rate, reverse=True
+    )
     figures = []
     if baselines:
-        figures.append(_baseline_figure(1, "standard", baselines[0]))
+        figures.append(_build_baseline_chart(1, "standard", baselines[0]))
     if baselines and _learning_rate(baselines[-1]) < _learning_rate(baselines[0]):
-        figures.append(_baseline_figure(2, "low", baselines[-1]))
-    figures.append(_overview_figure([variant for variant in comparison.variants if variant.records]))
+        figures.append(_build_baseline_chart(2, "low", baselines[-1]))
+    if variants:
+        figures.append(_build_overview_chart(variants))
     return tuple(chart for chart in figures if chart is not None)
 
 
 def _learning_rate(variant: VariantResult) -> float:
-    return float(variant.config.get("lr", 0.0))
+    return variant.config["lr"]
 
 
-def _baseline_figure(number: int, kind: str, variant: VariantResult) -> Chart | None:
+def _build_baseline_chart(number: int, kind: str, variant: VariantResult) -> Chart | None:
     records, record = variant.records, variant.records[0]
-    curves = _curves([
-        (f"{_old_mean_name(record)} (task A)", TASK_A, [_mean_accuracy(one, old_tasks(one)) for one in records]),
-        (f"{new_name(record)} (task B)", TASK_B, [_mean_accuracy(one, new_tasks(one)) for one in records]),
+    curves = _mean_curves([
+        (f"{_old_mean_name(record)} (task A)", TASK_A, map(_old_accuracy, records)),
+        (f"{new_task(record).name} (task B)", TASK_B, map(_new_accuracy, records)),
     ])  # fmt: skip
     if not curves:
         return None
@@ -70,28 +58,29 @@ def _baseline_figure(number: int, kind: str, variant: VariantResult) -> Chart | 
     return Chart(f"figure{number}", f"Figure {number}: {variant.label}", caption, (panel,), step_axis(0, end))
 
 
-def _overview_figure(variants: Sequence[VariantResult]) -> Chart | None:
-    if not variants:
-        return None
+def _build_overview_chart(variants: Sequence[VariantResult]) -> Chart | None:
     record = variants[0].records[0]
-    styled = list(zip(variants, charts.choose_styles([variant.method for variant in variants]), strict=True))
-    old = _curves((v.label, style, [_mean_accuracy(one, old_tasks(one)) for one in v.records]) for v, style in styled)
-    new = _curves((v.label, style, [_mean_accuracy(one, new_tasks(one)) for one in v.records]) for v, style in styled)
+    styles = charts.choose_styles([variant.method for variant in variants])
+    styled = [(variant.label, style, variant.records) for variant, style in zip(variants, styles, strict=True)]
+    old = _mean_curves((label, style, map(_old_accuracy, records)) for label, style, records in styled)
+    new = _mean_curves((label, style, map(_new_accuracy, records)) for label, style, records in styled)
     title, axis, before = f"{_old_mean_name(record)} (task A)", ACCURACY, list[Curve]()
     if old:
-        end = _last_step([*old, *new])
-        before = _parent_training(record, [(task.name, PARENT) for task in old_tasks(record)])
-        old = [*before, *_parent_level(record, end), *old]
+        grey = Style("grey", "-", "")
+        before = _parent_training(record, [(task.name, grey) for task in old_tasks(record)])
+        old = [*before, *_parent_level(record, _last_step([*old, *new])), *old]
     else:
-        old = _curves((v.label, style, map(_mean_agreement, v.records)) for v, style in styled)
+        old = _mean_curves((label, style, map(_old_agreement, records)) for label, style, records in styled)
         title = f"{_old_mean_name(record)}: agreement with the parent (proxy)"
         axis = ACCURACY._replace(title="agreement (%)")
-        if not old and not new:
-            return None
-        end = _last_step([*old, *new])
+    if not old and not new:
+        return None
+    end = _last_step([*old, *new])
     start = _first_step(before, end)
-    panels = (Panel(title, axis, tuple(old), percent=True),
-              Panel(f"{new_name(record)} (task B)", ACCURACY, tuple(new), percent=True))  # fmt: skip
+    panels = (
+        Panel(title, axis, tuple(old), percent=True),
+        Panel(f"{new_task(record).name} (task B)", ACCURACY, tuple(new), percent=True),
+    )
     longest = max((variant.records for variant in variants), key=len)
     caption = f"All configurations, from the same parent. {describe_bands(longest)}{_describe_before(before)}"
     mark, text = (0, "task B starts") if start < 0 else (None, "")
@@ -108,7 +97,7 @@ def build_tradeoff_chart(rows: Sequence[Row], old: str, new: str) -> Chart | Non
         tooltip = f"{row.label}: {fmt.percent(row.old.mean)} % old, {fmt.percent(row.new.mean)} % new"
         curves.append(Curve(
             row.label, style._replace(dash=""), [100 * row.old.mean], [100 * row.new.mean], hollow=style.dash != "-",
-            size=10, x_bars=_interval(row.old), y_bars=_interval(row.new), tooltips=(tooltip,),
+            size=10, x_bars=_error_bars(row.old), y_bars=_error_bars(row.new), tooltips=(tooltip,),
         ))  # fmt: skip
     if not curves:
         return None
@@ -118,7 +107,7 @@ def build_tradeoff_chart(rows: Sequence[Row], old: str, new: str) -> Chart | Non
     return Chart("tradeoff-plot", "Final accuracy of every configuration", caption, (panel,), x, kind="Scatter plot")
 
 
-def _interval(mean: SeedMean) -> tuple[tuple[float, float], ...]:
+def _error_bars(mean: SeedMean) -> tuple[tuple[float, float], ...]:
     """The ends of a t-interval in percent, which over two seeds may reach beyond what an accuracy can be."""
     if isnan(mean.half_width):
         return ()
@@ -129,17 +118,17 @@ def _interval(mean: SeedMean) -> tuple[tuple[float, float], ...]:
 def build_accuracy_chart(record: Record) -> Chart | None:
     """Build the validation accuracy of every task over the steps of one run; None where nothing was measured."""
     styles = _task_styles(record)
-    old = old_tasks(record)
-    accuracies = _curves((name, style, [_logged(record.history, name)]) for name, style in styles.items())
+    accuracies = _mean_curves((name, style, [_mean(record.history, [name])]) for name, style in styles.items())
     measured = {curve.name for curve in accuracies}
-    proxies = _curves(
-        (f"{name}, agreement (proxy)", style._replace(dash=":"), [_logged_agreement(record.history, name)])
+    proxies = _mean_curves(
+        (f"{name}, agreement (proxy)", style._replace(dash=":"), [_mean(record.history, [name], "agreement")])
         for name, style in styles.items()
         if name not in measured
     )
     if not accuracies and not proxies:
         return None
     end = _last_step([*accuracies, *proxies])
+    old = old_tasks(record)
     before = _parent_training(record, [(task.name, styles[task.name]) for task in old])
     levels = [
         _level(f"{task.name}, parent", styles[task.name].color, task.parent.mean, end) for task in old if task.parent
@@ -158,7 +147,7 @@ def _task_styles(record: Record) -> dict[str, Style]:
     styles = {task.name: TASK_B for task in record.tasks}
     markers = ("o", *charts.MARKERS[2:])  # all but the new task's
     for i, task in enumerate(old_tasks(record)):
-        color = OLD_COLORS[0] if i == 0 else OLD_COLORS[1 + i % (len(OLD_COLORS) - 1)]
+        color = OLD_COLORS[i % len(OLD_COLORS)] if i else "red"
         styles[task.name] = Style(color, "-", markers[i % len(markers)])
     return styles
 
@@ -169,11 +158,11 @@ def build_loss_chart(key: str, title: str, records: Sequence[Record], caption: s
     Up to four terms differ in dash and color, further ones in markers too: to the color-blind, eight colors are fewer.
     """
     names = dict.fromkeys(name for record in records for line in record.history for name in line.terms)
-    curves = _curves(
+    curves = _mean_curves(
         (
             name,
             Style(charts.SERIES[i % 8], charts.DASHES[i % 4], "" if i < 4 else charts.MARKERS[i % 8]),
-            [[(line.step, line.terms[name]) for line in one.history if name in line.terms] for one in records],
+            [_mean(record.history, [name], "terms") for record in records],
         )
         for i, name in enumerate(names)
     )
@@ -209,54 +198,50 @@ def _describe_before(before: Sequence[Curve]) -> str:
 
 
 def _old_mean_name(record: Record) -> str:
-    names = [task.name for task in old_tasks(record)]
-    return names[0] if len(names) == 1 else f"mean of {len(names)} old tasks"
+    return f"{'mean of ' if len(old_tasks(record)) != 1 else ''}{old_name(record)}"
 
 
-def _curves(parts: Iterable[tuple[str, Style, Iterable[Points]]]) -> list[Curve]:
-    curves = [build_mean_curve(name, style, runs) for name, style, runs in parts]
-    return [curve for curve in curves if curve is not None]
+def _mean_curves(curves: Iterable[tuple[str, Style, Iterable[Points]]]) -> list[Curve]:
+    return [curve for name, style, runs in curves if (curve := build_mean_curve(name, style, runs))]
 
 
-def _mean_accuracy(record: Record, tasks: Sequence[TaskResult]) -> Points:
-    """Mean accuracy at the steps where all of the tasks were evaluated."""
-    names = [task.name for task in tasks]
+def _mean(history: Sequence[StepMetrics], names: Sequence[str], field: str = "accuracy") -> Points:
+    """Mean of a logged field over tasks (or loss terms), at the steps where all of them were logged."""
+    logged = [(line.step, getattr(line, field)) for line in history]
     return [
-        (line.step, sum(line.accuracy[name] for name in names) / len(names))
-        for line in record.history
-        if names and all(name in line.accuracy for name in names)
+        (step, sum(values[name] for name in names) / len(names))
+        for step, values in logged
+        if names and all(name in values for name in names)
     ]
 
 
-def _mean_agreement(record: Record) -> Points:
-    return [
-        (line.step, sum(line.agreement.values()) / len(line.agreement)) for line in record.history if line.agreement
-    ]
+def _old_accuracy(record: Record) -> Points:
+    return _mean(record.history, [task.name for task in old_tasks(record)])
 
 
-def _logged(history: Sequence[StepMetrics], task: str) -> Points:
-    return [(line.step, line.accuracy[task]) for line in history if task in line.accuracy]
+def _new_accuracy(record: Record) -> Points:
+    return _mean(record.history, [new_task(record).name])
 
 
-def _logged_agreement(history: Sequence[StepMetrics], task: str) -> Points:
-    return [(line.step, line.agreement[task]) for line in history if task in line.agreement]
+def _old_agreement(record: Record) -> Points:
+    return _mean(record.history, [task.name for task in old_tasks(record)], "agreement")
 
 
 def _parent_training(record: Record, styles: Sequence[tuple[str, Style]]) -> list[Curve]:
     """The parent's own training, shifted to end at step 0; a curve per task that it logged."""
     last = max((line.step for line in record.parent_history), default=0)
     shifted = [line.model_copy(update={"step": line.step - last}) for line in record.parent_history]
-    return _curves(
-        (f"{task}, parent's training", style._replace(marker=""), [_logged(shifted, task)]) for task, style in styles
+    return _mean_curves(
+        (f"{task}, parent's training", style._replace(marker=""), [_mean(shifted, [task])]) for task, style in styles
     )
 
 
 def _parent_level(record: Record, end: float) -> list[Curve]:
     """The parent's mean accuracy on the old tasks, where all were measured."""
-    known = [task.parent.mean for task in old_tasks(record) if task.parent is not None]
-    if not known or len(known) < len(old_tasks(record)):
+    levels = [task.parent.mean for task in old_tasks(record) if task.parent]
+    if not levels or len(levels) < len(old_tasks(record)):
         return []
-    return [_level("parent (before)", "grey", sum(known) / len(known), end)]
+    return [_level("parent (before)", "grey", sum(levels) / len(levels), end)]
 
 
 def _level(name: str, color: str, value: float, end: float) -> Curve:
@@ -268,5 +253,5 @@ def _last_step(curves: Sequence[Curve]) -> float:
 
 
 def _first_step(before: Sequence[Curve], end: float) -> float:
-    """Where the x axis starts: of the parent's training at most as many steps as the child's are shown."""
+    """Where the x axis starts: the parent's training is shown for at most as many steps as the child's."""
     return max(before[0].x[0], -end) if before else 0

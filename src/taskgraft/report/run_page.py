@@ -12,7 +12,7 @@ from taskgraft.report import formatting as fmt
 from taskgraft.report.error_analysis import ErrorAnalysis, Example
 from taskgraft.report.evaluation_page import build_calibration, build_task_errors
 from taskgraft.report.page import Table, build_line_figure, build_long_table, build_pairs_table, render
-from taskgraft.report.summary import is_at_chance, loss_of, new_name, new_tasks, old_name, old_tasks
+from taskgraft.report.summary import is_at_chance, loss_of, new_task, old_name, old_tasks
 from taskgraft.report.thumbnails import Gallery, GalleryBuilder, GetThumbnail, no_thumbnail
 from taskgraft.results.predictions import Predictions
 from taskgraft.results.record import Record, TaskResult
@@ -43,7 +43,7 @@ def render_run(
     Returns:
         One offline HTML page.
     """
-    old, new = sorted(old_tasks(record), key=loss_of, reverse=True), new_tasks(record)
+    old, new = sorted(old_tasks(record), key=loss_of, reverse=True), new_task(record)
     detailed = [task for task in record.tasks if task.new or task in old[:MAX_DETAILED]]
     analyses = {
         task.name: analysis for task in detailed if (analysis := error_analysis.analyze_errors(task, predictions))
@@ -63,17 +63,16 @@ def render_run(
         record=record,
         summary=summary.summarize_run(record),
         old=old_name(record) if old else "",
-        new=new_name(record),
-        new_tasks=new,
+        new=new,
         train_images=record.data.get("new", {}).get("images", {}).get("train", 0),
-        not_learned=any(map(is_at_chance, new)),
+        not_learned=is_at_chance(new),
         unmeasured=[task.name for task in old_tasks(record) if task.child is None],
         agreement=any(task.agreement is not None for task in record.tasks),
-        has_baseline=summary.single_task_accuracy(record) is not None,
-        bars=[(task, _describe_change(task)) for task in (*old[:MAX_BARS], *new)],
+        has_baseline=new.separate is not None,
+        bars=[(task, _describe_change(task)) for task in (*old[:MAX_BARS], new)],
         more_bars=len(old) - MAX_BARS,
         max_detailed=MAX_DETAILED if len(old) > MAX_DETAILED else 0,
-        seconds=summary.total_seconds(record),
+        seconds=record.seconds["total"],
         cost=_list_costs(record),
         tasks=_build_task_table(record),
         curves=[
@@ -102,8 +101,8 @@ def render_run(
 
 def _describe_change(task: TaskResult) -> str:
     if task.new and task.child:
-        alone = "" if task.separate is None else f"; a single-task model reaches {fmt.percent(task.separate)} %"
-        return f"95 % CI {fmt.bounds(task.child)}{alone}"
+        baseline = "" if task.separate is None else f"; a single-task model reaches {fmt.percent(task.separate)} %"
+        return f"95 % CI {fmt.bounds(task.child)}{baseline}"
     if task.identical and task.forgetting is not None:
         return "predictions bit-identical to the parent's"
     if task.forgetting is not None:
@@ -114,11 +113,9 @@ def _describe_change(task: TaskResult) -> str:
 
 
 def _list_costs(record: Record) -> list[str]:
-    lines = []
-    added, parent = summary.added_parameters(record), record.parameters.get("parent")
-    if added is not None:
-        extra = f" added, {fmt.fraction(added, parent)} of the parent's" if parent else ""
-        lines.append(f"{fmt.pluralize(added, 'parameter')}{extra}")
+    added, parent = record.parameters["added"], record.parameters["parent"]
+    extra = f" added, {fmt.fraction(added, parent)} of the parent's" if parent else ""
+    lines = [f"{fmt.pluralize(added, 'parameter')}{extra}"]
     if flops := summary.describe_flops(record):
         lines.append(flops)
     if record.latency:
@@ -192,7 +189,7 @@ def _learned_tasks(record: Record) -> list[tuple[str, str, Mapping[str, float]]]
         for entry in record.parent.get("lineage", ())
     ]
     final = {task.name: task.child.mean for task in record.tasks if task.child}
-    return [*steps, (new_name(record), record.method, final)]
+    return [*steps, (new_task(record).name, record.method, final)]
 
 
 def _list_lineage(record: Record) -> list[tuple[str, list[str]]]:
