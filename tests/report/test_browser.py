@@ -87,7 +87,7 @@ def test_printed_page(browser: Any, folder: Path) -> None:
     for hidden in ("nav", "details", ".copy", ".slim"):
         assert not page.evaluate(f"[...document.querySelectorAll('{hidden}')].some((one) => one.checkVisibility())")
     inks = page.evaluate("[...document.querySelectorAll('.plot text')].map((one) => getComputedStyle(one).fill)")
-    colors = theme.LIGHT | theme.PRINT
+    colors = theme.PRINT
     channels = [[int(colors[name][at : at + 2], 16) for at in (1, 3, 5)] for name in ("ink", "muted")]
     assert set(inks) == {f"rgb({red}, {green}, {blue})" for red, green, blue in channels}
     assert page.evaluate("document.documentElement.scrollWidth") <= page.viewport_size["width"]

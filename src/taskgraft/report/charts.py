@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from xml.etree import ElementTree
 
-from taskgraft.report import formatting
+from taskgraft.report import formatting as fmt
 from taskgraft.report.theme import LIGHT
 from taskgraft.results.files import atomic
 
@@ -163,10 +163,9 @@ def build_mean_curve(name: str, style: Style, runs: Iterable[Points]) -> Curve |
 
 
 def thin(steps: Sequence[float], limit: int) -> list[float]:
-    """Keep about `limit` evenly spaced steps, always the first and the last."""
+    """Keep about `limit` of ascending steps, evenly spaced, always the first and the last."""
     stride = max(1, -(-len(steps) // limit))
-    rest = list(steps[::stride])
-    return rest if not steps or rest[-1] == steps[-1] else [*rest, steps[-1]]
+    return sorted({*steps[::stride], *steps[-1:]})
 
 
 def step_axis(start: float, end: float) -> Axis:
@@ -187,14 +186,14 @@ def tabulate(panel: Panel) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]
 
 def _value_text(value: float | None, percent: bool) -> str:
     if value is None:
-        return formatting.MISSING
-    return formatting.percent(value) if percent else f"{value:.4g}"
+        return fmt.MISSING
+    return fmt.percent(value) if percent else f"{value:.4g}"
 
 
 # ---- drawing ---------------------------------------------------------------------------------------------------
 
 SETTINGS = {
-    "figure.facecolor": "none", "axes.facecolor": "none", "svg.fonttype": "none", "svg.hashsalt": "taskgraft",
+    "figure.facecolor": "none", "axes.facecolor": "none", "svg.fonttype": "none",
     "text.parse_math": False, "text.color": LIGHT["ink"], "axes.labelcolor": LIGHT["ink"],
     "axes.titlecolor": LIGHT["ink"], "axes.titlelocation": "left", "axes.titleweight": "bold",
     "axes.titlesize": "medium", "axes.edgecolor": LIGHT["muted"], "axes.spines.top": False, "axes.spines.right": False,
@@ -220,7 +219,7 @@ def render_svg(chart: Chart, key: str, width: float, label: str, css_class: str)
 
     Args:
         chart: What to draw.
-        key: The prefix of all ids in the element.
+        key: What all ids in the element are derived from, unique on its page.
         width: Its width in CSS pixels; fonts and legends are laid out for it.
         label: Its accessible name.
         css_class: Its class; "slim" gets no tooltips, since phones cannot hover.
@@ -229,10 +228,10 @@ def render_svg(chart: Chart, key: str, width: float, label: str, css_class: str)
         The element, colored by the theme's CSS variables.
     """
     file = io.StringIO()
-    with _settings(width):
+    with _settings(width, key):
         figure, tooltips = _draw(chart, width)
         figure.savefig(file, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
-        root = _clean_svg(ElementTree.fromstring(file.getvalue()), key)
+        root = _clean_svg(ElementTree.fromstring(file.getvalue()))
         box = root.attrib["viewBox"]
         root.attrib = {"class": css_class, "viewBox": box, "role": "img", "aria-label": clean_text(label, 1000)}
         if css_class != "slim":
@@ -264,10 +263,11 @@ def clean_text(text: str, limit: int = 40) -> str:
 
 
 @contextmanager
-def _settings(width: float) -> Iterator[None]:
+def _settings(width: float, key: str = "") -> Iterator[None]:
     from matplotlib import style
 
-    with style.context(SETTINGS | {"font.size": _font_size(width)}, after_reset=True), warnings.catch_warnings():
+    settings = SETTINGS | {"font.size": _font_size(width), "svg.hashsalt": key}
+    with style.context(settings, after_reset=True), warnings.catch_warnings():
         # scripts that matplotlib's font lacks: a page's reader has a font for them, a PNG shows boxes
         warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
         yield
@@ -300,12 +300,12 @@ def _draw(chart: Chart, width: float, with_title: bool = False) -> tuple[Figure,
     heights = [panel.height * (0.8 if width == NARROW and not panel.y.names else 1) for panel in chart.panels]
     height = sum(heights) + label_height + 1.6 * _font_size(width) * -(-len(entries) // columns) + 30 * with_title
     figure = Figure(figsize=(width / 72, height / 72), dpi=72, layout="constrained")
-    own_scales = chart.x.high is None  # each panel has its own
-    grid = figure.subplots(len(chart.panels), 1, sharex=not own_scales, squeeze=False, height_ratios=heights)[:, 0]
+    separate_scales = chart.x.high is None  # a panel each
+    grid = figure.subplots(len(chart.panels), 1, sharex=not separate_scales, squeeze=False, height_ratios=heights)[:, 0]
     tooltips, legend = list[Tooltip](), {}
     for i, (axes, panel) in enumerate(zip(grid, chart.panels, strict=True)):
         tooltips += _draw_panel(axes, panel, chart.x, width)
-        x = chart.x if own_scales or i == len(grid) - 1 else chart.x._replace(title="")
+        x = chart.x if separate_scales or i == len(grid) - 1 else chart.x._replace(title="")
         _format_axis(axes, "x", x, _max_columns(width)[1], label_height > 0, label_every)
         # a title longer than its axis would leave the axis no room
         axes.set_xlabel(clean_text(axes.get_xlabel(), int((width - margin - 50) / character)))
@@ -351,8 +351,10 @@ def _draw_panel(axes: Axes, panel: Panel, x: Axis, width: float) -> list[Tooltip
     for box in panel.boxes:
         label = _legend_entry(box.name) if box.name else None
         corner = box.x, box.y
-        look: Any = {"color": LIGHT[box.color], "alpha": box.opacity, "lw": 0, "label": label, "clip_on": False}
-        axes.add_patch(Rectangle(corner, box.width, box.height, **look))
+        color = LIGHT[box.color]
+        axes.add_patch(Rectangle(
+            corner, box.width, box.height, color=color, alpha=box.opacity, lw=0, label=label, clip_on=False
+        ))  # fmt: skip
         if box.text:
             axes.text(box.x + box.width / 2, box.y + box.height / 2, box.text, ha="center", va="center", size="small")
         if box.tooltip:
@@ -394,8 +396,8 @@ def _draw_curve(axes: Axes, curve: Curve, percent: bool, x: Axis) -> list[Toolti
         for step, value in zip(curve.x, curve.y, strict=True)
     ]
     low, high = (-inf if x.low is None else x.low), (inf if x.high is None else x.high)
-    shown = [i for i, at in enumerate(curve.x) if isfinite(heights[i]) and low <= at <= high]
-    points = [(curve.x[i], heights[i], texts[i]) for i in map(int, thin(shown, MAX_TOOLTIPS))]
+    visible = [i for i, at in enumerate(curve.x) if isfinite(heights[i]) and low <= at <= high]
+    points = [(curve.x[i], heights[i], texts[i]) for i in map(int, thin(visible, MAX_TOOLTIPS))]
     return [Tooltip(axes, (at, value), (at, value), text) for at, value, text in points]
 
 
@@ -418,8 +420,8 @@ def _format_axis(axes: Axes, name: str, axis: Axis, limit: int, rotate: bool = F
         target.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10]))
     axes.set(**{f"{name}lim": (axis.low, axis.high), f"{name}label": axis.title})
     if axis.names is not None:
-        shown = axis.names[::every]
-        target.set_ticks([at for at, _ in shown], [clean_text(text, limit) for _, text in shown])
+        names = axis.names[::every]
+        target.set_ticks([at for at, _ in names], [clean_text(text, limit) for _, text in names])
         target.grid(visible=False)
         target.set_tick_params(length=0)
         for text in target.get_ticklabels() if rotate else ():
@@ -432,32 +434,30 @@ _NAMESPACE = "{http://www.w3.org/2000/svg}"
 _COLOR_NAMES = {color: name for name, color in reversed(LIGHT.items())}  # of two equal colors the first
 
 
-def _clean_svg(root: ElementTree.Element, key: str) -> ElementTree.Element:
+def _clean_svg(root: ElementTree.Element) -> ElementTree.Element:
     """Drop namespaces, metadata, style sheets and unused ids, and turn colors into the theme's variables."""
     for parent in list(root.iter()):
-        for child in [one for one in parent if one.tag in (f"{_NAMESPACE}metadata", f"{_NAMESPACE}style")]:
+        for child in [child for child in parent if child.tag in (f"{_NAMESPACE}metadata", f"{_NAMESPACE}style")]:
             parent.remove(child)
-    values = " ".join(value for one in root.iter() for name, value in one.attrib.items() if name != "id")
-    ids = {name: f"{key}-{i}" for i, name in enumerate(dict.fromkeys(re.findall(r"#([a-zA-Z]\w+)", values)))}
-    for one in root.iter():
-        one.tag, one.tail = one.tag.removeprefix(_NAMESPACE), None
-        one.text = one.text if one.tag == "text" else None
-        one.attrib = {
-            name.split("}")[-1]: _clean_attribute(name, value, ids)
-            for name, value in one.attrib.items()
-            if (value in ids if name == "id" else not value.startswith("rotate(-0 "))
+    values = " ".join(value for element in root.iter() for name, value in element.attrib.items() if name != "id")
+    references = set(re.findall(r"#([a-zA-Z]\w+)", values))
+    for element in root.iter():
+        element.tag, element.tail = element.tag.removeprefix(_NAMESPACE), None
+        element.text = element.text if element.tag == "text" else None
+        element.attrib = {
+            name.split("}")[-1]: _clean_attribute(name, value)
+            for name, value in element.attrib.items()
+            if (value in references if name == "id" else not value.startswith("rotate(-0 "))
         }
     return root
 
 
-def _clean_attribute(name: str, value: str, ids: dict[str, str]) -> str:
-    if name == "id":
-        return ids[value]
+def _clean_attribute(name: str, value: str) -> str:
     if name == "style":
         value = re.sub(r"(font-family|stroke-(linecap|linejoin|miterlimit)):[^;]*;?|(?<=[:;])\s+|;\s*$", "", value)
         return re.sub(r"#[0-9a-f]{6}", lambda match: f"var(--{_COLOR_NAMES[match[0]]})", value)
-    if "#" in value:
-        return re.sub(r"#(\w+)", lambda match: f"#{ids[match[1]]}", value)
+    if name == "id" or "#" in value:
+        return value
     return re.sub(r"-?\d+\.\d+", lambda match: f"{float(match[0]):.1f}".removesuffix(".0"), " ".join(value.split()))
 
 

@@ -52,13 +52,6 @@ FINDINGS = (
 )  # fmt: skip
 
 
-class FindingTable(NamedTuple):
-    """A finding on the page: its sentence and the list behind it."""
-
-    sentence: str
-    table: Table
-
-
 def format_check(result: Mapping[str, Any]) -> list[str]:
     """Format lines for the terminal: counts per class, each finding with examples, the verdict.
 
@@ -75,18 +68,15 @@ def format_check(result: Mapping[str, Any]) -> list[str]:
         lines.append(f"  {label:<{width}}  " + "  ".join(f"{split} {counts[split]:>5}" for split in splits))
     lines += [_format_finding(finding, result[finding.key]) for finding in FINDINGS if result[finding.key]]
     lines += [f"{fmt.pluralize(len(files), 'image')}: {remark}" for remark, files in result["remarks"].items()]
-    lines += [*_describe_balance(result), *_describe_sizes(result)]
-    lines += describe_model_match(result["against"]) if result["against"] else []
-    if result["manifest"]:
-        lines.append(f"manifest: {result['manifest']} (use it as DATA)")
-    problems = "; ".join(result["problems"])
-    return [*lines, f"PROBLEMS: {problems}" if problems else "no problems found"]
+    lines += [*_describe_balance(result), *_describe_sizes(result), *_describe_model_match(result["against"])]
+    lines += [f"manifest: {result['manifest']} (use it as DATA)"] if result["manifest"] else []
+    return [*lines, f"PROBLEMS: {'; '.join(result['problems'])}" if result["problems"] else "no problems found"]
 
 
 def _format_finding(finding: Finding, items: Any) -> str:
-    rows = list(items.items()) if isinstance(items, Mapping) else list(items)
     joint = " and " if finding.head[:1] == ("Image",) or "group" in finding.one else ": "
-    examples = "; ".join(joint.join(_cells(row, skip_missing=True)) for row in rows[:MAX_EXAMPLES])
+    rows = [[cell for cell in row if cell != fmt.MISSING] for row in _list_cells(items)]
+    examples = "; ".join(joint.join(row) for row in rows[:MAX_EXAMPLES])
     return f"{_count(finding, items)}: {examples}{'; …' if len(rows) > MAX_EXAMPLES else ''}"
 
 
@@ -94,11 +84,11 @@ def _count(finding: Finding, items: Any) -> str:
     return finding.one if len(items) == 1 else finding.many.format(f"{len(items):,}")
 
 
-def _cells(row: Any, skip_missing: bool = False) -> tuple[str, ...]:
-    if isinstance(row, str):
-        return (row,)
-    cells = tuple(fmt.MISSING if cell is None else str(cell) for cell in row if not (skip_missing and cell is None))
-    return cells if len(cells) <= 6 else (*cells[:5], f"and {len(cells) - 5} more")
+def _list_cells(items: Any) -> list[tuple[str, ...]]:
+    """The items of a finding, which are names, rows of cells, or a mapping, as rows of at most six cells."""
+    rows = items.items() if isinstance(items, Mapping) else [(row,) if isinstance(row, str) else row for row in items]
+    cells = [tuple(fmt.MISSING if cell is None else str(cell) for cell in row) for row in rows]
+    return [row if len(row) <= 6 else (*row[:5], f"and {len(row) - 5} more") for row in cells]
 
 
 def render_check(result: Mapping[str, Any]) -> str:
@@ -110,43 +100,43 @@ def render_check(result: Mapping[str, Any]) -> str:
     Returns:
         One offline HTML page.
     """
-    against = result["against"]
-    context = {
-        "result": result,
-        "total": sum(result["images"].values()),
-        "leaks": len(result["leaks"]) + len(result["near_leaks"]),
-        "findings": [_build_finding(finding, result[finding.key]) for finding in FINDINGS if result[finding.key]],
-        "class_counts": _build_class_figure(result["classes"], list(result["images"])),
-        "balance": _describe_balance(result),
-        "sizes": _describe_sizes(result),
-        "decoding": Table(
+    against, remarks = result["against"], result["remarks"]
+    return render(
+        "check.html.j2",
+        result=result,
+        total=sum(result["images"].values()),
+        leaks=len(result["leaks"]) + len(result["near_leaks"]),
+        findings=[_build_finding(finding, result[finding.key]) for finding in FINDINGS if result[finding.key]],
+        class_counts=_build_class_figure(result["classes"], list(result["images"])),
+        balance=_describe_balance(result),
+        sizes=_describe_sizes(result),
+        decoding=Table(
             "Decoding rules applied",
             ("Rule", "Images", "First image"),
-            tuple((rule, f"{len(files):,}", files[0]) for rule, files in result["remarks"].items()),
+            [(rule, f"{len(files):,}", files[0]) for rule, files in remarks.items()],
             (0, 2),
         ),
-        "match": describe_model_match(against) if against else [],
-        "match_tables": _build_match_tables(against) if against else [],
-    }
-    return render("check.html.j2", **context)
+        match=_describe_model_match(against),
+        match_tables=_build_match_tables(against) if against else [],
+    )
 
 
-def _build_finding(finding: Finding, items: Any) -> FindingTable:
-    rows = [(str(name), str(value)) for name, value in items.items()] if isinstance(items, Mapping) else items
-    cells = [_cells(row) for row in rows]
-    width = max(map(len, cells))
+def _build_finding(finding: Finding, items: Any) -> tuple[str, Table]:
+    """A sentence and the list behind it."""
+    rows = _list_cells(items)
+    width = max(map(len, rows))
     head = finding.head if len(finding.head) == width else ("",) * width
-    table = build_long_table(finding.title, head, [(*row, *[""] * (width - len(row))) for row in cells])
-    return FindingTable(_count(finding, items), table)
+    rows = [(*row, *[""] * (width - len(row))) for row in rows]
+    return _count(finding, items), build_long_table(finding.title, head, rows)
 
 
 def _build_class_figure(classes: Mapping[str, Mapping[str, int]], splits: Sequence[str]) -> Figure:
-    rows = tuple((label, *(f"{counts[split]:,}" for split in splits)) for label, counts in classes.items())
+    rows = [(label, *(f"{counts[split]:,}" for split in splits)) for label, counts in classes.items()]
     table = Table("Images per class", ("Class", *splits), rows)
     caption = "Classes by number of images, the largest first."
     panel = build_class_panel(classes, splits)
     chart = Chart("bars", table.caption, caption, (panel,), Axis("images", 0, integer=True), kind="Bar chart")
-    return Figure(chart, (table,))
+    return Figure(chart, [table])
 
 
 def build_class_panel(classes: Mapping[str, Mapping[str, int]], splits: Sequence[str]) -> Panel:
@@ -175,8 +165,10 @@ def _build_match_tables(against: Mapping[str, Any]) -> list[Table]:
     return tables
 
 
-def describe_model_match(against: Mapping[str, Any]) -> list[str]:
-    """Describe in lines how the class names and image sizes fit a model."""
+def _describe_model_match(against: Mapping[str, Any] | None) -> list[str]:
+    """How the class names and image sizes fit a model."""
+    if not against:
+        return []
     near = against["near"]
     lines = [f"{against['model']}: none of the classes are known to the model, so this is a new task"]
     if against["task"] is not None:
@@ -184,7 +176,7 @@ def describe_model_match(against: Mapping[str, Any]) -> list[str]:
             f"{against['model']}, task {against['task']}: {fmt.pluralize(against['known'], 'class')} known, "
             f"{len(near)} nearly matching, {len(against['unknown'])} unknown, {len(against['absent'])} absent"
         ]
-    lines += [f"{name!r} here, {meant!r} in the model ({how})" for name, meant, how in near[:MAX_EXAMPLES]]
+    lines += [f"{name!r} here, {similar!r} in the model ({how})" for name, similar, how in near[:MAX_EXAMPLES]]
     if against["smaller"]:
         images = fmt.pluralize(against["smaller"], "image")
         lines.append(f"{images} smaller than the model's input of {against['input']} pixels")

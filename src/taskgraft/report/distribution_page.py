@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from taskgraft.quantification.prevalence import ClassPrevalence, Distribution, TaskPrevalence, plural
 from taskgraft.report import charts
@@ -21,17 +20,6 @@ ESTIMATORS = {
     "acc": "corrected by adjusted classify and count (ACC)",
     "naive": "classify and count, not corrected",
 }
-
-
-class PrevalenceSection(NamedTuple):
-    """One task, or one pair of tasks: its chart, notes, and whether its images look out-of-distribution."""
-
-    key: str
-    name: str
-    figure: Figure
-    notes: tuple[str, ...]
-    ood_text: str = ""
-    ood: bool = False
 
 
 def format_distribution(distribution: Distribution) -> list[str]:
@@ -75,29 +63,24 @@ def render_distribution(distribution: Distribution) -> str:
     """
     sections = []
     for i, task in enumerate(distribution.tasks):
-        caption = (
-            f"{fmt.to_sentence(f'{_describe_sample(task)}; {ESTIMATORS[task.estimator]}')} Bars are 95 % intervals."
-        )
-        figure = _build_figure(f"task{i}", task.task, caption, task.classes)
-        ood = task.ood
-        sections.append(PrevalenceSection(f"task{i}", task.task, figure, task.notes, ood.text, bool(ood.flag)))
+        description = f"{_describe_sample(task)}; {ESTIMATORS[task.estimator]}"
+        figure = _build_figure(f"task{i}", task.task, description, task.classes)
+        sections.append((task.task, figure, task.notes, task.ood))
     for i, pair in enumerate(distribution.pairs):
         name = " × ".join(pair.tasks)
-        caption = f"{fmt.to_sentence(ESTIMATORS[pair.estimator])} Bars are 95 % intervals."
-        sections.append(
-            PrevalenceSection(f"pair{i}", name, _build_figure(f"pair{i}", name, caption, pair.pairs), pair.notes)
-        )
-    rows = tuple(
+        figure = _build_figure(f"pair{i}", name, ESTIMATORS[pair.estimator], pair.pairs)
+        sections.append((name, figure, pair.notes, None))
+    rows = [
         (task.task, f"{task.images:,}", f"{task.units:,}", task.unit, f"{task.effective_size:,.0f}")
         for task in distribution.tasks
+    ]
+    return render(
+        "distribution.html.j2",
+        distribution=distribution,
+        most_frequent=[(task, _by_prevalence(task.classes)[:3]) for task in distribution.tasks],
+        sections=sections,
+        sample=Table("Sample", ("Task", "Images", "Units", "Unit", "Effective size"), rows, (0, 3)),
     )
-    context = {
-        "distribution": distribution,
-        "most_frequent": [(task, _by_prevalence(task.classes)[:3]) for task in distribution.tasks],
-        "sections": sections,
-        "sample": Table("Sample", ("Task", "Images", "Units", "Unit", "Effective size"), rows, (0, 3)),
-    }
-    return render("distribution.html.j2", **context)
 
 
 def write_distribution_figure(distribution: Distribution, path: Path) -> None:
@@ -117,18 +100,19 @@ def _by_prevalence(classes: Sequence[ClassPrevalence]) -> list[ClassPrevalence]:
     return sorted(classes, key=lambda one: (-one.prevalence, -one.naive))
 
 
-def _build_figure(key: str, name: str, caption: str, classes: Sequence[ClassPrevalence]) -> Figure:
+def _build_figure(key: str, name: str, description: str, classes: Sequence[ClassPrevalence]) -> Figure:
     title, classes = f"Prevalence of {name}", _by_prevalence(classes)
-    rows = tuple(
+    rows = [
         (one.name, fmt.percent(one.prevalence), f"{fmt.percent(one.low)} to {fmt.percent(one.high)}",
          fmt.percent(one.naive))
         for one in classes
-    )  # fmt: skip
+    ]  # fmt: skip
     table = Table(f"{title} (%)", (name, "Prevalence", "95 % interval", "Counted"), rows)
+    caption = f"{fmt.to_sentence(description)} Bars are 95 % intervals."
     if len(classes) > MAX_PLOTTED:
         caption += f" The {MAX_PLOTTED} most frequent of {len(classes)}."
     chart = Chart(key, title, caption, (_build_panel("", classes[:MAX_PLOTTED]),), PREVALENCE, kind="Dot chart")
-    return Figure(chart, (table,))
+    return Figure(chart, [table])
 
 
 def _build_panel(name: str, classes: Sequence[ClassPrevalence]) -> Panel:

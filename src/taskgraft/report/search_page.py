@@ -4,54 +4,46 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from taskgraft.report import charts, commands
 from taskgraft.report import formatting as fmt
 from taskgraft.report.charts import Axis, Box, Chart, Curve, Panel, Style, clean_text
 from taskgraft.report.page import Figure, Table, build_line_figure, build_pairs_table, render
 from taskgraft.results.files import write_text
+from taskgraft.results.record import StepMetrics
 from taskgraft.results.search import Candidate, SearchResult, SelectedModel, TrialResult
 
 LOG_RATIO = 20  # values further apart than this are drawn on a logarithmic axis
 MAX_CURVES = 12  # learning curves, those of the best trials
 MAX_OPEN_TRIALS = 60  # rows of the table of trials that stands open
 SYMBOLS = {"score": "*", "new": "s", "old": "^"}  # markers of the selected models by their goal
+OPTIMA_HEAD = ("Configuration", "Optimum", "Learning rate", "Score", "Old", "New", "Step", "Trials")
 
 
-class Optimum(NamedTuple):
-    """The best trial of a configuration: a set of active methods at one of the learning rates."""
-
-    variant: str
-    best: TrialResult
-    trials: int
-
-
-def find_optima(search: SearchResult) -> list[Optimum]:
-    """Return the best complete trial of each configuration; the lowest of a few learning rates is marked as low."""
-    complete = [trial for trial in search.trials if trial.state == "complete" and trial.score is not None]
+def _list_optima(search: SearchResult) -> list[tuple[str, ...]]:
+    """Cells of OPTIMA_HEAD for the best complete trial of each set of active methods at each of a few rates."""
+    complete = [trial for trial in search.trials if trial.state == "complete"]
     lrs = {trial.config["lr"] for trial in complete}
     groups: dict[str, list[TrialResult]] = {}
     for trial in complete:
         low = 1 < len(lrs) <= 3 and trial.config["lr"] == min(lrs)  # more: a range, in which none is "low"
         groups.setdefault(trial.variant + (" (low rate)" if low else ""), []).append(trial)
-    return [
-        Optimum(name, max(trials, key=lambda trial: (trial.score or 0.0, -trial.number)), len(trials))
-        for name, trials in groups.items()
-    ]
+    rows = []
+    for name, trials in groups.items():
+        best = max(trials, key=lambda trial: (trial.score or 0.0, -trial.number))
+        accuracies = map(fmt.percent, (best.score, best.old, best.new))
+        rows.append((name, best.method, f"{best.config['lr']:g}", *accuracies, str(best.step), str(len(trials))))
+    return rows
 
 
 def format_search_table(search: SearchResult) -> str:
     """Format the optimum of each configuration as a Markdown table, followed by the selected models."""
-    agreement = " (agreement)" if search.proxy else ""
-    lines = [
-        f"| Configuration | Optimum | Learning rate | Score | Old{agreement} | New | Step | Trials |",
-        "|---|---|---:|---:|---:|---:|---:|---:|",
-    ]
-    for row in find_optima(search):
-        lines.append(f"| {row.variant} | `{row.best.method}` | {' | '.join(_numbers(row.best))} | {row.trials} |")
+    head = " | ".join(OPTIMA_HEAD).replace("Old", "Old (agreement)" if search.proxy else "Old")
+    lines = [f"| {head} |", "|---|---|---:|---:|---:|---:|---:|---:|"]
+    for name, method, *numbers in _list_optima(search):
+        lines.append(f"| {name} | `{method}` | {' | '.join(numbers)} |")
     lines += ["", *(f"- {_describe_selected(choice)}" for choice in search.choices), ""]
     return "\n".join(lines)
 
@@ -96,36 +88,25 @@ def render_search(search: SearchResult) -> str:
         One offline HTML page.
     """
     best = search.choices[0]
-    learning_curves = _build_learning_curves(search)
     trials = _build_trials_table(search)
-    context = {
-        "search": search,
-        "best": best,
-        "lead": _describe_selected(best),
-        "next_command": commands.predict(best.folder) if best.folder else "",
-        "selected": _build_selected_table(search),
-        "front": Figure(_build_front_chart(search), (_build_front_table(search),)),
-        "optima": Table(
-            "The best trial of each configuration",
-            ("Configuration", "Optimum", "Learning rate", "Score", "Old (%)", "New (%)", "Step", "Trials"),
-            tuple((row.variant, row.best.method, *_numbers(row.best), str(row.trials)) for row in find_optima(search)),
-            (0, 1),
-            (1,),
-        ),
-        "slices": [Figure(_build_slice_chart(search, key, i), (), "small") for i, key in enumerate(search.space)],
-        "importance": _build_importance_figure(search),
-        "space": build_pairs_table("Search space", ("Setting", "Values"), search.space.items()),
-        "learning_curves": build_line_figure(learning_curves) if learning_curves.panels[0].curves else None,
-        "trials": trials,
-        "trials_open": len(trials.rows) <= MAX_OPEN_TRIALS,
-        "costs": _build_cost_tables(search),
-    }
-    return render("search.html.j2", **context)
-
-
-def _numbers(trial: TrialResult) -> tuple[str, ...]:
-    values = fmt.percent(trial.score), fmt.percent(trial.old), fmt.percent(trial.new)
-    return f"{trial.config['lr']:g}", *values, str(trial.step)
+    optima_head = [f"{name} (%)" if name in ("Old", "New") else name for name in OPTIMA_HEAD]
+    return render(
+        "search.html.j2",
+        search=search,
+        best=best,
+        lead=_describe_selected(best),
+        next_command=commands.predict(best.folder) if best.folder else "",
+        selected=_build_selected_table(search),
+        front=Figure(_build_front_chart(search), [_build_front_table(search)]),
+        optima=Table("The best trial of each configuration", optima_head, _list_optima(search), (0, 1), (1,)),
+        slices=[Figure(_build_slice_chart(search, key, i), size="small") for i, key in enumerate(search.space)],
+        importance=_build_importance_figure(search),
+        space=build_pairs_table("Search space", ("Setting", "Values"), search.space.items()),
+        learning_curves=build_line_figure(_build_learning_curves(search)),
+        trials=trials,
+        trials_open=len(trials.rows) <= MAX_OPEN_TRIALS,
+        costs=_build_cost_tables(search),
+    )
 
 
 def _build_selected_table(search: SearchResult) -> Table:
@@ -141,17 +122,15 @@ def _build_selected_table(search: SearchResult) -> Table:
             fmt.delta(choice.optimism),
         ))  # fmt: skip
     head = ("Rule", "Trial", "Method", "Score", "Old (%)", "New (%)", "New, test (%)", "Validation − test")
-    return Table(
-        "Models selected from the Pareto front, with 95 % confidence intervals", head, tuple(rows), (0, 2), (2,)
-    )
+    return Table("Models selected from the Pareto front, with 95 % confidence intervals", head, rows, (0, 2), (2,))
 
 
 def _build_front_table(search: SearchResult) -> Table:
     head = ("Trial", "Method", "Learning rate", f"{_old_names(search)} (%)", f"{search.tasks[-1]} (%)", "Score")
-    rows = tuple(
+    rows = [
         (str(c.trial), c.method, f"{c.lr:g}", fmt.estimate(c.old), fmt.estimate(c.new), fmt.percent(c.score))
         for c in search.frontier
-    )
+    ]
     return Table("The Pareto front", head, rows, (0, 1), (1,))
 
 
@@ -160,12 +139,12 @@ def _old_names(search: SearchResult) -> str:
 
 
 def _build_trials_table(search: SearchResult) -> Table:
-    rows = tuple(
-        (str(one.number), one.state, one.method, f"{one.config.get('lr', math.nan):g}", str(one.reached),
-         fmt.percent(one.score), fmt.percent(one.old), fmt.percent(one.new), fmt.duration(one.seconds),
-         one.reason or "", one.folder)
-        for one in search.trials
-    )  # fmt: skip
+    rows = [
+        (str(trial.number), trial.state, trial.method, f"{trial.config.get('lr', math.nan):g}", str(trial.reached),
+         *map(fmt.percent, (trial.score, trial.old, trial.new)), fmt.duration(trial.seconds), trial.reason or "",
+         trial.folder)
+        for trial in search.trials
+    ]  # fmt: skip
     head = (
         "Trial", "State", "Method", "Learning rate", "Steps", "Score", "Old (%)", "New (%)", "Time", "Reason", "Folder",
     )  # fmt: skip
@@ -176,8 +155,10 @@ def _build_cost_tables(search: SearchResult) -> list[Table]:
     saved: Counter[str] = Counter()
     for trial in search.trials:
         saved.update(trial.saved)
-    is_time = {name: "seconds" in name or name == "this start" for name in search.cost}
-    cost = [(name, fmt.duration(v) if is_time[name] else f"{v:,.0f}") for name, v in search.cost.items()]
+    cost = [
+        (name, fmt.duration(amount) if "seconds" in name or name == "this start" else f"{amount:,.0f}")
+        for name, amount in search.cost.items()
+    ]
     reused = [(name, fmt.duration(seconds)) for name, seconds in saved.items()]
     return [
         build_pairs_table("Cost", ("Item", "Amount"), cost),
@@ -191,11 +172,10 @@ def _build_cost_tables(search: SearchResult) -> list[Table]:
 
 def _build_front_chart(search: SearchResult) -> Chart:
     """Old against new accuracy: every trial, the front with its intervals, the selected models."""
-    known = [trial for trial in search.trials if trial.old is not None]
     front = _candidate_curve("Pareto front", search.frontier, Style("vermillion", "-", "D"))
     curves = [
-        _trial_curve("stopped early", [trial for trial in known if trial.state == "stopped"], "muted"),
-        _trial_curve("complete", [trial for trial in known if trial.state == "complete"], "blue"),
+        _trial_curve("stopped early", "stopped", search.trials, "muted"),
+        _trial_curve("complete", "complete", search.trials, "blue"),
         front._replace(
             stepped=True,
             x_bars=[(100 * one.old.low, 100 * one.old.high) for one in search.frontier],
@@ -216,11 +196,12 @@ def _build_front_chart(search: SearchResult) -> Chart:
     return Chart("front-plot", "Old vs new accuracy of every trial", caption, (panel,), x, kind="Scatter plot")
 
 
-def _trial_curve(name: str, trials: Sequence[TrialResult], color: str) -> Curve:
+def _trial_curve(name: str, state: str, trials: Iterable[TrialResult], color: str) -> Curve:
+    trials = [trial for trial in trials if trial.state == state and trial.old is not None]
     return Curve(
-        name, Style(color, "", "o"), [_percent(one.old) for one in trials], [_percent(one.new) for one in trials],
-        hollow=name != "complete",
-        tooltips=[_tooltip(f"trial {one.number}: {one.method}", one.old, one.new) for one in trials],
+        name, Style(color, "", "o"), [_percent(trial.old) for trial in trials],
+        [_percent(trial.new) for trial in trials], hollow=state != "complete",
+        tooltips=[_tooltip(f"trial {trial.number}: {trial.method}", trial.old, trial.new) for trial in trials],
     )  # fmt: skip
 
 
@@ -242,21 +223,22 @@ def _percent(fraction: float | None) -> float:
 
 def _build_slice_chart(search: SearchResult, key: str, number: int) -> Chart:
     """Old and new accuracy over one setting."""
-    known = [trial for trial in search.trials if trial.old is not None and key in trial.params]
-    values = [trial.params[key] for trial in known]
+    measured = [trial for trial in search.trials if trial.old is not None and key in trial.params]
+    values = [trial.params[key] for trial in measured]
     categorical = any(isinstance(value, str) for value in values)
     names = list(dict.fromkeys(map(str, values))) if categorical else []
     log = not categorical and min(values, default=0) > 0 and max(values) / min(values) > LOG_RATIO
     curves = []
     for name, color, marker in (("old", "red", "o"), ("new", "blue", "s")):
         for complete in (True, False):
-            trials = [trial for trial in known if (trial.state == "complete") == complete]
-            x = [names.index(str(one.params[key])) if categorical else one.params[key] for one in trials]
+            trials = [trial for trial in measured if (trial.state == "complete") == complete]
+            accuracies = [getattr(trial, name) for trial in trials]
+            settings = [trial.params[key] for trial in trials]
             curves.append(Curve(
-                name, Style(color, "", marker), x, [_percent(getattr(one, name)) for one in trials],
-                hollow=not complete,
-                tooltips=[f"trial {one.number}, {one.state}: {fmt.percent(getattr(one, name))} % {name}"
-                          for one in trials],
+                name, Style(color, "", marker), [names.index(str(x)) for x in settings] if categorical else settings,
+                [_percent(y) for y in accuracies], hollow=not complete,
+                tooltips=[f"trial {trial.number}, {trial.state}: {fmt.percent(y)} % {name}"
+                          for trial, y in zip(trials, accuracies, strict=True)],
             ))  # fmt: skip
     axis = Axis(key, -0.5, len(names) - 0.5, names=tuple(enumerate(names))) if categorical else Axis(key, log=log)
     panel = Panel("", Axis("accuracy (%)"), tuple(curve for curve in curves if curve.x))
@@ -280,32 +262,33 @@ def _build_importance_figure(search: SearchResult) -> Figure | None:
     y = Axis("", len(names) - 0.5, -0.5, names=tuple(enumerate(names)))
     panel = Panel("", y, boxes=boxes, height=60 + 34 * len(names))
     x = Axis("explained variance (%)", 0)
-    return Figure(Chart("importance", "Importance", caption, (panel,), x, kind="Bar chart"), (), "small")
+    return Figure(Chart("importance", "Importance", caption, (panel,), x, kind="Bar chart"), size="small")
 
 
-def _build_learning_curves(search: SearchResult) -> Chart:
-    """Mean of old and new accuracy over the steps, of the best trials."""
+def _build_learning_curves(search: SearchResult) -> Chart | None:
+    """Mean of old and new accuracy over the steps, of the best trials; None without any."""
     scored = [trial for trial in search.trials if trial.score is not None]
     best = sorted(scored, key=lambda trial: -(trial.score or 0))[:MAX_CURVES]
     curves = []
-    for trial, style in zip(best, charts.choose_styles([str(one.number) for one in best]), strict=True):
-        points = [(line.step, _score(line.accuracy, line.agreement, search.tasks)) for line in trial.history]
-        known = [(step, score) for step, score in points if score is not None]
-        if known:
-            steps, scores = zip(*known, strict=True)
-            curves.append(Curve(f"trial {trial.number}", style, steps, scores))
+    for trial, style in zip(best, charts.choose_styles([str(trial.number) for trial in best]), strict=True):
+        points = [(line.step, _mean_accuracy(line, search.tasks)) for line in trial.history if line.accuracy]
+        if points:
+            steps, accuracies = zip(*points, strict=True)
+            curves.append(Curve(f"trial {trial.number}", style, steps, accuracies))
+    if not curves:
+        return None
     caption = (
         f"Mean of old and new accuracy of the best {len(best)} trials. Trials are compared at "
         f"step {', '.join(map(str, search.rungs))}."
     )
     panel = Panel("", Axis("mean accuracy (%)", -2, 102), tuple(curves), percent=True)
-    x = charts.step_axis(0, max((trial.reached for trial in search.trials), default=1))
+    x = charts.step_axis(0, max(trial.reached for trial in search.trials))
     return Chart("curve-plot", "Mean accuracy of the best trials", caption, (panel,), x)
 
 
-def _score(accuracy: dict[str, float], agreement: dict[str, float], tasks: Sequence[str]) -> float | None:
-    if not accuracy:
-        return None
-    old = [accuracy.get(task, agreement.get(task, 0.0)) for task in tasks[:-1]]
-    new = next((value for task, value in accuracy.items() if task not in tasks[:-1]), None)
-    return None if new is None else (sum(old) / max(1, len(old)) + new) / 2
+def _mean_accuracy(line: StepMetrics, tasks: Sequence[str]) -> float:
+    """Of the mean over old tasks, or agreement where they could not be measured, and the new task."""
+    old_tasks = tasks[:-1]
+    old = [line.accuracy.get(task, line.agreement.get(task, 0.0)) for task in old_tasks]
+    new = next(value for task, value in line.accuracy.items() if task not in old_tasks)
+    return (sum(old) / max(1, len(old)) + new) / 2
