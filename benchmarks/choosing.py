@@ -24,7 +24,7 @@ from taskgraft.config import TRAIN_DEFAULTS, TrainingConfig
 from taskgraft.methods.presets import DEFAULT_METHOD
 from taskgraft.metrics import t_interval
 from taskgraft.pipeline.request import Request
-from taskgraft.results.record import Comparison, Record, VariantResult, parsed, versions
+from taskgraft.results.record import Comparison, Record, VariantResult, load_record, versions
 from taskgraft.types import Callbacks
 
 RESULTS = Path(__file__).parent / "results" / "choosing.json"
@@ -130,7 +130,7 @@ def _closed(
 
 def ends_of(runs: Path, task: str) -> list[float]:
     """The accuracy of each separate model at its last step."""
-    found = [parsed(Record, path) for path in sorted((runs / "separate").glob("seed-*/record.json"))]
+    found = [load_record(Record, path) for path in sorted((runs / "separate").glob("seed-*/record.json"))]
     return [record.history[-1].accuracy[task] for record in found]
 
 

@@ -20,7 +20,7 @@ from taskgraft.data import Preprocessing
 from taskgraft.errors import CheckpointError, TaskgraftError
 from taskgraft.models.classifier import grow
 from taskgraft.results.predictions import load_predictions
-from taskgraft.results.record import Record, parsed
+from taskgraft.results.record import Record, load_record
 from taskgraft.serving import model
 from toys import NEW, OLD, parent, same
 
@@ -188,7 +188,7 @@ def test_damaged_record_is_named(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(TaskgraftError, match=r"record.json is damaged: \d+ validation errors for Record"):
         model.describe_model(read_bundle(folder), "m", "torch")
     with pytest.raises(TaskgraftError, match=r"nowhere\.json is damaged"):
-        parsed(Record, tmp_path / "nowhere.json")
+        load_record(Record, tmp_path / "nowhere.json")
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"\x93NUMPY\x01\0", b"text"])

@@ -132,6 +132,6 @@ def cache_folder(value: str) -> Path | None:
 
 def command_line() -> str:
     """Return the command as it was typed, for the record."""
-    from taskgraft.results.files import shown
+    from taskgraft.results.files import escape_surrogates
 
-    return shown("taskgraft " + shlex.join(sys.argv[1:]))
+    return escape_surrogates("taskgraft " + shlex.join(sys.argv[1:]))

@@ -62,19 +62,19 @@ def report(
     from taskgraft import report
     from taskgraft.results.files import write_text
     from taskgraft.results.predictions import load_predictions
-    from taskgraft.results.record import Comparison, Record, parsed
+    from taskgraft.results.record import Comparison, Record, load_record
     from taskgraft.results.search import SearchResult
 
     if (folder / "comparison.json").is_file():
-        comparison = parsed(Comparison, folder / "comparison.json")
+        comparison = load_record(Comparison, folder / "comparison.json")
         report.write_comparison_report(comparison, folder)
         verdict = report.summarize_comparison(comparison).to_lines()
     elif (folder / "search.json").is_file():
-        search = parsed(SearchResult, folder / "search.json")
+        search = load_record(SearchResult, folder / "search.json")
         report.write_search_report(search, folder)
         verdict = report.summarize_search(search)
     elif (folder / "record.json").is_file():
-        record = parsed(Record, folder / "record.json")
+        record = load_record(Record, folder / "record.json")
         page = report.render_run(record, load_predictions(folder / "predictions.npz"), report.load_thumbnails(folder))
         write_text(folder / "report.html", page)
         verdict = report.summarize_run(record).to_lines()

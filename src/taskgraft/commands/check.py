@@ -18,7 +18,7 @@ from taskgraft.data import class_names, decode, near_duplicates
 from taskgraft.data.dataset import MAX_EXCLUDED
 from taskgraft.data.layouts import Entry, list_images, write_manifest
 from taskgraft.errors import InputError
-from taskgraft.results.files import shown
+from taskgraft.results.files import escape_surrogates
 from taskgraft.types import Callbacks, PathLike, Task, as_path
 
 MIN_CLASS_SIZE = 10  # training images of a class under which nobody learns it well
@@ -82,13 +82,13 @@ def check(
     readable = [image for image in images if not image.reason]
     unreadable = [image for image in images if image.reason]
     result: dict[str, Any] = {
-        "data": shown(str(data)),
+        "data": escape_surrogates(str(data)),
         "layout": listing.layout,
         **_count_classes(readable),
         "dropped_classes": dropped,
         "excluded": [
-            *([shown(path), reason] for path, reason in listing.skipped),
-            *([shown(image.path), image.reason] for image in unreadable),
+            *([escape_surrogates(path), reason] for path, reason in listing.skipped),
+            *([escape_surrogates(image.path), image.reason] for image in unreadable),
         ],
         "unreadable": len(unreadable),
         **_find_duplicates(readable),
@@ -172,17 +172,17 @@ def _find_duplicates(images: Sequence[_CheckedImage]) -> dict[str, Any]:
     def differing(groups: list[list[_CheckedImage]], field: str) -> list[list[str]]:
         """Each group's first image with those of another split or label."""
         return [
-            [shown(group[0].path), shown(image.path)]
+            [escape_surrogates(group[0].path), escape_surrogates(image.path)]
             for group in groups
             for image in group[1:]
             if getattr(image, field) != getattr(group[0], field)
         ]
 
     return {
-        "duplicates": [[shown(image.path) for image in group] for group in duplicates],
+        "duplicates": [[escape_surrogates(image.path) for image in group] for group in duplicates],
         "leaks": differing(duplicates, "split"),
         "conflicts": differing(duplicates, "label"),
-        "near_duplicates": [[shown(image.path) for image in group] for group in near],
+        "near_duplicates": [[escape_surrogates(image.path) for image in group] for group in near],
         "near_leaks": differing(near, "split"),
         "near_conflicts": differing(near, "label"),
         "too_even_to_compare": found.skipped,
@@ -223,7 +223,7 @@ def _collect_remarks(images: Sequence[_CheckedImage]) -> dict[str, list[str]]:
     paths: dict[str, list[str]] = defaultdict(list)
     for image in images:
         for remark in image.remarks:
-            paths[remark].append(shown(image.path))
+            paths[remark].append(escape_surrogates(image.path))
     return dict(sorted(paths.items()))
 
 

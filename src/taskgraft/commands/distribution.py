@@ -17,7 +17,7 @@ from taskgraft.data.streaming import MediaFile, StreamedImage
 from taskgraft.errors import InputError, ResultError
 from taskgraft.quantification import Distribution, Sample, estimate_joint_prevalence, estimate_prevalence
 from taskgraft.quantification.prevalence import Estimator
-from taskgraft.results.files import shown, write_json, write_text
+from taskgraft.results.files import escape_surrogates, write_json, write_text
 from taskgraft.results.predictions import Predictions
 from taskgraft.types import Callbacks, PathLike, as_paths
 
@@ -84,7 +84,7 @@ def distribution(
     sample, cards = _build_sample(predictions, units, media, block), predictor.bundle.cards
     result = Distribution(
         model=str(model),
-        sources=tuple(shown(str(path)) for path in paths),
+        sources=tuple(escape_surrogates(str(path)) for path in paths),
         tasks=tuple(estimate_prevalence(sample, task, cards.get(task), estimator) for task in tasks or available),
         pairs=tuple(estimate_joint_prevalence(sample, pair, cards, estimator) for pair in joint),
         images=len(units),
@@ -120,7 +120,7 @@ def _read_table(path: Path) -> Media:
         if column is None:
             raise InputError(f"{path}: there is no column 'path' among {', '.join(row) or 'none at all'}; add it")
         relative = row[column].strip()
-        file, name = path.parent / relative, shown(relative)
+        file, name = path.parent / relative, escape_surrogates(relative)
         if not relative or is_outside(path.parent, file):
             raise InputError(
                 f"{path} line {number}: {relative!r} is blank or outside the table's folder; use paths below it"

@@ -21,7 +21,7 @@ from taskgraft.data.file_index import PackedNames
 from taskgraft.data.layouts import Entry, list_images
 from taskgraft.data.transforms import Preprocessing
 from taskgraft.errors import DataError
-from taskgraft.results.files import atomic, fingerprint, shown
+from taskgraft.results.files import atomic, escape_surrogates, fingerprint
 from taskgraft.types import Images, Task
 
 SPLITS = ("train", "val", "test")
@@ -365,7 +365,7 @@ def describe_changes(folder: Path, dataset: Dataset) -> str:
             before = {path for path, _ in list(csv.reader(file))[1:]}
     except (OSError, ValueError, csv.Error):
         return "other images"
-    now = {shown(path) for path, _ in dataset.splits()}
+    now = {escape_surrogates(path) for path, _ in dataset.splits()}
     parts = []
     for word, names in (("added", sorted(now - before)), ("removed", sorted(before - now))):
         if names:
@@ -377,4 +377,4 @@ def _write_csv(path: Path, header: tuple[str, str], rows: Iterable[tuple[str, st
     with atomic(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)
-        writer.writerows((shown(path), word) for path, word in rows)
+        writer.writerows((escape_surrogates(path), word) for path, word in rows)

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from taskgraft.data import tar_shards
 from taskgraft.errors import DataError, require
-from taskgraft.results.files import shown, write_asked
+from taskgraft.results.files import escape_surrogates, write_output
 
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 TABLE_SUFFIXES = (".csv", ".tsv", ".parquet")
@@ -335,9 +335,9 @@ def write_manifest(path: Path, root: Path, entries: Sequence[Entry], task: str) 
     writer.writerow(["path", "split", task])
     for entry in entries:
         name = (prefix / entry.path).as_posix()
-        if shown(name) != name:
-            raise DataError(f"{shown(name)} has a name that is not valid UTF-8; rename the file")
+        if escape_surrogates(name) != name:
+            raise DataError(f"{escape_surrogates(name)} has a name that is not valid UTF-8; rename the file")
         writer.writerow([name, entry.split or "", entry.labels[task]])
     if path.exists() and path.read_text(encoding="utf-8", errors="replace") != text.getvalue():
         raise DataError(f"{path} already exists with other content; choose another file")
-    write_asked(path, text.getvalue())
+    write_output(path, text.getvalue())

@@ -17,7 +17,7 @@ from taskgraft.data import decode, tar_shards
 from taskgraft.data.layouts import TEXT_SUFFIXES, Skipped, list_folder
 from taskgraft.data.transforms import Preprocessing, resize
 from taskgraft.errors import DataError, require
-from taskgraft.results.files import shown
+from taskgraft.results.files import escape_surrogates
 
 PREFETCH = 4  # images that are being decoded or wait, for each thread
 VIDEO_SUFFIXES = {
@@ -68,12 +68,12 @@ def find_media(paths: Iterable[str | Path]) -> MediaListing:
             is_folder = path.is_dir()
             exists = is_folder or os.path.lexists(path)
         except (OSError, ValueError) as error:
-            raise DataError(f"{shown(str(path))!r} is not a valid path: {error}") from error
+            raise DataError(f"{escape_surrogates(str(path))!r} is not a valid path: {error}") from error
         if not exists:
-            raise DataError(f"{shown(str(path))} does not exist; give images, videos or folders of them")
+            raise DataError(f"{escape_surrogates(str(path))} does not exist; give images, videos or folders of them")
         for file in _expand_archives(_walk(path, skipped) if is_folder else (path,), skipped):
             is_video = file.suffix.lower() in VIDEO_SUFFIXES
-            items.setdefault(str(file), MediaFile(file, shown(str(file)), is_video))
+            items.setdefault(str(file), MediaFile(file, escape_surrogates(str(file)), is_video))
     return MediaListing(tuple(items.values()), tuple(skipped))
 
 
@@ -91,7 +91,7 @@ def _walk(root: Path, skipped: Skipped) -> Iterator[Path]:
                 skipped_here.append((path.relative_to(root).as_posix(), "a link to a folder"))
             else:
                 folders.append(path)
-        skipped += [(shown(str(root / path)), reason) for path, reason in skipped_here]
+        skipped += [(escape_surrogates(str(root / path)), reason) for path, reason in skipped_here]
         stack += reversed(folders)
 
 
@@ -100,7 +100,9 @@ def _expand_archives(files: Iterable[Path], skipped: Skipped) -> Iterator[Path]:
         if file.suffix.lower() != tar_shards.SUFFIX or not file.is_file():
             yield file
             continue
-        skipped += [(shown(f"{file}/{name}"), reason) for name, reason in tar_shards.read_index(file).skipped]
+        skipped += [
+            (escape_surrogates(f"{file}/{name}"), reason) for name, reason in tar_shards.read_index(file).skipped
+        ]
         yield from (file / name for name in tar_shards.list_members(file))
 
 

@@ -13,7 +13,7 @@ from taskgraft.data.dataset import SPLITS, Dataset, count_classes, open_images
 from taskgraft.data.layouts import list_images
 from taskgraft.data.transforms import Preprocessing
 from taskgraft.errors import DataError
-from taskgraft.results.files import shown
+from taskgraft.results.files import escape_surrogates
 from taskgraft.types import Callbacks, Images, Task
 
 MAX_LISTED = 1000  # excluded images that the record names
@@ -133,14 +133,14 @@ def _describe(path: Path, dataset: Dataset) -> dict[str, Any]:
     task = dataset.tasks[0]
     sets: dict[str, Images | None] = {split: getattr(dataset, split) for split in SPLITS}
     return {
-        "source": shown(str(path)),
+        "source": escape_surrogates(str(path)),
         "layout": dataset.layout,
         "fingerprint": dataset.fingerprint,
         "task": task.name,
         "classes": len(task.classes),
         "images": {split: len(images.pixels) for split, images in sets.items() if images is not None},
         "counts": count_classes(dataset.train or dataset.val, task),
-        "excluded": [[shown(name), reason] for name, reason in dataset.excluded[:MAX_LISTED]],
+        "excluded": [[escape_surrogates(name), reason] for name, reason in dataset.excluded[:MAX_LISTED]],
         "excluded_count": len(dataset.excluded),
         "notes": list(dataset.notes),
     }

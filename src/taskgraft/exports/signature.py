@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taskgraft.bundle import Bundle
-from taskgraft.results.record import Record, parsed
+from taskgraft.results.record import Record, load_record
 from taskgraft.version import __version__
 
 FORMAT_VERSION = 1
@@ -106,4 +106,4 @@ def describe(bundle: Bundle, config: ExportConfig) -> dict[str, Any]:
 def read_record(bundle: Bundle) -> Record | None:
     """The record of the run that produced a bundle; None for a model from elsewhere."""
     file = bundle.folder / "record.json" if bundle.folder else None
-    return parsed(Record, file) if file and file.is_file() else None
+    return load_record(Record, file) if file and file.is_file() else None

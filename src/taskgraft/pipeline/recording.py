@@ -15,7 +15,7 @@ from taskgraft.models.inference import count_flops, measure_latency
 from taskgraft.pipeline import measuring
 from taskgraft.pipeline.opening import Opened
 from taskgraft.pipeline.request import Request
-from taskgraft.results.files import digest, shown
+from taskgraft.results.files import digest, escape_surrogates
 from taskgraft.results.predictions import Predictions
 from taskgraft.results.record import Record, TaskResult, versions
 from taskgraft.training import run_folder
@@ -131,7 +131,7 @@ def _describe_parent(opened: Opened) -> dict[str, Any]:
     }
     if isinstance(request, Request):
         described |= {
-            "source": shown(request.parent),
+            "source": escape_surrogates(request.parent),
             "preprocessing": parent.preprocessing.to_text(),
             "lineage": list(parent.lineage),
             **({"files": digests.compute(parent.folder)} if parent.folder else {}),

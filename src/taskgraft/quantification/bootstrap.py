@@ -71,18 +71,18 @@ def effective_sample_size(naive: Floats, replicates: Floats, scale: float, units
     """
     if units == images:
         return float(images)
-    alone = float((naive * (1 - naive)).sum())
-    seen = float(replicates.var(axis=0).sum()) * scale**2
-    if units < 2 or alone <= 0 or seen <= 0:
+    independent = float((naive * (1 - naive)).sum())
+    observed = float(replicates.var(axis=0).sum()) * scale**2
+    if units < 2 or independent <= 0 or observed <= 0:
         return float(min(units, images))
-    return float(min(alone / seen, images))
+    return float(min(independent / observed, images))
 
 
 def confidence_limits(prevalence: Floats, replicates: Floats, scale: float, effective: float) -> tuple[Floats, Floats]:
     """Return 95 % limits of prevalences [K] from replicates [R, K]: percentiles, within [0, 1].
 
     For a class that few images have, not narrower than Wilson's interval (1927) for `effective` images: no replicate
-    can show a class of which no image was met.
+    can have a class of which no image was seen.
     """
     scaled = prevalence + scale * (replicates - prevalence)
     low, high = np.quantile(scaled, [0.025, 0.975], axis=0)

@@ -31,9 +31,7 @@ MIN_UNITS = 20
 
 
 class ClassPrevalence(BaseModel):
-    """The prevalence of a class (or of a pair, joined by " × ") in [0, 1]: naive_replicates, and corrected with 95 %
-    limits.
-    """
+    """The prevalence of a class (or of a pair, joined by " × ") in [0, 1]: counted, and corrected with 95 % limits."""
 
     model_config = ConfigDict(frozen=True)
     name: str
@@ -59,7 +57,7 @@ class TaskPrevalence(BaseModel):
 
 
 class JointPrevalence(BaseModel):
-    """The prevalences of pairs of classes of two tasks; pairs of none, corrected or naive_replicates, are left out."""
+    """The prevalences of pairs of classes of two tasks; pairs with a prevalence of 0 are left out."""
 
     model_config = ConfigDict(frozen=True)
     tasks: tuple[str, str]
@@ -122,19 +120,19 @@ def estimate_prevalence(
     rng = seeding.generator(0, "distribution", task)
     weights, scale = sample.weights[None], bootstrap.deviation_scale(sample.unit)
     naive = (weights @ inputs.predicted)[0, :-1]
-    shares = _estimate(inputs, slice(None), weights, None)[0]
+    prevalence = _estimate(inputs, slice(None), weights, None)[0]
     draws, naive_replicates = [], []
     for draw in bootstrap.resample(sample.unit, sample.weights, REPLICATES, rng):
         naive_replicates.append((draw.weights @ inputs.predicted[draw.rows])[:, :-1])
-        draws.append(_estimate(inputs, draw.rows, draw.weights, shares, rng))
+        draws.append(_estimate(inputs, draw.rows, draw.weights, prevalence, rng))
     units = int(sample.unit.max()) + 1
     effective = bootstrap.effective_sample_size(naive, np.concatenate(naive_replicates), scale, units, len(sample.unit))
-    low, high = bootstrap.confidence_limits(shares, np.concatenate(draws), scale, effective)
+    low, high = bootstrap.confidence_limits(prevalence, np.concatenate(draws), scale, effective)
     classes = sample.predictions.classes[task]
     return TaskPrevalence(
         task=task,
         estimator=inputs.estimator,
-        classes=_list_classes(classes, naive, shares, low, high),
+        classes=_list_classes(classes, naive, prevalence, low, high),
         images=len(sample.unit),
         units=units,
         unit=sample.kind,
@@ -147,30 +145,30 @@ def estimate_prevalence(
 def _prepare(sample: Sample, task: str, card: Mapping[str, Any] | None, estimator: Estimator) -> _Inputs:
     """Posteriors and predictions of a task, and the estimator that its card allows."""
     predictions, classes = sample.predictions, sample.predictions.classes[task]
-    data, notes, used = cards.read_card(card, classes), [], str(estimator)
+    data, notes, allowed = cards.read_card(card, classes), [], str(estimator)
     if data is None and estimator != "naive":
-        used = "naive"
+        allowed = "naive"
         notes.append(
             "no task card for these classes, so the counts are not corrected; create one with `taskgraft calibrate`"
         )
     elif data is not None and estimator == "emq" and data.temperature is None:
-        used = "acc"
+        allowed = "acc"
         notes.append(
             "the task card has no temperature (an old card), so counts are adjusted by its confusion matrix (ACC)"
         )
     elif data is not None and estimator == "pacc" and data.rates is None:
-        used = "acc"
+        allowed = "acc"
         notes.append(
             "the task card has no mean posteriors (an old card), so counts are adjusted by its confusion matrix (ACC)"
         )
-    if data is not None and used != "naive":
+    if data is not None and allowed != "naive":
         few = int((data.counts.sum(axis=1) < 5).sum())
         if few:
             notes.append(f"{few} of {len(classes)} classes have fewer than 5 images on the card")
     temperature = data.temperature if data and data.temperature else 1.0
     predicted = np.zeros((len(sample.unit), len(classes) + 1))
     predicted[np.arange(len(predicted)), predicted_classes(predictions, task)] = 1  # -1 is the last column
-    return _Inputs(data, probabilities(predictions.logits[task], temperature), predicted, used, tuple(notes))
+    return _Inputs(data, probabilities(predictions.logits[task], temperature), predicted, allowed, tuple(notes))
 
 
 def _estimate(
@@ -188,8 +186,8 @@ def _estimate(
         if point is None or rng is None:
             return estimate_emq(inputs.posteriors[rows], data.prior, weights)
         start_near = np.tile(0.95 * point + 0.05 * data.prior, (len(weights), 1))
-        moved = estimate_emq(inputs.posteriors[rows], data.prior, weights, start_near, 150, 1e-5)
-        return moved + cards.draw_card_errors(data.counts, point, len(weights), rng)[:, : len(point)]
+        estimates = estimate_emq(inputs.posteriors[rows], data.prior, weights, start_near, 150, 1e-5)
+        return estimates + cards.draw_card_errors(data.counts, point, len(weights), rng)[:, : len(point)]
     counts = _card_counts(data, inputs.estimator)
     rates = cards.smooth_rates(counts)[0]
     predicted = weights @ (inputs.posteriors if inputs.estimator == "pacc" else inputs.predicted)[rows]
@@ -198,9 +196,9 @@ def _estimate(
     return estimate_adjusted(rates, predicted - cards.draw_card_errors(counts, point, len(weights), rng), 500, 1e-7)
 
 
-def _card_counts(data: CardData, used: str) -> Floats:
-    """What the card naive_replicates, for PACC in posteriors [K, K], for ACC in answers [K, K + 1]."""
-    if used == "pacc" and data.rates is not None:
+def _card_counts(data: CardData, estimator: str) -> Floats:
+    """The card's images by true class and output: posteriors [K, K] for PACC, predicted classes [K, K + 1] for ACC."""
+    if estimator == "pacc" and data.rates is not None:
         return data.counts.sum(axis=1, keepdims=True) * data.rates
     return data.counts
 
@@ -222,63 +220,71 @@ def estimate_joint_prevalence(
         estimator: see `estimate_prevalence`.
     """
     first, second = (_prepare(sample, task, cards_of.get(task), estimator) for task in tasks)
-    used = first.estimator if first.estimator == second.estimator else "naive"
+    chosen = first.estimator if first.estimator == second.estimator else "naive"
     rng = seeding.generator(0, "distribution", *tasks)
     scale = bootstrap.deviation_scale(sample.unit)
     naive = _count_joint(first, second, slice(None), sample.weights)
-    point = _estimate_joint(used, first, second, slice(None), sample.weights, None)
+    point = _estimate_joint(chosen, first, second, slice(None), sample.weights, None)
     draws, naive_replicates = [], []
     for draw in bootstrap.resample(sample.unit, sample.weights, PAIR_REPLICATES, rng):
         for weights in draw.weights:
             naive_replicates.append(_count_joint(first, second, draw.rows, weights).ravel())
-            draws.append(_estimate_joint(used, first, second, draw.rows, weights, point).ravel())
+            draws.append(_estimate_joint(chosen, first, second, draw.rows, weights, point).ravel())
     replicates = np.array(draws)
-    if used != "naive":
-        replicates += _draw_joint_errors(first, second, used, point, rng)
+    if chosen != "naive":
+        replicates += _draw_joint_errors(first, second, chosen, point, rng)
     units = int(sample.unit.max()) + 1
     effective = bootstrap.effective_sample_size(
         naive.ravel(), np.array(naive_replicates), scale, units, len(sample.unit)
     )
     low, high = bootstrap.confidence_limits(point.ravel(), replicates, scale, effective)
-    one, two = (sample.predictions.classes[task] for task in tasks)
-    names = [f"{a} × {b}" for a in one for b in two]
+    classes = [sample.predictions.classes[task] for task in tasks]
+    names = [f"{a} × {b}" for a in classes[0] for b in classes[1]]
     pairs = _list_classes(names, naive.ravel(), point.ravel(), low, high)
-    listed = tuple(pair for pair in pairs if pair.prevalence >= 1e-4 or pair.naive > 0)
+    pairs = tuple(pair for pair in pairs if pair.prevalence >= 1e-4 or pair.naive > 0)
     note = "errors of the two tasks are assumed to be independent given the true pair"
     return JointPrevalence(
-        tasks=tasks, estimator=used, pairs=listed, notes=(note,) if used != "naive" else (*first.notes, *second.notes)
+        tasks=tasks,
+        estimator=chosen,
+        pairs=pairs,
+        notes=(note,) if chosen != "naive" else (*first.notes, *second.notes),
     )
 
 
-def _estimate_joint(used: str, one: _Inputs, two: _Inputs, rows: Any, weights: Floats, point: Floats | None) -> Floats:
-    if one.card is None or two.card is None or used == "naive":
-        return _count_joint(one, two, rows, weights)
-    if used == "emq":
-        start = np.outer(one.card.prior, two.card.prior)
+def _estimate_joint(
+    estimator: str, first: _Inputs, second: _Inputs, rows: Any, weights: Floats, point: Floats | None
+) -> Floats:
+    if first.card is None or second.card is None or estimator == "naive":
+        return _count_joint(first, second, rows, weights)
+    if estimator == "emq":
+        start = np.outer(first.card.prior, second.card.prior)
         start_near = start if point is None else 0.95 * point + 0.05 * start
         max_iterations = 500 if point is None else 60
-        first, second = ((part.posteriors[rows], cast(CardData, part.card).prior) for part in (one, two))
-        return estimate_joint_emq(first, second, weights, start_near, max_iterations)
-    columns = [part.posteriors if used == "pacc" else part.predicted for part in (one, two)]
+        tasks = (first.posteriors[rows], first.card.prior), (second.posteriors[rows], second.card.prior)
+        return estimate_joint_emq(*tasks, weights, start_near, max_iterations)
+    columns = [task.posteriors if estimator == "pacc" else task.predicted for task in (first, second)]
     predicted = columns[0][rows].T @ (columns[1][rows] * weights[:, None])
-    rates = [cards.smooth_rates(_card_counts(part, used))[0] for part in (one.card, two.card)]
+    rates = [cards.smooth_rates(_card_counts(card, estimator))[0] for card in (first.card, second.card)]
     return estimate_joint_adjusted(rates[0], rates[1], predicted)
 
 
-def _count_joint(one: _Inputs, two: _Inputs, rows: Any, weights: Floats) -> Floats:
-    return one.predicted[rows, :-1].T @ (two.predicted[rows, :-1] * weights[:, None])
+def _count_joint(first: _Inputs, second: _Inputs, rows: Any, weights: Floats) -> Floats:
+    return first.predicted[rows, :-1].T @ (second.predicted[rows, :-1] * weights[:, None])
 
 
-def _draw_joint_errors(one: _Inputs, two: _Inputs, used: str, point: Floats, rng: np.random.Generator) -> Floats:
+def _draw_joint_errors(
+    first: _Inputs, second: _Inputs, estimator: str, point: Floats, rng: np.random.Generator
+) -> Floats:
     """Errors of pairs from the cards' few images [R, K1 * K2]: those of each task, in proportion along the other."""
-    moved = np.zeros((PAIR_REPLICATES, *point.shape))
+
+    def draw(inputs: _Inputs, prevalence: Floats) -> Floats:
+        counts = _card_counts(cast(CardData, inputs.card), estimator)
+        return cards.draw_card_errors(counts, prevalence, PAIR_REPLICATES, rng)[:, : len(prevalence)]
+
     rows, columns = point.sum(axis=1), point.sum(axis=0)
-    for axis, part, shares in ((1, one, rows), (2, two, columns)):
-        assert part.card is not None
-        change = cards.draw_card_errors(_card_counts(part.card, used), shares, PAIR_REPLICATES, rng)[:, : len(shares)]
-        other = columns if axis == 1 else rows
-        moved += np.einsum("rk,j->rkj", change, other) if axis == 1 else np.einsum("rj,k->rkj", change, other)
-    return moved.reshape(PAIR_REPLICATES, -1)
+    errors = np.einsum("rk,j->rkj", draw(first, rows), columns)
+    errors += np.einsum("rj,k->rkj", draw(second, columns), rows)
+    return errors.reshape(PAIR_REPLICATES, -1)
 
 
 def _list_classes(names: Sequence[str], *columns: Floats) -> tuple[ClassPrevalence, ...]:

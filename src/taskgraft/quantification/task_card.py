@@ -20,10 +20,9 @@ DIGITS = 5
 
 
 class CardData(NamedTuple):
-    """A card as arrays: counts [K, K + 1] of true class by predicted class, mean posteriors [K, K] by true class or
-    None.
+    """A card as arrays: counts [K, K + 1] by true and predicted class, mean posteriors [K, K] by true class or None.
 
-    `prior` [K] is the prevalence under which the posteriors hold, `level` the energy below which LOW_FRACTION of the
+    `prior` [K] is the prevalence under which the posteriors hold, `energy_level` that below which LOW_FRACTION of the
     card's images lie, None where the card does not say.
     """
 
@@ -31,7 +30,7 @@ class CardData(NamedTuple):
     counts: Floats
     rates: Floats | None
     prior: Floats
-    level: float | None
+    energy_level: float | None
 
 
 def describe_for_quantification(
@@ -41,8 +40,8 @@ def describe_for_quantification(
 
     `mean_posterior` [K, K]; a class without images has a row of zeros.
     """
-    known = labels >= 0
-    logits, labels = logits[known], labels[known]
+    labeled = labels >= 0
+    logits, labels = logits[labeled], labels[labeled]
     size = logits.shape[1]
     sums = np.zeros((size, size))
     np.add.at(sums, labels, probabilities(logits, temperature))
@@ -82,13 +81,14 @@ def read_card(card: Mapping[str, Any] | None, classes: Sequence[str]) -> CardDat
 def _prior(card: Mapping[str, Any], classes: Sequence[str], counts: Floats) -> Floats:
     """Class frequencies in training where the card has them, else those of the images that it was measured on."""
     trained = card.get("train_counts") or {}
-    known = np.array([trained.get(name, 0) for name in classes], float)
-    found = known if (known > 0).all() else counts.sum(axis=1)
-    return (found + 1) / (found + 1).sum()
+    frequencies = np.array([trained.get(name, 0) for name in classes], float)
+    if not (frequencies > 0).all():
+        frequencies = counts.sum(axis=1)
+    return (frequencies + 1) / (frequencies + 1).sum()
 
 
 def _normalize_rows(rates: Floats) -> Floats:
-    """Rows that sum to 1; of a class without images its own answer is assumed, as QuaPy does."""
+    """Rows that sum to 1; a class without images is assumed to be predicted correctly, as QuaPy does."""
     sums = rates.sum(axis=1, keepdims=True)
     return np.where(sums > 0, rates / np.maximum(sums, 1e-9), np.eye(len(rates)))
 
@@ -96,15 +96,14 @@ def _normalize_rows(rates: Floats) -> Floats:
 def smooth_rates(counts: Floats) -> tuple[Floats, Floats]:
     """Return the distribution of predictions [K, J] by true class, smoothed by two prior images, and each row's images.
 
-    The prior has the overall accuracy on its own class and the rest as all predictions lie: so a class with few
-    images on
-    the card is near to the others, and none is known perfectly.
+    The prior has the overall accuracy on the true class and spreads the rest as all predictions are distributed, which
+    draws classes with few images toward the others.
     """
     size = counts.shape[0]
-    right = float(np.trace(counts[:, :size]) / counts.sum())
-    base = counts + 2 * (right * np.eye(*counts.shape) + (1 - right) * counts.sum(axis=0) / counts.sum())
-    sums = base.sum(axis=1)
-    return base / sums[:, None], sums
+    accuracy = float(np.trace(counts[:, :size]) / counts.sum())
+    smoothed = counts + 2 * (accuracy * np.eye(*counts.shape) + (1 - accuracy) * counts.sum(axis=0) / counts.sum())
+    sums = smoothed.sum(axis=1)
+    return smoothed / sums[:, None], sums
 
 
 def draw_card_errors(counts: Floats, prevalence: Floats, replicates: int, rng: np.random.Generator) -> Floats:
@@ -141,9 +140,9 @@ def check_ood(logits: NDArray[np.float32], weights: Floats, card: CardData | Non
         card: the task's card.
         effective_size: the effective number of images.
     """
-    if card is None or card.level is None:
+    if card is None or card.energy_level is None:
         return OODCheck(flag=None, text="the task card has no energy level, so out-of-distribution images go unnoticed")
-    fraction = float((weights * (compute_energy(logits) < card.level)).sum())
+    fraction = float((weights * (compute_energy(logits) < card.energy_level)).sum())
     flag = bool(wilson_limits(fraction, effective_size)[0] > OOD_FACTOR * LOW_FRACTION)
     text = f"{fraction:.0%} of images look out-of-distribution ({LOW_FRACTION:.0%} expected)"
     if flag:

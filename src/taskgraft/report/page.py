@@ -17,7 +17,7 @@ from taskgraft.errors import InputError
 from taskgraft.report import charts, theme
 from taskgraft.report import formatting as fmt
 from taskgraft.report.charts import Chart
-from taskgraft.results.files import write_asked
+from taskgraft.results.files import write_output
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -104,7 +104,7 @@ def write_page(path: Path, page: str) -> None:
     """
     if path.exists() and SIGNATURE not in path.read_text(encoding="utf-8", errors="replace"):
         raise InputError(f"{path} exists and is not a taskgraft page; choose another file for --html")
-    write_asked(path, page)
+    write_output(path, page)
 
 
 @functools.cache

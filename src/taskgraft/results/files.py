@@ -14,7 +14,7 @@ from taskgraft.errors import InputError
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """Replace a file atomically: a reader sees the old file or the new one, never a half.
+    """Replace a file atomically: a reader sees the old file or the new one, never part of it.
 
     Args:
         path: The file.
@@ -23,18 +23,18 @@ def atomic(path: Path) -> Iterator[Path]:
         A path to write to. It is flushed and renamed to `path` when the block ends without an error, else deleted.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        yield aside
-        os.chmod(aside, _get_usual_mode(aside))
-        flush(aside)
-        os.replace(aside, path)
+        yield temporary
+        os.chmod(temporary, _default_mode(temporary))
+        flush(temporary)
+        os.replace(temporary, path)
     finally:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
     flush(path.parent)
 
 
-def _get_usual_mode(path: Path) -> int:
+def _default_mode(path: Path) -> int:
     """What the user's umask gives a new file; safetensors writes files that nobody else may read."""
     probe = path.with_name(f"{path.name}.mode")
     handle = os.open(probe, os.O_CREAT | os.O_WRONLY, 0o666)
@@ -56,16 +56,12 @@ def flush(path: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically; bytes of file names that are not UTF-8 are escaped."""
-    with atomic(path) as aside:
-        aside.write_text(text, encoding="utf-8", errors="backslashreplace")
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
-def write_asked(path: Path, text: str) -> None:
+def write_output(path: Path, text: str) -> None:
     """Write a text file to a path that the user chose.
-
-    Args:
-        path: The file.
-        text: Its content.
 
     Raises:
         InputError: It cannot be written there.
@@ -76,7 +72,7 @@ def write_asked(path: Path, text: str) -> None:
         raise InputError(f"{path} cannot be written: {error.strerror}; choose another path") from error
 
 
-def shown(name: str) -> str:
+def escape_surrogates(name: str) -> str:
     """Return a file name as text that can be written: bytes that are not UTF-8 are escaped."""
     return name.encode("utf-8", "backslashreplace").decode()
 
@@ -92,9 +88,9 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def fingerprint(parts: Iterable[str]) -> str:
+def fingerprint(strings: Iterable[str]) -> str:
     """Return the SHA-256 of a sequence of strings, order included."""
-    total = hashlib.sha256()
-    for part in parts:
-        total.update(part.encode("utf-8", "surrogateescape") + b"\n")
-    return total.hexdigest()
+    sha256 = hashlib.sha256()
+    for string in strings:
+        sha256.update(string.encode("utf-8", "surrogateescape") + b"\n")
+    return sha256.hexdigest()

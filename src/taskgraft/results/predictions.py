@@ -46,7 +46,7 @@ def save_predictions(path: Path, sets: Mapping[str, Predictions]) -> None:
         )
         arrays.update({f"{name}|labels|{task}": value for task, value in predictions.labels.items()})
         arrays.update({f"{name}|logits|{task}": value for task, value in predictions.logits.items()})
-    with atomic(path) as aside, aside.open("wb") as file:
+    with atomic(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **arrays)  # pyright: ignore[reportArgumentType]
 
 
@@ -64,12 +64,12 @@ def load_predictions(path: Path) -> dict[str, Predictions]:
     """
     try:
         with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-            return _sets(dict(file))
+            return _unpack(dict(file))
     except Exception as error:  # other people's archives raise anything
         raise InputError(f"{path} is damaged: {type(error).__name__}: {str(error)[:160]}; copy it again") from error
 
 
-def _sets(arrays: Mapping[str, NDArray[Any]]) -> dict[str, Predictions]:
+def _unpack(arrays: Mapping[str, NDArray[Any]]) -> dict[str, Predictions]:
     sets = {}
     for name in [key.split("|")[0] for key in arrays if key.endswith("|meta")]:
         meta = json.loads(str(arrays[f"{name}|meta"]))
@@ -77,11 +77,11 @@ def _sets(arrays: Mapping[str, NDArray[Any]]) -> dict[str, Predictions]:
             {task: tuple(classes) for task, classes in meta["classes"].items()},
             meta["softmax"],
             tuple(meta["ids"]),
-            _part(arrays, f"{name}|labels|"),
-            _part(arrays, f"{name}|logits|"),
+            _select(arrays, f"{name}|labels|"),
+            _select(arrays, f"{name}|logits|"),
         )
     return sets
 
 
-def _part(arrays: Mapping[str, NDArray[Any]], prefix: str) -> dict[str, NDArray[Any]]:
+def _select(arrays: Mapping[str, NDArray[Any]], prefix: str) -> dict[str, NDArray[Any]]:
     return {key.removeprefix(prefix): value for key, value in arrays.items() if key.startswith(prefix)}

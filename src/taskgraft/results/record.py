@@ -102,7 +102,7 @@ class Comparison(BaseModel):
     command: str
     title: str
     variants: tuple[VariantResult, ...]
-    separate: dict[str, tuple[float, ...]] = {}  # new task alone: validation accuracy of each seed
+    separate: dict[str, tuple[float, ...]] = {}  # single-task models: validation accuracy of each seed
     failures: tuple[tuple[str, str], ...] = ()  # label, reason
     notes: tuple[str, ...] = ()
     reproduce_command: str = ""  # the compare command for the same methods, whatever started it
@@ -130,7 +130,7 @@ class Stopwatch:
         return {**self._laps, "total": round(sum(self._laps.values()), 2)}
 
 
-def parsed(kind: type[Kind], path: Path) -> Kind:
+def load_record(kind: type[Kind], path: Path) -> Kind:
     """Read a file that holds one of the models above.
 
     Args:
@@ -145,12 +145,12 @@ def parsed(kind: type[Kind], path: Path) -> Kind:
     """
     try:
         return kind.model_validate_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:  # of which pydantic's own is one
+    except (OSError, ValueError) as error:  # pydantic's ValidationError is a ValueError
         raise InputError(f"{path} is damaged: {str(error).splitlines()[0][:160]}; copy it again") from error
 
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the libraries that decide a result, and the kind of processor."""
     names = ("torch", "torchvision", "timm", "numpy", "pillow", "safetensors")
-    found = {"taskgraft": __version__, **{name: importlib.metadata.version(name) for name in names}}
-    return {"python": platform.python_version(), **found, "machine": platform.machine()}
+    packages = {"taskgraft": __version__, **{name: importlib.metadata.version(name) for name in names}}
+    return {"python": platform.python_version(), **packages, "machine": platform.machine()}

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 
 from taskgraft import distributed
 from taskgraft.errors import InputError, SetupError, TaskgraftError
-from taskgraft.results.files import flush, shown, write_json, write_text
+from taskgraft.results.files import escape_surrogates, flush, write_json, write_text
 from taskgraft.results.record import StepMetrics
 
 # Files of a run that has not begun, or that others write; anything else in a new OUT is somebody else's.
@@ -111,8 +111,8 @@ def check_location(folder: Path, sources: Iterable[Path]) -> None:
     Raises:
         InputError: The path is too long or not UTF-8, or is inside a folder of images.
     """
-    if shown(str(folder)) != str(folder):
-        raise InputError(f"{shown(str(folder))} is not valid UTF-8; choose another OUT")
+    if escape_surrogates(str(folder)) != str(folder):
+        raise InputError(f"{escape_surrogates(str(folder))} is not valid UTF-8; choose another OUT")
     try:
         folder.exists()
     except OSError as error:
