@@ -16,7 +16,7 @@ from taskgraft import TaskgraftError, distributed, pytree
 from taskgraft.distributed.heartbeat import monitor
 from taskgraft.errors import SetupError
 from taskgraft.models import inference
-from taskgraft.models.features import compute_features
+from taskgraft.models.inference import compute_features
 from taskgraft.training import loop
 from toys import OLD, RUN, finished, parent, pictures, started, weights
 

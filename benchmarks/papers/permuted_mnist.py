@@ -21,7 +21,7 @@ from torch import nn
 from taskgraft import Classifier, Images, Task, TrainingConfig, learn, wrap
 from taskgraft.curvature.fisher import fisher_diagonal
 from taskgraft.methods.protocol import Method
-from taskgraft.models.features import image_reader
+from taskgraft.models.inference import image_reader
 from taskgraft.types import Memory, Params, Quadratic, TrainingData
 
 MEAN, STD = 0.1307, 0.3081  # of the training pixels

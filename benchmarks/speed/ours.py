@@ -18,7 +18,7 @@ from taskgraft.methods import composition
 from taskgraft.methods.protocol import Method
 from taskgraft.models import inference
 from taskgraft.models.classifier import Classifier, grow, inherited_parameters, wrap
-from taskgraft.models.features import image_reader
+from taskgraft.models.inference import image_reader
 from taskgraft.training import loop, precision
 from taskgraft.training.checkpoints import TrainState
 from taskgraft.types import Images, Task, TrainingData

@@ -14,17 +14,16 @@ import torch
 from taskgraft.bundle import weights
 from taskgraft.commands.extend import extend
 from taskgraft.config import TrainingConfig
-from taskgraft.models import features, tensor_cache
+from taskgraft.models import inference, tensor_cache
 from taskgraft.models.classifier import Classifier, grow
-from taskgraft.models.features import compute_features, recall_features
-from taskgraft.models.inference import predict
+from taskgraft.models.inference import cached_features, compute_features, predict
 from taskgraft.training import loop
 from taskgraft.types import Params
 from toys import NEW, RUN, parent, pictures, same, sources, started
 
 
 class Counting:
-    """A `recall` that counts what had to be made."""
+    """A cache that counts what had to be computed."""
 
     def __init__(self, folder: Path, *about: str) -> None:
         self.made: list[str] = []
@@ -73,7 +72,7 @@ def test_unwritable_folder_is_tolerated(tmp_path: Path) -> None:
 def test_size_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tensor_cache.memoize_in(tmp_path)("0", some)
     (first,) = tmp_path.iterdir()
-    monkeypatch.setattr(tensor_cache, "LIMIT", 3 * first.stat().st_size)
+    monkeypatch.setattr(tensor_cache, "MAX_SIZE", 3 * first.stat().st_size)
     left = tmp_path / ".half.123"
     left.touch()
     os.utime(left, (0, 0))
@@ -91,12 +90,12 @@ def test_size_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_large_tensors_are_not_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tensor_cache, "LARGEST_FILE", 100)
+    monkeypatch.setattr(tensor_cache, "MAX_FILE_SIZE", 100)
     assert same(tensor_cache.memoize_in(tmp_path)("name", some), some())
     assert not tmp_path.exists() or not list(tmp_path.iterdir())
-    monkeypatch.setattr(features, "LARGEST_FILE", 100)
+    monkeypatch.setattr(inference, "MAX_FILE_SIZE", 100)
     asked = Counting(tmp_path)
-    recall_features(parent(), pictures(20, NEW, 5), asked)
+    cached_features(parent(), pictures(20, NEW, 5), asked)
     assert asked.made == []  # not even asked: no time is spent on marks
 
 
@@ -105,7 +104,7 @@ def test_cached_features_equal_computed_ones(notation: str, tmp_path: Path) -> N
     model, images = started(notation)[0].classifier, pictures(40, NEW, 8)
     for turn in range(2):
         asked = Counting(tmp_path)
-        assert torch.equal(recall_features(model, images, asked), compute_features(model, images))
+        assert torch.equal(cached_features(model, images, asked), compute_features(model, images))
         assert len(asked.made) == 1 - turn
 
 
@@ -124,23 +123,23 @@ def other_layout(model: Classifier) -> None:
 @pytest.mark.parametrize("change", [changed_weight, changed_statistics, other_layout])
 def test_changed_weights_miss_the_cache(change: Callable[[Classifier], None], tmp_path: Path) -> None:
     model, images = parent(), pictures(20, NEW, 5)
-    recall_features(model, images, Counting(tmp_path))
+    cached_features(model, images, Counting(tmp_path))
     change(model)
     asked = Counting(tmp_path)
-    assert torch.equal(recall_features(model, images, asked), compute_features(model, images))
+    assert torch.equal(cached_features(model, images, asked), compute_features(model, images))
     assert len(asked.made) == 1
 
 
 def test_cache_key(tmp_path: Path) -> None:
     model, images = parent(), pictures(20, NEW, 5)
-    recall_features(model, images, Counting(tmp_path))
+    cached_features(model, images, Counting(tmp_path))
     asked = Counting(tmp_path)
-    recall_features(model, images, asked, precision="bf16")
-    recall_features(model, images._replace(pixels=images.pixels.flip(0)), asked)
-    recall_features(model, images._replace(std=(0.3,) * 3), asked)
+    cached_features(model, images, asked, precision="bf16")
+    cached_features(model, images._replace(pixels=images.pixels.flip(0)), asked)
+    cached_features(model, images._replace(std=(0.3,) * 3), asked)
     assert len(set(asked.made)) == 3
-    recall_features(grow(model, NEW, 1), images, asked)
-    recall_features(model, images._replace(labels={}), asked)
+    cached_features(grow(model, NEW, 1), images, asked)
+    cached_features(model, images._replace(labels={}), asked)
     assert len(asked.made) == 3
 
 
@@ -148,15 +147,15 @@ def test_cached_logits_are_bit_identical(tmp_path: Path) -> None:
     model, images = started("branch")[0].classifier, pictures(70, NEW, 5)
     plain = predict(model, images)
     for _ in range(2):
-        kept = predict(model, images, recall=tensor_cache.memoize_in(tmp_path))
+        kept = predict(model, images, cache=tensor_cache.memoize_in(tmp_path))
         assert all(np.array_equal(plain.logits[task], kept.logits[task]) for task in plain.logits)
         assert kept.ids == plain.ids
 
 
 def test_head_steps_use_the_precision_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    real = features.compute_features
-    monkeypatch.setattr(features, "compute_features", lambda *args: seen.append(args[3]) or real(*args))
+    real = inference.compute_features
+    monkeypatch.setattr(inference, "compute_features", lambda *args: seen.append(args[3]) or real(*args))
     for precision in ("fp32", "bf16"):
         started("finetune", replace(RUN, precision=precision))
     assert seen == ["fp32", "bf16"]
@@ -171,8 +170,8 @@ def test_cold_and_warm_cache_give_equal_runs(
 ) -> None:
     """And one without a cache; the warm one computes no columns at all."""
     asked: list[int] = []
-    real = features.compute_features
-    monkeypatch.setattr(features, "compute_features", lambda *args: asked.append(len(args[1].pixels)) or real(*args))
+    real = inference.compute_features
+    monkeypatch.setattr(inference, "compute_features", lambda *args: asked.append(len(args[1].pixels)) or real(*args))
     counts = {}
     for name, cache in (("cold", tmp_path / "cache"), ("warm", tmp_path / "cache"), ("none", None)):
         asked.clear()

@@ -31,7 +31,7 @@ from taskgraft.methods import composition, notation
 from taskgraft.methods.composition import compose
 from taskgraft.methods.protocol import Method
 from taskgraft.models.classifier import Classifier, inherited_parameters
-from taskgraft.models.features import image_reader
+from taskgraft.models.inference import image_reader
 from taskgraft.types import Memory, Params, Step, Terms, TrainingData
 from toys import NEW, OLD, pictures, same
 

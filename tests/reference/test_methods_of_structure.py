@@ -16,7 +16,7 @@ from taskgraft.errors import TaskgraftError
 from taskgraft.methods import composition
 from taskgraft.models import feature_points, side_networks
 from taskgraft.models.classifier import Classifier, grow
-from taskgraft.models.features import compute_features
+from taskgraft.models.inference import compute_features
 from taskgraft.types import Memory, Params, TrainingData
 from toys import NEW, OLD, parent, pictures
 

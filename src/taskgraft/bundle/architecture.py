@@ -17,7 +17,7 @@ from taskgraft.data import transforms
 from taskgraft.data.transforms import Preprocessing
 from taskgraft.errors import CheckpointError
 from taskgraft.models import feature_points
-from taskgraft.models.classifier import Classifier, Part
+from taskgraft.models.classifier import Classifier, HeadSpec
 from taskgraft.models.side_networks import Ladder, Pooled, Tail
 from taskgraft.types import Task
 
@@ -135,8 +135,8 @@ class ExtraShape(BaseModel):
 def describe_heads(classifier: Classifier) -> list[HeadShape]:
     """Describe the heads, oldest first."""
     return [
-        HeadShape(task=part.task, rows=head.out_features, columns=(part.start, part.stop))
-        for part, head in zip(classifier.parts, classifier.linears(), strict=True)
+        HeadShape(task=spec.task, rows=head.out_features, columns=(spec.start, spec.stop))
+        for spec, head in zip(classifier.head_specs, classifier.linears(), strict=True)
     ]
 
 
@@ -200,8 +200,8 @@ def build_classifier(
                 "copy it again"
             )
     linears = [nn.Linear(shape.columns[1] - shape.columns[0], shape.rows) for shape in heads]
-    parts = [Part(shape.task, *shape.columns) for shape in heads]
-    return Classifier(backbone, linears, tasks, softmax, extras=modules, parts=parts)
+    specs = [HeadSpec(shape.task, *shape.columns) for shape in heads]
+    return Classifier(backbone, linears, tasks, softmax, extras=modules, head_specs=specs)
 
 
 def _build_extra(net: nn.Module, extra: ExtraShape) -> nn.Module:

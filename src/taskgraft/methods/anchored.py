@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from taskgraft.models.classifier import Classifier, inherited_parameters, newest_task, old_class_counts
-from taskgraft.models.features import compute_once
+from taskgraft.models.inference import compute_once
 from taskgraft.types import Images, Memory, Params, TrainingData
 
 Measure = Callable[[Images, list[str], list[str]], Params]  # (images, parameters, tasks) -> importance of each
@@ -48,7 +48,9 @@ def anchor_weights(classifier: Classifier, sources: TrainingData, past: Memory, 
         measured = {name: value for name, value in measured.items() if name not in recorded}
     else:
         names = list(inherited_parameters(classifier))
-        missing = {p.task for i, p in enumerate(classifier.parts[:-1]) if f"heads.{i}.weight" not in recorded}
+        missing = {
+            spec.task for i, spec in enumerate(classifier.head_specs[:-1]) if f"heads.{i}.weight" not in recorded
+        }
         measured = compute_once(sources, name, lambda: measure(images, names, sorted(missing))) if missing else {}
     return {
         "anchor": {name: state[name].detach().clone() for name in names},

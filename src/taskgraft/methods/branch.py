@@ -12,7 +12,7 @@ from taskgraft.errors import InputError
 from taskgraft.methods.protocol import Method, Settings, Traits
 from taskgraft.models import feature_points
 from taskgraft.models.classifier import Classifier, freeze
-from taskgraft.models.features import attach, compute_features, sample_evenly
+from taskgraft.models.inference import attach, compute_features, sample_evenly
 from taskgraft.models.side_networks import Tail
 from taskgraft.types import TrainingData
 

@@ -15,7 +15,7 @@ from taskgraft.config import Range, Softmax
 from taskgraft.errors import InputError
 from taskgraft.methods.protocol import Method, Settings, Traits
 from taskgraft.models.classifier import Classifier, old_class_counts
-from taskgraft.models.features import compute_logits, compute_once
+from taskgraft.models.inference import compute_logits, compute_once
 from taskgraft.types import Memory, Outputs, Params, Step, Terms, TrainingData
 
 BATCH_SIZE = 32  # images per forward pass where all views are recorded in advance

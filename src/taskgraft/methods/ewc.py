@@ -12,7 +12,7 @@ from taskgraft.methods import anchored
 from taskgraft.methods.anchored import Measure
 from taskgraft.methods.protocol import Method, Settings, Traits
 from taskgraft.models.classifier import Classifier
-from taskgraft.models.features import image_reader, sample_evenly
+from taskgraft.models.inference import image_reader, sample_evenly
 from taskgraft.types import Images, Memory, Params, Quadratic, TrainingData
 
 

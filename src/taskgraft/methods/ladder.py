@@ -16,7 +16,7 @@ from taskgraft.methods.protocol import Method, Settings, Traits
 from taskgraft.models import feature_points, side_networks
 from taskgraft.models.classifier import Classifier, freeze
 from taskgraft.models.eval_mode import eval_mode
-from taskgraft.models.features import attach, image_reader, sample_evenly
+from taskgraft.models.inference import attach, image_reader, sample_evenly
 from taskgraft.types import Images, Params, TrainingData
 
 IMAGES = 64  # from which the initial BatchNorm statistics are taken

@@ -11,7 +11,7 @@ from taskgraft.config import Range
 from taskgraft.methods.protocol import Method, Settings, Traits
 from taskgraft.models import feature_points
 from taskgraft.models.classifier import Classifier, freeze
-from taskgraft.models.features import attach, compute_features, sample_evenly
+from taskgraft.models.inference import attach, compute_features, sample_evenly
 from taskgraft.models.side_networks import Pooled
 from taskgraft.types import TrainingData
 

@@ -21,8 +21,8 @@ from taskgraft.models.side_networks import Tail
 from taskgraft.types import Outputs, Params, Task
 
 
-class Part(NamedTuple):
-    """What a head is: classes of `task`, computed from the features [:, start:stop]."""
+class HeadSpec(NamedTuple):
+    """A head's task, and the features [:, start:stop] that it reads."""
 
     task: str
     start: int
@@ -46,19 +46,20 @@ class Classifier(nn.Module):
         softmax: Softmax = "per-task",
         *,
         extras: Sequence[nn.Module] = (),
-        parts: Sequence[Part] | None = None,
+        head_specs: Sequence[HeadSpec] | None = None,
     ) -> None:
-        """`parts` describes each head; without it there is one head per task."""
+        """`head_specs` describes each head; without it there is one head per task, which reads all features."""
         super().__init__()
         self.backbone = backbone
         self.extras = nn.ModuleList(extras)
         self.heads = nn.ModuleList(heads)
         self.tasks = tuple(tasks)
         self.softmax: Softmax = softmax
-        plain = [Part(task.name, 0, head.in_features) for task, head in zip(tasks, heads, strict=parts is None)]
-        self.parts = tuple(plain if parts is None else parts)
-        self.inherited_extras = len(self.extras)  # so many extras are older than the newest head
-        self._lean: list[fx.GraphModule] | None = None
+        if head_specs is None:
+            head_specs = [HeadSpec(task.name, 0, head.in_features) for task, head in zip(tasks, heads, strict=True)]
+        self.head_specs = tuple(head_specs)
+        self.inherited_extras = len(self.extras)  # how many are older than the newest head
+        self._points_only: list[fx.GraphModule] = []  # in a list: its submodules belong to the backbone
 
     def forward(self, images: Tensor) -> Outputs:
         """Compute the logits of all tasks in one pass: {task: [B, K]}."""
@@ -74,27 +75,24 @@ class Classifier(nn.Module):
 
     def newest_logits(self, images: Tensor) -> Tensor:
         """Compute the logits [B, K] of the newest head alone, without stages that only older heads read."""
-        own = [extra for extra in self.extras[self.inherited_extras :] if isinstance(extra, Tail)]
-        if (
-            not own
-            or len(own) < len(self.extras) - self.inherited_extras
-            or not isinstance(self.backbone, fx.GraphModule)
-        ):
-            part = self.parts[-1]
-            return self.heads[-1](self.features(images)[:, part.start : part.stop].contiguous())
-        if self._lean is None:  # in a list: its submodules belong to the backbone and must not be registered twice
-            self._lean = [points_only(self.backbone, [extra.point for extra in own])]
-        points = self._lean[0](images)
-        return self.heads[-1](torch.cat([extra(points, images) for extra in own], 1))
+        new_extras = self.extras[self.inherited_extras :]
+        tails = [extra for extra in new_extras if isinstance(extra, Tail)]
+        if not tails or len(tails) < len(new_extras) or not isinstance(self.backbone, fx.GraphModule):
+            spec = self.head_specs[-1]
+            return self.heads[-1](self.features(images)[:, spec.start : spec.stop].contiguous())
+        if not self._points_only:
+            self._points_only = [points_only(self.backbone, [tail.point for tail in tails])]
+        points = self._points_only[0](images)
+        return self.heads[-1](torch.cat([tail(points, images) for tail in tails], 1))
 
     def logits(self, features: Tensor) -> Outputs:
         """Compute the logits of every task from features [B, D]: {task: [B, K]}."""
-        rows: dict[str, list[Tensor]] = {}
-        for part, head in zip(self.parts, self.heads, strict=True):
-            everything = part.stop - part.start == features.shape[1]
-            columns = features if everything else features[:, part.start : part.stop].contiguous()
-            rows.setdefault(part.task, []).append(head(columns))
-        return {task: logits[0] if len(logits) == 1 else torch.cat(logits, 1) for task, logits in rows.items()}
+        outputs: dict[str, list[Tensor]] = {}
+        for spec, head in zip(self.head_specs, self.heads, strict=True):
+            reads_all = spec.stop - spec.start == features.shape[1]
+            columns = features if reads_all else features[:, spec.start : spec.stop].contiguous()
+            outputs.setdefault(spec.task, []).append(head(columns))
+        return {task: logits[0] if len(logits) == 1 else torch.cat(logits, 1) for task, logits in outputs.items()}
 
     def linears(self) -> list[nn.Linear]:
         """Return the heads, oldest first."""
@@ -106,7 +104,7 @@ def wrap(
     head: str,
     tasks: Sequence[Task],
     softmax: Softmax = "per-task",
-    parts: Sequence[tuple[str, int]] = (),
+    head_sizes: Sequence[tuple[str, int]] = (),
 ) -> Classifier:
     """Make a classifier of a network whose last layer is a linear layer.
 
@@ -115,15 +113,15 @@ def wrap(
         head: Name of the linear layer, such as "fc" or "head.fc". Its rows are divided among `tasks` in order.
         tasks: The tasks with their class names.
         softmax: "per-task", or "joint" for one softmax over the outputs of all tasks.
-        parts: (task, rows) of each head, oldest first, where classes were added to tasks.
+        head_sizes: (task, classes) of each head, oldest first, where classes were added to tasks.
 
     Raises:
         InputError: There is no such linear layer, or its number of rows is not the number of classes.
     """
-    names = dict(net.named_modules())
-    layer = names.get(head)
+    modules = dict(net.named_modules())
+    layer = modules.get(head)
     if not isinstance(layer, nn.Linear):
-        linear = [name for name, module in names.items() if isinstance(module, nn.Linear)]
+        linear = [name for name, module in modules.items() if isinstance(module, nn.Linear)]
         raise InputError(
             f"{head!r} is not a linear layer of {type(net).__name__}; choose one of {', '.join(linear[-5:])}"
         )
@@ -135,16 +133,17 @@ def wrap(
     net = copy.deepcopy(net)
     net.set_submodule(head, nn.Identity())
     bias = layer.bias if layer.bias is not None else torch.zeros(rows, dtype=layer.weight.dtype)
-    sizes = list(parts) or [(task.name, len(task.classes)) for task in tasks]
-    width, starts, row = layer.in_features, {}, 0
+    sizes = list(head_sizes) or [(task.name, len(task.classes)) for task in tasks]
+    next_row, row = {}, 0
     for task in tasks:
-        starts[task.name], row = row, row + len(task.classes)
+        next_row[task.name], row = row, row + len(task.classes)
     heads = []
     for name, size in sizes:
-        rows_of = slice(starts[name], starts[name] + size)
-        heads.append(_linear(layer.weight[rows_of], bias[rows_of]))
-        starts[name] += size
-    return Classifier(net, heads, tasks, softmax, parts=[Part(name, 0, width) for name, _ in sizes])
+        start = next_row[name]
+        next_row[name] += size
+        heads.append(_linear(layer.weight[start : start + size], bias[start : start + size]))
+    specs = [HeadSpec(name, 0, layer.in_features) for name, _ in sizes]
+    return Classifier(net, heads, tasks, softmax, head_specs=specs)
 
 
 def grow(classifier: Classifier, task: Task, seed: int) -> Classifier:
@@ -158,20 +157,20 @@ def grow(classifier: Classifier, task: Task, seed: int) -> Classifier:
     Raises:
         InputError: The task's name exists, or it has fewer than two classes.
     """
-    known = [old.name for old in classifier.tasks]
-    if task.name in known:
+    names = [old.name for old in classifier.tasks]
+    if task.name in names:
         raise InputError(
-            f"the model already has a task {task.name!r} (tasks: {', '.join(known)}); choose another --task name, "
+            f"the model already has a task {task.name!r} (tasks: {', '.join(names)}); choose another --task name, "
             f"or add classes to it by extend --into {task.name}"
         )
     if len(task.classes) < 2:
         raise InputError(f"task {task.name!r} has {len(task.classes)} class, but at least two are needed; add one")
-    plain = Part(task.name, 0, classifier.linears()[0].in_features)  # the oldest head reads the backbone's own features
-    return _with_head(classifier, task.classes, plain, (*classifier.tasks, task), seed)
+    spec = HeadSpec(task.name, 0, classifier.linears()[0].in_features)  # the oldest head reads the backbone's features
+    return _add_head(classifier, task.classes, spec, (*classifier.tasks, task), seed)
 
 
 def widen(classifier: Classifier, task: str, classes: Sequence[str], seed: int) -> Classifier:
-    """Return a copy in which an old task has additional classes behind a head of their own; old weights stay.
+    """Return a copy in which an old task has additional classes with a head of their own; old weights stay.
 
     Args:
         classifier: The classifier to extend; not changed.
@@ -182,37 +181,37 @@ def widen(classifier: Classifier, task: str, classes: Sequence[str], seed: int) 
     Raises:
         InputError: There is no such task, no class is new, or the softmax is joint.
     """
-    known = {old.name: old for old in classifier.tasks}
-    if task not in known:
-        raise InputError(f"--into {task!r}: the model has no such task; it has {', '.join(known)}")
-    added = tuple(name for name in classes if name not in known[task].classes)
+    tasks = {old.name: old for old in classifier.tasks}
+    if task not in tasks:
+        raise InputError(f"--into {task!r}: the model has no such task; it has {', '.join(tasks)}")
+    added = tuple(name for name in classes if name not in tasks[task].classes)
     if not added:
         raise InputError(f"--into {task!r}: the model already has all {len(classes)} classes; give images of new ones")
     if classifier.softmax == "joint":
         raise InputError("--into needs one softmax per task; leave --softmax joint out")
-    wider = known[task]._replace(classes=(*known[task].classes, *added))
-    tasks = tuple(wider if old.name == task else old for old in classifier.tasks)
-    same = next(part for part in classifier.parts if part.task == task)
-    return _with_head(classifier, added, same, tasks, seed)
+    tasks[task] = tasks[task]._replace(classes=(*tasks[task].classes, *added))
+    spec = next(spec for spec in classifier.head_specs if spec.task == task)
+    return _add_head(classifier, added, spec, tuple(tasks.values()), seed)
 
 
 def inherited_parameters(classifier: Classifier) -> Params:
     """Return the parameters that the parent has too: all but the newest head and extras that only it reads."""
-    newest = (f"heads.{len(classifier.heads) - 1}.", *_new_extra_prefixes(classifier))
-    return {name: value for name, value in classifier.named_parameters() if not name.startswith(newest)}
+    new_extras = range(classifier.inherited_extras, len(classifier.extras))
+    new = (f"heads.{len(classifier.heads) - 1}.", *(f"extras.{i}." for i in new_extras))
+    return {name: value for name, value in classifier.named_parameters() if not name.startswith(new)}
 
 
 def newest_task(classifier: Classifier) -> str:
     """Return the name of the task of the newest head."""
-    return classifier.parts[-1].task
+    return classifier.head_specs[-1].task
 
 
 def old_class_counts(classifier: Classifier) -> dict[str, int]:
     """Return for each task how many of its classes are older than the newest head."""
-    widths: dict[str, int] = {}
-    for part, head in zip(classifier.parts[:-1], classifier.linears()[:-1], strict=True):
-        widths[part.task] = widths.get(part.task, 0) + head.out_features
-    return widths
+    counts: dict[str, int] = {}
+    for spec, head in zip(classifier.head_specs[:-1], classifier.linears()[:-1], strict=True):
+        counts[spec.task] = counts.get(spec.task, 0) + head.out_features
+    return counts
 
 
 def set_frozen_to_eval(classifier: Classifier, norm: str) -> None:
@@ -222,8 +221,8 @@ def set_frozen_to_eval(classifier: Classifier, norm: str) -> None:
     """
     for module in classifier.modules():
         trainable = [value.requires_grad for value in module.parameters()]
-        fixed = norm == "frozen" and isinstance(module, nn.modules.batchnorm._BatchNorm)
-        if fixed or (trainable and not any(trainable)):
+        is_frozen_norm = norm == "frozen" and isinstance(module, nn.modules.batchnorm._BatchNorm)
+        if is_frozen_norm or (trainable and not any(trainable)):
             module.eval()
 
 
@@ -236,48 +235,36 @@ def freeze(classifier: Classifier) -> Classifier:
 
 def connect_newest_head(classifier: Classifier, start: int, stop: int) -> None:
     """Let the newest head read the features [:, start:stop], with weights of zero."""
-    old, name = classifier.linears()[-1], newest_task(classifier)
+    old, task = classifier.linears()[-1], newest_task(classifier)
     classifier.heads[-1] = _linear(old.weight.new_zeros(old.out_features, stop - start), torch.zeros_like(old.bias))
-    classifier.parts = (*classifier.parts[:-1], Part(name, start, stop))
+    classifier.head_specs = (*classifier.head_specs[:-1], HeadSpec(task, start, stop))
 
 
 def merge_heads(classifier: Classifier) -> tuple[Tensor, Tensor]:
     """Return all heads as one layer, task by task and oldest classes first: weight [sum K, D] and bias [sum K]."""
-    order = [i for task in classifier.tasks for i, part in enumerate(classifier.parts) if part.task == task.name]
-    heads = classifier.linears()
-    return (
-        torch.cat([heads[i].weight.detach() for i in order]),
-        torch.cat([heads[i].bias.detach() for i in order]),
-    )
+    heads = list(zip(classifier.head_specs, classifier.linears(), strict=True))
+    ordered = [head for task in classifier.tasks for spec, head in heads if spec.task == task.name]
+    return torch.cat([head.weight.detach() for head in ordered]), torch.cat([head.bias.detach() for head in ordered])
 
 
-def _with_head(
-    classifier: Classifier, classes: Sequence[str], part: Part, tasks: tuple[Task, ...], seed: int
+def _add_head(
+    classifier: Classifier, classes: Sequence[str], spec: HeadSpec, tasks: tuple[Task, ...], seed: int
 ) -> Classifier:
     grown = copy.deepcopy(classifier).requires_grad_(True)  # a method may have frozen the parent
-    like = classifier.linears()[0].weight
-    grown.heads.append(_draw_head(part.task, len(classes), part.stop - part.start, like, seed))
-    grown.parts = (*classifier.parts, part)
+    rows, width, like = len(classes), spec.stop - spec.start, classifier.linears()[0].weight
+    rng, bound = seeding.generator(seed, "head", spec.task), width**-0.5
+    weight, bias = (torch.from_numpy(rng.uniform(-bound, bound, shape)).to(like) for shape in ((rows, width), (rows,)))
+    grown.heads.append(_linear(weight, bias))
+    grown.head_specs = (*classifier.head_specs, spec)
     grown.tasks = tasks
     grown.inherited_extras = len(classifier.extras)
-    grown._lean = None
+    grown._points_only = []
     return grown
-
-
-def _new_extra_prefixes(classifier: Classifier) -> tuple[str, ...]:
-    """Return the name prefixes of the extras that were added with the newest head."""
-    return tuple(f"extras.{i}." for i in range(classifier.inherited_extras, len(classifier.extras)))
-
-
-def _draw_head(name: str, rows: int, width: int, like: Tensor, seed: int) -> nn.Linear:
-    rng, bound = seeding.generator(seed, "head", name), width**-0.5
-    weight, bias = (torch.from_numpy(rng.uniform(-bound, bound, shape)).to(like) for shape in ((rows, width), (rows,)))
-    return _linear(weight, bias)
 
 
 def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
     rows, width = weight.shape
-    head = nn.utils.skip_init(nn.Linear, width, rows, device=weight.device, dtype=weight.dtype)  # draws nothing
+    head = nn.utils.skip_init(nn.Linear, width, rows, device=weight.device, dtype=weight.dtype)  # no random numbers
     assert isinstance(head, nn.Linear)
     with torch.no_grad():
         head.weight.copy_(weight)

@@ -1,4 +1,4 @@
-"""Points between the stages of any network: read features there, or cut the network in two.
+"""Points between the stages of any network, at which features are read or the network is cut in two.
 
 A point is a submodule after which one tensor alone carries everything that the rest of the network needs. Points are
 found by tracing the network's forward function with every submodule as a leaf (torch.fx).
@@ -28,7 +28,7 @@ def find_points(net: nn.Module) -> tuple[str, ...]:
     return tuple(str(node.target) for node in _find_cuts(net, _trace(net)))
 
 
-def expose_points(net: nn.Module, nodes: Sequence[str]) -> fx.GraphModule:
+def expose_points(net: nn.Module, names: Sequence[str]) -> fx.GraphModule:
     """Return the network with a second output, (features, {point: tensor}); it shares the network's parameters.
 
     Points that are exposed already stay so.
@@ -38,7 +38,7 @@ def expose_points(net: nn.Module, nodes: Sequence[str]) -> fx.GraphModule:
     """
     graph = _trace(net)
     calls = {str(node.target): node for node in graph.nodes if node.op == "call_module"}
-    missing = [name for name in nodes if name not in calls]
+    missing = [name for name in names if name not in calls]
     if missing:
         raise InputError(f"{type(net).__name__} has no stage {missing[0]!r}; it has {', '.join(find_points(net))}")
     for name in calls:  # what follows a point must not change in place what is read there
@@ -46,21 +46,21 @@ def expose_points(net: nn.Module, nodes: Sequence[str]) -> fx.GraphModule:
             setattr(net.get_submodule(name), "inplace", False)  # noqa: B010 - an attribute that not all modules have
     output = _output(graph)
     features, exposed = _features(output), _exposed(output)
-    output.args = ((features, {**exposed, **{name: calls[name] for name in nodes}}),)
+    output.args = ((features, {**exposed, **{name: calls[name] for name in names}}),)
     return fx.GraphModule(net, graph)
 
 
-def points_only(net: fx.GraphModule, nodes: Sequence[str]) -> fx.GraphModule:
+def points_only(net: fx.GraphModule, names: Sequence[str]) -> fx.GraphModule:
     """Return a network with exposed points that outputs only {point: tensor} and computes nothing behind them."""
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     graph.graph_copy(net.graph, copies)
     exposed = _exposed(_output(net.graph))
-    graph.output({name: copies[exposed[name]] for name in nodes})
-    lean = fx.GraphModule(net, graph)
-    lean.graph.eliminate_dead_code()
-    lean.recompile()
-    return lean
+    graph.output({name: copies[exposed[name]] for name in names})
+    reduced = fx.GraphModule(net, graph)
+    reduced.graph.eliminate_dead_code()
+    reduced.recompile()
+    return reduced
 
 
 def copy_tail(net: nn.Module, point: str) -> fx.GraphModule:
@@ -71,24 +71,23 @@ def copy_tail(net: nn.Module, point: str) -> fx.GraphModule:
         raise InputError(f"{type(net).__name__} cannot be cut at {point!r}; it can at {', '.join(find_points(net))}")
     rest = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {cut: rest.placeholder("x")}
-    order = list(graph.nodes)
-    for node in order:
-        if node.op == "get_attr" or (node.op != "output" and order.index(node) > order.index(cut)):
+    nodes = list(graph.nodes)
+    first = nodes.index(cut) + 1
+    for position, node in enumerate(nodes):
+        if node.op == "get_attr" or (node.op != "output" and position >= first):
             copies[node] = rest.node_copy(node, lambda old: copies[old])
     rest.output(copies[_features(_output(graph))])
-    whole = fx.GraphModule(copy.deepcopy(net), rest)
+    tail = fx.GraphModule(copy.deepcopy(net), rest)
     rest.eliminate_dead_code()
-    whole.delete_all_unused_submodules()
-    whole.recompile()
-    return whole
+    tail.delete_all_unused_submodules()
+    tail.recompile()
+    return tail
 
 
 def _trace(net: nn.Module) -> fx.Graph:
-    tracer = fx.Tracer()
-    tracer.is_leaf_module = _is_leaf  # pyright: ignore[reportAttributeAccessIssue] - fx asks for a subclass
     try:
-        with eval_mode(net):
-            return _fix_defaults(tracer.trace(net))  # in eval mode: dropout in the forward function stays out
+        with eval_mode(net):  # dropout in the forward function stays out
+            return _bind_defaults(_Tracer().trace(net))
     except Exception as error:  # tracing runs the network's own code, which may raise anything
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(
@@ -97,13 +96,14 @@ def _trace(net: nn.Module) -> fx.Graph:
         ) from error
 
 
-def _is_leaf(module: nn.Module, name: str) -> bool:
-    """Return whether tracing treats a submodule as a leaf: all but a top-level nn.Sequential."""
-    return not (isinstance(module, nn.Sequential) and "." not in name)
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """All submodules are leaves but a top-level nn.Sequential."""
+        return not (isinstance(m, nn.Sequential) and "." not in module_qualified_name)
 
 
-def _fix_defaults(graph: fx.Graph) -> fx.Graph:
-    """Fix the arguments that follow the images at their defaults, else they would cross every stage."""
+def _bind_defaults(graph: fx.Graph) -> fx.Graph:
+    """Bind the arguments that follow the images to their defaults, else they would cross every stage."""
     for node in list(graph.nodes)[1:]:
         if node.op == "placeholder":
             default = node.args[0] if node.args else None
@@ -119,25 +119,27 @@ def _find_cuts(net: nn.Module, graph: fx.Graph) -> list[fx.Node]:
     """Return the calls of modules with parameters after which nothing else is needed, except the last."""
     features = _features(_output(graph))
     needed = _ancestors(features)
-    order = [node for node in graph.nodes if node in needed and node.op != "get_attr"]
-    last_use = {old: position for position, node in enumerate(order) for old in node.all_input_nodes}
-    cuts, open_until = [], 0
-    for position, node in enumerate(order):
-        learns = node.op == "call_module" and any(True for _ in net.get_submodule(str(node.target)).parameters())
-        if learns and open_until <= position and node is not features:
+    nodes = [node for node in graph.nodes if node in needed and node.op != "get_attr"]
+    last_use = {used: position for position, node in enumerate(nodes) for used in node.all_input_nodes}
+    cuts, used_until = [], 0  # the last position at which an earlier node is used
+    for position, node in enumerate(nodes):
+        has_parameters = node.op == "call_module" and any(
+            True for _ in net.get_submodule(str(node.target)).parameters()
+        )
+        if has_parameters and used_until <= position and node is not features:
             cuts.append(node)
-        open_until = max(open_until, last_use.get(node, 0))
+        used_until = max(used_until, last_use.get(node, 0))
     return cuts
 
 
 def _ancestors(node: fx.Node) -> set[fx.Node]:
-    found, waiting = set(), [node]
-    while waiting:
-        current = waiting.pop()
-        if current not in found:
-            found.add(current)
-            waiting += current.all_input_nodes
-    return found
+    ancestors, stack = set(), [node]
+    while stack:
+        current = stack.pop()
+        if current not in ancestors:
+            ancestors.add(current)
+            stack += current.all_input_nodes
+    return ancestors
 
 
 def _output(graph: fx.Graph) -> fx.Node:

@@ -55,24 +55,24 @@ class Pooled(nn.Module):
 
 def pool_points(points: PointOutputs, images: Tensor, at: Sequence[str], thumbnail: int) -> Tensor:
     """Compute what `Pooled` standardizes: [B, features] float32."""
-    parts = [part for point in at for part in _moments(points[point].float())]
+    features = [moment for point in at for moment in _moments(points[point].float())]
     if thumbnail and images.dim() == 4:
-        parts.append(F.adaptive_avg_pool2d(images.float(), thumbnail).flatten(1))
-    return torch.cat(parts, 1)
+        features.append(F.adaptive_avg_pool2d(images.float(), thumbnail).flatten(1))
+    return torch.cat(features, 1)
 
 
 def _moments(value: Tensor) -> tuple[Tensor, ...]:
     """Mean and deviation over positions: [B, C, H, W], [B, H, W, C], [B, N, C] or [B, C]."""
     if value.dim() == 2:
         return (value,)
-    last = value.dim() == 3 or _channels_last(value)
-    return _mean_and_deviation(value.flatten(1, -2).transpose(1, 2) if last else value.flatten(2))
+    channels_last = value.dim() == 3 or _is_channels_last(value)
+    return _mean_and_deviation(value.flatten(1, -2).transpose(1, 2) if channels_last else value.flatten(2))
 
 
-def _mean_and_deviation(flat: Tensor) -> tuple[Tensor, Tensor]:
+def _mean_and_deviation(values: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and deviation over positions: [B, C, N] -> [B, C] twice."""
-    mean = flat.mean(2)
-    return mean, ((flat - mean[:, :, None]).square().mean(2) + 1e-8).sqrt()
+    mean = values.mean(2)
+    return mean, ((values - mean[:, :, None]).square().mean(2) + 1e-8).sqrt()
 
 
 class Ladder(nn.Module):
@@ -132,7 +132,7 @@ def to_map(value: Tensor, image: bool) -> Tensor:
     if value.dim() == 2:
         return value[:, :, None, None]
     if value.dim() == 4:
-        return value.permute(0, 3, 1, 2) if _channels_last(value) else value
+        return value.permute(0, 3, 1, 2) if _is_channels_last(value) else value
     tokens, side = value.transpose(1, 2), math.isqrt(value.shape[1])
     return tokens[:, :, -side * side :].unflatten(2, (side, side)) if image else tokens[:, :, None]
 
@@ -141,6 +141,6 @@ def _conv1x1_norm(channels: int, width: int) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(channels, width, 1, bias=False), nn.BatchNorm2d(width))
 
 
-def _channels_last(value: Tensor) -> bool:
-    """Return whether [B, a, b, c] is [B, H, W, C], which is recognized by H = W."""
+def _is_channels_last(value: Tensor) -> bool:
+    """Whether [B, a, b, c] is [B, H, W, C], which is recognized by H = W."""
     return value.shape[1] == value.shape[2] != value.shape[3]

@@ -8,7 +8,7 @@ from taskgraft import distributed, metrics
 from taskgraft.data.dataset import write_split_lists
 from taskgraft.methods import composition
 from taskgraft.models.classifier import Classifier
-from taskgraft.models.features import balance_added_classes
+from taskgraft.models.inference import balance_added_classes
 from taskgraft.pipeline import measuring
 from taskgraft.pipeline.opening import Opened
 from taskgraft.pipeline.parent_check import build_tensor_cache, predict_parent

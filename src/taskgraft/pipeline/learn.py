@@ -12,7 +12,7 @@ from taskgraft.methods import composition
 from taskgraft.methods.presets import DEFAULT_METHOD
 from taskgraft.methods.protocol import Method
 from taskgraft.models.classifier import Classifier
-from taskgraft.models.features import balance_added_classes
+from taskgraft.models.inference import balance_added_classes
 from taskgraft.training import loop
 from taskgraft.types import Images, TrainingData
 

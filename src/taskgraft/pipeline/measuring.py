@@ -70,9 +70,9 @@ def predict_validation(
         "new": the new task's images; "old": those of the old tasks, if there are any.
     """
     assert images.new.val is not None
-    sets = {"new": predict(classifier, images.new.val, recall=tensor_cache)}
+    sets = {"new": predict(classifier, images.new.val, cache=tensor_cache)}
     if images.old_val is not None:
-        sets["old"] = known["old"] if "old" in known else predict(classifier, images.old_val, recall=tensor_cache)
+        sets["old"] = known["old"] if "old" in known else predict(classifier, images.old_val, cache=tensor_cache)
     return sets
 
 

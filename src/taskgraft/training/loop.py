@@ -16,7 +16,7 @@ from taskgraft.errors import InputError, TrainingError
 from taskgraft.methods.protocol import Method, Project
 from taskgraft.models.classifier import Classifier, newest_task, old_class_counts, set_frozen_to_eval
 from taskgraft.models.eval_mode import eval_mode
-from taskgraft.models.features import balance_added_classes, compute_once, recall_features
+from taskgraft.models.inference import balance_added_classes, cached_features, compute_once
 from taskgraft.training import penalties
 from taskgraft.training.checkpoints import TrainState
 from taskgraft.training.micro_batching import BatchForward
@@ -185,7 +185,7 @@ def train_head(classifier: Classifier, sources: TrainingData, config: TrainingCo
         sources,
         name,
         lambda: {
-            "columns": recall_features(classifier, sources.new, recall=sources.tensor_cache, precision=config.precision)
+            "columns": cached_features(classifier, sources.new, cache=sources.tensor_cache, precision=config.precision)
         },
     )["columns"]
     head, task = classifier.heads[-1], newest_task(classifier)
