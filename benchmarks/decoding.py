@@ -30,7 +30,7 @@ from PIL import Image
 
 from taskgraft.data import decode, pixel_cache
 from taskgraft.data.transforms import Preprocessing, parse_preprocessing
-from taskgraft.synthetic import cars
+from taskgraft.synthetic import MAKES, PAINTS, draw_car
 
 GRAIN = 6.0  # standard deviation of the noise of enlarged images, in grey levels
 FEW = 24
@@ -41,8 +41,8 @@ WANTED = parse_preprocessing("96 squash bilinear", Preprocessing())
 def pictures(folder: Path | None, count: int, place: Path) -> list[Path]:
     if folder is None:
         for number in range(count):
-            make, paint = cars.MAKES[number % len(cars.MAKES)], cars.PAINTS[number % len(cars.PAINTS)]
-            Image.fromarray(cars.draw_car(make, paint, number, 192)).save(place / f"{number:05d}.jpg", quality=90)
+            make, paint = MAKES[number % len(MAKES)], PAINTS[number % len(PAINTS)]
+            Image.fromarray(draw_car(make, paint, number, 192)).save(place / f"{number:05d}.jpg", quality=90)
         folder = place
     found = sorted(folder.rglob("*.jpg"))
     return [found[row] for row in np.linspace(0, len(found) - 1, min(count, len(found))).astype(int)]

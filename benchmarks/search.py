@@ -22,7 +22,7 @@ from taskgraft.commands.tune import tune
 from taskgraft.config import TRAIN_DEFAULTS, TrainingConfig
 from taskgraft.pipeline.request import Request
 from taskgraft.results.record import versions
-from taskgraft.synthetic.cars import write_cars
+from taskgraft.synthetic import write_cars
 from taskgraft.tuning import space
 from taskgraft.tuning.search_config import SearchConfig, WorkerConfig
 from taskgraft.types import Callbacks

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from taskgraft.seeding import generator
-from taskgraft.synthetic.cars import MAKES, PAINTS, draw_car
+from taskgraft.synthetic import MAKES, PAINTS, draw_car
 
 SIDE, CUT = 400, 40  # a drawing is cut down to 360 pixels at a place of its own, so that few drawings give many files
 DRAWINGS = 120

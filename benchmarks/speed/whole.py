@@ -47,7 +47,7 @@ def prepare(case: Mapping[str, Any]) -> None:
     """Draw makes and paints, and train the parent on the makes."""
     from taskgraft import train
     from taskgraft.config import TrainingConfig
-    from taskgraft.synthetic.cars import write_cars
+    from taskgraft.synthetic import write_cars
 
     home, few = Path(case["home"]), case["quick"]
     count: dict[str, Any] = {"train": 4 if few else 100, "val": 2 if few else 25, "size": SIZE}

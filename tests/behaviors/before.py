@@ -27,7 +27,7 @@ from taskgraft.cli.flags import DATA, HARDWARE, METHOD, MODEL, OUTPUT, TRAINING
 from taskgraft.commands import demo
 from taskgraft.commands.train import train
 from taskgraft.pipeline.request import Request
-from taskgraft.synthetic.cars import write_cars
+from taskgraft.synthetic import write_cars
 from toys import NEW, OLD, folder_of
 from typed import COMMANDS, arguments_of
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from taskgraft.synthetic.cars import MAKES, PAINTS, draw_car, write_cars
+from taskgraft.synthetic import MAKES, PAINTS, draw_car, write_cars
 
 CAMERAS = ("street", "factory")
 
@@ -108,7 +108,7 @@ def test_a_folder_with_anything_else_is_left_alone(tmp_path):
     arguments = {"label": "make", "train": 1, "val": 1, "size": 32}
     folder = write_cars(tmp_path / "cars", seed=1, **arguments)
     before = contents(folder)
-    with pytest.raises(FileExistsError, match=r"seed=1 \(asked: 2\)"):
+    with pytest.raises(FileExistsError, match=r"seed=1 \(requested: 2\)"):
         write_cars(folder, seed=2, **arguments)
     assert contents(folder) == before
     (tmp_path / "mine").mkdir()

@@ -34,7 +34,7 @@ from taskgraft.bundle.architecture import create_network
 from taskgraft.commands.extend import extend
 from taskgraft.data import open_images, transforms
 from taskgraft.models.classifier import wrap
-from taskgraft.synthetic.cars import write_cars
+from taskgraft.synthetic import write_cars
 from typed import COMMANDS, flags, understood
 
 ROOT = Path(__file__).parents[2]

@@ -11,7 +11,7 @@ import pytest
 
 from taskgraft.commands.train import train
 from taskgraft.config import TrainingConfig
-from taskgraft.synthetic.cars import write_cars
+from taskgraft.synthetic import write_cars
 from typed import COMMANDS
 
 LESS = shlex.split("--steps 2 --batch-size 4 --head-steps 2 --eval-every 1 --precision fp32 --cache none")

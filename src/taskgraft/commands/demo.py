@@ -13,7 +13,7 @@ from taskgraft.methods.presets import BASELINE, DEFAULT_METHOD, REFERENCE
 from taskgraft.pipeline.request import Request
 from taskgraft.report import formatting as fmt
 from taskgraft.results.record import Comparison
-from taskgraft.synthetic.cars import write_cars
+from taskgraft.synthetic import write_cars
 from taskgraft.types import Callbacks, PathLike, as_path
 
 # Small and short enough for about four minutes on two cores with AVX2.

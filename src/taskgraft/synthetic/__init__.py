@@ -1,1 +1,0 @@
-"""The drawn cars that the demo and the examples learn from."""
