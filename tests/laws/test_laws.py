@@ -161,14 +161,14 @@ def test_recorded_logits_are_the_parents_on_the_same_view(softmax: str) -> None:
     teacher = loop.start(grow(parent(), NEW, config.seed), compose({}), images, {}, config).classifier.eval()
     state = loop.fit(state, method, images, config)
     memory = state.memory["distill"]
-    rows, views = memory["known"].nonzero(as_tuple=True)
+    rows, views = memory["recorded"].nonzero(as_tuple=True)
     assert len(rows) > 20
     with torch.no_grad():
         answers = teacher(data.build_views(images, rows.numpy(), views.numpy()))
     expected = torch.cat(list(answers.values()), 1) if softmax == "joint" else answers[OLD.name]
-    kept = next(iter(memory["answers"].values()))[rows, views]
+    kept = next(iter(memory["logits"].values()))[rows, views]
     torch.testing.assert_close(kept.float(), expected, rtol=1e-3, atol=1e-3)  # float16
-    flipped = next(iter(memory["answers"].values()))[rows, 1 - views]
+    flipped = next(iter(memory["logits"].values()))[rows, 1 - views]
     assert not torch.allclose(flipped.float(), expected, rtol=1e-3, atol=1e-3)
 
 

@@ -1,4 +1,4 @@
-"""A task's temperature, fitted on labeled images; only the task card of a bundle changes."""
+"""`taskgraft calibrate`: fit the temperature of a task on labeled images."""
 
 from __future__ import annotations
 
@@ -22,25 +22,35 @@ def calibrate(
     cache: PathLike | None = None,
     callbacks: Callbacks = Callbacks(),  # noqa: B008 - immutable
 ) -> dict[str, Any]:
-    """Update one task card of the bundle `model` from labeled images, with a fitted temperature.
+    """Fit a temperature on labeled images and write it to the task card of a bundle.
 
-    Weights and logits do not change: `predict` divides by the temperature. Returns the card, with loss and
-    calibration error before and after (two-fold: no image is judged under a temperature that it chose). Raises
-    TaskgraftError for a model that is not a bundle, an unknown task, and fewer than FEWEST images.
+    Weights and logits do not change: `predict` divides by the temperature.
+
+    Args:
+        model: A bundle.
+        data: Labeled images that the model was not trained on.
+        task: The task; None = the one whose classes the images have.
+        cache: Folder of decoded pixels; None = in memory only.
+        callbacks: Told of progress.
+
+    Returns:
+        The card, with loss and calibration error before and after, two-fold cross-validated.
+
+    Raises:
+        TaskgraftError: The model is not a bundle or lacks the task, or there are fewer than FEWEST images.
     """
-    data = Path(data)
-    home = Path(model)
-    if not (home / "config.json").is_file() or "taskgraft" not in read_json(home / "config.json"):
+    data, folder = Path(data), Path(model)
+    if not (folder / "config.json").is_file() or "taskgraft" not in read_json(folder / "config.json"):
         raise InputError(
             f"{model} is not a bundle, so it has no task card to update; give the OUT folder of train or extend"
         )
-    bundle = read_bundle(home)
-    owner, found = measuring.open_labeled(bundle, data, task, as_path(cache), callbacks)
-    if found.val is None or len(found.val.pixels) < FEWEST:
-        count = 0 if found.val is None else len(found.val.pixels)
+    bundle = read_bundle(folder)
+    owner, dataset = measuring.open_labeled(bundle, data, task, as_path(cache), callbacks)
+    count = 0 if dataset.val is None else len(dataset.val.pixels)
+    if dataset.val is None or count < FEWEST:
         raise InputError(f"{data} has {count} images of {owner.name}, too few for a temperature; give {FEWEST} or more")
-    predictions = predict(bundle.classifier, found.val)
-    trained = bundle.cards.get(owner.name, {}).get("train_counts", {})
-    card = measuring.build_task_card(predictions, owner.name, trained, f"{data.name}, by calibrate")
-    write_card(home, owner.name, card)
+    predictions = predict(bundle.classifier, dataset.val)
+    train_counts = bundle.cards.get(owner.name, {}).get("train_counts", {})
+    card = measuring.build_task_card(predictions, owner.name, train_counts, f"{data.name}, by calibrate")
+    write_card(folder, owner.name, card)
     return card

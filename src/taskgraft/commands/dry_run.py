@@ -1,4 +1,4 @@
-"""`taskgraft extend --dry-run`: what an extension would be: settings and reasons, parameters, memory, time, files."""
+"""`taskgraft extend --dry-run`: settings with reasons, parameters, memory, time and files, without training."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def evaluate(
         labels: File with the class names, for a file that does not have them.
         preprocessing: How images are shown, where it differs from what the model says.
         parent_task: Name for the task of a model without task names.
-        html: Page to write; None = none.
+        html: HTML page to write, or None.
         cache: Folder of decoded pixels; None = in memory only.
         callbacks: Told of progress.
 
@@ -52,24 +52,25 @@ def evaluate(
     """
     data, html = Path(data), as_path(html)
     bundle = open_parent(model, arch=arch, labels=labels, preprocessing=preprocessing, task=parent_task)
-    for line in bundle.notes if bundle.folder is None else ():
-        callbacks.info(f"model: {line}")
+    for note in bundle.notes if bundle.folder is None else ():
+        callbacks.info(f"model: {note}")
     bundle.classifier.to(distributed.device())
-    owner, images = measuring.open_labeled(bundle, data, task, as_path(cache), callbacks)
-    if images.val is None:
+    owner, dataset = measuring.open_labeled(bundle, data, task, as_path(cache), callbacks)
+    if dataset.val is None:
         raise InputError(f"{data} has no validation images; add a val/ folder")
-    predictions = predict(bundle.classifier, images.val)
+    predictions = predict(bundle.classifier, dataset.val)
     accuracy = metrics.bootstrap_interval(metrics.correct(predictions, owner.name))
     if html:
-        thumbnails = report.ThumbnailMaker({"new": images.val})
+        thumbnails = report.ThumbnailMaker({"new": dataset.val})
         page = report.render_evaluation(
-            Path(model).name, str(data), predictions, owner.name, accuracy, images.excluded, thumbnails
+            Path(model).name, str(data), predictions, owner.name, accuracy, dataset.excluded, thumbnails
         )
         report.write_page(html, page)
     confusion = metrics.confusion_matrix(predictions, owner.name)
-    totals = confusion.sum(axis=1)
-    recall = {row: confusion[row, row] / totals[row] for row in np.flatnonzero(totals)}
-    worst = sorted(recall, key=lambda row: recall[row])[:5]
+    counts = confusion.sum(axis=1)
+    present = np.flatnonzero(counts)
+    recall = confusion.diagonal()[present] / counts[present]
+    worst = recall.argsort(kind="stable")[:5]
     return {
         "task": owner.name,
         "images": accuracy.n,
@@ -79,6 +80,6 @@ def evaluate(
         "calibration_error": metrics.expected_calibration_error(
             predictions.logits[owner.name], predictions.labels[owner.name]
         ),
-        "worst": [(owner.classes[row], float(recall[row]), int(totals[row])) for row in worst],
-        "excluded": [list(pair) for pair in images.excluded],
+        "worst": [(owner.classes[present[i]], float(recall[i]), int(counts[present[i]])) for i in worst],
+        "excluded": [list(pair) for pair in dataset.excluded],
     }

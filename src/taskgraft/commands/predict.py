@@ -193,7 +193,7 @@ def predict_to(
         paths: One or several images, videos and folders of them.
         out: File to write: .jsonl, .csv or .parquet.
         resume: Whether to continue an interrupted run.
-        shard: (worker, number of workers): this worker takes every so-manieth part, and the last one joins them.
+        shard: (worker, number of workers): parts worker, worker + workers, … are its; whoever ends last joins all.
         chunk_size: Images per part.
         callbacks: Told of progress.
         options: Those of `PredictOptions`.

@@ -46,7 +46,7 @@ def serve(
         backend: "torch" or "onnx".
         name: name of the model in URLs; by default the last part of `model`.
         limits: limits on requests.
-        trial: only a smoke test: load the model, predict one image, return.
+        trial: smoke test only: load the model, predict one image, return.
         arch: timm architecture of a model that is not a bundle.
         labels: its class names.
         preprocessing: its preprocessing.

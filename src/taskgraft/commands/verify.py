@@ -18,7 +18,7 @@ from taskgraft.results.predictions import Predictions
 from taskgraft.results.record import Record
 from taskgraft.types import Callbacks, Images
 
-TOLERANCE = 1e-3  # of the largest logit: other processors and numbers of threads add up in another order
+TOLERANCE = 1e-3  # relative to the largest logit: processors and numbers of threads differ in the order of summation
 
 
 def verify(
@@ -40,23 +40,26 @@ def verify(
         callbacks: Told of progress.
 
     Returns:
-        Plain values: "model", "files", "results" that differ, "predictions" by set, "intact", and "lines" to print.
+        "model", "files", "results" that differ, "predictions" by set, "intact", and "lines" to print.
 
     Raises:
         TaskgraftError: It is not a finished bundle.
     """
-    home = Path(str(model).removeprefix("local-dir:"))
-    files, done = digests.compare(home), load(home)
-    results = _compare_results(done.record, done.predictions)
-    predictions = _compare_predictions(read_bundle(home), done.record, done.predictions, data, cache, callbacks)
+    folder = Path(str(model).removeprefix("local-dir:"))
+    files, run = digests.compare(folder), load(folder)
+    results = _compare_results(run.record, run.predictions)
+    predictions = _compare_predictions(read_bundle(folder), run.record, run.predictions, data, cache, callbacks)
     changed = [f"{name} has changed" for name in files.changed] + [f"{name} is missing" for name in files.missing]
     changed += [f"{name} is not listed" for name in files.added]
-    intact = not changed and not results and all(part["same"] is not False for part in predictions)
-    lines = [f"files: {files.unchanged} unchanged", *(f"  {line}" for line in changed)]
-    lines.append("record: results differ from predictions.npz" if results else "record: results match predictions.npz")
-    lines += [f"  {line}" for line in results]
-    lines += [_format_comparison(part) for part in predictions]
-    lines.append(f"{home}: verified, unchanged" if intact else f"CHANGED: {home} is not what it was")
+    intact = not changed and not results and all(entry["same"] is not False for entry in predictions)
+    lines = [
+        f"files: {files.unchanged} unchanged",
+        *(f"  {line}" for line in changed),
+        f"record: results {'differ from' if results else 'match'} predictions.npz",
+        *(f"  {line}" for line in results),
+        *(_format_comparison(entry) for entry in predictions),
+        f"{folder}: verified, unchanged" if intact else f"CHANGED: {folder} is not what it was",
+    ]
     return {
         "model": str(model),
         "files": {"same": files.unchanged, "changed": files.changed, "missing": files.missing, "unknown": files.added},
@@ -67,93 +70,93 @@ def verify(
     }
 
 
-def _compare_results(record: Record, sets: dict[str, Predictions]) -> list[str]:
-    """Results of the record that differ from those of the stored predictions."""
+def _compare_results(record: Record, predictions: dict[str, Predictions]) -> list[str]:
+    """Describe the results of the record that differ from those of the stored predictions."""
     newest = record.tasks[-1].added_to or record.tasks[-1].name
-    computed = {result.name: result for result in measuring.compute_task_results(sets, newest)}
-    wrong = []
+    computed = {result.name: result for result in measuring.compute_task_results(predictions, newest)}
+    differences = []
     for task in record.tasks:
-        for key in ("parent", "child", "forgetting", "agreement", "test"):
-            stored, now = (getattr(one, key, None) for one in (task, computed.get(task.name)))
-            stored, now = (None if value is None else value.mean for value in (stored, now))
+        for field in ("parent", "child", "forgetting", "agreement", "test"):
+            estimates = (getattr(result, field, None) for result in (task, computed.get(task.name)))
+            stored, now = (None if estimate is None else estimate.mean for estimate in estimates)
             if stored != now and (stored is None or now is None or abs(stored - now) > 1e-9):
-                wrong.append(f"{task.name}, {key}: {stored} in the record, {now} from the predictions")
-    return wrong
+                differences.append(f"{task.name}, {field}: {stored} in the record, {now} from the predictions")
+    return differences
 
 
 def _compare_predictions(
     bundle: Bundle,
     record: Record,
-    sets: dict[str, Predictions],
+    stored: dict[str, Predictions],
     data: Path | None,
     cache: Path | None,
     callbacks: Callbacks,
 ) -> list[dict[str, Any]]:
-    """For each stored set of predictions: whether the model still computes them, or why that is unknown."""
-    opened: dict[str, Dataset | str] = {}
-    for name, part in record.data.items():
+    """Compare each stored set of predictions with what the model computes now, or say why that is impossible."""
+    datasets: dict[str, Dataset | str] = {}
+    for name, entry in record.data.items():
         if name == "new" or name.startswith("old val"):
-            path = data if name == "new" and data else Path(str(part["source"]))
-            opened[name] = _open(bundle, path, name, part, record.seed, cache, callbacks)
-    new = opened.pop("new")
-    compared = [_compare_set(bundle, "new", new if isinstance(new, str) else new.val, sets.get("new"))]
-    if "test" in sets:
-        compared.append(_compare_set(bundle, "test", new if isinstance(new, str) else new.test, sets["test"]))
-    if "old" in sets:
-        reason = next((one for one in opened.values() if isinstance(one, str)), None)
-        images = concat_images([one.val for one in opened.values() if not isinstance(one, str) and one.val is not None])
-        compared.append(_compare_set(bundle, "old", reason or images, sets["old"]))
-    return compared
+            path = data if name == "new" and data else Path(str(entry["source"]))
+            datasets[name] = _open(bundle, path, name, entry, record.seed, cache, callbacks)
+    new = datasets.pop("new")
+    images: dict[str, Images | str | None] = {
+        "new": new if isinstance(new, str) else new.val,
+        "test": new if isinstance(new, str) else new.test,
+        "old": next((reason for reason in datasets.values() if isinstance(reason, str)), None)
+        or concat_images([old.val for old in datasets.values() if not isinstance(old, str) and old.val is not None]),
+    }
+    return [_compare_set(bundle, name, images[name], stored[name]) for name in ("new", "test", "old") if name in stored]
 
 
 def _open(
-    bundle: Bundle, path: Path, name: str, part: dict[str, Any], seed: int, cache: Path | None, callbacks: Callbacks
+    bundle: Bundle, path: Path, name: str, entry: dict[str, Any], seed: int, cache: Path | None, callbacks: Callbacks
 ) -> Dataset | str:
     """The images of the record, split as in the run; or why they are not available."""
-    tasks, old = {task.name: task for task in bundle.classifier.tasks}, name != "new"
-    task = tasks.get(str(part["task"]))
+    task = next((task for task in bundle.classifier.tasks if task.name == entry["task"]), None)
     if task is None:
-        return f"the model has no task {part['task']}"
+        return f"the model has no task {entry['task']}"
     if not path.exists():
         return f"{path} does not exist"
+    is_old = name != "new"
     try:
         return open_images(
-            path, task.name, bundle.preprocessing, seed=0 if old else seed, classes=task.classes, cache_folder=cache,
-            as_split="val" if old else None,
+            path, task.name, bundle.preprocessing, seed=0 if is_old else seed, classes=task.classes,
+            cache_folder=cache, as_split="val" if is_old else None,
             progress=lambda done, total: callbacks.progress(f"reading {path.name}", done, total),
         )  # fmt: skip
     except TaskgraftError as error:
         return str(error)
 
 
-def _compare_set(bundle: Bundle, name: str, images: Images | str | None, stored: Predictions | None) -> dict[str, Any]:
+def _compare_set(bundle: Bundle, name: str, images: Images | str | None, stored: Predictions) -> dict[str, Any]:
     """Compare one set; "same" is None where nothing can be compared."""
-    if stored is None or images is None or isinstance(images, str):
-        reason = images if isinstance(images, str) else "there are no such images"
-        return {"set": name, "images": 0, "same": None, "reason": reason}
+    if images is None or isinstance(images, str):
+        return {"set": name, "images": 0, "same": None, "reason": images or "there are no such images"}
     if tuple(images.names) != tuple(stored.ids):
         return {"set": name, "images": 0, "same": False, "reason": "these are not the images of the record"}
-    now = predict(bundle.classifier, images)
+    current = predict(bundle.classifier, images).logits
     scale = max([1.0, *(float(np.abs(logits).max(initial=0)) for logits in stored.logits.values())])
-    gaps = [float(np.abs(logits - now.logits[task]).max(initial=0)) for task, logits in stored.logits.items()]
-    equal = [(logits.argmax(1) == now.logits[task].argmax(1)).mean() for task, logits in stored.logits.items()]
-    same = max(gaps) <= TOLERANCE * scale
+    difference = max(float(np.abs(z - current[task]).max(initial=0)) for task, z in stored.logits.items())
+    same = difference <= TOLERANCE * scale
     return {
         "set": name,
         "images": len(stored.ids),
         "same": same,
-        "largest_difference": max(gaps),
-        "equal_predictions": float(min(equal)),
+        "largest_difference": difference,
+        "equal_predictions": min(
+            float((z.argmax(1) == current[task].argmax(1)).mean()) for task, z in stored.logits.items()
+        ),
         "reason": "" if same else "the predictions differ",
     }
 
 
-def _format_comparison(part: dict[str, Any]) -> str:
-    if "largest_difference" in part:
+def _format_comparison(entry: dict[str, Any]) -> str:
+    text = entry["reason"]
+    if "largest_difference" in entry:
         text = (
-            f"{part['images']} images, {part['equal_predictions']:.1%} with the same class, logits differ by at most "
-            f"{part['largest_difference']:.2g}"
+            f"{entry['images']} images, {entry['equal_predictions']:.1%} with the same class, logits differ by at most "
+            f"{entry['largest_difference']:.2g}"
         )
-    else:
-        text = f"not compared: {part['reason']}" if part["same"] is None else part["reason"]
-    return f"predictions ({part['set']}): {text}"
+    elif entry["same"] is None:
+        text = f"not compared: {text}"
+    return f"predictions ({entry['set']}): {text}"

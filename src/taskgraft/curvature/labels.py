@@ -59,10 +59,10 @@ def list_passes(
             labeled = targets[task] >= 0
             if int(targets[task].max()) >= classes:
                 raise ValueError(f"targets[{task!r}] exceed the task's {classes} classes: count them from 0")
-            chosen = targets[task][start : start + rows].cpu()
+            chunk = targets[task][start : start + rows].cpu()
             # The mean is over the labeled images of the task; the caller divides by all images.
             scale = labeled.numel() / int(labeled.sum())
-            passes.append(Pass(task, chosen.clamp(min=0), (chosen >= 0).double() * scale))
+            passes.append(Pass(task, chunk.clamp(min=0), (chunk >= 0).double() * scale))
     return passes
 
 

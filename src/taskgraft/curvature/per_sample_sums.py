@@ -9,6 +9,7 @@ i counts samples (B), l positions (L): tokens or pixels of the output. Two exact
 
 from __future__ import annotations
 
+from itertools import combinations_with_replacement
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
@@ -50,16 +51,16 @@ def add_linear(total_OD: Tensor, a_BLD: Tensor, g_BLO: Tensor, power: Power) -> 
         return
     if power == 2 and positions * (positions + 1) // 2 <= positions + STORE_COST:
         left, right = torch.triu_indices(positions, positions, device=a_BLD.device)
-        twice = torch.where(left == right, 1, 2).to(a_BLD.dtype)
+        factors = torch.where(left == right, 1, 2).to(a_BLD.dtype)
         pairs_a = (a_BLD[:, left] * a_BLD[:, right]).flatten(0, 1)
-        pairs_g = (g_BLO[:, left] * g_BLO[:, right] * twice[:, None]).flatten(0, 1)
+        pairs_g = (g_BLO[:, left] * g_BLO[:, right] * factors[:, None]).flatten(0, 1)
         total_OD.addmm_(pairs_g.T, pairs_a)
         return
     step = min(size, max(1, TILE_ENTRIES // total_OD.numel()))
-    room = total_OD.new_empty(step, *total_OD.shape)
+    buffer = total_OD.new_empty(step, *total_OD.shape)
     for at in range(0, size, step):
         g, a = g_BLO[at : at + step], a_BLD[at : at + step]
-        add_powers(total_OD, torch.bmm(g.transpose(1, 2), a, out=room[: len(a)]), power)
+        add_powers(total_OD, torch.bmm(g.transpose(1, 2), a, out=buffer[: len(a)]), power)
 
 
 def pad_same(a: Tensor, geometry: Geometry) -> Tensor:
@@ -83,15 +84,15 @@ TapPositions = list[list[tuple[int, int]]]  # for each tap of the kernel, its (o
 def find_cheap_pairs(size: tuple[int, int], geometry: Geometry) -> tuple[TapPositions, TapPositions] | None:
     """List the rows' and the columns' taps for images of `size` if pairs of positions are the cheaper way."""
     rows, columns = (_positions_per_tap(size[j], *(field[j] for field in geometry)) for j in range(2))
-    met = [len(y) * len(x) for y in rows for x in columns]
-    cheap = sum(n * (n + 1) // 2 for n in met) <= len(met) * (max(met) + STORE_COST)
+    counts = [len(y) * len(x) for y in rows for x in columns]  # positions of each tap
+    cheap = sum(n * (n + 1) // 2 for n in counts) <= len(counts) * (max(counts) + STORE_COST)
     return (rows, columns) if cheap else None
 
 
 def _positions_per_tap(size: int, kernel: int, stride: int, padding: int, dilation: int) -> TapPositions:
     out = (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
-    where = [[(y, y * stride - padding + u * dilation) for y in range(out)] for u in range(kernel)]
-    return [[(y, x) for y, x in tap if 0 <= x < size] for tap in where]
+    positions = [[(y, y * stride - padding + u * dilation) for y in range(out)] for u in range(kernel)]
+    return [[(y, x) for y, x in tap if 0 <= x < size] for tap in positions]
 
 
 def add_conv_pairs(total: Tensor, a: Tensor, g: Tensor, taps: tuple[TapPositions, TapPositions]) -> None:
@@ -102,18 +103,18 @@ def add_conv_pairs(total: Tensor, a: Tensor, g: Tensor, taps: tuple[TapPositions
     a_HWBC, g_hwBO = a.permute(2, 3, 0, 1).contiguous(), g.permute(2, 3, 0, 1).contiguous()
     products: dict[tuple[object, ...], Tensor] = {}  # taps share most products
 
-    def product(side: str, values: Tensor, one: tuple[int, int], two: tuple[int, int]) -> Tensor:
-        key = (side, one, two)
+    def product(side: str, values: Tensor, first: tuple[int, int], second: tuple[int, int]) -> Tensor:
+        key = (side, first, second)
         if key not in products:
-            products[key] = values[one] * values[two]
-            if side == "g" and one != two:
+            products[key] = values[first] * values[second]
+            if side == "g" and first != second:
                 products[key] *= 2
         return products[key]
 
     for u, rows in enumerate(taps[0]):
         for v, columns in enumerate(taps[1]):
-            met = [((y, x), (i, j)) for y, i in rows for x, j in columns]
-            pairs = [(one, two) for at, one in enumerate(met) for two in met[at:]]
+            positions = [((y, x), (i, j)) for y, i in rows for x, j in columns]
+            pairs = list(combinations_with_replacement(positions, 2))
             if pairs:
                 left = [product("g", g_hwBO, one[0], two[0]) for one, two in pairs]
                 right = [product("a", a_HWBC, one[1], two[1]) for one, two in pairs]
@@ -141,7 +142,7 @@ def add_conv_grouped(total: Tensor, a: Tensor, g: Tensor, geometry: Geometry, gr
     per-example gradient computations in convolutional neural networks".
     """
     step = max(1, TILE_ENTRIES // total.numel())
-    places = cast(Any, geometry[1:])  # torch's annotations forget that pairs are allowed
+    stride, padding, dilation = cast(Any, geometry[1:])  # torch's annotations forget that pairs are allowed
     for at in range(0, len(a), step):
         part_a, part_g = a[at : at + step], g[at : at + step]
         size = len(part_a)
@@ -149,9 +150,9 @@ def add_conv_grouped(total: Tensor, a: Tensor, g: Tensor, geometry: Geometry, gr
             part_a.reshape(1, -1, *a.shape[2:]),
             (size * total.shape[0], *total.shape[1:]),
             part_g.reshape(1, -1, *g.shape[2:]),
-            places[0],
-            places[1],
-            places[2],
+            stride,
+            padding,
+            dilation,
             size * groups,
         )
         add_powers(total, grads.view(size, *total.shape), power)

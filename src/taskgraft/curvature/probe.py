@@ -45,34 +45,34 @@ def probe_model(model: nn.Module, read: ReadImages, count: int, params: Params, 
     Raises:
         ValueError: The images, the logits or the tasks are not what per-sample gradients need.
     """
-    few = min(count, PROBE_IMAGES)
-    images = read(0, few)
-    if len(images) != few:
-        raise ValueError(f"read(0, {few}) gave {len(images)} images: it must give the images start to stop")
-    if not torch.equal(images, read(0, few)):
-        raise ValueError(f"read(0, {few}) gave other images the second time: turn random augmentation off")
-    images = images[torch.arange(PROBE_IMAGES) % few]
+    size = min(count, PROBE_IMAGES)
+    images = read(0, size)
+    if len(images) != size:
+        raise ValueError(f"read(0, {size}) gave {len(images)} images: it must give the images start to stop")
+    if not torch.equal(images, read(0, size)):
+        raise ValueError(f"read(0, {size}) gave other images the second time: turn random augmentation off")
+    images = images[torch.arange(PROBE_IMAGES) % size]
     changed = images.clone()
     ramp = torch.arange(changed[0].numel(), device=images.device).reshape(changed[0].shape)
     changed[0] = changed[0] / 2 + images.abs().max() * torch.cos(ramp.to(images.dtype))
 
     tape, outputs = _record(model, images, params)
     _check_tasks(outputs, tasks, PROBE_IMAGES)
-    _, again = _record(model, images, {})
-    altered, others = _record(model, changed, params)
-    short, _ = _record(model, images[: PROBE_IMAGES - 1], params)
+    _, repeated = _record(model, images, {})
+    altered, altered_outputs = _record(model, changed, params)
+    smaller, _ = _record(model, images[: PROBE_IMAGES - 1], params)
     for task in tasks:
-        if _rows_differ(outputs[task], again[task]).any():
+        if _rows_differ(outputs[task], repeated[task]).any():
             raise ValueError(
                 f"the logits of task {task!r} differ between two passes over the same images in eval mode: the model "
                 "draws random numbers (dropout that ignores eval?); turn that off"
             )
-        if _rows_differ(outputs[task], others[task])[1:].any():
+        if _rows_differ(outputs[task], altered_outputs[task])[1:].any():
             raise ValueError(
                 f"the logits of task {task!r} of an image depend on the other images of the batch, so no image has a "
                 "gradient of its own: normalize by running statistics"
             )
-    fast = _names_with_rule(tape, altered, short)
+    fast = _names_with_rule(tape, altered, smaller)
     activations = sum(_activation_bytes(call) for call in tape.calls)
     return Probe(
         {name: value for name, value in params.items() if name in fast},
@@ -99,21 +99,21 @@ def _check_tasks(outputs: Outputs, tasks: Sequence[str], rows: int) -> None:
             )
 
 
-def _names_with_rule(tape: Tape, altered: Tape, short: Tape) -> set[str]:
+def _names_with_rule(tape: Tape, altered: Tape, smaller: Tape) -> set[str]:
     """Return the parameters that exactly one known call reads, with the samples outermost in its input."""
-    orders = [[call.names for call in one.calls] for one in (tape, altered, short)]
+    orders = [[call.names for call in recording.calls] for recording in (tape, altered, smaller)]
     if not orders[0] == orders[1] == orders[2]:
         return set()  # the control flow depends on the data
     uses = Counter(name for call in tape.calls for name in call.names.values())
-    calls = zip(tape.calls, altered.calls, short.calls, strict=True)
-    good = {name for three in calls if _samples_outermost(*three) for name in three[0].names.values()}
-    return {name for name in good if uses[name] == 1} - tape.unknown - altered.unknown - short.unknown
+    calls = zip(tape.calls, altered.calls, smaller.calls, strict=True)
+    candidates = {name for group in calls if _samples_outermost(*group) for name in group[0].names.values()}
+    return {name for name in candidates if uses[name] == 1} - tape.unknown - altered.unknown - smaller.unknown
 
 
-def _samples_outermost(call: Call, altered: Call, short: Call) -> bool:
+def _samples_outermost(call: Call, altered: Call, smaller: Call) -> bool:
     """Return whether rows [i·m, (i + 1)·m) belong to sample i: a change of the first image moves only the first m."""
     per_sample, rest = divmod(call.rows, PROBE_IMAGES)
-    if rest or short.rows != per_sample * (PROBE_IMAGES - 1) or (per_sample != 1 and not call.use.folded):
+    if rest or smaller.rows != per_sample * (PROBE_IMAGES - 1) or (per_sample != 1 and not call.use.folded):
         return False
     before, after = call.use.input, altered.use.input
     if before is None or after is None:
@@ -124,9 +124,9 @@ def _samples_outermost(call: Call, altered: Call, short: Call) -> bool:
     return bool(moved[:per_sample].any()) and not bool(moved[per_sample:].any())
 
 
-def _rows_differ(one: Tensor, two: Tensor) -> Tensor:
+def _rows_differ(first: Tensor, second: Tensor) -> Tensor:
     """Return for each row [B] whether the two differ by more than rounding."""
-    return ((one - two).abs() > ROUNDING * one.abs().max()).flatten(1).any(1)
+    return ((first - second).abs() > ROUNDING * first.abs().max()).flatten(1).any(1)
 
 
 def _activation_bytes(call: Call) -> int:

@@ -82,7 +82,7 @@ def collect_images(
         DataError: images that cannot be used.
     """
     tasks, record, notes = bundle.classifier.tasks, read_record(bundle), []
-    sources = {path: match_task(path, tasks) for path in paths}
+    sources = [(path, match_task(path, tasks)) for path in paths]
     if not sources and record is not None:
         sources = _recorded_sources(record, tasks, notes)
     if not sources:
@@ -93,15 +93,15 @@ def collect_images(
         images = synthetic_images(bundle)
         return SampleImages(images, images if calibrate else None, (), tuple(notes))
     seed = record.seed if record is not None and not paths else 0
-    opened = [_open(bundle, record, path, task, seed, cache, callbacks) for path, task in sources.items()]
+    opened = [_open(bundle, record, path, task, seed, cache, callbacks) for path, task in sources]
     images = concat_images([images for images in opened if images is not None])
     if images is None:
-        raise DataError(f"{next(iter(sources))} contains no images to compare on")
-    unlabeled = [task.name for task in tasks if task not in sources.values()]
-    notes += [f"{task}: no labeled images; comparing predictions" for task in unlabeled]
+        raise DataError(f"{sources[0][0]} contains no images to compare on")
+    labeled = {task.name for _, task in sources}
+    notes += [f"{task.name}: no labeled images; comparing predictions" for task in tasks if task.name not in labeled]
     calibration = None
     if calibrate:
-        samples = [_sample_training_images(bundle, path, task) for path, task in sources.items()]
+        samples = [_sample_training_images(bundle, path, task) for path, task in sources]
         calibration = concat_images([sample for sample in samples if sample is not None])
         if calibration is not None:
             notes.append(f"calibrating int8 on {len(calibration.pixels)} training images")
@@ -109,7 +109,7 @@ def collect_images(
             images, calibration = _hold_out(images)
             count = len(calibration.pixels)
             notes.append(f"no training images: calibrating int8 on {count} of the images, comparing on the rest")
-    return SampleImages(images, calibration, tuple(sources), tuple(notes))
+    return SampleImages(images, calibration, tuple(path for path, _ in sources), tuple(notes))
 
 
 def synthetic_images(bundle: Bundle) -> Images:
@@ -172,16 +172,16 @@ def format_check(check: TaskCheck) -> str:
     return f"{text}; accuracy {check.accuracy:.2%} → {check.exported:.2%} on {check.labeled} labeled images"
 
 
-def _recorded_sources(record: Record, tasks: Sequence[Task], notes: list[str]) -> dict[Path, Task]:
+def _recorded_sources(record: Record, tasks: Sequence[Task], notes: list[str]) -> list[tuple[Path, Task]]:
     """The validation images that the record names and that still exist."""
     task_by_name = {task.name: task for task in tasks}
-    sources = {}
+    sources = []
     for name, entry in record.data.items():
         path, task = Path(str(entry.get("source"))), task_by_name.get(str(entry.get("task")))
         if name.startswith("old train") or task is None:
             continue
         if path.exists():
-            sources[path] = task
+            sources.append((path, task))
         else:
             notes.append(f"{path}: these images of {task.name} are in the record, but no longer exist")
     return sources
@@ -211,9 +211,9 @@ def _sample_training_images(bundle: Bundle, path: Path, task: Task) -> Images | 
     chosen = [names[row] for row in spread]
     loaded = pixel_cache.load_pixels(listing.root, chosen, bundle.preprocessing)
     readable = tuple(str(listing.root / name) for row, name in enumerate(chosen) if row not in loaded.reasons)
-    return (
-        Images(loaded.pixels, {}, readable, bundle.preprocessing.mean, bundle.preprocessing.std) if readable else None
-    )
+    if not readable:
+        return None
+    return Images(loaded.pixels, {}, readable, bundle.preprocessing.mean, bundle.preprocessing.std)
 
 
 def _hold_out(images: Images) -> tuple[Images, Images]:

@@ -75,9 +75,9 @@ def anchor_and_importance(memory: Memory) -> tuple[Params, Params]:
     return memory.get("anchor", {}), memory.get("importance", {})
 
 
-def _sum(like: Tensor, *parts: Tensor | None) -> Tensor:
+def _sum(like: Tensor, *terms: Tensor | None) -> Tensor:
     total = torch.zeros_like(like, memory_format=torch.preserve_format, requires_grad=False)
-    for part in parts:
-        if part is not None:
-            total += part.to(total.device)
+    for term in terms:
+        if term is not None:
+            total += term.to(total.device)
     return total

@@ -25,12 +25,9 @@ class Branch(Settings):
     one model, which forgets, and two, which cost twice; the report states parameters and FLOPs.
     """
 
-    shared: Annotated[float, Range(0.0, 1.0, at_most=1.0)] = 0.1
+    traits = Traits(freezes_old=True, attaches=True)
 
-    @property
-    def traits(self) -> Traits:
-        """See `Traits`."""
-        return Traits(freezes_old=True, attaches=True)
+    shared: Annotated[float, Range(0.0, 1.0, at_most=1.0)] = 0.1
 
     def build(self) -> Method:
         """Use `adapt`: attach a copy of the last stages, freeze everything inherited."""

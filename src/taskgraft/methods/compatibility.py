@@ -11,15 +11,15 @@ def conflict(plan: Plan) -> str | None:
     """Return why a combination of methods is refused and what to write instead; None where it makes sense."""
     traits = {name: settings.traits for name, settings in plan.items()}
 
-    def having(condition: Callable[[Traits], bool]) -> list[str]:
-        return [name for name, own in traits.items() if condition(own)]
+    def select(condition: Callable[[Traits], bool]) -> list[str]:
+        return [name for name, t in traits.items() if condition(t)]
 
-    unprotected = having(lambda own: not own.protects)
+    unprotected = select(lambda t: not t.protects)
     if unprotected and len(plan) > 1:
         return f"{unprotected[0]} protects nothing and adds nothing to a sum; leave it out"
 
-    frozen, trained = having(lambda own: own.freezes_old), having(lambda own: not own.freezes_old)
-    acting = [name for name in trained if not traits[name].attaches]  # what only attaches could freeze as well
+    frozen, trained = select(lambda t: t.freezes_old), select(lambda t: not t.freezes_old)
+    acting = [name for name in trained if not traits[name].attaches]  # a method that only attaches could freeze as well
     if frozen and acting:
         unfreeze = traits[frozen[0]].unfreeze if len(frozen) == 1 else ""
         remedy = f"write {frozen[0]}({unfreeze})" if unfreeze else f"leave {frozen[0]} or {acting[0]} out"
@@ -28,19 +28,19 @@ def conflict(plan: Plan) -> str | None:
         setting = f"{trained[0]}({traits[trained[0]].unfreeze})"
         return f"{frozen[0]} freezes the backbone that {setting} would train; write {frozen[0]} + {trained[0]}"
 
-    idle = having(lambda own: own.freezes_old and not own.attaches)
+    idle = select(lambda t: t.freezes_old and not t.attaches)
     if idle and len(frozen) > 1:
         others = " + ".join(name for name in frozen if name not in idle)
         return f"{others} freezes the backbone already; leave {idle[0]} out"
 
-    replacing, using = having(lambda own: own.replaces_weights), having(lambda own: own.uses_weights)
+    replacing, using = select(lambda t: t.replaces_weights), select(lambda t: t.uses_weights)
     if replacing and using:
         return (
             f"{using[0]} acts on the weights that {replacing[0]} freezes and only merges at the end; "
-            f"join {replacing[0]} with a method that acts on the outputs, such as distillation"
+            f"combine {replacing[0]} with a method that acts on the outputs, such as distillation"
         )
 
-    distilling = having(lambda own: own.distills)
+    distilling = select(lambda t: t.distills)
     if len(distilling) > 1:
         return f"{' and '.join(distilling)} are both distillation; name one of the two"
     return None

@@ -25,7 +25,7 @@ def build(method: Plan | str) -> Method:
     return compose({name: settings.build() for name, settings in plan.items()})
 
 
-def compose(parts: Mapping[str, Method]) -> Method:
+def compose(methods: Mapping[str, Method]) -> Method:
     """Combine named methods into one.
 
     `adapt`, `mix` and `finish` run in order, loss terms and penalties are merged, and each method has a memory of its
@@ -36,49 +36,53 @@ def compose(parts: Mapping[str, Method]) -> Method:
     """
 
     def adapt(classifier: Classifier, sources: TrainingData) -> Classifier:
-        for part in parts.values():
-            classifier = part.adapt(classifier, sources) if part.adapt else classifier
+        for method in methods.values():
+            classifier = method.adapt(classifier, sources) if method.adapt else classifier
         return classifier
 
     def remember(classifier: Classifier, sources: TrainingData, past: Memory) -> Memory:
         return {
-            name: part.remember(classifier, sources, past.get(name, {}))
-            for name, part in parts.items()
-            if part.remember
+            name: method.remember(classifier, sources, past.get(name, {}))
+            for name, method in methods.items()
+            if method.remember
         }
 
     def mix(batch: Batch, memory: Memory, rng: np.random.Generator) -> Batch:
-        for name, part in parts.items():
-            batch = part.mix(batch, memory.get(name, {}), rng) if part.mix else batch
+        for name, method in methods.items():
+            batch = method.mix(batch, memory.get(name, {}), rng) if method.mix else batch
         return batch
 
     def response(step: Step, memory: Memory) -> Terms:
-        return _merge(part.response(step, memory.get(name, {})) for name, part in parts.items() if part.response)
+        return _merge(
+            method.response(step, memory.get(name, {})) for name, method in methods.items() if method.response
+        )
 
     def weight(params: Params, memory: Memory) -> dict[str, Quadratic]:
-        return _merge(part.weight(params, memory.get(name, {})) for name, part in parts.items() if part.weight)
+        return _merge(method.weight(params, memory.get(name, {})) for name, method in methods.items() if method.weight)
 
     def project(movement: Params, memory: Memory) -> Params:
-        for name, part in parts.items():
-            movement = part.project(movement, memory.get(name, {})) if part.project else movement
+        for name, method in methods.items():
+            movement = method.project(movement, memory.get(name, {})) if method.project else movement
         return movement
 
-    def observe(memory: Memory, move: Update) -> Memory:
-        observed = {name: part.observe(memory.get(name, {}), move) for name, part in parts.items() if part.observe}
+    def observe(memory: Memory, update: Update) -> Memory:
+        observed = {
+            name: method.observe(memory.get(name, {}), update) for name, method in methods.items() if method.observe
+        }
         return {**memory, **observed}
 
     def finish(classifier: Classifier, memory: Memory, sources: TrainingData) -> tuple[Classifier, Memory]:
         memories: Memory = {}
-        for name, part in parts.items():
-            if part.finish:
-                classifier, memories[name] = part.finish(classifier, memory.get(name, {}), sources)
+        for name, method in methods.items():
+            if method.finish:
+                classifier, memories[name] = method.finish(classifier, memory.get(name, {}), sources)
         return classifier, memories
 
     functions = {
         "adapt": adapt, "remember": remember, "mix": mix, "response": response,
         "weight": weight, "project": project, "observe": observe, "finish": finish,
     }  # fmt: skip
-    used = {slot for part in parts.values() for slot, function in part._asdict().items() if function}
+    used = {slot for method in methods.values() for slot, function in method._asdict().items() if function}
     return Method(**{slot: function for slot, function in functions.items() if slot in used})
 
 
@@ -135,9 +139,9 @@ def interpolated(
             yield weight, finish(copy.deepcopy(classifier), memory[name], sources)[0]
 
 
-def _merge(parts: Iterable[dict[str, T]]) -> dict[str, T]:
+def _merge(groups: Iterable[dict[str, T]]) -> dict[str, T]:
     merged: dict[str, T] = {}
-    for terms in parts:
+    for terms in groups:
         duplicates = merged.keys() & terms.keys()
         if duplicates:
             raise InputError(f"two methods both add the term {duplicates.pop()!r}; name each method once")

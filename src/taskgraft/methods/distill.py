@@ -31,18 +31,15 @@ class Distill(Settings):
     views need not repeat. Needs no old images.
     """
 
+    traits = Traits(distills=True)
+
     strength: Annotated[float, Range(1e-2, 1e2, log=True, at_least=0)] = 1.0
     temperature: Annotated[float, Range(1, 8, above=0)] = 2.0
     teacher: Literal["recorded", "live"] = "recorded"
     scale: losses.Scale = "T2"
 
-    @property
-    def traits(self) -> Traits:
-        """See `Traits`."""
-        return Traits(distills=True)
-
     def build(self) -> Method:
-        """Use `remember` (the parent, and room for its logits) and `response`."""
+        """Use `remember` (the parent and its logits) and `response`."""
 
         def remember(classifier: Classifier, sources: TrainingData, past: Memory) -> Memory:
             memory: Memory = {"parent": pytree.state(classifier)}
@@ -52,23 +49,23 @@ class Distill(Settings):
                         "distill(teacher=recorded) needs fixed views: give --views 1 or more, or teacher=live"
                     )
                 shape, shared = (len(sources.new.pixels), sources.views), sources.trial_cache is not None
-                memory["known"] = torch.full(shape, shared, dtype=torch.bool)
-                memory["answers"] = compute_once(
-                    sources, "answers", lambda: _allocate(classifier, sources, filled=shared)
+                memory["recorded"] = torch.full(shape, shared, dtype=torch.bool)
+                memory["logits"] = compute_once(
+                    sources, "logits", lambda: _allocate(classifier, sources, filled=shared)
                 )
             return memory
 
         def response(step: Step, memory: Memory) -> Terms:
-            own = step.batch.rows >= 0  # images that a method mixed in have no recorded answer
+            new = step.batch.rows >= 0  # for images that a method mixed in, nothing is recorded
             outputs = _group_by_softmax(step.outputs, step.softmax, step.old)
-            if not bool(own.all()):
-                outputs = {name: logits[own] for name, logits in outputs.items()}
+            if not bool(new.all()):
+                outputs = {name: logits[new] for name, logits in outputs.items()}
             if self.teacher == "live":
-                answers = _group_by_softmax(step.predict(memory["parent"], own), step.softmax, step.old)
+                teacher = _group_by_softmax(step.predict(memory["parent"], new), step.softmax, step.old)
             else:
-                answers = _recorded_logits(step, memory, own)
+                teacher = _recorded_logits(step, memory, new)
             terms = [
-                losses.distillation(logits, answers[name].to(logits.device), self.temperature, self.scale)
+                losses.distillation(logits, teacher[name].to(logits.device), self.temperature, self.scale)
                 for name, logits in outputs.items()
             ]
             return {"distill": self.strength * torch.stack(terms).sum()}
@@ -76,23 +73,23 @@ class Distill(Settings):
         return Method(remember=remember, response=response)
 
 
-def _recorded_logits(step: Step, memory: Memory, own: Tensor) -> Outputs:
-    """Return the parent's logits of the views `own` [B] bool; those not recorded yet are computed and stored."""
+def _recorded_logits(step: Step, memory: Memory, new: Tensor) -> Outputs:
+    """Return the parent's logits of the images `new` [B] bool; those not recorded yet are computed and stored."""
     index, view = step.batch.rows, step.batch.view
-    missing = own & ~memory["known"][index, view]
+    missing = new & ~memory["recorded"][index, view]
     if bool(missing.any()):
         outputs = _group_by_softmax(step.predict(memory["parent"], missing), step.softmax, step.old)
         for name, logits in outputs.items():
-            memory["answers"][name][index[missing], view[missing]] = logits.half().cpu()
-        memory["known"][index[missing], view[missing]] = True
-    index, view = index[own], view[own]
-    return {name: recorded[index, view].float() for name, recorded in memory["answers"].items()}
+            memory["logits"][name][index[missing], view[missing]] = logits.half().cpu()
+        memory["recorded"][index[missing], view[missing]] = True
+    index, view = index[new], view[new]
+    return {name: recorded[index, view].float() for name, recorded in memory["logits"].items()}
 
 
 def _allocate(classifier: Classifier, sources: TrainingData, filled: bool) -> Params:
-    """Return room for the parent's logits of every view [N, V, K]; `filled` with all of them for trials of a search."""
+    """Allocate the parent's logits of every view [N, V, K]; `filled`: compute them all, for the trials of a search."""
     count = len(sources.new.pixels)
-    room = {
+    recorded = {
         name: torch.zeros(count, sources.views, k, dtype=torch.float16) for name, k in _class_counts(classifier).items()
     }
     if filled:
@@ -104,8 +101,8 @@ def _allocate(classifier: Classifier, sources: TrainingData, filled: bool) -> Pa
                     compute_logits(classifier, images), classifier.softmax, old_class_counts(classifier)
                 )
                 for name, logits in outputs.items():
-                    room[name][first : first + BATCH_SIZE, view] = logits.half().cpu()
-    return room
+                    recorded[name][first : first + BATCH_SIZE, view] = logits.half().cpu()
+    return recorded
 
 
 def _group_by_softmax(outputs: Outputs, softmax: Softmax, old: Mapping[str, int]) -> Outputs:

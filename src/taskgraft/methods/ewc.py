@@ -28,22 +28,21 @@ class Ewc(Settings):
     AdamW under a joint softmax, else True.
     """
 
+    traits = Traits(uses_weights=True, records=True)
+
     strength: Annotated[float, Range(1e0, 1e6, log=True, at_least=0)] = 1e3
     labels: Literal["sampled", "exact", "empirical"] = "sampled"
     draws: Annotated[int, Range(1, 16, at_least=1, searched=False)] = 1
     images: Annotated[int, Range(64, 65536, at_least=1, searched=False)] = 1024
     implicit: Implicit = "auto"
 
-    @property
-    def traits(self) -> Traits:
-        """See `Traits`."""
-        return Traits(uses_weights=True, records=True)
-
     def note(self, finished: Memory, past: Memory, has_old: bool) -> str | None:
         """Say where the Fisher information comes from if not from old images."""
         if has_old or past:
             return None
-        return "no old sample was given: the Fisher information comes from the new images and the parent's own answers"
+        return (
+            "no old sample was given: the Fisher information comes from the new images and the parent's own predictions"
+        )
 
     def build(self) -> Method:
         """Use `remember` (anchor and Fisher), `weight` and `finish` (the Fisher for the next extension)."""

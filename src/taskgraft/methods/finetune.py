@@ -11,10 +11,7 @@ from taskgraft.methods.protocol import Method, Settings, Traits
 class Finetune(Settings):
     """Train on the new task without any protection of the old ones: the baseline."""
 
-    @property
-    def traits(self) -> Traits:
-        """See `Traits`."""
-        return Traits(protects=False)
+    traits = Traits(protects=False)
 
     def build(self) -> Method:
         """Use no function."""

@@ -16,10 +16,7 @@ class Frozen(Settings):
     The cheapest method; the new task can use only what the parent's last layer retains.
     """
 
-    @property
-    def traits(self) -> Traits:
-        """See `Traits`."""
-        return Traits(freezes_old=True)
+    traits = Traits(freezes_old=True)
 
     def build(self) -> Method:
         """Use `adapt`: freeze everything inherited."""

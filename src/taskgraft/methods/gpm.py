@@ -36,14 +36,11 @@ class Gpm(Settings):
     are held by `--norm frozen` alone.
     """
 
+    traits = Traits(uses_weights=True)
+
     threshold: Annotated[float, Range(0.8, 0.999, above=0, at_most=1)] = 0.97
     first: Annotated[float, Range(0.8, 0.999, at_least=0, at_most=1, searched=False)] = 0.0
     images: Annotated[int, Range(64, 4096, at_least=1, searched=False)] = 300
-
-    @property
-    def traits(self) -> Traits:
-        """See `Traits`."""
-        return Traits(uses_weights=True)
 
     def note(self, finished: Memory, past: Memory, has_old: bool) -> str | None:
         """Say where the directions come from if not from old images."""

@@ -18,13 +18,10 @@ class L2sp(Settings):
     (strength / 2) sum_j (theta_j - parent_j)^2; the paper's alpha is strength. Needs no images.
     """
 
+    traits = Traits(uses_weights=True)
+
     strength: Annotated[float, Range(1e-3, 1e2, log=True, at_least=0)] = 0.1
     implicit: Implicit = "auto"
-
-    @property
-    def traits(self) -> Traits:
-        """See `Traits`."""
-        return Traits(uses_weights=True)
 
     def build(self) -> Method:
         """Use `remember` (the anchor) and `weight`."""

@@ -30,14 +30,11 @@ class Ladder(Settings):
     equal. `width` is the number of channels of the first rung; it grows by a factor of sqrt(2) when the size halves.
     """
 
+    traits = Traits(freezes_old=True, attaches=True)
+
     rungs: Annotated[int, Range(2, 12, at_least=1)] = 5
     width: Annotated[int, Range(8, 256, log=True, at_least=1, at_most=4096)] = 56
     dropout: Annotated[float, Range(0.0, 0.5, at_least=0, at_most=0.95)] = 0.5
-
-    @property
-    def traits(self) -> Traits:
-        """See `Traits`."""
-        return Traits(freezes_old=True, attaches=True)
 
     def build(self) -> Method:
         """Use `adapt`: attach the side network, freeze everything inherited."""

@@ -21,16 +21,13 @@ class Lora(Settings):
     """Train a low-rank update of each linear and convolutional layer of the backbone (Hu et al. 2022); needs peft.
 
     W + (alpha / rank) B A with A, B of `rank`, merged into W at the end, so that the child costs what the parent does.
-    It restricts how weights change, not what is forgotten: join it with distill. Grouped convolutions are left alone.
+    It restricts how weights change, not what is forgotten: combine it with distill. Grouped convolutions are skipped.
     """
+
+    traits = Traits(replaces_weights=True)
 
     rank: Annotated[int, Range(2, 64, log=True, at_least=1)] = 8
     alpha: Annotated[float, Range(1, 64, log=True, above=0)] = 16.0
-
-    @property
-    def traits(self) -> Traits:
-        """See `Traits`."""
-        return Traits(replaces_weights=True)
 
     def build(self) -> Method:
         """Use `adapt` (insert adapters, freeze the rest) and `finish` (merge the adapters)."""

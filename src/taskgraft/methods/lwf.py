@@ -23,13 +23,10 @@ class Lwf(Settings):
     gradient whose size does not depend on T.
     """
 
+    traits = Traits(distills=True)
+
     strength: Annotated[float, Range(1e-2, 1e2, log=True, at_least=0)] = 1.0
     temperature: Annotated[float, Range(1, 8, above=0)] = 2.0
-
-    @property
-    def traits(self) -> Traits:
-        """See `Traits`."""
-        return Traits(distills=True)
 
     def requires(self, config: TrainingConfig) -> str | None:
         """Require head-only steps: the published procedure trains the new head first."""

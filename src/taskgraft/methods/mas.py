@@ -23,14 +23,11 @@ class Mas(Settings):
     lambda is strength / 2. Needs no labels; uses the new images if there is no old sample.
     """
 
+    traits = Traits(uses_weights=True, records=True)
+
     strength: Annotated[float, Range(1e-3, 1e3, log=True, at_least=0)] = 1.0
     images: Annotated[int, Range(64, 65536, at_least=1, searched=False)] = 1024
     implicit: Implicit = "auto"
-
-    @property
-    def traits(self) -> Traits:
-        """See `Traits`."""
-        return Traits(uses_weights=True, records=True)
 
     def build(self) -> Method:
         """Use `remember` (anchor and sensitivity), `weight` and `finish` (the sensitivity for the next extension)."""

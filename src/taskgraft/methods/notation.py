@@ -15,7 +15,7 @@ from taskgraft.methods.presets import EXAMPLE
 from taskgraft.methods.protocol import Plan, Settings
 from taskgraft.methods.registry import ALIASES, METHODS
 
-LONGEST = 2000  # characters of a notation: every method with every setting takes half of it
+MAX_LENGTH = 2000  # characters of a notation: every method with every setting takes half of it
 
 
 def parse(text: str) -> Plan:
@@ -27,16 +27,16 @@ def parse(text: str) -> Plan:
     Raises:
         InputError: A wrong name, setting or value, or methods that cannot be combined; the message says what to write.
     """
-    if len(text) > LONGEST:  # also bounds how deep expressions are nested, which readers follow by recursion
-        raise InputError(f"method {text[:60]!r}… is longer than {LONGEST} characters; write for example {EXAMPLE!r}")
+    if len(text) > MAX_LENGTH:  # also bounds how deep expressions are nested, which readers follow by recursion
+        raise InputError(f"method {text[:60]!r}… is longer than {MAX_LENGTH} characters; write for example {EXAMPLE!r}")
     text = text.strip()
     try:
         expression = ast.parse(text, mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise InputError(f"method {text!r} cannot be read; write for example {EXAMPLE!r}") from error
     plan: Plan = {}
-    for part in _split_sum(expression, text):
-        name, settings = _parse_settings(part, text)
+    for term in _split_sum(expression, text):
+        name, settings = _parse_settings(term, text)
         if name in plan:
             raise InputError(f"method {text!r} names {name!r} twice; write it once")
         plan[name] = settings
@@ -48,25 +48,25 @@ def parse(text: str) -> Plan:
 
 def show(plan: Plan) -> str:
     """Return the notation that `parse` reads back; settings at their defaults are left out."""
-    parts = []
+    terms = []
     for name, settings in plan.items():
         changed = [
             f"{field.name}={_show_value(getattr(settings, field.name))}"
             for field in dataclasses.fields(settings)
             if getattr(settings, field.name) != field.default
         ]
-        parts.append(f"{name}({', '.join(changed)})" if changed else name)
-    return " + ".join(parts)
+        terms.append(f"{name}({', '.join(changed)})" if changed else name)
+    return " + ".join(terms)
 
 
 def _split_sum(node: ast.expr, text: str) -> list[ast.expr]:
-    parts: list[ast.expr] = []
+    terms: list[ast.expr] = []
     while isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
-        parts.append(node.right)
+        terms.append(node.right)
         node = node.left
     if isinstance(node, ast.BinOp):
-        raise InputError(f"method {text!r} is not a sum; join methods with +")
-    return [node, *reversed(parts)]
+        raise InputError(f"method {text!r} is not a sum; combine methods with +")
+    return [node, *reversed(terms)]
 
 
 def _parse_settings(node: ast.expr, text: str) -> tuple[str, Settings]:
@@ -94,8 +94,8 @@ def _parse_settings(node: ast.expr, text: str) -> tuple[str, Settings]:
         values[key] = read_value(value)
         reason = declared[key].refusal(values[key])
         if reason:
-            given = ast.get_source_segment(text, value) or ""  # as written: unparse() may recurse too deeply
-            raise InputError(f"{name}({key}={given[:60]}): {reason}")
+            source = ast.get_source_segment(text, value) or ""  # as written: unparse() may recurse too deeply
+            raise InputError(f"{name}({key}={source[:60]}): {reason}")
         if declared[key].kind in (int, float):
             values[key] = declared[key].kind(values[key])
     return name, METHODS[name](**values)

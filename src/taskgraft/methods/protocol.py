@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, Self
+from typing import ClassVar, NamedTuple, Self
 
 import numpy as np
 
@@ -53,14 +53,11 @@ class Traits(NamedTuple):
 class Settings:
     """Base of a method's hyper-parameters: a frozen dataclass whose fields all have defaults."""
 
+    traits: ClassVar[Traits] = Traits()
+
     def build(self) -> Method:
         """Return the method's functions under these settings."""
         raise NotImplementedError
-
-    @property
-    def traits(self) -> Traits:
-        """What others must know of the method under these settings."""
-        return Traits()
 
     @property
     def acts(self) -> bool:

@@ -24,16 +24,13 @@ class Replay(Settings):
     `keep` stores the old sample in the bundle for the next extension: the images are then part of the model folder.
     """
 
+    traits = Traits(needs_old_images=True)
+
     share: Annotated[float, Range(0.1, 2.0, above=0)] = 1.0
     keep: bool = False
 
-    @property
-    def traits(self) -> Traits:
-        """See `Traits`."""
-        return Traits(needs_old_images=True)
-
     def build(self) -> Method:
-        """Use `remember` (the old sample), `mix` and `finish` (the sample again, if it is to be kept)."""
+        """Use `remember` (the old sample), `mix` and `finish` (the sample again, if `keep`)."""
 
         def remember(classifier: Classifier, sources: TrainingData, past: Memory) -> Memory:
             old = sources.old
@@ -65,15 +62,15 @@ class Replay(Settings):
 
 def _append(batch: Batch, images: torch.Tensor, labels: dict[str, torch.Tensor]) -> Batch:
     """Append images to a batch; -1 is the label of a task for which an image has none."""
-    device, own, more = batch.images.device, len(batch.images), len(images)
-    both = {}
+    device, count, added = batch.images.device, len(batch.images), len(images)
+    merged = {}
     for task in sorted({*batch.labels, *labels}):
-        new = batch.labels.get(task, torch.full((own,), -1, device=device))
-        old = labels.get(task, torch.full((more,), -1)).to(device)
-        both[task] = torch.cat([new, old])
-    nowhere = torch.full((more,), -1)
-    rows, view = torch.cat([batch.rows, nowhere]), torch.cat([batch.view, nowhere])
-    return Batch(torch.cat([batch.images, images.to(device)]), both, rows, view)
+        new = batch.labels.get(task, torch.full((count,), -1, device=device))
+        old = labels.get(task, torch.full((added,), -1)).to(device)
+        merged[task] = torch.cat([new, old])
+    no_position = torch.full((added,), -1)
+    rows, view = torch.cat([batch.rows, no_position]), torch.cat([batch.view, no_position])
+    return Batch(torch.cat([batch.images, images.to(device)]), merged, rows, view)
 
 
 def _floats(values: torch.Tensor) -> tuple[float, ...]:

@@ -26,21 +26,18 @@ class Si(Settings):
     checkpoint has no such record; si(strength=0) records one for the next extension.
     """
 
+    traits = Traits(uses_weights=True, records=True)
+
     strength: Annotated[float, Range(1e-2, 1e4, log=True, at_least=0)] = 2.0
     damping: Annotated[float, Range(1e-4, 1.0, log=True, above=0)] = 0.1
     implicit: Implicit = "auto"
-
-    @property
-    def traits(self) -> Traits:
-        """See `Traits`."""
-        return Traits(uses_weights=True, records=True)
 
     def build(self) -> Method:
         """Use `remember`, `weight`, `observe` (the path) and `finish` (the importance for the next extension)."""
 
         def remember(classifier: Classifier, sources: TrainingData, past: Memory) -> Memory:
-            learning = {name: value for name, value in classifier.named_parameters() if value.requires_grad}
-            start = {name: value.detach().clone() for name, value in learning.items()}
+            trainable = {name: value for name, value in classifier.named_parameters() if value.requires_grad}
+            start = {name: value.detach().clone() for name, value in trainable.items()}
             memory: Memory = {"start": start, "path": {name: torch.zeros_like(v) for name, v in start.items()}}
             recorded: Params = past.get("importance", {})
             names = [name for name in inherited_parameters(classifier) if name in recorded]
@@ -59,12 +56,12 @@ class Si(Settings):
         def weight(params: Params, memory: Memory) -> dict[str, Quadratic]:
             return {"si": Quadratic(*anchored.anchor_and_importance(memory), self.strength, self.implicit)}
 
-        def observe(memory: Memory, move: Update) -> Memory:
-            for name, gradient in move.gradient.items():
+        def observe(memory: Memory, update: Update) -> Memory:
+            for name, gradient in update.gradient.items():
                 if name in memory["path"]:
-                    now, then = move.after[name], move.before[name]
-                    for path, gradient_part, new, old in pytree.blocks(memory["path"][name], gradient, now, then):
-                        path.addcmul_(gradient_part, (old - new).div_(move.scale))
+                    after, before = update.after[name], update.before[name]
+                    for block, gradient_block, new, old in pytree.blocks(memory["path"][name], gradient, after, before):
+                        block.addcmul_(gradient_block, (old - new).div_(update.scale))
             return memory
 
         def finish(classifier: Classifier, memory: Memory, sources: TrainingData) -> tuple[Classifier, Memory]:

@@ -31,7 +31,7 @@ class Taps(Settings):
     stages: Annotated[int, Range(2, 32, at_least=1)] = 12
 
     @property
-    def traits(self) -> Traits:
+    def traits(self) -> Traits:  # pyright: ignore[reportIncompatibleVariableOverride] - depends on a setting
         """See `Traits`."""
         return Traits(freezes_old=self.backbone == "frozen", attaches=True, unfreeze="backbone=trained")
 

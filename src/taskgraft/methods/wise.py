@@ -23,13 +23,10 @@ class Wise(Settings):
     stands in for old accuracy that cannot be measured. Needs no training.
     """
 
+    traits = Traits(uses_weights=True)
+
     weight: Annotated[float, Range(0.1, 1.0, at_least=0, at_most=1, searched=False)] = 0.0
     points: Annotated[int, Range(2, 20, at_least=1, searched=False)] = 5
-
-    @property
-    def traits(self) -> Traits:
-        """See `Traits`."""
-        return Traits(uses_weights=True)
 
     def note(self, finished: Memory, past: Memory, has_old: bool) -> str | None:
         """State the weight that was used."""

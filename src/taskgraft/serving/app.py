@@ -37,15 +37,12 @@ ModelName = Annotated[str, Path(max_length=256)]
 
 
 def create_app(service: Service, *, token: str | None = None, local_only: bool = True) -> FastAPI:
-    """Build the application of a service.
+    """Build the ASGI application of a service, whose lifespan processes the queue.
 
     Args:
         service: the model and everything that requests share.
         token: what clients must send as a bearer token; None = no authentication.
         local_only: without a token, accept only requests that name localhost as their host.
-
-    Returns:
-        The ASGI application; its lifespan processes the queue.
     """
 
     @asynccontextmanager
@@ -72,13 +69,11 @@ def create_app(service: Service, *, token: str | None = None, local_only: bool =
     return app
 
 
-async def _handle_http_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
+async def _handle_http_error(request: Request, error: Any) -> Response:
     return error_response(error.status_code, error.detail, error.headers)
 
 
-async def _handle_validation_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)
+async def _handle_validation_error(request: Request, error: Any) -> Response:
     first = error.errors()[0]
     return error_response(422, f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
 
@@ -154,7 +149,8 @@ async def _predict(service: Service, request: Request, top: int) -> schemas.Pred
     classes = service.model.classes
     images = [
         schemas.ImageResult(
-            name=name, tasks={task: _task_result(found, row, classes[task], top) for task, found in predictions.items()}
+            name=name,
+            tasks={task: _task_result(prediction, row, classes[task], top) for task, prediction in predictions.items()},
         )
         for row, (name, _) in enumerate(files)
     ]
@@ -188,7 +184,7 @@ async def _parse_form(request: Request, body: bytes, max_files: int) -> list[tup
         await form.close()
         return files
 
-    try:  # nothing in it waits, so it may run in a thread with a loop of its own
+    try:  # it never waits, so it may run in a thread with its own event loop
         files = await (asyncio.to_thread(asyncio.run, parse()) if len(body) > LARGE_BODY else parse())
     except (MultiPartException, ValueError, LookupError) as error:
         reason = error.message if isinstance(error, MultiPartException) else "it is malformed"
@@ -254,12 +250,12 @@ async def _infer(service: Service, request: Request) -> Response:
             pixels = parsed.pixels if parsed.pixels is not None else await service.decode(parsed.files)
             predictions = await service.predict(pixels)
     tensors = []
-    for task, found in predictions.items():
-        names, shape = model.outputs[task], found.logits.shape
-        labels = [(label or "").encode() for label in found.labels]
+    for task, prediction in predictions.items():
+        names, shape = model.outputs[task], prediction.logits.shape
+        labels = [(label or "").encode() for label in prediction.labels]
         tensors += [
-            OutputTensor(names.logits, "FP32", shape, found.logits.astype(np.float32, copy=False)),
-            OutputTensor(names.probabilities, "FP32", shape, found.probabilities),
+            OutputTensor(names.logits, "FP32", shape, prediction.logits.astype(np.float32, copy=False)),
+            OutputTensor(names.probabilities, "FP32", shape, prediction.probabilities),
             OutputTensor(names.label, "BYTES", shape[:1], labels),
         ]
     classes = {name: model.classes[task] for name, task in task_of.items()}

@@ -25,7 +25,7 @@ class _Request:
 
 
 class Batcher:
-    """The queue in front of the model, which runs in one thread.
+    """The queue in front of the model, which runs in one thread; `observe_batch` gets the size of each batch.
 
     Attributes:
         run: computes logits from pixels.
@@ -34,13 +34,6 @@ class Batcher:
     """
 
     def __init__(self, model: ServedModel, limits: Limits, observe_batch: Callable[[int], None]) -> None:
-        """Create an empty queue.
-
-        Args:
-            model: the model to run.
-            limits: the limits of the server.
-            observe_batch: called with the number of images in each batch.
-        """
         self.run = model.run
         self.pending = 0
         self.seconds_per_image = 0.0
@@ -52,22 +45,14 @@ class Batcher:
         self._last_answer = 0.0
 
     def check_capacity(self, count: int) -> None:
-        """Reject images that would exceed the queue or its expected waiting time (Little's law).
-
-        Raises:
-            HTTPException: status 429.
-        """
+        """Raise HTTPException 429 if images would exceed the queue or its expected waiting time (Little's law)."""
         expected_wait = self.pending * self.seconds_per_image
         if self.pending + count > self._limits.max_queue or expected_wait > self._limits.wait_seconds:
             raise HTTPException(429, "too many images are waiting; retry later")
 
     @contextmanager
     def admit(self, count: int) -> Iterator[None]:
-        """Reserve room for the images of one request while it is processed.
-
-        Raises:
-            HTTPException: status 422 for too many images in one request, 429 where the queue is full.
-        """
+        """Reserve room for the images of one request while it is processed; HTTPException 422 or 429 if denied."""
         if count > self._limits.max_batch:
             raise HTTPException(422, f"{count} images in one request; the limit is {self._limits.max_batch}")
         self.check_capacity(count)
@@ -88,11 +73,7 @@ class Batcher:
         self._last_answer = now
 
     async def predict(self, pixels: NDArray[np.uint8]) -> Logits:
-        """Queue pixels [n, S, S, 3] and wait for the logits [n, K] of each task.
-
-        Raises:
-            HTTPException: status 503 after `request_seconds`.
-        """
+        """Queue pixels [n, S, S, 3] and wait for the logits [n, K] of each task; HTTPException 503 on timeout."""
         request = _Request(pixels, asyncio.get_running_loop().create_future())
         self._queue.put_nowait(request)
         try:

@@ -31,14 +31,13 @@ START_SECONDS = 120.0  # the first worker waits for the imports of the fork serv
 
 
 class Worker:
-    """A process that decodes images: the bytes of a file in; OK and pixels, or REJECTED and the reason, out."""
+    """A process that decodes images: the bytes of a file in; OK and pixels, or REJECTED and the reason, out.
+
+    Raises:
+        SetupError: the process did not start.
+    """
 
     def __init__(self, preprocessing: Preprocessing, max_pixels: int) -> None:
-        """Start the process and wait until it is ready.
-
-        Raises:
-            SetupError: it did not start.
-        """
         context = multiprocessing.get_context("forkserver")
         self.connection, child_end = context.Pipe()
         self.process = context.Process(target=_run_worker, args=(child_end, preprocessing, max_pixels), daemon=True)
@@ -66,7 +65,7 @@ class Worker:
 
 
 class DecoderPool:
-    """Workers that decode images.
+    """Workers that decode images, started at once.
 
     Attributes:
         idle: workers waiting for an image.
@@ -74,11 +73,6 @@ class DecoderPool:
     """
 
     def __init__(self, preprocessing: Preprocessing, limits: Limits) -> None:
-        """Start all workers and wait for them.
-
-        Raises:
-            SetupError: one of them did not start.
-        """
         multiprocessing.get_context("forkserver").set_forkserver_preload([__name__])
         self.preprocessing = preprocessing
         self.limits = limits
@@ -90,13 +84,7 @@ class DecoderPool:
             self.idle.put_nowait(self._start_worker())
 
     async def decode(self, data: bytes) -> NDArray[np.uint8]:
-        """Decode and resize one image.
-
-        Args:
-            data: the bytes of an image file.
-
-        Returns:
-            Pixels [S, S, 3].
+        """Decode the bytes of an image file to pixels [S, S, 3].
 
         Raises:
             HTTPException: status 422 for anything that is not an image or too expensive, 503 if all workers are busy.
@@ -109,12 +97,12 @@ class DecoderPool:
         reply = asyncio.get_running_loop().run_in_executor(self._threads, worker.decode, data)
         try:
             status_and_data = await asyncio.wait_for(reply, limits.decode_seconds)
-        except (EOFError, OSError) as error:  # TimeoutError is an OSError
+        except TimeoutError:
             await self._replace(worker)
-            timeout = f"decoding took more than {limits.decode_seconds:g} s"
-            raise HTTPException(
-                422, timeout if isinstance(error, TimeoutError) else "decoding this image failed"
-            ) from None
+            raise HTTPException(422, f"decoding took more than {limits.decode_seconds:g} s") from None
+        except (EOFError, OSError):
+            await self._replace(worker)
+            raise HTTPException(422, "decoding this image failed") from None
         except BaseException:  # cancelled while the worker is busy: its reply must not reach another request
             await asyncio.shield(self._replace(worker))
             raise

@@ -54,17 +54,16 @@ def format_error(error: BaseException) -> str:
 
 
 class Guard:
-    """Middleware that authenticates requests, adds headers to responses, counts both, and hides internal errors."""
+    """Middleware that authenticates requests, adds headers to responses, counts both, and hides internal errors.
+
+    Attributes:
+        app: the wrapped application.
+        service: the service it belongs to.
+        token: what clients must send as a bearer token; None = no authentication.
+        local_only: the server listens on this machine only, so any other name in Host is DNS rebinding.
+    """
 
     def __init__(self, app: ASGIApp, service: Service, token: str | None, local_only: bool) -> None:
-        """Wrap an application.
-
-        Args:
-            app: the application.
-            service: the service it belongs to.
-            token: what clients must send as a bearer token; None = no authentication.
-            local_only: the server listens on this machine only, so any other name in Host is DNS rebinding.
-        """
         self.app = app
         self.service = service
         self.token = token

@@ -155,8 +155,14 @@ def _describe_step(step: dict[str, Any]) -> dict[str, Any]:
 
 
 def _describe_result(task: dict[str, Any]) -> dict[str, Any]:
-    fields = {"before": "parent", "after": "child", "forgetting": "forgetting", "agreement": "agreement"}
-    return {"task": task["name"], "new": task["new"], **{name: task[field] for name, field in fields.items()}}
+    return {
+        "task": task["name"],
+        "new": task["new"],
+        "before": task["parent"],
+        "after": task["child"],
+        "forgetting": task["forgetting"],
+        "agreement": task["agreement"],
+    }
 
 
 def _torch_backend(bundle: Bundle) -> Run:

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp
 from taskgraft.data.transforms import Preprocessing
 from taskgraft.errors import InputError, SetupError
 from taskgraft.serving.app import create_app
-from taskgraft.serving.limits import Limits, validate_limits
+from taskgraft.serving.limits import Limits
 from taskgraft.serving.middleware import LOCAL_HOSTS, format_error, log
 from taskgraft.serving.model import ServedModel
 from taskgraft.serving.service import Service
@@ -29,18 +29,10 @@ MAX_HEADERS = 16 * 2**10  # bytes of the request line with all headers, and of a
 
 
 def check_access(host: str, token: str | None, *, insecure: bool) -> bool:
-    """Check that a server which other machines can reach has a token.
-
-    Args:
-        host: address to listen on.
-        token: bearer token of the clients.
-        insecure: accept any host without a token.
-
-    Returns:
-        Whether only this machine can reach the host.
+    """Check that a server which other machines can reach has a token; return whether only this machine can.
 
     Raises:
-        InputError: the token is weak, or missing for a host that is not local.
+        InputError: the token is weak, or missing for a host that is not local and not `insecure`.
     """
     if token is not None and (len(token) < MIN_TOKEN or not token.isascii() or not token.isprintable() or " " in token):
         raise InputError(f"invalid --token; use at least {MIN_TOKEN} printable ASCII characters without spaces")
@@ -86,10 +78,8 @@ def serve_model(
         callbacks: `info` gets the address once the server is ready.
 
     Raises:
-        InputError: a limit is not legal.
         SetupError: a decoding process did not start.
     """
-    validate_limits(limits)
     service = Service(model, preprocessing, limits)
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
     config = configure_uvicorn(create_app(service, token=token, local_only=local_only))
@@ -109,7 +99,6 @@ class DrainingServer(uvicorn.Server):
     """A uvicorn server that reports not ready and finishes the requests in progress before it closes its port."""
 
     def __init__(self, config: uvicorn.Config, service: Service, callbacks: Callbacks) -> None:
-        """Create the server of a service; `callbacks.info` gets what the user should know."""
         super().__init__(config)
         self.service = service
         self.callbacks = callbacks

@@ -29,7 +29,6 @@ class Metrics:
     """The Prometheus metrics of one server, in their own registry."""
 
     def __init__(self) -> None:
-        """Create the metrics that requests and batches update."""
         self.registry = CollectorRegistry()
         route = ("route",)
         self.requests = Counter("taskgraft_requests", "Requests", ("route", "status"), registry=self.registry)
@@ -54,14 +53,12 @@ class Service:
         draining: the server is stopping and takes no more requests.
         active_requests: inference requests in progress.
         body_bytes: size of their bodies in memory.
+
+    Raises:
+        SetupError: a decoding process did not start.
     """
 
     def __init__(self, model: ServedModel, preprocessing: Preprocessing, limits: Limits) -> None:
-        """Start the decoding processes; the model runs within `running`.
-
-        Raises:
-            SetupError: a decoding process did not start.
-        """
         self.model = model
         self.limits = limits
         self.metrics = Metrics()
@@ -95,11 +92,7 @@ class Service:
 
     @contextmanager
     def track_request(self) -> Iterator[None]:
-        """Count an inference request, which the server answers even when it is told to stop.
-
-        Raises:
-            HTTPException: status 503 while the server is stopping, 429 where the queue is full.
-        """
+        """Count an inference request, which is still answered if the server stops; HTTPException 503 or 429."""
         self.check_ready()
         self.batcher.check_capacity(1)  # before the body is read
         self.active_requests += 1
@@ -154,11 +147,7 @@ class Service:
         return count
 
     async def decode(self, files: Sequence[bytes]) -> NDArray[np.uint8]:
-        """Decode image files to pixels [n, S, S, 3].
-
-        Raises:
-            HTTPException: the first file that cannot be used, with the reason.
-        """
+        """Decode image files to pixels [n, S, S, 3]; HTTPException for the first file that cannot be used."""
         results = await asyncio.gather(*map(self.decoders.decode, files), return_exceptions=True)
         images = []
         for number, result in enumerate(results, 1):
@@ -170,11 +159,7 @@ class Service:
         return np.stack(images)
 
     async def predict(self, pixels: NDArray[np.uint8]) -> dict[str, TaskPrediction]:
-        """Predictions of every task for pixels [n, S, S, 3].
-
-        Raises:
-            HTTPException: status 503 where it takes too long.
-        """
+        """Predict every task for pixels [n, S, S, 3]; HTTPException 503 on timeout."""
         return self.model.interpret(await self.batcher.predict(pixels))
 
 
