@@ -44,14 +44,14 @@ demo: $(BASE)
 	$(BIN)/taskgraft demo $(OUT) $(ARGS)
 
 test: $(TEST)
-	OMP_NUM_THREADS=$(THREADS) MKL_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+	OMP_NUM_THREADS=$(THREADS) MKL_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 test-fast: $(TEST)
-	OMP_NUM_THREADS=$(THREADS) MKL_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest -n $(WORKERS) -m 'not slow and not browser and not cluster' $(ARGS)
+	OMP_NUM_THREADS=$(THREADS) MKL_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m 'not slow and not browser and not cluster' $(ARGS)
 
 # The tests of speed and of silence would hear the counting, so this is no check of CI.
 coverage: .venv/ready-coverage
-	OMP_NUM_THREADS=$(THREADS) MKL_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest -n $(WORKERS) --cov --cov-report=term $(ARGS)
+	OMP_NUM_THREADS=$(THREADS) MKL_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --cov --cov-report=term $(ARGS)
 
 mutants: $(TEST)
 	$(BIN)/python tests/mutants.py $(ARGS)
@@ -64,7 +64,7 @@ fuzz: .venv/ready-fuzz
 
 # Needs the network; the environment's own Python and platform decide which archives are named.
 lock: $(BASE)
-	$(BIN)/python tests/lock.py
+	$(BIN)/python tests/write_lock.py
 
 sbom: .venv/ready-sbom
 	mkdir -p build

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 
-from malformed import CUT, Malformed, head, post, requests
+from malformed_requests import CONNECTION_CLOSED, Malformed, make_requests, post_request, request_head
 
 SHARE = 0.05  # of requests that are malformed
 TIMES = 2.0  # the capacity
@@ -87,7 +87,7 @@ async def exchange(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, s
             await reader.readexactly(int(length.split(b"\r\n")[0]))
         return Reply(int(told.split(b" ", 2)[1]), bool(length) and b"connection: close" not in lower)
     except (asyncio.IncompleteReadError, asyncio.LimitOverrunError, ConnectionError, ValueError, IndexError):
-        return Reply(CUT, stays=False)
+        return Reply(CONNECTION_CLOSED, stays=False)
 
 
 async def good(clients: Clients, sent: bytes, seen: Seen) -> None:
@@ -168,7 +168,7 @@ async def flood(
 
 async def callbacks(port: int, seen: Seen, resident: Callable[[], float], start: float) -> None:
     """Ask for readiness all the while, and look at the memory every few seconds."""
-    asked, looked = head("GET", "/v2/health/ready"), 0.0
+    asked, looked = request_head("GET", "/v2/health/ready"), 0.0
     while True:
         began = time.perf_counter()
         try:
@@ -236,18 +236,18 @@ def stopping(process: subprocess.Popen[str], port: int, bodies: list[bytes], lr:
         "log_lines": len(lines),
         "log_starts": lines[:5],
         "answers": statuses,
-        "dropped": statuses.get(str(CUT), 0) + sum(seen.failed.values()),
+        "dropped": statuses.get(str(CONNECTION_CLOSED), 0) + sum(seen.failed.values()),
         "exit_code": code,
     }
 
 
 def kinds_of(model: str, size: int) -> dict[str, Malformed]:
     """Malformed requests, but for those of megabytes: they would measure the loopback device."""
-    return {name: kind for name, kind in requests(model, size).items() if len(kind.sent) < 300_000}
+    return {name: kind for name, kind in make_requests(model, size).items() if len(kind.sent) < 300_000}
 
 
 def good_bodies(pictures: list[bytes]) -> list[bytes]:
-    return [post("/predict", picture) for picture in pictures]
+    return [post_request("/predict", image) for image in pictures]
 
 
 def run(

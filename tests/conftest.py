@@ -9,19 +9,35 @@ from pathlib import Path
 import pytest
 import torch
 
-from openings import Openings, below
+from opened_files import OpenedFiles, opened_below
 from taskgraft.commands.extend import extend
 from taskgraft.commands.train import train
 from taskgraft.config import TrainingConfig
 from taskgraft.report import charts
-from toys import NEW, OLD, folder_of
+from toys import NEW, OLD, write_folder
 
 # Groups that train, serve or start programs: `make test-fast` leaves them out, beside the tests that carry a marker.
 SLOW = (
-    "bad_inputs", "commands", "distributed", "docs", "exports", "faults", "fuzz", "laws", "pipeline", "real", "recipes",
-    "reference", "serving", "surface/test_behaviors", "surface/test_bench", "surface/test_examples",
-    "surface/test_not_installed", "surface/test_strings", "surface/test_supply",
-)  # fmt: skip
+    "acceptance",
+    "bad_inputs",
+    "commands",
+    "distributed",
+    "docs",
+    "exports",
+    "faults",
+    "fuzz",
+    "laws",
+    "pipeline",
+    "real",
+    "recipes",
+    "reference",
+    "serving",
+    "surface/test_bench",
+    "surface/test_examples",
+    "surface/test_not_installed",
+    "surface/test_strings",
+    "surface/test_supply",
+)
 TESTS = Path(__file__).parent
 
 
@@ -47,24 +63,24 @@ def no_charts() -> Iterator[None]:
 
 
 @pytest.fixture
-def openings() -> Openings:
+def opened_files() -> OpenedFiles:
     """`with openings(folder) as read:` collects the files below a folder that are opened."""
-    return below
+    return opened_below
 
 
 @pytest.fixture(scope="session")
 def old_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("shapes")
-    folder_of(root / "train", OLD, 36, 1)
-    folder_of(root / "val", OLD, 24, 2)
+    write_folder(root / "train", OLD, 36, 1)
+    write_folder(root / "val", OLD, 24, 2)
     return root
 
 
 @pytest.fixture(scope="session")
 def new_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("paints")
-    folder_of(root / "train", NEW, 40, 3)
-    folder_of(root / "val", NEW, 24, 4)
+    write_folder(root / "train", NEW, 40, 3)
+    write_folder(root / "val", NEW, 24, 4)
     return root
 
 

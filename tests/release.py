@@ -21,8 +21,8 @@ ROOT = Path(__file__).parents[1]
 HOME = ROOT / "build" / "release"
 EXTRAS = "export,parquet,ray,serve,track,tune,video"
 TOOLS = ("pytest", "pytest-xdist", "httpx", "tritonclient[http]", "mkdocs-material")
-SUPPORT = ("conftest.py", "toys.py", "typed.py", "openings.py", "films.py", "servers.py")
-TESTS = ("behaviors", "surface/test_behaviors.py", "surface/test_errors.py", "surface/test_examples.py",
+SUPPORT = ("conftest.py", "forks.py", "toys.py", "cli_parsing.py", "opened_files.py", "videos.py", "servers.py")
+TESTS = ("acceptance", "surface/test_errors.py", "surface/test_examples.py",
          "surface/test_help.py")  # fmt: skip
 BUILDER = "build>=1.3"
 IN_WHEEL = ("py.typed", "report/templates/page.html.j2", "serving/page/page.html", "cli/app.py")
@@ -130,7 +130,7 @@ def test(env: Path, away: Path) -> int:
                            check=True).stdout.strip()  # fmt: skip
     assert Path(where).is_relative_to(env), where
     told(f"taskgraft is {where}")
-    command = [env / "bin" / "python", "-m", "pytest", "-q", "tests/surface"]
+    command = [env / "bin" / "python", "-m", "pytest", "-q", "tests"]
     return subprocess.run(command, cwd=away, env=clean, check=False).returncode
 
 

@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import taskgraft
 from taskgraft.config import TrainingConfig
 from taskgraft.types import Callbacks, Task
-from toys import NEW, OLD, folder_of, parent, pictures
+from toys import NEW, OLD, make_images, parent, write_folder
 
 FILE = Path(__file__).with_name("frozen.json")
 RUN = TrainingConfig(
@@ -84,8 +84,8 @@ def digests(home: Path) -> Iterator[tuple[str, str]]:
     torch.set_num_threads(1)
     old, new, more, third = (home / name for name in ("old", "new", "more", "third"))
     for place, task, seed in ((old, OLD, 1), (new, NEW, 3), (more, MORE, 5), (third, THIRD, 7)):
-        folder_of(place / "train", task, 24, seed)
-        folder_of(place / "val", task, 12, seed + 1)
+        write_folder(place / "train", task, 24, seed)
+        write_folder(place / "val", task, 12, seed + 1)
     alice = home / "alice"
     trained = TrainingConfig(steps=20, batch_size=12, lr=0.01, head_steps=0, eval_every=10, precision="fp32")
     taskgraft.train(
@@ -161,7 +161,7 @@ def digests(home: Path) -> Iterator[tuple[str, str]]:
 
     grown = taskgraft.grow(parent(), NEW, 3)
     for method in ("branch", "ewc(images=16)"):
-        learned = taskgraft.learn(grown, pictures(20, NEW, 5), method=method, config=RUN)
+        learned = taskgraft.learn(grown, make_images(20, NEW, 5), method=method, config=RUN)
         values = learned.classifier.state_dict()
         yield f"learn {method}", of_values([(name, hashlib.sha256(values[name].numpy().tobytes()).hexdigest())
                                             for name in sorted(values)])  # fmt: skip
@@ -198,7 +198,7 @@ def exported(model: Path, out: Path) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-    images = (pictures(4, NEW, 9).pixels.permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.25
+    images = (make_images(4, NEW, 9).pixels.permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.25
     return [np.asarray(value).tolist() for value in session.run(None, {session.get_inputs()[0].name: images.numpy()})]
 
 
@@ -208,7 +208,7 @@ def asked(model: Path) -> Any:
     from servers import running
 
     with running(model) as server:
-        pixels = pictures(3, NEW, 9).pixels.numpy()
+        pixels = make_images(3, NEW, 9).pixels.numpy()
         body = {"inputs": [{"name": "image", "shape": list(pixels.shape), "datatype": "UINT8",
                             "data": pixels.flatten().tolist()}]}  # fmt: skip
         answer = httpx.post(f"{server.url}/v2/models/both/infer", json=body).json()
@@ -221,16 +221,16 @@ def test_the_meaning_is_what_it_was(tmp_path: Path) -> None:
     if stored["machine"] != machine():
         pytest.skip(f"the digests are of another machine: {stored['machine']}")
     found = dict(digests(tmp_path))
-    assert {name: mark for name, mark in found.items() if stored["digests"].get(name) != mark} == {}
+    assert {name: digest for name, digest in found.items() if stored["digests"].get(name) != digest} == {}
     assert found.keys() == stored["digests"].keys()
 
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
         found = {}
-        for name, mark in digests(Path(folder)):
-            print(name, mark[:12], flush=True)
-            found[name] = mark
+        for name, digest in digests(Path(folder)):
+            print(name, digest[:12], flush=True)
+            found[name] = digest
     if "--write" in sys.argv:
         FILE.write_text(json.dumps({"machine": machine(), "digests": found}, indent=1) + "\n")
     else:

@@ -30,7 +30,7 @@ RUN = TrainingConfig(
 )  # fmt: skip
 
 
-def pictures(count: int, task: Task, seed: int, size: int = 32) -> Images:
+def make_images(count: int, task: Task, seed: int, size: int = 32) -> Images:
     """Noise whose mean colour tells the class; [count, size, size, 3] uint8."""
     rng = seeding.generator(seed, "pictures", task.name)
     labels = np.arange(count) % len(task.classes)
@@ -50,17 +50,19 @@ def parent(arch: str = "test_resnet", **options: Any) -> Classifier:
     return wrap(net, head, [OLD]).eval()
 
 
-def sources(count: int = 20, config: TrainingConfig = RUN) -> TrainingData:
+def make_data(count: int = 20, config: TrainingConfig = RUN) -> TrainingData:
     """New images, an old sample for those who use one, and a Score that likes what has moved least."""
     start = parent().linears()[0].weight
 
     def score(model: Classifier) -> float:
         return -float((model.linears()[0].weight - start).abs().sum().detach())
 
-    return TrainingData(pictures(count, NEW, 5), pictures(9, OLD, 7), config.views, config.augment, config.seed, score)
+    return TrainingData(
+        make_images(count, NEW, 5), make_images(9, OLD, 7), config.views, config.augment, config.seed, score
+    )
 
 
-def past_of(child: Classifier) -> dict[str, Any]:
+def parent_memory(child: Classifier) -> dict[str, Any]:
     """What a parent's bundle may carry: si's recorded importance, without which it refuses."""
     names = list(inherited_parameters(child))
     values = dict(child.named_parameters())
@@ -68,30 +70,30 @@ def past_of(child: Classifier) -> dict[str, Any]:
     return {"si": {"importance": kept}}
 
 
-def started(
+def start_run(
     notation: str, config: TrainingConfig = RUN, model: Classifier | None = None
 ) -> tuple[TrainState, Method, TrainingData]:
     """A run of a method before its first step."""
     method = composition.build(notation)
-    images = sources(config=config)
+    images = make_data(config=config)
     child = grow(model or parent(), NEW, config.seed)
     child.softmax = config.softmax
-    return loop.start(child, method, images, past_of(child), config), method, images
+    return loop.start(child, method, images, parent_memory(child), config), method, images
 
 
-def finished(
+def run_to_end(
     notation: str, config: TrainingConfig = RUN, model: Classifier | None = None
 ) -> tuple[Classifier, dict[str, Any]]:
     """The child and what it keeps, after the last step and the method's own end."""
-    state, method, images = started(notation, config, model)
+    state, method, images = start_run(notation, config, model)
     state = loop.fit(state, method, images, config)
     if not method.finish:
         return state.classifier, {}
     return method.finish(state.classifier, state.memory, images)
 
 
-def trained(notation: str, config: TrainingConfig = RUN) -> TrainState:
-    state, method, images = started(notation, config)
+def run_steps(notation: str, config: TrainingConfig = RUN) -> TrainState:
+    state, method, images = start_run(notation, config)
     return loop.fit(state, method, images, config)
 
 
@@ -99,12 +101,12 @@ def weights(state: TrainState) -> dict[str, Tensor]:
     return pytree.state(state.classifier)
 
 
-def same(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> bool:
+def equal(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> bool:
     """Equal names and equal bits."""
     return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
 
 
-def mark(tensors: Mapping[str, Tensor]) -> str:
+def digest(tensors: Mapping[str, Tensor]) -> str:
     """A digest of names and bits."""
     total = hashlib.sha256()
     for name in sorted(tensors):
@@ -112,9 +114,9 @@ def mark(tensors: Mapping[str, Tensor]) -> str:
     return total.hexdigest()
 
 
-def folder_of(folder: Path, task: Task, count: int, seed: int, size: int = 32) -> Path:
+def write_folder(folder: Path, task: Task, count: int, seed: int, size: int = 32) -> Path:
     """Write images as folder/<class>/<n>.png, `count` of them in all."""
-    images = pictures(count, task, seed, size)
+    images = make_images(count, task, seed, size)
     for number, (pixels, label) in enumerate(zip(images.pixels, images.labels[task.name].tolist(), strict=True)):
         home = folder / task.classes[label]
         home.mkdir(parents=True, exist_ok=True)

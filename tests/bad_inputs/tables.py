@@ -8,76 +8,86 @@ import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from bad_inputs.folders import case, excluded, put
-from bad_inputs.trying import TRAIN, Case, Place, Try
+from bad_inputs.case import TRAIN, Case, Command, Workspace
+from bad_inputs.folders import case, excluded, write_image
 
 
-def good_rows(place: Place) -> list[str]:
-    return [f"data/{path.parent.name}/{path.name},{path.parent.name}" for path in sorted(place.data.glob("*/*.png"))]
-
-
-def table(place: Place, *lines: str, head: str = "path,paint", name: str = "t.csv", start: bytes = b"") -> Path:
-    """A table of all good images and further lines, which stand from line 82 on."""
-    path = place.root / name
-    path.write_bytes(start + "\n".join([head, *good_rows(place), *lines, ""]).encode())
-    return path
-
-
-def refused(path: Path, place: Place, *says: str) -> list[Try]:
+def rows_of_images(workspace: Workspace) -> list[str]:
     return [
-        Try(("check", path, "--task", "paint"), (2,), says),
-        Try(("train", path, place.out, *TRAIN), (2,), says),
+        f"data/{path.parent.name}/{path.name},{path.parent.name}" for path in sorted(workspace.data.glob("*/*.png"))
     ]
 
 
-def bad_tables(place: Place) -> Sequence[Try]:
-    gone = table(place, "data/gone.png,red", name="gone.csv")
-    marked = table(place, name="marked.csv", start=b"\xef\xbb\xbf")
-    semicolons = place.root / "semicolons.csv"
-    semicolons.write_text(gone.read_text().replace(",", ";"))
+def table(workspace: Workspace, *lines: str, head: str = "path,paint", name: str = "t.csv", start: bytes = b"") -> Path:
+    """A table of all good images and further lines, which stand from line 82 on."""
+    path = workspace.tmp_path / name
+    path.write_bytes(start + "\n".join([head, *rows_of_images(workspace), *lines, ""]).encode())
+    return path
+
+
+def refused(path: Path, workspace: Workspace, *contains: str) -> list[Command]:
     return [
-        Try(("train", gone, place.out, *TRAIN), look=excluded("line 82: no such file", "data/gone.png")),
-        Try(("train", marked, place.out, *TRAIN)),
-        *refused(semicolons, place, "no column 'path'", "path;paint"),
-        *refused(table(place, "data/blue/0.png,blue", name="twice.csv"), place, "line 82", "in the table twice"),
-        *refused(table(place, "data/blue/0.png,nan", name="nan.csv"), place, "the label 'nan' is not a class name"),
-        *refused(table(place, "data/blue/0.png", name="short.csv"), place, "line 82: the number of fields differs"),
-        *refused(table(place, name="text.parquet"), place, "not a readable Parquet table"),
-    ]  # fmt: skip
+        Command(("check", path, "--task", "paint"), (2,), contains),
+        Command(("train", path, workspace.out, *TRAIN), (2,), contains),
+    ]
 
 
-def numbers(place: Place) -> Sequence[Try]:
-    """Labels that are numbers: 1 in Parquet is "1" in CSV; 1 and 1.0 in one column are told."""
+def bad_tables(workspace: Workspace) -> Sequence[Command]:
+    missing = table(workspace, "data/gone.png,red", name="gone.csv")
+    with_bom = table(workspace, name="marked.csv", start=b"\xef\xbb\xbf")
+    semicolons = workspace.tmp_path / "semicolons.csv"
+    semicolons.write_text(missing.read_text().replace(",", ";"))
+    return [
+        Command(("train", missing, workspace.out, *TRAIN), check=excluded("line 82: no such file", "data/gone.png")),
+        Command(("train", with_bom, workspace.out, *TRAIN)),
+        *refused(semicolons, workspace, "no column 'path'", "path;paint"),
+        *refused(
+            table(workspace, "data/blue/0.png,blue", name="twice.csv"), workspace, "line 82", "in the table twice"
+        ),
+        *refused(
+            table(workspace, "data/blue/0.png,nan", name="nan.csv"), workspace, "the label 'nan' is not a class name"
+        ),
+        *refused(
+            table(workspace, "data/blue/0.png", name="short.csv"), workspace, "line 82: the number of fields differs"
+        ),
+        *refused(table(workspace, name="text.parquet"), workspace, "not a readable Parquet table"),
+    ]
+
+
+def numeric_labels(workspace: Workspace) -> Sequence[Command]:
+    """Labels that are numbers: 1 in Parquet is "1" in CSV; 1 and 1.0 in one column are reported."""
     import pyarrow
     import pyarrow.parquet as parquet
 
-    paths = [row.split(",")[0] for row in good_rows(place)]
+    paths = [row.split(",")[0] for row in rows_of_images(workspace)]
     labels = [1 + number % 2 for number in range(len(paths))]
-    parquet.write_table(pyarrow.table({"path": paths, "paint": labels}), place.root / "n.parquet")
+    parquet.write_table(pyarrow.table({"path": paths, "paint": labels}), workspace.tmp_path / "n.parquet")
     lines = [f"{path},{label}" for path, label in zip(paths, labels, strict=True)]
-    (place.root / "n.csv").write_text("\n".join(["path,paint", *lines]), encoding="utf-8")
-    (place.root / "mixed.csv").write_text("\n".join(["path,paint", *lines[:-2], f"{paths[-1]},1.0"]), encoding="utf-8")
-    same = ("2 classes", "  1  all    40", "  2  all    40")
+    (workspace.tmp_path / "n.csv").write_text("\n".join(["path,paint", *lines]), encoding="utf-8")
+    (workspace.tmp_path / "mixed.csv").write_text(
+        "\n".join(["path,paint", *lines[:-2], f"{paths[-1]},1.0"]), encoding="utf-8"
+    )
+    expected = ("2 classes", "  1  all    40", "  2  all    40")
     return [
-        Try(("check", place.root / "n.parquet", "--task", "paint"), says=same),
-        Try(("check", place.root / "n.csv", "--task", "paint"), says=same),
-        Try(
-            ("check", place.root / "mixed.csv", "--task", "paint"),
+        Command(("check", workspace.tmp_path / "n.parquet", "--task", "paint"), contains=expected),
+        Command(("check", workspace.tmp_path / "n.csv", "--task", "paint"), contains=expected),
+        Command(
+            ("check", workspace.tmp_path / "mixed.csv", "--task", "paint"),
             (1,),
             ("differ only in case, spaces or a plural", "1 and 1.0"),
         ),
     ]
 
 
-def escaping(place: Place) -> Sequence[Try]:
-    put(place.root / "secret.png")
-    home = place.root / "data"
-    found: list[Try] = []
-    for number, path in enumerate(("../secret.png", str(place.root / "secret.png"), "blue/../../secret.png")):
-        file = home / f"{number}.csv"
+def paths_outside(workspace: Workspace) -> Sequence[Command]:
+    write_image(workspace.tmp_path / "secret.png")
+    folder = workspace.tmp_path / "data"
+    result: list[Command] = []
+    for number, path in enumerate(("../secret.png", str(workspace.tmp_path / "secret.png"), "blue/../../secret.png")):
+        file = folder / f"{number}.csv"
         file.write_text(f"path,paint\nblue/0.png,blue\n{path},red\n", encoding="utf-8")
-        found += refused(file, place, "line 3", "is outside the table's folder")
-    return found
+        result += refused(file, workspace, "line 3", "is outside the table's folder")
+    return result
 
 
 def member(archive: tarfile.TarFile, name: str, data: bytes = b"", **more: object) -> None:
@@ -88,7 +98,7 @@ def member(archive: tarfile.TarFile, name: str, data: bytes = b"", **more: objec
     archive.addfile(info, io.BytesIO(data))
 
 
-def hostile(archive: tarfile.TarFile) -> None:
+def add_hostile_members(archive: tarfile.TarFile) -> None:
     """Members that would write outside, and a link to write through."""
     data = b"written by an archive"
     member(archive, "../outside.jpg", data)
@@ -100,13 +110,13 @@ def hostile(archive: tarfile.TarFile) -> None:
     member(archive, "device.jpg", type=tarfile.CHRTYPE, devmajor=1, devminor=3)
 
 
-def tarred(path: Path, fill: Callable[[tarfile.TarFile], None]) -> Path:
+def tar_of(path: Path, fill: Callable[[tarfile.TarFile], None]) -> Path:
     with tarfile.open(path, "w") as archive:
         fill(archive)
     return path
 
 
-def zipped(path: Path, *names: str, data: bytes = b"x") -> Path:
+def zip_of(path: Path, *names: str, data: bytes = b"x") -> Path:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name in names:
             archive.writestr(name, data)
@@ -116,64 +126,67 @@ def zipped(path: Path, *names: str, data: bytes = b"x") -> Path:
 NO_ZIP = "is not a table; use a folder"
 
 
-def archives(place: Place) -> Sequence[Try]:
+def archives(workspace: Workspace) -> Sequence[Command]:
     def mixed(archive: tarfile.TarFile) -> None:
-        hostile(archive)
-        for path in sorted(place.data.glob("*/*.png")):
+        add_hostile_members(archive)
+        for path in sorted(workspace.data.glob("*/*.png")):
             archive.add(path, f"{path.parent.name}-{path.stem}.png")
             member(archive, f"{path.parent.name}-{path.stem}.cls", path.parent.name.encode())
 
-    bad, good = tarred(place.root / "bad.tar", hostile), tarred(place.root / "good.tar", mixed)
+    bad, good = (
+        tar_of(workspace.tmp_path / "bad.tar", add_hostile_members),
+        tar_of(workspace.tmp_path / "good.tar", mixed),
+    )
     out = ("../outside.jpg", "its name leads out of the archive")
-    packed = zipped(place.root / "bad.zip", "../../outside.jpg", "/absolute.jpg", "a/b.jpg")
+    packed = zip_of(workspace.tmp_path / "bad.zip", "../../outside.jpg", "/absolute.jpg", "a/b.jpg")
     return [
-        Try(("check", bad), (2,), ("no image in the archives has a label", *out)),
-        Try(("train", bad, place.out, *TRAIN), (2,), ("no image in the archives has a label",)),
-        Try(("check", good, "--json"), says=(*out, "a link, a device or a sparse file")),
-        Try(("train", good, place.out, *TRAIN), look=excluded(out[1], "good.tar/../outside.jpg")),
-        Try(("check", packed), (2,), (NO_ZIP,)),
-        Try(("train", packed, place.out, *TRAIN), (2,), (NO_ZIP,)),
-        Try(("predict", place.parent, packed), (1,), ("not an image in a known format",)),
+        Command(("check", bad), (2,), ("no image in the archives has a label", *out)),
+        Command(("train", bad, workspace.out, *TRAIN), (2,), ("no image in the archives has a label",)),
+        Command(("check", good, "--json"), contains=(*out, "a link, a device or a sparse file")),
+        Command(("train", good, workspace.out, *TRAIN), check=excluded(out[1], "good.tar/../outside.jpg")),
+        Command(("check", packed), (2,), (NO_ZIP,)),
+        Command(("train", packed, workspace.out, *TRAIN), (2,), (NO_ZIP,)),
+        Command(("predict", workspace.parent, packed), (1,), ("not an image in a known format",)),
     ]
 
 
-def bombs(place: Place) -> Sequence[Try]:
-    bomb = zipped(place.root / "bomb.zip", "zeros.png", data=bytes(100 * 2**20))
+def archive_bombs(workspace: Workspace) -> Sequence[Command]:
+    bomb = zip_of(workspace.tmp_path / "bomb.zip", "zeros.png", data=bytes(100 * 2**20))
 
     def many(archive: tarfile.TarFile) -> None:
         for number in range(10_000):
             member(archive, f"{number}.jpg")
 
-    crowd = tarred(place.root / "crowd.tar", many)
+    many_members = tar_of(workspace.tmp_path / "crowd.tar", many)
     return [
-        Try(("check", bomb), (2,), (NO_ZIP,)),
-        Try(("train", bomb, place.out, *TRAIN), (2,), (NO_ZIP,)),
-        Try(("predict", place.parent, bomb), (1,), ("not an image in a known format",)),
-        Try(("check", crowd), (2,), ("no image in the archives has a label",)),
+        Command(("check", bomb), (2,), (NO_ZIP,)),
+        Command(("train", bomb, workspace.out, *TRAIN), (2,), (NO_ZIP,)),
+        Command(("predict", workspace.parent, bomb), (1,), ("not an image in a known format",)),
+        Command(("check", many_members), (2,), ("no image in the archives has a label",)),
     ]
 
 
-def broken(place: Place) -> Sequence[Try]:
-    half = zipped(place.root / "half.zip", "a.png", data=bytes(range(256)) * 99)
-    half.write_bytes(half.read_bytes()[:100])
-    secret = zipped(place.root / "secret.zip", "a.png")
-    locked = bytearray(secret.read_bytes())
-    locked[6] |= 1  # the flag that says it is encrypted
-    secret.write_bytes(locked)
-    torn = tarred(place.root / "torn.tar", lambda archive: archive.add(place.data, "data"))
-    torn.write_bytes(torn.read_bytes()[: torn.stat().st_size // 2 + 100])
+def damaged_archives(workspace: Workspace) -> Sequence[Command]:
+    half_zip = zip_of(workspace.tmp_path / "half.zip", "a.png", data=bytes(range(256)) * 99)
+    half_zip.write_bytes(half_zip.read_bytes()[:100])
+    secret = zip_of(workspace.tmp_path / "secret.zip", "a.png")
+    encrypted = bytearray(secret.read_bytes())
+    encrypted[6] |= 1  # the flag that says it is encrypted
+    secret.write_bytes(encrypted)
+    truncated = tar_of(workspace.tmp_path / "torn.tar", lambda archive: archive.add(workspace.data, "data"))
+    truncated.write_bytes(truncated.read_bytes()[: truncated.stat().st_size // 2 + 100])
     return [
-        *(Try(("check", path), (2,), (NO_ZIP,)) for path in (half, secret)),
-        *(Try(("train", path, place.out, *TRAIN), (2,), (NO_ZIP,)) for path in (half, secret)),
-        Try(("check", torn), (2,), ("torn.tar",)),
-        Try(("train", torn, place.out, *TRAIN), (2,), ("torn.tar",)),
+        *(Command(("check", path), (2,), (NO_ZIP,)) for path in (half_zip, secret)),
+        *(Command(("train", path, workspace.out, *TRAIN), (2,), (NO_ZIP,)) for path in (half_zip, secret)),
+        Command(("check", truncated), (2,), ("torn.tar",)),
+        Command(("train", truncated, workspace.out, *TRAIN), (2,), ("torn.tar",)),
     ]
 
 
 CASES: list[Case] = [
     case(37, "table: missing file, BOM, wrong delimiter, row twice, NaN, short row", "by line number", bad_tables),
-    case(37, "table: label 1 as number and as text, 1 beside 1.0", "one class; told", numbers),
-    case(38, "table: path that leaves its folder", "refused by line number", escaping),
+    case(37, "table: label 1 as number and as text, 1 beside 1.0", "one class; reported", numeric_labels),
+    case(38, "table: path that leaves its folder", "refused by line number", paths_outside),
     case(
         39,
         "tar, zip: ../, absolute, link then write, hard link, device",
@@ -181,6 +194,6 @@ CASES: list[Case] = [
         archives,
         "tar archives are read member by member; zip is not read at all",
     ),
-    case(40, "zip bomb; 10,000 members", "bounded", bombs, "tried with 10,000 members, not a million"),
-    case(41, "encrypted zip; zip and tar cut off", "one clear line", broken),
+    case(40, "zip bomb; 10,000 members", "bounded", archive_bombs, "tried with 10,000 members, not a million"),
+    case(41, "encrypted zip; zip and tar cut off", "one clear line", damaged_archives),
 ]

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from bad_inputs.pictures import JPEG, frames, picture, saved, sixteen
+from bad_inputs.images import JPEG, animation, encode, make_image, sixteen_bit
 from taskgraft.bundle import Bundle, digests, read_bundle, write_bundle
 from taskgraft.data import class_names, decode, near_duplicates, transforms
 from taskgraft.data.layouts import list_images
@@ -20,9 +20,16 @@ from taskgraft.errors import TaskgraftError
 from taskgraft.methods import notation
 from toys import parent
 
-WANTED = Preprocessing(16, "center", 0.875, "bilinear")
-SEEDS = [JPEG, saved(picture(), "PNG"), frames("GIF"), frames("WEBP"), sixteen("TIFF"), saved(picture(), "BMP")]
-TRIES = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+PREPROCESSING = Preprocessing(16, "center", 0.875, "bilinear")
+SEEDS = [
+    JPEG,
+    encode(make_image(), "PNG"),
+    animation("GIF"),
+    animation("WEBP"),
+    sixteen_bit("TIFF"),
+    encode(make_image(), "BMP"),
+]
+SETTINGS = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=10), inner, max_size=4),
@@ -33,48 +40,50 @@ JSON = st.recursive(
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bundle")
-    write_bundle(folder, Bundle(parent(), WANTED, {}, "here", "0", "test_resnet", "fc"), method="train", parent={})
+    write_bundle(
+        folder, Bundle(parent(), PREPROCESSING, {}, "here", "0", "test_resnet", "fc"), method="train", parent={}
+    )
     return folder
 
 
-@TRIES
+@SETTINGS
 @given(st.sampled_from(SEEDS), st.lists(st.tuples(st.floats(0, 1), st.binary(max_size=6)), max_size=5), st.floats(0, 1))
-def test_a_picture_is_decoded_or_refused(seed: bytes, changes: list[tuple[float, bytes]], share: float) -> None:
+def test_image_is_decoded_or_refused(seed: bytes, changes: list[tuple[float, bytes]], share: float) -> None:
     data = bytearray(seed)
-    for place, new in changes:
-        at = int(place * len(data))
+    for position, new in changes:
+        at = int(position * len(data))
         data[at : at + len(new)] = new
     data = bytes(data[: len(data) - int(share * share * len(data))])
-    found = decode.decode_bytes(data, WANTED, 10**6)
-    assert (found.pixels is None) == bool(found.reason)
-    if found.pixels is not None:
-        assert (found.pixels.shape, found.pixels.dtype) == ((16, 16, 3), np.uint8)
+    result = decode.decode_bytes(data, PREPROCESSING, 10**6)
+    assert (result.pixels is None) == bool(result.reason)
+    if result.pixels is not None:
+        assert (result.pixels.shape, result.pixels.dtype) == ((16, 16, 3), np.uint8)
         assert all(isinstance(remark, str) for remark in decode.find_remarks(data, ".jpg"))
-        again = decode.decode_bytes(data, WANTED, 10**6).pixels
+        again = decode.decode_bytes(data, PREPROCESSING, 10**6).pixels
         assert again is not None
-        np.testing.assert_array_equal(again, found.pixels)
+        np.testing.assert_array_equal(again, result.pixels)
 
 
-@TRIES
+@SETTINGS
 @given(st.binary(max_size=300) | st.text(alphabet="path,label\n\r\"'\0;\tab.png./", max_size=120).map(str.encode))
 @example(b"path,label\na.png,x\n\0,y\n")
 @example(b"\xef\xbb\xbfpath,label\r\na.png,\r\n")
-def test_a_table_is_read_or_refused(tmp_path: Path, text: bytes) -> None:
+def test_table_is_read_or_refused(tmp_path: Path, text: bytes) -> None:
     (tmp_path / "a.png").write_bytes(b"x")
     (tmp_path / "t.csv").write_bytes(text)
     try:
-        found = list_images(tmp_path / "t.csv", "label")
+        result = list_images(tmp_path / "t.csv", "label")
     except TaskgraftError:
         return
-    assert {entry.path for entry in found.entries} <= {"a.png", "./a.png", "t.csv", "./t.csv", ".", "./"}
+    assert {entry.path for entry in result.entries} <= {"a.png", "./a.png", "t.csv", "./t.csv", ".", "./"}
 
 
-@TRIES
+@SETTINGS
 @given(st.data())
-def test_a_changed_configuration_is_opened_or_refused(bundle: Path, data: st.DataObject) -> None:
+def test_changed_config_is_opened_or_refused(bundle: Path, data: st.DataObject) -> None:
     file = bundle / "config.json"
-    whole = file.read_text(encoding="utf-8")
-    config: Any = json.loads(whole)
+    intact = file.read_text(encoding="utf-8")
+    config: Any = json.loads(intact)
     inner = config
     while True:
         key = data.draw(st.sampled_from(sorted(inner)))
@@ -90,34 +99,34 @@ def test_a_changed_configuration_is_opened_or_refused(bundle: Path, data: st.Dat
         opened = read_bundle(bundle)
         assert opened.classifier.tasks[0].classes == ("round", "square", "thin")
     except TaskgraftError:
-        pass  # refused in words
+        pass  # refused
     finally:
-        file.write_text(whole, encoding="utf-8")
+        file.write_text(intact, encoding="utf-8")
 
 
-@settings(TRIES, max_examples=60)
+@settings(SETTINGS, max_examples=60)
 @given(st.sampled_from(["config.json", "model.safetensors"]), st.floats(0, 1), st.binary(min_size=1, max_size=8))
-def test_a_changed_byte_is_noticed(bundle: Path, name: str, place: float, new: bytes) -> None:
-    whole = (bundle / name).read_bytes()
+def test_changed_byte_is_noticed(bundle: Path, name: str, position: float, new: bytes) -> None:
+    intact = (bundle / name).read_bytes()
     digests.write(bundle, {})
-    at = min(int(place * len(whole)), len(whole) - 1)
-    data = whole[:at] + new + whole[at + len(new) :]
+    at = min(int(position * len(intact)), len(intact) - 1)
+    data = intact[:at] + new + intact[at + len(new) :]
     try:
         (bundle / name).write_bytes(data)
-        assert (name in digests.compare(bundle).changed) == (data != whole)
+        assert (name in digests.compare(bundle).changed) == (data != intact)
         read_bundle(bundle)
     except TaskgraftError:
-        pass  # refused in words
+        pass  # refused
     finally:
-        (bundle / name).write_bytes(whole)
+        (bundle / name).write_bytes(intact)
 
 
-@settings(TRIES, max_examples=400)
+@settings(SETTINGS, max_examples=400)
 @given(st.text(max_size=60) | st.text(alphabet="ewcdistill+()=.,0123456789 '\"[]-", max_size=60))
 @example("(" * 5000)
 @example("ewc(strength=" + "9" * 5000 + ")")
 @example("ewc(strength=1" + "+1" * 3000 + ")")
-def test_a_method_is_parsed_or_refused(text: str) -> None:
+def test_notation_is_parsed_or_refused(text: str) -> None:
     try:
         plan = notation.parse(text)
     except TaskgraftError:
@@ -125,19 +134,19 @@ def test_a_method_is_parsed_or_refused(text: str) -> None:
     assert notation.parse(notation.show(plan)) == plan
 
 
-@TRIES
+@SETTINGS
 @given(st.text(max_size=60) | st.text(alphabet="0123456789 .,:=abcdefghijklmnopqrstuvwxyz", max_size=60))
-def test_a_line_of_preprocessing_is_parsed_or_refused(text: str) -> None:
+def test_preprocessing_is_parsed_or_refused(text: str) -> None:
     try:
-        preprocessing = transforms.parse_preprocessing(text, WANTED)
+        preprocessing = transforms.parse_preprocessing(text, PREPROCESSING)
     except TaskgraftError:
         return
     assert transforms.parse_preprocessing(preprocessing.to_text(), Preprocessing()) == preprocessing
 
 
-@TRIES
+@SETTINGS
 @given(st.dictionaries(st.sampled_from(["input_size", "mean", "std", "crop_pct", "crop_mode", "interpolation"]), JSON))
-def test_timms_settings_are_read_or_refused(config: dict[str, Any]) -> None:
+def test_timm_config_is_read_or_refused(config: dict[str, Any]) -> None:
     try:
         preprocessing = transforms.from_timm(config)
     except TaskgraftError:
@@ -146,9 +155,9 @@ def test_timms_settings_are_read_or_refused(config: dict[str, Any]) -> None:
     assert min(preprocessing.std) > 0
 
 
-@TRIES
+@SETTINGS
 @given(st.lists(st.text(max_size=12), max_size=8))
-def test_names_that_are_alike_have_one_plain_form(given_names: list[str]) -> None:
+def test_name_variants_have_one_normal_form(given_names: list[str]) -> None:
     for group in class_names.group_variants(given_names):
         assert len({class_names.normalize_name(name) for name in group}) == 1
     for near in class_names.find_matches(given_names, ["bus", "van"]):
@@ -156,25 +165,25 @@ def test_names_that_are_alike_have_one_plain_form(given_names: list[str]) -> Non
         assert near.suggestion in ("bus", "van")
 
 
-@settings(TRIES, max_examples=50)
+@settings(SETTINGS, max_examples=50)
 @given(st.integers(0, 40), st.integers(0, 2**32 - 1), st.integers(1, 3))
-def test_twins_are_pairs_in_order(count: int, seed: int, levels: int) -> None:
+def test_near_duplicate_pairs_are_ordered(count: int, seed: int, levels: int) -> None:
     rng = np.random.default_rng(seed)
-    found = near_duplicates.find_near_duplicates(
+    result = near_duplicates.find_near_duplicates(
         (rng.integers(0, levels + 1, (count, 9, 9, 3)) * (255 // (levels + 1))).astype(np.uint8)
     )
-    assert (found.pairs[:, 0] < found.pairs[:, 1]).all()
-    flat = [row for group in near_duplicates.group_pairs(found.pairs) for row in group]
+    assert (result.pairs[:, 0] < result.pairs[:, 1]).all()
+    flat = [row for group in near_duplicates.group_pairs(result.pairs) for row in group]
     assert len(flat) == len(set(flat))
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP"])
-def test_an_animation_that_is_cut_anywhere_is_decoded_or_refused(kind: str) -> None:
+def test_truncated_animation_is_decoded_or_refused(kind: str) -> None:
     """A later frame may be damaged where the first is sound; found by the test of images above."""
-    whole = frames(kind)
+    intact = animation(kind)
     read = 0
-    for end in range(0, len(whole), 3):
-        if decode.decode_bytes(whole[:end], WANTED).pixels is not None:
-            assert len(decode.find_remarks(whole[:end], f".{kind.lower()}")) <= 1
+    for end in range(0, len(intact), 3):
+        if decode.decode_bytes(intact[:end], PREPROCESSING).pixels is not None:
+            assert len(decode.find_remarks(intact[:end], f".{kind.lower()}")) <= 1
             read += 1
     assert (read > 0) == (kind == "GIF")  # a WebP says how long it is

@@ -15,7 +15,7 @@ from taskgraft.data.transforms import Preprocessing
 from taskgraft.errors import TaskgraftError
 from taskgraft.models.classifier import Classifier, grow, widen
 from taskgraft.models.inference import predict
-from toys import NEW, OLD, RUN, finished, parent, pictures
+from toys import NEW, OLD, RUN, make_images, parent, run_to_end
 
 HEADS = {"test_resnet": "fc", "test_efficientnet": "classifier"}
 
@@ -28,7 +28,7 @@ def roundtrip(classifier: Classifier, folder: Path, arch: str = "test_resnet") -
 
 
 def logits(classifier: Classifier) -> dict[str, np.ndarray]:
-    return predict(classifier, pictures(12, NEW, 8)).logits
+    return predict(classifier, make_images(12, NEW, 8)).logits
 
 
 def equal(one: Classifier, two: Classifier) -> bool:
@@ -41,7 +41,7 @@ def equal(one: Classifier, two: Classifier) -> bool:
     "method", ["taps", "branch(shared=0.5)", "ladder", "branch(shared=0.5) + ladder + taps", "taps(backbone=trained)"]
 )
 def test_side_networks_roundtrip(method: str, arch: str, tmp_path: Path) -> None:
-    child, _ = finished(method, model=parent(arch))
+    child, _ = run_to_end(method, model=parent(arch))
     again = roundtrip(child, tmp_path, arch)
     assert equal(child, again)
     assert again.head_specs == child.head_specs
@@ -49,7 +49,7 @@ def test_side_networks_roundtrip(method: str, arch: str, tmp_path: Path) -> None
 
 
 def test_chain_with_added_classes_roundtrips(tmp_path: Path) -> None:
-    first = roundtrip(finished("taps")[0], tmp_path / "one")
+    first = roundtrip(run_to_end("taps")[0], tmp_path / "one")
     wider = widen(first, NEW.name, ("violet", "brown"), 5)
     again = roundtrip(wider, tmp_path / "two")
     assert equal(wider, again)
@@ -59,7 +59,7 @@ def test_chain_with_added_classes_roundtrips(tmp_path: Path) -> None:
 
 
 def test_added_classes_join_the_rows_of_their_task(tmp_path: Path) -> None:
-    wider = widen(finished("distill")[0], OLD.name, ("oval",), 5)
+    wider = widen(run_to_end("distill")[0], OLD.name, ("oval",), 5)
     assert equal(wider, roundtrip(wider, tmp_path))
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["label_names"] == [*OLD.classes, "oval", *NEW.classes]
@@ -69,7 +69,7 @@ def test_added_classes_join_the_rows_of_their_task(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def pooled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pooled")
-    roundtrip(finished("taps")[0], folder)
+    roundtrip(run_to_end("taps")[0], folder)
     return folder
 
 
@@ -111,7 +111,7 @@ def test_inconsistent_description_is_refused(
     ],
 )
 def test_rungs_must_match_their_weights(key: str, sizes: list[int], message: str, tmp_path: Path) -> None:
-    roundtrip(finished("ladder(rungs=1, width=8)")[0], tmp_path)
+    roundtrip(run_to_end("ladder(rungs=1, width=8)")[0], tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     config["taskgraft"]["extras"][0][key] = sizes
     (tmp_path / "config.json").write_text(json.dumps(config))
@@ -120,7 +120,7 @@ def test_rungs_must_match_their_weights(key: str, sizes: list[int], message: str
 
 
 def test_growing_keeps_old_logits() -> None:
-    child, _ = finished("branch(shared=0.5) + taps")
+    child, _ = run_to_end("branch(shared=0.5) + taps")
     before, size = logits(child), OLD._replace(name="size")
     after = logits(grow(child, size, RUN.seed))
     assert all(np.array_equal(before[task], after[task]) for task in before)

@@ -22,7 +22,7 @@ from taskgraft.models.classifier import grow
 from taskgraft.results.predictions import load_predictions
 from taskgraft.results.record import Record, load_record
 from taskgraft.serving import model
-from toys import NEW, OLD, parent, same
+from toys import NEW, OLD, equal, parent
 
 PREPROCESSING = Preprocessing(32, "center", 0.9, "bilinear", (0.48145466, 0.5, 0.5), (0.26862954, 0.5, 0.5))
 MEMORY = {"ewc": {"fisher": {"heads.0.weight": torch.rand(3, 4), "n": torch.tensor(3)}}}
@@ -56,14 +56,14 @@ def images() -> torch.Tensor:
 @torch.no_grad()
 def test_roundtrip_is_exact(tmp_path: Path, arch: str) -> None:
     before, after = make_bundle(arch), read_bundle(write(tmp_path, arch))
-    assert same(pytree.state(after.classifier), pytree.state(before.classifier))
-    assert same(after.classifier.eval()(images()), before.classifier.eval()(images()))
+    assert equal(pytree.state(after.classifier), pytree.state(before.classifier))
+    assert equal(after.classifier.eval()(images()), before.classifier.eval()(images()))
     assert after.classifier.tasks == (OLD, NEW)
     assert after.preprocessing == PREPROCESSING
-    assert same(dict(pytree.flatten(after.memory)), dict(pytree.flatten(MEMORY)))
+    assert equal(dict(pytree.flatten(after.memory)), dict(pytree.flatten(MEMORY)))
     assert (after.cards, after.lineage, after.model_args) == (before.cards, before.lineage, before.model_args)
     assert (after.arch, after.head, after.folder) == (before.arch, before.head, tmp_path)
-    assert same(pytree.state(open_parent(str(tmp_path)).classifier), pytree.state(after.classifier))
+    assert equal(pytree.state(open_parent(str(tmp_path)).classifier), pytree.state(after.classifier))
 
 
 def test_joint_softmax_is_stored(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from taskgraft.bundle import unpickle, weights
 from taskgraft.bundle.weights import load_pickle, load_weights
 from taskgraft.errors import CheckpointError
-from toys import same
+from toys import equal
 
 TENSORS = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.bias": torch.ones(2)}
 AVERAGED = {name: value + 1 for name, value in TENSORS.items()}
@@ -32,53 +32,53 @@ def save(path: Path, value: Any) -> Path:
 @pytest.mark.parametrize("name", ["x.pt", "x.pth", "x.pth.tar", "x.bin", "x.ckpt"])
 def test_load_state_dict(tmp_path: Path, name: str) -> None:
     loaded = load_weights(save(tmp_path / name, OrderedDict(TENSORS)))
-    assert same(loaded.tensors, TENSORS)
+    assert equal(loaded.tensors, TENSORS)
     assert (loaded.texts, loaded.notes) == ({}, [])
 
 
 def test_load_safetensors(tmp_path: Path) -> None:
     save_file(TENSORS, tmp_path / "x.safetensors")
-    assert same(load_weights(tmp_path / "x.safetensors").tensors, TENSORS)
+    assert equal(load_weights(tmp_path / "x.safetensors").tensors, TENSORS)
 
 
 def test_load_pickle_keeps_texts_and_makes_tensors_contiguous(tmp_path: Path) -> None:
     tensors = {"a.weight": torch.arange(6.0).reshape(2, 3).t(), "n": torch.tensor(3), "h": torch.ones(2).half()}
     loaded = load_pickle(save(tmp_path / "a b\n.pt", {"arch": "x", "epoch": 3, "state_dict": tensors}))
-    assert same(loaded.tensors, tensors)
+    assert equal(loaded.tensors, tensors)
     assert loaded.tensors["a.weight"].is_contiguous()
     assert (loaded.texts, loaded.notes) == ({"arch": "x"}, ["weights from its entry 'state_dict'"])
 
 
 def test_load_pickle_copies_shared_tensors(tmp_path: Path) -> None:
     both = torch.ones(4)
-    assert same(load_pickle(save(tmp_path / "x.pt", {"a": both, "b": both[:2]})).tensors, {"a": both, "b": both[:2]})
+    assert equal(load_pickle(save(tmp_path / "x.pt", {"a": both, "b": both[:2]})).tensors, {"a": both, "b": both[:2]})
 
 
 @pytest.mark.parametrize("key", unpickle.CONTAINERS)
 def test_containers_are_searched(tmp_path: Path, key: str) -> None:
     path = save(tmp_path / "x.pt", {"epoch": 3, "arch": "resnet18", "optimizer": {"lr": 0.1}, key: TENSORS})
     loaded = load_weights(path)
-    assert same(loaded.tensors, TENSORS)
+    assert equal(loaded.tensors, TENSORS)
     assert loaded.texts["arch"] == "resnet18"
     assert loaded.notes == [f"weights from its entry {key!r}"]
 
 
 def test_averaged_weights_are_preferred(tmp_path: Path) -> None:
     loaded = load_weights(save(tmp_path / "x.pt", {"state_dict": TENSORS, "state_dict_ema": AVERAGED}))
-    assert same(loaded.tensors, AVERAGED)
+    assert equal(loaded.tensors, AVERAGED)
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "module._orig_mod."])
 def test_common_prefixes_are_removed(tmp_path: Path, prefix: str) -> None:
     loaded = load_weights(save(tmp_path / "x.pt", {prefix + name: value for name, value in TENSORS.items()}))
-    assert same(loaded.tensors, TENSORS)
+    assert equal(loaded.tensors, TENSORS)
     assert len(loaded.notes) == prefix.count(".")
     assert all("removed from the names" in note for note in loaded.notes)
 
 
 def test_partial_prefix_stays(tmp_path: Path) -> None:
     mixed = {"module.a": torch.ones(1), "b": torch.ones(1)}
-    assert same(load_weights(save(tmp_path / "x.pt", mixed)).tensors, mixed)
+    assert equal(load_weights(save(tmp_path / "x.pt", mixed)).tensors, mixed)
 
 
 def test_git_lfs_pointer_is_named(tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_dead_reader_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert first is not None
     first.send_signal(signal.SIGKILL)
     first.wait()
-    assert same(load_pickle(path).tensors, TENSORS)
+    assert equal(load_pickle(path).tensors, TENSORS)
     second = weights._READER.process
     assert second is not None
     assert second.pid not in (first.pid, os.getpid())
@@ -166,7 +166,7 @@ def test_dead_reader_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     second.wait()
     with pytest.raises(CheckpointError, match=r"x\.pt is not a valid PyTorch checkpoint: it crashed the process"):
         load_pickle(path)
-    assert same(load_pickle(path).tensors, TENSORS)
+    assert equal(load_pickle(path).tensors, TENSORS)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits on memory are set on Linux alone")

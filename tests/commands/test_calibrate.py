@@ -12,7 +12,7 @@ import taskgraft
 from taskgraft.bundle import read_bundle
 from taskgraft.errors import TaskgraftError
 from taskgraft.results.files import digest
-from toys import NEW, OLD, folder_of
+from toys import NEW, OLD, write_folder
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def model(alice: Path, tmp_path: Path) -> Path:
 
 def contested(folder: Path) -> Path:
     """Sixty images, six of them in the folder of another class: a model that is sure of all is too sure."""
-    folder_of(folder, OLD, 60, 9)
+    write_folder(folder, OLD, 60, 9)
     for file in sorted((folder / "round").iterdir())[:6]:
         file.rename(folder / "thin" / f"moved-{file.name}")
     return folder
@@ -63,7 +63,7 @@ def test_probabilities_follow_the_card_and_labels_do_not(model: Path, tmp_path: 
 
 @pytest.mark.parametrize("what", ["few", "foreign", "task", "no bundle"])
 def test_what_cannot_be_calibrated_is_said(model: Path, tmp_path: Path, what: str) -> None:
-    data = folder_of(tmp_path / "data", NEW if what == "foreign" else OLD, 12 if what == "few" else 30, 9)
+    data = write_folder(tmp_path / "data", NEW if what == "foreign" else OLD, 12 if what == "few" else 30, 9)
     expected = {"few": "12 images", "foreign": "lack", "task": "no task 'paint'", "no bundle": "is not a bundle"}[what]
     given = "test_resnet" if what == "no bundle" else model
     before = digest(model / "cards/shape.json")

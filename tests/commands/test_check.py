@@ -16,7 +16,7 @@ from PIL import Image
 from taskgraft.commands.check import check
 from taskgraft.errors import TaskgraftError
 from taskgraft.report.check_page import FINDINGS
-from toys import NEW, folder_of
+from toys import NEW, write_folder
 
 
 def noise(seed: int, size: int = 48) -> Image.Image:
@@ -196,4 +196,4 @@ def test_animations_and_strange_names_are_counted(data: Path) -> None:
 
 
 def test_a_folder_of_toys(tmp_path: Path) -> None:
-    assert check(folder_of(tmp_path / "toys", NEW, 60, 1), group="^(.)")["classes"].keys() == {"b", "g", "r"}
+    assert check(write_folder(tmp_path / "toys", NEW, 60, 1), group="^(.)")["classes"].keys() == {"b", "g", "r"}

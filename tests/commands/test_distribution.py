@@ -11,7 +11,6 @@ import pytest
 from PIL import Image
 
 import taskgraft
-from films import cut, film, stills
 from taskgraft import report
 from taskgraft.bundle import read_bundle
 from taskgraft.cli import main
@@ -19,7 +18,8 @@ from taskgraft.commands import distribution as job
 from taskgraft.errors import TaskgraftError
 from taskgraft.quantification import Distribution
 from taskgraft.types import Callbacks
-from toys import OLD, pictures
+from toys import OLD, make_images
+from videos import make_frames, truncate, write_video
 
 TRACKS = [0, 0, 1, 0, 2, 0, 0, 1, 0, 0, 1, 0]  # 8 of 12 round, 3 square, 1 thin
 FRAMES = 10  # of a track: one second
@@ -27,13 +27,13 @@ FRAMES = 10  # of a track: one second
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return film(tmp_path_factory.mktemp("film") / "camera.mp4", stills(OLD, TRACKS, FRAMES))
+    return write_video(tmp_path_factory.mktemp("film") / "camera.mp4", make_frames(OLD, TRACKS, FRAMES))
 
 
 @pytest.fixture
 def frames(tmp_path: Path) -> Path:
     """A table of frames of tracks: one long track of class 0, ten short ones of class 1."""
-    images = pictures(300, OLD, 21)
+    images = make_images(300, OLD, 21)
     labels = images.labels["shape"].numpy()
     lines = ["path,track"]
     for track, (k, count) in enumerate([(0, 40)] + [(1, 2)] * 10):
@@ -72,7 +72,7 @@ def test_a_video_of_known_tracks_has_their_shares(alice: Path, clip: Path) -> No
 
 def test_a_video_cut_in_the_middle_keeps_what_was_read_and_says_so(alice: Path, clip: Path, tmp_path: Path) -> None:
     said: list[str] = []
-    half = cut(clip, 0.5, tmp_path / "half.mp4")
+    half = truncate(clip, 0.5, tmp_path / "half.mp4")
     found = taskgraft.distribution(alice, [half], every=0.1, block=1.0, callbacks=Callbacks(info=said.append))
     (task,) = found.tasks
     assert 40 <= task.images <= 80

@@ -16,7 +16,6 @@ import torch
 from PIL import Image
 
 import taskgraft
-from films import film, stills
 from taskgraft.bundle import Bundle, open_parent, write_bundle
 from taskgraft.cli import main
 from taskgraft.commands.predict import Predictor, predict_files, predict_to
@@ -24,7 +23,8 @@ from taskgraft.data import Preprocessing
 from taskgraft.errors import TaskgraftError
 from taskgraft.metrics import probabilities
 from taskgraft.models.classifier import grow
-from toys import NEW, OLD, folder_of, parent, pictures
+from toys import NEW, OLD, make_images, parent, write_folder
+from videos import make_frames, write_video
 
 WANTED = Preprocessing(32, "squash", 1.0, "bilinear", (0.5,) * 3, (0.5,) * 3)
 
@@ -46,7 +46,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def folder(tmp_path: Path) -> Path:
     """Nine images in two folders, a damaged one, text, a hidden file and a link to outside."""
     root = tmp_path / "images"
-    folder_of(root, OLD, 9, 1, size=20)
+    write_folder(root, OLD, 9, 1, size=20)
     (root / "round" / "5.png").write_bytes(b"no image")
     (root / "notes.txt").write_text("text")
     (root / ".hidden.png").write_bytes(b"")
@@ -76,7 +76,7 @@ def test_every_picture_has_a_row_in_order(model: Path, folder: Path) -> None:
 
 
 def test_the_answers_are_the_models(model: Path, folder: Path) -> None:
-    images = pictures(9, OLD, 1, 20)
+    images = make_images(9, OLD, 1, 20)
     bundle = open_parent(str(model))
     resized = torch.stack([
         torch.from_numpy(np.array(Image.fromarray(p.numpy()).resize((32, 32), Image.Resampling.BILINEAR)))
@@ -174,7 +174,7 @@ def test_workers_share_the_work_and_the_last_one_joins(model: Path, folder: Path
 
 
 def test_videos_stand_in_line_with_pictures(model: Path, folder: Path, tmp_path: Path) -> None:
-    clip = film(tmp_path / "b.mkv", stills(OLD, [0, 1], 5))
+    clip = write_video(tmp_path / "b.mkv", make_frames(OLD, [0, 1], 5))
     rows = list(predict_files(model, [folder / "round" / "0.png", clip, folder / "thin"], every=0.25))
     names = [Path(row["id"]).name for row in rows]
     assert names == [

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from taskgraft.data import build_batch, build_views, normalize
 from taskgraft.data.augmentation import AUGMENT, batch_indices
 from taskgraft.types import Images, TrainingData
-from toys import NEW, pictures
+from toys import NEW, make_images
 
 COUNT = 10
 
 
-def sources(views: int = 3, augment: str = "shift+flip", count: int = COUNT, seed: int = 4) -> TrainingData:
-    return TrainingData(pictures(count, NEW, 1, size=32), None, views, augment, seed)
+def make_data(views: int = 3, augment: str = "shift+flip", count: int = COUNT, seed: int = 4) -> TrainingData:
+    return TrainingData(make_images(count, NEW, 1, size=32), None, views, augment, seed)
 
 
 def index(*values: int) -> np.ndarray:
@@ -26,17 +26,17 @@ def index(*values: int) -> np.ndarray:
 
 @pytest.mark.parametrize("augment", AUGMENT)
 def test_a_batch_is_a_pure_function_of_its_step(augment: str) -> None:
-    some, other = sources(augment=augment), sources(augment=augment)
-    first = build_batch(some, 5, 4)
+    data, other = make_data(augment=augment), make_data(augment=augment)
+    first = build_batch(data, 5, 4)
     torch.manual_seed(0)
     np.random.default_rng(0).random(3)
     for step in (0, 9, 2):  # what was asked before does not matter
-        build_batch(some, step, 4)
+        build_batch(data, step, 4)
     second = build_batch(other, 5, 4)
     assert torch.equal(first.images, second.images)
     assert torch.equal(first.rows, second.rows)
     assert torch.equal(first.view, second.view)
-    assert torch.equal(first.labels[NEW.name], some.new.labels[NEW.name][first.rows])
+    assert torch.equal(first.labels[NEW.name], data.new.labels[NEW.name][first.rows])
     assert first.images.shape == (4, 3, 32, 32)
     assert first.images.dtype == torch.float32
 
@@ -44,9 +44,9 @@ def test_a_batch_is_a_pure_function_of_its_step(augment: str) -> None:
 @given(size=st.integers(1, 25), seed=st.integers(0, 3))
 @settings(deadline=None, max_examples=30)
 def test_every_epoch_is_a_permutation_whatever_the_batch(size: int, seed: int) -> None:
-    some = sources(seed=seed)
+    data = make_data(seed=seed)
     steps = -(-4 * COUNT // size)
-    rows = [batch_indices(some, step, size) for step in range(steps)]
+    rows = [batch_indices(data, step, size) for step in range(steps)]
     order, epoch = (np.concatenate([row[part] for row in rows])[: 4 * COUNT] for part in (0, 1))
     assert (epoch == np.arange(4 * COUNT) // COUNT).all()
     epochs = order.reshape(4, COUNT)
@@ -55,14 +55,16 @@ def test_every_epoch_is_a_permutation_whatever_the_batch(size: int, seed: int) -
 
 
 def test_another_seed_gives_another_order() -> None:
-    assert batch_indices(sources(seed=1), 0, COUNT)[0].tolist() != batch_indices(sources(seed=2), 0, COUNT)[0].tolist()
+    assert (
+        batch_indices(make_data(seed=1), 0, COUNT)[0].tolist() != batch_indices(make_data(seed=2), 0, COUNT)[0].tolist()
+    )
 
 
 def test_fixed_views_come_again_after_as_many_epochs() -> None:
-    some = sources(views=3)
+    data = make_data(views=3)
     seen: dict[tuple[int, int], torch.Tensor] = {}
     for step in range(6 * COUNT // 5):
-        batch = build_batch(some, step, 5)
+        batch = build_batch(data, step, 5)
         assert int(batch.view.max()) < 3
         for image, place, view in zip(batch.images, batch.rows.tolist(), batch.view.tolist(), strict=True):
             kept = seen.setdefault((place, view), image)
@@ -71,26 +73,26 @@ def test_fixed_views_come_again_after_as_many_epochs() -> None:
 
 
 def test_without_fixed_views_they_never_come_again() -> None:
-    some = sources(views=0, augment="crop+flip", count=2)
-    batches = [build_batch(some, step, 2) for step in range(20)]
+    data = make_data(views=0, augment="crop+flip", count=2)
+    batches = [build_batch(data, step, 2) for step in range(20)]
     assert [batch.view.tolist() for batch in batches] == [[step, step] for step in range(20)]
     first = [batch.images[batch.rows == 0] for batch in batches]
     assert not any(torch.equal(first[i], first[j]) for i in range(20) for j in range(i))
 
 
 def test_a_view_does_not_depend_on_its_batch() -> None:
-    some = sources()
-    together = build_views(some, index(3, 7, 3), index(0, 2, 1))
+    data = make_data()
+    together = build_views(data, index(3, 7, 3), index(0, 2, 1))
     for row, (place, view) in enumerate([(3, 0), (7, 2), (3, 1)]):
-        assert torch.equal(build_views(some, index(place), index(view))[0], together[row])
-    assert not torch.equal(build_views(sources(seed=5), index(3), index(0))[0], together[0])
+        assert torch.equal(build_views(data, index(place), index(view))[0], together[row])
+    assert not torch.equal(build_views(make_data(seed=5), index(3), index(0))[0], together[0])
 
 
 @pytest.mark.parametrize("augment", AUGMENT)
 def test_views_stay_in_range_and_keep_their_size(augment: str) -> None:
-    some = sources(augment=augment)
-    views = build_views(some, index(*[2] * 50), np.arange(50))
-    plain = normalize(some.new, 2, 3)
+    data = make_data(augment=augment)
+    views = build_views(data, index(*[2] * 50), np.arange(50))
+    plain = normalize(data.new, 2, 3)
     assert views.shape == (50, 3, 32, 32)
     assert float(views.min()) >= float(plain.min()) - 1e-5
     assert float(views.max()) <= float(plain.max()) + 1e-5
@@ -101,8 +103,8 @@ def test_views_stay_in_range_and_keep_their_size(augment: str) -> None:
 def test_a_shift_moves_by_at_most_a_sixteenth_and_repeats_the_edge() -> None:
     column = torch.arange(32, dtype=torch.uint8) * 8
     ramp = column.repeat(32, 1)[None, :, :, None].repeat(1, 1, 1, 3)
-    some = TrainingData(Images(ramp, {}, ("ramp",)), None, 0, "shift", 0)
-    views = build_views(some, index(*[0] * 60), np.arange(60))
+    data = TrainingData(Images(ramp, {}, ("ramp",)), None, 0, "shift", 0)
+    views = build_views(data, index(*[0] * 60), np.arange(60))
     moves = {round(float(view[0, 0, 16]) * 255 / 8) - 16 for view in views}
     assert moves == {-2, -1, 0, 1, 2}
     for view in views:
@@ -114,23 +116,23 @@ def test_a_shift_moves_by_at_most_a_sixteenth_and_repeats_the_edge() -> None:
 def test_half_of_the_views_are_mirrored() -> None:
     ramp = (torch.arange(32, dtype=torch.uint8) * 8).repeat(32, 1)[None, :, :, None].repeat(1, 1, 1, 3)
     for augment, low, high in (("shift+flip", 60, 140), ("crop+flip", 60, 140), ("shift", 0, 0)):
-        some = TrainingData(Images(ramp, {}, ("ramp",)), None, 0, augment, 0)
-        views = build_views(some, index(*[0] * 200), np.arange(200))
+        data = TrainingData(Images(ramp, {}, ("ramp",)), None, 0, augment, 0)
+        views = build_views(data, index(*[0] * 200), np.arange(200))
         mirrored = int((views[:, 0, 0, 24] < views[:, 0, 0, 8]).sum())
         assert low <= mirrored <= high
 
 
 def test_a_crop_keeps_at_least_the_stated_share() -> None:
     ramp = (torch.arange(64, dtype=torch.uint8) * 4).repeat(64, 1)[None, :, :, None].repeat(1, 1, 1, 3)
-    some = TrainingData(Images(ramp, {}, ("ramp",)), None, 0, "crop", 0)
-    views = build_views(some, index(*[0] * 100), np.arange(100))
+    data = TrainingData(Images(ramp, {}, ("ramp",)), None, 0, "crop", 0)
+    views = build_views(data, index(*[0] * 100), np.arange(100))
     shares = (views[:, 0, 0, 40] - views[:, 0, 0, 24]) / (16 * 4 / 255)  # how fast the ramp rises
     assert 0.7 - 1e-3 <= float(shares.min()) < 0.75
     assert 0.95 < float(shares.max()) <= 1 + 1e-3
 
 
 def test_ready_is_the_textbook_formula() -> None:
-    images = pictures(3, NEW, 1)._replace(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    images = make_images(3, NEW, 1)._replace(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
     mean, std = (torch.tensor(part, dtype=torch.float64)[:, None, None] for part in (images.mean, images.std))
     preprocessing = (images.pixels[1:3].permute(0, 3, 1, 2).double() / 255 - mean) / std
     torch.testing.assert_close(normalize(images, 1, 3).double(), preprocessing, rtol=1e-5, atol=1e-5)

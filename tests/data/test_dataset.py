@@ -11,12 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
-from openings import Openings
+from opened_files import OpenedFiles
 from taskgraft.data import Dataset, Preprocessing, file_index, open_images
 from taskgraft.data.dataset import count_classes, write_split_lists
 from taskgraft.errors import TaskgraftError
 from taskgraft.types import Task
-from toys import NEW, OLD, folder_of
+from toys import NEW, OLD, write_folder
 
 WANTED = Preprocessing(16, "squash", 0.875, "bilinear")
 
@@ -32,8 +32,8 @@ def opened(data: Path, task: str = NEW.name, **options: Any) -> Dataset:
 
 
 def split(root: Path, train: int = 16, val: int = 8) -> Path:
-    folder_of(root / "train", NEW, train, 1, size=16)
-    folder_of(root / "val", NEW, val, 2, size=16)
+    write_folder(root / "train", NEW, train, 1, size=16)
+    write_folder(root / "val", NEW, val, 2, size=16)
     return root
 
 
@@ -75,7 +75,7 @@ def test_the_pixels_are_those_of_the_named_file(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_splits_is_split_by_content(tmp_path: Path) -> None:
-    found = opened(folder_of(tmp_path, NEW, 40, 1, size=16))
+    found = opened(write_folder(tmp_path, NEW, 40, 1, size=16))
     assert found.train is not None
     assert found.val is not None
     assert count_classes(found.val, found.tasks[0]) == dict.fromkeys(("blue", "green", "grey", "red"), 2)
@@ -89,8 +89,8 @@ def test_a_folder_without_splits_is_split_by_content(tmp_path: Path) -> None:
 
 
 def test_a_train_folder_alone_gives_some_to_validation(tmp_path: Path) -> None:
-    folder_of(tmp_path / "train", NEW, 40, 1, size=16)
-    folder_of(tmp_path / "test", NEW, 8, 2, size=16)
+    write_folder(tmp_path / "train", NEW, 40, 1, size=16)
+    write_folder(tmp_path / "test", NEW, 8, 2, size=16)
     found = opened(tmp_path)
     assert found.val is not None
     assert found.test is not None
@@ -108,7 +108,7 @@ def test_an_unknown_class_in_val_is_refused_with_the_nearest(tmp_path: Path) -> 
 
 
 def test_given_classes_fix_numbers_and_names(tmp_path: Path) -> None:
-    folder_of(tmp_path, OLD, 6, 1, size=16)
+    write_folder(tmp_path, OLD, 6, 1, size=16)
     found = opened(tmp_path, "shape", classes=("thin", "round", "square", "flat"), as_split="val")
     assert found.train is None
     assert found.val is not None
@@ -150,28 +150,28 @@ def alike(one: Dataset, two: Dataset) -> bool:
 
 
 @pytest.mark.parametrize("given", [True, False])
-def test_a_second_start_opens_no_picture(tmp_path: Path, given: bool, openings: Openings) -> None:
-    root = split(tmp_path / "data", train=40) if given else folder_of(tmp_path / "data", NEW, 40, 1, size=16)
+def test_a_second_start_opens_no_picture(tmp_path: Path, given: bool, opened_files: OpenedFiles) -> None:
+    root = split(tmp_path / "data", train=40) if given else write_folder(tmp_path / "data", NEW, 40, 1, size=16)
     picture = next(root.rglob("7.png"))
     picture.write_text("no image")
     home = tmp_path / "cache"
-    with openings(root) as read:
+    with opened_files(root) as read:
         first = opened(root, cache_folder=home)
     assert (first.decoded, len(set(read))) == ((48, 48) if given else (40, 40))
     assert len(read) == len(set(read))  # once: hashed and decoded from the same bytes
     choices: tuple[dict[str, Any], ...] = ({}, {"seed": 1}, {"others": (OLD,)})
     for options in choices:  # the same, and what no file has to be opened for
-        with openings(root) as read:
+        with opened_files(root) as read:
             again = opened(root, cache_folder=home, **options)
         assert (again.decoded, read) == (0, [])
         assert alike(again, opened(root, **options))
-    with openings(root) as read:
+    with opened_files(root) as read:
         larger = open_images(root, NEW.name, WANTED._replace(size=24), seed=0, cache_folder=home)
     assert len(read) == larger.decoded == len(set(first.splits()))  # the damaged one is known
 
 
 @pytest.mark.parametrize("keep_time", [True, False])
-def test_a_change_is_seen_and_costs_one_file(tmp_path: Path, keep_time: bool, openings: Openings) -> None:
+def test_a_change_is_seen_and_costs_one_file(tmp_path: Path, keep_time: bool, opened_files: OpenedFiles) -> None:
     root, home = split(tmp_path / "data"), tmp_path / "cache"
     first = opened(root, cache_folder=home)
     picture = root / "train" / "red" / "0.png"
@@ -180,7 +180,7 @@ def test_a_change_is_seen_and_costs_one_file(tmp_path: Path, keep_time: bool, op
     picture.write_bytes(picture.read_bytes().ljust(size, b"\0"))  # same size
     if keep_time:
         os.utime(picture, ns=(before.st_atime_ns, before.st_mtime_ns))
-    with openings(root) as read:
+    with opened_files(root) as read:
         second = opened(root, cache_folder=home)
     assert (second.decoded, read) == (1, [str(picture)])
     assert second.fingerprint != first.fingerprint
@@ -195,23 +195,23 @@ def test_a_change_is_seen_and_costs_one_file(tmp_path: Path, keep_time: bool, op
 
 
 def test_what_was_written_a_moment_ago_is_read_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, openings: Openings
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, opened_files: OpenedFiles
 ) -> None:
     monkeypatch.setattr(file_index, "SETTLED", 3600.0)
     root, home = split(tmp_path / "data"), tmp_path / "cache"
     opened(root, cache_folder=home)
-    with openings(root) as read:
+    with opened_files(root) as read:
         assert opened(root, cache_folder=home).decoded == 0  # read, but known by what it holds
     assert len(read) == 24
 
 
 def test_where_the_system_tells_no_time_of_change_everything_is_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, openings: Openings
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, opened_files: OpenedFiles
 ) -> None:
     monkeypatch.setattr(file_index, "HAS_CHANGE_TIME", False)
     root = split(tmp_path / "data")
     for _ in range(2):
-        with openings(root) as read:
+        with opened_files(root) as read:
             found = opened(root, cache_folder=tmp_path / "cache")
     assert (found.decoded, len(read)) == (0, 24)
 
@@ -225,14 +225,14 @@ def test_a_folder_that_was_moved_with_its_pictures_is_seen(tmp_path: Path) -> No
         opened(tmp_path / "data", cache_folder=tmp_path / "cache")
 
 
-def test_a_table_is_as_unchanged_as_its_pictures(tmp_path: Path, openings: Openings) -> None:
+def test_a_table_is_as_unchanged_as_its_pictures(tmp_path: Path, opened_files: OpenedFiles) -> None:
     for number in range(8):
         flat(tmp_path / "data" / f"{number}.png", 20 * number)
     table, home = tmp_path / "data" / "t.csv", tmp_path / "cache"
     lines = ["path,paint", *(f"{number}.png,{NEW.classes[number % 2]}" for number in range(8))]
     table.write_text("\n".join(lines) + "\n")
     first = opened(table, cache_folder=home)
-    with openings(tmp_path / "data") as read:
+    with opened_files(tmp_path / "data") as read:
         second = opened(table, cache_folder=home)
     assert set(read) <= {str(table)}
     assert alike(first, second)
@@ -247,7 +247,7 @@ def test_a_table_is_as_unchanged_as_its_pictures(tmp_path: Path, openings: Openi
 
 
 def test_no_set_is_copied_into_memory(tmp_path: Path) -> None:
-    root = folder_of(tmp_path / "data", NEW, 40, 1, size=16)
+    root = write_folder(tmp_path / "data", NEW, 40, 1, size=16)
     (root / "red" / "0.png").write_text("no image")
     for _ in range(2):
         found = opened(root, cache_folder=tmp_path / "cache")

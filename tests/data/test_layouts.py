@@ -9,7 +9,7 @@ import pytest
 
 from taskgraft.data.layouts import list_images
 from taskgraft.errors import TaskgraftError
-from toys import NEW, folder_of
+from toys import NEW, write_folder
 
 
 def put(root: Path, *names: str) -> Path:
@@ -198,4 +198,4 @@ def test_listing_does_not_depend_on_the_order_of_creation(tmp_path: Path) -> Non
     put(tmp_path / "one", "b/2.png", "b/1.png", "a/1.png")
     put(tmp_path / "two", "a/1.png", "b/1.png", "b/2.png")
     assert found(tmp_path / "one") == found(tmp_path / "two")
-    assert len(found(folder_of(tmp_path / "three", NEW, 8, 1, size=8))) == 8
+    assert len(found(write_folder(tmp_path / "three", NEW, 8, 1, size=8))) == 8

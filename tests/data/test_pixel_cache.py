@@ -15,7 +15,7 @@ from PIL import Image
 from taskgraft.data import file_index, pixel_cache
 from taskgraft.data.transforms import Preprocessing
 from taskgraft.errors import TaskgraftError
-from toys import NEW, folder_of
+from toys import NEW, write_folder
 
 WANTED = Preprocessing(16, "squash", 0.875, "bilinear")
 ROW = 16 * 16 * 3
@@ -23,7 +23,7 @@ ROW = 16 * 16 * 3
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    return folder_of(tmp_path / "data", NEW, 8, 1, size=20)
+    return write_folder(tmp_path / "data", NEW, 8, 1, size=20)
 
 
 def paths(root: Path) -> list[str]:

@@ -10,10 +10,10 @@ import av
 import numpy as np
 import pytest
 
-from films import FRAME_RATE, cut, film, turned
 from taskgraft.data.streaming import MediaFile, StreamedImage, read_frames
 from taskgraft.data.transforms import Preprocessing
 from taskgraft.errors import TaskgraftError
+from videos import FRAME_RATE, rotate, truncate, write_video
 
 WANTED = Preprocessing(16, "squash", 1.0, "bilinear")
 
@@ -28,7 +28,7 @@ def gray(levels: list[int]) -> list[np.ndarray]:
 
 def test_frames_are_taken_by_time(tmp_path: Path) -> None:
     levels = [10 * number for number in range(20)]
-    path = film(tmp_path / "a.mp4", gray(levels))
+    path = write_video(tmp_path / "a.mp4", gray(levels))
     found = list(frames(path, WANTED, 0.5))
     assert [frame.seconds for frame in found] == pytest.approx([0.0, 0.5, 1.0, 1.5])
     assert [frame.reason for frame in found] == [None] * 4
@@ -39,15 +39,15 @@ def test_frames_are_taken_by_time(tmp_path: Path) -> None:
 
 def test_a_variable_rate_goes_by_time_stamps_not_by_counting(tmp_path: Path) -> None:
     times = [0.0, 0.1, 0.2, 0.3, 2.0, 2.1, 4.75, 4.8]
-    path = film(tmp_path / "a.mkv", gray([10 * number for number in range(8)]), times)
+    path = write_video(tmp_path / "a.mkv", gray([10 * number for number in range(8)]), times)
     assert [frame.seconds for frame in frames(path, WANTED, 1.0)] == pytest.approx([0.0, 2.0, 4.75], abs=2e-3)
 
 
 def test_a_turned_video_is_upright(tmp_path: Path) -> None:
     split = np.zeros((48, 64, 3), np.uint8)
     split[:24] = 255  # white above, black below
-    upright = film(tmp_path / "a.mp4", [split] * 3)
-    (plain, *_), (other, *_) = (list(frames(p, WANTED, 1.0)) for p in (upright, turned(upright, tmp_path / "b.mp4")))
+    upright = write_video(tmp_path / "a.mp4", [split] * 3)
+    (plain, *_), (other, *_) = (list(frames(p, WANTED, 1.0)) for p in (upright, rotate(upright, tmp_path / "b.mp4")))
     assert plain.pixels is not None
     assert other.pixels is not None
     assert plain.pixels[:6].mean() > 200 > 60 > plain.pixels[10:].mean()
@@ -56,8 +56,8 @@ def test_a_turned_video_is_upright(tmp_path: Path) -> None:
 
 def test_a_video_cut_off_keeps_what_came_before(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    whole = film(tmp_path / "a.mp4", [rng.integers(0, 256, (48, 64, 3), dtype=np.uint8) for _ in range(60)])
-    *kept, last = frames(cut(whole, 0.5, tmp_path / "b.mp4"), WANTED, 0.5)
+    whole = write_video(tmp_path / "a.mp4", [rng.integers(0, 256, (48, 64, 3), dtype=np.uint8) for _ in range(60)])
+    *kept, last = frames(truncate(whole, 0.5, tmp_path / "b.mp4"), WANTED, 0.5)
     assert 3 <= len(kept) <= 9
     assert last.pixels is None
     assert "cut off at" in str(last.reason)
@@ -70,7 +70,7 @@ def test_a_video_cut_off_keeps_what_came_before(tmp_path: Path) -> None:
 
 def test_a_damaged_middle_is_passed_over(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    whole = film(tmp_path / "a.mkv", [rng.integers(0, 256, (48, 64, 3), dtype=np.uint8) for _ in range(60)])
+    whole = write_video(tmp_path / "a.mkv", [rng.integers(0, 256, (48, 64, 3), dtype=np.uint8) for _ in range(60)])
     data = bytearray(whole.read_bytes())
     middle = len(data) // 2
     data[middle : middle + 40_000] = rng.integers(0, 256, 40_000, dtype=np.uint8).tobytes()
@@ -111,7 +111,7 @@ def test_sound_alone_has_no_picture(tmp_path: Path) -> None:
 
 
 def test_one_frame_is_enough(tmp_path: Path) -> None:
-    path = film(tmp_path / "a.mkv", gray([120]))
+    path = write_video(tmp_path / "a.mkv", gray([120]))
     (only,) = frames(path, WANTED, 0.5)
     assert (only.seconds, only.reason) == (0.0, None)
     assert 1 / FRAME_RATE < 0.5

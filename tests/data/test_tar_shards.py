@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import torch
 
-from openings import Openings
+from opened_files import OpenedFiles
 from taskgraft.data import Preprocessing, decode, file_index, open_images, streaming, tar_shards
 from taskgraft.data.layouts import list_images
 from taskgraft.errors import TaskgraftError
-from toys import NEW, OLD, folder_of
+from toys import NEW, OLD, write_folder
 
 WANTED = Preprocessing(16, "squash", 0.875, "bilinear")
 Members = Iterable[tuple[str | tarfile.TarInfo, bytes]]
@@ -66,7 +66,7 @@ def labels(data: Path, *columns: str) -> dict[str, dict[str, str]]:
 
 def test_archives_give_the_same_images_as_folders(tmp_path: Path) -> None:
     for part, count in (("train", 16), ("val", 8)):
-        folder = folder_of(tmp_path / "folders" / part, NEW, count, 1, size=16)
+        folder = write_folder(tmp_path / "folders" / part, NEW, count, 1, size=16)
         shards(folder, tmp_path / "shards" / part, 5)
     one, two = (
         open_images(tmp_path / name, "paint", WANTED, seed=0, cache_folder=tmp_path / "cache")
@@ -83,10 +83,10 @@ def test_archives_give_the_same_images_as_folders(tmp_path: Path) -> None:
     assert list(two.train.names)[5:7] == ["train/shard-000001.tar/000000.png", "train/shard-000001.tar/000001.png"]
 
 
-def test_a_second_start_opens_no_archive(tmp_path: Path, openings: Openings) -> None:
-    root = shards(folder_of(tmp_path / "folder", NEW, 20, 1, size=16), tmp_path / "data", 8)
+def test_a_second_start_opens_no_archive(tmp_path: Path, opened_files: OpenedFiles) -> None:
+    root = shards(write_folder(tmp_path / "folder", NEW, 20, 1, size=16), tmp_path / "data", 8)
     for _ in range(2):
-        with openings(root) as read:
+        with opened_files(root) as read:
             found = open_images(root, "paint", WANTED, seed=0, cache_folder=tmp_path / "cache")
     assert (found.decoded, read) == (0, [])
     content = (root / "shard-000001.tar").read_bytes()
@@ -238,8 +238,8 @@ def test_a_member_is_a_path_wherever_pictures_are_read(tmp_path: Path) -> None:
     )
     found = streaming.find_media([tmp_path])
     assert [item.name for item in found.items] == [f"{path}/deep/c.png", f"{path}/empty.png"]
-    pictures = list(streaming.stream_images(found.items, WANTED, 1.0))
-    assert [(picture.reason, picture.pixels is None) for picture in pictures] == [(None, False), ("empty", True)]
+    images = list(streaming.stream_images(found.items, WANTED, 1.0))
+    assert [(picture.reason, picture.pixels is None) for picture in images] == [(None, False), ("empty", True)]
     (tmp_path / "t.csv").write_text("path,paint\ns.tar/deep/c.png,red\n")
     assert labels(tmp_path / "t.csv") == {"s.tar/deep/c.png": {"paint": "red"}}
 

@@ -11,7 +11,7 @@ from taskgraft.data import Preprocessing
 from taskgraft.data.task_images import TaskData, load_task_data, match_task
 from taskgraft.errors import TaskgraftError
 from taskgraft.types import Callbacks, Task
-from toys import NEW, OLD, folder_of
+from toys import NEW, OLD, write_folder
 
 WANTED = Preprocessing(16, "squash", 0.875, "bilinear")
 SIZE = Task("size", ("big", "round", "small"))
@@ -26,9 +26,9 @@ def gathered(data: Path, **options: Any) -> TaskData:
 @pytest.fixture
 def folders(tmp_path: Path) -> tuple[Path, Path, Path]:
     return (
-        folder_of(tmp_path / "new", NEW, 40, 1, size=16),
-        folder_of(tmp_path / "shapes", OLD, 9, 2, size=16),
-        folder_of(tmp_path / "sizes", SIZE, 6, 3, size=16),
+        write_folder(tmp_path / "new", NEW, 40, 1, size=16),
+        write_folder(tmp_path / "shapes", OLD, 9, 2, size=16),
+        write_folder(tmp_path / "sizes", SIZE, 6, 3, size=16),
     )
 
 
@@ -70,6 +70,6 @@ def test_classes_of_no_old_task_are_refused(folders: tuple[Path, Path, Path], tm
 
 
 def test_training_and_validation_pictures_are_both_needed(tmp_path: Path) -> None:
-    folder_of(tmp_path / "val", NEW, 8, 1, size=16)
+    write_folder(tmp_path / "val", NEW, 8, 1, size=16)
     with pytest.raises(TaskgraftError):
         gathered(tmp_path)

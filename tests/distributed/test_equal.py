@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import several
+from distributed import processes
 
 # The processes add in another order: |difference| / |tensor| in float32 after six steps, measured 1e-6 to 2e-6. taps
 # warms its head by Adam on columns some of which hardly vary, and Adam's step does not shrink with the gradient: 4e-4.
@@ -15,59 +15,59 @@ TOLERANCE = {"taps": 2e-3}
 
 
 @pytest.fixture(scope="module")
-def alone() -> dict[str, dict[str, torch.Tensor]]:
-    return several.every_method()
+def single() -> dict[str, dict[str, torch.Tensor]]:
+    return processes.every_method()
 
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, torch.Tensor]]]:
-    return several.together(2, tmp_path_factory.mktemp("pair"), several.every_method)
+    return processes.run_in_group(2, tmp_path_factory.mktemp("pair"), processes.every_method)
 
 
-@pytest.mark.parametrize("notation", several.METHODS)
-def test_two_processes_equal_one(alone: dict, pair: list, notation: str) -> None:
+@pytest.mark.parametrize("notation", processes.METHODS)
+def test_two_processes_equal_one(single: dict, pair: list, notation: str) -> None:
     first, second = pair[0][notation], pair[1][notation]
-    assert first.keys() == alone[notation].keys()
-    for name, value in alone[notation].items():
+    assert first.keys() == single[notation].keys()
+    for name, value in single[notation].items():
         assert torch.equal(first[name], second[name]), f"{name}: the processes differ"
         distance = (first[name].double() - value.double()).norm() / value.double().norm().clamp(min=1e-9)
         assert distance < TOLERANCE.get(notation, 1e-5), f"{name}: {distance:.1e} from the run of one process"
 
 
 def test_three_processes_equal_one(tmp_path: Path) -> None:
-    whole = several.after_three_steps()  # batches of 8 in shares of 2, 3 and 3
-    for found in several.together(3, tmp_path, several.after_three_steps):
-        assert found.keys() == whole.keys()
-        for name, value in whole.items():
-            torch.testing.assert_close(found[name].float(), value.float(), rtol=5e-3, atol=5e-4, msg=name)
+    expected = processes.after_three_steps()  # batches of 8 in shares of 2, 3 and 3
+    for actual in processes.run_in_group(3, tmp_path, processes.after_three_steps):
+        assert actual.keys() == expected.keys()
+        for name, value in expected.items():
+            torch.testing.assert_close(actual[name].float(), value.float(), rtol=5e-3, atol=5e-4, msg=name)
 
 
 def test_measurements_equal_one_process(tmp_path: Path) -> None:
-    whole = several.measures()
-    for found in several.together(3, tmp_path, several.measures):
-        for name, value in whole.items():
-            torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-6, msg=name)
+    expected = processes.logits_and_features()
+    for actual in processes.run_in_group(3, tmp_path, processes.logits_and_features):
+        for name, value in expected.items():
+            torch.testing.assert_close(actual[name], value, rtol=1e-5, atol=1e-6, msg=name)
 
 
 def test_batchnorm_statistics_are_global(tmp_path: Path) -> None:
-    whole = several.normalized()
-    for found in several.together(2, tmp_path, several.normalized):
-        for name, value in whole.items():
-            torch.testing.assert_close(found[name], value, rtol=2e-5, atol=2e-5, msg=name)
+    expected = processes.batch_norm()
+    for actual in processes.run_in_group(2, tmp_path, processes.batch_norm):
+        for name, value in expected.items():
+            torch.testing.assert_close(actual[name], value, rtol=2e-5, atol=2e-5, msg=name)
 
 
 def test_broadcast(tmp_path: Path) -> None:
-    first, second = several.together(2, tmp_path, several.orders)
+    first, second = processes.run_in_group(2, tmp_path, processes.broadcasts)
     assert first == ["made by 0", "no room (3)", "own 0", "[0.0, 0.0, 0.0]"]
     assert second == ["made by 0", "no room (3)", "own 1", "[0.0, 0.0, 0.0]"]
 
 
 def test_failure_of_one_process_stops_all(tmp_path: Path) -> None:
     """Not finite in one: all stop, before the update. Stopped by a signal: the other notices in time."""
-    first, second = several.together(2, tmp_path, several.in_trouble)
-    assert first["said"] == second["said"]
-    assert "the gradient is not finite" in first["said"]
-    assert first["said"].endswith("(4)")
-    assert first["same"]
-    assert second["same"]
+    first, second = processes.run_in_group(2, tmp_path, processes.failures)
+    assert first["message"] == second["message"]
+    assert "the gradient is not finite" in first["message"]
+    assert first["message"].endswith("(4)")
+    assert first["unchanged"]
+    assert second["unchanged"]
     assert (first["silent"], second["silent"]) == ([1], [])

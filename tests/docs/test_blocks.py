@@ -26,7 +26,7 @@ import torch
 from torch import nn
 
 import taskgraft
-from films import film, stills
+from cli_parsing import COMMANDS, flags_of, parse_line
 from servers import running
 from taskgraft import Task, TrainingConfig, cli
 from taskgraft.bundle import Bundle, write_bundle
@@ -35,7 +35,7 @@ from taskgraft.commands.extend import extend
 from taskgraft.data import open_images, transforms
 from taskgraft.models.classifier import wrap
 from taskgraft.synthetic import write_cars
-from typed import COMMANDS, flags, understood
+from videos import make_frames, write_video
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -96,6 +96,9 @@ LEFT_OUT = {
 }  # fmt: skip
 RUN = ("", "python", "toml")  # languages of what is run, and files that it reads; all others are only looked at
 ADDRESS = re.compile(r"(127\.0\.0\.1|server):8000")  # where the pages think that a server listens
+
+
+pytestmark = pytest.mark.usefixtures("no_charts")
 
 
 class Block(NamedTuple):
@@ -207,7 +210,7 @@ def later(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copy(pictures[1], home / name)
     rows = [f"{path.relative_to(home)},{number // 2}" for number, path in enumerate(pictures)]
     (home / "frames.csv").write_text("\n".join(["path,track", *rows]) + "\n", encoding="utf-8")
-    film(home / "camera.mp4", stills(Task("paint", ("red", "blue")), [0, 1, 0], 5))
+    write_video(home / "camera.mp4", make_frames(Task("paint", ("red", "blue")), [0, 1, 0], 5))
     return home
 
 
@@ -303,7 +306,7 @@ def test_what_is_not_run_is_understood_by_the_command_line() -> None:
                 elif words[0] == "make":
                     assert words[1] in targets, line
                 elif found:
-                    understood(f"taskgraft {found[1]}")
+                    parse_line(f"taskgraft {found[1]}")
                     read += 1
                 else:
                     assert line in ("ray start --head",), line
@@ -334,12 +337,12 @@ def test_the_commands_in_the_middle_of_a_text_are_understood() -> None:
                 continue
             for flag in named:
                 own = [verb] if verb else list(COMMANDS)
-                known = {"--version", "--help", "--debug"}.union(*(flags(name) for name in own))
+                known = {"--version", "--help", "--debug"}.union(*(flags_of(name) for name in own))
                 assert flag in known, f"{page.name}: {span}: {flag} is no flag of {' or '.join(own)}"
                 parts += 1
-            places = len(words) > 1 and not words[1].startswith("-")
-            if verb and span.startswith("taskgraft ") and places and "…" not in span:
-                understood(span)
+            has_arguments = len(words) > 1 and not words[1].startswith("-")
+            if verb and span.startswith("taskgraft ") and has_arguments and "…" not in span:
+                parse_line(span)
                 whole += 1
     assert whole > 10
     assert parts > 60

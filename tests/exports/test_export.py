@@ -27,7 +27,7 @@ from taskgraft.exports import verify
 from taskgraft.exports.signature import describe_outputs, name_outputs
 from taskgraft.models.inference import predict
 from taskgraft.types import Images
-from toys import NEW, OLD, finished, parent
+from toys import NEW, OLD, parent, run_to_end
 
 TASKS = ["shape", "paint"]
 
@@ -142,7 +142,7 @@ def test_model_card(plain: Path, tmp_path: Path) -> None:
 )
 def test_other_architectures(method: str, arch: str, tmp_path: Path) -> None:
     options = {"img_size": 32} if "vit" in arch else {}
-    child, _ = finished(method, model=parent(arch, **options))
+    child, _ = run_to_end(method, model=parent(arch, **options))
     head = "fc" if arch == "test_resnet" else "head"
     bundle = Bundle(child, Preprocessing(32, "squash"), {}, "here", "0", arch, head, model_args=options)
     (tmp_path / "model").mkdir()

@@ -114,7 +114,7 @@ FAULTS = [
           note="bits that changed in a whole file are not noticed: the record keeps the digest of what was used"),
     Fault(17, "a decoder crashes or raises",
           "what raises is left out by name; a server's decoder is a process of its own, and is replaced",
-          tests=("tests/bad_inputs/test_bad_inputs.py::test_a_bad_input",
+          tests=("tests/bad_inputs/test_bad_inputs.py::test_bad_input",
                   f"{SERVING}::test_dead_worker_is_replaced"),
           note="one's own images are decoded in threads: a decoder that kills its process ends the command"),
     Fault(18, "no HOME, no temporary folder, LANG=C, TERM=dumb, 20 columns", "no traceback, the same bits", no_home,

@@ -33,7 +33,7 @@ from taskgraft.pipeline.request import Request
 from taskgraft.training.run_folder import LEFTOVER
 from taskgraft.tuning import space
 from taskgraft.tuning.search_config import SearchConfig
-from toys import NEW, OLD, folder_of
+from toys import NEW, OLD, write_folder
 
 EXTEND = TrainingConfig(steps=12, batch_size=8, head_steps=4, eval_every=3, save_every=2, log_every=3, precision="fp32")
 TUNE = TrainingConfig(
@@ -164,23 +164,23 @@ def main() -> int:
     parser.add_argument("works", nargs="*", default=["extend", "tune"], help="extend, tune or both")
     parser.add_argument("--count", type=int, default=200, help="kills of each")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
-    options = parser.parse_args()
+    args = parser.parse_args()
     torch.set_num_threads(1)
     failed = 0
     with tempfile.TemporaryDirectory(prefix="kills-") as folder:
         root = Path(folder)
         for name, task, count, seed in (("old/train", OLD, 36, 1), ("old/val", OLD, 24, 2), ("new", NEW, 64, 3)):
-            folder_of(root / name, task, count, seed)
+            write_folder(root / name, task, count, seed)
         config = TrainingConfig(steps=30, batch_size=12, lr=0.05, head_steps=0, eval_every=10, precision="fp32")
-        network = {"model": "test_resnet", "preprocessing": "32 squash bilinear half"}
-        forks.run(lambda: train(root / "old", root / "parent", task="shape", config=config, **network))
+        options: dict[str, Any] = {"model": "test_resnet", "preprocessing": "32 squash bilinear half"}
+        forks.run(lambda: train(root / "old", root / "parent", task="shape", config=config, **options))
         works = resumable_commands(root / "parent", root / "new", root / "old" / "val")
-        for name in options.works:
+        for name in args.works:
             expected = root / f"{name}-expected"
             length = run_undisturbed(works[name], expected)
             print(f"{name}: an undisturbed run takes {length:.1f} s", flush=True)
             kills = []
-            for kill in kill_and_resume(works[name], expected, length, root, options.count, options.seed):
+            for kill in kill_and_resume(works[name], expected, length, root, args.count, args.seed):
                 kills.append(kill)
                 if kill.error:
                     print(f"  {name} killed after {kill.after:.3f} s, {kill.moment}: {kill.error}", flush=True)

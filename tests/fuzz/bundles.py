@@ -17,7 +17,7 @@ from taskgraft.quantification import task_card as cards
 from taskgraft.results.files import write_json
 from taskgraft.serving import model
 from taskgraft.training import loop
-from toys import RUN, past_of, sources
+from toys import RUN, make_data, parent_memory
 from toys import parent as tiny
 
 FILES = ("config.json", "digests.json", "cards/shape.json")
@@ -81,12 +81,12 @@ def opened(home: Path) -> None:
 def made(home: Path) -> Path:
     """A bundle with a branch beside its backbone, since it has more to describe than a plain one."""
     (home / "cards").mkdir(parents=True)
-    images = sources()
+    images = make_data()
     from taskgraft.models.classifier import grow
     from toys import NEW
 
     child = grow(tiny(), NEW, 0)
-    state = loop.start(child, build(parse("branch")), images, past_of(child), RUN)
+    state = loop.start(child, build(parse("branch")), images, parent_memory(child), RUN)
     expected = Preprocessing(32, "squash", 0.875, "bilinear", (0.5,) * 3, (0.5,) * 3)
     known = (
         {"parent": {"source": "x", "tasks": ["shape"]}, "task": "paint", "method": "branch", "accuracy": {"a": 0.5}},

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from starlette.types import ASGIApp, Message
 
 from fuzz.fuzzing import Target
-from fuzz.pictures import drawn
-from malformed import requests
+from fuzz.images import drawn
+from malformed_requests import make_requests
 from taskgraft.data import decode
 from taskgraft.data.transforms import Preprocessing
 from taskgraft.serving import decoding
@@ -63,7 +63,7 @@ def target(folder: Path) -> Target:
         assert not service.batcher.pending
 
     images = [drawn("PNG", "RGBA"), drawn("JPEG", "RGB")]
-    seeds = [request.sent for request in requests("m", 2).values() if len(request.sent) < 2000]
+    seeds = [request.sent for request in make_requests("m", 2).values() if len(request.sent) < 2000]
     seeds += [b"POST /predict HTTP/1.1\r\nHost: localhost\r\n\r\n" + image for image in images]
     return Target(one, seeds, WORDS, longest=3000, executions=600)
 
@@ -82,8 +82,8 @@ def build_service() -> Service:
 
 async def send_request(app: ASGIApp, data: bytes) -> tuple[int, dict[bytes, bytes], bytes]:
     """Status, headers and body that the application returns for a request's bytes, split in the simplest way."""
-    head, _, body = data.partition(b"\r\n\r\n")
-    start, *lines = head.split(b"\r\n")
+    request_head, _, body = data.partition(b"\r\n\r\n")
+    start, *lines = request_head.split(b"\r\n")
     method, _, target = start.partition(b" ")
     path, _, query = target.partition(b" ")[0].partition(b"?")
     split = [line.partition(b":") for line in lines[:50]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from fuzz import bundles, framing, notations, pictures, requests, tables, weights
+from fuzz import bundles, framing, images, notations, requests, tables, weights
 from fuzz.fuzzing import Target
 
 TARGETS: dict[str, Callable[[Path], Target]] = {
@@ -15,7 +15,7 @@ TARGETS: dict[str, Callable[[Path], Target]] = {
     "archives": tables.archives,
     "safetensors": weights.safetensors,
     "pickles": weights.pickles,
-    "images": pictures.target,
+    "images": images.target,
     "requests": requests.target,
     "bundles": bundles.target,
 }

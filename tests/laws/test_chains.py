@@ -17,7 +17,7 @@ from taskgraft.models.classifier import Classifier, grow, widen
 from taskgraft.models.inference import predict
 from taskgraft.training import loop
 from taskgraft.types import Memory, Task
-from toys import OLD, RUN, parent, pictures, sources
+from toys import OLD, RUN, make_data, make_images, parent
 
 CHAINS = [
     ("ewc(images=16)", "branch(shared=0.5)", "ewc(images=16)"),
@@ -45,7 +45,7 @@ def lived(chain: tuple[str, ...], folder: Path | None) -> list[Classifier]:
     for number, text in enumerate(chain):
         task = Task(f"task {number}", ("red", "green", "blue", "grey"))
         model, memory = learn(
-            grow(model, task, number), pictures(20, task, number), method=text, config=RUN, memory=memory,
+            grow(model, task, number), make_images(20, task, number), method=text, config=RUN, memory=memory,
         )  # fmt: skip
         if folder:
             model, memory = through_disk(folder / str(number), model, memory)
@@ -55,7 +55,7 @@ def lived(chain: tuple[str, ...], folder: Path | None) -> list[Classifier]:
 
 @pytest.mark.parametrize("chain", CHAINS, ids=" → ".join)
 def test_methods_can_alternate_in_a_chain(chain: tuple[str, ...], tmp_path: Path) -> None:
-    models, images = lived(chain, tmp_path), pictures(12, OLD, 3)
+    models, images = lived(chain, tmp_path), make_images(12, OLD, 3)
     assert [task.name for task in models[-1].tasks] == ["shape", "task 0", "task 1", "task 2"]
     before = parent()
     for text, after in zip(chain, models, strict=True):
@@ -72,7 +72,7 @@ def test_methods_can_alternate_in_a_chain(chain: tuple[str, ...], tmp_path: Path
 
 @pytest.mark.parametrize("chain", CHAINS, ids=" → ".join)
 def test_chain_in_memory_equals_chain_of_bundles(chain: tuple[str, ...], tmp_path: Path) -> None:
-    images = pictures(12, OLD, 3)
+    images = make_images(12, OLD, 3)
     one, two = (predict(lived(chain, folder)[-1], images).logits for folder in (None, tmp_path))
     for task, logits in two.items():
         np.testing.assert_allclose(one[task], logits, rtol=1e-3, atol=1e-3)
@@ -80,14 +80,14 @@ def test_chain_in_memory_equals_chain_of_bundles(chain: tuple[str, ...], tmp_pat
 
 def test_importance_survives_an_extension_without_it() -> None:
     a, b, c = (Task(name, ("x", "y")) for name in "abc")
-    first = learn(grow(parent(), a, 1), pictures(20, a, 1), method="ewc(images=16)", config=RUN)
+    first = learn(grow(parent(), a, 1), make_images(20, a, 1), method="ewc(images=16)", config=RUN)
     child = grow(first.classifier, b, 1)
-    second = learn(child, pictures(20, b, 2), method="branch(shared=0.5)", config=RUN, memory=first.memory)
+    second = learn(child, make_images(20, b, 2), method="branch(shared=0.5)", config=RUN, memory=first.memory)
     kept, now = first.memory["ewc"]["importance"], second.memory["ewc"]["importance"]
     assert all(torch.equal(now[name], value) for name, value in kept.items())
     last = grow(second.classifier, c, 1)
-    method, images = composition.build("ewc(images=16)"), sources()
-    more = images._replace(new=pictures(20, c, 3), old=None)
+    method, images = composition.build("ewc(images=16)"), make_data()
+    more = images._replace(new=make_images(20, c, 3), old=None)
     held = loop.start(last, method, more, second.memory, RUN).memory["ewc"]["importance"]
     assert held.keys() == dict(last.named_parameters()).keys() - {"heads.3.weight", "heads.3.bias"}
     assert sum(float(value.sum()) for name, value in held.items() if name.startswith("extras.0.")) > 0
@@ -98,10 +98,10 @@ def test_importance_survives_an_extension_without_it() -> None:
 
 @pytest.mark.parametrize("text", WIDEN)
 def test_added_classes_leave_old_logits_unchanged(text: str) -> None:
-    images, old = pictures(20, WIDER, 5), parent()
+    images, old = make_images(20, WIDER, 5), parent()
     wide = widen(old, OLD.name, WIDER.classes, RUN.seed)
     assert wide.tasks == (WIDER,)
-    method, given = composition.build(text), sources()._replace(new=images, old=None)
+    method, given = composition.build(text), make_data()._replace(new=images, old=None)
     begun = loop.start(wide, method, given, {}, RUN).classifier
     before, first = predict(old, images).logits[OLD.name], predict(begun, images).logits[OLD.name]
     assert first.shape == (20, len(OLD.classes) + 2)

@@ -18,7 +18,7 @@ from taskgraft import pytree
 from taskgraft.models import inference
 from taskgraft.models.classifier import Classifier
 from taskgraft.training import loop
-from toys import NEW, OLD, RUN, pictures, started
+from toys import NEW, OLD, RUN, make_images, start_run
 
 QUIET = replace(RUN, steps=1000, log_every=1000, views=1)  # nothing is logged in the steps that are looked at
 VIEWS = 20 // 8 + 1  # steps after which every image's only view has been seen
@@ -47,11 +47,11 @@ def _tensors(tree_of: Any) -> list[torch.Tensor]:
 
 def cost_of(notation: str, after: int = VIEWS) -> tuple[int, int, int]:
     """Operator calls and new bytes of one step in the steady state, and the number of learning tensors."""
-    state, method, sources = started(notation, QUIET)
+    state, method, data = start_run(notation, QUIET)
     for _ in range(after):
-        state, _ = loop.train_step(state, method, sources, QUIET)
+        state, _ = loop.train_step(state, method, data, QUIET)
     with Counted() as counted:
-        state, terms = loop.train_step(state, method, sources, QUIET)
+        state, terms = loop.train_step(state, method, data, QUIET)
     assert terms == {}
     return counted.calls, counted.fresh, sum(value.requires_grad for value in state.classifier.parameters())
 
@@ -68,7 +68,7 @@ def test_penalty_takes_few_calls_per_tensor(plain: tuple[int, int, int]) -> None
 
 
 def largest_bytes() -> int:
-    state, *_ = started("finetune", QUIET)
+    state, *_ = start_run("finetune", QUIET)
     return sum(value.nbytes for value in state.classifier.parameters())
 
 
@@ -81,7 +81,7 @@ def test_recorded_logits_need_no_pass_of_the_parent(plain: tuple[int, int, int])
 
 def test_plain_step_makes_no_needless_call(plain: tuple[int, int, int]) -> None:
     """Of a bare loop: forward, loss, backward, optimizer. The rest is picking views and looking for overflow."""
-    state, _, _ = started("finetune", QUIET)
+    state, _, _ = start_run("finetune", QUIET)
     model, optimizer = state.classifier.train(), torch.optim.SGD(state.classifier.parameters(), 0.1, fused=True)
     images, target = torch.randn(8, 3, 32, 32), torch.arange(8) % 4
     with Counted() as bare:
@@ -96,7 +96,7 @@ def test_plain_step_makes_no_needless_call(plain: tuple[int, int, int]) -> None:
 )
 def test_memory_held_by_methods(notation: str, times: float) -> None:
     """Bytes of its memory, as a multiple of the weights'."""
-    state, *_ = started(notation, QUIET)
+    state, *_ = start_run(notation, QUIET)
     held = sum(value.nbytes for _, value in pytree.flatten(state.memory))
     weights = sum(value.nbytes for value in state.classifier.state_dict().values())
     assert held <= times * weights + 1000
@@ -113,15 +113,15 @@ def passes_of(model: Classifier, work: Callable[[], object]) -> int:
 
 
 def test_one_pass_computes_every_task() -> None:
-    model, images = started("finetune", QUIET)[0].classifier, pictures(11, OLD, 3)
+    model, images = start_run("finetune", QUIET)[0].classifier, make_images(11, OLD, 3)
     assert passes_of(model, lambda: inference.predict(model, images, 4)) == 11
 
 
 def test_step_passes_each_image_once() -> None:
     for notation in ("finetune", "ewc(images=20)", "si", "distill"):
-        state, method, sources = started(notation, QUIET)
+        state, method, data = start_run(notation, QUIET)
         for _ in range(VIEWS):
-            state, _ = loop.train_step(state, method, sources, QUIET)
+            state, _ = loop.train_step(state, method, data, QUIET)
         now = state
-        assert passes_of(now.classifier, lambda now=now, m=method, s=sources: loop.train_step(now, m, s, QUIET)) == 8
+        assert passes_of(now.classifier, lambda now=now, m=method, s=data: loop.train_step(now, m, s, QUIET)) == 8
     assert NEW.classes

@@ -20,7 +20,21 @@ from taskgraft.models.inference import predict
 from taskgraft.training import checkpoints as states
 from taskgraft.training import loop
 from taskgraft.types import Memory
-from toys import NEW, OLD, RUN, finished, mark, parent, past_of, pictures, same, sources, started, trained, weights
+from toys import (
+    NEW,
+    OLD,
+    RUN,
+    digest,
+    equal,
+    make_data,
+    make_images,
+    parent,
+    parent_memory,
+    run_steps,
+    run_to_end,
+    start_run,
+    weights,
+)
 
 VARIANTS = {
     "finetune": ["finetune"],
@@ -55,6 +69,7 @@ WITH_STRENGTH = [
     for text in texts
     if "strength" in {field.name for field in dataclasses.fields(registry.METHODS[name])}  # pyright: ignore
 ]
+NEW_PROCESS = [*SUMS, "lwf"]  # every kind of memory; each method alone is resumed in this process
 KEEPS_OLD = [
     "frozen", "taps", "branch(shared=0.5)", "branch(shared=0.5) + taps", "ladder(rungs=2, width=8)",
     "ladder(rungs=2, width=8) + taps",
@@ -74,20 +89,20 @@ def test_strength_0_equals_finetune(text: str, optimizer: str, softmax: str) -> 
     head, _, rest = text.partition("(")
     others = [part for part in rest.rstrip(")").split(", ") if part and not part.startswith("strength")]
     nothing = f"{head}({', '.join([*others, 'strength=0'])})"
-    assert same(weights(trained(nothing, config)), weights(trained("finetune", config)))
+    assert equal(weights(run_steps(nothing, config)), weights(run_steps("finetune", config)))
 
 
 def test_positive_strength_differs_from_finetune() -> None:
-    free = weights(trained("finetune"))
-    assert not any(same(weights(trained(text)), free) for text in [*WITH_STRENGTH, SUMS[0]])
+    free = weights(run_steps("finetune"))
+    assert not any(equal(weights(run_steps(text)), free) for text in [*WITH_STRENGTH, SUMS[0]])
 
 
 def test_huge_strength_pins_ewc_weights() -> None:
-    start, _, _ = started("ewc(images=16)")
+    start, _, _ = start_run("ewc(images=16)")
     anchor, fisher = start.memory["ewc"]["anchor"], start.memory["ewc"]["importance"]
 
     def moved(text: str) -> float:
-        now = weights(trained(text))
+        now = weights(run_steps(text))
         return sum(float((fisher[name] * (now[name] - anchor[name]).square()).sum()) for name in anchor)
 
     assert moved("ewc(images=16, strength=1e15)") < 1e-9 * moved("finetune")
@@ -95,11 +110,11 @@ def test_huge_strength_pins_ewc_weights() -> None:
 
 def test_huge_strength_pins_distilled_logits() -> None:
     config = replace(RUN, steps=20, lr=1e-4, schedule="constant", clip_grad=0.0, norm="frozen", head_steps=0)
-    images, old = sources(config=config), OLD.name
+    images, old = make_data(config=config), OLD.name
     before = torch.from_numpy(predict(parent(), images.new).logits[old])
 
     def drift(text: str, lr: float) -> float:
-        child = trained(text, replace(config, lr=lr)).classifier
+        child = run_steps(text, replace(config, lr=lr)).classifier
         return float(losses.distillation(torch.from_numpy(predict(child, images.new).logits[old]), before, 1.0))
 
     assert drift("distill(strength=1000, teacher=live)", 1e-4) < 0.2 * drift("finetune", 1e-4)
@@ -107,40 +122,40 @@ def test_huge_strength_pins_distilled_logits() -> None:
 
 @pytest.mark.parametrize("text", ALL)
 def test_memory_is_tensors_and_round_trips(text: str, tmp_path: Path) -> None:
-    start, _method, _images = started(text)
+    start, _method, _images = start_run(text)
     kept = dict(pytree.flatten(start.memory))
     assert not any(value.requires_grad for value in kept.values())
     states.save(tmp_path, start)
-    again = states.restore(states.list_checkpoints(tmp_path)[0], replace(started(text)[0], memory={}))
-    assert same(dict(pytree.flatten(again.memory)), kept)
+    again = states.restore(states.list_checkpoints(tmp_path)[0], replace(start_run(text)[0], memory={}))
+    assert equal(dict(pytree.flatten(again.memory)), kept)
 
 
 @pytest.mark.parametrize("text", ALL)
 def test_resuming_is_bit_identical(text: str, tmp_path: Path) -> None:
-    whole = trained(text)
-    half, method, images = started(text)
+    whole = run_steps(text)
+    half, method, images = start_run(text)
     while half.step < 3:
         half, _ = loop.train_step(half, method, images, RUN)
     torch.manual_seed(99)  # an evaluation and stray draws in between
-    predict(half.classifier, pictures(8, NEW, 8))
+    predict(half.classifier, make_images(8, NEW, 8))
     np.random.default_rng().random(5)
     torch.rand(5)
     path = states.save(tmp_path, half)
     blank = loop.prepare(grow(parent(), NEW, RUN.seed), method, images, RUN)
     rest = loop.fit(states.restore(path, blank), method, images, RUN)
-    assert same(weights(rest), weights(whole))
+    assert equal(weights(rest), weights(whole))
 
 
 def test_resuming_in_a_new_process_is_bit_identical(tmp_path: Path) -> None:
     expected = []
-    for number, text in enumerate(ALL):
-        half, method, images = started(text)
+    for number, text in enumerate(NEW_PROCESS):
+        half, method, images = start_run(text)
         for _ in range(3):
             half, _ = loop.train_step(half, method, images, RUN)
         states.save(tmp_path / str(number), half)
-        expected.append(mark(weights(loop.fit(half, method, images, RUN))))
+        expected.append(digest(weights(loop.fit(half, method, images, RUN))))
     done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("go_on.py")), str(tmp_path), *ALL],
+        [sys.executable, str(Path(__file__).with_name("resume.py")), str(tmp_path), *NEW_PROCESS],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert done.stdout.split() == expected
@@ -149,7 +164,7 @@ def test_resuming_in_a_new_process_is_bit_identical(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ALL)
 @pytest.mark.parametrize("arch", ["test_resnet", "test_efficientnet"])
 def test_old_logits_start_as_the_parents(text: str, arch: str) -> None:
-    start, _, images = started(text, model=parent(arch))
+    start, _, images = start_run(text, model=parent(arch))
     before = predict(parent(arch), images.new).logits[OLD.name]
     assert np.array_equal(predict(start.classifier, images.new).logits[OLD.name], before)
 
@@ -157,7 +172,7 @@ def test_old_logits_start_as_the_parents(text: str, arch: str) -> None:
 @pytest.mark.parametrize("softmax", ["per-task", "joint"])
 def test_recorded_logits_are_the_parents_on_the_same_view(softmax: str) -> None:
     config = replace(RUN, softmax=softmax)
-    state, method, images = started("distill", config)
+    state, method, images = start_run("distill", config)
     teacher = loop.start(grow(parent(), NEW, config.seed), compose({}), images, {}, config).classifier.eval()
     state = loop.fit(state, method, images, config)
     memory = state.memory["distill"]
@@ -181,24 +196,24 @@ def test_teacher_runs_once_per_view(monkeypatch: pytest.MonkeyPatch) -> None:
         return lambda params, chosen: (asked.append(int(chosen.sum())), answer(params, chosen))[1]
 
     monkeypatch.setattr(loop, "_build_predict", counting)
-    trained("distill", replace(RUN, steps=20))  # 160 places, 20 images x 2 views
+    run_steps("distill", replace(RUN, steps=20))  # 160 places, 20 images x 2 views
     assert sum(asked) == 20 * RUN.views
 
 
 def test_composing_one_method_changes_nothing() -> None:
     settings = notation.parse("distill")["distill"]
     alone, joined = settings.build(), compose({"distill": settings.build()})
-    start, _, images = started("distill")
+    start, _, images = start_run("distill")
     once = alone.remember(start.classifier, images, {}) if alone.remember else {}
     assert joined.remember
-    assert same(
+    assert equal(
         dict(pytree.flatten({"distill": once})), dict(pytree.flatten(joined.remember(start.classifier, images, {})))
     )
     assert compose({}) == composition.build("finetune")
 
 
 def test_order_of_methods_does_not_matter() -> None:
-    left, right = weights(trained("ewc(images=16) + distill")), weights(trained("distill + ewc(images=16)"))
+    left, right = weights(run_steps("ewc(images=16) + distill")), weights(run_steps("distill + ewc(images=16)"))
     for name, value in left.items():
         torch.testing.assert_close(value, right[name], rtol=1e-5, atol=1e-6)
 
@@ -208,7 +223,7 @@ def test_permuting_classes_permutes_predictions(text: str) -> None:
     order = torch.tensor([2, 0, 3, 1])  # class k is called order[k]
 
     def answers(relabeled: bool) -> torch.Tensor:
-        method, images = composition.build(text), sources()
+        method, images = composition.build(text), make_data()
         child = grow(parent(), NEW, RUN.seed)
         if relabeled:
             head = child.linears()[-1]
@@ -216,7 +231,7 @@ def test_permuting_classes_permutes_predictions(text: str) -> None:
                 head.weight[order], head.bias[order] = head.weight.clone(), head.bias.clone()
             new = images.new._replace(labels={NEW.name: order[images.new.labels[NEW.name]]})
             images = images._replace(new=new)
-        end = loop.fit(loop.start(child, method, images, past_of(child), RUN), method, images, RUN)
+        end = loop.fit(loop.start(child, method, images, parent_memory(child), RUN), method, images, RUN)
         return torch.from_numpy(predict(end.classifier, images.new).logits[NEW.name])
 
     torch.testing.assert_close(answers(True)[:, order], answers(False), rtol=1e-3, atol=1e-3)
@@ -224,10 +239,10 @@ def test_permuting_classes_permutes_predictions(text: str) -> None:
 
 @pytest.mark.parametrize("text", ALL)
 def test_memory_protects_a_third_task_without_old_images(text: str) -> None:
-    classifier, kept = finished(text)
-    method, images = composition.build(text), sources()
+    classifier, kept = run_to_end(text)
+    method, images = composition.build(text), make_data()
     third = OLD._replace(name="size")
-    more = images._replace(new=pictures(16, third, 9))
+    more = images._replace(new=make_images(16, third, 9))
     child = grow(classifier, third, 4)
     past: Memory = pytree.unflatten(dict(pytree.flatten(kept)))
     last = loop.fit(loop.start(child, method, more, past, RUN), method, more, RUN)
@@ -239,15 +254,15 @@ def test_memory_protects_a_third_task_without_old_images(text: str) -> None:
 @pytest.mark.parametrize("text", KEEPS_OLD)
 @pytest.mark.parametrize("arch", ["test_resnet", "test_efficientnet"])
 def test_freezing_methods_keep_old_logits_bit_identical(text: str, arch: str) -> None:
-    old, images = parent(arch), pictures(20, NEW, 8)
-    child, _ = finished(text, replace(RUN, steps=12), old)
+    old, images = parent(arch), make_images(20, NEW, 8)
+    child, _ = run_to_end(text, replace(RUN, steps=12), old)
     assert np.array_equal(predict(child, images).logits[OLD.name], predict(old, images).logits[OLD.name])
     assert RUN.norm == "train"  # statistics of BatchNorm would follow the new images
 
 
 @pytest.mark.parametrize("arch", ["test_resnet", "test_efficientnet"])
 def test_merged_lora_keeps_logits_and_names(arch: str) -> None:
-    state, method, images = started("lora(rank=2)", model=parent(arch))
+    state, method, images = start_run("lora(rank=2)", model=parent(arch))
     state = loop.fit(state, method, images, RUN)
     before = predict(state.classifier, images.new).logits
     assert method.finish
@@ -258,24 +273,24 @@ def test_merged_lora_keeps_logits_and_names(arch: str) -> None:
     }
     for task, logits in predict(merged, images.new).logits.items():
         np.testing.assert_allclose(logits, before[task], rtol=1e-4, atol=1e-5)
-    assert not same(pytree.state(merged.backbone), pytree.state(grown.backbone))
+    assert not equal(pytree.state(merged.backbone), pytree.state(grown.backbone))
 
 
 def test_wise_interpolates_from_parent_to_child() -> None:
-    child, begun = weights(trained("finetune")), weights(started("finetune")[0])
-    assert same(pytree.state(finished("wise(weight=1)")[0]), child)
-    near = pytree.state(finished("wise(weight=1e-6)")[0])
+    child, begun = weights(run_steps("finetune")), weights(start_run("finetune")[0])
+    assert equal(pytree.state(run_to_end("wise(weight=1)")[0]), child)
+    near = pytree.state(run_to_end("wise(weight=1e-6)")[0])
     for name, value in begun.items():
         if value.is_floating_point():
             torch.testing.assert_close(near[name], value, rtol=1e-4, atol=1e-4)
-    assert not same(child, begun)
+    assert not equal(child, begun)
 
 
 @pytest.mark.parametrize("text", ["ewc(images=16)", "ewc(images=16, labels=exact)", "mas(images=16)"])
 def test_importance_does_not_depend_on_batch_or_mode(text: str) -> None:
     name, found = text.partition("(")[0], []
     for batch, lively in ((2, False), (8, True), (20, True)):
-        start, _, _ = started(text, replace(RUN, batch_size=batch), parent().train(lively))
+        start, _, _ = start_run(text, replace(RUN, batch_size=batch), parent().train(lively))
         found.append(start.memory[name]["importance"])
-    assert same(found[0], found[1])
-    assert same(found[0], found[2])
+    assert equal(found[0], found[1])
+    assert equal(found[0], found[2])

@@ -20,7 +20,7 @@ from taskgraft.methods.notation import parse, show
 from taskgraft.methods.protocol import Plan
 from taskgraft.methods.registry import ALIASES, METHODS
 from taskgraft.models.classifier import grow, inherited_parameters
-from toys import NEW, parent, sources
+from toys import NEW, make_data, parent
 
 
 def values(option: Option) -> st.SearchStrategy[Any]:
@@ -199,7 +199,7 @@ def test_traits_depend_on_settings() -> None:
 
 def test_freezing_methods_leave_old_parameters_without_gradients() -> None:
     for name, kind in METHODS.items():
-        child, images = grow(parent(), NEW, 0), sources()
+        child, images = grow(parent(), NEW, 0), make_data()
         adapt = kind().build().adapt
         frozen = adapt and not any(v.requires_grad for v in inherited_parameters(adapt(child, images)).values())
         assert bool(frozen) == kind().traits.freezes_old, name

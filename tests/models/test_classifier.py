@@ -10,7 +10,7 @@ from taskgraft import pytree
 from taskgraft.errors import TaskgraftError
 from taskgraft.models.classifier import grow, inherited_parameters, merge_heads, set_frozen_to_eval, wrap
 from taskgraft.types import Task
-from toys import NEW, OLD, parent, same
+from toys import NEW, OLD, equal, parent
 
 ARCHS = ["test_resnet", "test_vit", "test_efficientnet"]
 
@@ -34,15 +34,15 @@ def test_grow_keeps_old_logits_bit_identical(arch: str) -> None:
     assert torch.equal(after[OLD.name], before[OLD.name])
     assert list(after) == ["shape", "paint", "size"]
     assert [tuple(logits.shape) for logits in after.values()] == [(5, 3), (5, 4), (5, 2)]
-    assert same({name: value for name, value in pytree.state(new).items() if name in state}, state)
-    assert same(pytree.state(old), state)
+    assert equal({name: value for name, value in pytree.state(new).items() if name in state}, state)
+    assert equal(pytree.state(old), state)
     assert [task.name for task in old.tasks] == ["shape"]
 
 
 def test_new_head_depends_on_seed_and_task_only() -> None:
     one, two = (grow(parent(), NEW, 3).linears()[-1] for _ in range(2))
     torch.manual_seed(8)
-    assert same(pytree.state(one), pytree.state(two))
+    assert equal(pytree.state(one), pytree.state(two))
     assert not torch.equal(grow(parent(), NEW, 4).linears()[-1].weight, one.weight)
     assert not torch.equal(grow(parent(), NEW._replace(name="x"), 3).linears()[-1].weight, one.weight)
     bound = one.in_features**-0.5
@@ -56,7 +56,7 @@ def test_grow_copies() -> None:
     with torch.no_grad():
         for value in grow(old, NEW, 3).parameters():
             value.zero_()
-    assert same(pytree.state(old), state)
+    assert equal(pytree.state(old), state)
 
 
 def test_duplicate_task_is_refused() -> None:
@@ -102,7 +102,7 @@ def test_frozen_norm_keeps_statistics() -> None:
     buffers = {name: value.clone() for name, value in grown.named_buffers()}
     set_frozen_to_eval(grown, "frozen")
     grown(images() * 5 + 3)
-    assert same(dict(grown.named_buffers()), buffers)
+    assert equal(dict(grown.named_buffers()), buffers)
     grown.train()
     grown(images() * 5 + 3)
-    assert not same(dict(grown.named_buffers()), buffers)
+    assert not equal(dict(grown.named_buffers()), buffers)

@@ -19,7 +19,7 @@ from taskgraft.models.classifier import Classifier, grow
 from taskgraft.models.inference import cached_features, compute_features, predict
 from taskgraft.training import loop
 from taskgraft.types import Params
-from toys import NEW, RUN, parent, pictures, same, sources, started
+from toys import NEW, RUN, equal, make_data, make_images, parent, start_run
 
 
 class Counting:
@@ -41,8 +41,8 @@ def some(seed: int = 0) -> Params:
 
 def test_second_run_reads_the_cache(tmp_path: Path) -> None:
     first, second, other = Counting(tmp_path, "x"), Counting(tmp_path, "x"), Counting(tmp_path, "y")
-    assert same(first("name", some), some())
-    assert same(second("name", some), some())
+    assert equal(first("name", some), some())
+    assert equal(second("name", some), some())
     other("name", some)
     second("another", some)
     assert (first.made, second.made, other.made) == (["name"], ["another"], ["name"])
@@ -59,14 +59,14 @@ def test_damaged_file_is_recomputed(damage: str, tmp_path: Path) -> None:
         bad[-9] ^= 1  # inside a tensor: the format itself would not notice
     file.write_bytes(bytes(bad))
     again = Counting(tmp_path)
-    assert same(again("name", some), some())
+    assert equal(again("name", some), some())
     assert again.made == ["name"]
     assert file.read_bytes() == whole
 
 
 def test_unwritable_folder_is_tolerated(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    assert same(tensor_cache.memoize_in(tmp_path / "file")("name", some), some())
+    assert equal(tensor_cache.memoize_in(tmp_path / "file")("name", some), some())
 
 
 def test_size_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,17 +91,17 @@ def test_size_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_large_tensors_are_not_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tensor_cache, "MAX_FILE_SIZE", 100)
-    assert same(tensor_cache.memoize_in(tmp_path)("name", some), some())
+    assert equal(tensor_cache.memoize_in(tmp_path)("name", some), some())
     assert not tmp_path.exists() or not list(tmp_path.iterdir())
     monkeypatch.setattr(inference, "MAX_FILE_SIZE", 100)
     asked = Counting(tmp_path)
-    cached_features(parent(), pictures(20, NEW, 5), asked)
+    cached_features(parent(), make_images(20, NEW, 5), asked)
     assert asked.made == []  # not even asked: no time is spent on marks
 
 
 @pytest.mark.parametrize("notation", ["finetune", "branch", "taps", "ladder"])
 def test_cached_features_equal_computed_ones(notation: str, tmp_path: Path) -> None:
-    model, images = started(notation)[0].classifier, pictures(40, NEW, 8)
+    model, images = start_run(notation)[0].classifier, make_images(40, NEW, 8)
     for turn in range(2):
         asked = Counting(tmp_path)
         assert torch.equal(cached_features(model, images, asked), compute_features(model, images))
@@ -122,7 +122,7 @@ def other_layout(model: Classifier) -> None:
 
 @pytest.mark.parametrize("change", [changed_weight, changed_statistics, other_layout])
 def test_changed_weights_miss_the_cache(change: Callable[[Classifier], None], tmp_path: Path) -> None:
-    model, images = parent(), pictures(20, NEW, 5)
+    model, images = parent(), make_images(20, NEW, 5)
     cached_features(model, images, Counting(tmp_path))
     change(model)
     asked = Counting(tmp_path)
@@ -131,7 +131,7 @@ def test_changed_weights_miss_the_cache(change: Callable[[Classifier], None], tm
 
 
 def test_cache_key(tmp_path: Path) -> None:
-    model, images = parent(), pictures(20, NEW, 5)
+    model, images = parent(), make_images(20, NEW, 5)
     cached_features(model, images, Counting(tmp_path))
     asked = Counting(tmp_path)
     cached_features(model, images, asked, precision="bf16")
@@ -144,7 +144,7 @@ def test_cache_key(tmp_path: Path) -> None:
 
 
 def test_cached_logits_are_bit_identical(tmp_path: Path) -> None:
-    model, images = started("branch")[0].classifier, pictures(70, NEW, 5)
+    model, images = start_run("branch")[0].classifier, make_images(70, NEW, 5)
     plain = predict(model, images)
     for _ in range(2):
         kept = predict(model, images, cache=tensor_cache.memoize_in(tmp_path))
@@ -157,7 +157,7 @@ def test_head_steps_use_the_precision_of_the_run(monkeypatch: pytest.MonkeyPatch
     real = inference.compute_features
     monkeypatch.setattr(inference, "compute_features", lambda *args: seen.append(args[3]) or real(*args))
     for precision in ("fp32", "bf16"):
-        started("finetune", replace(RUN, precision=precision))
+        start_run("finetune", replace(RUN, precision=precision))
     assert seen == ["fp32", "bf16"]
 
 
@@ -196,7 +196,7 @@ def test_pickle_is_opened_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(weights._READER, "read", lambda path: pytest.fail("opened again"))
     again = weights.load_pickle(file, cache)
     for found in (first, again):
-        assert same(found[0], bare[0])
+        assert equal(found[0], bare[0])
         assert found[1:] == bare[1:]
     monkeypatch.undo()
     torch.save({**state, "state_dict": {"x": torch.zeros(1)}}, file)
@@ -205,8 +205,8 @@ def test_pickle_is_opened_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_head_steps_with_cache_are_bit_identical(tmp_path: Path) -> None:
     asked = Counting(tmp_path)
-    given = (sources(), sources()._replace(tensor_cache=asked), sources()._replace(tensor_cache=asked))
+    given = (make_data(), make_data()._replace(tensor_cache=asked), make_data()._replace(tensor_cache=asked))
     heads = [dict(loop.train_head(grow(parent(), NEW, 0), one, RUN).named_parameters()) for one in given]
     assert len(asked.made) == 1
-    assert same(heads[0], heads[1])
-    assert same(heads[0], heads[2])
+    assert equal(heads[0], heads[1])
+    assert equal(heads[0], heads[2])

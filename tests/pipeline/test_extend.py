@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -16,35 +15,35 @@ import timm
 import torch
 
 import taskgraft
+from forks import run_cli, start_cli
 from taskgraft import TaskgraftError, TrainingConfig, data
 from taskgraft.bundle import open_parent
 from taskgraft.data.dataset import open_images
 from taskgraft.models.inference import predict
 from taskgraft.results.predictions import load_predictions
 
-pytestmark = pytest.mark.slow
-RUN = TrainingConfig(steps=12, batch_size=8, head_steps=10, eval_every=4, save_every=3, log_every=4, precision="fp32")
+pytestmark = pytest.mark.usefixtures("no_charts")
+CONFIG = TrainingConfig(
+    steps=12, batch_size=8, head_steps=10, eval_every=4, save_every=3, log_every=4, precision="fp32"
+)
 FLAGS = [
     "--steps", "12", "--batch-size", "8", "--head-steps", "10", "--eval-every", "4", "--save-every", "3",
     "--precision", "fp32", "--cache", "none",
 ]  # fmt: skip
 
 
-def command(alice: Path, new: Path, old: Path, out: Path, *more: str) -> list[str]:
-    return [
-        sys.executable, "-m", "taskgraft.cli", "extend", str(alice), str(new), str(out),
-        "--task", "paint", "--old-val", str(old), *FLAGS, *more,
-    ]  # fmt: skip
+def command(alice: Path, new: Path, old: Path, out: Path, *flags: str) -> list[str]:
+    return ["extend", str(alice), str(new), str(out), "--task", "paint", "--old-val", str(old), *FLAGS, *flags]
 
 
-def extended(alice: Path, new: Path, old: Path, out: Path, **more: object) -> taskgraft.Extension:
-    arguments: dict = {"task": "paint", "config": RUN, "old_val": (old,), **more}
+def extend(alice: Path, new: Path, old: Path, out: Path, **options: object) -> taskgraft.Extension:
+    arguments: dict = {"task": "paint", "config": CONFIG, "old_val": (old,), **options}
     return taskgraft.extend(alice, new, out, **arguments)
 
 
 def test_extend_writes_bundle_and_evidence(alice: Path, new_folder: Path, old_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "both"
-    done = extended(alice, new_folder, old_folder, out, method="distill + ewc(images=16)")
+    done = extend(alice, new_folder, old_folder, out, method="distill + ewc(images=16)")
     for name in (
         "config.json", "model.safetensors", "memory.safetensors", "cards/shape.json", "cards/paint.json",
         "record.json", "metrics.jsonl", "predictions.npz", "report.html", "README.md", "run.json", "command.txt",
@@ -70,10 +69,10 @@ def test_extend_writes_bundle_and_evidence(alice: Path, new_folder: Path, old_fo
 
 def test_equal_runs_are_bit_identical(alice: Path, new_folder: Path, old_folder: Path, tmp_path: Path) -> None:
     for name in ("one", "two"):
-        extended(alice, new_folder, old_folder, tmp_path / name)
+        extend(alice, new_folder, old_folder, tmp_path / name)
     for file in ("metrics.jsonl", "model.safetensors"):
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
-    extended(alice, new_folder, old_folder, tmp_path / "three", config=TrainingConfig(**{**vars(RUN), "seed": 1}))
+    extend(alice, new_folder, old_folder, tmp_path / "three", config=TrainingConfig(**{**vars(CONFIG), "seed": 1}))
     assert (tmp_path / "one/metrics.jsonl").read_bytes() != (tmp_path / "three/metrics.jsonl").read_bytes()
 
 
@@ -81,58 +80,54 @@ METHOD = ("--method", "distill + ewc(images=16)", "--eval-every", "1")
 
 
 @pytest.fixture(scope="module")
-def calm(alice: Path, new_folder: Path, old_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run that nobody disturbs."""
-    out = tmp_path_factory.mktemp("calm") / "both"
-    subprocess.run(command(alice, new_folder, old_folder, out, *METHOD), check=True, capture_output=True)
+def undisturbed(alice: Path, new_folder: Path, old_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run in a process of its own, which nobody kills."""
+    out = tmp_path_factory.mktemp("undisturbed") / "both"
+    words = [sys.executable, "-m", "taskgraft.cli", *command(alice, new_folder, old_folder, out, *METHOD)]
+    subprocess.run(words, check=True, capture_output=True)
     return out
 
 
 @pytest.mark.parametrize("after", [1, 8])
 def test_resume_after_kill_is_bit_identical(
-    alice: Path, new_folder: Path, old_folder: Path, tmp_path: Path, calm: Path, after: int
+    alice: Path, new_folder: Path, old_folder: Path, tmp_path: Path, undisturbed: Path, after: int
 ) -> None:
     """Killed once metrics.jsonl shows step `after`; the same command with --resume ends in equal bits."""
     out = tmp_path / "killed"
-    process = subprocess.Popen(
-        command(alice, new_folder, old_folder, out, *METHOD),
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-    )  # fmt: skip
+    words = command(alice, new_folder, old_folder, out, *METHOD)
+    process = start_cli(*words)
     lines = out / "metrics.jsonl"
-    while process.poll() is None and not (lines.exists() and f'"step":{after},' in lines.read_text()):
+    while process.is_running() and not (lines.exists() and f'"step":{after},' in lines.read_text()):
         time.sleep(0.002)
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
+    process.send_signal(signal.SIGKILL)
     process.wait()
     assert not json.loads((out / "run.json").read_text())["done"]
-    refused = subprocess.run(
-        command(alice, new_folder, old_folder, out, *METHOD), capture_output=True, text=True, check=False
-    )
+    refused = run_cli(*words)
     assert refused.returncode == 2
     assert "--resume" in refused.stderr
     assert refused.stderr.count("\n") == refused.stderr.count("parent:") + 1
-    subprocess.run(command(alice, new_folder, old_folder, out, *METHOD, "--resume"), check=True, capture_output=True)
+    run_cli(*words, "--resume", check=True)
     for file in ("model.safetensors", "memory.safetensors", "metrics.jsonl"):
-        assert (out / file).read_bytes() == (calm / file).read_bytes(), file
+        assert (out / file).read_bytes() == (undisturbed / file).read_bytes(), file
 
 
 def test_finished_run_is_read_and_other_settings_refused(
     alice: Path, new_folder: Path, old_folder: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "both"
-    first = extended(alice, new_folder, old_folder, out)
+    first = extend(alice, new_folder, old_folder, out)
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
-    assert extended(alice, new_folder, old_folder, out).record == first.record
+    assert extend(alice, new_folder, old_folder, out).record == first.record
     with pytest.raises(TaskgraftError, match=r"config\.lr was 0\.001, is 0\.02"):
-        extended(alice, new_folder, old_folder, out, config=TrainingConfig(**{**vars(RUN), "lr": 0.02}))
+        extend(alice, new_folder, old_folder, out, config=TrainingConfig(**{**vars(CONFIG), "lr": 0.02}))
     assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
 
 
 def test_without_old_images_agreement_is_the_proxy(alice: Path, new_folder: Path, tmp_path: Path) -> None:
-    done = taskgraft.extend(alice, new_folder, tmp_path / "both", task="paint", config=RUN)
+    done = taskgraft.extend(alice, new_folder, tmp_path / "both", task="paint", config=CONFIG)
     shape, _ = done.record.tasks
     assert done.record.score is None
-    assert done.record.step == RUN.steps
+    assert done.record.step == CONFIG.steps
     assert shape.child is None
     assert shape.agreement
     assert "unknown" in " ".join(done.record.notes)
@@ -140,7 +135,7 @@ def test_without_old_images_agreement_is_the_proxy(alice: Path, new_folder: Path
 
 def test_timm_loads_child(alice: Path, new_folder: Path, old_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "both"
-    done = extended(alice, new_folder, old_folder, out, method="distill")
+    done = extend(alice, new_folder, old_folder, out, method="distill")
     plain = timm.create_model(f"local-dir:{out}", pretrained=True).eval()
     found = open_images(new_folder, "paint", done.bundle.preprocessing, seed=0)
     assert found.val
@@ -152,9 +147,9 @@ def test_timm_loads_child(alice: Path, new_folder: Path, old_folder: Path, tmp_p
 
 def test_third_task(alice: Path, new_folder: Path, old_folder: Path, tmp_path: Path) -> None:
     method = "ewc(images=16) + distill"
-    both = extended(alice, new_folder, old_folder, tmp_path / "both", method=method).out
+    both = extend(alice, new_folder, old_folder, tmp_path / "both", method=method).out
     assert open_parent(str(both)).memory["ewc"]["importance"]
-    third = extended(
+    third = extend(
         both, old_folder, new_folder, tmp_path / "three", task="shape again", method=method,
         old_val=(old_folder, new_folder),
     )  # fmt: skip
@@ -166,36 +161,32 @@ def test_third_task(alice: Path, new_folder: Path, old_folder: Path, tmp_path: P
 
 
 def test_non_finite_loss_stops_before_update(alice: Path, new_folder: Path, old_folder: Path, tmp_path: Path) -> None:
-    config = TrainingConfig(**{**vars(RUN), "lr": 1e18, "clip_grad": 0.0, "schedule": "constant"})
+    config = TrainingConfig(**{**vars(CONFIG), "lr": 1e18, "clip_grad": 0.0, "schedule": "constant"})
     with pytest.raises(TaskgraftError, match="not finite") as caught:
-        extended(alice, new_folder, old_folder, tmp_path / "bad", config=config)
+        extend(alice, new_folder, old_folder, tmp_path / "bad", config=config)
     assert caught.value.exit_code == 4
     assert list((tmp_path / "bad/state").glob("step-*"))  # the last good checkpoint is kept
 
 
 def test_compare_resumes_and_reports(alice: Path, new_folder: Path, old_folder: Path, tmp_path: Path) -> None:
-    arguments = [
-        sys.executable, "-m", "taskgraft.cli", "compare", str(alice), str(new_folder), str(tmp_path / "table"),
-        "--task", "paint", "--old-val", str(old_folder), *FLAGS, "--seeds", "2", "--lrs", "0.02,0.002",
-        "--methods", "finetune; distill", "--separate", "2",
+    words = [
+        "compare", alice, new_folder, tmp_path / "table", "--task", "paint", "--old-val", old_folder, *FLAGS,
+        "--seeds", "2", "--lrs", "0.02,0.002", "--methods", "finetune; distill", "--separate", "2",
     ]  # fmt: skip
-    first = subprocess.run(arguments, check=True, capture_output=True, text=True)
-    second = subprocess.run(arguments, check=True, capture_output=True, text=True)
+    first = run_cli(*words, check=True)
+    second = run_cli(*words, check=True)
     assert first.stdout == second.stdout
     for label in ("baseline", "baseline (low rate)", "distill", "distill (low rate)"):
         assert f"| {label} |" in first.stdout or f"**{label}**" in first.stdout
     for name in ("comparison.json", "table.md", "report.html", "figure1.png", "figure2.png", "figure3.png"):
         assert (tmp_path / "table" / name).is_file()
     page = (tmp_path / "table/report.html").read_bytes()
-    done = subprocess.run(
-        [sys.executable, "-m", "taskgraft.cli", "report", str(tmp_path / "table")], check=True, capture_output=True
-    )
-    assert done.returncode == 0
+    run_cli("report", tmp_path / "table", check=True)
     assert (tmp_path / "table/report.html").read_bytes() == page
 
 
 def test_predictions_file_matches_model(alice: Path, new_folder: Path, old_folder: Path, tmp_path: Path) -> None:
-    done = extended(alice, new_folder, old_folder, tmp_path / "both")
+    done = extend(alice, new_folder, old_folder, tmp_path / "both")
     stored = load_predictions(done.out / "predictions.npz")
     found = open_images(old_folder, "shape", done.bundle.preprocessing, seed=0, classes=("round", "square", "thin"))
     assert found.val
@@ -205,20 +196,20 @@ def test_predictions_file_matches_model(alice: Path, new_folder: Path, old_folde
 
 
 @pytest.mark.parametrize(
-    ("method", "views", "said"),
+    ("method", "views", "message"),
     [("distill", 0, "needs fixed views"), ("ewc(labels=empirical)", 8, "needs labeled images")],
 )
 def test_refused_start_leaves_folder_free(
-    alice: Path, new_folder: Path, old_folder: Path, tmp_path: Path, method: str, views: int, said: str
+    alice: Path, new_folder: Path, old_folder: Path, tmp_path: Path, method: str, views: int, message: str
 ) -> None:
     out = tmp_path / "both"
-    with pytest.raises(TaskgraftError, match=said):
-        extended(
+    with pytest.raises(TaskgraftError, match=message):
+        extend(
             alice,
             new_folder,
             old_folder,
             out,
             method=method,
-            config=TrainingConfig(**{**vars(RUN), "views": views}),
+            config=TrainingConfig(**{**vars(CONFIG), "views": views}),
         )
-    assert extended(alice, new_folder, old_folder, out).record.score
+    assert extend(alice, new_folder, old_folder, out).record.score

@@ -12,7 +12,7 @@ from taskgraft.commands.train import train
 from taskgraft.config import TrainingConfig
 from taskgraft.data import open_images
 from taskgraft.errors import TaskgraftError
-from toys import NEW, OLD, folder_of
+from toys import NEW, OLD, write_folder
 
 RUN = TrainingConfig(steps=30, batch_size=8, head_steps=20, eval_every=10, save_every=10, precision="fp32")
 MORE = OLD._replace(classes=("oval", "star"))
@@ -21,8 +21,8 @@ MORE = OLD._replace(classes=("oval", "star"))
 @pytest.fixture(scope="module")
 def more_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("more")
-    folder_of(root / "train", MORE, 24, 5)
-    folder_of(root / "val", MORE, 12, 6)
+    write_folder(root / "train", MORE, 24, 5)
+    write_folder(root / "val", MORE, 12, 6)
     return root
 
 

@@ -124,8 +124,8 @@ def test_good_parent_is_reported(alice: Path, new_folder: Path, old_folder: Path
     taskgraft.extend(
         alice, new_folder, tmp_path / "out", task="paint", config=RUN, old_val=old_folder, callbacks=callbacks
     )
-    (pictures,) = [line for line in lines if line.startswith("parent: preprocessing '32 squash bilinear half'")]
-    assert pictures.endswith(f"from {alice / 'config.json'}; change it with --preprocessing")
+    (images,) = [line for line in lines if line.startswith("parent: preprocessing '32 squash bilinear half'")]
+    assert images.endswith(f"from {alice / 'config.json'}; change it with --preprocessing")
     (measured,) = [line for line in lines if "validation images" in line]
     assert measured.startswith("parent: shape ")
     assert lines.index(measured) < min(place for place, line in enumerate(lines) if line.startswith("step "))

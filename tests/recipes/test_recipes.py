@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from taskgraft import SearchConfig, TrainingConfig, WorkerConfig, open_parent
-from toys import NEW, OLD, folder_of
+from toys import NEW, OLD, write_folder
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 RUN = TrainingConfig(steps=4, batch_size=8, head_steps=4, eval_every=2, views=2, precision="fp32")
@@ -109,7 +109,7 @@ def test_tensors_without_images() -> None:
 
 
 def test_chain_of_three(shape: Path, paint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    third = folder_of(tmp_path / "again", OLD, 40, 9)
+    third = write_folder(tmp_path / "again", OLD, 40, 9)
     table = recipe("chain").main(
         tmp_path / "out", [shape, paint, third], "test_resnet", "32 squash bilinear half", "ewc(images=8) + distill",
         first=RUN, later=RUN,

@@ -17,7 +17,7 @@ from taskgraft.methods import composition
 from taskgraft.methods.protocol import Method
 from taskgraft.models.classifier import Classifier, inherited_parameters
 from taskgraft.types import Batch, Memory, Outputs, Params, Quadratic, Step, Terms, TrainingData
-from toys import NEW, OLD, pictures
+from toys import NEW, OLD, make_images
 from toys import RUN as TOY
 
 WIDTH = 6
@@ -40,7 +40,7 @@ class Foreign(nn.Module):
 
 @cache
 def _foreign(steps: int) -> nn.Module:
-    images = pictures(36, OLD, 1)
+    images = make_images(36, OLD, 1)
     pixels, labels = data.normalize(images, 0, 36), images.labels[OLD.name]
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -82,7 +82,7 @@ def child_of(parent: Classifier, config: TrainingConfig = RUN) -> Classifier:
 
 def keeping(text: str) -> Method:
     """The method, but what it worked with is what it leaves, so that `learn` gives it back."""
-    return composition.build(text)._replace(finish=lambda classifier, memory, sources: (classifier, memory))
+    return composition.build(text)._replace(finish=lambda classifier, memory, training_data: (classifier, memory))
 
 
 def worked_with(
@@ -94,7 +94,7 @@ def worked_with(
 ) -> Memory:
     """What a method remembered of a run on NEW images."""
     child = child_of(parent or foreign(), config)
-    return learn(child, new or pictures(20, NEW, 5), method=keeping(text), config=config, old=old).memory
+    return learn(child, new or make_images(20, NEW, 5), method=keeping(text), config=config, old=old).memory
 
 
 class Seen(NamedTuple):

@@ -33,9 +33,9 @@ from taskgraft.methods.protocol import Method
 from taskgraft.models.classifier import Classifier, inherited_parameters
 from taskgraft.models.inference import image_reader
 from taskgraft.types import Memory, Params, Step, Terms, TrainingData
-from toys import NEW, OLD, pictures, same
+from toys import NEW, OLD, equal, make_images
 
-OLDS = pictures(20, OLD, 2)
+OLDS = make_images(20, OLD, 2)
 THIRD = NEW._replace(name="third")
 
 
@@ -53,8 +53,8 @@ def test_d01_the_fisher_is_the_mean_of_squares_whatever_the_batch_and_the_chunk(
         importance(worked_with("ewc(images=20, labels=empirical)", replace(RUN, batch_size=batch), OLDS))
         for batch in (2, 8, 20)
     ]
-    assert same(found[0], found[1])
-    assert same(found[0], found[2])
+    assert equal(found[0], found[1])
+    assert equal(found[0], found[2])
     model, targets = foreign(), OLDS.labels[OLD.name]
     expected = fisher(model, OLDS, OLD.name, lambda i, p: F.one_hot(targets[i], len(p)))
     close(found[0], expected, rtol=1e-3)
@@ -82,10 +82,10 @@ WHERE = {  # weights are held where old images need them, answers on the images 
 @pytest.mark.parametrize(("text", "task"), WHERE.items())
 def test_d02_a_network_that_we_did_not_train_is_protected_from_the_first_step(text: str, task: Task) -> None:
     """Nothing is protected before the framework has trained a first task itself: Avalanche (issue 1165)."""
-    config, before, unseen = replace(RUN, steps=30, lr=0.05, norm="frozen"), foreign(), pictures(30, task, 9)
+    config, before, unseen = replace(RUN, steps=30, lr=0.05, norm="frozen"), foreign(), make_images(30, task, 9)
     method, seen = watched(text)
-    after = learn(child_of(before, config), pictures(20, NEW, 5), method=method, config=config, old=OLDS).classifier
-    free = learn(child_of(before, config), pictures(20, NEW, 5), method="finetune", config=config).classifier
+    after = learn(child_of(before, config), make_images(20, NEW, 5), method=method, config=config, old=OLDS).classifier
+    free = learn(child_of(before, config), make_images(20, NEW, 5), method="finetune", config=config).classifier
     assert drift(before, after, unseen) < 0.6 * drift(before, free, unseen)
     active = [sum(map(float, (*terms.values(), *held.values()))) for terms, held in zip(*seen[1:], strict=True)]
     assert all(value > 0 for value in active[1:])  # before the first step nothing has moved
@@ -106,12 +106,12 @@ def test_d03_the_teacher_answers_in_eval_mode_and_stays_as_it_is(text: str) -> N
         return terms
 
     spying = keeping(text)._replace(response=response)
-    memory = learn(child_of(parent), pictures(20, NEW, 5), method=spying, config=RUN).memory[text.split("(")[0]]
+    memory = learn(child_of(parent), make_images(20, NEW, 5), method=spying, config=RUN).memory[text.split("(")[0]]
     with torch.no_grad():
         for images, answers in seen:
             torch.testing.assert_close(answers, parent.eval()(images)[OLD.name], rtol=1e-5, atol=1e-5)
     state = pytree.state(parent)
-    assert same({name: memory["parent"][name] for name in state}, state)
+    assert equal({name: memory["parent"][name] for name in state}, state)
 
 
 def test_d04_importance_is_measured_in_eval_mode_and_leaves_the_model_alone() -> None:
@@ -121,7 +121,7 @@ def test_d04_importance_is_measured_in_eval_mode_and_leaves_the_model_alone() ->
             worked_with(text, replace(RUN, norm="frozen"), OLDS, parent)
             for parent in (foreign().train(), foreign().eval())
         )
-        assert same(importance(lively, text[:3]), importance(calm, text[:3]))
+        assert equal(importance(lively, text[:3]), importance(calm, text[:3]))
     model = foreign().train()
     model.backbone.get_submodule("norm").eval()
     modes, state = [module.training for module in model.modules()], pytree.state(model)
@@ -129,13 +129,13 @@ def test_d04_importance_is_measured_in_eval_mode_and_leaves_the_model_alone() ->
     found = fisher_diagonal(model, image_reader(OLDS, model), 20, names, [OLD.name], labels="exact")
     output_sensitivity(model, image_reader(OLDS, model), 20, names, [OLD.name])
     assert modes == [module.training for module in model.modules()]
-    assert same(pytree.state(model), state)
+    assert equal(pytree.state(model), state)
     close(found, fisher(model, OLDS, OLD.name, lambda i, p: p), rtol=1e-3)  # the definition runs in eval mode
 
 
 def test_d05_the_recorded_answer_is_the_teachers_on_the_very_view() -> None:
     """Recorded on images that are not normalized as those learnt from: mammoth; of another view: torchdistill."""
-    new = pictures(20, NEW, 5)._replace(mean=(0.2, 0.5, 0.7), std=(0.1, 0.3, 0.25))
+    new = make_images(20, NEW, 5)._replace(mean=(0.2, 0.5, 0.7), std=(0.1, 0.3, 0.25))
     kept = learn(child_of(foreign()), new, method=keeping("distill"), config=RUN).memory["distill"]
     rows, views = kept["known"].nonzero(as_tuple=True)
     assert set(views.tolist()) == {0, 1}
@@ -151,7 +151,7 @@ def test_d06_the_fisher_is_the_expectation_over_the_models_own_labels() -> None:
     shuffled = OLDS._replace(labels={OLD.name: OLDS.labels[OLD.name].flip(0)})
     for labels in ("exact", "sampled"):
         text = f"ewc(images=20, labels={labels})"
-        assert same(importance(worked_with(text, old=OLDS)), importance(worked_with(text, old=shuffled)))
+        assert equal(importance(worked_with(text, old=OLDS)), importance(worked_with(text, old=shuffled)))
     found = importance(worked_with("ewc(images=20, labels=exact)", old=OLDS))
     close(found, fisher(foreign(), OLDS, OLD.name, lambda i, p: p), rtol=1e-3)
 
@@ -177,11 +177,11 @@ def test_d08_the_importance_of_the_first_task_enters_a_chain_whole() -> None:
     alone = fisher(first.classifier, OLDS, OLD.name, lambda i, p: p)
     close(importance(first.memory), alone, rtol=2e-3)
     held = learn(
-        child_of(first.classifier), pictures(20, NEW, 5), method=keeping(text), config=RUN, memory=first.memory
+        child_of(first.classifier), make_images(20, NEW, 5), method=keeping(text), config=RUN, memory=first.memory
     )
-    assert same(old_part(first.classifier, importance(held.memory)), importance(first.memory))
-    second = learn(child_of(first.classifier), pictures(20, NEW, 5), method=text, config=RUN, memory=first.memory)
-    added = fisher(second.classifier, pictures(20, NEW, 5), NEW.name, lambda i, p: p)
+    assert equal(old_part(first.classifier, importance(held.memory)), importance(first.memory))
+    second = learn(child_of(first.classifier), make_images(20, NEW, 5), method=text, config=RUN, memory=first.memory)
+    added = fisher(second.classifier, make_images(20, NEW, 5), NEW.name, lambda i, p: p)
     both = {name: value + importance(first.memory).get(name, 0) for name, value in added.items()}
     close(importance(second.memory), both, rtol=2e-3)
 
@@ -190,7 +190,7 @@ def test_d08_recording_with_si_at_strength_0_keeps_what_was_recorded_before() ->
     """As above, for the path integral: an extension that only records must add to the earlier tasks' importance."""
     first = learn(foreign(), OLDS, method="si", config=RUN)
     later = learn(
-        child_of(first.classifier), pictures(20, NEW, 5), method="si(strength=0)", config=RUN, memory=first.memory
+        child_of(first.classifier), make_images(20, NEW, 5), method="si(strength=0)", config=RUN, memory=first.memory
     )
     before, after = importance(first.memory, "si"), importance(later.memory, "si")
     assert float(before["heads.0.weight"].sum()) > 0
@@ -211,7 +211,7 @@ WITH_STRENGTH = [
 def test_d09_four_times_the_strength_is_four_times_the_penalty(text: str) -> None:
     """Hidden constants and clips beside the strength: PyCIL (fishermax 1e-4, lambda 1000, T 2), LibContinual."""
     method, seen = watched(text.format("strength=1"))
-    end = learn(child_of(foreign()), pictures(20, NEW, 5), method=method, config=RUN, old=OLDS).classifier
+    end = learn(child_of(foreign()), make_images(20, NEW, 5), method=method, config=RUN, old=OLDS).classifier
     step, memory = seen.steps[-1]
 
     def value(strength: float) -> float:
@@ -283,7 +283,7 @@ def test_d18_importances_and_penalties_are_above_0(text: str) -> None:
     method, seen = watched(text)
     learn(
         child_of(parent),
-        pictures(20, NEW, 5),
+        make_images(20, NEW, 5),
         method=method,
         config=RUN,
         old=OLDS,

@@ -21,7 +21,7 @@ from taskgraft.methods import composition, registry
 from taskgraft.models.classifier import Classifier, inherited_parameters
 from taskgraft.training.penalties import add_gradients
 from taskgraft.types import Memory, Params, Quadratic, TrainingData, Update
-from toys import NEW, OLD, folder_of, parent, pictures, same
+from toys import NEW, OLD, equal, make_images, parent, write_folder
 
 JOB = TrainingConfig(
     steps=12, batch_size=8, lr=0.02, head_steps=10, eval_every=4, save_every=6, log_every=4, precision="fp32"
@@ -93,16 +93,16 @@ def test_d11_only_replay_keeps_pictures_and_only_when_asked() -> None:
     """As above, of what `learn` hands on."""
     for name in registry.METHODS:
         text = {"ewc": "ewc(images=16)", "mas": "mas(images=16)", "lora": "lora(rank=2)", "wise": "wise(weight=0.5)"}
-        first = learn(parent(), pictures(9, OLD, 1), method="si", config=RUN)
+        first = learn(parent(), make_images(9, OLD, 1), method="si", config=RUN)
         memory = learn(
-            child_of(first.classifier), pictures(20, NEW, 5), method=text.get(name, name), config=RUN,
-            old=pictures(9, OLD, 7), memory=first.memory,
+            child_of(first.classifier), make_images(20, NEW, 5), method=text.get(name, name), config=RUN,
+            old=make_images(9, OLD, 7), memory=first.memory,
         ).memory  # fmt: skip
         assert not [path for path, value in pytree.flatten(memory) if is_picture(value)], name
     kept = learn(
-        child_of(parent()), pictures(20, NEW, 5), method="replay(keep=True)", config=RUN, old=pictures(9, OLD, 7)
+        child_of(parent()), make_images(20, NEW, 5), method="replay(keep=True)", config=RUN, old=make_images(9, OLD, 7)
     ).memory
-    assert torch.equal(kept["replay"]["pixels"], pictures(9, OLD, 7).pixels)
+    assert torch.equal(kept["replay"]["pixels"], make_images(9, OLD, 7).pixels)
 
 
 @pytest.mark.parametrize("temperature", [0.5, 2.0, 4.0])
@@ -117,7 +117,7 @@ def test_d12_distillation_has_the_factor_t_squared_and_says_when_not(temperature
     found = []
     for text in ("distill(temperature={})", "distill(scale=none, temperature={})", "lwf(temperature={})"):
         method, seen = watched(text.format(temperature))
-        learn(child_of(foreign()), pictures(20, NEW, 5), method=method, config=replace(RUN, steps=1, norm="train"))
+        learn(child_of(foreign()), make_images(20, NEW, 5), method=method, config=replace(RUN, steps=1, norm="train"))
         found.append(sum(map(float, seen.terms[0].values())))  # dropout and BatchNorm alone move the first answers
     assert found[0] > 0
     assert found[1] == pytest.approx(found[0] / temperature**2, rel=1e-4)
@@ -140,7 +140,7 @@ def test_d13_weight_decay_is_0_by_default() -> None:
             learn(child_of(perceptron()), vectors(20, NEW, 5), method="finetune", config=one).classifier
             for one in (replace(config, weight_decay=0.5), config)
         )
-        assert not same(pytree.state(before), pytree.state(after))  # so a decay would be seen
+        assert not equal(pytree.state(before), pytree.state(after))  # so a decay would be seen
 
 
 @pytest.mark.parametrize("text", DECAY)
@@ -148,7 +148,7 @@ def test_d13_weight_decay_is_0_by_default() -> None:
 def test_d13_rows_that_get_no_gradient_are_not_eroded_by_decay(text: str, optimizer: str) -> None:
     """Rows of old classes get no gradient from the loss and shrink all the same: PyCIL (issue 7)."""
     config = replace(RUN, optimizer=optimizer, weight_decay=0.1, clip_grad=0.0)
-    child = learn(child_of(parent()), pictures(20, NEW, 5), method=text, config=config).classifier
+    child = learn(child_of(parent()), make_images(20, NEW, 5), method=text, config=config).classifier
     assert torch.equal(child.linears()[0].weight, parent().linears()[0].weight)
     assert torch.equal(child.linears()[0].bias, parent().linears()[0].bias)
 
@@ -165,17 +165,19 @@ def test_d14_batchnorm_comes_through_bit_for_bit(text: str, arch: str) -> None:
     old = foreign() if arch == "foreign" else parent(arch)
     started, method = [], composition.build(text)
 
-    def remember(classifier: Classifier, sources: TrainingData, past: Memory) -> Memory:
-        started.append((pytree.state(classifier), norms(classifier), predict(classifier, sources.new).logits[OLD.name]))
-        return method.remember(classifier, sources, past) if method.remember else {}
+    def remember(classifier: Classifier, training_data: TrainingData, past: Memory) -> Memory:
+        started.append(
+            (pytree.state(classifier), norms(classifier), predict(classifier, training_data.new).logits[OLD.name])
+        )
+        return method.remember(classifier, training_data, past) if method.remember else {}
 
     config = replace(RUN, steps=1)
-    learn(child_of(old), pictures(20, NEW, 5), method=method._replace(remember=remember), config=config)
+    learn(child_of(old), make_images(20, NEW, 5), method=method._replace(remember=remember), config=config)
     state, kinds, logits = started[0]
-    assert same({name: state[name] for name in pytree.state(old)}, pytree.state(old))
+    assert equal({name: state[name] for name in pytree.state(old)}, pytree.state(old))
     assert kinds[: len(norms(old))] == norms(old)
     assert norms(old)
-    assert np.array_equal(logits, predict(old, pictures(20, NEW, 5)).logits[OLD.name])
+    assert np.array_equal(logits, predict(old, make_images(20, NEW, 5)).logits[OLD.name])
 
 
 @pytest.mark.parametrize("implicit", [True, False])
@@ -216,7 +218,7 @@ def test_d15_a_penalty_is_arithmetic_on_weights_and_builds_no_graph(implicit: bo
 @pytest.mark.parametrize("text", ["finetune", "distill", "ewc(images=16)"])
 def test_d16_old_logits_are_the_plain_output_of_their_layer(text: str) -> None:
     """Old logits are masked: multiplied by 0 (CapyMOA) or set to -1000 (Avalanche)."""
-    images = pictures(20, NEW, 5)
+    images = make_images(20, NEW, 5)
     grown = child_of(parent())
     for child in (grown, learn(grown, images, method=text, config=RUN).classifier):
         child.eval()
@@ -234,7 +236,7 @@ def test_d17_test_pictures_choose_nothing(alice: Path, new_folder: Path, old_fol
     """Settings are chosen on test accuracy: van de Ven's script, and the published tables."""
     for name, seed in (("one", 5), ("two", 6)):
         shutil.copytree(new_folder, tmp_path / name)
-        folder_of(tmp_path / name / "test", NEW._replace(classes=NEW.classes[:: (1 if seed == 5 else -1)]), 12, seed)
+        write_folder(tmp_path / name / "test", NEW._replace(classes=NEW.classes[:: (1 if seed == 5 else -1)]), 12, seed)
         taskgraft.extend(
             alice, tmp_path / name, tmp_path / f"out {name}", task="paint", method="wise(points=3)",
             config=replace(JOB, eval_every=1, lr=0.05), old_val=(old_folder,),

@@ -28,7 +28,7 @@ from taskgraft.methods import composition
 from taskgraft.models.classifier import Classifier, grow, inherited_parameters
 from taskgraft.training import loop
 from taskgraft.types import Batch, Memory, Outputs, Params, TrainingData, Update
-from toys import NEW, OLD, same
+from toys import NEW, OLD, equal
 
 IMAGES, OLDS = vectors(20, NEW, 5), vectors(12, OLD, 7)
 
@@ -151,7 +151,7 @@ def test_frozen_matches_reference() -> None:
     found = learn(child, IMAGES, method="frozen", config=PLAIN).classifier
     expected, _ = trained_by_hand(child, IMAGES, PLAIN, frozen=True)
     close(weights(found), expected)
-    assert same(pytree.state(found.backbone), pytree.state(child.backbone))
+    assert equal(pytree.state(found.backbone), pytree.state(child.backbone))
     assert not torch.equal(found.linears()[-1].weight, child.linears()[-1].weight)
 
 

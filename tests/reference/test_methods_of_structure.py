@@ -18,7 +18,7 @@ from taskgraft.models import feature_points, side_networks
 from taskgraft.models.classifier import Classifier, grow
 from taskgraft.models.inference import compute_features
 from taskgraft.types import Memory, Params, TrainingData
-from toys import NEW, OLD, parent, pictures
+from toys import NEW, OLD, make_images, parent
 
 
 def weights(classifier: Classifier) -> Params:
@@ -26,13 +26,13 @@ def weights(classifier: Classifier) -> Params:
 
 
 def test_lora_matches_reference() -> None:
-    images, child = pictures(20, NEW, 5), child_of(parent())
+    images, child = make_images(20, NEW, 5), child_of(parent())
     method, before = composition.build("lora(rank=2)"), []
 
-    def finish(classifier: Classifier, memory: Memory, sources: TrainingData) -> tuple[Classifier, Memory]:
+    def finish(classifier: Classifier, memory: Memory, training_data: TrainingData) -> tuple[Classifier, Memory]:
         before.append(predict(classifier, images).logits)
         assert method.finish
-        return method.finish(classifier, memory, sources)
+        return method.finish(classifier, memory, training_data)
 
     assert method.adapt
     adapted = method.adapt(copy.deepcopy(child), TrainingData(images, None, 0, "none", 0))
@@ -55,7 +55,7 @@ def test_lora_matches_reference() -> None:
 
 @pytest.mark.parametrize("shared", [0.0, 0.5, 1.0])
 def test_branch_trains_only_its_copy(shared: float) -> None:
-    images, old = pictures(20, NEW, 5), parent()
+    images, old = make_images(20, NEW, 5), parent()
     child = learn(child_of(old), images, method=f"branch(shared={shared})", config=RUN).classifier
     assert (predict(child, images).logits[OLD.name] == predict(old, images).logits[OLD.name]).all()
     known = feature_points.find_points(old.backbone)
@@ -110,7 +110,7 @@ def test_taps_find_early_features() -> None:
 
 
 def test_taps_standardize_every_stage() -> None:
-    images, old = pictures(20, NEW, 5), parent()
+    images, old = make_images(20, NEW, 5), parent()
     child = learn(child_of(old), images, method="taps(thumbnail=3)", config=RUN).classifier
     assert (predict(child, images).logits[OLD.name] == predict(old, images).logits[OLD.name]).all()
     start = old.linears()[0].in_features
@@ -130,7 +130,7 @@ def test_taps_standardize_every_stage() -> None:
 
 @pytest.mark.parametrize("notation", ["finetune", "taps", "branch", "branch(shared=0.5)", "ladder"])
 def test_newest_logits_are_bit_identical(notation: str) -> None:
-    images, method = pictures(8, NEW, 5), composition.build(notation)
+    images, method = make_images(8, NEW, 5), composition.build(notation)
     child = child_of(parent())
     if method.adapt:
         child = method.adapt(child, TrainingData(images, None, 0, "none", 0))
@@ -150,7 +150,7 @@ def test_newest_logits_are_bit_identical(notation: str) -> None:
     ],
 )
 def test_ladder_matches_reference(arch: str, options: dict[str, int], at: list[str]) -> None:
-    images, old = pictures(20, NEW, 5), parent(arch, **options)
+    images, old = make_images(20, NEW, 5), parent(arch, **options)
     child = learn(child_of(old), images, method="ladder(rungs=3, width=8)", config=RUN).classifier
     ladder = child.extras[0]
     assert isinstance(ladder, side_networks.Ladder)
@@ -189,4 +189,4 @@ def test_tokens_become_maps() -> None:
 def test_network_of_one_stage_is_refused(notation: str) -> None:
     old = wrap(nn.Sequential(nn.Flatten(), nn.Linear(192, len(OLD.classes))), "1", [OLD])
     with pytest.raises(TaskgraftError, match="Sequential has only one stage"):
-        learn(grow(old, NEW, 0), pictures(8, NEW, 1, size=8), method=notation, config=RUN)
+        learn(grow(old, NEW, 0), make_images(8, NEW, 1, size=8), method=notation, config=RUN)

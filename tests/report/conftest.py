@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from made_up import made_up_comparison, made_up_distribution, made_up_record, made_up_search, made_up_sets
+from fake_results import fake_comparison, fake_distribution, fake_record, fake_search, fake_sets
 from taskgraft import report
 from taskgraft.commands.extend import extend
 from taskgraft.config import TrainingConfig
@@ -27,9 +27,9 @@ def forgetful(tmp_path_factory: pytest.TempPathFactory, alice: Path, old_folder:
 def pages() -> dict[str, str]:
     """Pages of synthetic results."""
     return {
-        "run": report.render_run(made_up_record(), made_up_sets()),
-        "blind": report.render_run(made_up_record(with_old=False), made_up_sets(with_old=False)),
-        "comparison": report.render_comparison(made_up_comparison()),
-        "search": report.render_search(made_up_search()),
-        "distribution": report.render_distribution(made_up_distribution()),
+        "run": report.render_run(fake_record(), fake_sets()),
+        "blind": report.render_run(fake_record(with_old=False), fake_sets(with_old=False)),
+        "comparison": report.render_comparison(fake_comparison()),
+        "search": report.render_search(fake_search()),
+        "distribution": report.render_distribution(fake_distribution()),
     }

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from made_up import made_up_comparison, made_up_record, made_up_search, made_up_sets
+from fake_results import fake_comparison, fake_record, fake_search, fake_sets
 from taskgraft import report
 from taskgraft.commands.check import check
 from taskgraft.report import theme
@@ -40,9 +40,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory, forgetful: Path, new_folder
     shutil.copy(forgetful / "report.html", root / "run.html")
     check(new_folder, html=root / "check.html")
     pages = {
-        "blind": report.render_run(made_up_record(with_old=False), made_up_sets(with_old=False)),
-        "comparison": report.render_comparison(made_up_comparison(2)),
-        "search": report.render_search(made_up_search()),
+        "blind": report.render_run(fake_record(with_old=False), fake_sets(with_old=False)),
+        "comparison": report.render_comparison(fake_comparison(2)),
+        "search": report.render_search(fake_search()),
     }
     for name, page in pages.items():
         (root / f"{name}.html").write_text(page, encoding="utf-8")

@@ -13,15 +13,15 @@ from xml.etree import ElementTree as Xml
 import matplotlib as mpl
 import pytest
 
-from made_up import (
+from fake_results import (
     HOSTILE,
     MAKES,
-    Reader,
-    made_up_comparison,
-    made_up_distribution,
-    made_up_record,
-    made_up_search,
-    made_up_sets,
+    PageReader,
+    fake_comparison,
+    fake_distribution,
+    fake_record,
+    fake_search,
+    fake_sets,
 )
 from taskgraft import report
 from taskgraft.report import charts, check_page, theme
@@ -50,7 +50,7 @@ def ids(page: str) -> list[str]:
 
 @pytest.mark.parametrize("name", KEYS)
 def test_page_has_all_charts(pages: dict[str, str], name: str) -> None:
-    reader = Reader(pages[name])
+    reader = PageReader(pages[name])
     assert re.findall(r'<div class="plot" id="([^"]+)">', pages[name]) == KEYS[name]
     assert len(pages[name].encode()) < MAX_BYTES
     assert len(ids(pages[name])) == len(set(ids(pages[name])))
@@ -114,21 +114,21 @@ def test_odd_names_are_drawn_literally(tmp_path: Path) -> None:
 
 
 def test_pages_with_odd_names() -> None:
-    record = made_up_record()
+    record = fake_record()
     odd = record.tasks[0].model_copy(update={"classes": ODD_NAMES})
     for page in (
-        report.render_run(record.model_copy(update={"tasks": (odd, *record.tasks[1:])}), made_up_sets(old=ODD_NAMES)),
-        report.render_search(made_up_search((ODD_NAMES[0], ODD_NAMES[3]), ODD_NAMES[3:6])),
-        report.render_distribution(made_up_distribution(ODD_NAMES)),
+        report.render_run(record.model_copy(update={"tasks": (odd, *record.tasks[1:])}), fake_sets(old=ODD_NAMES)),
+        report.render_search(fake_search((ODD_NAMES[0], ODD_NAMES[3]), ODD_NAMES[3:6])),
+        report.render_distribution(fake_distribution(ODD_NAMES)),
     ):
-        assert len(Reader(page).scripts) == 1
+        assert len(PageReader(page).scripts) == 1
         assert drawings(page)
         assert len(ids(page)) == len(set(ids(page)))
 
 
 def test_charts_of_almost_nothing(tmp_path: Path) -> None:
     """One step, no trial, no class, one class; warnings are errors."""
-    record, comparison, search = made_up_record(), made_up_comparison(1), made_up_search()
+    record, comparison, search = fake_record(), fake_comparison(1), fake_search()
     record = record.model_copy(update={"history": record.history[:1], "parent_history": (), "step": 0})
     variant = comparison.variants[0].model_copy(update={"records": (record,)})
     choices = tuple(choice.model_copy(update={"candidate": None}) for choice in search.choices)
@@ -136,7 +136,7 @@ def test_charts_of_almost_nothing(tmp_path: Path) -> None:
     assert drawings(report.render_run(record, {}))
     assert drawings(report.render_comparison(comparison.model_copy(update={"variants": (variant,)})))
     assert drawings(report.render_search(search.model_copy(update=nothing)))
-    report.write_distribution_figure(made_up_distribution(()), tmp_path / "distribution.png")
+    report.write_distribution_figure(fake_distribution(()), tmp_path / "distribution.png")
     for classes in ({}, {"a": {"train": 0, "val": 0}}, {f"class {i}": {"train": i, "val": 1} for i in range(300)}):
         panel = check_page.build_class_panel(classes, ("train", "val"))
         assert charts.render_svg(Chart("bars", "", "", (panel,), Axis("images", 0)), "bars", charts.NARROW, "", "any")
@@ -145,9 +145,9 @@ def test_charts_of_almost_nothing(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_pages_and_figures_are_reproducible_across_processes(tmp_path: Path) -> None:
     code = (
-        "import sys, hashlib, pathlib, made_up; from taskgraft import report\n"
+        "import sys, hashlib, pathlib, fake_results; from taskgraft import report\n"
         "out = pathlib.Path(sys.argv[1])\n"
-        "comparison, distribution = made_up.made_up_comparison(1), made_up.made_up_distribution()\n"
+        "comparison, distribution = fake_results.fake_comparison(1), fake_results.fake_distribution()\n"
         "pages = [report.render_comparison(comparison), report.render_distribution(distribution)]\n"
         "report.write_comparison_report(comparison, out)\n"
         "report.write_distribution_figure(distribution, out / 'distribution.png')\n"
@@ -174,12 +174,12 @@ def test_matplotlib_settings_are_ignored_and_unchanged(pages: dict[str, str]) ->
     }
     with mpl.rc_context(settings):
         before = dict(mpl.rcParams)
-        assert report.render_distribution(made_up_distribution()) == pages["distribution"]
+        assert report.render_distribution(fake_distribution()) == pages["distribution"]
         assert dict(mpl.rcParams) == before
 
 
 def test_confusion_matrix_tooltips_match_its_table(pages: dict[str, str]) -> None:
-    reader = Reader(pages["run"])
+    reader = PageReader(pages["run"])
     head, *rows = reader.table("make: images by true and predicted class")
     expected = {
         f"true {row[0]}, predicted {predicted}: {count} image{'' if count == '1' else 's'}"

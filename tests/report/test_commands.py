@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from made_up import made_up_comparison, made_up_record
+from cli_parsing import parse, parse_line, values_of
+from fake_results import fake_comparison, fake_record
 from taskgraft import report
 from taskgraft.config import TrainingConfig
 from taskgraft.pipeline.request import Request
 from taskgraft.report import commands
 from taskgraft.results.record import Comparison, Interval, Record
-from typed import bind, understood, values
 
 LOSSES = {
     "good": Interval(mean=0.0, low=-0.01, high=0.01, n=100),
@@ -58,7 +58,7 @@ def with_status(record: Record, status: str) -> Record:
 
 def build_request(command: str) -> tuple[Request, Path]:
     """The request and the folder that the command line makes of a command."""
-    given = values(bind(shlex.split(command)[1:]))
+    given = values_of(parse(shlex.split(command)[1:]))
     config = TrainingConfig(**{name: given[name] for name in asdict(TrainingConfig())})
     request = Request(
         given["parent"], given["data"], given["task"] or given["into"], "branch", config, given["old"],
@@ -80,7 +80,7 @@ def reproduce(command: str) -> str:
 @pytest.mark.parametrize("start", STARTED)
 def test_proposals_after_a_run(start: str, status: str) -> None:
     update = {"reproduce_command": reproduce(STARTED[start])}
-    record = with_status(made_up_record(), status).model_copy(update=update)
+    record = with_status(fake_record(), status).model_copy(update=update)
     if start == "into":
         added = record.tasks[1].model_copy(update={"name": "make, added classes", "added_to": "make"})
         record = record.model_copy(update={"tasks": (record.tasks[0], added), "method": "branch"})
@@ -89,7 +89,7 @@ def test_proposals_after_a_run(start: str, status: str) -> None:
     proposed = [summary.command, *(text for _, text in commands.list_follow_ups(record))]
     assert len(proposed) == (7 if STARTED[start] else 1)
     for text in proposed:
-        understood(text)
+        parse_line(text)
         assert "/-" not in text.replace(" ./-", " ")
     if start == "into" and status in ("mixed", "poor"):
         assert summary.command == "taskgraft extend alice bob both-distill --into make --method distill"
@@ -100,22 +100,22 @@ def test_proposals_after_a_run(start: str, status: str) -> None:
 @pytest.mark.parametrize("start", ["trailing slashes", "quotes"])
 def test_commands_on_a_run_page(start: str) -> None:
     update = {"reproduce_command": reproduce(STARTED[start])}
-    record = with_status(made_up_record(), "poor").model_copy(update={**update, "history": ()})
+    record = with_status(fake_record(), "poor").model_copy(update={**update, "history": ()})
     shown = commands_on(report.render_run(record, {}))
     assert len(shown) >= 7
     for text in shown:
-        understood(text)
+        parse_line(text)
 
 
 @pytest.mark.parametrize("command", ["", "taskgraft.extend(…)", 'taskgraft extend "alice', "taskgraft extend alice"])
 def test_follow_ups_of_an_unknown_call_are_left_out(command: str) -> None:
-    record = made_up_record().model_copy(update={"reproduce_command": command})
+    record = fake_record().model_copy(update={"reproduce_command": command})
     assert commands.list_follow_ups(record) == []
 
 
 def test_proposals_keep_the_flags_that_apply() -> None:
     command = reproduce(STARTED["foreign parent"] + " --lr 0.01")
-    record = made_up_record().model_copy(update={"reproduce_command": command})
+    record = fake_record().model_copy(update={"reproduce_command": command})
     assert commands.compare_methods(record) == (
         "taskgraft compare cars.pth bob both-compared --task colour --old bob --old-val x --old-val y --arch resnet18 "
         "--labels l.txt --preprocessing '96 squash' --parent-task make --lr 0.01 --no-parent-check --seeds 3"
@@ -123,12 +123,12 @@ def test_proposals_keep_the_flags_that_apply() -> None:
 
 
 def test_proposals_after_a_first_task() -> None:
-    record = made_up_record()
+    record = fake_record()
     task = record.tasks[0].model_copy(update={"new": True, "parent": None, "forgetting": None, "agreement": None})
     update = {"reproduce_command": "taskgraft train cars alice --task make --keep ewc", "tasks": (task,)}
     record = record.model_copy(update=update)
     proposed = [report.summarize_run(record).command, *(text for _, text in commands.list_follow_ups(record))]
-    assert [understood(text) for text in proposed] == [
+    assert [parse_line(text) for text in proposed] == [
         "extend", "train", "evaluate", "report", "predict", "serve", "extend",
     ]  # fmt: skip
     assert proposed[0] == "taskgraft extend alice DATA alice-extended --task NAME"
@@ -144,7 +144,7 @@ COMPARED = {
 
 
 def compared(start: str, seeds: int = 3, *, with_old: bool = True, folders: bool = True) -> Comparison:
-    comparison = made_up_comparison(seeds, with_old=with_old)
+    comparison = fake_comparison(seeds, with_old=with_old)
     variants = tuple(
         variant.model_copy(update={"folders": tuple(f"{variant.label.lower()}/seed-{i}" for i in range(seeds))})
         for variant in comparison.variants
@@ -153,7 +153,7 @@ def compared(start: str, seeds: int = 3, *, with_old: bool = True, folders: bool
     if COMPARED[start]:
         request, out = build_request(COMPARED[start])
         command = commands.build_compare_command(request.build_command(out), variants, ("--seeds", str(seeds)))
-        understood(command)
+        parse_line(command)
     return comparison.model_copy(
         update={"variants": variants if folders else comparison.variants, "reproduce_command": command}
     )
@@ -164,7 +164,7 @@ def compared(start: str, seeds: int = 3, *, with_old: bool = True, folders: bool
 @pytest.mark.parametrize("start", COMPARED)
 def test_proposals_after_a_comparison(start: str, seeds: int, with_old: bool, folders: bool) -> None:
     command = report.summarize_comparison(compared(start, seeds, with_old=with_old, folders=folders)).command
-    assert understood(command) == ("predict" if (seeds, with_old) == (3, True) else "compare")
+    assert parse_line(command) == ("predict" if (seeds, with_old) == (3, True) else "compare")
     if start == "plain" and seeds == 1:
         assert command == (
             "taskgraft compare alice bob out --task colour --old-val cars --methods 'finetune; ewc(strength=30); "
@@ -174,9 +174,9 @@ def test_proposals_after_a_comparison(start: str, seeds: int, with_old: bool, fo
 
 
 @pytest.mark.parametrize("typed", ["taskgraft demo", "taskgraft demo elsewhere/ --seeds=1", "taskgraft demo --seeds 1"])
-def test_more_seeds_of_the_demo(typed: str) -> None:
-    command = commands.run_more_seeds(made_up_comparison(1).model_copy(update={"command": typed}))
-    assert understood(command) == "demo"
+def test_more_seeds_of_the_demo(cli_parsing: str) -> None:
+    command = commands.run_more_seeds(fake_comparison(1).model_copy(update={"command": cli_parsing}))
+    assert parse_line(command) == "demo"
     assert command.endswith("--seeds 3")
 
 
@@ -186,13 +186,13 @@ def test_best_model_of_a_comparison() -> None:
 
 
 def test_commands_on_a_comparison_page() -> None:
-    comparison = made_up_comparison(1)
+    comparison = fake_comparison(1)
     comparison = comparison.model_copy(update={"variants": comparison.variants[:1]})
     shown = commands_on(report.render_comparison(comparison))
-    assert [understood(text) for text in shown] == ["compare", "compare"]
+    assert [parse_line(text) for text in shown] == ["compare", "compare"]
 
 
 @pytest.mark.parametrize("start", COMPARED)
 def test_proposal_after_a_failed_comparison(start: str) -> None:
     failed = compared(start).model_copy(update={"variants": (), "failures": (("ewc", "no memory"),)})
-    assert understood(report.summarize_comparison(failed).command) == "check"
+    assert parse_line(report.summarize_comparison(failed).command) == "check"

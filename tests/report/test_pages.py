@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from made_up import COLORS, HOSTILE, MAKES, Reader, made_up_comparison, made_up_record, made_up_sets
+from fake_results import COLORS, HOSTILE, MAKES, PageReader, fake_comparison, fake_record, fake_sets
 from taskgraft import metrics, report
 from taskgraft.commands.evaluate import evaluate
 from taskgraft.errors import TaskgraftError
@@ -31,7 +31,7 @@ IMAGE = "data:image/jpeg;base64,AAAA"
 
 @pytest.fixture(scope="module")
 def comparison() -> Comparison:
-    return made_up_comparison()
+    return fake_comparison()
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def rebuild(run: Path) -> subprocess.CompletedProcess[str]:
 
 
 def hostile_run(get_thumbnail=no_thumbnail) -> str:
-    record = made_up_record()
+    record = fake_record()
     old, new = (*HOSTILE, *MAKES), (*HOSTILE, *COLORS)
     ancestor = {
         "parent": {"source": HOSTILE[0], "tasks": [HOSTILE[2]], "digest": HOSTILE[1]},
@@ -63,11 +63,11 @@ def hostile_run(get_thumbnail=no_thumbnail) -> str:
         "settings": ((HOSTILE[0], HOSTILE[1], HOSTILE[2]),),
         "parent": {"source": f"/{HOSTILE[2]}", "architecture": HOSTILE[0], "lineage": [ancestor]},
     })  # fmt: skip
-    return report.render_run(record, made_up_sets(old, new, names=HOSTILE[1]), get_thumbnail)
+    return report.render_run(record, fake_sets(old, new, names=HOSTILE[1]), get_thumbnail)
 
 
 def hostile_comparison() -> str:
-    comparison = made_up_comparison(2)
+    comparison = fake_comparison(2)
     first = comparison.variants[0].model_copy(update={"label": HOSTILE[1], "method": HOSTILE[0]})
     record = comparison.variants[1].records[0]
     task = record.tasks[0].model_copy(update={"name": HOSTILE[1]})
@@ -86,7 +86,7 @@ def hostile_comparison() -> str:
     ids=["run", "images", "comparison"],
 )
 def test_hostile_names_are_inert(render, images: set[str]) -> None:
-    reader = Reader(render())
+    reader = PageReader(render())
     assert len(reader.scripts) == 1
     assert "alert(" not in reader.scripts[0]
     assert {attrs.get("src") for attrs in reader.images()} == images
@@ -96,7 +96,7 @@ def test_hostile_names_are_inert(render, images: set[str]) -> None:
 
 @pytest.mark.parametrize("name", ["run", "comparison", "search"])
 def test_page_is_self_contained(pages: dict[str, str], name: str) -> None:
-    reader = Reader(pages[name])
+    reader = PageReader(pages[name])
     for tag, attrs in reader.tags:
         assert tag not in ("link", "iframe", "object", "embed", "base")
         assert not attrs.get("src")
@@ -109,7 +109,7 @@ def test_page_is_self_contained(pages: dict[str, str], name: str) -> None:
 
 @pytest.mark.parametrize("name", ["run", "comparison", "search"])
 def test_page_structure_is_accessible(pages: dict[str, str], name: str) -> None:
-    tags = Reader(pages[name]).tags
+    tags = PageReader(pages[name]).tags
     levels = [int(tag[1]) for tag, _ in tags if re.fullmatch("h[1-6]", tag)]
     assert levels[0] == 1
     assert all(after - before <= 1 for before, after in pairwise(levels))
@@ -125,12 +125,12 @@ def test_page_structure_is_accessible(pages: dict[str, str], name: str) -> None:
 
 
 def test_rendering_is_reproducible(pages: dict[str, str]) -> None:
-    blind = report.render_run(made_up_record(with_old=False), made_up_sets(with_old=False))
+    blind = report.render_run(fake_record(with_old=False), fake_sets(with_old=False))
     assert blind == pages["blind"]
 
 
 def test_reference_figures(comparison: Comparison, pages: dict[str, str], tmp_path: Path) -> None:
-    reader = Reader(pages["comparison"])
+    reader = PageReader(pages["comparison"])
     assert {"make (task A)", "colour (task B)", "parent (before)"} <= set(reader.chart_texts("figure1"))
     records = comparison.variants[0].records
     for task, name in (("make", "make (task A)"), ("colour", "colour (task B)")):
@@ -160,33 +160,33 @@ def test_figures_without_data_are_left_out(
 
 def test_many_classes_give_a_table_of_confusions() -> None:
     many = tuple(f"make {i}" for i in range(60))
-    record = made_up_record()
+    record = fake_record()
     old = record.tasks[0].model_copy(update={"classes": many})
     record = record.model_copy(update={"tasks": (old, record.tasks[1])})
-    reader = Reader(report.render_run(record, made_up_sets(old=many)))
+    reader = PageReader(report.render_run(record, fake_sets(old=many)))
     assert len(reader.table("make: the 20 most frequent confusions")) == 21
     assert not reader.charts("confusion0")
     assert reader.charts("confusion1")
 
 
 def test_negative_flips_are_listed(pages: dict[str, str]) -> None:
-    sets = made_up_sets()
+    sets = fake_sets()
     labels = sets["old"].labels["make"]
     before, after = (metrics.predicted_classes(sets[name], "make") == labels for name in ("old-parent", "old"))
     expected = [name for name, was, now in zip(sets["old"].ids, before, after, strict=True) if was and not now]
-    rows = Reader(pages["run"]).table("make: negative flips (right before, wrong now)")[1:]
+    rows = PageReader(pages["run"]).table("make: negative flips (right before, wrong now)")[1:]
     assert [row[0] for row in rows] == expected[:200]
 
 
 def test_diverged_run_has_a_page() -> None:
-    record = made_up_record()
+    record = fake_record()
     broken = record.history[0].model_copy(update={"terms": {"cross-entropy": math.nan, "ewc": math.inf}})
     page = report.render_run(record.model_copy(update={"history": (broken, *record.history[1:])}), {})
-    assert "nan" not in " ".join(str(one.attrib) for one in Reader(page).charts("loss")[0].iter()).lower()
+    assert "nan" not in " ".join(str(one.attrib) for one in PageReader(page).charts("loss")[0].iter()).lower()
 
 
 def test_excluded_images_are_listed(pages: dict[str, str]) -> None:
-    assert Reader(pages["run"]).table("new: 1 excluded image")[1] == ["x.jpg", "truncated"]
+    assert PageReader(pages["run"]).table("new: 1 excluded image")[1] == ["x.jpg", "truncated"]
 
 
 def test_lineage() -> None:
@@ -198,8 +198,8 @@ def test_lineage() -> None:
          "method": "ewc(strength=3)", "task": "size", "accuracy": {"make": 0.85, "size": 0.7}},
     ]  # fmt: skip
     parent = {"source": "runs/both", "digest": digests[2], "architecture": "resnet18", "tasks": ["make", "size"]}
-    record = made_up_record().model_copy(update={"parent": {**parent, "lineage": lineage}})
-    reader = Reader(report.render_run(record.model_copy(update={"history": ()}), {}))
+    record = fake_record().model_copy(update={"parent": {**parent, "lineage": lineage}})
+    reader = PageReader(report.render_run(record.model_copy(update={"history": ()}), {}))
     steps = ("resnet18: no task yet", "Learned make", "saved as alice", "Learned size",
              "with ewc(strength=3): make 85.0 %, size 70.0 %", "saved as both",
              "Learned colour (this run)")  # fmt: skip
@@ -224,7 +224,10 @@ def test_import_is_light() -> None:
 
 def test_run_page_has_all_sections(forgetful: Path) -> None:
     page = (forgetful / "report.html").read_text(encoding="utf-8")
-    reader, record = Reader(page), Record.model_validate_json((forgetful / "record.json").read_text(encoding="utf-8"))
+    reader, record = (
+        PageReader(page),
+        Record.model_validate_json((forgetful / "record.json").read_text(encoding="utf-8")),
+    )
     assert len(page.encode()) < MAX_BYTES
     assert [attrs["id"] for tag, attrs in reader.tags if tag == "section" and "id" in attrs] == [
         "tasks", "curves", "errors", "flips", "calibration", "lineage", "settings", "data", "reproduce",
@@ -246,7 +249,7 @@ def test_run_page_has_all_sections(forgetful: Path) -> None:
 
 def test_thumbnails_show_the_named_images(forgetful: Path, new_folder: Path, old_folder: Path) -> None:
     tasks = set()
-    for attrs in Reader((forgetful / "report.html").read_text(encoding="utf-8")).images():
+    for attrs in PageReader((forgetful / "report.html").read_text(encoding="utf-8")).images():
         name, text = attrs["alt"].split(": ", 1)
         assert re.fullmatch(r"(true .+, (predicted|now) .+|before .+, true .+)", text), text
         small = Image.open(io.BytesIO(base64.b64decode(attrs["src"].removeprefix("data:image/jpeg;base64,"))))
@@ -262,7 +265,7 @@ def test_thumbnails_show_the_named_images(forgetful: Path, new_folder: Path, old
 
 def test_stored_thumbnails_are_those_shown(forgetful: Path) -> None:
     stored = json.loads((forgetful / "thumbnails.json").read_text(encoding="utf-8"))
-    shown = {attrs["src"] for attrs in Reader((forgetful / "report.html").read_text(encoding="utf-8")).images()}
+    shown = {attrs["src"] for attrs in PageReader((forgetful / "report.html").read_text(encoding="utf-8")).images()}
     assert {uri for images in stored.values() for uri in images.values()} == shown
 
 
@@ -274,7 +277,7 @@ def test_page_can_be_rebuilt(run: Path) -> None:
     assert (run / "report.html").read_bytes() == before
     (run / "thumbnails.json").unlink()
     assert rebuild(run).returncode == 0
-    assert not Reader((run / "report.html").read_text(encoding="utf-8")).images()
+    assert not PageReader((run / "report.html").read_text(encoding="utf-8")).images()
 
 
 @pytest.mark.parametrize(
@@ -299,7 +302,7 @@ def test_report_refuses_damaged_thumbnails(run: Path) -> None:
 @pytest.mark.parametrize("tasks", [1, 12, 80])
 def test_page_size_is_bounded(tasks: int) -> None:
     """With thumbnails of noise, the largest there are."""
-    rng, record, sets = np.random.default_rng(0), made_up_record(), made_up_sets(old_right=0.3)
+    rng, record, sets = np.random.default_rng(0), fake_record(), fake_sets(old_right=0.3)
     file = io.BytesIO()
     Image.fromarray(rng.integers(0, 256, (128, 128, 3), dtype=np.uint8)).save(file, format="JPEG", quality=75)
     noise = f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
@@ -312,13 +315,13 @@ def test_page_size_is_bounded(tasks: int) -> None:
         record.model_copy(update={"tasks": (*old, record.tasks[1])}), sets, lambda name, row: noise
     )
     assert len(page.encode()) < MAX_BYTES
-    assert 0 < len(Reader(page).images()) <= 60
+    assert 0 < len(PageReader(page).images()) <= 60
 
 
 def test_evaluation_page(forgetful: Path, new_folder: Path, tmp_path: Path) -> None:
     html = tmp_path / "pages" / "colors.html"
     result = evaluate(str(forgetful), new_folder, html=html)
-    reader = Reader(html.read_text(encoding="utf-8"))
+    reader = PageReader(html.read_text(encoding="utf-8"))
     assert f"{100 * result['accuracy']:.1f} %" in reader.plain_text
     assert f"{100 * result['calibration_error']:.1f} points" in reader.plain_text
     assert [(row[0], row[2]) for row in reader.table("paint: lowest class accuracies")[1:]] == [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from made_up import MAKES, Reader, made_up_comparison, made_up_record
+from fake_results import MAKES, PageReader, fake_comparison, fake_record
 from taskgraft import metrics, report
 from taskgraft.report import formatting
 from taskgraft.report.summary import Summary
@@ -14,16 +14,16 @@ from taskgraft.results.record import Comparison, Interval, Record
 
 @pytest.fixture(scope="module")
 def comparison() -> Comparison:
-    return made_up_comparison()
+    return fake_comparison()
 
 
 @pytest.fixture(scope="module")
 def table(pages: dict[str, str]) -> list[list[str]]:
-    return Reader(pages["comparison"]).table("Old tasks: make.")
+    return PageReader(pages["comparison"]).table("Old tasks: make.")
 
 
 def first_task() -> Record:
-    record = made_up_record()
+    record = fake_record()
     task = record.tasks[0].model_copy(update={"new": True, "parent": None, "forgetting": None, "agreement": None})
     parameters = {"parent": 0, "child": 11_000_000, "added": 11_000_000}
     command = "taskgraft train cars alice --task make"
@@ -69,7 +69,7 @@ def test_markdown_table_agrees_with_the_page(comparison, table, pages):
 
 
 def test_markdown_table_escapes_labels() -> None:
-    comparison = made_up_comparison(1)
+    comparison = fake_comparison(1)
     hostile = comparison.variants[0].model_copy(update={"label": "a | b\n<script>alert(1)</script>"})
     text = report.format_comparison_table(comparison.model_copy(update={"variants": (hostile,)}))
     assert "<script>" not in text
@@ -77,7 +77,7 @@ def test_markdown_table_escapes_labels() -> None:
 
 
 def test_single_seed_has_no_interval_and_asks_for_three() -> None:
-    comparison = made_up_comparison(1)
+    comparison = fake_comparison(1)
     text = report.format_comparison_table(comparison)
     assert "(1 seed)" in text
     assert "±" not in text
@@ -89,12 +89,12 @@ def test_missing_old_data(pages: dict[str, str]) -> None:
     assert "Forgetting on make is unknown" in pages["blind"]
     assert "is only a proxy" in pages["blind"]
     assert "--old-val DIR" in pages["blind"]
-    lines = report.summarize_run(made_up_record(with_old=False)).to_lines()
+    lines = report.summarize_run(fake_record(with_old=False)).to_lines()
     assert "make not measured (no old validation images); no Score" in lines[0]
     assert "forgetting unknown" in lines[1]
     assert "only a proxy" in lines[1]
     assert lines[4].endswith("taskgraft extend alice bob-photos out-measured --task colour --old-val DIR")
-    comparison = made_up_comparison(3, with_old=False)
+    comparison = fake_comparison(3, with_old=False)
     assert "proxy" in report.summarize_comparison(comparison).result
     assert "--old-val DIR" in report.format_comparison_table(comparison)
 
@@ -102,12 +102,12 @@ def test_missing_old_data(pages: dict[str, str]) -> None:
 @pytest.mark.parametrize(
     "summary",
     [
-        report.summarize_run(made_up_record()),
-        report.summarize_run(made_up_record(with_old=False, separate=None)),
+        report.summarize_run(fake_record()),
+        report.summarize_run(fake_record(with_old=False, separate=None)),
         report.summarize_run(first_task()),
-        report.summarize_comparison(made_up_comparison(3)),
-        report.summarize_comparison(made_up_comparison(1)),
-        report.summarize_comparison(made_up_comparison(1).model_copy(update={"variants": ()})),
+        report.summarize_comparison(fake_comparison(3)),
+        report.summarize_comparison(fake_comparison(1)),
+        report.summarize_comparison(fake_comparison(1).model_copy(update={"variants": ()})),
     ],
 )
 def test_summary_has_five_printable_lines(summary: Summary) -> None:
@@ -117,7 +117,7 @@ def test_summary_has_five_printable_lines(summary: Summary) -> None:
 
 
 def test_result_line() -> None:
-    record = made_up_record()
+    record = fake_record()
     make, color = record.tasks
     assert make.forgetting
     assert make.child
@@ -138,7 +138,7 @@ def test_comparison_names_the_best_baseline(comparison: Comparison) -> None:
 
 
 def test_terminal_escapes_are_removed() -> None:
-    record = made_up_record()
+    record = fake_record()
     task = record.tasks[1].model_copy(update={"name": "colour\x1b[2J\nworked"})
     lines = report.summarize_run(record.model_copy(update={"tasks": (record.tasks[0], task)})).to_lines()
     assert all(line.isprintable() for line in lines)
@@ -153,9 +153,9 @@ def test_first_task_has_nothing_to_forget() -> None:
 
 
 def test_model_card() -> None:
-    text = report.format_model_card(made_up_record())
+    text = report.format_model_card(fake_record())
     assert text.startswith("---\nlibrary_name: timm\n")
     assert f"| make | {len(MAKES)} | 87.0 (" in text
     assert "library_name: taskgraft" in report.format_model_card(
-        made_up_record().model_copy(update={"one_backbone": False})
+        fake_record().model_copy(update={"one_backbone": False})
     )

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from made_up import made_up_record
+from fake_results import fake_record
 from taskgraft.report import charts, figures, theme
 from taskgraft.report.evaluation_page import build_reliability_curves
 from taskgraft.results.record import StepMetrics
@@ -81,7 +81,7 @@ def test_curves_do_not_differ_in_color_alone(paper: str, vision: str) -> None:
     colors = PAPERS[paper]
     assert distance(colors["red"], colors["blue"], vision) > 1.5 * MIN_DISTANCE  # task A and task B
     line = StepMetrics(step=1, terms={f"term {i}": 1.0 for i in range(len(charts.SERIES))})
-    chart = figures.build_loss_chart("loss", "", [made_up_record().model_copy(update={"history": (line,)})])
+    chart = figures.build_loss_chart("loss", "", [fake_record().model_copy(update={"history": (line,)})])
     assert chart
     for styles in (
         [curve.style for curve in chart.panels[0].curves],

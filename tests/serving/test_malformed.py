@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from malformed import CANARY, CUT, MARK, head, post, requests
+from malformed_requests import CANARY, CANARY_BYTES, CONNECTION_CLOSED, make_requests, post_request, request_head
 from servers import Running, assert_error
 from taskgraft.serving.model import Logits
 
 BODY_SECONDS = 1.0  # timeout for bodies in these tests
-REQUESTS = requests("both", 32)
-READY = head("GET", "/v2/health/ready")
+REQUESTS = make_requests("both", 32)
+READY = request_head("GET", "/v2/health/ready")
 
 
 class Program(NamedTuple):
@@ -71,7 +71,7 @@ def is_complete(response: bytes) -> bool:
 
 
 def status(response: bytes) -> int:
-    return int(response.split(b" ", 2)[1]) if response.startswith(b"HTTP/1.1 ") else CUT
+    return int(response.split(b" ", 2)[1]) if response.startswith(b"HTTP/1.1 ") else CONNECTION_CLOSED
 
 
 @pytest.mark.parametrize("name", REQUESTS)
@@ -89,27 +89,27 @@ def test_malformed_request_is_rejected(program: Program, name: str) -> None:
 def test_log_quotes_no_client(program: Program, image: bytes) -> None:
     """The log contains no token, no name and no byte of an image, neither of good nor of broken requests."""
     headers = (f"Authorization: Bearer {CANARY}", f"Cookie: {CANARY}", f"User-Agent: {CANARY}")
-    assert status(exchange(program.port, post(f"/predict?top=1&x={CANARY}", image, *headers))) == 200
+    assert status(exchange(program.port, post_request(f"/predict?top=1&x={CANARY}", image, *headers))) == 200
     for request in REQUESTS.values():
         if not request.slow:
             exchange(program.port, request.sent)
     with socket.create_connection(("127.0.0.1", program.port)) as connection:  # closed in the middle of an image
-        connection.sendall(post("/predict", image)[:-20])
+        connection.sendall(post_request("/predict", image)[:-20])
     with socket.create_connection(("127.0.0.1", program.port)) as connection:  # broken while its body is awaited
-        connection.sendall(head("POST", "/predict", "Transfer-Encoding: chunked") + b"3\r\nabc\r\n")
+        connection.sendall(request_head("POST", "/predict", "Transfer-Encoding: chunked") + b"3\r\nabc\r\n")
         time.sleep(0.3)
-        connection.sendall(MARK + b"\r\n" + MARK)
+        connection.sendall(CANARY_BYTES + b"\r\n" + CANARY_BYTES)
         assert status(connection.recv(65_536)) == 400
     with socket.create_connection(("127.0.0.1", program.port)) as connection:  # broken after its response
-        connection.sendall(head("POST", "/nowhere", "Transfer-Encoding: chunked") + b"3\r\nabc\r\n")
+        connection.sendall(request_head("POST", "/nowhere", "Transfer-Encoding: chunked") + b"3\r\nabc\r\n")
         connection.recv(65_536)
         with contextlib.suppress(ConnectionResetError, BrokenPipeError):
-            connection.sendall(MARK * 100 + b"\r\n")
+            connection.sendall(CANARY_BYTES * 100 + b"\r\n")
             connection.recv(65_536)
     assert status(exchange(program.port, READY)) == 200
     log = program.log.read_bytes()
     assert b"ready: " in log
-    for forbidden in (MARK, b"Traceback", b"failed"):
+    for forbidden in (CANARY_BYTES, b"Traceback", b"failed"):
         assert forbidden not in log
     assert log.count(b"\n") < 20
 

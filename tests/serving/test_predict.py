@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from malformed import FORM, picture
+from malformed_requests import FORM_TYPE, png_header
 from servers import Running, assert_error, running
 from taskgraft.data.decode import decode_bytes
 from taskgraft.serving import service
@@ -52,10 +52,10 @@ def test_onnx_backend_gives_the_same_predictions(branched: Path, server: Running
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (picture(30_000, 30_000), "pixels"),
-        (picture(1001, 1000), "more than 1000000 pixels"),
-        (picture(100, 100), "damaged"),
-        (picture(1, 1), "smaller than"),
+        (png_header(30_000, 30_000), "pixels"),
+        (png_header(1001, 1000), "more than 1000000 pixels"),
+        (png_header(100, 100), "damaged"),
+        (png_header(1, 1), "smaller than"),
         (b"<svg/>", "known format"),
         (b"%!PS-Adobe-3.0 EPSF-3.0", "known format"),
         (b"<script>alert(1)</script>", "known format"),
@@ -68,28 +68,30 @@ def test_unusable_image_is_422(server: Running, data: bytes, reason: str) -> Non
 
 def test_unusable_image_is_rejected_within_a_second(server: Running) -> None:
     assert_error(server.client.post("/predict", content=b"x"), 422)
-    response = server.client.post("/predict", content=picture(30_000, 30_000))
+    response = server.client.post("/predict", content=png_header(30_000, 30_000))
     assert response.elapsed.total_seconds() < 1  # 0.1 s on an idle machine
 
 
 def test_invalid_requests(server: Running, image: bytes) -> None:
-    post = server.client.post
-    form = {"Content-Type": FORM}
+    post_request = server.client.post
+    form = {"Content-Type": FORM_TYPE}
     many = [("file", (str(number), b"x", "image/png")) for number in range(1000)]
     two = [("file", ("a", image, "image/png")), ("file", ("b", b"x", "image/png"))]
     bomb = gzip.compress(bytes(50 * 2**20))
-    assert_error(post("/predict"), 400, "empty")
-    assert_error(post("/predict", content=image, params={"top": 0}), 422, "top")
-    assert_error(post("/predict", content=image, headers={"Content-Encoding": "br"}), 415)
-    assert_error(post("/predict", content=b"x" * (2 * 2**20 + 1)), 413, "2 MiB")
-    assert_error(post("/predict", content=bomb, headers={"Content-Encoding": "gzip"}), 413)
-    assert_error(post("/predict", content=b"no gzip", headers={"Content-Encoding": "gzip"}), 400)
-    assert_error(post("/predict", files=many), 400, "Too many files")
-    assert_error(post("/predict", data={str(n): "x" for n in range(999)}, files={"f": b""}), 400, "Too many fields")
-    assert_error(post("/predict", files=two), 422, "image 2 of 2")
-    assert_error(post("/predict", content=b"--x\r\nbad", headers=form), 400)
-    assert_error(post("/predict", content=b"--x--", headers={"Content-Type": "multipart/form-data"}), 400)
-    assert_error(post("/predict", content=b"--x--", headers=form), 400, "no file")
+    assert_error(post_request("/predict"), 400, "empty")
+    assert_error(post_request("/predict", content=image, params={"top": 0}), 422, "top")
+    assert_error(post_request("/predict", content=image, headers={"Content-Encoding": "br"}), 415)
+    assert_error(post_request("/predict", content=b"x" * (2 * 2**20 + 1)), 413, "2 MiB")
+    assert_error(post_request("/predict", content=bomb, headers={"Content-Encoding": "gzip"}), 413)
+    assert_error(post_request("/predict", content=b"no gzip", headers={"Content-Encoding": "gzip"}), 400)
+    assert_error(post_request("/predict", files=many), 400, "Too many files")
+    assert_error(
+        post_request("/predict", data={str(n): "x" for n in range(999)}, files={"f": b""}), 400, "Too many fields"
+    )
+    assert_error(post_request("/predict", files=two), 422, "image 2 of 2")
+    assert_error(post_request("/predict", content=b"--x\r\nbad", headers=form), 400)
+    assert_error(post_request("/predict", content=b"--x--", headers={"Content-Type": "multipart/form-data"}), 400)
+    assert_error(post_request("/predict", content=b"--x--", headers=form), 400, "no file")
     assert_error(server.client.put("/predict", content=image), 405)
     assert_error(server.client.get("/page/..%2f..%2fpyproject.toml"), 404)
     assert_error(server.client.get("/page/page.py"), 404)
@@ -98,7 +100,7 @@ def test_invalid_requests(server: Running, image: bytes) -> None:
 
 def test_file_name_in_a_strange_charset(server: Running, image: bytes) -> None:
     part = b'--x\r\nContent-Disposition: form-data; name="f"; filename="a\\ud800.png"\r\n\r\n' + image + b"\r\n--x--"
-    headers = {"Content-Type": f"{FORM}; charset=unicode_escape"}
+    headers = {"Content-Type": f"{FORM_TYPE}; charset=unicode_escape"}
     response = server.client.post("/predict", content=part, headers=headers)
     assert response.json()["images"][0]["name"] == "a?.png"
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from cli_parsing import flags_of, parse, values_of
 from taskgraft.cli import main
 from taskgraft.config import TrainingConfig
-from typed import bind, flags, values
 
 COMMANDS = ("train", "extend", "compare", "tune")
 TOML = 'task = "paint"\nsteps = 3\nlr = 0.02\nold-val = ["a", "b"]\nno_parent_check = true\n'
@@ -36,7 +36,7 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
 def test_flag_wins_over_file_and_file_over_default(suffix: str, text: str, tmp_path: Path) -> None:
     file = tmp_path / f"run.{suffix}"
     file.write_text(text)
-    given = values(bind(["extend", "alice", "paints", "out", "--config", str(file), "--lr", "0.5"]))
+    given = values_of(parse(["extend", "alice", "paints", "out", "--config", str(file), "--lr", "0.5"]))
     assert (given["task"], given["steps"], given["lr"], given["batch_size"]) == ("paint", 3, 0.5, 32)
     assert given["old_val"] == [Path("a"), Path("b")]
     assert given["no_parent_check"] is True
@@ -45,7 +45,7 @@ def test_flag_wins_over_file_and_file_over_default(suffix: str, text: str, tmp_p
 def test_a_key_named_like_a_command_is_a_setting(tmp_path: Path) -> None:
     file = tmp_path / "run.toml"
     file.write_text('task = "paint"\nmethods = "finetune"\n')
-    assert values(bind(["compare", "a", "b", "c", "--config", str(file)]))["methods"] == "finetune"
+    assert values_of(parse(["compare", "a", "b", "c", "--config", str(file)]))["methods"] == "finetune"
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -53,7 +53,7 @@ def test_template_is_toml_once_uncommented(command: str, run) -> None:
     code, template, _ = run("config", command)
     lines = [line.removeprefix("# ") for line in template.splitlines() if re.match(r"# [\w-]+ = ", line)]
     settings = tomllib.loads("\n".join(lines))
-    names = {flag.removeprefix("--") for flag in flags(command)}
+    names = {flag.removeprefix("--") for flag in flags_of(command)}
     assert code == 0
     assert names - {"config", "resume"} - settings.keys() <= {"arch", "processes"}  # second names of a flag
     assert settings["lr"] == 0.001

@@ -15,7 +15,7 @@ from PIL import Image
 from taskgraft.bundle import Bundle, write_bundle
 from taskgraft.cli import main
 from taskgraft.data import Preprocessing
-from toys import NEW, OLD, folder_of, parent
+from toys import NEW, OLD, parent, write_folder
 
 SMALL = ["--steps", "1", "--head-steps", "0", "--batch-size", "4", "--precision", "fp32", "--cache", "none"]
 
@@ -44,7 +44,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Place:
     (root / "parent").mkdir()
     bundle = Bundle(parent(), preprocessing, {}, "here", "0", "test_resnet", "fc")
     write_bundle(root / "parent", bundle, method="train", parent={"source": "nowhere"})
-    folder_of(root / "data", NEW, 24, 1, size=16)
+    write_folder(root / "data", NEW, 24, 1, size=16)
     torch.save(timm.create_model("test_resnet", num_classes=3).state_dict(), root / "x.pth")
     (root / "labels.txt").write_text("\n".join(OLD.classes))
     return Place(root, root / "parent", root / "data", root / "out")
@@ -144,7 +144,7 @@ def test_one_class_only(place: Place, command) -> None:
 
 
 def test_unreadable_pictures(place: Place, command) -> None:
-    data = folder_of(place.root / "data", NEW, 24, 1, size=16)
+    data = write_folder(place.root / "data", NEW, 24, 1, size=16)
     for picture in sorted(data.rglob("*.png"))[:2]:
         picture.write_bytes(picture.read_bytes()[:40])
     refused(

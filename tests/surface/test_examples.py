@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from cli_parsing import COMMANDS
+from forks import run_cli
 from taskgraft.commands.train import train
 from taskgraft.config import TrainingConfig
 from taskgraft.synthetic import write_cars
-from typed import COMMANDS
 
-LESS = shlex.split("--steps 2 --batch-size 4 --head-steps 2 --eval-every 1 --precision fp32 --cache none")
-MORE = {
-    "train": [*LESS, "--model", "test_resnet"],
-    "extend": [*LESS, "--no-parent-check"],  # the parent below has hardly been trained
-    "compare": [*LESS, "--seeds", "1", "--no-parent-check"],
-    "tune": [*LESS, "--no-parent-check"],
+FEW = shlex.split("--steps 2 --batch-size 4 --head-steps 2 --eval-every 1 --precision fp32 --cache none")
+FLAGS = {
+    "train": [*FEW, "--model", "test_resnet"],
+    "extend": [*FEW, "--no-parent-check"],  # the parent below has hardly been trained
+    "compare": [*FEW, "--seeds", "1", "--no-parent-check"],
+    "tune": [*FEW, "--no-parent-check"],
 }
+
+
+pytestmark = pytest.mark.usefixtures("no_charts")
 
 
 @pytest.fixture(scope="module")
@@ -45,9 +47,5 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("name", sorted(COMMANDS.keys() - {"demo"}))  # `make demo` is the demo's example
 def test_the_example_runs(name: str, home: Path) -> None:
     words = shlex.split(str(COMMANDS[name].help_epilogue).removeprefix("Example: taskgraft "))
-    done = subprocess.run(
-        [sys.executable, "-m", "taskgraft.cli", *words, *MORE.get(name, [])],
-        cwd=home, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    done = run_cli(*words, *FLAGS.get(name, []), cwd=home, check=True)
     assert done.stdout.strip()

@@ -10,10 +10,10 @@ from dataclasses import fields
 import pytest
 
 import taskgraft
+from cli_parsing import COMMANDS, arguments_of, flags_of, parse
 from taskgraft.cli import main
 from taskgraft.config import TRAIN_DEFAULTS, TrainingConfig
 from taskgraft.methods.registry import METHODS
-from typed import COMMANDS, arguments_of, bind, flags
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def test_help_shows_an_example_that_parses(name: str, printed) -> None:
     assert example in printed(name, "--help")
     words = shlex.split(example.removeprefix("Example: taskgraft "))
     assert words[0] == name
-    bind(words)
+    parse(words)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -66,7 +66,7 @@ def test_every_training_setting_is_a_flag_with_its_default(name: str, printed) -
     defaults = TRAIN_DEFAULTS if name == "train" else TrainingConfig()
     for setting in fields(TrainingConfig):
         flag = f"--{setting.name.replace('_', '-')}"
-        assert flag in flags(name)
+        assert flag in flags_of(name)
         row = text.partition(f" {flag} ")[2].partition(" --")[0]
         assert setting.metadata["help"] in row
         assert f"[default: {getattr(defaults, setting.name)}]" in row

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from cli_parsing import COMMANDS, flags_of
 from taskgraft.cli.app import how_to_continue
-from typed import COMMANDS, flags
 
 ROOT = Path(__file__).parents[2]
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
@@ -48,7 +48,7 @@ def test_flags_in_messages_belong_to_the_command_that_shows_them(monkeypatch: py
     for message, flag in found:
         named = [command for command in COMMANDS if f"{command} with" in message.text]  # such as "or extend with"
         commands = (*users_of(message.path), *named)
-        assert any(flag in flags(command) for command in commands), f"{message.path}: {message.text}"
+        assert any(flag in flags_of(command) for command in commands), f"{message.path}: {message.text}"
 
 
 def literals() -> Iterator[tuple[Path, str]]:
@@ -62,7 +62,7 @@ def literals() -> Iterator[tuple[Path, str]]:
 
 
 def test_every_flag_that_any_text_names_is_one_of_a_command() -> None:
-    known = {flag for verb in COMMANDS for flag in flags(verb)} | {"--debug", "--version", "--help"}
+    known = {flag for verb in COMMANDS for flag in flags_of(verb)} | {"--debug", "--version", "--help"}
     unknown = [
         f"{path.relative_to(ROOT)}: {flag}" for path, text in literals() for flag in FLAG.findall(text)
         if flag not in known
@@ -100,4 +100,4 @@ def test_the_commands_in_texts_are_understood() -> None:
 def test_a_stopped_command_says_how_to_continue(words: str, way: str) -> None:
     assert how_to_continue(words.split()) == way
     verb = next(word for word in words.split() if not word.startswith("-"))
-    assert ("--resume" in flags(verb)) >= ("--resume" in way)
+    assert ("--resume" in flags_of(verb)) >= ("--resume" in way)

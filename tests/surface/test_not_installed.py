@@ -9,61 +9,68 @@ from pathlib import Path
 
 import taskgraft
 
-STRANGER = """
-import importlib.metadata, sys
-known = importlib.metadata.distribution
+HIDE_METADATA = """
+import importlib.metadata
+original = importlib.metadata.distribution
 def distribution(name):
     if name == "taskgraft":
         raise importlib.metadata.PackageNotFoundError(name)
-    return known(name)
+    return original(name)
 importlib.metadata.distribution = distribution
-from taskgraft.cli import main
-main()
 """
+RUN_COMMANDS = """
+import json, sys
+from taskgraft.cli import main
+for words in json.loads(sys.argv[1]):
+    sys.argv = ["taskgraft", *words]
+    try:
+        main()
+    except SystemExit as end:
+        assert not end.code
+"""
+FLAGS = [
+    "--task",
+    "paint",
+    "--method",
+    "finetune",
+    "--steps",
+    "2",
+    "--batch-size",
+    "8",
+    "--head-steps",
+    "5",
+    "--precision",
+    "fp32",
+    "--cache",
+    "none",
+]
 
 
-def told(*words: str | Path) -> str:
-    command = [sys.executable, "-c", STRANGER, *map(str, words)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+def run(code: str, *args: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", HIDE_METADATA + code, *args]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
 
 
-def test_the_stranger_is_one() -> None:
-    code = STRANGER.replace("from taskgraft.cli import main\nmain()", "importlib.metadata.version('taskgraft')")
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+def test_metadata_is_hidden() -> None:
+    done = run("importlib.metadata.version('taskgraft')")
     assert "PackageNotFoundError: No package metadata was found for taskgraft" in done.stderr
 
 
-def test_it_tells_its_version_and_what_it_requires() -> None:
-    assert told("--version") == f"taskgraft {taskgraft.__version__}\n"
-    found = json.loads(told("doctor", "--json"))
-    assert not found["failed"]
-    assert {"torch", "numpy", "timm", "Python"} <= {one["name"] for one in found["findings"]}
-
-
-def test_it_extends_and_exports(tmp_path: Path, alice: Path, new_folder: Path) -> None:
+def test_commands_work(tmp_path: Path, alice: Path, new_folder: Path) -> None:
     out = tmp_path / "out"
-    told(
-        "extend",
-        alice,
-        new_folder,
-        out,
-        "--task",
-        "paint",
-        "--method",
-        "finetune",
-        "--steps",
-        "2",
-        "--batch-size",
-        "8",
-        "--head-steps",
-        "5",
-        "--precision",
-        "fp32",
-        "--cache",
-        "none",
-    )
+    commands = [
+        ["--version"],
+        ["doctor", "--json"],
+        ["extend", str(alice), str(new_folder), str(out), *FLAGS],
+        ["export", str(out), str(tmp_path / "timm"), "--format", "safetensors"],
+    ]
+    done = run(RUN_COMMANDS, json.dumps(commands))
+    assert done.returncode == 0, done.stderr
+    version, rest = done.stdout.split("\n", 1)
+    assert version == f"taskgraft {taskgraft.__version__}"
+    result, _ = json.JSONDecoder().raw_decode(rest)
+    assert not result["blocked"]
+    assert {"torch", "numpy", "timm", "Python"} <= {finding["name"] for finding in result["findings"]}
     assert json.loads((out / "record.json").read_text())["versions"]["taskgraft"] == taskgraft.__version__
-    told("export", out, tmp_path / "timm", "--format", "safetensors")
     assert (out / "report.html").exists()
+    assert (tmp_path / "timm").exists()

@@ -16,7 +16,7 @@ from taskgraft.models.classifier import grow
 from taskgraft.training import checkpoints as states
 from taskgraft.training import loop, run_folder
 from taskgraft.training.checkpoints import TrainState
-from toys import NEW, RUN, parent, same, sources, weights
+from toys import NEW, RUN, equal, make_data, parent, weights
 
 EMPTY = Method()
 QUICK = replace(RUN, head_steps=0)
@@ -24,16 +24,16 @@ QUICK = replace(RUN, head_steps=0)
 
 def at(step: int, optimizer: str = "sgd") -> TrainState:
     config = replace(QUICK, optimizer=optimizer)
-    state = loop.prepare(grow(parent(), NEW, 3), EMPTY, sources(), config)
+    state = loop.prepare(grow(parent(), NEW, 3), EMPTY, make_data(), config)
     memory = {"m": {"deep": {"f": torch.rand(3), "i": torch.tensor([1, -5])}, "b": torch.tensor([True, False])}}
     state = replace(state, memory=memory)
     for _ in range(step):
-        state, _ = loop.train_step(state, EMPTY, sources(), config)
+        state, _ = loop.train_step(state, EMPTY, make_data(), config)
     return state
 
 
 def blank(optimizer: str = "sgd") -> TrainState:
-    return loop.prepare(grow(parent(), NEW, 9), EMPTY, sources(), replace(QUICK, optimizer=optimizer))
+    return loop.prepare(grow(parent(), NEW, 9), EMPTY, make_data(), replace(QUICK, optimizer=optimizer))
 
 
 def saved(folder: Path, *numbers: int) -> list[Path]:
@@ -54,14 +54,14 @@ def test_restore_returns_saved_state(tmp_path: Path, optimizer: str) -> None:
     path = states.save(tmp_path, before)
     after = states.restore(path, blank(optimizer))
     assert (after.seed, after.step) == (before.seed, 2)
-    assert same(weights(after), weights(before))
+    assert equal(weights(after), weights(before))
     assert len(packed(before)) > 10
-    assert same(packed(after), packed(before))
-    assert same(dict(pytree.flatten(after.memory)), dict(pytree.flatten(before.memory)))
+    assert equal(packed(after), packed(before))
+    assert equal(dict(pytree.flatten(after.memory)), dict(pytree.flatten(before.memory)))
     assert after.memory["m"]["deep"]["i"].dtype == torch.int64
     config = replace(QUICK, optimizer=optimizer)
-    ends = [weights(loop.fit(state, EMPTY, sources(), config)) for state in (before, after)]
-    assert same(*ends)
+    ends = [weights(loop.fit(state, EMPTY, make_data(), config)) for state in (before, after)]
+    assert equal(*ends)
 
 
 @pytest.mark.parametrize("harm", ["more", "fewer"])
@@ -96,9 +96,9 @@ def test_checkpoint_is_independent_of_state(tmp_path: Path) -> None:
     path = states.save(tmp_path, state)
     before = weights(state)
     after = states.restore(path, blank())
-    loop.train_step(state, EMPTY, sources(), QUICK)
+    loop.train_step(state, EMPTY, make_data(), QUICK)
     shutil.rmtree(path)
-    assert same(weights(after), before)
+    assert equal(weights(after), before)
 
 
 def test_save_creates_folder_and_deletes_leftovers(tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_save_replaces_same_step(tmp_path: Path) -> None:
         next(state.classifier.parameters()).zero_()
     states.save(tmp_path, replace(state, step=4))
     assert len(states.list_checkpoints(tmp_path)) == 1
-    assert same(weights(states.restore(states.list_checkpoints(tmp_path)[0], blank())), weights(state))
+    assert equal(weights(states.restore(states.list_checkpoints(tmp_path)[0], blank())), weights(state))
 
 
 def flip(path: Path) -> None:

@@ -13,7 +13,7 @@ from taskgraft import TaskgraftError, TrainingConfig, extend, pytree
 from taskgraft.models.classifier import Classifier
 from taskgraft.training import loop
 from taskgraft.types import Callbacks
-from toys import RUN, finished, started
+from toys import RUN, run_to_end, start_run
 
 FROZEN = replace(RUN, norm="frozen")  # BatchNorm in training mode sees pieces, and rightly answers otherwise
 
@@ -24,8 +24,8 @@ FROZEN = replace(RUN, norm="frozen")  # BatchNorm in training mode sees pieces, 
 )  # fmt: skip
 @pytest.mark.parametrize("micro_batches", [3, 8])
 def test_micro_batches_give_equal_weights(notation: str, micro_batches: int) -> None:
-    whole, kept = finished(notation, FROZEN)
-    child, memory = finished(notation, replace(FROZEN, micro_batches=micro_batches))
+    whole, kept = run_to_end(notation, FROZEN)
+    child, memory = run_to_end(notation, replace(FROZEN, micro_batches=micro_batches))
     preprocessing = {**pytree.state(whole), **dict(pytree.flatten(kept))}
     found = {**pytree.state(child), **dict(pytree.flatten(memory))}
     assert found.keys() == preprocessing.keys()
@@ -35,10 +35,10 @@ def test_micro_batches_give_equal_weights(notation: str, micro_batches: int) -> 
 
 
 def test_batchnorm_statistics_move_once_per_step() -> None:
-    state, method, sources = started("finetune", replace(RUN, micro_batches=2))
+    state, method, training_data = start_run("finetune", replace(RUN, micro_batches=2))
     counts = {name: value for name, value in state.classifier.named_buffers() if name.endswith("num_batches_tracked")}
     before = {name: int(value) for name, value in counts.items()}
-    loop.train_step(state, method, sources, replace(RUN, micro_batches=2))
+    loop.train_step(state, method, training_data, replace(RUN, micro_batches=2))
     assert {int(value) - before[name] for name, value in counts.items()} == {2}  # one for each piece
 
 
@@ -48,8 +48,8 @@ def test_single_image_needs_frozen_norm(batch_size: int, micro_batches: int) -> 
     with pytest.raises(
         TaskgraftError, match=r"from a single image: set --batch-size and --micro-batches .* or use --norm frozen"
     ):
-        finished("finetune", config)
-    finished("finetune", replace(config, norm="frozen"))
+        run_to_end("finetune", config)
+    run_to_end("finetune", replace(config, norm="frozen"))
 
 
 RUN_OUT = TrainingConfig(

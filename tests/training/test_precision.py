@@ -19,7 +19,7 @@ from taskgraft import pytree
 from taskgraft.config import Precision
 from taskgraft.models.classifier import grow
 from taskgraft.training import precision
-from toys import NEW, RUN, parent, same, sources
+from toys import NEW, RUN, equal, make_data, parent
 
 AUTO = replace(RUN, precision="auto", batch_size=4)
 
@@ -27,29 +27,29 @@ AUTO = replace(RUN, precision="auto", batch_size=4)
 @pytest.mark.parametrize("asked", precision.CANDIDATES)
 def test_explicit_precision_is_used(asked: Precision, tmp_path: Path) -> None:
     config = replace(RUN, precision=asked)
-    assert precision.choose_precision(parent(), sources(), config, tmp_path) == (config, "set explicitly")
+    assert precision.choose_precision(parent(), make_data(), config, tmp_path) == (config, "set explicitly")
     assert not list(tmp_path.iterdir())
 
 
 def test_auto_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     child = grow(parent(), NEW, 0)
     before, draws = pytree.state(child), torch.random.get_rng_state()
-    config, reason = precision.choose_precision(child, sources(), AUTO, tmp_path)
+    config, reason = precision.choose_precision(child, make_data(), AUTO, tmp_path)
     assert config == replace(AUTO, precision=config.precision)
     assert config.precision in precision.CANDIDATES
     assert reason.startswith("measured here: fp32 ")
     assert reason.count("images/s") == 2 + precision.computes_bf16(torch.device("cpu"))
-    assert same(pytree.state(child), before)  # timing teaches nothing
+    assert equal(pytree.state(child), before)  # timing teaches nothing
     assert torch.equal(torch.random.get_rng_state(), draws)
     monkeypatch.setattr(precision, "_benchmark", lambda *_: pytest.fail("timed twice"))
-    assert precision.choose_precision(child, sources(), AUTO, tmp_path) == (config, reason)
+    assert precision.choose_precision(child, make_data(), AUTO, tmp_path) == (config, reason)
 
 
 def test_fastest_wins_by_margin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def chosen(**lrs: float) -> str:
         found: Any = {name.replace("_", "-"): lr for name, lr in lrs.items()}
         monkeypatch.setattr(precision, "_benchmark", lambda *_: (found, {}))
-        return precision.choose_precision(parent(), sources(), AUTO, None)[0].precision
+        return precision.choose_precision(parent(), make_data(), AUTO, None)[0].precision
 
     assert chosen(fp32=100, fp32_channels_last=105, bf16=109) == "fp32"
     assert chosen(fp32=100, fp32_channels_last=120, bf16=125) == "fp32-channels-last"
@@ -113,7 +113,7 @@ def test_emulated_bf16_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(precision, "computes_bf16", lambda device: False)
     asked: list[str] = []
     monkeypatch.setattr(precision, "_time_step", lambda trial, batch, name, softmax: asked.append(name) or 0.1)
-    config, reason = precision.choose_precision(grow(parent(), NEW, 0), sources(), AUTO, None)
+    config, reason = precision.choose_precision(grow(parent(), NEW, 0), make_data(), AUTO, None)
     assert set(asked) == {"fp32", "fp32-channels-last"}
     assert reason.endswith("; bf16 not tried: this device only emulates it")
     assert config.precision == "fp32"
@@ -133,9 +133,9 @@ def test_other_batch_size_or_damaged_file_is_measured_again(tmp_path: Path, monk
     lrs: dict[Precision, float] = {"fp32": 1.0, "fp32-channels-last": 1.0, "bf16": 1.0}
     monkeypatch.setattr(precision, "_benchmark", lambda *_: asked.append(1) or (lrs, {}))
     for config in (AUTO, AUTO, replace(AUTO, batch_size=5)):
-        precision.choose_precision(parent(), sources(), config, tmp_path)
+        precision.choose_precision(parent(), make_data(), config, tmp_path)
     assert len(asked) == 2
     assert len(json.loads((tmp_path / "precision.json").read_text())) == 2
     (tmp_path / "precision.json").write_text("{")
-    precision.choose_precision(parent(), sources(), AUTO, tmp_path)
+    precision.choose_precision(parent(), make_data(), AUTO, tmp_path)
     assert len(asked) == 3

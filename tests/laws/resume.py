@@ -1,4 +1,4 @@
-"""Run by a law in a process of its own: go on from each checkpoint, print a digest of the last weights."""
+"""Run in a process of its own: resume from each checkpoint and print a digest of the final weights."""
 
 import sys
 from pathlib import Path
@@ -9,10 +9,10 @@ from taskgraft.methods import composition
 from taskgraft.models.classifier import grow
 from taskgraft.training import checkpoints as states
 from taskgraft.training import loop
-from toys import NEW, RUN, mark, parent, sources, weights
+from toys import NEW, RUN, digest, make_data, parent, weights
 
 for number, text in enumerate(sys.argv[2:]):
     method = composition.build(text)
-    blank = loop.prepare(grow(parent(), NEW, RUN.seed), method, sources(), RUN)
+    blank = loop.prepare(grow(parent(), NEW, RUN.seed), method, make_data(), RUN)
     path = states.list_checkpoints(Path(sys.argv[1]) / str(number))[0]
-    print(mark(weights(loop.fit(states.restore(path, blank), method, sources(), RUN))))
+    print(digest(weights(loop.fit(states.restore(path, blank), method, make_data(), RUN))))

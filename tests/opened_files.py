@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
-Openings = Callable[[Path], AbstractContextManager[list[str]]]
+OpenedFiles = Callable[[Path], AbstractContextManager[list[str]]]
 
 _watched: list[tuple[str, list[str]]] = []
 _hooked: list[bool] = []
@@ -23,7 +23,7 @@ def _hear(event: str, arguments: tuple[object, ...]) -> None:
 
 
 @contextmanager
-def below(root: Path) -> Iterator[list[str]]:
+def opened_below(root: Path) -> Iterator[list[str]]:
     """The files below a folder that are opened in the block; a list of folders is none."""
     if not _hooked:  # a hook cannot be taken away again
         sys.addaudithook(_hear)

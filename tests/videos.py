@@ -11,25 +11,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taskgraft.types import Task
-from toys import pictures
+from toys import make_images
 
 FRAME_RATE = 10
-SIDE = 64
+SIZE = 64
 
 
-def stills(task: Task, tracks: Sequence[int], frames: int, seed: int = 11) -> list[NDArray[np.uint8]]:
+def make_frames(task: Task, tracks: Sequence[int], frames: int, seed: int = 11) -> list[NDArray[np.uint8]]:
     """`frames` images [SIDE, SIDE, 3] for each class number in `tracks`, in order."""
-    images = pictures(400, task, seed)
+    images = make_images(400, task, seed)
     labels = images.labels[task.name].numpy()
     rng = np.random.default_rng(seed)
     found = []
     for k in tracks:
         for row in rng.choice(np.flatnonzero(labels == k), frames):
-            found.append(images.pixels[row].numpy().repeat(SIDE // 32, axis=0).repeat(SIDE // 32, axis=1))
+            found.append(images.pixels[row].numpy().repeat(SIZE // 32, axis=0).repeat(SIZE // 32, axis=1))
     return found
 
 
-def film(path: Path, frames: Iterable[NDArray[np.uint8]], times: Sequence[float] | None = None) -> Path:
+def write_video(path: Path, frames: Iterable[NDArray[np.uint8]], times: Sequence[float] | None = None) -> Path:
     """Write frames [H, W, 3] as a video, at RATE a second or at these times (seconds, rising)."""
     with av.open(path, "w", options={"movflags": "faststart"} if path.suffix == ".mp4" else {}) as container:
         stream = container.add_stream("mpeg4", rate=FRAME_RATE)
@@ -47,14 +47,14 @@ def film(path: Path, frames: Iterable[NDArray[np.uint8]], times: Sequence[float]
     return path
 
 
-def cut(path: Path, share: float, to: Path) -> Path:
+def truncate(path: Path, share: float, to: Path) -> Path:
     """The first `share` of a file."""
     data = path.read_bytes()
     to.write_bytes(data[: int(share * len(data))])
     return to
 
 
-def turned(path: Path, to: Path) -> Path:
+def rotate(path: Path, to: Path) -> Path:
     """The same MP4, marked to be shown turned by a quarter: its track's matrix says so, no frame changes."""
     data = bytearray(path.read_bytes())
     start = data.index(b"tkhd") + 4 + 40  # behind version, times, identity, duration, layer, volume

@@ -21,24 +21,24 @@ def arguments_of(verb: str) -> ArgumentCollection:
     return COMMANDS[verb].assemble_argument_collection(default_parameter=app.default_parameter, parse_docstring=True)
 
 
-def bind(words: list[str]) -> inspect.BoundArguments:
+def parse(words: list[str]) -> inspect.BoundArguments:
     """Parse a command; raises what the command line raises."""
     _, bound, _ = app.parse_args(words, exit_on_error=False, print_error=False, verbose=False)
     return bound
 
 
 @cache
-def understood(line: str) -> str:
+def parse_line(line: str) -> str:
     """Parse a whole command line and return its verb; raises what the command line raises."""
     words = shlex.split(line)
     assert words[0] == "taskgraft", line
     words = [word for word in words[1:] if word != "--debug"]
-    bind(words)
+    parse(words)
     return words[0]
 
 
 @cache
-def flags(verb: str) -> dict[str, bool]:
+def flags_of(verb: str) -> dict[str, bool]:
     """The flags of a command, and whether each takes a value."""
     return {
         name: not argument.is_flag()
@@ -48,7 +48,7 @@ def flags(verb: str) -> dict[str, bool]:
     }
 
 
-def values(bound: inspect.BoundArguments) -> dict[str, Any]:
+def values_of(bound: inspect.BoundArguments) -> dict[str, Any]:
     """The values of all arguments by their Python names, those inside dataclasses included."""
     bound.apply_defaults()
     found: dict[str, Any] = {}

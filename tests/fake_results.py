@@ -33,7 +33,7 @@ VARIANTS = (  # label, method, learning rate, final old accuracy, final new accu
 )
 
 
-def made_up_predictions(classes, labels, right, seed, names="new"):
+def fake_predictions(classes, labels, right, seed, names="new"):
     """Predictions that are right on a fraction `right` of the images."""
     rng = np.random.default_rng(seed)
     task = next(iter(labels))
@@ -48,22 +48,22 @@ def made_up_predictions(classes, labels, right, seed, names="new"):
     return Predictions(classes, "per-task", ids, labels, logits)
 
 
-def made_up_sets(old=MAKES, new=COLORS, with_old=True, names="new", old_right=0.73):
+def fake_sets(old=MAKES, new=COLORS, with_old=True, names="new", old_right=0.73):
     labels = np.random.default_rng(5).integers(0, len(new), 400)
     both = {"make": old, "colour": new}
     sets = {
-        "new": made_up_predictions(both, {"colour": labels}, 0.88, 1, names),
+        "new": fake_predictions(both, {"colour": labels}, 0.88, 1, names),
     }
     logits = sets["new"].logits["make"] + np.random.default_rng(2).normal(0, 1.2, (400, len(old))).astype("f4")
     sets["new-parent"] = sets["new"]._replace(classes={"make": old}, labels={}, logits={"make": logits})
     if with_old:
         known = {"make": np.random.default_rng(6).integers(0, len(old), 500)}
-        sets["old"] = made_up_predictions(both, known, old_right, 3, names)
-        sets["old-parent"] = made_up_predictions({"make": old}, known, 0.85, 4, names)
+        sets["old"] = fake_predictions(both, known, old_right, 3, names)
+        sets["old-parent"] = fake_predictions({"make": old}, known, 0.85, 4, names)
     return sets
 
 
-def made_up_history(method, lr, old_end, new_end, seed, with_old=True, steps=600):
+def fake_history(method, lr, old_end, new_end, seed, with_old=True, steps=600):
     rng = np.random.default_rng(seed)
     speed = 3 if lr > 5e-4 else 1.2
     lines = []
@@ -79,7 +79,7 @@ def made_up_history(method, lr, old_end, new_end, seed, with_old=True, steps=600
     return tuple(lines)
 
 
-def made_up_record(
+def fake_record(
     method="distill(strength=1)",
     lr=1e-4,
     ends=(0.734, 0.871),
@@ -87,11 +87,11 @@ def made_up_record(
     with_old=True,
     separate: float | None = 0.95,
 ):
-    history = made_up_history(method, lr, ends[0], ends[1], seed, with_old)
+    history = fake_history(method, lr, ends[0], ends[1], seed, with_old)
     scored = metrics.score(history, ("make", "colour"))
     score, step = scored if scored else (None, history[-1].step)
     kept = next(line for line in history if line.step == step)
-    sets = made_up_sets(with_old=with_old)
+    sets = fake_sets(with_old=with_old)
     agree = metrics.bootstrap_interval(metrics.agreement(sets["new-parent"], sets["new"], "make"))
     make = TaskResult(name="make", classes=MAKES, new=False, agreement=agree)
     if with_old:
@@ -150,7 +150,7 @@ def hits(share, n):
     return (np.arange(n) < round(share * n)).astype(np.float64)
 
 
-def made_up_comparison(seeds=3, with_old=True, separate=True):
+def fake_comparison(seeds=3, with_old=True, separate=True):
     return Comparison(
         command=f"taskgraft compare alice bob-photos out --task colour --seeds {seeds}",
         reproduce_command=f"taskgraft compare alice bob-photos out --task colour --seeds {seeds}",
@@ -161,7 +161,7 @@ def made_up_comparison(seeds=3, with_old=True, separate=True):
                 method=method,
                 config={"lr": lr, "steps": 600, "batch_size": 32, "optimizer": "sgd"},
                 records=tuple(
-                    made_up_record(method, lr, (old, new), 10 * i + seed, with_old, None) for seed in range(seeds)
+                    fake_record(method, lr, (old, new), 10 * i + seed, with_old, None) for seed in range(seeds)
                 ),
             )
             for i, (label, method, lr, old, new) in enumerate(VARIANTS)
@@ -172,7 +172,7 @@ def made_up_comparison(seeds=3, with_old=True, separate=True):
     )
 
 
-def made_up_search(tasks=("make", "colour"), methods=("ewc", "distill", "finetune")):
+def fake_search(tasks=("make", "colour"), methods=("ewc", "distill", "finetune")):
     """40 trials, every third of them complete."""
     rng, trials = np.random.default_rng(0), []
     for i in range(40):
@@ -197,7 +197,7 @@ def made_up_search(tasks=("make", "colour"), methods=("ewc", "distill", "finetun
     )  # fmt: skip
 
 
-def made_up_distribution(names=MAKES):
+def fake_distribution(names=MAKES):
     own = [
         ClassPrevalence(name=name, naive=0.1, prevalence=0.03 * i, low=0.02 * i, high=0.05 * i)
         for i, name in enumerate(names)
@@ -209,7 +209,7 @@ def made_up_distribution(names=MAKES):
     return Distribution(model="out", sources=("film.mp4",), tasks=(task,), pairs=(pair,), images=90)
 
 
-class Reader(HTMLParser):
+class PageReader(HTMLParser):
     """Reads a page: tags with attributes, scripts, tables by caption, all text."""
 
     def __init__(self, page):
