@@ -86,7 +86,7 @@ def imported(
 @pytest.fixture
 def workspace(images_of_two_classes: Path, parent_bundle: Path, tmp_path: Path) -> Workspace:
     shutil.copytree(images_of_two_classes, tmp_path / "data")
-    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "cwd").mkdir(parents=True)
     return Workspace(tmp_path, tmp_path / "data", tmp_path / "out", parent_bundle)
 
 

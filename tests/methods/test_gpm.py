@@ -15,7 +15,7 @@ from taskgraft.models.classifier import grow, inherited_parameters, wrap
 from taskgraft.models.inference import predict
 from taskgraft.training import loop
 from taskgraft.types import TrainingData
-from toys import NEW, OLD, RUN, parent, pictures, started, trained, weights
+from toys import NEW, OLD, RUN, make_images, parent, run_steps, start_run, weights
 
 
 def gpm_basis(threshold: float, *tasks: np.ndarray) -> np.ndarray:
@@ -58,9 +58,9 @@ def test_the_old_task_keeps_its_logits_on_the_protected_images(optimizer: str) -
     """A wide network has room beside 6 images: with all their directions protected, their old logits stay."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 64), nn.ReLU(), nn.Linear(64, 3))
-    model, old = wrap(net, "3", [OLD]), pictures(6, OLD, 7, size=8)
+    model, old = wrap(net, "3", [OLD]), make_images(6, OLD, 7, size=8)
     config = replace(RUN, steps=30, lr=0.01, optimizer=optimizer, head_steps=0, clip_grad=0.0)
-    data = TrainingData(pictures(16, NEW, 5, size=8), old, 2, "none", 3)
+    data = TrainingData(make_images(16, NEW, 5, size=8), old, 2, "none", 3)
 
     def drift(method: str) -> float:
         run = composition.build(method)
@@ -73,10 +73,10 @@ def test_the_old_task_keeps_its_logits_on_the_protected_images(optimizer: str) -
 
 
 def test_a_lower_threshold_leaves_more_room() -> None:
-    start = weights(started("gpm(images=16)")[0])
+    start = weights(start_run("gpm(images=16)")[0])
 
     def moved(threshold: float) -> float:
-        child = trained(f"gpm(images=16, threshold={threshold})").classifier
+        child = run_steps(f"gpm(images=16, threshold={threshold})").classifier
         return sum(float((v.detach() - start[name]).abs().sum()) for name, v in inherited_parameters(child).items())
 
     assert moved(0.8) > 1.5 * moved(0.999)
@@ -84,7 +84,7 @@ def test_a_lower_threshold_leaves_more_room() -> None:
 
 def test_the_next_extension_protects_every_task_without_their_images() -> None:
     config = replace(RUN, norm="frozen")
-    state, method, data = started("gpm(images=16, threshold=0.9)", config)
+    state, method, data = start_run("gpm(images=16, threshold=0.9)", config)
     state = loop.fit(state, method, data, config)
     assert method.finish
     _, memory = method.finish(state.classifier, state.memory, data)
@@ -96,14 +96,14 @@ def test_the_next_extension_protects_every_task_without_their_images() -> None:
 
 
 def test_inherited_parameters_without_inputs_stay() -> None:
-    start, end = weights(started("gpm(images=16)")[0]), weights(trained("gpm(images=16)"))
+    start, end = weights(start_run("gpm(images=16)")[0]), weights(run_steps("gpm(images=16)"))
     norms = [name for name, value in start.items() if name.endswith(".weight") and value.dim() == 1]
     assert norms
     assert all(torch.equal(start[name], end[name]) for name in norms)
 
 
 def test_first_has_a_threshold_of_its_own() -> None:
-    images = pictures(16, OLD, 7)
+    images = make_images(16, OLD, 7)
     model = grow(parent(), NEW, 0)
     names = [name for name, _ in model.named_parameters()]
     low = gpm.Gpm(threshold=0.99, first=0.5)._extend(model, images, {}, names)
