@@ -15,7 +15,7 @@ from taskgraft.config import Range
 from taskgraft.methods.protocol import Method, Settings, Traits
 from taskgraft.models.classifier import Classifier, inherited_parameters
 from taskgraft.models.eval_mode import eval_mode
-from taskgraft.models.features import compute_once, image_reader, sample_evenly
+from taskgraft.models.inference import compute_once, image_reader, sample_evenly
 from taskgraft.types import Images, Memory, Params, TrainingData
 
 BATCH_SIZE = 32
