@@ -173,9 +173,11 @@ def test_proposals_after_a_comparison(start: str, seeds: int, with_old: bool, fo
         )
 
 
-@pytest.mark.parametrize("typed", ["taskgraft demo", "taskgraft demo elsewhere/ --seeds=1", "taskgraft demo --seeds 1"])
-def test_more_seeds_of_the_demo(cli_parsing: str) -> None:
-    command = commands.run_more_seeds(fake_comparison(1).model_copy(update={"command": cli_parsing}))
+@pytest.mark.parametrize(
+    "command_line", ["taskgraft demo", "taskgraft demo elsewhere/ --seeds=1", "taskgraft demo --seeds 1"]
+)
+def test_more_seeds_of_the_demo(command_line: str) -> None:
+    command = commands.run_more_seeds(fake_comparison(1).model_copy(update={"command": command_line}))
     assert parse_line(command) == "demo"
     assert command.endswith("--seeds 3")
 
