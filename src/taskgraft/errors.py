@@ -61,3 +61,8 @@ def require(extra: str, *packages: str, what: str) -> None:
     if missing:
         install = f"'taskgraft[{extra}]'" if extra else " ".join(missing)
         raise MissingDependency(f"{what} needs {', '.join(missing)}; install with: pip install {install}")
+
+
+def first_line(error: BaseException, limit: int = 160) -> str:
+    """The first line of an error's message, or its type where it has none."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:limit]

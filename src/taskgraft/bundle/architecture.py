@@ -1,4 +1,4 @@
-"""Networks from their description: a timm name with arguments, the heads, and the side networks beside the backbone."""
+"""Networks from their description: a timm name with arguments, the heads, and the side networks."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from torch import nn
 from taskgraft.config import Softmax
 from taskgraft.data import transforms
 from taskgraft.data.transforms import Preprocessing
-from taskgraft.errors import CheckpointError
+from taskgraft.errors import CheckpointError, first_line
 from taskgraft.models import feature_points
 from taskgraft.models.classifier import Classifier, HeadSpec
 from taskgraft.models.side_networks import Ladder, Pooled, Tail
 from taskgraft.types import Task
 
-MAX_ARGUMENT = 100_000  # of a number among a network's arguments; the widest layers have some thousands
+MAX_ARGUMENT = 100_000  # largest number among a network's arguments; the widest layers have some thousands
 Width = Annotated[int, Field(ge=1, le=65_536)]
 
 
@@ -47,25 +47,28 @@ def create_network(arch: str, num_classes: int, **model_args: Any) -> tuple[nn.M
 def require_arch(arch: str) -> None:
     """Raise CheckpointError, with the nearest name, where timm has no such model."""
     if not timm.is_model(arch):
-        near = difflib.get_close_matches(arch, timm.list_models(), n=1)
-        hint = f"did you mean {near[0]!r}?" if near else "see timm.list_models()"
+        matches = difflib.get_close_matches(arch, timm.list_models(), n=1)
+        hint = f"did you mean {matches[0]!r}?" if matches else "see timm.list_models()"
         raise CheckpointError(f"--arch {arch!r} is not a timm model; {hint}")
 
 
 def create_untrusted(file: Path, arch: str, num_classes: int, model_args: Any) -> nn.Module:
-    """Create a timm network from the arguments that a stranger's config.json lists.
+    """Create a timm network from the arguments in a config.json that is not trusted.
 
     Arguments of `timm.create_model` itself, which can name files and addresses, and values with paths are refused.
 
     Args:
         file: the config.json, for messages.
-        arch: a name that timm knows.
+        arch: its architecture.
         num_classes: rows of the classifier layer.
         model_args: `model_args` of the file, not yet validated.
 
     Raises:
-        CheckpointError: an argument is not allowed, or the network cannot be built with them.
+        CheckpointError: timm does not know the architecture, an argument is not allowed, or the network cannot be
+            built with them.
     """
+    if not timm.is_model(arch):
+        raise CheckpointError(f"{file}: timm does not know the architecture {arch!r}; upgrade timm")
     if not isinstance(model_args, Mapping):
         raise CheckpointError(f"{file} is damaged: model_args is not an object; copy it again")
     reserved = {*inspect.signature(timm.create_model).parameters, "num_classes"} - {"kwargs"}
@@ -75,10 +78,9 @@ def create_untrusted(file: Path, arch: str, num_classes: int, model_args: Any) -
             raise CheckpointError(f"{file}: model_args must not contain {name!r} ({str(value)[:60]!r}); remove it")
     try:
         return timm.create_model(arch, num_classes=num_classes, **model_args)
-    except Exception as error:  # the arguments are a stranger's, and networks check few of them
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+    except Exception as error:  # networks check few of their arguments
         raise CheckpointError(
-            f"{file}: cannot build {arch} with its model_args: {reason[:160]}; fix them or copy the file again"
+            f"{file}: cannot build {arch} with its model_args: {first_line(error)}; fix them or copy the file again"
         ) from error
 
 
@@ -140,16 +142,12 @@ def describe_heads(classifier: Classifier) -> list[HeadShape]:
     ]
 
 
-def describe_extras(classifier: Classifier) -> list[ExtraShape]:
-    """Describe the side networks; empty for a classifier that plain timm can load.
+def describe_extra(extra: nn.Module) -> ExtraShape:
+    """Describe a side network.
 
     Raises:
-        CheckpointError: a side network is of a kind that bundles cannot store.
+        CheckpointError: bundles cannot store its kind.
     """
-    return [_describe_extra(extra) for extra in classifier.extras]
-
-
-def _describe_extra(extra: nn.Module) -> ExtraShape:
     if isinstance(extra, Pooled):
         return ExtraShape(kind="pooled", at=list(extra.at), thumbnail=extra.thumbnail, width=len(extra.center))
     if isinstance(extra, Tail):
@@ -180,7 +178,7 @@ def build_classifier(
         extras: the side networks, oldest first.
 
     Raises:
-        CheckpointError: the parts of the description contradict each other.
+        CheckpointError: the description contradicts itself.
     """
     layer = dict(net.named_modules()).get(head)
     if not isinstance(layer, nn.Linear):

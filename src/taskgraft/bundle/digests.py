@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from taskgraft.errors import CheckpointError
+from taskgraft.errors import CheckpointError, first_line
 from taskgraft.results.files import digest, write_json
 
 FILE = "digests.json"
-# Left out: what people may edit (README.md), what is drawn from the rest (report.html), and the run's own notes.
+# without what people may edit (README.md), what is generated from the rest (report.html), and the run's own notes
 PATTERNS = (
     "config.json",
     "model.safetensors",
@@ -35,7 +35,7 @@ class Digests(BaseModel):
 
 
 class Comparison(NamedTuple):
-    """A bundle's files compared with its digests.json: how many are unchanged, and the paths of those that are not."""
+    """A bundle's files compared with its digests.json: how many are unchanged, and the paths of the others."""
 
     unchanged: int
     changed: tuple[str, ...]
@@ -76,9 +76,7 @@ def read(folder: Path) -> Digests:
             "finish the run with --resume, or run the command again"
         ) from error
     except (OSError, ValueError, ValidationError) as error:
-        raise CheckpointError(
-            f"{folder / FILE} is damaged: {str(error).splitlines()[0][:160]}; copy it again"
-        ) from error
+        raise CheckpointError(f"{folder / FILE} is damaged: {first_line(error)}; copy it again") from error
 
 
 def compare(folder: Path) -> Comparison:

@@ -6,11 +6,11 @@ A child with side networks is more than that: its tensors have taskgraft's own n
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-import timm
 import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from safetensors.torch import save_file
@@ -22,14 +22,14 @@ from taskgraft.bundle.architecture import (
     HeadShape,
     build_classifier,
     create_untrusted,
-    describe_extras,
+    describe_extra,
     describe_heads,
 )
 from taskgraft.bundle.weights import load_safetensors, load_weights, require_finite
 from taskgraft.config import Softmax
 from taskgraft.data import transforms
 from taskgraft.data.transforms import Preprocessing
-from taskgraft.errors import CheckpointError
+from taskgraft.errors import CheckpointError, first_line
 from taskgraft.models.classifier import Classifier, merge_heads, wrap
 from taskgraft.results.files import atomic, digest, write_json
 from taskgraft.types import Memory, Task
@@ -41,7 +41,7 @@ MAX_JSON_BYTES = 64 * 2**20  # 100,000 class names with their rows take a tenth
 
 @dataclass(frozen=True)
 class Bundle:
-    """An opened model with everything that is known about it.
+    """An opened model with its metadata.
 
     Attributes:
         classifier: the network with its heads and tasks.
@@ -79,7 +79,7 @@ class Bundle:
         return float(card.get("temperature") or 1.0) if tuple(card.get("classes", ())) == task.classes else 1.0
 
 
-# ---- config.json and task cards, as a stranger may have written them ----------------------------------------------
+# ---- config.json and task cards, which may come from anybody --------------------------------------------------------
 
 
 class _Task(BaseModel):
@@ -152,7 +152,7 @@ def read_json(path: Path) -> dict[str, Any]:
             )
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise _damaged(path, str(error).splitlines()[0]) from error
+        raise _damaged(path, first_line(error)) from error
     if not isinstance(content, dict):
         raise _damaged(path, "it is not a JSON object")
     return content
@@ -179,8 +179,8 @@ def write_bundle(folder: Path, bundle: Bundle, *, method: str, parent: dict[str,
 
     Args:
         folder: an existing folder; older files of the same names are replaced.
-        bundle: what is written.
-        method: the method that trained it, as users write it.
+        bundle: what to write.
+        method: notation of the method that trained it.
         parent: what it was extended from, as plain values.
     """
     classifier = bundle.classifier
@@ -227,7 +227,7 @@ def _describe(bundle: Bundle, method: str, parent: dict[str, Any]) -> dict[str, 
             "softmax": classifier.softmax,
             "head": bundle.head,
             "heads": [shape.model_dump(mode="json") for shape in describe_heads(classifier)],
-            "extras": [shape.model_dump(mode="json") for shape in describe_extras(classifier)],
+            "extras": [describe_extra(extra).model_dump(mode="json") for extra in classifier.extras],
             "plain_timm": not len(classifier.extras),
             "parent": parent,
             "method": method,
@@ -237,8 +237,8 @@ def _describe(bundle: Bundle, method: str, parent: dict[str, Any]) -> dict[str, 
 
 
 def _save_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    contiguous = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     with atomic(path) as temporary:
+        contiguous = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
         save_file(contiguous, temporary, {"format": "pt"})
 
 
@@ -264,8 +264,6 @@ def read_bundle(folder: Path) -> Bundle:
             f"{folder} has bundle format {version}, but this taskgraft reads up to {FORMAT}; upgrade it"
         )
     config = _validate(_Config, file, content)
-    if not timm.is_model(config.architecture):
-        raise CheckpointError(f"{folder}: timm does not know the architecture {config.architecture!r}; upgrade timm")
     tasks = _read_tasks(file, config)
     tensors = load_weights(folder / "model.safetensors").tensors
     return Bundle(
@@ -312,9 +310,9 @@ def _read_tasks(file: Path, config: _Config) -> list[Task]:
         tasks.append(Task(entry.name, tuple(entry.classes)))
     if row != config.num_classes or len({task.name for task in tasks}) != len(tasks):
         raise _damaged(file, f"the tasks cover {row} of {config.num_classes} rows")
-    sizes = dict.fromkeys((task.name for task in tasks), 0)
+    sizes: Counter[str] = Counter()
     for shape in config.taskgraft.heads:
-        sizes[shape.task] = sizes.get(shape.task, 0) + shape.rows
+        sizes[shape.task] += shape.rows
     if config.taskgraft.heads and sizes != {task.name: len(task.classes) for task in tasks}:
         raise _damaged(file, "the heads do not have the rows of the tasks")
     return tasks

@@ -1,4 +1,4 @@
-"""Opening a parent: a bundle, a timm name, a hub or local folder, or a file of weights that anybody wrote."""
+"""Opens a trained classifier: a bundle, a timm name, a hub or local folder, or a file of weights."""
 
 from __future__ import annotations
 
@@ -29,7 +29,6 @@ from taskgraft.models.classifier import wrap
 from taskgraft.results.files import digest, fingerprint
 from taskgraft.types import PathLike, Task, as_path
 
-Names = tuple[str, ...] | None
 SUFFIXES = (".pth", ".pt", ".tar", ".bin", ".safetensors", ".ckpt")
 
 
@@ -61,7 +60,7 @@ def open_parent(
     """
     source, cache = os.fspath(source), as_path(cache)
     path = Path(source.removeprefix("local-dir:"))
-    names = _read_labels(Path(labels)) if labels else None
+    names = _read_labels(Path(labels)) if labels else ()
     config = read_json(path / "config.json") if (path / "config.json").is_file() else {}
     if "taskgraft" in config:
         bundle = read_bundle(path)
@@ -72,26 +71,24 @@ def open_parent(
     elif source.startswith("hf-hub:") or timm.is_model(source):
         bundle = _open_pretrained(source, names, task, unnamed)
     else:
-        near = difflib.get_close_matches(source, timm.list_models(), n=1)
-        hint = f"; did you mean the timm model {near[0]!r}?" if near else ""
+        matches = difflib.get_close_matches(source, timm.list_models(), n=1)
+        hint = f"; did you mean the timm model {matches[0]!r}?" if matches else ""
         raise CheckpointError(f"parent {source!r} is not a file, folder or timm model{hint}")
     if preprocessing:
-        origin = describe_origin(preprocessing, bundle.preprocessing_source)
-        changed = transforms.parse_preprocessing(preprocessing, bundle.preprocessing)
-        bundle = replace(bundle, preprocessing=changed, preprocessing_source=origin)
+        bundle = replace(
+            bundle,
+            preprocessing=transforms.parse_preprocessing(preprocessing, bundle.preprocessing),
+            preprocessing_source=describe_origin(preprocessing, bundle.preprocessing_source),
+        )
     note = describe_preprocessing(bundle.preprocessing, bundle.preprocessing_source)
     return replace(bundle, notes=(*bundle.notes, note))
 
 
-def describe_origin(preprocessing: str | None, otherwise: str) -> str:
-    """Say where a preprocessing comes from: the flag, as far as it goes, and `otherwise`."""
+def describe_origin(preprocessing: str | None, default: str) -> str:
+    """Describe where a preprocessing comes from: the flag, as far as it goes, and `default`."""
     if not preprocessing:
-        return otherwise
-    return (
-        "from --preprocessing"
-        if transforms.is_complete(preprocessing)
-        else f"from --preprocessing, the rest {otherwise}"
-    )
+        return default
+    return "from --preprocessing" + ("" if transforms.is_complete(preprocessing) else f", the rest {default}")
 
 
 def describe_preprocessing(preprocessing: Preprocessing, origin: str) -> str:
@@ -101,7 +98,13 @@ def describe_preprocessing(preprocessing: Preprocessing, origin: str) -> str:
 
 
 def _open_file(
-    path: Path, arch: str | None, labels: Names, task: str, preprocessing: str | None, unnamed: bool, cache: Path | None
+    path: Path,
+    arch: str | None,
+    labels: tuple[str, ...],
+    task: str,
+    preprocessing: str | None,
+    unnamed: bool,
+    cache: Path | None,
 ) -> Bundle:
     tensors, texts, notes = load_weights(path, cache)
     if arch is None:
@@ -113,10 +116,10 @@ def _open_file(
     names = _class_names(path, labels, _count_rows(tensors, arch), unnamed)
     net, head, default = create_network(arch, len(names))
     model_args = image_size_args(arch, transforms.parse_preprocessing(preprocessing or "", default))
-    if model_args and any(name in tensors and tensors[name].shape != v.shape for name, v in net.state_dict().items()):
+    shapes_differ = any(name in tensors and tensors[name].shape != v.shape for name, v in net.state_dict().items())
+    model_args = model_args if shapes_differ else {}
+    if model_args:
         net, head, _ = create_network(arch, len(names), **model_args)
-    else:
-        model_args = {}
     _load_strictly(net, tensors, path, arch)
     notes.append(f"all {len(tensors)} tensors match")
     origin = f"timm's default for {arch}, since a file of weights has none"
@@ -124,15 +127,13 @@ def _open_file(
                   model_args=model_args, preprocessing_source=origin)  # fmt: skip
 
 
-def _open_folder(path: Path, config: dict[str, Any], labels: Names, task: str, unnamed: bool) -> Bundle:
+def _open_folder(path: Path, config: dict[str, Any], labels: tuple[str, ...], task: str, unnamed: bool) -> Bundle:
     file, arch = path / "config.json", str(config.get("architecture", ""))
     if not arch:
         raise CheckpointError(f"{file} is missing or names no timm architecture; give the weights file with --arch")
     weights = [file for file in (path / "model.safetensors", path / "pytorch_model.bin") if file.is_file()]
     if not weights:
         raise CheckpointError(f"{path} has neither model.safetensors nor pytorch_model.bin; add the weights")
-    if not timm.is_model(arch):
-        raise CheckpointError(f"{file}: timm does not know the architecture {arch!r}; upgrade timm")
     tensors, _, notes = load_weights(weights[0])
     model_args = config.get("model_args", {})
     if isinstance(model_args, dict):  # timm writes the number of classes here too; a child has another
@@ -152,27 +153,26 @@ def _open_folder(path: Path, config: dict[str, Any], labels: Names, task: str, u
                   tuple(notes), model_args=model_args, preprocessing_source=origin)  # fmt: skip
 
 
-def _open_pretrained(source: str, labels: Names, task: str, unnamed: bool) -> Bundle:
+def _open_pretrained(source: str, labels: tuple[str, ...], task: str, unnamed: bool) -> Bundle:
     net = _download(source)
     arch = str(net.pretrained_cfg["architecture"])  # pyright: ignore
     head = find_head(net, arch)
     subset = infer_imagenet_subset(net)
-    known = tuple(ImageNetInfo(subset).label_names()) if subset and not unnamed else None
-    names = _class_names(source, labels or known, int(net.get_submodule(head).out_features), unnamed)  # pyright: ignore
+    imagenet = tuple(ImageNetInfo(subset).label_names()) if subset and not unnamed else ()
+    names = _class_names(source, labels or imagenet, int(net.get_submodule(head).out_features), unnamed)  # pyright: ignore
     preprocessing = transforms.from_timm(net.pretrained_cfg)  # pyright: ignore[reportArgumentType]
-    sums = fingerprint(f"{name} {value.sum().item()}" for name, value in net.state_dict().items())
-    origin = f"from timm's {source}"
-    return Bundle(wrap(net, head, [Task(task, names)]), preprocessing, {}, source, sums, arch, head,
-                  preprocessing_source=origin)  # fmt: skip
+    digest = fingerprint(f"{name} {value.sum().item()}" for name, value in net.state_dict().items())
+    return Bundle(wrap(net, head, [Task(task, names)]), preprocessing, {}, source, digest, arch, head,
+                  preprocessing_source=f"from timm's {source}")  # fmt: skip
 
 
 def _download(source: str) -> nn.Module:
-    """A timm network with the weights of its name, from the hub or its cache."""
+    """A pretrained timm network, from the hub or its cache."""
     try:
         with _offline_without_network(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return timm.create_model(source, pretrained=True)
-    except Exception as error:  # timm, the hub's client and what they lean on raise anything
+    except Exception as error:  # timm and the hub's client raise anything
         reason = " ".join(str(error).split())[:120]
         raise SetupError(
             f"cannot download the weights of {source!r} ({type(error).__name__}: {reason}); without a network "
@@ -182,13 +182,10 @@ def _download(source: str) -> nn.Module:
 
 @contextmanager
 def _offline_without_network() -> Iterator[None]:
-    """Put the hub's client in offline mode where its host cannot be resolved: else it retries for up to a minute.
-
-    Behind a proxy the name need not be known here.
-    """
+    """Put the hub's client in offline mode where its host cannot be resolved: else it retries for up to a minute."""
     before = constants.HF_HUB_OFFLINE
     try:
-        if not urllib.request.getproxies():
+        if not urllib.request.getproxies():  # a proxy resolves the name itself
             socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, None)
     except OSError:
         constants.HF_HUB_OFFLINE = True
@@ -209,8 +206,8 @@ def _read_labels(file: Path) -> tuple[str, ...]:
     return names
 
 
-def _class_names(source: str | Path, names: Names, rows: int | None, unnamed: bool) -> tuple[str, ...]:
-    """The class names of a classifier of so many rows; numbers where there are none and `unnamed` allows it."""
+def _class_names(source: str | Path, names: tuple[str, ...], rows: int | None, unnamed: bool) -> tuple[str, ...]:
+    """Check the class names of a classifier of `rows` classes; numbers where there are none and `unnamed` allows it."""
     if not names and not unnamed:
         raise InputError(f"{source} has no class names; give --labels, a file with one name per line in index order")
     names = names or tuple(map(str, range(rows or 1)))
@@ -230,15 +227,15 @@ def _load_strictly(net: nn.Module, tensors: dict[str, Tensor], path: Path, arch:
     """Load all tensors; every name and shape must match, but for counters that old files of BatchNorm lack."""
     expected = net.state_dict()
     counters = {name for name in expected.keys() - tensors.keys() if name.endswith("num_batches_tracked")}
-    wrong = []
-    for name in (name for name in {**expected, **tensors} if name not in counters):
-        stored, needed = (_shape(values.get(name)) for values in (tensors, expected))
-        if stored != needed:
-            wrong.append(f"{name} ({stored} in the file, {needed} in {arch})")
-    if wrong:
-        first = ", ".join(wrong[:5])
+    mismatches = [
+        f"{name} ({_shape(tensors.get(name))} in the file, {_shape(expected.get(name))} in {arch})"
+        for name in {**expected, **tensors}
+        if name not in counters and _shape(tensors.get(name)) != _shape(expected.get(name))
+    ]
+    if mismatches:
         raise CheckpointError(
-            f"{path} is not a {arch}: {len(wrong)} tensors differ, first {first}; give the right --arch"
+            f"{path} is not a {arch}: {len(mismatches)} tensors differ, first {', '.join(mismatches[:5])}; "
+            "give the right --arch"
         )
     net.load_state_dict({**expected, **tensors}, strict=True)
 

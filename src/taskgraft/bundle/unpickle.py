@@ -1,4 +1,4 @@
-"""A program that turns a stranger's pickle into safetensors without running code from it.
+"""A program that converts untrusted pickles to safetensors without running code from them.
 
 It reads requests, one line of JSON each, and replies with bytes that are never a pickle. It imports nothing of
 taskgraft, so that it starts as fast as torch does. Its memory, time and files are limited for each request.
@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-# where training programs put the weights, best first: averaged weights are what their authors evaluate
+# entries that training programs store weights in, best first: averaged weights are what their authors evaluate
 CONTAINERS = (
     "state_dict_ema",
     "model_ema",
@@ -31,7 +31,7 @@ CONTAINERS = (
     "model",
     "net",
 )
-RULES = "2"  # part of the cache's key: raise it when the same pickle would give other tensors or notes
+RULES = "2"  # part of the cache key: raise it when the same pickle would give other tensors or notes
 OK, REFUSED = b"+", b"-"
 LENGTH = struct.Struct("<Q")
 MEMORY_FACTOR, MEMORY_SPARE = 6, 2**30  # bytes beyond a bare torch: a multiple of the file's size, and a constant
@@ -51,10 +51,10 @@ def convert(path: Path) -> bytes:
     Raises:
         Refused: the file is damaged, needs code, or holds no tensors.
     """
-    top = load_safely(path)
-    tensors, notes = find_tensors(top)
+    checkpoint = load_safely(path)
+    tensors, notes = find_tensors(checkpoint)
     tensors = {name: value.detach().clone().contiguous() for name, value in tensors.items()}
-    texts = {key: value for key, value in top.items() if isinstance(value, str) and len(value) < 1024}
+    texts = {key: value for key, value in checkpoint.items() if isinstance(value, str) and len(value) < 1024}
     return save(tensors, {"notes": json.dumps(notes), "texts": json.dumps(texts)})
 
 
@@ -63,7 +63,7 @@ def load_safely(path: Path) -> dict[str, Any]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of old formats, which are read all the same
-            top = torch.load(path, map_location="cpu", weights_only=True)
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         globals_ = [line.strip() for line in str(error).splitlines() if "GLOBAL" in line]
         reason = globals_[0] if globals_ else "it contains more than tensors"
@@ -74,23 +74,27 @@ def load_safely(path: Path) -> dict[str, Any]:
     except Exception as error:  # the reader raises anything on damaged files; none of it is a crash
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise Refused(f"is not a valid PyTorch checkpoint: {reason[:160]}; copy it again") from error
-    if not isinstance(top, Mapping):
-        raise Refused(f"contains a {type(top).__name__}, not named tensors; save model.state_dict()")
-    return {str(key): value for key, value in top.items()}
+    if not isinstance(checkpoint, Mapping):
+        raise Refused(f"contains a {type(checkpoint).__name__}, not named tensors; save model.state_dict()")
+    return {str(key): value for key, value in checkpoint.items()}
 
 
-def find_tensors(top: Mapping[str, Any]) -> tuple[dict[str, Tensor], list[str]]:
+def find_tensors(checkpoint: Mapping[str, Any]) -> tuple[dict[str, Tensor], list[str]]:
     """Return the tensors of a checkpoint's best container, or of its top level, and a note on which; raises Refused."""
     for name in CONTAINERS:
-        inner = top.get(name)
-        if isinstance(inner, Mapping) and any(isinstance(value, Tensor) for value in inner.values()):
-            tensors = {str(key): value for key, value in inner.items() if isinstance(value, Tensor)}
+        entry = checkpoint.get(name)
+        tensors = _select_tensors(entry) if isinstance(entry, Mapping) else {}
+        if tensors:
             return tensors, [f"weights from its entry {name!r}"]
-    tensors = {str(key): value for key, value in top.items() if isinstance(value, Tensor)}
+    tensors = _select_tensors(checkpoint)
     if not tensors:
-        entries = ", ".join(map(str, list(top)[:8]))[:250]
+        entries = ", ".join(map(str, list(checkpoint)[:8]))[:250]
         raise Refused(f"contains no tensors, only the entries {entries}; save model.state_dict()")
     return tensors, []
+
+
+def _select_tensors(entries: Mapping[Any, Any]) -> dict[str, Tensor]:
+    return {str(key): value for key, value in entries.items() if isinstance(value, Tensor)}
 
 
 def serve(requests: BinaryIO, replies: BinaryIO) -> None:
@@ -102,7 +106,7 @@ def serve(requests: BinaryIO, replies: BinaryIO) -> None:
             reply = OK + convert(path)
         except Refused as error:
             reply = REFUSED + str(error).encode("utf-8", "backslashreplace")
-        except Exception as error:  # MemoryError, strange tensors: whatever it is, the other process must hear of it
+        except Exception as error:  # MemoryError, strange tensors: the other process waits for a reply
             reason = f"{type(error).__name__} {(str(error).splitlines() or [''])[0][:160]}"
             reply = REFUSED + f"is not a valid PyTorch checkpoint: {reason}; copy it again".encode()
         replies.write(LENGTH.pack(len(reply)) + reply)

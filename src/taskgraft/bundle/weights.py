@@ -1,4 +1,4 @@
-"""Tensors from a file that somebody else wrote: safetensors, or a pickle.
+"""Tensors from an untrusted file: safetensors, or a pickle.
 
 Pickles are opened by another process (`unpickle`): a crash, a decompression bomb or an exploit ends there, and what
 comes back is safetensors, never a pickle.
@@ -30,12 +30,15 @@ from taskgraft.types import Params
 PREFIXES = ("module.", "_orig_mod.", "model.")  # of DistributedDataParallel, torch.compile, and Lightning
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 LFS_POINTER = b"version https://git-lfs"
-IDLE_SECONDS = 20.0  # that the process waits for another pickle: it takes as much memory as a bare torch
-META, PREFIX = "about", "own."  # names in the cache: the texts and notes as JSON, and a prefix of the file's tensors
+IDLE_SECONDS = 20.0  # after which the process ends: it takes as much memory as a bare torch
+METADATA, PREFIX = (
+    "about",
+    "own.",
+)  # names in the cache: the texts and notes as JSON, and a prefix of the file's tensors
 
 
 class Weights(NamedTuple):
-    """The contents of a checkpoint: tensors by name, the short texts beside them, and what was inferred."""
+    """The contents of a checkpoint: tensors by name, short texts such as the architecture, and what was inferred."""
 
     tensors: dict[str, Tensor]
     texts: dict[str, str]
@@ -108,16 +111,16 @@ def load_pickle(path: Path, cache: Path | None = None) -> Weights:
     """
     if cache is None:
         return _READER.read(path)
-    recall = memoize_in(cache / "recalled", "pickle", unpickle.RULES, torch.__version__, digest(path))
 
     def read() -> Params:
         weights = _READER.read(path)
-        meta = json.dumps([weights.texts, weights.notes]).encode()
+        metadata = json.dumps([weights.texts, weights.notes]).encode()
         tensors = {f"{PREFIX}{name}": value for name, value in weights.tensors.items()}
-        return {META: torch.frombuffer(bytearray(meta), dtype=torch.uint8), **tensors}
+        return {METADATA: torch.frombuffer(bytearray(metadata), dtype=torch.uint8), **tensors}
 
-    cached = recall("tensors", read)
-    texts, notes = json.loads(cached.pop(META).numpy().tobytes())
+    memoize = memoize_in(cache / "tensors", "pickle", unpickle.RULES, torch.__version__, digest(path))
+    cached = memoize("tensors", read)
+    texts, notes = json.loads(cached.pop(METADATA).numpy().tobytes())
     return Weights({name.removeprefix(PREFIX): value for name, value in cached.items()}, texts, notes)
 
 
@@ -136,14 +139,14 @@ class PickleReader:
             if self._timer:
                 self._timer.cancel()
             reply = self._request(path)
-            self._timer = threading.Timer(IDLE_SECONDS, self._retire)
+            self._timer = threading.Timer(IDLE_SECONDS, self._stop_idle)
             self._timer.daemon = True
             self._timer.start()
-        status, blob = reply[:1], reply[1:]
+        status, body = reply[:1], reply[1:]
         if status != unpickle.OK:
-            raise CheckpointError(f"{path} {blob.decode('utf-8', 'replace')}")
-        header = json.loads(blob[8 : 8 + int.from_bytes(blob[:8], "little")])["__metadata__"]
-        return Weights(load(blob), json.loads(header["texts"]), json.loads(header["notes"]))
+            raise CheckpointError(f"{path} {body.decode('utf-8', 'replace')}")
+        metadata = json.loads(body[8 : 8 + int.from_bytes(body[:8], "little")])["__metadata__"]  # of safetensors
+        return Weights(load(body), json.loads(metadata["texts"]), json.loads(metadata["notes"]))
 
     def _request(self, path: Path) -> bytes:
         process = self.process if self.process and self.process.poll() is None else self._start()
@@ -152,9 +155,9 @@ class PickleReader:
         try:
             process.stdin.write(json.dumps({"path": os.fsencode(path.absolute()).hex()}).encode() + b"\n")
             process.stdin.flush()
-            head = process.stdout.read(unpickle.LENGTH.size)
-            if len(head) == unpickle.LENGTH.size:
-                (length,) = unpickle.LENGTH.unpack(head)
+            header = process.stdout.read(unpickle.LENGTH.size)
+            if len(header) == unpickle.LENGTH.size:
+                (length,) = unpickle.LENGTH.unpack(header)
                 reply = process.stdout.read(length)
                 if len(reply) == length:
                     return reply
@@ -171,7 +174,7 @@ class PickleReader:
         self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, env=env)
         return self.process
 
-    def _retire(self) -> None:
+    def _stop_idle(self) -> None:
         with self._lock:
             self._stop()
 
@@ -182,4 +185,4 @@ class PickleReader:
             self.process = None
 
 
-_READER = PickleReader()  # one for all: the next pickle need not wait for torch's import
+_READER = PickleReader()  # shared: the next pickle need not wait for torch's import

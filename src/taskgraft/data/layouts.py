@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from taskgraft.data import tar_shards
-from taskgraft.errors import DataError, require
+from taskgraft.errors import DataError, first_line, require
 from taskgraft.results.files import escape_surrogates, write_output
 
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
@@ -311,9 +311,7 @@ def _read_parquet(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     try:
         rows = parquet.read_table(path).to_pylist()
     except (OSError, ValueError) as error:  # pyarrow's errors are of these
-        raise DataError(
-            f"{path}: not a readable Parquet table: {str(error).splitlines()[0][:160]}; write it again"
-        ) from error
+        raise DataError(f"{path}: not a readable Parquet table: {first_line(error)}; write it again") from error
     for number, row in enumerate(rows, start=1):
         yield number, {name: "" if value is None else str(value) for name, value in row.items()}
 

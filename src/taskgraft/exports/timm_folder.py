@@ -30,7 +30,7 @@ def write(bundle: Bundle, config: ExportConfig, folder: Path, calibration: NDArr
         InputError: the model is more than a timm backbone and a linear layer.
     """
     if len(bundle.classifier.extras):
-        kinds = dict.fromkeys(shape.kind for shape in architecture.describe_extras(bundle.classifier))
+        kinds = dict.fromkeys(architecture.describe_extra(extra).kind for extra in bundle.classifier.extras)
         raise InputError(
             f"timm cannot load this model, which has a {' and a '.join(kinds)} in addition to its backbone; use "
             "--format onnx, pt2, openvino or triton, or extend with a method that keeps a single backbone"

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from torch import fx, nn
 
-from taskgraft.errors import InputError
+from taskgraft.errors import InputError, first_line
 from taskgraft.models.eval_mode import eval_mode
 from taskgraft.types import Params
 
@@ -89,9 +89,8 @@ def _trace(net: nn.Module) -> fx.Graph:
         with eval_mode(net):  # dropout in the forward function stays out
             return _bind_defaults(_Tracer().trace(net))
     except Exception as error:  # tracing runs the network's own code, which may raise anything
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(
-            f"the stages of {type(net).__name__} cannot be traced ({reason[:120]}); "
+            f"the stages of {type(net).__name__} cannot be traced ({first_line(error, 120)}); "
             "use a method that attaches nothing to the stages (see `taskgraft methods`)"
         ) from error
 

@@ -95,7 +95,7 @@ def build_tensor_cache(opened: Opened, cache: Path | None) -> Memoize | None:
     parent = opened.parent
     hardware = precision.describe_hardware(next(parent.classifier.parameters()).device)
     identity = {**versions(), **hardware, **parent.model_args}
-    return memoize_in(cache / "recalled", parent.arch, *(f"{name} {value}" for name, value in sorted(identity.items())))
+    return memoize_in(cache / "tensors", parent.arch, *(f"{name} {value}" for name, value in sorted(identity.items())))
 
 
 def compute_guess_accuracy(labels: NDArray[np.int64], classes: int) -> float:
