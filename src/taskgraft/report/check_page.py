@@ -18,8 +18,8 @@ class Finding(NamedTuple):
     """A kind of finding: the key of its items, a sentence for one and for several, and the table that lists them."""
 
     key: str
-    one: str
-    many: str
+    singular: str
+    plural: str
     title: str
     head: tuple[str, ...] = ()
 
@@ -74,14 +74,14 @@ def format_check(result: Mapping[str, Any]) -> list[str]:
 
 
 def _format_finding(finding: Finding, items: Any) -> str:
-    joint = " and " if finding.head[:1] == ("Image",) or "group" in finding.one else ": "
+    joint = " and " if finding.head[:1] == ("Image",) or "group" in finding.singular else ": "
     rows = [[cell for cell in row if cell != fmt.MISSING] for row in _list_cells(items)]
     examples = "; ".join(joint.join(row) for row in rows[:MAX_EXAMPLES])
     return f"{_count(finding, items)}: {examples}{'; …' if len(rows) > MAX_EXAMPLES else ''}"
 
 
 def _count(finding: Finding, items: Any) -> str:
-    return finding.one if len(items) == 1 else finding.many.format(f"{len(items):,}")
+    return finding.singular if len(items) == 1 else finding.plural.format(f"{len(items):,}")
 
 
 def _list_cells(items: Any) -> list[tuple[str, ...]]:

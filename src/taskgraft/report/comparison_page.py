@@ -62,7 +62,7 @@ def render_comparison(comparison: Comparison) -> str:
         notes=build_pairs_table(
             "Notes on single runs",
             ("Configuration", "Note"),
-            dict.fromkeys((one.label, note) for one in variants for record in one.records for note in record.notes),
+            dict.fromkeys((v.label, note) for v in variants for record in v.records for note in record.notes),
         ),
         settings=_build_settings(variants),
         run_commands=_build_commands(comparison),

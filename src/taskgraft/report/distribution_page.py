@@ -27,7 +27,7 @@ def format_distribution(distribution: Distribution) -> list[str]:
     lines = []
     for task in distribution.tasks:
         lines += [f"{task.task}: {_describe_sample(task)}, {ESTIMATORS[task.estimator]}"]
-        lines += _format_classes([one for one in task.classes if one.prevalence or one.naive])
+        lines += _format_classes([result for result in task.classes if result.prevalence or result.naive])
         lines += [f"  note: {note}" for note in (*task.notes, *([task.ood.text] if task.ood.flag else []))]
     for pair in distribution.pairs:
         lines += [f"{' × '.join(pair.tasks)}: {ESTIMATORS[pair.estimator]}", *_format_classes(pair.pairs)]
@@ -40,15 +40,15 @@ def format_distribution(distribution: Distribution) -> list[str]:
 
 def _format_classes(classes: Sequence[ClassPrevalence]) -> list[str]:
     classes = _by_prevalence(classes)
-    width = max([len(one.name) for one in classes[:MAX_PRINTED]] + [5])
+    width = max([len(result.name) for result in classes[:MAX_PRINTED]] + [5])
     lines = [f"  {'class':<{width}}  prevalence %  95 % interval   counted %"]
     lines += [
-        f"  {one.name:<{width}}  {fmt.percent(one.prevalence):>12}  {fmt.percent(one.low):>5} to "
-        f"{fmt.percent(one.high):>5}  {fmt.percent(one.naive):>10}"
-        for one in classes[:MAX_PRINTED]
+        f"  {result.name:<{width}}  {fmt.percent(result.prevalence):>12}  {fmt.percent(result.low):>5} to "
+        f"{fmt.percent(result.high):>5}  {fmt.percent(result.naive):>10}"
+        for result in classes[:MAX_PRINTED]
     ]
     rest = classes[MAX_PRINTED:]
-    total = fmt.percent(sum(one.prevalence for one in rest))
+    total = fmt.percent(sum(result.prevalence for result in rest))
     return [*lines, *([f"  {len(rest)} others, {total} % in total"] if rest else [])]
 
 
@@ -97,15 +97,15 @@ def _describe_sample(task: TaskPrevalence) -> str:
 
 
 def _by_prevalence(classes: Sequence[ClassPrevalence]) -> list[ClassPrevalence]:
-    return sorted(classes, key=lambda one: (-one.prevalence, -one.naive))
+    return sorted(classes, key=lambda result: (-result.prevalence, -result.naive))
 
 
 def _build_figure(key: str, name: str, description: str, classes: Sequence[ClassPrevalence]) -> Figure:
     title, classes = f"Prevalence of {name}", _by_prevalence(classes)
     rows = [
-        (one.name, fmt.percent(one.prevalence), f"{fmt.percent(one.low)} to {fmt.percent(one.high)}",
-         fmt.percent(one.naive))
-        for one in classes
+        (result.name, fmt.percent(result.prevalence), f"{fmt.percent(result.low)} to {fmt.percent(result.high)}",
+         fmt.percent(result.naive))
+        for result in classes
     ]  # fmt: skip
     table = Table(f"{title} (%)", (name, "Prevalence", "95 % interval", "Counted"), rows)
     caption = f"{fmt.to_sentence(description)} Bars are 95 % intervals."
@@ -119,14 +119,14 @@ def _build_panel(name: str, classes: Sequence[ClassPrevalence]) -> Panel:
     """A row per class: its corrected prevalence with the interval, and the uncorrected count."""
     rows = range(len(classes))
     corrected = Curve(
-        "corrected, with 95 % interval", Style("blue", "", "o"), [100 * one.prevalence for one in classes], rows,
-        x_bars=[(100 * one.low, 100 * one.high) for one in classes],
-        tooltips=[f"{one.name}: {fmt.percent(one.prevalence)} % ({fmt.percent(one.low)} to "
-                  f"{fmt.percent(one.high)})" for one in classes],
+        "corrected, with 95 % interval", Style("blue", "", "o"), [100 * result.prevalence for result in classes], rows,
+        x_bars=[(100 * result.low, 100 * result.high) for result in classes],
+        tooltips=[f"{result.name}: {fmt.percent(result.prevalence)} % ({fmt.percent(result.low)} to "
+                  f"{fmt.percent(result.high)})" for result in classes],
     )  # fmt: skip
     counted = Curve(
-        "counted", Style("vermillion", "", "D"), [100 * one.naive for one in classes], rows, hollow=True,
-        tooltips=[f"{one.name}: {fmt.percent(one.naive)} % of the predictions" for one in classes],
+        "counted", Style("vermillion", "", "D"), [100 * result.naive for result in classes], rows, hollow=True,
+        tooltips=[f"{result.name}: {fmt.percent(result.naive)} % of the predictions" for result in classes],
     )  # fmt: skip
-    axis = Axis("", max(len(classes), 1) - 0.5, -0.5, names=tuple(enumerate(one.name for one in classes)))
+    axis = Axis("", max(len(classes), 1) - 0.5, -0.5, names=tuple(enumerate(result.name for result in classes)))
     return Panel(name, axis, (corrected, counted), height=70 + 24 * max(len(classes), 1))

@@ -138,7 +138,9 @@ def build_calibration(analyses: Sequence[ErrorAnalysis]) -> tuple[Figure, Table]
         "Accuracy of images of similar confidence. On the diagonal, confidence equals accuracy; below it, the model "
         "is overconfident. Larger markers stand for more images."
     )
-    curves = build_reliability_curves([(one.task, one.bins, one.calibrated_bins) for one in analyses])
+    curves = build_reliability_curves(
+        [(analysis.task, analysis.bins, analysis.calibrated_bins) for analysis in analyses]
+    )
     panel = Panel("", Axis("accuracy (%)", 0, 102), curves, height=480)
     x = Axis("confidence (%)", 0, 102)
     chart = Chart("reliability-plot", "Reliability diagram", caption, (panel,), x)
@@ -146,7 +148,7 @@ def build_calibration(analyses: Sequence[ErrorAnalysis]) -> tuple[Figure, Table]
         Table(
             f"{analysis.task}{suffix}: accuracy by confidence",
             ("Confidence (%)", "Accuracy (%)", "Images"),
-            [(fmt.percent(one.confidence), fmt.percent(one.accuracy), f"{one.images:,}") for one in bins],
+            [(fmt.percent(b.confidence), fmt.percent(b.accuracy), f"{b.images:,}") for b in bins],
             (),
         )
         for analysis in analyses
@@ -174,12 +176,12 @@ def build_reliability_curves(tasks: Sequence[tuple[str, Sequence[Bin], Sequence[
 
 
 def _build_bin_curve(name: str, bins: Sequence[Bin], style: Style) -> Curve:
-    largest = max((one.images for one in bins), default=1)
+    largest = max((b.images for b in bins), default=1)
     return Curve(
-        name, style, [100 * one.confidence for one in bins], [100 * one.accuracy for one in bins],
-        hollow=style.dash != "-", sizes=[3.5 + 9 * (one.images / largest) ** 0.5 for one in bins],
-        tooltips=[f"{name}: {fmt.pluralize(one.images, 'image')} at {fmt.percent(one.confidence)} % confidence, "
-                  f"{fmt.percent(one.accuracy)} % correct" for one in bins],
+        name, style, [100 * b.confidence for b in bins], [100 * b.accuracy for b in bins],
+        hollow=style.dash != "-", sizes=[3.5 + 9 * (b.images / largest) ** 0.5 for b in bins],
+        tooltips=[f"{name}: {fmt.pluralize(b.images, 'image')} at {fmt.percent(b.confidence)} % confidence, "
+                  f"{fmt.percent(b.accuracy)} % correct" for b in bins],
     )  # fmt: skip
 
 

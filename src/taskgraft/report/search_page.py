@@ -178,8 +178,8 @@ def _build_front_chart(search: SearchResult) -> Chart:
         _trial_curve("complete", "complete", search.trials, "blue"),
         front._replace(
             stepped=True,
-            x_bars=[(100 * one.old.low, 100 * one.old.high) for one in search.frontier],
-            y_bars=[(100 * one.new.low, 100 * one.new.high) for one in search.frontier],
+            x_bars=[(100 * c.old.low, 100 * c.old.high) for c in search.frontier],
+            y_bars=[(100 * c.new.low, 100 * c.new.high) for c in search.frontier],
         ),
     ]
     for choice in search.choices:
@@ -207,9 +207,9 @@ def _trial_curve(name: str, state: str, trials: Iterable[TrialResult], color: st
 
 def _candidate_curve(name: str, candidates: Sequence[Candidate], style: Style) -> Curve:
     return Curve(
-        name, style, [100 * one.old.mean for one in candidates], [100 * one.new.mean for one in candidates],
-        tooltips=[_tooltip(f"trial {one.trial}: {one.method}, learning rate {one.lr:g}", one.old.mean, one.new.mean)
-                  for one in candidates],
+        name, style, [100 * c.old.mean for c in candidates], [100 * c.new.mean for c in candidates],
+        tooltips=[_tooltip(f"trial {c.trial}: {c.method}, learning rate {c.lr:g}", c.old.mean, c.new.mean)
+                  for c in candidates],
     )  # fmt: skip
 
 
