@@ -53,8 +53,7 @@ def pluralize(value: int, noun: str) -> str:
 
 def fraction(part: int, total: int) -> str:
     """Format a part of a total as a percentage with its sign; tiny ones as "under 0.1 %"."""
-    percent = 100 * part / total
-    return "under 0.1 %" if 0 < percent < 0.1 else f"{percent:.1f} %"
+    return "under 0.1 %" if 0 < part / total < 0.001 else f"{percent(part / total)} %"
 
 
 def duration(seconds: float) -> str:

@@ -67,12 +67,9 @@ def render_run(
         train_images=record.data.get("new", {}).get("images", {}).get("train", 0),
         not_learned=is_at_chance(new),
         unmeasured=[task.name for task in old_tasks(record) if task.child is None],
-        agreement=any(task.agreement is not None for task in record.tasks),
-        has_baseline=new.separate is not None,
         bars=[(task, _describe_change(task)) for task in (*old[:MAX_BARS], new)],
         more_bars=len(old) - MAX_BARS,
         max_detailed=MAX_DETAILED if len(old) > MAX_DETAILED else 0,
-        seconds=record.seconds["total"],
         cost=_list_costs(record),
         tasks=_build_task_table(record),
         curves=[
