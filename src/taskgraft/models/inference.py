@@ -166,10 +166,7 @@ def balance_added_classes(classifier: Classifier, sources: TrainingData) -> None
 def sample_evenly(images: Images, count: int) -> Images:
     """Return `count` evenly spaced images of a set, because sets are ordered by class."""
     total = len(images.pixels)
-    rows = torch.linspace(0, total - 1, min(count, total)).long()
-    labels = {task: target[rows] for task, target in images.labels.items()}
-    names = tuple(images.names[row] for row in rows.tolist())
-    return images._replace(pixels=images.pixels[rows], labels=labels, names=names)
+    return images.select(torch.linspace(0, total - 1, min(count, total)).long())
 
 
 def image_reader(images: Images, classifier: Classifier) -> Callable[[int, int], Tensor]:

@@ -158,8 +158,8 @@ def _parse_settings(text: str, config: TrainingConfig) -> tuple[TrainingConfig, 
 
 
 def _parse_expression(text: str, what: str, example: str) -> ast.Expression:
-    if len(text) > notation.LONGEST:
-        raise InputError(f"{what[:60]}… is longer than {notation.LONGEST} characters; write for example {example}")
+    if len(text) > notation.MAX_LENGTH:
+        raise InputError(f"{what[:60]}… is longer than {notation.MAX_LENGTH} characters; write for example {example}")
     try:
         return ast.parse(RANGE.sub(r"(\1, \2)", text.strip()), mode="eval")
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
