@@ -239,8 +239,8 @@ METHODS = [
            "if below is not None and self.carry is not None:", "if below is None:",
            "structure test_ladder_matches_reference"),
     Mutant("an old checkpoint is removed where it stands", "training/checkpoints.py",
-           "    os.replace(checkpoint, gone)\n",
-           "    gone = checkpoint\n", "state test_kill_during_deletion"),
+           "    os.replace(checkpoint, deleted)\n",
+           "    deleted = checkpoint\n", "state test_kill_during_deletion"),
 ]  # fmt: skip
 
 
@@ -262,8 +262,8 @@ TOGETHER = [
     Mutant("dropout's noise shifts statistics twice", "training/micro_batching.py",
            "                value.copy_(buffers[name])  # the second pass counts\n", "                pass\n",
            "pieces test_batchnorm_statistics_move_once"),
-    Mutant("pieces learn from the first piece's gradient", "training/micro_batching.py",
-           "            start += len(part)\n", "",
+    Mutant("micro-batches learn from the first one's gradient", "training/micro_batching.py",
+           "            start += len(batch)\n", "",
            "pieces test_micro_batches_give_equal"),
     Mutant("a step that ran out of memory is not repeated", "training/trainer.py",
            "            state = restored\n", "            pass\n", "pieces test_out_of_memory_doubles"),

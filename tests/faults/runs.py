@@ -169,7 +169,7 @@ def terminal_closed(workspace: Workspace) -> str:
 
 
 def report_fails(workspace: Workspace) -> str:
-    from taskgraft.pipeline import publishing
+    from taskgraft.pipeline import recording
     from taskgraft.pipeline.run import load
 
     out = workspace.tmp_path / "both"
@@ -178,7 +178,7 @@ def report_fails(workspace: Workspace) -> str:
         def fail(*_: Any) -> str:
             raise ValueError("a page that cannot be drawn")
 
-        publishing.report.render_run = fail
+        recording.report.render_run = fail
 
     done = run_cli(*workspace.command(out), before=break_report)
     assert done.returncode == 1

@@ -53,17 +53,17 @@ def test_inspect_begun_run_needs_resume(tmp_path: Path) -> None:
     with pytest.raises(TaskgraftError, match="holds this run, unfinished: add --resume"):
         run_folder.inspect(out, SETTINGS, False)
     assert run_folder.inspect(out, SETTINGS, True) == "begun"
-    assert run_folder.read_resolved(out) == {"config": {"lr": 0.01}, "reason": "why"}
+    assert run_folder.read(out)["resolved"] == {"config": {"lr": 0.01}, "reason": "why"}
     assert (out / "command.txt").read_text() == "taskgraft extend a b c\n"
 
 
 @pytest.mark.parametrize("resume", [True, False])
 def test_inspect_finished_run(tmp_path: Path, resume: bool) -> None:
     out = begun(tmp_path / "out")
-    run_folder.mark_done(out)
+    run_folder.update(out, done=True)
     (out / "model.safetensors").touch()
     assert run_folder.inspect(out, SETTINGS, resume) == "done"
-    assert run_folder.read_resolved(out)["reason"] == "why"
+    assert run_folder.read(out)["resolved"]["reason"] == "why"
 
 
 def test_inspect_names_each_difference(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ STOPPED, TERMINATED = 130, 143  # exit codes after SIGINT and SIGTERM, as in she
 RERUN_RESUMES = ("tune", "compare", "demo")  # without --resume
 
 
-def _shown_default(value: Any) -> str | None:
+def _format_default(value: Any) -> str | None:
     return None if value is None or value is False or value == "" else str(value)
 
 
@@ -38,7 +38,7 @@ app = App(
     version=f"taskgraft {__version__}",
     version_flags=["--version"],
     group_parameters=flags.OPTIONS,
-    default_parameter=Parameter(negative=(), allow_repeating=True, show_default=_shown_default),
+    default_parameter=Parameter(negative=(), allow_repeating=True, show_default=_format_default),
     config=config_file.apply,
     suppress_keyboard_interrupt=False,
 )
@@ -70,8 +70,8 @@ COMMANDS = {
         config_file.config: "config extend",
     },
 }
-for place, (panel, functions) in enumerate(COMMANDS.items()):
-    group = Group(panel, sort_key=place - len(COMMANDS))
+for index, (panel, functions) in enumerate(COMMANDS.items()):
+    group = Group(panel, sort_key=index - len(COMMANDS))
     for order, (function, example) in enumerate(functions.items()):
         app.command(function, group=group, sort_key=order, help_epilogue=f"Example: taskgraft {example}")
 
@@ -88,11 +88,11 @@ def _raise_terminated(number: int, frame: object) -> NoReturn:
     raise Terminated
 
 
-def _run(words: list[str]) -> int:
+def _run(arguments: list[str]) -> int:
     """Run a command and return its exit code. SIGTERM raises meanwhile, and has its default effect afterwards."""
     signal.signal(signal.SIGTERM, _raise_terminated)
     try:
-        return app(words, exit_on_error=False, print_error=False, verbose=False, result_action="return_value") or 0
+        return app(arguments, exit_on_error=False, print_error=False, verbose=False, result_action="return_value") or 0
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)
@@ -106,27 +106,27 @@ def _report_stop() -> None:
         console.print_message(f"taskgraft: stopped; {how_to_continue(sys.argv[1:])}")
 
 
-def how_to_continue(words: list[str]) -> str:
-    """Return what a command that was stopped does when it is run again."""
-    command = next((word for word in words if not word.startswith("-")), "")
-    if command in RERUN_RESUMES or "auto" in words or "--method=auto" in words:
+def how_to_continue(arguments: list[str]) -> str:
+    """Return how to continue a command that was stopped."""
+    command = next((argument for argument in arguments if not argument.startswith("-")), "")
+    if command in RERUN_RESUMES or "auto" in arguments or "--method=auto" in arguments:
         return "rerun the same command to resume"
-    resumable = command in ("train", "extend") or any(word.startswith("--out") for word in words)
+    resumable = command in ("train", "extend") or any(argument.startswith("--out") for argument in arguments)
     return "rerun with --resume to continue" if resumable else "nothing was saved"
 
 
 def usage_message(error: CycloptsError) -> str:
-    """Return a wrong use of the command line as one line: what is wrong, and where to look."""
+    """Return a usage error as one line: what is wrong, and where to look."""
     error.verbose = False
     match error:
         case MissingArgumentError(argument=argument) if argument:
             kind = "argument" if argument.index is not None else "option" if argument.required else "value for"
             text = f"missing {kind} {argument.name}"
-        case UnknownCommandError(unused_tokens=[word, *_]):
-            hint = config_file.did_you_mean(word, list(app))
-            text = f"unknown command {word!r}; {hint}" if hint else f"unknown command {word!r}"
-        case UnusedCliTokensError(unused_tokens=[word, *_]):
-            text = f"unexpected argument {word!r}"
+        case UnknownCommandError(unused_tokens=[token, *_]):
+            hint = config_file.did_you_mean(token, list(app))
+            text = f"unknown command {token!r}; {hint}" if hint else f"unknown command {token!r}"
+        case UnusedCliTokensError(unused_tokens=[token, *_]):
+            text = f"unexpected argument {token!r}"
         case _:
             text = str(error)
     text = " ".join("".join(char if char.isprintable() else " " for char in text).split()).rstrip(".")
@@ -140,7 +140,7 @@ def main() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # escape what the terminal cannot encode
     try:
-        sys.exit(_run([word for word in sys.argv[1:] if word != "--debug"]))
+        sys.exit(_run([argument for argument in sys.argv[1:] if argument != "--debug"]))
     except CycloptsError as error:
         console.print_message(f"taskgraft: {usage_message(error)}")
         sys.exit(2)

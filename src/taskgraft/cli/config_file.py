@@ -59,10 +59,10 @@ def fill(app: App, commands: tuple[str, ...], arguments: ArgumentCollection, fil
         InputError: The file cannot be read, or holds something that is not a flag of the command.
     """
     values = _read(file)
-    known = [name.removeprefix("--") for argument in _flags(arguments) for name in argument.names]
+    names = [name.removeprefix("--") for argument in _flags(arguments) for name in argument.names]
     for key in values:
-        if key.replace("_", "-") not in known:
-            hint = did_you_mean(key, known) or f"see taskgraft config {commands[-1]}"
+        if key.replace("_", "-") not in names:
+            hint = did_you_mean(key, names) or f"see taskgraft config {commands[-1]}"
             raise InputError(f"{file}: unknown setting {key!r}; {hint}")
     Dict({commands[-1]: values}, source=str(file))(app, commands, arguments)
 
@@ -122,10 +122,10 @@ def _flags(arguments: ArgumentCollection) -> list[Argument]:
     return [a for a in arguments if a.names and a.name.startswith("--") and a.name not in ("--config", "--resume")]
 
 
-def did_you_mean(word: str, known: list[str]) -> str:
+def did_you_mean(word: str, choices: list[str]) -> str:
     """Return a hint for a misspelled word, "" if nothing is similar."""
-    near = difflib.get_close_matches(word, known, n=1)
-    return f"did you mean {near[0]!r}?" if near else ""
+    matches = difflib.get_close_matches(word, choices, n=1)
+    return f"did you mean {matches[0]!r}?" if matches else ""
 
 
 def _key(flag: Argument) -> str:

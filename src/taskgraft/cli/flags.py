@@ -4,30 +4,23 @@ from __future__ import annotations
 
 import shlex
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from cyclopts import Group, Parameter
 from cyclopts.validators import Number
 
 from taskgraft.config import TrainingConfig
 
-if TYPE_CHECKING:
-    from taskgraft.pipeline.request import Request
-
 # The panels of a command's help, in this order.
-PANELS = tuple(
-    Group(name, sort_key=place)
-    for place, name in enumerate(
-        ("Options", "Data", "Method", "Training", "Search", "Limits", "Model", "Hardware", "Output")
-    )
-)
+PANEL_NAMES = ("Options", "Data", "Method", "Training", "Search", "Limits", "Model", "Hardware", "Output")
+PANELS = tuple(Group(name, sort_key=index) for index, name in enumerate(PANEL_NAMES))
 OPTIONS, DATA, METHOD, TRAINING, SEARCH, LIMITS, MODEL, HARDWARE, OUTPUT = PANELS
 
-_OPENABLE = "a bundle (the OUT of train or extend), a weights file, a timm folder or a timm model name"
-Model = Annotated[str, Parameter(help=f"Model: {_OPENABLE}")]
-Parent = Annotated[str, Parameter(help=f"Model to extend: {_OPENABLE}")]
+_SOURCES = "a bundle (the OUT of train or extend), a weights file, a timm folder or a timm model name"
+Model = Annotated[str, Parameter(help=f"Model: {_SOURCES}")]
+Parent = Annotated[str, Parameter(help=f"Model to extend: {_SOURCES}")]
 Data = Annotated[
     Path, Parameter(help="Labeled images: one folder per class, optionally below train/ and val/, or a CSV table")
 ]
@@ -57,7 +50,7 @@ SettingsFile = Annotated[
 @Parameter(name="*", group=MODEL)
 @dataclass(frozen=True)
 class ModelOptions:
-    """How to open a model that does not say it itself.
+    """How to open a model that does not declare it.
 
     Attributes:
         arch: timm architecture of a weights file
@@ -75,7 +68,7 @@ class ModelOptions:
 @Parameter(name="*", group=MODEL)
 @dataclass(frozen=True)
 class ParentOptions(ModelOptions):
-    """How to open a parent, and what is still there of its data.
+    """How to open a parent, and what remains of its data.
 
     Attributes:
         no_parent_check: Continue even if the parent is no better than chance on --old-val
@@ -107,18 +100,6 @@ class ProcessOptions:
 NO_MODEL_OPTIONS = ModelOptions()
 NO_PARENT_OPTIONS = ParentOptions()
 ONE_PROCESS = ProcessOptions()
-
-
-def build_request(
-    parent: str, data: Path, task: str, method: str, config: TrainingConfig, options: ParentOptions, into: bool = False
-) -> Request:
-    """Build the request that the arguments and flags of extend, compare and tune describe."""
-    from taskgraft.pipeline.request import Request
-
-    given = asdict(options)
-    check_parent = not given.pop("no_parent_check")
-    old_val = given.pop("old_val") or ()
-    return Request(parent, data, task, method, config, **given, old_val=old_val, into=into, check_parent=check_parent)
 
 
 def cache_folder(value: str) -> Path | None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, field, fields, make_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, get_type_hints
@@ -18,6 +20,10 @@ from taskgraft.methods import presets
 from taskgraft.tuning.search_config import SearchConfig, WorkerConfig
 
 if TYPE_CHECKING:
+    from taskgraft.pipeline.request import Request
+    from taskgraft.pipeline.run import Extension
+    from taskgraft.types import Callbacks
+
     FromScratch = TrainingConfig
 else:  # the same fields, so that the help shows the defaults of training from random weights
     _hints = get_type_hints(TrainingConfig, include_extras=True)
@@ -29,6 +35,39 @@ else:  # the same fields, so that the help shows the defaults of training from r
         ],
         namespace={"__module__": __name__},
     )
+
+
+@contextmanager
+def _session(
+    out: Path, config: TrainingConfig, processes: flags.ProcessOptions, track: str | None
+) -> Iterator[tuple[bool, Callbacks]]:
+    """Join the process group, show progress and track metrics; yields whether a launcher restarted the run."""
+    from taskgraft.pipeline.tracking import tracked
+
+    with (
+        launch.joined(processes.patience) as restarted,
+        console.show_progress() as callbacks,
+        tracked(track or "", out, asdict(config), callbacks) as callbacks,
+    ):
+        yield restarted, callbacks
+
+
+def _build_request(
+    parent: str, data: Path, task: str, method: str, config: TrainingConfig, options: flags.ParentOptions, into: bool
+) -> Request:
+    from taskgraft.pipeline.request import Request
+
+    values = asdict(options)
+    check_parent = not values.pop("no_parent_check")
+    old_val = values.pop("old_val") or ()
+    return Request(parent, data, task, method, config, **values, old_val=old_val, into=into, check_parent=check_parent)
+
+
+def _print_run(run: Extension) -> None:
+    from taskgraft import report
+
+    summary = report.summarize_run(run.record).to_lines()
+    console.print_results(*summary, f"model and report: {run.out}/report.html")
 
 
 def train(
@@ -64,22 +103,16 @@ def train(
     if processes.gpus > 1 and not launch.is_worker():
         return launch.launch(processes.gpus, processes.max_restarts)
     with console.importing():
-        from taskgraft import report
         from taskgraft.commands.train import train
-        from taskgraft.pipeline.tracking import tracked
 
     config = TrainingConfig(**asdict(config))
-    with (
-        launch.joined(processes.patience) as restarted,
-        console.show_progress() as callbacks,
-        tracked(track or "", out, asdict(config), callbacks) as callbacks,
-    ):
+    with _session(out, config, processes, track) as (restarted, callbacks):
         run = train(
             data, out, task=task, model=model, weights=weights, preprocessing=preprocessing, config=config, keep=keep,
             cache=flags.cache_folder(cache), resume=resume or restarted, command=flags.command_line(),
             callbacks=callbacks,
         )  # fmt: skip
-        console.print_results(*report.summarize_run(run.record).to_lines(), f"model and report: {out}/report.html")
+        _print_run(run)
 
 
 def extend(
@@ -126,36 +159,30 @@ def extend(
     if method == "auto" and dry_run:
         raise InputError("--dry-run does not support --method auto; name a method")
     with console.importing():
-        from taskgraft import report
         from taskgraft.pipeline.run import run
-        from taskgraft.pipeline.tracking import tracked
 
-    request = flags.build_request(parent, data, task or into, method, config, options, into=bool(into))
+    request = _build_request(parent, data, task or into, method, config, options, into=bool(into))
     if dry_run:
         from taskgraft.commands.dry_run import describe_run
 
         with console.show_progress() as callbacks:
             console.print_results(*describe_run(request, out, callbacks=callbacks))
         return
-    with (
-        launch.joined(processes.patience) as restarted,
-        console.show_progress() as callbacks,
-        tracked(track or "", out, asdict(config), callbacks) as callbacks,
-    ):
+    with _session(out, config, processes, track) as (restarted, callbacks):
         if method == "auto":
             require("tune", "optuna", what="--method auto")
             from taskgraft.commands.auto import auto
 
-            done = auto(
+            extension = auto(
                 request, out, budget=budget, max_forgetting=max_forgetting, worker_config=WorkerConfig(jobs),
                 cache=flags.cache_folder(cache), command=flags.command_line(), callbacks=callbacks,
             )  # fmt: skip
         else:
-            done = run(
+            extension = run(
                 request, out, resume=resume or restarted, cache=flags.cache_folder(cache), command=flags.command_line(),
                 callbacks=callbacks,
             )  # fmt: skip
-        console.print_results(*report.summarize_run(done.record).to_lines(), f"model and report: {out}/report.html")
+        _print_run(extension)
 
 
 def compare(
@@ -189,15 +216,14 @@ def compare(
         from taskgraft.commands.compare import compare, variants
 
     try:
-        rates = [float(text) for text in lrs.split(",") if text.strip()]
+        numbers = [float(text) for text in lrs.split(",") if text.strip()]
     except ValueError as error:
         raise InputError(f"--lrs {lrs!r}: give numbers separated by commas, such as 0.01,0.001") from error
-    compared = variants([name for name in methods.split(";") if name.strip()], rates, config)
-    request = flags.build_request(parent, data, task, presets.BASELINE, config, options)
+    request = _build_request(parent, data, task, presets.BASELINE, config, options, into=False)
     with console.show_progress() as callbacks:
         comparison = compare(
-            request, compared, out, seeds=seeds, separate=separate, cache=flags.cache_folder(cache),
-            command=flags.command_line(), callbacks=callbacks,
+            request, variants([name for name in methods.split(";") if name.strip()], numbers, config), out, seeds=seeds,
+            separate=separate, cache=flags.cache_folder(cache), command=flags.command_line(), callbacks=callbacks,
         )  # fmt: skip
     console.print_results(
         report.format_comparison_table(comparison),
@@ -236,11 +262,10 @@ def tune(
         from taskgraft.commands.tune import tune
         from taskgraft.tuning.space import parse
 
-    searched = parse(method, space, config)
-    request = flags.build_request(parent, data, task, presets.BASELINE, config, options)
+    request = _build_request(parent, data, task, presets.BASELINE, config, options, into=False)
     with console.show_progress() as callbacks:
         search = tune(
-            request, searched, out, search_config=search_config, worker_config=worker_config,
+            request, parse(method, space, config), out, search_config=search_config, worker_config=worker_config,
             cache=flags.cache_folder(cache), command=flags.command_line(), callbacks=callbacks,
         )  # fmt: skip
     console.print_results(*report.summarize_search(search), f"search, frontier and report: {out}/report.html")
@@ -269,15 +294,15 @@ def demo(
             out, seeds=seeds, cache=flags.cache_folder(cache), command=flags.command_line(), callbacks=callbacks
         )
     folder = out / "comparison"
-    figures = [folder / f"figure{number}.png" for number in (1, 2, 3)]
     runs = comparison.variants[-1].folders
     model = folder / runs[0] if runs else out / "alice"
-    as_module = sys.argv[0].endswith("__main__.py")
-    path = f"{sys.executable} -m taskgraft.cli" if as_module else sys.argv[0]
-    program = "taskgraft" if shutil.which("taskgraft") else path
+    program = "taskgraft"
+    if not shutil.which(program):
+        as_module = sys.argv[0].endswith("__main__.py")
+        program = f"{sys.executable} -m taskgraft.cli" if as_module else sys.argv[0]
     console.print_results(
         report.format_comparison_table(comparison),
-        *(f"figure: {path.resolve()}" for path in figures if path.exists()),
+        *(f"figure: {path.resolve()}" for path in sorted(folder.glob("figure[123].png"))),
         "",
         *report.summarize_comparison(comparison).to_lines(),
         f"report: {(folder / 'report.html').resolve()}",

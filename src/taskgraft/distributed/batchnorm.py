@@ -62,10 +62,10 @@ def _statistics(images: Tensor) -> tuple[Tensor, Tensor, int]:
     count = images.numel() // images.shape[1]
     mean = values.mean(axes) if count else values.new_zeros(images.shape[1])
     square_sum = (values - _per_channel(mean, images)).square().sum(axes)
-    own = torch.stack([mean, square_sum, torch.full_like(mean, count)])
-    parts = [torch.empty_like(own) for _ in range(world_size())]
-    dist.all_gather(parts, own)
-    means, square_sums, counts = torch.stack(parts).double().unbind(1)
+    local = torch.stack([mean, square_sum, torch.full_like(mean, count)])
+    gathered = [torch.empty_like(local) for _ in range(world_size())]
+    dist.all_gather(gathered, local)
+    means, square_sums, counts = torch.stack(gathered).double().unbind(1)
     total = counts.sum(0)
     overall_mean = (means * counts).sum(0) / total
     variance = (square_sums + counts * (means - overall_mean).square()).sum(0) / total
@@ -91,15 +91,15 @@ class _Normalize(torch.autograd.Function):
         gradient = gradients[0].float()
         axes = [axis for axis in range(images.dim()) if axis != 1]
         normal = (images.float() - _per_channel(mean, images)) * _per_channel(scale, images)
-        own = torch.stack([gradient.sum(axes), (gradient * normal).sum(axes)])
-        total = own.clone()
+        local = torch.stack([gradient.sum(axes), (gradient * normal).sum(axes)])
+        total = local.clone()
         dist.all_reduce(total)
         inner = (
             gradient - _per_channel(total[0] / ctx.count, images) - normal * _per_channel(total[1] / ctx.count, images)
         )
         outer = scale if weight is None else scale * weight
         back = (inner * _per_channel(outer, images)).to(images.dtype)
-        return back, None if weight is None else own[1], own[0] if ctx.shifted else None, None, None, None
+        return back, None if weight is None else local[1], local[0] if ctx.shifted else None, None, None, None
 
 
 def _per_channel(values: Tensor, like: Tensor) -> Tensor:

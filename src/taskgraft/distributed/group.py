@@ -17,35 +17,34 @@ from taskgraft.distributed.heartbeat import monitor
 from taskgraft.errors import TaskgraftError
 
 BUCKET = 25 * 2**20  # bytes of gradients in one all-reduce
-PATIENCE = timedelta(days=1)  # one process may read images for hours while the others wait
+TIMEOUT = timedelta(days=1)  # one process may read images for hours while the others wait
 
 T = TypeVar("T")
 
 
 @contextmanager
-def join_group(patience: float, silent: Callable[[int], None]) -> Iterator[None]:
+def join_group(patience: float, on_timeout: Callable[[int], None]) -> Iterator[None]:
     """Join the processes that torchrun (or `taskgraft --gpus N`) started; a single process does nothing.
 
     Uses NCCL with one GPU per process, otherwise gloo.
 
     Args:
         patience: Seconds without a heartbeat after which a process counts as dead.
-        silent: Called with the rank of such a process; the others would wait for it forever.
+        on_timeout: Called with the rank of such a process, for which the others would wait forever.
     """
     if "LOCAL_RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
-    local, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    gpus = torch.cuda.device_count()
     if gpus:
-        torch.cuda.set_device(local % gpus)
-    store, number, count = next(dist.rendezvous("env://"))
-    # processes that were started again must not read the addresses that the dead ones left in the same store
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % gpus)
+    store, rank, world_size = next(dist.rendezvous("env://"))
+    # restarted processes must not read the addresses that the dead ones left in the same store
     store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
-    # gloo beside NCCL carries what lies in ordinary memory
-    backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
-    dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=PATIENCE)
+    backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"  # gloo for objects and CPU tensors
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=TIMEOUT)
     try:
-        with monitor(store.clone(), number, count, patience, silent):
+        with monitor(store.clone(), rank, world_size, patience, on_timeout):
             yield
     finally:
         dist.destroy_process_group()
@@ -80,17 +79,16 @@ def broadcast(make: Callable[[], T]) -> T:
     """Return in all processes what `make` returns in the main one; a TaskgraftError is raised in all of them."""
     if world_size() == 1:
         return make()
-    box: list[Any] = [None]
+    outcome: list[Any] = [None]
     if is_main_process():
         try:
-            box = [("value", make())]
+            outcome = [make()]
         except TaskgraftError as error:
-            box = [("error", error)]
-    dist.broadcast_object_list(box, src=0)
-    kind, value = box[0]
-    if kind == "error":
-        raise value
-    return value
+            outcome = [error]
+    dist.broadcast_object_list(outcome, src=0)
+    if isinstance(outcome[0], TaskgraftError):
+        raise outcome[0]
+    return outcome[0]
 
 
 def main_process_first(make: Callable[[], T]) -> T:
@@ -102,13 +100,13 @@ def main_process_first(make: Callable[[], T]) -> T:
     return results[0] if is_main_process() else make()
 
 
-def all_gather(own: Tensor, count: int) -> Tensor:
-    """Gather the rows of all processes [count, ...], of which `own` are this one's `local_slice(count)`.
+def all_gather(local: Tensor, count: int) -> Tensor:
+    """Gather the rows of all processes [count, ...], of which `local` are this one's `local_slice(count)`.
 
     Differentiable: the gradient is that of this process's rows. All processes can thus compute the same loss on the
     whole batch, and the sum of their gradients is that of a single process, whatever the loss divides by.
     """
-    return own if world_size() == 1 else _Gather.apply(own, count)
+    return local if world_size() == 1 else _Gather.apply(local, count)
 
 
 def all_reduce(tensors: Iterable[Tensor]) -> None:
@@ -135,16 +133,15 @@ def broadcast_tensors(tensors: Iterable[Tensor]) -> None:
 
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, own: Tensor, count: int) -> Tensor:
+    def forward(ctx: Any, local: Tensor, count: int) -> Tensor:
         ctx.rows = local_slice(count)
-        longest = -(-count // world_size())
-        padded = own.new_zeros(longest, *own.shape[1:])
-        padded[: len(own)] = own
-        parts = [torch.empty_like(padded) for _ in range(world_size())]
-        dist.all_gather(parts, padded)
-        bounds = [count * number // world_size() for number in range(world_size() + 1)]
+        padded = local.new_zeros(-(-count // world_size()), *local.shape[1:])
+        padded[: len(local)] = local
+        gathered = [torch.empty_like(padded) for _ in range(world_size())]
+        dist.all_gather(gathered, padded)
+        bounds = [count * rank // world_size() for rank in range(world_size() + 1)]
         lengths = [stop - start for start, stop in pairwise(bounds)]
-        return torch.cat([rows[:length] for rows, length in zip(parts, lengths, strict=True)])
+        return torch.cat([rows[:length] for rows, length in zip(gathered, lengths, strict=True)])
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
@@ -153,12 +150,12 @@ class _Gather(torch.autograd.Function):
 
 def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
     """Yield groups of about BUCKET bytes of consecutive tensors of one type and device."""
-    waiting: list[Tensor] = []
+    bucket: list[Tensor] = []
     for value in tensors:
-        alike = not waiting or (value.dtype, value.device) == (waiting[0].dtype, waiting[0].device)
-        if waiting and (not alike or sum(other.nbytes for other in waiting) + value.nbytes > BUCKET):
-            yield waiting
-            waiting = []
-        waiting.append(value)
-    if waiting:
-        yield waiting
+        compatible = not bucket or (value.dtype, value.device) == (bucket[0].dtype, bucket[0].device)
+        if bucket and (not compatible or sum(tensor.nbytes for tensor in bucket) + value.nbytes > BUCKET):
+            yield bucket
+            bucket = []
+        bucket.append(value)
+    if bucket:
+        yield bucket

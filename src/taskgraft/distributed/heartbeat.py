@@ -9,40 +9,41 @@ from contextlib import contextmanager, suppress
 
 from torch.distributed import Store
 
-BEATS = 8  # heartbeats within the patience
-GONE = 2**40  # more beats than a run could give: the process has left in good order
+BEATS = 8  # heartbeats within the timeout
+LEFT = 2**40  # more heartbeats than a run could send: the process has left in good order
 
 
 @contextmanager
-def monitor(store: Store, rank: int, count: int, patience: float, silent: Callable[[int], None]) -> Iterator[None]:
-    """Send heartbeats and watch those of the other `count - 1` processes.
+def monitor(
+    store: Store, rank: int, world_size: int, timeout: float, on_timeout: Callable[[int], None]
+) -> Iterator[None]:
+    """Send heartbeats, and call `on_timeout` in a thread with the rank of a process that sent none for `timeout` s.
 
-    `silent` is called, in a thread of its own, with the rank of a process that sent none for `patience` seconds. A
-    process that reads images for hours sends them; one that is stopped, or whose machine is gone, does not.
+    A process that reads images for hours sends them; one that is stopped, or whose machine is down, does not.
     """
-    over = threading.Event()
+    stopped = threading.Event()
 
-    def look() -> None:
-        last_beats = {other: (0, time.monotonic()) for other in range(count) if other != rank}
-        while not over.wait(patience / BEATS):
+    def watch() -> None:
+        last_beats = {peer: (0, time.monotonic()) for peer in range(world_size) if peer != rank}
+        while not stopped.wait(timeout / BEATS):
             try:
                 store.add(f"beats of {rank}", 1)
-                beats = {other: store.add(f"beats of {other}", 0) for other in last_beats}
+                counts = {peer: store.add(f"beats of {peer}", 0) for peer in last_beats}
             except RuntimeError:  # the store is gone, and with it whoever started this process
                 return
-            for other, number in beats.items():
-                if number != last_beats[other][0]:
-                    last_beats[other] = number, time.monotonic()
-                elif number < GONE and time.monotonic() - last_beats[other][1] > patience:
-                    silent(other)
+            for peer, count in counts.items():
+                if count != last_beats[peer][0]:
+                    last_beats[peer] = count, time.monotonic()
+                elif count < LEFT and time.monotonic() - last_beats[peer][1] > timeout:
+                    on_timeout(peer)
                     return
 
-    thread = threading.Thread(target=look, daemon=True)
+    thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     try:
         yield
     finally:
-        over.set()
+        stopped.set()
         thread.join()
         with suppress(RuntimeError):  # the store may be gone first
-            store.add(f"beats of {rank}", GONE)
+            store.add(f"beats of {rank}", LEFT)

@@ -1,4 +1,4 @@
-"""Training an opened request: its method runs in the run folder, and finishes."""
+"""Training an opened request in its run folder, and letting its method finish."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def fit(
         out: The run folder, locked.
         cache: Folder of stored features and choices; None = not stored.
         command: The command that was typed.
-        callbacks: Told of progress.
+        callbacks: Callbacks of the run.
         until: For a trial of a search: stop after this step.
         trial_cache: For a trial of a search: what trials share.
 
@@ -41,9 +41,9 @@ def fit(
         The classifier with the weights of the best step, and the history.
     """
     opened = predict_parent(opened, cache)
-    images = opened.images
+    images, config = opened.images, opened.request.config
     assert images.new.train is not None
-    tensor_cache, config = build_tensor_cache(opened, cache), opened.request.config
+    tensor_cache = build_tensor_cache(opened, cache)
     opened.child.softmax = config.softmax
 
     def score(classifier: Classifier) -> float:
@@ -54,9 +54,8 @@ def fit(
     sources = TrainingData(
         images.new.train, images.old, opened.views, config.augment, config.seed, score, trial_cache, tensor_cache
     )
-    settings = opened.list_settings()
-    config, _ = resolve_config(out, opened.child, sources, config, cache, settings, command, callbacks)
-    if until is None:  # the images of a search's trials are those of the models that it selects
+    config = resolve_config(out, opened.child, sources, config, cache, opened.list_settings(), command, callbacks)
+    if until is None:  # a search's trials train on the images of the models that it selects
         distributed.broadcast(lambda: write_split_lists(out, images.new))
     if config.softmax == "joint" and opened.old_tasks:
         callbacks.info("joint softmax: for reproduction only, since the new task suppresses the old ones")
@@ -68,7 +67,7 @@ def fit(
         config,
         lambda classifier: evaluate(opened, classifier),
         past=opened.parent.memory,
-        selection_tasks=select_by(opened),
+        selection_tasks=selection_tasks(opened),
         callbacks=callbacks,
         until=until,
         evaluate_start=lambda classifier: evaluate(opened, classifier, tensor_cache),
@@ -82,13 +81,10 @@ def evaluate(opened: Opened, classifier: Classifier, tensor_cache: Memoize | Non
         opened: A request with the parent's predictions.
         classifier: The classifier.
         tensor_cache: Stores features for later runs: for a classifier that has not been trained yet.
-
-    Returns:
-        Accuracy and agreement.
     """
     parent = opened.parent_predictions or {}
-    known = parent if measuring.keeps_old_outputs(classifier) else {}
-    sets = measuring.predict_validation(classifier, opened.images, known, tensor_cache)
+    old = parent.get("old") if measuring.old_outputs_are_frozen(classifier) else None
+    sets = measuring.predict_validation(classifier, opened.images, old, tensor_cache)
     agreement = measuring.compute_agreements(parent["new"], sets["new"]) if parent else {}
     new = {opened.result_name: metrics.accuracy(sets["new"], opened.request.task)}
     return Evaluation({**measuring.compute_accuracies(sets), **new}, agreement)
@@ -97,12 +93,8 @@ def evaluate(opened: Opened, classifier: Classifier, tensor_cache: Memoize | Non
 def finish(opened: Opened, fitted: Fitted) -> tuple[Classifier, Memory]:
     """Let the method finish: merge, interpolate, measure what the next extension needs.
 
-    Args:
-        opened: An opened request.
-        fitted: The trained classifier, which is changed in place.
-
     Returns:
-        The child, and what each method stores by name.
+        The child, which is the trained classifier changed in place, and what each method stores by name.
     """
     method, classifier, memory = composition.build(opened.plan), fitted.state.classifier, Memory()
     if method.finish:
@@ -111,16 +103,10 @@ def finish(opened: Opened, fitted: Fitted) -> tuple[Classifier, Memory]:
     return classifier, memory
 
 
-def select_by(opened: Opened) -> list[str]:
-    """List the results whose mean accuracy selects the best step.
+def selection_tasks(opened: Opened) -> list[str]:
+    """Return the results whose mean accuracy selects the best step.
 
-    Args:
-        opened: A request with the parent's predictions.
-
-    Returns:
-        Names of results; none where an old task has no validation images, so that the last step is kept.
+    Empty where an old task has no validation images: the last step is then the best.
     """
     measured = list(measuring.compute_accuracies(opened.parent_predictions or {}))
-    if len(measured) < len(opened.old_tasks):
-        return []
-    return [*measured, opened.result_name]
+    return [*measured, opened.result_name] if len(measured) >= len(opened.old_tasks) else []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -32,30 +31,27 @@ def open_labeled(
         data: Images; all count as validation images.
         task: The task that they are labeled for; None = the one whose classes they have.
         cache: Folder of decoded pixels; None = in memory only.
-        callbacks: Told of progress.
-
-    Returns:
-        The task and the images.
+        callbacks: Progress callbacks.
 
     Raises:
         InputError: The model does not have the task.
         DataError: The images have classes that the task does not have.
     """
-    tasks = {known.name: known for known in bundle.classifier.tasks}
+    tasks = {item.name: item for item in bundle.classifier.tasks}
     if task is not None and task not in tasks:
         raise InputError(f"the model has no task {task!r}; available: {', '.join(tasks)}")
-    owner = tasks[task] if task else match_task(data, bundle.classifier.tasks)
+    labeled = tasks[task] if task else match_task(data, bundle.classifier.tasks)
     images = open_images(
-        data, owner.name, bundle.preprocessing, seed=0, classes=owner.classes, cache_folder=cache, as_split="val",
+        data, labeled.name, bundle.preprocessing, seed=0, classes=labeled.classes, cache_folder=cache, as_split="val",
         progress=lambda done, total: callbacks.progress(f"reading {data.name}", done, total),
     )  # fmt: skip
-    return owner, images
+    return labeled, images
 
 
 def predict_validation(
     classifier: Classifier,
     images: TaskData,
-    known: Mapping[str, Predictions] = MappingProxyType({}),
+    old: Predictions | None = None,
     tensor_cache: Memoize | None = None,
 ) -> dict[str, Predictions]:
     """Predict the validation images.
@@ -63,7 +59,7 @@ def predict_validation(
     Args:
         classifier: The classifier.
         images: Images of a run.
-        known: Predictions by set; "old" is taken from here if it is there.
+        old: Predictions on the old tasks' images where training cannot change them; None = compute them.
         tensor_cache: Stores the backbone's features for later runs: for a classifier that has not been trained yet.
 
     Returns:
@@ -72,60 +68,25 @@ def predict_validation(
     assert images.new.val is not None
     sets = {"new": predict(classifier, images.new.val, cache=tensor_cache)}
     if images.old_val is not None:
-        sets["old"] = known["old"] if "old" in known else predict(classifier, images.old_val, cache=tensor_cache)
+        sets["old"] = old or predict(classifier, images.old_val, cache=tensor_cache)
     return sets
 
 
-def predict_test(classifier: Classifier, images: TaskData) -> dict[str, Predictions]:
-    """Predict the new task's test images, once, at the end.
-
-    Args:
-        classifier: The finished classifier.
-        images: Images of a run.
-
-    Returns:
-        "test", if there are such images.
-    """
-    return {"test": predict(classifier, images.new.test)} if images.new.test else {}
-
-
 def compute_accuracies(sets: Mapping[str, Predictions]) -> dict[str, float]:
-    """Compute accuracies on the old validation images.
-
-    Args:
-        sets: Predictions by set.
-
-    Returns:
-        Accuracy of each task that the old images are labeled for.
-    """
+    """Return the accuracy of each task that the old validation images, if there are any, are labeled for."""
     if "old" not in sets:
         return {}
-    tasks = [task for task, target in sets["old"].labels.items() if (target >= 0).any()]
+    tasks = [task for task, labels in sets["old"].labels.items() if (labels >= 0).any()]
     return {task: metrics.accuracy(sets["old"], task) for task in tasks}
 
 
 def compute_agreements(parent: Predictions, child: Predictions) -> dict[str, float]:
-    """Compute how often the child predicts the same class as the parent.
-
-    Args:
-        parent: The parent's predictions on the new task's images.
-        child: The child's.
-
-    Returns:
-        Fraction of the images for each old task.
-    """
+    """Return for each old task the fraction of images for which the child predicts the parent's class."""
     return {task: float(metrics.agreement(parent, child, task).mean()) for task in parent.classes}
 
 
-def keeps_old_outputs(classifier: Classifier) -> bool:
-    """Whether training cannot change the outputs of old tasks, which then need not be evaluated again.
-
-    Args:
-        classifier: A classifier in training.
-
-    Returns:
-        True if everything that computes them is frozen.
-    """
+def old_outputs_are_frozen(classifier: Classifier) -> bool:
+    """Return whether training cannot change the outputs of old tasks, which then need not be evaluated again."""
     separate = classifier.softmax == "per-task" and len(old_class_counts(classifier)) == len(classifier.tasks) - 1
     return separate and not any(value.requires_grad for value in inherited_parameters(classifier).values())
 
@@ -143,11 +104,10 @@ def compute_task_results(sets: Mapping[str, Predictions], newest: str) -> tuple[
     """
     parent = sets["new-parent"].classes if "new-parent" in sets else {}
     old = [_compute_old_result(task, classes, sets) for task, classes in parent.items()]
-    added = sets["new"].classes[newest][len(parent.get(newest, ())) :]
     name = name_result(newest, parent)
     new = TaskResult(
         name=name,
-        classes=added,
+        classes=sets["new"].classes[newest][len(parent.get(newest, ())) :],
         new=True,
         added_to="" if name == newest else newest,
         child=metrics.bootstrap_interval(metrics.correct(sets["new"], newest)),
@@ -157,27 +117,19 @@ def compute_task_results(sets: Mapping[str, Predictions], newest: str) -> tuple[
 
 
 def name_result(newest: str, old_tasks: Collection[str]) -> str:
-    """Name the results of the new images.
-
-    Args:
-        newest: The task that was learned.
-        old_tasks: The parent's tasks.
-
-    Returns:
-        The task's name, or another one where classes were added to an old task.
-    """
+    """Return what results of the new images are called: by the task, or by its added classes where the task is old."""
     return f"{newest}, added classes" if newest in old_tasks else newest
 
 
 def _compute_old_result(task: str, classes: tuple[str, ...], sets: Mapping[str, Predictions]) -> TaskResult:
     child, parent = sets.get("old"), sets.get("old-parent")
-    changes: dict[str, Any] = {}
+    accuracies: dict[str, Any] = {}
     if child is not None and task in child.labels:
         after = metrics.correct(child, task)
-        changes["child"] = metrics.bootstrap_interval(after)
+        accuracies["child"] = metrics.bootstrap_interval(after)
         if parent is not None:
             before = metrics.correct(parent, task)
-            changes |= {
+            accuracies |= {
                 "parent": metrics.bootstrap_interval(before),
                 "forgetting": metrics.bootstrap_interval(before - after),
             }
@@ -188,7 +140,7 @@ def _compute_old_result(task: str, classes: tuple[str, ...], sets: Mapping[str, 
         new=False,
         agreement=metrics.bootstrap_interval(metrics.agreement(sets["new-parent"], sets["new"], task)),
         identical=all(np.array_equal(one.logits[task], other.logits[task]) for one, other in pairs),
-        **changes,
+        **accuracies,
     )
 
 
@@ -206,7 +158,7 @@ def build_task_cards(
     Returns:
         The parent's cards, one for the new task, and new ones of old tasks that could be measured better on the child.
     """
-    built = dict(cards)
+    child_cards = dict(cards)
     predictions, measured_on = sets["new"], "new validation images, when it was learned"
     widened = "new-parent" in sets and newest in sets["new-parent"].classes
     if widened and "old" in sets and newest in sets["old"].labels:
@@ -214,14 +166,14 @@ def build_task_cards(
         measured_on = "old and new validation images, when classes were added"
     counts = dict(cards.get(newest, {}).get("train_counts", {})) | images.described["new"]["counts"]
     counts = {name: count for name, count in counts.items() if count}
-    built[newest] = build_task_card(predictions, newest, counts, measured_on)
+    child_cards[newest] = build_task_card(predictions, newest, counts, measured_on)
     for task, labels in sets["old"].labels.items() if "old" in sets else ():
         card, number = cards.get(task), int((labels >= 0).sum())
         better = card is None or "mean_posterior" not in card or number >= card.get("images", 0)
         if task != newest and number and better:
             counts = (card or {}).get("train_counts", {})
-            built[task] = build_task_card(sets["old"], task, counts, "old validation images, by the child")
-    return built
+            child_cards[task] = build_task_card(sets["old"], task, counts, "old validation images, by the child")
+    return child_cards
 
 
 def build_task_card(
@@ -236,9 +188,8 @@ def build_task_card(
         measured_on: Describes the labeled images.
 
     Returns:
-        Plain values: training counts, confusion matrix [K, K + 1] (rows: true class, columns: predicted class, the last
-        one: a class of another task), accuracy, calibration error, temperature (None without enough images), and what
-        `distribution` corrects prevalences with.
+        Plain values, with a confusion matrix [K, K + 1] of true by predicted class (the last column: a class of another
+        task), a temperature (None without enough images), and what `distribution` corrects prevalences with.
     """
     labels, logits = predictions.labels[task], predictions.logits[task]
     fitted = calibration.calibrate(logits, labels)
@@ -258,7 +209,7 @@ def build_task_card(
 
 
 def _concatenate(one: Predictions, other: Predictions, task: str) -> Predictions:
-    """One task's predictions on two sets of images."""
+    """Return one task's predictions on two sets of images."""
     labels = {task: np.concatenate([one.labels[task], other.labels[task]])}
     logits = {task: np.concatenate([one.logits[task], other.logits[task]])}
     return Predictions({task: one.classes[task]}, one.softmax, (*one.ids, *other.ids), labels, logits)

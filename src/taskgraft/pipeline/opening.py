@@ -40,7 +40,7 @@ class Opened:
         old_tasks: Tasks that must not be forgotten; none for a training.
         child: The classifier to train, with outputs for all tasks.
         images: The images.
-        parent_predictions: What the parent predicts on the validation images, by set; None before it was evaluated.
+        parent_predictions: The parent's predictions on the validation images, by set; None before it was evaluated.
     """
 
     request: Request | TrainingRequest
@@ -63,29 +63,29 @@ class Opened:
 
     @property
     def result_name(self) -> str:
-        """What results of the new images are called: by the task, or by its added classes where the task is old."""
+        """The name of the results on the new images."""
         return name_result(self.request.task, [task.name for task in self.old_tasks])
 
     @property
     def views(self) -> int:
-        """How many of the fixed views of an image the epochs reach; what methods compute per view stops there."""
+        """The number of fixed views of an image that training reaches; methods compute no more per view."""
         assert self.images.new.train is not None
         config, count = self.request.config, len(self.images.new.train.pixels)
         return min(config.views, -(-config.steps * config.batch_size // count))
 
     def list_settings(self) -> dict[str, Any]:
-        """List what must be equal for a run to be the same run."""
+        """Return what must be equal for a run to be the same run."""
         request = self.request
         if isinstance(request, Request):
-            kind: dict[str, Any] = {"method": request.method, "parent": self.parent.digest}
+            source = {"method": request.method, "parent": self.parent.digest}
         else:
-            kind = {"model": self.parent.digest, "keep": request.keep}
+            source = {"model": self.parent.digest, "keep": request.keep}
         return {
             "task": request.task,
-            **kind,
+            **source,
             "config": asdict(request.config),
             "preprocessing": self.parent.preprocessing.to_text(),
-            "data": {name: part["fingerprint"] for name, part in self.images.described.items()},
+            "data": {name: description["fingerprint"] for name, description in self.images.described.items()},
         }
 
 
@@ -95,21 +95,17 @@ def open_request(request: Request | TrainingRequest, cache: Path | None, callbac
     Args:
         request: An extension or a training.
         cache: Folder of decoded pixels; None = in memory only.
-        callbacks: Told of what was inferred.
-
-    Returns:
-        The opened request.
+        callbacks: `info` is called with what was inferred.
 
     Raises:
         TaskgraftError: A value, the model or the images cannot be used.
     """
     if isinstance(request, Request):
-        return open_extension(request, cache, callbacks)
-    return open_training(request, cache, callbacks)
+        return _open_extension(request, cache, callbacks)
+    return _open_training(request, cache, callbacks)
 
 
-def open_extension(request: Request, cache: Path | None, callbacks: Callbacks) -> Opened:
-    """Open an extension. Arguments as of `open_request`."""
+def _open_extension(request: Request, cache: Path | None, callbacks: Callbacks) -> Opened:
     request, plan = validate_request(request)
     parent = open_parent(
         request.parent,
@@ -127,20 +123,21 @@ def open_extension(request: Request, cache: Path | None, callbacks: Callbacks) -
     else:
         if request.task in [task.name for task in old_tasks]:
             grow(parent.classifier, Task(request.task, ("", "")), 0)  # raises, before images are read
-        child, classes = parent.classifier, None
+        child, classes = None, None
     for line in parent.notes:
         callbacks.info(f"parent: {line}")
     images = distributed.main_process_first(lambda: load_task_data(
         request.data, request.task, old_tasks, parent.preprocessing, classes=classes, old=request.old,
         old_val=request.old_val, seed=config.seed, cache=cache, callbacks=callbacks,
     ))  # fmt: skip
-    if not request.into:
+    if child is None:
+        new_task = images.new.tasks[0]
         for task in old_tasks:
-            if set(task.classes) == set(images.new.tasks[0].classes):
+            if set(task.classes) == set(new_task.classes):
                 callbacks.info(
                     f"these classes already exist in task {task.name}; use --into {task.name} if they are the same"
                 )
-        child = grow(parent.classifier, images.new.tasks[0], config.seed)
+        child = grow(parent.classifier, new_task, config.seed)
     return Opened(request, plan, parent, old_tasks, child, images)
 
 
@@ -152,9 +149,6 @@ def change_method(opened: Opened, method: str, config: TrainingConfig) -> Opened
         method: Method in its notation.
         config: Training settings, with the same seed.
 
-    Returns:
-        The changed request.
-
     Raises:
         InputError: Method or settings are not allowed.
     """
@@ -163,47 +157,45 @@ def change_method(opened: Opened, method: str, config: TrainingConfig) -> Opened
     return replace(opened, request=request, plan=plan)
 
 
-def open_training(request: TrainingRequest, cache: Path | None, callbacks: Callbacks) -> Opened:
-    """Open a training. Arguments as of `open_request`."""
-    request = replace(request, config=validate(request.config))
+def _open_training(request: TrainingRequest, cache: Path | None, callbacks: Callbacks) -> Opened:
+    config = validate(request.config)
     plan = notation.parse(request.keep) if request.keep else {}
-    idle = [name for name, settings in plan.items() if not settings.traits.records]
-    if idle:
+    unsuitable = [name for name, settings in plan.items() if not settings.traits.records]
+    if unsuitable:
         raise InputError(
-            f"--keep {request.keep!r}: {idle[0]} records nothing during training; use {', '.join(RECORDERS)}"
+            f"--keep {request.keep!r}: {unsuitable[0]} records nothing during training; use {', '.join(RECORDERS)}"
         )
-    backbone = _open_backbone(request, callbacks) if request.weights else None
     model = request.model or DEFAULT_MODEL
-    preprocessing = backbone.preprocessing if backbone else create_network(model, 2)[2]
+    source = _open_weights(request, callbacks) if request.weights else None
+    preprocessing = source.preprocessing if source else create_network(model, 2)[2]
     if request.preprocessing:
         preprocessing = transforms.parse_preprocessing(request.preprocessing, preprocessing)
-    if not backbone:  # `open_parent` says it of a backbone
-        callbacks.info(
-            describe_preprocessing(preprocessing, describe_origin(request.preprocessing, f"timm's default for {model}"))
-        )
+    if not source:  # `open_parent` reports that of the weights
+        origin = describe_origin(request.preprocessing, f"timm's default for {model}")
+        callbacks.info(describe_preprocessing(preprocessing, origin))
     images = distributed.main_process_first(lambda: load_task_data(
-        request.data, request.task, (), preprocessing, old=None, old_val=(), seed=request.config.seed, cache=cache,
+        request.data, request.task, (), preprocessing, old=None, old_val=(), seed=config.seed, cache=cache,
         callbacks=callbacks,
     ))  # fmt: skip
-    task, config = images.new.tasks[0], request.config
+    task = images.new.tasks[0]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seeding.derive(config.seed, "weights"))
-        if backbone:
-            head = torch.nn.Linear(backbone.classifier.linears()[0].in_features, len(task.classes))
-            classifier = Classifier(backbone.classifier.backbone, [head], [task], config.softmax)
+        if source:
+            head = torch.nn.Linear(source.classifier.linears()[0].in_features, len(task.classes))
+            classifier = Classifier(source.classifier.backbone, [head], [task], config.softmax)
             bundle = replace(
-                backbone, classifier=classifier, preprocessing=preprocessing, memory={}, cards={}, folder=None
+                source, classifier=classifier, preprocessing=preprocessing, memory={}, cards={}, folder=None
             )
         else:
-            options = image_size_args(model, preprocessing)
-            net, head, _ = create_network(model, len(task.classes), **options)
-            classifier, digest = wrap(net, head, [task], config.softmax), fingerprint([model, str(config.seed)])
-            bundle = Bundle(classifier, preprocessing, {}, model, digest, model, head, model_args=options)
+            model_args = image_size_args(model, preprocessing)
+            network, head, _ = create_network(model, len(task.classes), **model_args)
+            classifier, digest = wrap(network, head, [task], config.softmax), fingerprint([model, str(config.seed)])
+            bundle = Bundle(classifier, preprocessing, {}, model, digest, model, head, model_args=model_args)
     classifier.to(distributed.device())
     return Opened(request, plan, bundle, (), classifier, images, {})
 
 
-def _open_backbone(request: TrainingRequest, callbacks: Callbacks) -> Bundle:
+def _open_weights(request: TrainingRequest, callbacks: Callbacks) -> Bundle:
     """Open the model whose backbone is trained further, which must have the architecture that was named."""
     assert request.weights is not None
     bundle = open_parent(request.weights, arch=request.model, preprocessing=request.preprocessing, unnamed=True)

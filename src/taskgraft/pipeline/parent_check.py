@@ -1,4 +1,4 @@
-"""The parent on the validation images, before anything is trained: a parent that guesses was opened wrongly."""
+"""The parent on the validation images, before anything is trained: one that guesses was opened wrongly."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from taskgraft.training import precision
 from taskgraft.types import Callbacks, Memoize
 
 ONE_SIDED = 1.644854  # quantile of the normal distribution, 95 %
-NEAR = 0.1  # of the way from guessing to no error: a parent that is below knows nothing of these images
+NEAR_CHANCE = 0.1  # fraction of the way from chance to no error, below which a parent is refused
 
 
 def check_parent(opened: Opened, cache: Path | None, callbacks: Callbacks, *, strict: bool = True) -> Opened:
@@ -28,8 +28,8 @@ def check_parent(opened: Opened, cache: Path | None, callbacks: Callbacks, *, st
     Args:
         opened: An opened request.
         cache: Folder in which the parent's features are stored for later runs; None = not stored.
-        callbacks: Told of the parent's accuracy.
-        strict: Whether a parent that guesses is an error. The request may say otherwise.
+        callbacks: `info` is called with the parent's accuracy.
+        strict: Whether a parent that guesses is an error, unless the request says otherwise.
 
     Returns:
         The request with the parent's predictions.
@@ -44,18 +44,18 @@ def check_parent(opened: Opened, cache: Path | None, callbacks: Callbacks, *, st
         labels = sets["old"].labels[task]
         count = int((labels >= 0).sum())
         callbacks.info(f"parent: {task} {accuracy:.1%} on {count} validation images")
-        guess = compute_guess_accuracy(labels, len(sets["old"].classes[task]))
-        if wilson_interval(accuracy, count, ONE_SIDED).low > guess:
+        chance = compute_chance_accuracy(labels, len(sets["old"].classes[task]))
+        if wilson_interval(accuracy, count, ONE_SIDED).low > chance:
             continue
-        if accuracy >= guess + NEAR * (1 - guess):
+        if accuracy >= chance + NEAR_CHANCE * (1 - chance):
             callbacks.info(
-                f"parent: not significantly better than always predicting the most frequent class ({guess:.1%}); "
+                f"parent: not significantly better than always predicting the most frequent class ({chance:.1%}); "
                 "use more validation images"
             )
         elif strict and isinstance(opened.request, Request) and opened.request.check_parent:
             raise InputError(
                 f"the parent classifies {accuracy:.1%} of {count} validation images of {task} correctly, and always "
-                f"predicting the most frequent class {guess:.1%}: its preprocessing is wrong "
+                f"predicting the most frequent class {chance:.1%}: its preprocessing is wrong "
                 f"('{opened.parent.preprocessing.to_text()}', {opened.parent.preprocessing_source}), --labels is in "
                 "another order, or --old-val has other images; fix --preprocessing, --labels or --old-val, or continue "
                 "with --no-parent-check (Python: check_parent=False)"
@@ -64,15 +64,7 @@ def check_parent(opened: Opened, cache: Path | None, callbacks: Callbacks, *, st
 
 
 def predict_parent(opened: Opened, cache: Path | None) -> Opened:
-    """Compute the parent's predictions on the validation images, unless they are there already.
-
-    Args:
-        opened: An opened request.
-        cache: Folder in which the parent's features are stored for later runs; None = not stored.
-
-    Returns:
-        The request with the parent's predictions.
-    """
+    """Add the parent's predictions on the validation images, unless they are there already."""
     if opened.parent_predictions is not None:
         return opened
     tensor_cache = build_tensor_cache(opened, cache)
@@ -81,15 +73,7 @@ def predict_parent(opened: Opened, cache: Path | None) -> Opened:
 
 
 def build_tensor_cache(opened: Opened, cache: Path | None) -> Memoize | None:
-    """Build the cache of what depends on the parent and the images alone.
-
-    Args:
-        opened: An opened request.
-        cache: Folder of the cache.
-
-    Returns:
-        None without a folder, or for a training, whose network is new.
-    """
+    """Build the cache of what depends on the parent and the images alone; None for a training, whose network is new."""
     if cache is None or not opened.old_tasks:
         return None
     parent = opened.parent
@@ -98,15 +82,12 @@ def build_tensor_cache(opened: Opened, cache: Path | None) -> Memoize | None:
     return memoize_in(cache / "tensors", parent.arch, *(f"{name} {value}" for name, value in sorted(identity.items())))
 
 
-def compute_guess_accuracy(labels: NDArray[np.int64], classes: int) -> float:
-    """Compute the accuracy of always predicting the most frequent class.
+def compute_chance_accuracy(labels: NDArray[np.int64], classes: int) -> float:
+    """Return the accuracy of always predicting the most frequent class; 1 / classes where all images are of one class.
 
     Args:
         labels: Class of each image [N], -1 = not labeled.
         classes: Number of classes.
-
-    Returns:
-        A fraction; 1 / classes where all images are of one class.
     """
     counts = np.unique(labels[labels >= 0], return_counts=True)[1]
     return float(counts.max() / counts.sum()) if len(counts) > 1 else 1 / classes

@@ -1,4 +1,4 @@
-"""The record of a run: settings and reasons, results, costs, and what a reader must know before believing them."""
+"""What a finished run leaves in its folder: the record, the predictions, the bundle and the report."""
 
 from __future__ import annotations
 
@@ -7,16 +7,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from taskgraft.bundle import digests
+from taskgraft import report
+from taskgraft.bundle import Bundle, digests, write_bundle
 from taskgraft.config import TrainingConfig
+from taskgraft.data.task_images import TaskData
+from taskgraft.errors import ResultError
 from taskgraft.methods import composition
 from taskgraft.models.classifier import Classifier
 from taskgraft.models.inference import count_flops, measure_latency
 from taskgraft.pipeline import measuring
 from taskgraft.pipeline.opening import Opened
 from taskgraft.pipeline.request import Request
-from taskgraft.results.files import digest, escape_surrogates
-from taskgraft.results.predictions import Predictions
+from taskgraft.results.files import digest, escape_surrogates, write_text
+from taskgraft.results.predictions import Predictions, save_predictions
 from taskgraft.results.record import Record, TaskResult, versions
 from taskgraft.training import run_folder
 from taskgraft.training.trainer import Fitted
@@ -34,7 +37,7 @@ def build_record(
     command: str,
     seconds: Mapping[str, float],
 ) -> Record:
-    """Build the record of a run.
+    """Build the record of a run: settings and reasons, results, costs, and what to know before believing them.
 
     Args:
         opened: The request.
@@ -44,23 +47,27 @@ def build_record(
         sets: Predictions by set, as of `measuring.compute_task_results`.
         out: The run folder.
         command: The command that was typed.
-        seconds: Seconds of each part of the run.
+        seconds: Seconds of each stage of the run.
 
     Returns:
         The record; flops and latency only of an extension.
     """
     request, parent, config = opened.request, opened.parent, fitted.config
     tasks = measuring.compute_task_results(sets, request.task)
-    measured = [task.child.mean for task in tasks if task.child]
+    accuracies = [task.child.mean for task in tasks if task.child]
     size = sum(value.numel() for value in classifier.parameters())
-    old_size, flops, seconds_per_image, history = 0, {}, {}, []
+    old_size, flops, latency, parent_history = 0, {}, {}, []
     if opened.old_tasks:
         old_size = sum(value.numel() for value in parent.classifier.parameters())
-        both, images = {"child": classifier, "parent": parent.classifier}, opened.images.new.val
+        models, images = {"child": classifier, "parent": parent.classifier}, opened.images.new.val
         assert images is not None
-        flops = {name: count_flops(model, images) for name, model in both.items()}
-        seconds_per_image = measure_latency(both, images)
-        history = run_folder.read_metrics(parent.folder) if parent.folder else []
+        flops = {name: count_flops(model, images) for name, model in models.items()}
+        latency = measure_latency(models, images)
+        parent_history = run_folder.read_metrics(parent.folder) if parent.folder else []
+    run = run_folder.read(out)
+    reasons = {"precision": run["resolved"]["reason"]}
+    if config.micro_batches > request.config.micro_batches:
+        reasons["micro_batches"] = "out of memory with fewer"
     return Record(
         command=command,
         seed=config.seed,
@@ -68,19 +75,19 @@ def build_record(
         config=asdict(config),
         parent=_describe_parent(opened),
         data=opened.images.described,
-        settings=explain_settings(config, opened.default_config, _find_reasons(fitted, request.config, out)),
+        settings=explain_settings(config, opened.default_config, reasons),
         tasks=tasks,
-        score=sum(measured) / len(measured) if len(measured) == len(tasks) else None,
+        score=sum(accuracies) / len(accuracies) if len(accuracies) == len(tasks) else None,
         step=fitted.step,
         history=fitted.history,
-        parent_history=tuple(history),
+        parent_history=tuple(parent_history),
         parameters={"child": size, "parent": old_size, "added": size - old_size},
         flops=flops,
-        latency=seconds_per_image,
+        latency=latency,
         seconds=dict(seconds),
         versions=versions(),
         one_backbone=not len(classifier.extras),
-        notes=tuple(_write_notes(opened, tasks, memory, out)),
+        notes=tuple(_write_notes(opened, tasks, memory, run.get("environment_changes", []))),
         reproduce_command=request.build_command(out),
     )
 
@@ -88,16 +95,7 @@ def build_record(
 def explain_settings(
     config: TrainingConfig, default: TrainingConfig, reasons: Mapping[str, str]
 ) -> tuple[tuple[str, str, str], ...]:
-    """Explain why each setting has its value.
-
-    Args:
-        config: Training settings.
-        default: The settings that apply where nothing is set.
-        reasons: Reasons by name, where neither the user nor the default decided.
-
-    Returns:
-        (name, value, reason) of each setting.
-    """
+    """Return (name, value, reason) of each setting; `reasons` has those that neither the user nor a default set."""
     return tuple(
         (name, str(value), reasons.get(name, "default" if value == getattr(default, name) else "set explicitly"))
         for name, value in asdict(config).items()
@@ -105,14 +103,7 @@ def explain_settings(
 
 
 def build_lineage_entry(record: Record) -> dict[str, Any]:
-    """Build the entry of a run in its child's lineage: what was extended, how, with which results.
-
-    Args:
-        record: The run's record.
-
-    Returns:
-        Plain values. The parent's own lineage is left out: its entries precede this one.
-    """
+    """Return the entry of a run in its child's lineage, without the parent's own lineage, whose entries precede it."""
     return {
         "parent": {name: value for name, value in record.parent.items() if name != "lineage"},
         "method": record.method,
@@ -121,37 +112,59 @@ def build_lineage_entry(record: Record) -> dict[str, Any]:
     }
 
 
+def write_run(out: Path, bundle: Bundle, record: Record, sets: Mapping[str, Predictions]) -> None:
+    """Write everything but the report."""
+    save_predictions(out / "predictions.npz", sets)
+    write_text(out / "record.json", record.model_dump_json(indent=1))
+    write_text(out / "README.md", report.format_model_card(record))
+    write_bundle(out, bundle, method=record.method, parent=record.parent)
+    digests.write(out, _list_input_digests(record))
+
+
+def write_report(out: Path, record: Record, sets: Mapping[str, Predictions], images: TaskData) -> None:
+    """Write the report of a finished run.
+
+    Raises:
+        ResultError: The report cannot be written; the model is complete.
+    """
+    try:
+        thumbnails = report.ThumbnailMaker({"new": images.new.val, "old": images.old_val})
+        page = report.render_run(record, sets, thumbnails)
+        thumbnails.save(out)
+        write_text(out / "report.html", page)
+    except Exception as error:  # whatever it is, the model is complete
+        reason = (str(error).splitlines() or [""])[0][:160]
+        raise ResultError(
+            f"the model in {out} is complete, but its report could not be written ({type(error).__name__}: {reason}); "
+            "rerun the command to write it (train and extend with --resume)"
+        ) from error
+
+
 def _describe_parent(opened: Opened) -> dict[str, Any]:
     parent, request = opened.parent, opened.request
-    described = {
+    description = {
         "source": parent.source,
         "digest": parent.digest,
         "architecture": parent.arch,
         "tasks": [task.name for task in opened.old_tasks],
     }
     if isinstance(request, Request):
-        described |= {
+        description |= {
             "source": escape_surrogates(request.parent),
             "preprocessing": parent.preprocessing.to_text(),
             "lineage": list(parent.lineage),
             **({"files": digests.compute(parent.folder)} if parent.folder else {}),
             **({"labels": digest(request.labels)} if request.labels else {}),
         }
-    return described
+    return description
 
 
-def _find_reasons(fitted: Fitted, config: TrainingConfig, out: Path) -> dict[str, str]:
-    """Why settings are what they are, where neither the user nor the default decided."""
-    reasons = {"precision": run_folder.read_resolved(out)["reason"]}
-    if fitted.config.micro_batches > config.micro_batches:
-        reasons["micro_batches"] = "out of memory with fewer"
-    return reasons
-
-
-def _write_notes(opened: Opened, tasks: Sequence[TaskResult], memory: Memory, out: Path) -> list[str]:
-    """What a reader must know before believing the numbers."""
+def _write_notes(
+    opened: Opened, tasks: Sequence[TaskResult], memory: Memory, environment_changes: Sequence[str]
+) -> list[str]:
+    """Return what a reader must know before believing the numbers."""
     images = opened.images
-    notes = [f"{name}: {note}" for name, part in images.described.items() for note in part["notes"]]
+    notes = [f"{name}: {note}" for name, description in images.described.items() for note in description["notes"]]
     notes += [
         f"{task.name} reaches {task.test.mean:.1%} (95 % interval {task.test.low:.1%} to {task.test.high:.1%}) on "
         f"{task.test.n} test images, which were used once and not for selection"
@@ -170,7 +183,16 @@ def _write_notes(opened: Opened, tasks: Sequence[TaskResult], memory: Memory, ou
             "not every old task has validation images: old accuracy is unknown, the last step was kept, and agreement "
             "with the parent is a proxy"
         )
-    changes = run_folder.read_environment_changes(out)
-    if changes:
-        notes.append(f"resumed in another environment ({'; '.join(changes)}): the last bits of results may differ")
+    if environment_changes:
+        changes = "; ".join(environment_changes)
+        notes.append(f"resumed in another environment ({changes}): the last bits of results may differ")
     return notes
+
+
+def _list_input_digests(record: Record) -> dict[str, str]:
+    """Return the SHA-256, by name, of everything that a run was made from."""
+    parent = record.parent
+    inputs = {"parent": str(parent["digest"])}
+    inputs |= {f"parent/{name}": digest for name, digest in parent.get("files", {}).items()}
+    inputs |= {"labels": parent["labels"]} if "labels" in parent else {}
+    return inputs | {f"images/{name}": str(data["fingerprint"]) for name, data in record.data.items()}

@@ -29,13 +29,13 @@ class Request:
         task: Name of the task to learn.
         method: Method in its notation.
         config: Training settings.
-        old: Sample of old training images, for the methods that use one.
+        old: Sample of old training images, for methods that use one.
         old_val: Old validation images, one folder for each old task that has any.
-        arch: timm name of the parent's architecture, for a file that does not say.
+        arch: timm name of the parent's architecture, for a file that does not name it.
         labels: File with the parent's class names, for a file that does not have them.
         preprocessing: The parent's preprocessing, where it differs from what the model says.
         parent_task: Name for the task of a model without task names.
-        into: Whether `task` is an old task, and `data` shows more classes of it.
+        into: Whether `task` is an old task, and `data` has more classes of it.
         check_parent: Whether to stop if the parent does no better than guessing on its own validation images.
     """
 
@@ -70,48 +70,29 @@ class Request:
         check_parent: bool = True,
     ) -> None:
         """Convert paths; `old_val` is one path or several. See the class for the arguments."""
-        values = {
-            "parent": os.fspath(parent),
-            "data": Path(data),
-            "task": task,
-            "method": method,
-            "config": config,
-            "old": as_path(old),
-            "old_val": as_paths(old_val),
-            "arch": arch,
-            "labels": as_path(labels),
-            "preprocessing": preprocessing,
-            "parent_task": parent_task,
-            "into": into,
-            "check_parent": check_parent,
-        }
-        for name, value in values.items():
-            object.__setattr__(self, name, value)  # as a frozen dataclass does it
+        self.__dict__.update(  # a frozen dataclass refuses assignment
+            parent=os.fspath(parent), data=Path(data), task=task, method=method, config=config, old=as_path(old),
+            old_val=as_paths(old_val), arch=arch, labels=as_path(labels), preprocessing=preprocessing,
+            parent_task=parent_task, into=into, check_parent=check_parent,
+        )  # fmt: skip
 
     def list_sources(self) -> tuple[Path, ...]:
-        """List the files and folders that images are read from."""
+        """Return the files and folders that images are read from."""
         return (self.data, *([self.old] if self.old else []), *self.old_val)
 
     def build_command(self, out: Path) -> str:
-        """Write the `taskgraft extend` command that reproduces this request, with every setting that is not a default.
-
-        Args:
-            out: The run folder of the command.
-
-        Returns:
-            A line for a shell.
-        """
-        flags: list[tuple[str, str | None]] = [("--into" if self.into else "--task", self.task)]
-        flags += [("--method", self.method)]
-        values = {
-            "--old": [self.old],
-            "--old-val": self.old_val,
-            "--arch": [self.arch],
-            "--labels": [self.labels],
-            "--preprocessing": [self.preprocessing],
-            "--parent-task": [self.parent_task if self.parent_task != "parent" else None],
-        }
-        flags += [(flag, str(value)) for flag, several in values.items() for value in several if value]
+        """Return the `taskgraft extend` command that reproduces this request in `out`; defaults are left out."""
+        values = [
+            ("--into" if self.into else "--task", self.task),
+            ("--method", self.method),
+            ("--old", self.old),
+            *(("--old-val", path) for path in self.old_val),
+            ("--arch", self.arch),
+            ("--labels", self.labels),
+            ("--preprocessing", self.preprocessing),
+            ("--parent-task", self.parent_task if self.parent_task != "parent" else None),
+        ]
+        flags: list[commands.Flag] = [(flag, str(value)) for flag, value in values if value]
         flags += commands.config_flags(asdict(self.config))
         flags += [] if self.check_parent else [("--no-parent-check", None)]
         return str(commands.Command("extend", (self.parent, str(self.data), str(out)), tuple(flags)))
@@ -126,7 +107,7 @@ class TrainingRequest:
         task: Name of the task.
         model: timm name of the architecture, or of that of `weights`.
         weights: Model whose backbone training starts from; None = random weights.
-        preprocessing: How images are shown, where it differs from what the model says.
+        preprocessing: Preprocessing, where it differs from what the model says.
         config: Training settings.
         keep: Methods in their notation whose memory is stored for the first extension.
     """
@@ -140,23 +121,25 @@ class TrainingRequest:
     keep: str = ""
 
     def list_sources(self) -> tuple[Path, ...]:
-        """List the files and folders that images are read from."""
+        """Return the files and folders that images are read from."""
         return (self.data,)
 
     def build_command(self, out: Path) -> str:
-        """Write the `taskgraft train` command that reproduces this request. Arguments as of `Request.build_command`."""
-        values = {"--model": self.model, "--weights": self.weights, "--preprocessing": self.preprocessing}
-        values["--keep"] = self.keep or None
-        flags = [("--task", self.task), *((flag, value) for flag, value in values.items() if value is not None)]
-        settings = commands.config_flags(asdict(self.config), TRAIN_DEFAULTS)
-        return str(commands.Command("train", (str(self.data), str(out)), (*flags, *settings)))
+        """Return the `taskgraft train` command that reproduces this request in `out`."""
+        values = [
+            ("--task", self.task),
+            ("--model", self.model),
+            ("--weights", self.weights),
+            ("--preprocessing", self.preprocessing),
+            ("--keep", self.keep),
+        ]
+        flags: list[commands.Flag] = [(flag, value) for flag, value in values if value]
+        flags += commands.config_flags(asdict(self.config), TRAIN_DEFAULTS)
+        return str(commands.Command("train", (str(self.data), str(out)), tuple(flags)))
 
 
 def validate_request(request: Request) -> tuple[Request, Plan]:
     """Check the values of a request.
-
-    Args:
-        request: The request.
 
     Returns:
         The request with its method in the standard notation, and the settings of each method by name.

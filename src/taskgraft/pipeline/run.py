@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -11,7 +12,8 @@ from taskgraft.bundle import Bundle, read_bundle
 from taskgraft.data.dataset import describe_changes
 from taskgraft.data.task_images import TaskData
 from taskgraft.errors import InputError, TaskgraftError
-from taskgraft.pipeline import fitting, measuring, publishing, recording
+from taskgraft.models.inference import predict
+from taskgraft.pipeline import fitting, measuring, recording
 from taskgraft.pipeline.opening import Opened, open_request
 from taskgraft.pipeline.parent_check import check_parent
 from taskgraft.pipeline.request import Request, TrainingRequest
@@ -55,10 +57,7 @@ def run(
         cache: Folder of decoded pixels and features; None = in memory only.
         resume: Whether to continue a run that was interrupted.
         command: The command that was typed, for the record.
-        callbacks: Told of progress.
-
-    Returns:
-        The finished run.
+        callbacks: Progress callbacks.
 
     Raises:
         TaskgraftError: Bad input, before anything is written; or training failed.
@@ -86,16 +85,10 @@ def run(
 
 
 def load(out: PathLike) -> Extension:
-    """Read a finished run.
-
-    Args:
-        out: Its run folder.
-
-    Returns:
-        The run.
+    """Read a finished run from its folder.
 
     Raises:
-        InputError: There is none.
+        InputError: The folder holds none.
     """
     out = Path(out)
     try:
@@ -111,8 +104,10 @@ def _conclude(opened: Opened, fitted: Fitted, out: Path, command: str, stopwatch
     """Finish, measure, record and publish."""
     request, parent, images = opened.request, opened.parent, opened.images
     classifier, memory = fitting.finish(opened, fitted)
-    before = {f"{name}-parent": predictions for name, predictions in (opened.parent_predictions or {}).items()}
-    sets = measuring.predict_validation(classifier, images) | before | measuring.predict_test(classifier, images)
+    sets = measuring.predict_validation(classifier, images)
+    sets |= {f"{name}-parent": predictions for name, predictions in (opened.parent_predictions or {}).items()}
+    if images.new.test:
+        sets["test"] = predict(classifier, images.new.test)  # once, at the end
     stopwatch.lap("finishing")
     record = recording.build_record(
         opened, fitted, classifier, memory, sets, out, command=command, seconds=stopwatch.seconds()
@@ -120,30 +115,34 @@ def _conclude(opened: Opened, fitted: Fitted, out: Path, command: str, stopwatch
     bundle = replace(
         parent,
         classifier=classifier,
-        memory={**parent.memory, **{name: part for name, part in memory.items() if part}},
+        memory={**parent.memory, **{name: tensors for name, tensors in memory.items() if tensors}},
         source=str(out),
         folder=out,
         lineage=(*parent.lineage, recording.build_lineage_entry(record)) if opened.old_tasks else parent.lineage,
         cards=measuring.build_task_cards(parent.cards, images, sets, request.task),
     )
 
-    def write() -> None:
-        publishing.write_run(out, bundle, record, sets)
-        publishing.publish(out)
-        publishing.delete_state(out)
-        publishing.write_report(out, record, sets, images)
+    def publish() -> None:
+        recording.write_run(out, bundle, record, sets)
+        run_folder.update(out, done=True)  # from here on the same command reads this run
+        _delete_checkpoints(out)
+        recording.write_report(out, record, sets, images)
 
-    distributed.broadcast(write)
+    distributed.broadcast(publish)
     return Extension(bundle, record, sets, out)
 
 
 def _read_finished(out: Path, images: TaskData, callbacks: Callbacks) -> Extension:
-    """Read a finished run, and write its report where a stop came before it."""
-    done = load(out)
+    """Read a finished run, and write its report where it was stopped before that."""
+    extension = load(out)
     if (out / "report.html").exists():
         callbacks.info(f"{out} already holds this run, finished; nothing to do")
     else:
-        distributed.broadcast(lambda: publishing.delete_state(out))
-        distributed.broadcast(lambda: publishing.write_report(out, done.record, done.predictions, images))
+        distributed.broadcast(lambda: _delete_checkpoints(out))
+        distributed.broadcast(lambda: recording.write_report(out, extension.record, extension.predictions, images))
         callbacks.info(f"{out} already holds this run, finished; its missing report was written")
-    return done
+    return extension
+
+
+def _delete_checkpoints(out: Path) -> None:
+    shutil.rmtree(out / "state", ignore_errors=True)  # they may hold old images

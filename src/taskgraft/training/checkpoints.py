@@ -1,4 +1,4 @@
-"""`TrainState`, and how it is written to disk and restored: aside, flushed, verified, renamed."""
+"""`TrainState`, and how it is written to disk (under another name, flushed, renamed), verified and restored."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from taskgraft.models.classifier import Classifier
 from taskgraft.results.files import digest, flush, write_json
 from taskgraft.types import Memory
 
-KEEP = 2  # checkpoints: the newest, and the one before it should the newest turn out damaged
-PARTS = ("model", "optimizer", "memory")
+KEEP = 2  # checkpoints: the newest, and the one before in case the newest turns out damaged
+FILES = ("model", "optimizer", "memory")
 BEST = "best.safetensors"
 
 
 @dataclass(frozen=True)
 class TrainState:
-    """A run between two steps. Random numbers are derived from `seed` and `step`, so nothing else is needed."""
+    """A run between two steps. Random numbers are derived from `seed` and `step`, so no generator is saved."""
 
     seed: int
     step: int
@@ -35,7 +35,7 @@ class TrainState:
     memory: Memory
 
     def tensors(self) -> list[Tensor]:
-        """List the tensors of classifier and memory, which are not copied. The optimizer's start empty."""
+        """Return the tensors of classifier and memory, not copied."""
         return [*self.classifier.state_dict().values(), *dict(pytree.flatten(self.memory)).values()]
 
 
@@ -45,33 +45,30 @@ def save(folder: Path, state: TrainState, best: Path | None = None) -> Path:
     Args:
         folder: Folder of all checkpoints of a run.
         state: What to write.
-        best: File with the weights of the best step so far, which are a part of the checkpoint if it exists.
+        best: File with the weights of the best step so far; where it exists, it becomes part of the checkpoint.
 
     Returns:
         The checkpoint's folder, `folder/step-N`.
     """
     final = folder / f"step-{state.step:09d}"
-    aside = folder / f".step-{state.step:09d}.{os.getpid()}"
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    parts = {
-        "model": pytree.state(state.classifier),
-        "optimizer": _pack(state.optimizer),
-        "memory": dict(pytree.flatten(state.memory)),
-    }
-    for name, tensors in parts.items():
-        path = aside / f"{name}.safetensors"
+    partial = folder / f".step-{state.step:09d}.{os.getpid()}"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    memory = dict(pytree.flatten(state.memory))
+    contents = {"model": pytree.state(state.classifier), "optimizer": _pack(state.optimizer), "memory": memory}
+    for name, tensors in contents.items():
+        path = partial / f"{name}.safetensors"
         save_file({key: value.contiguous() for key, value in tensors.items()}, path)
         flush(path)
     if best and best.exists():
-        _link(best, aside / BEST)
-    digests = {path.stem: digest(path) for path in sorted(aside.iterdir())}
-    on_cpu = [key for key, value in parts["memory"].items() if value.device.type == "cpu"]
-    write_json(aside / "manifest.json", {"step": state.step, "seed": state.seed, "sha256": digests, "cpu": on_cpu})
-    flush(aside)
+        _link(best, partial / BEST)
+    digests = {path.stem: digest(path) for path in sorted(partial.iterdir())}
+    on_cpu = [key for key, value in memory.items() if value.device.type == "cpu"]
+    write_json(partial / "manifest.json", {"step": state.step, "seed": state.seed, "sha256": digests, "cpu": on_cpu})
+    flush(partial)
     if final.exists():
         _delete(final)
-    os.replace(aside, final)
+    os.replace(partial, final)
     flush(folder)
     for old in list_checkpoints(folder)[KEEP:]:
         _delete(old)
@@ -86,14 +83,7 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def find_newest(folder: Path) -> tuple[Path | None, list[str]]:
-    """Find the newest checkpoint whose digests match.
-
-    Args:
-        folder: Folder of all checkpoints of a run.
-
-    Returns:
-        The checkpoint's folder (None if there is no intact one), and a message for each damaged one.
-    """
+    """Return the newest checkpoint whose digests match, if there is one, and a message for each damaged one."""
     damaged = []
     for path in list_checkpoints(folder):
         reason = _find_damage(path)
@@ -104,11 +94,7 @@ def find_newest(folder: Path) -> tuple[Path | None, list[str]]:
 
 
 def restore(path: Path, state: TrainState) -> TrainState:
-    """Load a checkpoint that `find_newest` returned.
-
-    Args:
-        path: The checkpoint's folder.
-        state: A prepared state of the same run, changed in place; its memory may be empty.
+    """Load a checkpoint that `find_newest` returned into a prepared state of the same run, which is changed in place.
 
     Returns:
         The state that was saved.
@@ -119,20 +105,15 @@ def restore(path: Path, state: TrainState) -> TrainState:
     manifest = json.loads((path / "manifest.json").read_text())
     memory = _load(path / "memory.safetensors")
     params = dict(state.classifier.named_parameters())
-    placed = {
+    memory = {
         key: _match_layout(value if key in manifest["cpu"] else value.to(device), params.get(key.rsplit("/", 1)[-1]))
         for key, value in memory.items()
     }
-    return TrainState(manifest["seed"], manifest["step"], state.classifier, state.optimizer, pytree.unflatten(placed))
+    return TrainState(manifest["seed"], manifest["step"], state.classifier, state.optimizer, pytree.unflatten(memory))
 
 
 def restore_best(path: Path, best: Path) -> None:
-    """Replace the file of the best step's weights, which may be newer or damaged, by the one of a checkpoint.
-
-    Args:
-        path: The checkpoint's folder.
-        best: The file to replace; it stays if the checkpoint has none.
-    """
+    """Replace the file of the best step's weights, which may be newer or damaged, by that of a checkpoint, if any."""
     if (path / BEST).exists():
         best.unlink(missing_ok=True)
         _link(path / BEST, best)
@@ -140,9 +121,9 @@ def restore_best(path: Path, best: Path) -> None:
 
 def _delete(checkpoint: Path) -> None:
     """Rename, then delete: a kill in between leaves nothing that looks like a checkpoint."""
-    gone = checkpoint.with_name(f".gone-{checkpoint.name}.{os.getpid()}")
-    os.replace(checkpoint, gone)
-    shutil.rmtree(gone, ignore_errors=True)
+    deleted = checkpoint.with_name(f".deleted-{checkpoint.name}.{os.getpid()}")
+    os.replace(checkpoint, deleted)
+    shutil.rmtree(deleted, ignore_errors=True)
 
 
 def _link(source: Path, target: Path) -> None:
@@ -157,7 +138,7 @@ def _link(source: Path, target: Path) -> None:
 def _find_damage(path: Path) -> str | None:
     try:
         digests: dict[str, str] = json.loads((path / "manifest.json").read_text())["sha256"]
-        wrong = [name for name in sorted({*PARTS, *digests}) if digest(path / f"{name}.safetensors") != digests[name]]
+        wrong = [name for name in sorted({*FILES, *digests}) if digest(path / f"{name}.safetensors") != digests[name]]
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         return f"{type(error).__name__}: {error}"
     return f"{wrong[0]}.safetensors does not match its digest" if wrong else None
@@ -188,7 +169,7 @@ def _unpack(optimizer: torch.optim.Optimizer, packed: dict[str, Tensor]) -> None
 
 
 def _match_layout(value: Tensor, like: Tensor | None) -> Tensor:
-    """A value in the memory layout of its parameter: fused optimizers and penalties walk both in parallel."""
+    """Return a value in the memory layout of its parameter: fused optimizers and penalties walk both in parallel."""
     if like is None or value.shape != like.shape or value.stride() == like.stride():
         return value
     return torch.empty_like(like, device=value.device, requires_grad=False).copy_(value)

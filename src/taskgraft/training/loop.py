@@ -29,7 +29,7 @@ HEAD_BATCH, HEAD_LR = 128, 0.01  # of the head-only steps, which are a convex pr
 def start(
     classifier: Classifier, method: Method, sources: TrainingData, past: Memory, config: TrainingConfig
 ) -> TrainState:
-    """Build the state before the first step: adapt the classifier, train the new head alone, collect the memory.
+    """Build the state before the first step: adapt a copy of the classifier, train its new head, collect the memory.
 
     Args:
         classifier: The classifier to train; it is copied.
@@ -37,9 +37,6 @@ def start(
         sources: Training images.
         past: Memory that the parent's bundle stored for its next extension.
         config: Training settings.
-
-    Returns:
-        State at step 0.
 
     Raises:
         InputError: No parameter is left to train.
@@ -72,9 +69,6 @@ def fit(
         config: Training settings.
         on_step: Called after each step with the new state and, on logged steps, the terms of the objective.
         until: Stop after this step instead of the last one.
-
-    Returns:
-        The state after the last step.
     """
     keep_freed_memory()
     while state.step < min(config.steps, config.steps if until is None else until):
@@ -88,12 +82,6 @@ def train_step(
     state: TrainState, method: Method, sources: TrainingData, config: TrainingConfig
 ) -> tuple[TrainState, dict[str, float]]:
     """Take one optimizer step. Changes classifier and optimizer in place, and nothing outside the state.
-
-    Args:
-        state: The state before the step.
-        method: How forgetting is prevented.
-        sources: Training images.
-        config: Training settings.
 
     Returns:
         The state after the step, and the terms of the objective on the first, the last and every `log_every`th step
@@ -168,15 +156,7 @@ def _restrict(params: Params, before: Params, project: Project, memory: Memory) 
 def train_head(classifier: Classifier, sources: TrainingData, config: TrainingConfig) -> Classifier:
     """Train the newest head alone for `config.head_steps` steps of AdamW on features of the frozen backbone.
 
-    Linear probing before fine-tuning (Kumar et al. 2022, LP-FT). The classifier is changed in place.
-
-    Args:
-        classifier: The classifier whose newest head is trained.
-        sources: Training images.
-        config: Training settings.
-
-    Returns:
-        The same classifier.
+    Linear probing before fine-tuning (Kumar et al. 2022, LP-FT). The classifier is changed in place, and returned.
     """
     if not config.head_steps:
         return classifier
@@ -185,9 +165,9 @@ def train_head(classifier: Classifier, sources: TrainingData, config: TrainingCo
         sources,
         name,
         lambda: {
-            "columns": cached_features(classifier, sources.new, cache=sources.tensor_cache, precision=config.precision)
+            "features": cached_features(classifier, sources.new, cache=sources.tensor_cache, precision=config.precision)
         },
-    )["columns"]
+    )["features"]
     head, task = classifier.heads[-1], newest_task(classifier)
     optimizer = torch.optim.AdamW(head.parameters(), lr=HEAD_LR, weight_decay=0.0)
     size = min(HEAD_BATCH, len(features))
@@ -205,8 +185,8 @@ def _compute_data_loss(
     classifier: Classifier, outputs: Outputs, labels: dict[str, Tensor], config: TrainingConfig
 ) -> Tensor:
     task = newest_task(classifier)
-    competing, targets = losses.restrict_to_added(outputs, labels, task, old_class_counts(classifier).get(task, 0))
-    return losses.cross_entropy(competing, targets, config.softmax)
+    outputs, labels = losses.restrict_to_added(outputs, labels, task, old_class_counts(classifier).get(task, 0))
+    return losses.cross_entropy(outputs, labels, config.softmax)
 
 
 def _adapt(classifier: Classifier, method: Method, sources: TrainingData) -> Classifier:
@@ -219,7 +199,7 @@ def _build_state(classifier: Classifier, memory: Memory, config: TrainingConfig)
         classifier = classifier.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     trainable = [value for value in classifier.parameters() if value.requires_grad]
     if not trainable:
-        raise InputError("no trainable parameters: every one is frozen; choose a method that trains some")
+        raise InputError("no trainable parameters: all are frozen; choose a method that trains some")
     if config.optimizer == "sgd":
         optimizer: torch.optim.Optimizer = torch.optim.SGD(
             trainable, config.lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=True
@@ -232,7 +212,7 @@ def _build_state(classifier: Classifier, memory: Memory, config: TrainingConfig)
 def _choose_heads(
     classifier: Classifier, method: Method, batch: Batch, config: TrainingConfig
 ) -> Callable[[Tensor], Outputs]:
-    """The whole classifier, or only its newest head where nothing in the objective reads the older ones."""
+    """Return the whole classifier, or only its newest head where nothing in the objective uses the older ones."""
     task = newest_task(classifier)
     if (
         method.response
@@ -263,7 +243,7 @@ def _build_predict(
 def _clip_gradients(
     loss: Tensor, params: Params, config: TrainingConfig, state: TrainState, sources: TrainingData, rows: Tensor
 ) -> Tensor | float:
-    """Refuse what is not finite, and clip; returns the factor that the gradients were multiplied by."""
+    """Clip the gradients, which must be finite; return the factor that they were multiplied by."""
     gradients = [value.grad for value in params.values() if value.grad is not None]
     norm = nn.utils.get_total_norm(gradients, foreach=True)
     if not bool(torch.isfinite(norm) & torch.isfinite(loss)):

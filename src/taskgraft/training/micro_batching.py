@@ -15,7 +15,7 @@ from taskgraft.types import Outputs
 
 
 class BatchForward:
-    """The logits of one training batch, and the way back from a loss of them to the gradients.
+    """The logits of one training batch, and the backward pass from a loss of them.
 
     With `config.micro_batches` > 1 the batch goes through the model in micro-batches, twice: once without a graph, for
     logits that the loss of the whole batch can be computed from, and once more with the gradient that this loss sent to
@@ -48,52 +48,50 @@ class BatchForward:
             step: The step, which decides dropout.
         """
         self._model, self._config, self._step = model, config, step
-        self._parts: list[Tensor] = []
+        self._micro_batches: list[Tensor] = []
         if config.micro_batches == 1:
             self._leaves = self._run(images, 0)
         else:
             bounds = [len(images) * number // config.micro_batches for number in range(config.micro_batches + 1)]
-            self._parts = [images[start:stop] for start, stop in pairwise(bounds) if stop > start]
+            self._micro_batches = [images[start:stop] for start, stop in pairwise(bounds) if stop > start]
             buffers = {name: value.clone() for name, value in classifier.named_buffers()}
             with torch.no_grad():
-                logits = [self._run(part, number) for number, part in enumerate(self._parts)]
+                outputs = [self._run(batch, number) for number, batch in enumerate(self._micro_batches)]
             for name, value in classifier.named_buffers():
                 value.copy_(buffers[name])  # the second pass counts
-            self._leaves = {task: torch.cat([part[task] for part in logits]).requires_grad_() for task in logits[0]}
+            self._leaves = {
+                task: torch.cat([logits[task] for logits in outputs]).requires_grad_() for task in outputs[0]
+            }
         self.outputs = {task: distributed.all_gather(leaf, count) for task, leaf in self._leaves.items()}
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradient of a loss of `outputs` to the parameters.
-
-        Args:
-            loss: A scalar.
-        """
+        """Add the gradient of a scalar loss of `outputs` to the parameters."""
         loss.backward()
         start = 0
-        for number, part in enumerate(self._parts):
-            logits = self._run(part, number)
-            outputs: list[Tensor] = []
-            gradients: list[Tensor] = []
-            for task, leaf in self._leaves.items():
-                if leaf.grad is not None and logits[task].requires_grad:
-                    outputs.append(logits[task])
-                    gradients.append(leaf.grad[start : start + len(part)])
-            torch.autograd.backward(outputs, gradients)
-            start += len(part)
+        for number, batch in enumerate(self._micro_batches):
+            logits = self._run(batch, number)
+            tasks = [
+                task for task, leaf in self._leaves.items() if leaf.grad is not None and logits[task].requires_grad
+            ]
+            torch.autograd.backward(
+                [logits[task] for task in tasks],
+                [self._leaves[task].grad[start : start + len(batch)] for task in tasks],  # pyright: ignore
+            )
+            start += len(batch)
 
     def _run(self, images: Tensor, number: int) -> Outputs:
         """Run the model on micro-batch `number`; dropout is seeded by step, process and micro-batch."""
         rank, config = distributed.rank(), self._config
-        place = (rank, number) if rank or number else ()
+        position = (rank, number) if rank or number else ()
         with (
             torch.random.fork_rng(devices=[images.device] if images.is_cuda else []),
             torch.autocast(images.device.type, torch.bfloat16, enabled=config.precision == "bf16"),
             distributed.sync_batchnorm(),
         ):
-            torch.manual_seed(seeding.derive(config.seed, "forward", self._step, *place))
+            torch.manual_seed(seeding.derive(config.seed, "forward", self._step, *position))
             try:
                 return self._model(images)
-            except ValueError as error:  # torch says it of a layer, when the image has shrunk to one pixel
+            except ValueError as error:  # a layer of torch, once the image has shrunk to one pixel
                 if "more than 1 value per channel" not in str(error):
                     raise
                 raise InputError(

@@ -1,6 +1,6 @@
 """Quadratic penalties on the weights, as a gradient or as a proximal step. No graph, and little memory traffic.
 
-Large tensors are walked in blocks that stay in the processor's cache, with one scratch buffer: whole-tensor operations
+Large tensors are processed in blocks that stay in the CPU cache, with one scratch buffer: whole-tensor operations
 would write and read each intermediate from memory, which costs several times as much as the computation.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 import torch
-from torch import Tensor
 
 from taskgraft import pytree
 from taskgraft.config import TrainingConfig
@@ -25,13 +24,6 @@ def choose_form(penalties: Mapping[str, Quadratic], config: TrainingConfig) -> d
     step is not divided, and where one softmax makes the new outputs outvote the old ones it either loses against such
     moves or stops them altogether. Inside the loss, both pulls are divided alike. With a softmax for each task, or SGD,
     the proximal step does as well, and it is stable for any strength (`docs/decisions.md`, 88).
-
-    Args:
-        penalties: Penalties by name.
-        config: Training settings.
-
-    Returns:
-        The same penalties, each with `implicit` True or False.
     """
     implicit = not (config.softmax == "joint" and config.optimizer == "adamw")
     return {
@@ -40,12 +32,7 @@ def choose_form(penalties: Mapping[str, Quadratic], config: TrainingConfig) -> d
 
 
 def add_gradients(params: Params, penalties: Collection[Quadratic]) -> None:
-    """Add strength * importance * (theta - anchor) to the gradients, for the penalties that are explicit.
-
-    Args:
-        params: Trained parameters by name; their `grad` is changed in place.
-        penalties: Penalties; implicit ones are skipped.
-    """
+    """Add strength * importance * (theta - anchor) to the gradients of `params`, for explicit penalties."""
     with torch.no_grad():
         for item in penalties:
             if item.implicit or not item.strength:
@@ -65,12 +52,8 @@ def step_towards(params: Params, penalties: Collection[Quadratic], lr: float) ->
     """Take the proximal step theta <- (theta + sum_k a_k anchor_k) / (1 + sum_k a_k), a = lr * strength * importance.
 
     Written as theta + sum_k a_k / (1 + sum a) * (anchor_k - theta): exact where nothing has moved. Stable for any
-    strength. With one penalty this is the minimizer of |theta' - theta|^2 / (2 lr) + its quadratic.
-
-    Args:
-        params: Trained parameters by name, changed in place.
-        penalties: Penalties; explicit ones are skipped.
-        lr: Learning rate of the step.
+    strength. With one penalty this is the minimizer of |theta' - theta|^2 / (2 lr) + its quadratic. Explicit penalties
+    are skipped.
     """
     implicit = [item for item in penalties if item.implicit]
     with torch.no_grad():
@@ -81,7 +64,7 @@ def step_towards(params: Params, penalties: Collection[Quadratic], lr: float) ->
 
 
 def _step_towards_one(params: Params, item: Quadratic, lr: float) -> None:
-    """Go a / (1 + a) of the way; computed as importance / (importance + 1 / (lr * strength)), one division less."""
+    """Move by a / (1 + a), computed as importance / (importance + 1 / (lr * strength)): one division fewer."""
     if not item.strength * lr:
         return
     slack = max(1 / (lr * item.strength), TINY)
@@ -100,11 +83,10 @@ def _step_towards_several(params: Params, items: list[Quadratic], lr: float) -> 
         touching = [item for item in items if name in item.anchor]
         if not touching:
             continue
-        pulls = [lr * item.strength * _get_importance(item, name) for item in touching]
+        pulls = [
+            lr * item.strength * (torch.ones_like(value) if item.importance is None else item.importance[name])
+            for item in touching
+        ]
         denominator = 1 + torch.stack(pulls).sum(0)
         moves = [pull / denominator * (item.anchor[name] - value) for pull, item in zip(pulls, touching, strict=True)]
         value.add_(torch.stack(moves).sum(0))
-
-
-def _get_importance(item: Quadratic, name: str) -> Tensor:
-    return torch.ones_like(item.anchor[name]) if item.importance is None else item.importance[name]

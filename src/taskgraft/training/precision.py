@@ -1,4 +1,4 @@
-"""Which precision and memory layout is fastest: a few steps of each, timed once per machine and model."""
+"""The fastest precision and memory format: a few steps of each, timed once per machine and model."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from taskgraft.results.files import fingerprint, write_json
 from taskgraft.types import Batch, TrainingData
 
 CANDIDATES: tuple[Precision, ...] = ("fp32", "fp32-channels-last", "bf16")
-MARGIN = 1.1  # a faster candidate must win by this much, so that noise does not decide
-ROUNDS = 3  # after one that sets things up
-SLOW = 2.0  # a candidate whose best round takes so many times another's gets no further one
-SETUP = 0.5  # seconds that a first round may take on top: kernels are compiled then
-PATIENCE = 5.0  # seconds that all rounds after the first may take together
+MARGIN = 1.1  # factor by which a candidate must be faster, so that noise does not decide
+ROUNDS = 3  # after a warm-up
+SLOW = 2.0  # a candidate whose best round takes this many times another's is dropped
+SETUP = 0.5  # seconds that the warm-up may take on top: kernels are compiled then
+MAX_SECONDS = 5.0  # of all rounds after the warm-up together
 
 
 def choose_precision(
@@ -33,8 +33,8 @@ def choose_precision(
 ) -> tuple[TrainingConfig, str]:
     """Replace precision "auto" by the fastest candidate.
 
-    The choice is stored for this machine, model, image size and batch size: timing twice could choose twice, and the
-    same seed should give the same run.
+    The choice is stored for this machine, model, image size and batch size: a second measurement could end differently,
+    and the same seed should give the same run.
 
     Args:
         classifier: The classifier to train.
@@ -50,10 +50,10 @@ def choose_precision(
     key = _build_key(classifier, sources, config)
     file = cache / "precision.json" if cache else None
     try:
-        stored: dict[str, list] = json.loads(file.read_text()) if file else {}
+        choices: dict[str, list] = json.loads(file.read_text()) if file else {}
     except (OSError, ValueError):
-        stored = {}
-    if key not in stored:
+        choices = {}
+    if key not in choices:
         speeds, notes = _benchmark(classifier, sources, config)
         best = next(iter(speeds))
         for candidate in speeds:
@@ -61,36 +61,36 @@ def choose_precision(
                 best = candidate
         measured = ", ".join(f"{name} {speed:.0f} images/s" for name, speed in speeds.items())
         reason = "; ".join([f"measured here: {measured}", *(f"{name} {note}" for name, note in notes.items())])
-        stored[key] = [best, reason]
+        choices[key] = [best, reason]
         if file:
-            write_json(file, stored)
-    return replace(config, precision=stored[key][0]), stored[key][1]
+            write_json(file, choices)
+    precision, reason = choices[key]
+    return replace(config, precision=precision), reason
 
 
 def time_rounds(
     candidates: Mapping[Precision, Callable[[], float]],
 ) -> tuple[dict[Precision, float], dict[Precision, str]]:
-    """Time candidates round by round, since others may be using the machine.
-
-    After the first round, which counts only where no other follows, all together take at most PATIENCE seconds.
+    """Time candidates in turns, since other programs may be using the machine.
 
     Args:
-        candidates: For each candidate a function that takes one step and returns its seconds.
+        candidates: For each candidate a function that takes one step and returns its seconds. Its first call is a
+            warm-up, which counts only where no other call follows.
 
     Returns:
-        Best seconds of each candidate, and for those that were dropped after a slow round the reason.
+        Best seconds of each candidate, and why candidates were dropped.
     """
     seconds: dict[Precision, list[float]] = {}
     dropped: dict[Precision, str] = {}
     spent = 0.0
     for number in range(ROUNDS + 1):
-        live: list[Precision] = [name for name in candidates if name not in dropped]
-        if number and (len(live) == 1 or spent + sum(seconds[name][-1] for name in live) > PATIENCE):
+        active: list[Precision] = [name for name in candidates if name not in dropped]
+        if number and (len(active) == 1 or spent + sum(seconds[name][-1] for name in active) > MAX_SECONDS):
             break
-        for name in live:
+        for name in active:
             seconds.setdefault(name, []).append(candidates[name]())
             spent += seconds[name][-1] if number else 0.0
-            others = [min(seconds[other]) for other in live if other != name and other in seconds]
+            others = [min(seconds[other]) for other in active if other != name and other in seconds]
             if others and min(seconds[name]) > SLOW * min(others) + (0.0 if number else SETUP):
                 dropped[name] = (
                     f"dropped after a step of {min(seconds[name]):.2g} s, where another took {min(others):.2g} s"
@@ -99,14 +99,7 @@ def time_rounds(
 
 
 def computes_bf16(device: torch.device) -> bool:
-    """Whether a device has units for bf16; emulated, it takes many times fp32's time.
-
-    Args:
-        device: Where the model is trained.
-
-    Returns:
-        True also where torch does not tell: one step then shows it.
-    """
+    """Return whether a device computes bf16 natively, or torch cannot tell; emulation is much slower than fp32."""
     try:
         if device.type == "cuda":
             return torch.cuda.is_bf16_supported(including_emulation=False)
@@ -118,14 +111,7 @@ def computes_bf16(device: torch.device) -> bool:
 
 
 def describe_hardware(device: torch.device) -> dict[str, str]:
-    """Describe what, besides versions, decides the last bits of sums: the processor and the number of threads.
-
-    Args:
-        device: Where the model is trained.
-
-    Returns:
-        "processor" and "threads".
-    """
+    """Return what, besides versions, decides the last bits of sums: the processor and the number of threads."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _read_cpu_name()
     return {"processor": name, "threads": str(torch.get_num_threads())}
 
@@ -133,31 +119,31 @@ def describe_hardware(device: torch.device) -> dict[str, str]:
 def _benchmark(
     classifier: Classifier, sources: TrainingData, config: TrainingConfig
 ) -> tuple[dict[Precision, float], dict[Precision, str]]:
-    """Images per second of the candidates that were timed, and why others were not, or not again."""
+    """Return the images per second of the candidates that were timed, and why others were dropped or not tried."""
     batch = build_batch(sources, 0, config.batch_size)
     device = next(classifier.parameters()).device
     notes: dict[Precision, str] = {} if computes_bf16(device) else {"bf16": "not tried: this device only emulates it"}
     candidates: dict[Precision, Callable[[], float]] = {}
     for name in CANDIDATES:
         if name not in notes:
-            trial = copy.deepcopy(classifier).train()
+            model = copy.deepcopy(classifier).train()
             if name != "fp32":
-                trial.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-            candidates[name] = partial(_time_step, trial, batch, name, config.softmax)
+                model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+            candidates[name] = partial(_time_step, model, batch, name, config.softmax)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         seconds, dropped = time_rounds(candidates)
-    return {name: config.batch_size / taken for name, taken in seconds.items()}, {**notes, **dropped}
+    return {name: config.batch_size / best for name, best in seconds.items()}, {**notes, **dropped}
 
 
-def _time_step(trial: Classifier, batch: Batch, name: Precision, softmax: Softmax) -> float:
-    """Seconds of one forward and backward pass."""
-    device = next(trial.parameters()).device
+def _time_step(model: Classifier, batch: Batch, name: Precision, softmax: Softmax) -> float:
+    """Return the seconds of one forward and backward pass."""
+    device = next(model.parameters()).device
     images = batch.images.to(device)
     images = images.contiguous() if name == "fp32" else images
     labels = {task: target.to(device) for task, target in batch.labels.items()}
     start = time.perf_counter()
     with torch.autocast(device.type, torch.bfloat16, enabled=name == "bf16"):
-        outputs = trial(images)
+        outputs = model(images)
     losses.cross_entropy(outputs, labels, softmax).backward()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -169,8 +155,8 @@ def _build_key(classifier: Classifier, sources: TrainingData, config: TrainingCo
     size = sum(value.numel() for value in classifier.parameters())
     shape = tuple(sources.new.pixels.shape[1:])
     network = type(classifier.backbone).__name__
-    parts = (*describe_hardware(device).values(), torch.__version__, network, size, shape, config.batch_size)
-    return fingerprint(map(str, (*parts, computes_bf16(device))))[:16]
+    hardware = (*describe_hardware(device).values(), torch.__version__)
+    return fingerprint(map(str, (*hardware, network, size, shape, config.batch_size, computes_bf16(device))))[:16]
 
 
 def _read_cpu_name() -> str:

@@ -17,34 +17,33 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from taskgraft import distributed
-from taskgraft.errors import InputError, SetupError, TaskgraftError
-from taskgraft.results.files import escape_surrogates, flush, write_json, write_text
+from taskgraft.errors import InputError, SetupError
+from taskgraft.results.files import flush, escape_surrogates, write_json, write_text
 from taskgraft.results.record import StepMetrics
 
-# Files of a run that has not begun, or that others write; anything else in a new OUT is somebody else's.
-OWN = {"run.json", ".lock", ".holder", "metrics.jsonl", "state", "log.txt", "command.txt", "tensorboard", "search"}
+# Files of a run that has not begun, or that others write; a new OUT may contain nothing else.
+EXPECTED = {"run.json", ".lock", ".holder", "metrics.jsonl", "state", "log.txt", "command.txt", "tensorboard", "search"}
 LEFTOVER = re.compile(r"\.(.+)\.\d+(\.mode)?")  # what `files.atomic` and `checkpoints.save` write before they rename
-DISK = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG, errno.EMFILE, errno.ENFILE, errno.ESTALE}
+DISK_ERRORS = {
+    errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG, errno.EMFILE, errno.ENFILE, errno.ESTALE,
+}  # fmt: skip
 
 
 @contextmanager
 def lock(folder: Path) -> Iterator[None]:
     """Lock a run folder, creating it; the lock ends with its process. Of several processes of a run, one locks for all.
 
-    Args:
-        folder: The run folder.
-
     Raises:
         InputError: It cannot be created or written, or another process is writing it.
         SetupError: The disk is full, read-only or failing while the lock is held.
     """
     with ExitStack() as stack:
-        distributed.broadcast(lambda: stack.enter_context(_lock_here(folder)))
+        distributed.broadcast(lambda: stack.enter_context(_lock_locally(folder)))
         yield
 
 
 @contextmanager
-def _lock_here(folder: Path) -> Iterator[None]:
+def _lock_locally(folder: Path) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -53,7 +52,7 @@ def _lock_here(folder: Path) -> Iterator[None]:
     try:
         file_lock.acquire(timeout=0)
     except Timeout as error:
-        raise _build_busy_error(folder) from error
+        raise _busy_error(folder) from error
     except OSError as error:
         raise InputError(f"{folder} cannot be written: {error.strerror}; choose another OUT") from error
     try:
@@ -70,7 +69,7 @@ def _lock_here(folder: Path) -> Iterator[None]:
         file_lock.release()
 
 
-def _build_busy_error(folder: Path) -> TaskgraftError:
+def _busy_error(folder: Path) -> InputError:
     file = folder / ".holder"
     holder = file.read_text() if file.exists() else "another process"
     return InputError(f"{folder} is being written by {holder}; wait for it, or choose another OUT")
@@ -87,8 +86,8 @@ def _is_locked(folder: Path) -> bool:
 
 
 def _explain_disk_error(folder: Path, error: OSError | SafetensorError) -> Exception:
-    """A SetupError for a disk that is full, failing or read-only; any other error as it is."""
-    if not (error.errno in DISK if isinstance(error, OSError) else "os error" in str(error)):
+    """Return a SetupError for a disk that is full, failing or read-only; any other error as it is."""
+    if not (error.errno in DISK_ERRORS if isinstance(error, OSError) else "os error" in str(error)):
         return error
     reason = error.strerror if isinstance(error, OSError) else str(error)
     try:
@@ -117,16 +116,16 @@ def check_location(folder: Path, sources: Iterable[Path]) -> None:
         folder.exists()
     except OSError as error:
         raise InputError(f"{str(folder)[:80]}… cannot be used: {error.strerror}; choose another OUT") from error
-    real = Path(os.path.realpath(folder))
+    real_path = Path(os.path.realpath(folder))
     for source in sources:
-        if source.is_dir() and real.is_relative_to(os.path.realpath(source)):
+        if source.is_dir() and real_path.is_relative_to(os.path.realpath(source)):
             raise InputError(f"{folder} is inside {source}, which images are read from; choose an OUT elsewhere")
 
 
 def inspect(
     folder: Path, settings: Mapping[str, Any], resume: bool, describe_images: Callable[[], str] = lambda: "other images"
 ) -> Literal["new", "begun", "done"]:
-    """Tell what a folder holds. Writes nothing.
+    """Return what a folder holds: nothing yet, this run unfinished, or this run finished. Writes nothing.
 
     Args:
         folder: The run folder, which need not exist.
@@ -134,71 +133,57 @@ def inspect(
         resume: Whether a begun run may be resumed.
         describe_images: Describes how the images of the new task differ from those of the run in the folder.
 
-    Returns:
-        "new": nothing yet; "begun": this run, unfinished; "done": this run, finished.
-
     Raises:
         InputError: The folder holds other files, a run with other settings (each difference is named), or a begun run
             and `resume` is false.
     """
     file = folder / "run.json"
     if not file.exists():
-        names = {item.name for item in folder.iterdir()} if folder.is_dir() else set()
-        strange = sorted(name for name in names - OWN if not _is_own_leftover(name))
-        if strange:
-            raise InputError(
-                f"{folder} already holds other files ({', '.join(strange[:3])}); choose an empty or new OUT"
-            )
+        _check_no_other_files(folder)
         return "new"
     try:
-        stored = _read_run(folder)
-        changed = differences(stored["settings"], json.loads(json.dumps(settings)))
+        run = read(folder)
+        changed = differences(run["settings"], json.loads(json.dumps(settings)))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{file} is damaged or not from taskgraft; choose an empty or new OUT") from error
     if changed:
-        listed = [f"{line} ({describe_images()})" if line.startswith("data.new was") else line for line in changed[:6]]
+        lines = [f"{line} ({describe_images()})" if line.startswith("data.new was") else line for line in changed[:6]]
         raise InputError(
-            f"{folder} already holds a run with other settings: {', '.join(listed)}; choose another OUT, or use the "
+            f"{folder} already holds a run with other settings: {', '.join(lines)}; choose another OUT, or use the "
             "same settings"
         )
-    if stored.get("done"):
+    if run.get("done"):
         return "done"
     if not resume:
         if _is_locked(folder):
-            raise _build_busy_error(folder)
+            raise _busy_error(folder)
         raise InputError(f"{folder} holds this run, unfinished: add --resume to continue from its last checkpoint")
     return "begun"
 
 
-def _is_own_leftover(name: str) -> bool:
-    """Whether a start that was killed left this while writing one of a run's own files."""
-    match = LEFTOVER.fullmatch(name)
-    return match is not None and match[1] in OWN
+def _check_no_other_files(folder: Path) -> None:
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    # a start that was killed may have left a partial file of the run's own
+    stems = {name: match[1] if (match := LEFTOVER.fullmatch(name)) else name for name in names}
+    other = sorted(name for name, stem in stems.items() if name not in EXPECTED and stem not in EXPECTED)
+    if other:
+        raise InputError(f"{folder} already holds other files ({', '.join(other[:3])}); choose an empty or new OUT")
 
 
 def differences(stored: Mapping[str, Any], expected: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Describe each setting that differs.
-
-    Args:
-        stored: Settings as they were; nested mappings are compared by key.
-        expected: Settings as they are.
-        prefix: What the names of settings begin with.
-
-    Returns:
-        One "name was X, is Y" for each difference, sorted by name.
-    """
-    found = []
+    """Return "name was X, is Y" for each setting that differs, sorted by name; nested mappings are compared by key."""
+    lines = []
     for key in sorted(stored.keys() | expected.keys()):
         before, after = stored.get(key), expected.get(key)
         if isinstance(before, dict) and isinstance(after, dict):
-            found += differences(before, after, f"{prefix}{key}.")
+            lines += differences(before, after, f"{prefix}{key}.")
         elif before != after:
-            found.append(f"{prefix}{key} was {_shorten(before)}, is {_shorten(after)}")
-    return found
+            lines.append(f"{prefix}{key} was {_shorten(before)}, is {_shorten(after)}")
+    return lines
 
 
 def _shorten(value: object) -> str:
-    """A value's repr; of a digest its beginning."""
+    """Return a value's repr, or the beginning of a digest."""
     text = repr(value)
     return f"{text[:13]}…" if isinstance(value, str) and len(value) == 64 else text
 
@@ -224,98 +209,41 @@ def create(
     write_text(folder / "command.txt", command + "\n")
 
 
-def mark_done(folder: Path) -> None:
-    """Mark the run as finished.
+def read(folder: Path) -> dict[str, Any]:
+    """Read run.json, as `create` wrote and `update` changed it."""
+    return json.loads((folder / "run.json").read_text(encoding="utf-8"))
 
-    Args:
-        folder: The run folder.
-    """
-    _update_run(folder, done=True)
+
+def update(folder: Path, **changes: Any) -> None:
+    """Replace entries of run.json."""
+    write_json(folder / "run.json", {**read(folder), **changes})
+
+
+def compare_environment(folder: Path, environment: Mapping[str, str]) -> list[str]:
+    """Return how versions and hardware differ from those that the run was begun with, and store the differences."""
+    run = read(folder)
+    changed = differences(run.get("environment") or environment, environment)
+    earlier = run.get("environment_changes", [])
+    if not set(changed) <= set(earlier):
+        update(folder, environment_changes=sorted({*earlier, *changed}))
+    return changed
 
 
 def discard(folder: Path) -> None:
-    """Delete what a run wrote that was refused before its first checkpoint, so that its folder is free again.
-
-    Args:
-        folder: The run folder.
-    """
+    """Delete what a run wrote that failed before its first checkpoint, so that its folder is free again."""
     if not any((folder / "state").glob("step-*")) and not (folder / "config.json").exists():
         for name in ("run.json", "command.txt", "metrics.jsonl", "split.csv", "excluded.csv"):
             (folder / name).unlink(missing_ok=True)
 
 
-def read_resolved(folder: Path) -> dict[str, Any]:
-    """Read what the settings became when the run was first started, or later.
-
-    Args:
-        folder: The run folder.
-
-    Returns:
-        Values as `create` and `update_resolved` wrote them.
-    """
-    return _read_run(folder)["resolved"]
-
-
-def update_resolved(folder: Path, **changes: Any) -> None:
-    """Store what the settings became later, for a resume.
-
-    Args:
-        folder: The run folder.
-        **changes: Values by name.
-    """
-    _update_run(folder, resolved={**read_resolved(folder), **changes})
-
-
-def compare_environment(folder: Path, environment: Mapping[str, str]) -> list[str]:
-    """Compare versions and hardware with those that the run was begun with, and store the differences.
-
-    Args:
-        folder: The run folder.
-        environment: Versions and hardware now.
-
-    Returns:
-        Differences such as 'torch was 2.13.0, is 2.14.1'.
-    """
-    stored = _read_run(folder)
-    changed = differences(stored.get("environment") or environment, environment)
-    known = stored.get("environment_changes", [])
-    if not set(changed) <= set(known):
-        _update_run(folder, environment_changes=sorted({*known, *changed}))
-    return changed
-
-
-def read_environment_changes(folder: Path) -> list[str]:
-    """Read all differences that `compare_environment` found since the run was begun.
-
-    Args:
-        folder: The run folder.
-
-    Returns:
-        Differences, sorted.
-    """
-    return _read_run(folder).get("environment_changes", [])
-
-
 def append_metrics(folder: Path, line: StepMetrics) -> None:
-    """Add a line to metrics.jsonl.
-
-    Args:
-        folder: The run folder.
-        line: Metrics of a step.
-    """
+    """Append a line to metrics.jsonl."""
     with (folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
         file.write(line.model_dump_json(exclude_defaults=True) + "\n")
 
 
 def read_metrics(folder: Path) -> list[StepMetrics]:
-    """Read metrics.jsonl without a half-written last line.
-
-    Args:
-        folder: The run folder.
-
-    Returns:
-        Metrics by step; empty where there is no such file.
-    """
+    """Read metrics.jsonl without a half-written last line; empty where there is no such file."""
     try:
         text = (folder / "metrics.jsonl").read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -324,24 +252,8 @@ def read_metrics(folder: Path) -> list[StepMetrics]:
 
 
 def truncate_metrics(folder: Path, step: int) -> list[StepMetrics]:
-    """Delete the lines after a step: a resumed run writes them again.
-
-    Args:
-        folder: The run folder.
-        step: The last step to keep.
-
-    Returns:
-        The lines that were kept.
-    """
+    """Delete the lines after a step, which a resumed run writes again; return the remaining ones."""
     lines = [line for line in read_metrics(folder) if line.step <= step]
     write_text(folder / "metrics.jsonl", "".join(line.model_dump_json(exclude_defaults=True) + "\n" for line in lines))
     flush(folder)
     return lines
-
-
-def _read_run(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "run.json").read_text(encoding="utf-8"))
-
-
-def _update_run(folder: Path, **changes: Any) -> None:
-    write_json(folder / "run.json", {**_read_run(folder), **changes})

@@ -36,7 +36,7 @@ class Fitted:
     state: TrainState  # after the last step, with the weights of the best one
     history: tuple[StepMetrics, ...]
     step: int  # the best one
-    config: TrainingConfig  # with the micro-batches that memory allowed
+    config: TrainingConfig  # with as many micro-batches as memory required
     sources: TrainingData
 
 
@@ -49,8 +49,8 @@ def resolve_config(
     settings: Mapping[str, Any],
     command: str,
     callbacks: Callbacks,
-) -> tuple[TrainingConfig, str]:
-    """Decide what "auto" becomes: measured on the first start, which creates the run, and read on every resume.
+) -> TrainingConfig:
+    """Replace precision "auto": measured on the first start, which creates the run, and read on every resume.
 
     Args:
         out: The run folder.
@@ -60,29 +60,24 @@ def resolve_config(
         cache: Folder in which choices are stored for other runs.
         settings: What must be equal for a run to be the same.
         command: The command that was typed.
-        callbacks: Told of a resume with other versions or hardware.
-
-    Returns:
-        The settings, and the reason for their precision.
+        callbacks: `info` is called where a run is resumed with other versions or hardware.
     """
     environment = {**versions(), **precision.describe_hardware(next(classifier.parameters()).device)}
 
-    def resolve() -> tuple[dict[str, Any], str]:
+    def resolve() -> dict[str, Any]:
         if (out / "run.json").exists():
-            changed, resolved = run_folder.compare_environment(out, environment), run_folder.read_resolved(out)
+            changed = run_folder.compare_environment(out, environment)
             if changed:
                 callbacks.info(
                     f"the run was begun in another environment ({'; '.join(changed)}): the last bits of results may "
                     "differ"
                 )
-            return resolved["config"], resolved["reason"]
+            return run_folder.read(out)["resolved"]["config"]
         chosen, reason = precision.choose_precision(classifier, sources, config, cache)
-        resolved = {"config": asdict(chosen), "reason": reason}
-        run_folder.create(out, settings, resolved, command, environment)
-        return resolved["config"], reason
+        run_folder.create(out, settings, {"config": asdict(chosen), "reason": reason}, command, environment)
+        return asdict(chosen)
 
-    values, reason = distributed.broadcast(resolve)
-    return TrainingConfig(**values), reason
+    return TrainingConfig(**distributed.broadcast(resolve))
 
 
 class Trainer:
@@ -114,9 +109,9 @@ class Trainer:
             evaluate: Measures a classifier on the validation images.
             past: Memory that the parent's bundle stored for its next extension.
             selection_tasks: Tasks whose mean accuracy selects the best step; empty = the last step is the best.
-            callbacks: Told of progress.
+            callbacks: Callbacks of the run.
             until: Stop after this step instead of the last one.
-            evaluate_start: Takes the place of `evaluate` before the first step.
+            evaluate_start: Replaces `evaluate` before the first step.
         """
         self.out, self.classifier, self.method, self.sources = out, classifier, method, sources
         self.config, self.until, self.callbacks = config, until, callbacks
@@ -128,11 +123,8 @@ class Trainer:
     def fit(self) -> Fitted:
         """Train to the last step, and restore the weights of the best one.
 
-        Returns:
-            The state and its history.
-
         Raises:
-            TrainingError: Loss or gradient is not finite, or memory ran out and cannot be saved by micro-batches.
+            TrainingError: Loss or gradient is not finite, or memory ran out and micro-batches cannot help.
         """
         state = self._resume() or self._start()
         while True:
@@ -141,8 +133,7 @@ class Trainer:
                 break
             except RuntimeError as error:
                 self._use_more_micro_batches(error)
-            # the step stopped half-way: BatchNorm's statistics may have moved already
-            restored = self._resume()
+            restored = self._resume()  # the step stopped half-way: BatchNorm's statistics may have moved already
             assert restored, "a run has a checkpoint from its start on"
             state = restored
         best = self._score()
@@ -183,7 +174,7 @@ class Trainer:
         return state
 
     def _on_step(self, state: TrainState, terms: dict[str, float]) -> None:
-        """Evaluate, log and save, where it is time to."""
+        """Evaluate, log and save where a step is due for it."""
         last = state.step in (self.config.steps, self.until)
         evaluated = state.step % self.config.eval_every == 0 or last
         if terms or evaluated:
@@ -195,15 +186,17 @@ class Trainer:
             if distributed.is_main_process():
                 run_folder.append_metrics(self.out, line)
                 if self._score() != best:
-                    _save_weights(self._best_file, state.classifier)
+                    with atomic(self._best_file) as partial:
+                        weights = pytree.state(state.classifier)
+                        save_file({name: value.contiguous() for name, value in weights.items()}, partial)
             self.callbacks.on_metrics(line)
-            self.callbacks.info(format_metrics(line, self.config.steps))
+            self.callbacks.info(_format_metrics(line, self.config.steps))
         if distributed.is_main_process() and (state.step % self.config.save_every == 0 or last):
             checkpoints.save(self.out / "state", state, self._best_file)
         self.callbacks.progress("training", state.step, self.config.steps)
 
     def _score(self) -> tuple[float, int] | None:
-        """The best mean accuracy so far and its step."""
+        """Return the best mean accuracy so far and its step."""
         return metrics.score(self.lines, self.selection_tasks)
 
     def _use_more_micro_batches(self, error: RuntimeError) -> None:
@@ -218,27 +211,14 @@ class Trainer:
             ) from error
         torch.cuda.empty_cache()
         self.config = replace(config, micro_batches=number)
-        run_folder.update_resolved(self.out, config=asdict(self.config))
+        resolved = run_folder.read(self.out)["resolved"]
+        run_folder.update(self.out, resolved={**resolved, "config": asdict(self.config)})
         self.callbacks.info(f"out of memory: batches of {config.batch_size} now run in {number} micro-batches")
 
 
-def format_metrics(line: StepMetrics, steps: int) -> str:
-    """Format the metrics of a step as one line of progress.
-
-    Args:
-        line: Metrics of a step.
-        steps: The run's number of steps.
-
-    Returns:
-        Such as 'step 1/40  loss 0.486  shape 81.2%'.
-    """
-    names = {"data": "loss"}
-    terms = " ".join(f"{names.get(name, name)} {value:.3f}" for name, value in line.terms.items())
+def _format_metrics(line: StepMetrics, steps: int) -> str:
+    """Format the metrics of a step as one line, such as 'step 1/40  loss 0.486  shape 81.2%'."""
+    terms = " ".join(f"{'loss' if name == 'data' else name} {value:.3f}" for name, value in line.terms.items())
     accuracy = " ".join(f"{task} {value:.1%}" for task, value in line.accuracy.items())
     agreement = " ".join(f"{task} agreement {value:.1%}" for task, value in line.agreement.items())
-    return "  ".join(part for part in (f"step {line.step}/{steps}", terms, accuracy, agreement) if part)
-
-
-def _save_weights(file: Path, classifier: Classifier) -> None:
-    with atomic(file) as aside:
-        save_file({name: value.contiguous() for name, value in pytree.state(classifier).items()}, aside)
+    return "  ".join(filter(None, (f"step {line.step}/{steps}", terms, accuracy, agreement)))

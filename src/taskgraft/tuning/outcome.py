@@ -88,7 +88,7 @@ def collect(
         command=command,
         title=f"{request.task} added to {Path(request.parent).name}",
         tasks=(*(task.name for task in opened.parent.classifier.tasks), request.task),
-        proxy=not fitting.select_by(opened),
+        proxy=not fitting.selection_tasks(opened),
         before=baseline.accuracy,
         sampler=plan.sampler,
         space=space.describe(plan.space),

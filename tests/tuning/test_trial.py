@@ -1,4 +1,4 @@
-"""What trials share: made once for a name and a key, by whoever comes first, and whole or not at all."""
+"""What the trials of a search share: computed once for a name and a key, and never read half-written."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from taskgraft.training.trial_cache import build_trial_cache
+from taskgraft.tuning.trial import build_trial_cache
 
 VALUES = {"a": torch.arange(6.0).view(2, 3), "b": torch.ones(4, dtype=torch.float16)}
 
