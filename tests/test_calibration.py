@@ -43,7 +43,7 @@ def test_perfect_model_has_finite_temperature() -> None:
     labels = np.arange(100) % 4
     logits = 6 * np.eye(4, dtype=np.float32)[labels]
     found = calibration.fit_temperature(logits, labels)
-    assert calibration.LOWEST < found < 1
+    assert calibration.MIN_TEMPERATURE < found < 1
 
 
 def test_cross_fitting() -> None:

@@ -38,92 +38,47 @@ if TYPE_CHECKING:
     from taskgraft.tuning.search_config import SearchConfig, WorkerConfig
     from taskgraft.types import Callbacks, Images, Task
 
-# Where each public name lives; loaded when first used, so that `import taskgraft` does not wait for torch.
-_PLACES = {
-    "Bundle": "bundle",
-    "Callbacks": "types",
-    "CheckpointError": "errors",
-    "Classifier": "models.classifier",
-    "DataError": "errors",
-    "Extension": "pipeline.run",
-    "Images": "types",
-    "InputError": "errors",
-    "MissingDependency": "errors",
-    "Request": "pipeline.request",
-    "SearchConfig": "tuning.search_config",
-    "Task": "types",
-    "TaskgraftError": "errors",
-    "TrainingConfig": "config",
-    "TrainingError": "errors",
-    "Variant": "commands.compare",
-    "WorkerConfig": "tuning.search_config",
-    "calibrate": "commands.calibrate",
-    "check": "commands.check",
-    "compare": "commands.compare",
-    "demo": "commands.demo",
-    "distribution": "commands.distribution",
-    "doctor": "commands.doctor",
-    "evaluate": "commands.evaluate",
-    "export": "commands.export",
-    "extend": "commands.extend",
-    "grow": "models.classifier",
-    "learn": "pipeline.learn",
-    "load": "pipeline.run",
-    "open_parent": "bundle",
-    "predict": "models.inference",
-    "predict_files": "commands.predict",
-    "predict_to": "commands.predict",
-    "serve": "commands.serve",
-    "train": "commands.train",
-    "tune": "commands.tune",
-    "wrap": "models.classifier",
+# Public names by module, imported when first used, so that `import taskgraft` does not wait for torch.
+_NAMES = {
+    "bundle": ("Bundle", "open_parent"),
+    "commands.calibrate": ("calibrate",),
+    "commands.check": ("check",),
+    "commands.compare": ("Variant", "compare"),
+    "commands.demo": ("demo",),
+    "commands.distribution": ("distribution",),
+    "commands.doctor": ("doctor",),
+    "commands.evaluate": ("evaluate",),
+    "commands.export": ("export",),
+    "commands.extend": ("extend",),
+    "commands.predict": ("predict_files", "predict_to"),
+    "commands.serve": ("serve",),
+    "commands.train": ("train",),
+    "commands.tune": ("tune",),
+    "config": ("TrainingConfig",),
+    "errors": ("CheckpointError", "DataError", "InputError", "MissingDependency", "TaskgraftError", "TrainingError"),
+    "models.classifier": ("Classifier", "grow", "wrap"),
+    "models.inference": ("predict",),
+    "pipeline.learn": ("learn",),
+    "pipeline.request": ("Request",),
+    "pipeline.run": ("Extension", "load"),
+    "tuning.search_config": ("SearchConfig", "WorkerConfig"),
+    "types": ("Callbacks", "Images", "Task"),
 }
+_MODULES = {name: module for module, names in _NAMES.items() for name in names}
 
 __all__ = [
-    "Bundle",
-    "Callbacks",
-    "CheckpointError",
-    "Classifier",
-    "DataError",
-    "Extension",
-    "Images",
-    "InputError",
-    "MissingDependency",
-    "Request",
-    "SearchConfig",
-    "Task",
-    "TaskgraftError",
-    "TrainingConfig",
-    "TrainingError",
-    "Variant",
-    "WorkerConfig",
-    "calibrate",
-    "check",
-    "compare",
-    "demo",
-    "distribution",
-    "doctor",
-    "evaluate",
-    "export",
-    "extend",
-    "grow",
-    "learn",
-    "load",
-    "open_parent",
-    "predict",
-    "predict_files",
-    "predict_to",
-    "serve",
-    "train",
-    "tune",
-    "wrap",
-]
+    "Bundle", "Callbacks", "CheckpointError", "Classifier", "DataError", "Extension", "Images", "InputError",
+    "MissingDependency", "Request", "SearchConfig", "Task", "TaskgraftError", "TrainingConfig", "TrainingError",
+    "Variant", "WorkerConfig", "calibrate", "check", "compare", "demo", "distribution", "doctor", "evaluate", "export",
+    "extend", "grow", "learn", "load", "open_parent", "predict", "predict_files", "predict_to", "serve", "train",
+    "tune", "wrap",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first asked for."""
-    if name not in _PLACES:
+    """Import a public name when it is first used."""
+    if name not in _MODULES:
         raise AttributeError(f"module 'taskgraft' has no attribute {name!r}")
     import importlib
 
-    return getattr(importlib.import_module(f"taskgraft.{_PLACES[name]}"), name)
+    return getattr(importlib.import_module(f"taskgraft.{_MODULES[name]}"), name)

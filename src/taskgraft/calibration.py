@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from taskgraft import metrics, seeding
 
-LOWEST, HIGHEST = 0.05, 20.0
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
 TOLERANCE = 1e-5  # of log T
-FEWEST = 20  # labeled images below which nothing is fitted
+MIN_IMAGES = 20  # labeled images below which nothing is fitted
 GOLDEN = (5**0.5 - 1) / 2
 
 
@@ -37,7 +37,7 @@ def fit_temperature(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> f
     def loss(log_t: float) -> float:
         return len(labels) * nll(logits, labels, float(np.exp(log_t))) + log_t**2 / 2
 
-    low, high = float(np.log(LOWEST)), float(np.log(HIGHEST))
+    low, high = float(np.log(MIN_TEMPERATURE)), float(np.log(MAX_TEMPERATURE))
     left, right = high - GOLDEN * (high - low), low + GOLDEN * (high - low)
     at_left, at_right = loss(left), loss(right)
     while high - low > TOLERANCE:
@@ -61,13 +61,13 @@ def nll(logits: NDArray[np.float32], labels: NDArray[np.int64], temperature: flo
 
 
 def calibrate(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> Calibration | None:
-    """Fit a temperature on all labeled images (labels >= 0); None where there are fewer than FEWEST.
+    """Fit a temperature on all labeled images (labels >= 0); None where there are fewer than MIN_IMAGES.
 
     Its effect is measured by two-fold cross-fitting: each half at the temperature fitted on the other.
     """
     labeled = labels >= 0
     logits, labels = logits[labeled], labels[labeled]
-    if len(labels) < FEWEST:
+    if len(labels) < MIN_IMAGES:
         return None
     scaled = cross_fitted(logits, labels)
     return Calibration(
@@ -81,10 +81,10 @@ def calibrate(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> Calibra
 
 
 def cross_fitted(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Return logits [N, K], each half divided by the temperature fitted on the other half; no label is missing."""
+    """Return logits [N, K], each half divided by the temperature fitted on the other half; all are labeled."""
     half = np.zeros(len(labels), bool)
     half[seeding.generator(0, "calibration").permutation(len(labels))[: len(labels) // 2]] = True
     scaled = logits.copy()
-    for mine in (half, ~half):
-        scaled[mine] = logits[mine] / np.float32(fit_temperature(logits[~mine], labels[~mine]))
+    for fold in (half, ~half):
+        scaled[fold] = logits[fold] / np.float32(fit_temperature(logits[~fold], labels[~fold]))
     return scaled

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
@@ -14,6 +15,7 @@ Precision = Literal["auto", "fp32", "fp32-channels-last", "bf16"]
 Implicit = Literal["auto", True, False]
 Augment = Literal["none", "shift", "shift+flip", "crop+flip"]
 LARGEST = sys.float_info.max  # also refuses NaN, infinities, and integers that no float can hold
+UNITS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}  # seconds
 
 
 class Range(NamedTuple):
@@ -37,19 +39,21 @@ class Range(NamedTuple):
     at_most: float | None = None
     searched: bool = True
 
+    @property
+    def minimum(self) -> float:
+        """Smallest legal value where there is no exclusive bound."""
+        return self.low if self.at_least is None else self.at_least
+
     def allows(self, value: float) -> bool:
         """Return whether a value is legal."""
         if self.at_most is not None and value > self.at_most:
             return False
-        if self.above is not None:
-            return value > self.above
-        return value >= (self.low if self.at_least is None else self.at_least)
+        return value >= self.minimum if self.above is None else value > self.above
 
     def rule(self) -> str:
         """Return the legal and the usual values in words."""
-        bound = f"at least {self.low if self.at_least is None else self.at_least:g}"
-        bound = bound if self.above is None else f"above {self.above:g}"
-        bound = bound if self.at_most is None else f"{bound} and at most {self.at_most:g}"
+        bound = f"at least {self.minimum:g}" if self.above is None else f"above {self.above:g}"
+        bound += "" if self.at_most is None else f" and at most {self.at_most:g}"
         return f"must be {bound} (usual values: {self.low:g} to {self.high:g})"
 
 
@@ -133,14 +137,9 @@ TRAIN_DEFAULTS = TrainingConfig(
 
 
 def lr_at(config: TrainingConfig, step: int) -> float:
-    """Compute the learning rate of a step. It depends on the step alone, so a checkpoint need not store it.
+    """Return the learning rate after `step` completed steps; a function of the step, so that no checkpoint stores it.
 
-    Args:
-        config: Training settings.
-        step: Number of completed steps, from 0.
-
-    Returns:
-        Linear warm-up times the schedule (cosine annealing, Loshchilov & Hutter 2017, eq. 5, without restarts).
+    Linear warm-up times the schedule (cosine annealing, Loshchilov & Hutter 2017, eq. 5, without restarts).
     """
     warmup = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
     decay = 0.5 * (1 + math.cos(math.pi * step / config.steps)) if config.schedule == "cosine" else 1.0
@@ -152,17 +151,17 @@ class Option(NamedTuple):
 
     Attributes:
         kind: Plain type: int, float, bool, str or a Literal.
-        extent: Range of a number, None for other types.
+        range: Range of a number, None for other types.
         help: One-line description, "" where there is none.
         default: Default value.
     """
 
     kind: Any
-    extent: Range | None
+    range: Range | None
     help: str
     default: Any
 
-    def refusal(self, value: Any) -> str | None:
+    def violation(self, value: Any) -> str | None:
         """Return why a value is illegal, or None if it is legal."""
         if get_origin(self.kind) is Literal:
             choices = get_args(self.kind)
@@ -174,26 +173,35 @@ class Option(NamedTuple):
             return f"give a number such as {self.default}"
         if self.kind is int and value != int(value):
             return "give a whole number"
-        return None if self.extent is None or self.extent.allows(value) else self.extent.rule()
+        return None if self.range is None or self.range.allows(value) else self.range.rule()
 
 
 def options(settings: type) -> dict[str, Option]:
-    """Return the declared settings of a dataclass.
-
-    Args:
-        settings: A dataclass whose fields are annotated as those of `TrainingConfig`.
-
-    Returns:
-        Field name -> option, in the order of declaration.
-    """
+    """Return the settings, by name, of a dataclass whose fields are annotated as those of `TrainingConfig`."""
     hints = get_type_hints(settings, include_extras=True)
-    found = {}
+    declared = {}
     for item in fields(settings):
         hint = hints[item.name]
-        kind, *extras = get_args(hint) if get_origin(hint) is Annotated else (hint,)
-        extent = next((extra for extra in extras if isinstance(extra, Range)), None)
-        found[item.name] = Option(kind, extent, item.metadata.get("help", ""), item.default)
-    return found
+        kind, *annotations = get_args(hint) if get_origin(hint) is Annotated else (hint,)
+        bounds = next((annotation for annotation in annotations if isinstance(annotation, Range)), None)
+        declared[item.name] = Option(kind, bounds, item.metadata.get("help", ""), item.default)
+    return declared
+
+
+def parse_duration(text: str, flag: str) -> float:
+    """Convert a positive duration such as 40ms, 90s, 30m or 1.5h to seconds.
+
+    Raises:
+        InputError: The text is not a duration; the message names `flag`.
+    """
+    match = re.fullmatch(r"(.*?)(ms|s|m|h)?", text.strip())
+    try:
+        seconds = float(match[1]) * UNITS[match[2] or "s"] if match else math.nan
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise InputError(f"{flag} {text!r} is not a duration; write for example 40ms, 90s, 30m or 2h")
+    return seconds
 
 
 def validate(config: TrainingConfig) -> TrainingConfig:
@@ -206,7 +214,7 @@ def validate(config: TrainingConfig) -> TrainingConfig:
         InputError: A value is illegal; the message names the setting and the rule.
     """
     for name, option in options(TrainingConfig).items():
-        reason = option.refusal(getattr(config, name))
+        reason = option.violation(getattr(config, name))
         if reason:
             raise InputError(f"{name} {getattr(config, name)!r}: {reason}")
     return config

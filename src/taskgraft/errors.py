@@ -1,4 +1,4 @@
-"""The errors that people are meant to read: what was wrong, where, and what to do, in one line."""
+"""The exception tree. A message is one line: what was wrong, where, and what to do."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class CheckpointError(TaskgraftError):
 
 
 class SetupError(TaskgraftError):
-    """The machine does not allow it: no space, no network, a port in use, a broken installation."""
+    """A problem of the machine: no space, no network, a port in use, a broken installation."""
 
     exit_code = 3
 
@@ -50,12 +50,12 @@ def require(extra: str, *packages: str, what: str) -> None:
     """Check that optional packages are installed.
 
     Args:
-        extra: the extra of taskgraft that brings them; "" where none does.
-        packages: import names.
-        what: the feature that needs them, as the message names it.
+        extra: The extra of taskgraft that has them; "" where none does.
+        packages: Import names.
+        what: The feature that needs them, for the message.
 
     Raises:
-        MissingDependency: one of them is not installed; the message has the command that installs it.
+        MissingDependency: One of them is not installed; the message has the command that installs it.
     """
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:

@@ -76,8 +76,8 @@ def distillation(logits: Tensor, teacher: Tensor, temperature: float, scale: Sca
     if not temperature > 0:
         raise ValueError(f"temperature must be above 0, got {temperature}")
     target = F.log_softmax(teacher.float() / temperature, dim=1)
-    own = F.log_softmax(logits.float() / temperature, dim=1)
-    divergence = F.kl_div(own, target, reduction="batchmean", log_target=True)
+    student = F.log_softmax(logits.float() / temperature, dim=1)
+    divergence = F.kl_div(student, target, reduction="batchmean", log_target=True)
     return divergence * temperature**2 if scale == "T2" else divergence
 
 

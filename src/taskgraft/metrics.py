@@ -26,12 +26,12 @@ def predicted_classes(predictions: Predictions, task: str) -> NDArray[np.int64]:
     Under a joint softmax the prediction for an old task is -1 where it is not the argmax over all outputs: a user of
     the parent still takes the one largest output. The newest task is evaluated on its own outputs.
     """
-    own = predictions.logits[task]
-    best = own.argmax(axis=1)
+    logits = predictions.logits[task]
+    best = logits.argmax(axis=1)
     if predictions.softmax == "per-task" or task == list(predictions.logits)[-1]:
         return best
     highest = np.concatenate(list(predictions.logits.values()), axis=1).max(axis=1)
-    return np.where(own.max(axis=1) >= highest, best, -1)
+    return np.where(logits.max(axis=1) >= highest, best, -1)
 
 
 def correct(predictions: Predictions, task: str) -> NDArray[np.float64]:
@@ -144,9 +144,9 @@ def confusion_matrix(predictions: Predictions, task: str) -> NDArray[np.int64]:
     return counts
 
 
-def gap(score_of_one: float, separate: Mapping[str, float]) -> float:
+def gap(score: float, separate: Mapping[str, float]) -> float:
     """Return how far one model's Score is below the mean accuracy of separate models, in [-1, 1]."""
-    return float(np.mean(list(separate.values()))) - score_of_one
+    return float(np.mean(list(separate.values()))) - score
 
 
 def wilson_interval(mean: float, count: int, z: float = 1.959964) -> Interval:

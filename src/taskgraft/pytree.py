@@ -75,9 +75,9 @@ def blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     Dense tensors of equal strides are cut in memory order; others come as one block.
     """
     first, size = tensors[0], tensors[0].numel()
-    alike = all(value.stride() == first.stride() for value in tensors)
+    same_layout = all(value.stride() == first.stride() for value in tensors)
     dense = first.is_contiguous() or (first.dim() == 4 and first.is_contiguous(memory_format=torch.channels_last))
-    if size <= BLOCK or not alike or not dense:
+    if size <= BLOCK or not same_layout or not dense:
         yield tensors
         return
     flat = [value.detach().as_strided((size,), (1,)) for value in tensors]

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 def derive(seed: int, *path: str | int) -> int:
     """Return a 63-bit seed for the purpose `path` under `seed`; the same on every machine."""
-    text = "/".join([str(seed), *(f"{type(part).__name__}:{part}" for part in path)])
+    text = "/".join([str(seed), *(f"{type(key).__name__}:{key}" for key in path)])
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
 
 

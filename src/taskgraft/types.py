@@ -60,7 +60,7 @@ class Images(NamedTuple):
 
 
 class TrainingData(NamedTuple):
-    """What a method may learn from.
+    """The data of a run, as methods see it.
 
     Attributes:
         new: Images of the new task.
@@ -68,7 +68,7 @@ class TrainingData(NamedTuple):
         views: Fixed augmented views of each image; 0 = a fresh one every epoch.
         augment: Kind of augmentation.
         seed: Random seed.
-        score: Mean validation accuracy over tasks of a classifier, with agreement with the parent for a task without
+        score: Mean validation accuracy of a classifier over tasks, with agreement with the parent for a task without
             validation images; None where nothing can be measured.
         trial_cache: Shares tensors between the trials of a search; None outside a search.
         tensor_cache: Stores tensors for later runs, under a name that identifies everything that they depend on; None
@@ -86,7 +86,7 @@ class TrainingData(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """The images of a step. `images`, `rows` and `view` stay on the CPU, so that looking something up never waits.
+    """The images of a step. `images`, `rows` and `view` stay on the CPU, so that indexing never synchronizes.
 
     Attributes:
         images: [B, ...] float.
@@ -102,16 +102,15 @@ class Batch(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What a method sees of a step.
+    """A step as methods see it.
 
     Attributes:
         batch: The images.
         outputs: Logits [B, K] by task.
         softmax: Per task, or joint over all classes.
-        predict: `predict(params, mask)` computes the logits that the classifier has with these parameters and buffers
-        in
-            eval mode, without gradients, on the batch's images where `mask` [B] bool (on the CPU) is true.
-        old: Task name -> how many of its classes are the parent's.
+        predict: `predict(params, mask)` computes the classifier's logits with these parameters and buffers, in eval
+            mode without gradients, on the batch's images where `mask` [B] bool (on the CPU) is true.
+        old: Task name -> number of its classes that are the parent's.
     """
 
     batch: Batch
@@ -156,11 +155,11 @@ class Quadratic(NamedTuple):
 
 
 class Callbacks(NamedTuple):
-    """What a long run calls on its way; by default nothing.
+    """What a long run calls; by default nothing.
 
     Attributes:
         info: Called with a line of information.
-        progress: Called with what is done, how much of it, and how much there is in all.
+        progress: Called with the activity, the steps that are done, and the number of all steps.
         on_metrics: Called with each line of the metrics once it is on disk.
     """
 

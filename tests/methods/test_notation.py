@@ -28,8 +28,8 @@ def values(option: Option) -> st.SearchStrategy[Any]:
         return st.sampled_from(get_args(option.kind))
     if option.kind is bool:
         return st.booleans()
-    assert option.extent is not None
-    extent = option.extent
+    assert option.range is not None
+    extent = option.range
     low = next(bound for bound in (extent.at_least, extent.above, extent.low) if bound is not None)
     high = 1e300 if extent.at_most is None else extent.at_most
     if option.kind is int:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taskgraft.tuning.halving import ETA, Progress, Promotion, count_steps, largest_wave, next_promotions, rung_steps
+from taskgraft.tuning.halving import ETA, Progress, count_steps, largest_wave, next_promotions, rung_steps
 
 RUNGS = (10, 40, 160)
 
@@ -61,8 +61,8 @@ def test_a_wave_of_failed_trials_is_complete() -> None:
 
 def test_a_rung_waits_for_its_last_trial() -> None:
     wave = [Progress({10: 0.5}), Progress({10: 0.9}), Progress({10: 0.1}), Progress({})]
-    assert next_promotions(wave, (10, 40)) == [Promotion(3, 10)]
-    assert next_promotions([*wave[:3], Progress({10: 0.2})], (10, 40)) == [Promotion(1, 40), Promotion(0, 40)]
+    assert next_promotions(wave, (10, 40)) == [(3, 10)]
+    assert next_promotions([*wave[:3], Progress({10: 0.2})], (10, 40)) == [(1, 40), (0, 40)]
 
 
 def test_the_budget_limits_the_wave() -> None:

@@ -45,7 +45,7 @@ def test_every_declared_range_is_searched_by_default(method: str) -> None:
     expected = {"lr", "head_steps"}
     for name, settings in notation.parse(method).items():
         declared = options(type(settings)).items()
-        expected |= {f"{name}.{key}" for key, option in declared if option.extent and option.extent.searched}
+        expected |= {f"{name}.{key}" for key, option in declared if option.range and option.range.searched}
     assert set(found.dimensions) == expected
     for dimension in found.dimensions.values():
         assert isinstance(dimension, ValueRange)

@@ -92,7 +92,8 @@ def _run(arguments: list[str]) -> int:
     """Run a command and return its exit code. SIGTERM raises meanwhile, and has its default effect afterwards."""
     signal.signal(signal.SIGTERM, _raise_terminated)
     try:
-        return app(arguments, exit_on_error=False, print_error=False, verbose=False, result_action="return_value") or 0
+        code = app(arguments, exit_on_error=False, print_error=False, verbose=False, result_action="return_value")
+        return code or 0
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)

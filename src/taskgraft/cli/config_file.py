@@ -10,7 +10,7 @@ import difflib
 import json
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 from cyclopts.argument import Argument, ArgumentCollection
@@ -18,7 +18,7 @@ from cyclopts.config import Dict
 
 from taskgraft.cli import console
 from taskgraft.cli.flags import PANELS
-from taskgraft.config import Range, TrainingConfig, options
+from taskgraft.config import TrainingConfig, options
 from taskgraft.errors import InputError
 from taskgraft.tuning.search_config import SearchConfig, WorkerConfig
 
@@ -35,30 +35,23 @@ DECLARED = {  # settings with legal values, by field name; other flags of the sa
 
 
 def apply(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
-    """Read `--config` for the flags that the command line does not give; a config source as cyclopts calls it."""
+    """Read `--config` for the flags that the command line does not set; cyclopts calls it before it parses values."""
     argument = arguments.get("--config", None)
     if argument is not None and argument.tokens:
         fill(app, commands, arguments, Path(argument.tokens[-1].value))
-    _check_whole_numbers(arguments)
-
-
-def _check_whole_numbers(arguments: ArgumentCollection) -> None:
-    """Refuse 1.5 where a whole number is expected, which cyclopts would round."""
     for argument in arguments:
-        if argument.hint is not int:
-            continue
         for token in argument.tokens:
-            if "." in token.value:
+            if argument.hint is int and "." in token.value:  # cyclopts would round it
                 raise InputError(f"{argument.name} {token.value}: give a whole number")
 
 
 def fill(app: App, commands: tuple[str, ...], arguments: ArgumentCollection, file: Path) -> None:
-    """Give the values of a file to the arguments that have none.
+    """Set the arguments that have no value from a file.
 
     Raises:
         InputError: The file cannot be read, or holds something that is not a flag of the command.
     """
-    values = _read(file)
+    values = _read_file(file)
     names = [name.removeprefix("--") for argument in _flags(arguments) for name in argument.names]
     for key in values:
         if key.replace("_", "-") not in names:
@@ -67,27 +60,19 @@ def fill(app: App, commands: tuple[str, ...], arguments: ArgumentCollection, fil
     Dict({commands[-1]: values}, source=str(file))(app, commands, arguments)
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _read_file(file: Path) -> dict[str, Any]:
     """Read a TOML file, or a YAML file by its suffix."""
+    import yaml
+
+    kind = "YAML" if file.suffix.lower() in (".yaml", ".yml") else "TOML"
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"--config {file} cannot be read ({error}); check the path") from error
-    if file.suffix.lower() in (".yaml", ".yml"):
-        return _parse_yaml(file, text)
     try:
-        return tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise InputError(f"{file}: invalid TOML: {error}; fix that line") from error
-
-
-def _parse_yaml(file: Path, text: str) -> dict[str, Any]:
-    import yaml
-
-    try:
-        values = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError) as error:
-        raise InputError(f"{file}: invalid YAML: {' '.join(str(error).split())}; fix that line") from error
+        values = yaml.safe_load(text) if kind == "YAML" else tomllib.loads(text)
+    except (yaml.YAMLError, tomllib.TOMLDecodeError, RecursionError) as error:
+        raise InputError(f"{file}: invalid {kind}: {' '.join(str(error).split())}; fix that line") from error
     if not isinstance(values, dict):
         raise InputError(f"{file}: invalid YAML; write lines of the form 'key: value'")
     return {str(key): value for key, value in values.items()}
@@ -109,7 +94,7 @@ def config(
 
     arguments = app[command].assemble_argument_collection(default_parameter=app.default_parameter, parse_docstring=True)
     if schema:
-        console.print_results(json.dumps(_schema(command, _flags(arguments)), indent=2))
+        console.print_json(_schema(command, _flags(arguments)))
     elif file is None:
         console.print_results(HEADER.format(command=command), *_template(_flags(arguments)))
     else:
@@ -122,9 +107,9 @@ def _flags(arguments: ArgumentCollection) -> list[Argument]:
     return [a for a in arguments if a.names and a.name.startswith("--") and a.name not in ("--config", "--resume")]
 
 
-def did_you_mean(word: str, choices: list[str]) -> str:
-    """Return a hint for a misspelled word, "" if nothing is similar."""
-    matches = difflib.get_close_matches(word, choices, n=1)
+def did_you_mean(name: str, choices: list[str]) -> str:
+    """Return a hint for a misspelled name, "" if nothing is similar."""
+    matches = difflib.get_close_matches(name, choices, n=1)
     return f"did you mean {matches[0]!r}?" if matches else ""
 
 
@@ -149,9 +134,9 @@ def _default(flag: Argument) -> str:
 def _template(flags: list[Argument]) -> list[str]:
     lines: list[str] = []
     for panel in PANELS:
-        inside = [flag for flag in flags if flag.parameter.group == (panel,)]
-        lines += ["", f"# ---- {panel.name}"] if inside else []
-        for flag in inside:
+        members = [flag for flag in flags if flag.parameter.group == (panel,)]
+        lines += ["", f"# ---- {panel.name}"] if members else []
+        for flag in members:
             lines += ["", f"# {flag.parameter.help}", f"# {_key(flag)} = {_default(flag)}"]
     return lines
 
@@ -166,7 +151,7 @@ def _sources(flags: list[Argument]) -> list[str]:
             continue
         value = flag.convert_and_validate()
         option = DECLARED.get(flag.field_info.name)
-        reason = option.refusal(value) if option and option.extent else None
+        reason = option.violation(value) if option and option.range else None
         if reason:
             raise InputError(f"{_key(flag)} {value!r}: {reason}")
         lines.append(f"{_key(flag)} = {_toml(value)}  # file")
@@ -180,11 +165,10 @@ def _schema(command: str, flags: list[Argument]) -> dict[str, Any]:
     properties = {}
     for flag in flags:
         entry = {"description": flag.parameter.help, **TypeAdapter(flag.resolved_hint).json_schema()}
-        extent = next((extra for extra in get_args(flag.field_info.annotation) if isinstance(extra, Range)), None)
-        if extent:
-            least = extent.low if extent.at_least is None else extent.at_least
-            entry |= {"minimum": least} if extent.above is None else {"exclusiveMinimum": extent.above}
-            entry |= {} if extent.at_most is None else {"maximum": extent.at_most}
+        bounds = DECLARED[flag.field_info.name].range if flag.field_info.name in DECLARED else None
+        if bounds:
+            entry |= {"minimum": bounds.minimum} if bounds.above is None else {"exclusiveMinimum": bounds.above}
+            entry |= {} if bounds.at_most is None else {"maximum": bounds.at_most}
         properties[_key(flag)] = entry
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import sys
 import time
@@ -22,9 +23,9 @@ INTERVAL = 15.0  # seconds between plain progress lines
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """Pause garbage collection while modules are imported, and exempt what they create from later collections.
+    """Pause garbage collection while torch and timm are imported, and exempt their objects from later collections.
 
-    torch and timm create hundreds of thousands of permanent objects; rescanning them takes a seventh of the import.
+    They create hundreds of thousands of permanent objects; rescanning them takes a seventh of the import.
     """
     gc.disable()
     try:
@@ -73,29 +74,34 @@ def print_results(*lines: str) -> None:
         print("\n".join(lines), flush=True)
 
 
+def print_json(value: object) -> None:
+    """Print JSON on stdout, indented."""
+    print_results(json.dumps(value, indent=2, ensure_ascii=False))
+
+
 class PlainProgress:
     """Progress as one line every `INTERVAL` seconds, with the time left at the average speed so far."""
 
     def __init__(self) -> None:
         self.last_line = time.monotonic()
-        self.begun: dict[str, tuple[float, int, int]] = {}  # what -> start time, first step, latest step
+        self.activities: dict[str, tuple[float, int, int]] = {}  # name -> start time, first step, latest step
 
     def __call__(self, what: str, done: int, total: int) -> None:
         """Report that `done` of `total` steps are done."""
         now = time.monotonic()
-        start, first, latest = self.begun.get(what, (now, done, done))
+        start, first, latest = self.activities.get(what, (now, done, done))
         if done < latest:  # another run of the same kind
             start, first = now, done
-        self.begun[what] = start, first, done
+        self.activities[what] = start, first, done
         if now - self.last_line < INTERVAL:
             return
         self.last_line = now
-        left = ""
+        remaining = ""
         if first < done < total:
             from taskgraft.report import formatting as fmt
 
-            left = f", about {fmt.duration((total - done) * (now - start) / (done - first))} left"
-        print_message(f"{what}: {done} of {total}{left}")
+            remaining = f", about {fmt.duration((total - done) * (now - start) / (done - first))} left"
+        print_message(f"{what}: {done} of {total}{remaining}")
 
 
 class BarProgress:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import sys
 from dataclasses import asdict
@@ -14,6 +12,7 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from taskgraft.cli import console, flags
+from taskgraft.config import parse_duration
 from taskgraft.errors import InputError
 from taskgraft.serving.limits import Limits
 
@@ -70,7 +69,13 @@ def predict(
     if out is None and (resume or ray or workers > 1):
         raise InputError("predictions on stdout cannot be resumed or distributed; add --out FILE")
     files = _expand_stdin(paths)
-    settings = {"top": top, "raw": raw, "every": _seconds(every), "batch_size": batch_size, **asdict(options)}
+    settings = {
+        "top": top,
+        "raw": raw,
+        "every": parse_duration(every, "--every"),
+        "batch_size": batch_size,
+        **asdict(options),
+    }
     with console.show_progress() as callbacks:
         if out is None:
             done = _print_rows(commands.predict_files(model, files, callbacks=callbacks, **settings))
@@ -137,11 +142,11 @@ def distribution(
     from taskgraft import report
     from taskgraft.commands.distribution import distribution
 
-    pairs = [_pair(text) for text in joint or ()]
+    pairs = [_parse_pair(text) for text in joint or ()]
     with console.show_progress() as callbacks:
         estimate = distribution(
             model, _expand_stdin(paths), tasks=task or (), joint=pairs, estimator=estimator, block=block, out=out,
-            callbacks=callbacks, every=_seconds(every), batch_size=batch_size, **asdict(options),
+            callbacks=callbacks, every=parse_duration(every, "--every"), batch_size=batch_size, **asdict(options),
         )  # fmt: skip
     if as_json:
         console.print_results(estimate.model_dump_json(indent=2))
@@ -169,7 +174,7 @@ def calibrate(
         card = calibrate(model, data, task=task, cache=flags.cache_folder(cache), callbacks=callbacks)
     fit = card["calibration"]
     if as_json:
-        console.print_results(json.dumps({"task": card["task"], **fit}, indent=2, ensure_ascii=False))
+        console.print_json({"task": card["task"], **fit})
         return
     console.print_results(
         f"{card['task']}: temperature {fit['temperature']:.3f} from {fit['images']} images",
@@ -212,16 +217,16 @@ def evaluate(
         from taskgraft.commands.evaluate import evaluate
 
     with console.show_progress() as callbacks:
-        found = evaluate(
+        result = evaluate(
             model, data, task=task, html=html, cache=flags.cache_folder(cache), callbacks=callbacks, **asdict(options)
         )
     if as_json:
-        console.print_results(json.dumps(found, indent=2, ensure_ascii=False))
+        console.print_json(result)
         return 0
     console.print_results(
-        f"{found['task']}: accuracy {found['accuracy']:.1%} on {found['images']} images (95 % interval "
-        f"{found['low']:.1%} to {found['high']:.1%}), calibration error {found['calibration_error']:.3f}",
-        *(f"  worst: {name} {accuracy:.0%} of {count}" for name, accuracy, count in found["worst"]),
+        f"{result['task']}: accuracy {result['accuracy']:.1%} on {result['images']} images (95 % interval "
+        f"{result['low']:.1%} to {result['high']:.1%}), calibration error {result['calibration_error']:.3f}",
+        *(f"  worst: {name} {accuracy:.0%} of {count}" for name, accuracy, count in result["worst"]),
         *([f"page: {html}"] if html else []),
     )
     return 0
@@ -231,10 +236,13 @@ def _verify(model: str, data: Path | None, cache: str, as_json: bool) -> int:
     from taskgraft.commands.verify import verify
 
     with console.show_progress() as callbacks:
-        found = verify(model, data, cache=flags.cache_folder(cache), callbacks=callbacks)
-    lines = found.pop("lines")
-    console.print_results(*([json.dumps(found, indent=2, ensure_ascii=False)] if as_json else lines))
-    return 0 if found["intact"] else 1
+        result = verify(model, data, cache=flags.cache_folder(cache), callbacks=callbacks)
+    lines = result.pop("lines")
+    if as_json:
+        console.print_json(result)
+    else:
+        console.print_results(*lines)
+    return 0 if result["intact"] else 1
 
 
 def export(
@@ -268,21 +276,20 @@ def export(
     from taskgraft.exports import verify
 
     with console.show_progress() as callbacks:
-        done = export(
+        result = export(
             model, out, format=format, precision=precision, uint8_input=uint8_input, check=check or (), keep=keep,
             name=name, cache=flags.cache_folder(cache), callbacks=callbacks, **asdict(options),
         )  # fmt: skip
-    kept = keep or not done.refused
+    written = keep or not result.refused
     if as_json:
-        tasks = [check.model_dump() for check in done.checks]
-        found = {"out": str(out) if kept else None, "refused": done.refused, "tasks": tasks}
-        console.print_results(json.dumps(found, indent=2))
+        tasks = [check.model_dump() for check in result.checks]
+        console.print_json({"out": str(out) if written else None, "refused": result.refused, "tasks": tasks})
     else:
-        lines = [verify.format_check(check) for check in done.checks]
-        if done.refused:
-            lines.append(f"REFUSED: {done.refused}" + ("" if kept else "; nothing was written (--keep writes it)"))
-        console.print_results(*lines, *([f"{format}: {out}"] if kept else []))
-    return 1 if done.refused else 0
+        lines = [verify.format_check(check) for check in result.checks]
+        if result.refused:
+            lines.append(f"REFUSED: {result.refused}" + ("" if written else "; nothing was written (--keep writes it)"))
+        console.print_results(*lines, *([f"{format}: {out}"] if written else []))
+    return 1 if result.refused else 0
 
 
 def serve(
@@ -315,17 +322,17 @@ def serve(
     from taskgraft.commands.serve import serve
 
     with console.show_progress() as callbacks:
-        found = serve(
+        description = serve(
             model, host=host, port=port, token=token or None, insecure=insecure, backend=backend, name=name,
             limits=limits, trial=trial, callbacks=callbacks, **asdict(options),
         )  # fmt: skip
     if trial:
-        tasks = ", ".join(f"{task['name']} ({len(task['classes'])} classes)" for task in found["tasks"])
-        console.print_results(f"{found['name']}: ready to serve {tasks}")
+        tasks = ", ".join(f"{task['name']} ({len(task['classes'])} classes)" for task in description["tasks"])
+        console.print_results(f"{description['name']}: ready to serve {tasks}")
 
 
 def _expand_stdin(paths: tuple[str, ...]) -> list[str]:
-    """Return the paths of the command line, with those on stdin in place of -."""
+    """Return the paths of the command line, with - replaced by those on stdin."""
     expanded: list[str] = []
     for path in paths:
         if path == "-":
@@ -337,20 +344,8 @@ def _expand_stdin(paths: tuple[str, ...]) -> list[str]:
     return expanded
 
 
-def _pair(text: str) -> tuple[str, str]:
+def _parse_pair(text: str) -> tuple[str, str]:
     names = [name.strip() for name in text.split(",")]
     if len(names) != 2:
         raise InputError(f"--joint {text!r}: give two tasks separated by a comma, such as make,color")
     return names[0], names[1]
-
-
-def _seconds(text: str) -> float:
-    """Read a duration such as 0.5s, 500ms or 0.5 (seconds)."""
-    factor = 1e-3 if text.endswith("ms") else 1.0
-    try:
-        value = factor * float(text.removesuffix("ms").removesuffix("s"))
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise InputError(f"--every {text!r}: give a positive duration such as 0.5s or 40ms")
-    return value

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -46,13 +45,16 @@ def check(
     from taskgraft.commands.check import check
 
     with console.show_progress() as callbacks:
-        found = check(
+        result = check(
             data, task, group=group, min_images=min_images, manifest=write_manifest, drop_leaks=drop_leaks,
             against=against, arch=arch, labels=labels, html=html, callbacks=callbacks,
         )  # fmt: skip
-    lines = [*found.pop("lines"), *([f"page: {html}"] if html else [])]
-    console.print_results(*([json.dumps(found, indent=2, ensure_ascii=False)] if as_json else lines))
-    return 1 if found["problems"] else 0
+    lines = [*result.pop("lines"), *([f"page: {html}"] if html else [])]
+    if as_json:
+        console.print_json(result)
+    else:
+        console.print_results(*lines)
+    return 1 if result["problems"] else 0
 
 
 def report(
@@ -68,19 +70,19 @@ def report(
     if (folder / "comparison.json").is_file():
         comparison = load_record(Comparison, folder / "comparison.json")
         report.write_comparison_report(comparison, folder)
-        verdict = report.summarize_comparison(comparison).to_lines()
+        summary = report.summarize_comparison(comparison).to_lines()
     elif (folder / "search.json").is_file():
         search = load_record(SearchResult, folder / "search.json")
         report.write_search_report(search, folder)
-        verdict = report.summarize_search(search)
+        summary = report.summarize_search(search)
     elif (folder / "record.json").is_file():
         record = load_record(Record, folder / "record.json")
         page = report.render_run(record, load_predictions(folder / "predictions.npz"), report.load_thumbnails(folder))
         write_text(folder / "report.html", page)
-        verdict = report.summarize_run(record).to_lines()
+        summary = report.summarize_run(record).to_lines()
     else:
         raise InputError(f"{folder} contains no finished run, comparison or search; give the OUT folder of one")
-    console.print_results(*verdict, f"report: {folder}/report.html")
+    console.print_results(*summary, f"report: {folder}/report.html")
 
 
 def methods(name: Annotated[str | None, Parameter(help="Show the settings of this method")] = None, /) -> None:
@@ -99,7 +101,7 @@ def methods(name: Annotated[str | None, Parameter(help="Show the settings of thi
     settings = type(next(iter(parse(name).values())))
     lines = [" ".join((settings.__doc__ or "").split()), ""]
     for key, option in options(settings).items():
-        values = option.extent.rule() if option.extent else str(option.kind).replace("typing.Literal", "one of ")
+        values = option.range.rule() if option.range else str(option.kind).replace("typing.Literal", "one of ")
         lines.append(f"  {key} = {option.default}   {values}")
     console.print_results(*lines)
 
@@ -114,7 +116,7 @@ def doctor(*, as_json: flags.Json = False) -> int:
     findings = doctor()
     failed = any(finding.status == "error" for finding in findings)
     if as_json:
-        console.print_results(json.dumps({"failed": failed, "findings": [f._asdict() for f in findings]}, indent=2))
+        console.print_json({"failed": failed, "findings": [finding._asdict() for finding in findings]})
         return int(failed)
     width = max(len(finding.name) for finding in findings)
     marks = {"ok": "  ", "warning": "- ", "error": "! "}

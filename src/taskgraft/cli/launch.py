@@ -69,7 +69,7 @@ def report_exit_code(code: int) -> int:
 def is_lost_peer(error: Exception) -> bool:
     """Return whether an error is how torch reports that another process of the group has died."""
     return is_worker() and isinstance(error, RuntimeError) and any(
-        word in str(error) for word in ("gloo", "NCCL", "TCPStore")
+        name in str(error) for name in ("gloo", "NCCL", "TCPStore")
     )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from taskgraft.bundle import read_bundle
 from taskgraft.bundle.format import read_json, write_card
-from taskgraft.calibration import FEWEST
+from taskgraft.calibration import MIN_IMAGES
 from taskgraft.errors import InputError
 from taskgraft.models.inference import predict
 from taskgraft.pipeline import measuring
@@ -37,7 +37,7 @@ def calibrate(
         The card, with loss and calibration error before and after, two-fold cross-validated.
 
     Raises:
-        TaskgraftError: The model is not a bundle or lacks the task, or there are fewer than FEWEST images.
+        TaskgraftError: The model is not a bundle or lacks the task, or there are fewer than MIN_IMAGES images.
     """
     data, folder = Path(data), Path(model)
     if not (folder / "config.json").is_file() or "taskgraft" not in read_json(folder / "config.json"):
@@ -47,8 +47,10 @@ def calibrate(
     bundle = read_bundle(folder)
     owner, dataset = measuring.open_labeled(bundle, data, task, as_path(cache), callbacks)
     count = 0 if dataset.val is None else len(dataset.val.pixels)
-    if dataset.val is None or count < FEWEST:
-        raise InputError(f"{data} has {count} images of {owner.name}, too few for a temperature; give {FEWEST} or more")
+    if dataset.val is None or count < MIN_IMAGES:
+        raise InputError(
+            f"{data} has {count} images of {owner.name}, too few for a temperature; give {MIN_IMAGES} or more"
+        )
     predictions = predict(bundle.classifier, dataset.val)
     train_counts = bundle.cards.get(owner.name, {}).get("train_counts", {})
     card = measuring.build_task_card(predictions, owner.name, train_counts, f"{data.name}, by calibrate")

@@ -92,7 +92,7 @@ def _parse_settings(node: ast.expr, text: str) -> tuple[str, Settings]:
         if key in values:
             raise InputError(f"method {text!r} names {key!r} twice; write it once")
         values[key] = read_value(value)
-        reason = declared[key].refusal(values[key])
+        reason = declared[key].violation(values[key])
         if reason:
             source = ast.get_source_segment(text, value) or ""  # as written: unparse() may recurse too deeply
             raise InputError(f"{name}({key}={source[:60]}): {reason}")

@@ -1,4 +1,4 @@
-"""The same training from Python, in memory: any module with a final linear layer, any tensors; nothing is written."""
+"""Training in memory, from Python: any module with a final linear layer, any tensors; nothing is written."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def learn(
     Args:
         classifier: The classifier; it is not changed.
         images: Labeled images of its newest task.
-        method: How forgetting of the older tasks is prevented: in the notation, or built.
+        method: How forgetting of the older tasks is prevented: in the notation, or composed.
         config: Training settings; precision "auto" is fp32 here.
         memory: What the last `learn` returned.
         old: Sample of old images, for the methods that use one.
@@ -53,13 +53,15 @@ def learn(
     Raises:
         InputError: A setting is not allowed, or the method lacks what it needs.
     """
-    built = composition.build(method) if isinstance(method, str) else method
+    composed = composition.build(method) if isinstance(method, str) else method
     sources = TrainingData(images, old, config.views, config.augment, config.seed, score)
     config = replace(validate(config), precision="fp32" if config.precision == "auto" else config.precision)
     past = dict(memory or {})
     classifier = copy.deepcopy(classifier)
     classifier.softmax = config.softmax
-    state = loop.fit(loop.start(classifier, built, sources, past, config), built, sources, config)
-    child, kept = built.finish(state.classifier, state.memory, sources) if built.finish else (state.classifier, {})
-    balance_added_classes(child, sources)
-    return Learned(child.eval(), {**past, **{name: part for name, part in kept.items() if part}})
+    state = loop.fit(loop.start(classifier, composed, sources, past, config), composed, sources, config)
+    classifier, new_memory = state.classifier, {}
+    if composed.finish:
+        classifier, new_memory = composed.finish(classifier, state.memory, sources)
+    balance_added_classes(classifier, sources)
+    return Learned(classifier.eval(), {**past, **{name: tensors for name, tensors in new_memory.items() if tensors}})

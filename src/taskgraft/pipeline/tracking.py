@@ -39,16 +39,13 @@ def check(name: str) -> None:
 
 @contextmanager
 def tracked(name: str, out: Path, settings: Mapping[str, Any], callbacks: Callbacks) -> Iterator[Callbacks]:
-    """Also send metrics to a tracker.
+    """Yield callbacks whose `on_metrics` also logs to a tracker.
 
     Args:
         name: One of `TRACKERS`; with an empty name the callbacks remain as they are.
         out: Run folder.
         settings: Hyperparameters of the run.
         callbacks: Callbacks of the run.
-
-    Yields:
-        The callbacks, whose `on_metrics` also logs.
 
     Raises:
         TaskgraftError: as `check` raises it.
@@ -84,26 +81,25 @@ def _log(
     try:
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
-        tracker = LOGGER_TYPE_TO_CLASS[name](**_arguments(name, out))
+        tracker = LOGGER_TYPE_TO_CLASS[name](**_tracker_arguments(name, out))
         tracker.start()
         tracker.store_init_configuration({key: str(value) for key, value in settings.items()})
         while (line := lines.get()) is not None:
-            tracker.log(_values(line), step=line.step)
+            tracker.log(_flatten(line), step=line.step)
         tracker.finish()
-    except Exception as error:  # whatever a tracker does, the run continues
+    except Exception as error:  # a broken tracker must not end the run
         reason = (str(error).splitlines() or [""])[0][:160]
         warn(f"{name} failed and is disabled: {type(error).__name__}: {reason}; metrics.jsonl is complete")
 
 
-def _arguments(name: str, out: Path) -> dict[str, str]:
-    """Return where a tracker stores a run, or under which name."""
+def _tracker_arguments(name: str, out: Path) -> dict[str, str]:
     if name == "tensorboard":
         return {"run_name": "tensorboard", "logging_dir": str(out)}
     title = "/".join(out.resolve().parts[-2:])
     return {"run_name": title} if name == "wandb" else {"experiment_name": "taskgraft", "run_name": title}
 
 
-def _values(line: StepMetrics) -> dict[str, float]:
+def _flatten(line: StepMetrics) -> dict[str, float]:
     values = {f"loss/{name}": value for name, value in line.terms.items()}
     values |= {f"accuracy/{task}": value for task, value in line.accuracy.items()}
     values |= {f"agreement/{task}": value for task, value in line.agreement.items()}

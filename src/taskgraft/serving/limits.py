@@ -49,7 +49,7 @@ def validate_limits(limits: Limits) -> None:
         InputError: a value is out of range, or two contradict each other.
     """
     for name, option in options(Limits).items():
-        reason = option.refusal(getattr(limits, name))
+        reason = option.violation(getattr(limits, name))
         if reason:
             raise InputError(f"--{name.replace('_', '-')} {getattr(limits, name)!r}: {reason}")
     if limits.max_queue < limits.max_batch:

@@ -78,9 +78,9 @@ class Coordinator:
         """
         running: set[Job] = set()
         while True:
-            due = self._due() if deadline is None or time.monotonic() < deadline else []
-            waiting = [job for job in due if job not in running]
-            for job in waiting[: self._executor.workers - len(running)]:
+            due = self._due_jobs() if deadline is None or time.monotonic() < deadline else []
+            pending = [job for job in due if job not in running]
+            for job in pending[: self._executor.workers - len(running)]:
                 self._callbacks.info(f"trial {job.trial}: {job.method}, lr {job.config.lr:g}, up to step {job.until}")
                 running.add(job)
                 self._executor.submit(job, deadline)
@@ -93,8 +93,8 @@ class Coordinator:
                 if outcome is not None:
                     self._record(job, outcome)
 
-    def _due(self) -> list[Job]:
-        """Return what is to be trained now, having sampled the next wave where the last one is complete."""
+    def _due_jobs(self) -> list[Job]:
+        """Return what to train now; samples the next wave where the last one is complete."""
         plan, rungs = self._plan, self._plan.rungs
         for wave in itertools.count():
             size, first = plan.wave_size(wave), wave * plan.wave

@@ -35,7 +35,7 @@ from taskgraft.types import Callbacks
 MAX_RESTARTS = 3  # of a worker that keeps dying
 
 
-Outcome = RungResult | TaskgraftError | None  # an error is for the coordinator to raise; None = the time was up
+Outcome = RungResult | TaskgraftError | None  # the coordinator raises an error; None = the time was up
 
 
 class Executor:
@@ -91,22 +91,20 @@ class _InlineExecutor(Executor):
 class _Worker:
     """A worker process; replaced when it dies. It ends when this process closes its end of a pipe, or is killed."""
 
-    def __init__(self, number: int, threads: int, gpu: int | None) -> None:
-        self.number, self.threads, self.gpu, self.deaths = number, threads, gpu, 0
-        self.job: tuple[Job, float | None] | None = None
+    def __init__(self, index: int, threads: int, gpu: int | None) -> None:
+        self.name, self.threads, self.gpu, self.deaths = f"worker {index + 1}", threads, gpu, 0
         self.start()
 
     def start(self) -> None:
         context = multiprocessing.get_context("spawn")
-        alive, self._pipe = context.Pipe(duplex=False)
+        worker_end, self._pipe = context.Pipe(duplex=False)
         self._pool = ProcessPoolExecutor(
-            1, mp_context=context, initializer=_start_worker, initargs=(alive, self.threads, self.gpu)
+            1, mp_context=context, initializer=_start_worker, initargs=(worker_end, self.gpu)
         )
 
     def submit(self, context: Context, job: Job, deadline: float | None) -> Future[Outcome]:
-        self.job = job, deadline
-        with _sigint_blocked():  # a process that is started here inherits it, from its first instruction on
-            return self._pool.submit(_train_remotely, context, job, _seconds_left(deadline))
+        with _sigint_blocked():  # inherited by a process that is started here, from its first instruction on
+            return self._pool.submit(_train_remotely, context, job, _seconds_left(deadline), self.threads)
 
     def stop(self) -> None:
         self._pipe.close()
@@ -123,21 +121,19 @@ class _ProcessExecutor(Executor):
         gpus = torch.cuda.device_count()
         threads = worker_config.threads or max(1, (os.cpu_count() or 1) // self.workers)
         self._idle = [_Worker(i, threads, i % gpus if gpus else None) for i in range(self.workers)]
-        self._busy: dict[Future[Outcome], _Worker] = {}
+        self._busy: dict[Future[Outcome], tuple[_Worker, Job, float | None]] = {}
 
     def submit(self, job: Job, deadline: float | None) -> None:
         self._start(self._idle.pop(0), job, deadline)
 
     def _start(self, worker: _Worker, job: Job, deadline: float | None) -> None:
-        self._busy[worker.submit(self._context, job, deadline)] = worker
+        self._busy[worker.submit(self._context, job, deadline)] = worker, job, deadline
 
     def wait(self) -> list[tuple[Job, Outcome]]:
         ended: list[tuple[Job, Outcome]] = []
         while not ended and self._busy:
             for future in wait_for(self._busy, return_when=FIRST_COMPLETED).done:
-                worker = self._busy.pop(future)
-                assert worker.job
-                job, deadline = worker.job
+                worker, job, deadline = self._busy.pop(future)
                 try:
                     ended.append((job, future.result()))
                     self._idle.append(worker)
@@ -151,16 +147,16 @@ class _ProcessExecutor(Executor):
         worker.deaths += 1
         if worker.deaths > MAX_RESTARTS:
             raise TrainingError(
-                f"worker {worker.number + 1} died {worker.deaths} times, last in trial {job.trial}; "
+                f"{worker.name} died {worker.deaths} times, last in trial {job.trial}; "
                 "check the memory that is free, and use fewer --jobs"
             ) from error
         self._callbacks.info(
-            f"worker {worker.number + 1} died and is replaced; trial {job.trial} continues from its last checkpoint"
+            f"{worker.name} died and is replaced; trial {job.trial} continues from its last checkpoint"
         )
         worker.start()
 
     def close(self) -> None:
-        for worker in [*self._idle, *self._busy.values()]:
+        for worker in [*self._idle, *(worker for worker, _, _ in self._busy.values())]:
             worker.stop()
 
 
@@ -171,20 +167,24 @@ class _RayExecutor(Executor):
         require("ray", "ray", what="--ray")
         import ray
 
-        self._ray, self._context, self._threads = ray, context, worker_config.threads or 1
-        threads = self._threads
-        address = None if worker_config.ray == "local" else worker_config.ray
-        _check_listening(worker_config.ray)
+        threads, jobs, address = worker_config.threads or 1, worker_config.jobs, worker_config.ray
+        self._ray, self._context, self._threads = ray, context, threads
+        cluster: dict[str, Any] = {"num_cpus": jobs * threads} if address == "local" else {"address": address}
+        host, _, port = address.rpartition(":")
         try:
-            ray.init(address=address, num_cpus=worker_config.jobs * threads if address is None else None,
-                     include_dashboard=False, log_to_driver=False, configure_logging=False)  # fmt: skip
+            if host and port.isdecimal():  # Ray itself would try for minutes
+                socket.create_connection((host, int(port)), timeout=5).close()
+            ray.init(**cluster, include_dashboard=False, log_to_driver=False, configure_logging=False)
         except Exception as error:  # Ray raises many classes where a cluster cannot be reached
             ray.shutdown()
-            raise _no_cluster(worker_config.ray, str(error).splitlines()[0][:160]) from error
+            reason = (str(error).splitlines() or [""])[0][:160]
+            raise SetupError(
+                f"--ray {address}: cannot connect ({reason}); start a cluster with ray start --head"
+            ) from error
         capacity = max(1, int(ray.cluster_resources().get("CPU", 1)) // threads)
-        self.workers = min(worker_config.jobs, capacity) if worker_config.jobs > 1 else capacity
+        self.workers = min(jobs, capacity) if jobs > 1 else capacity
         callbacks.info(f"{self.workers} workers on Ray, {threads} thread{'s' if threads > 1 else ''} each")
-        self._task: Any = ray.remote(num_cpus=threads, max_retries=MAX_RESTARTS)(_train_on_ray)
+        self._task: Any = ray.remote(num_cpus=threads, max_retries=MAX_RESTARTS)(_train_remotely)
         self._running: dict[Any, Job] = {}
 
     def submit(self, job: Job, deadline: float | None) -> None:
@@ -201,16 +201,13 @@ class _RayExecutor(Executor):
         self._ray.shutdown()
 
 
-def _start_worker(alive: Connection, threads: int, gpu: int | None) -> None:
-    """Prepare a worker process: its resources, and that it ends with the coordinator."""
+def _start_worker(pipe: Connection, gpu: int | None) -> None:
+    """Assign a GPU to a worker process, and end it when the coordinator ends."""
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu)
-    import torch
-
-    torch.set_num_threads(threads)
 
     def end_with_coordinator() -> None:
-        alive.poll(None)  # returns once the other end is closed
+        pipe.poll(None)  # returns once the coordinator's end is closed
         os.kill(os.getpid(), signal.SIGKILL)  # nothing is lost: a run is safe against kills
 
     threading.Thread(target=end_with_coordinator, daemon=True).start()
@@ -235,8 +232,11 @@ def _open_once(request: Request, cache: Path | None) -> Opened:
     return predict_parent(open_request(request, cache, Callbacks()), cache)
 
 
-def _train_remotely(context: Context, job: Job, seconds_left: float | None) -> Outcome:
+def _train_remotely(context: Context, job: Job, seconds_left: float | None, threads: int) -> Outcome:
     """Train a job in a worker. Errors are returned: Ray would wrap them in one of its own with a long text."""
+    import torch
+
+    torch.set_num_threads(threads)
     deadline = None if seconds_left is None else time.monotonic() + seconds_left  # each machine has its own clock
     try:
         return train_trial(context, job, _open_once(context.request, context.cache), deadline, Callbacks())
@@ -244,26 +244,5 @@ def _train_remotely(context: Context, job: Job, seconds_left: float | None) -> O
         return error
 
 
-def _train_on_ray(context: Context, job: Job, seconds_left: float | None, threads: int) -> Outcome:
-    import torch
-
-    torch.set_num_threads(threads)
-    return _train_remotely(context, job, seconds_left)
-
-
 def _seconds_left(deadline: float | None) -> float | None:
     return None if deadline is None else deadline - time.monotonic()
-
-
-def _check_listening(address: str) -> None:
-    """Raise SetupError where nothing listens at HOST:PORT; Ray itself would try for minutes."""
-    host, _, port = address.rpartition(":")
-    if host and port.isdecimal():
-        try:
-            socket.create_connection((host, int(port)), timeout=5).close()
-        except OSError as error:
-            raise _no_cluster(address, error.strerror or str(error)) from error
-
-
-def _no_cluster(address: str, reason: str) -> SetupError:
-    return SetupError(f"--ray {address}: cannot connect ({reason}); start a cluster with ray start --head")

@@ -19,23 +19,10 @@ class Progress(NamedTuple):
     failed: bool = False
 
 
-class Promotion(NamedTuple):
-    """A trial, by its position in the wave, and the step up to which it is to be trained."""
-
-    position: int
-    until: int
-
-
 def rung_steps(steps: int, eval_every: int, prune: bool) -> tuple[int, ...]:
-    """Return the steps at which trials are compared.
+    """Return the steps at which trials are compared, ascending, the last being `steps`.
 
-    Args:
-        steps: Full number of training steps.
-        eval_every: Steps between validations; every rung but the last is a multiple of it.
-        prune: Whether there are rungs before the last.
-
-    Returns:
-        Ascending steps, the last being `steps`.
+    Every rung but the last is a multiple of `eval_every`; without `prune` the last is the only one.
     """
     if not prune:
         return (steps,)
@@ -44,7 +31,7 @@ def rung_steps(steps: int, eval_every: int, prune: bool) -> tuple[int, ...]:
     return (*sorted(step for step in early if step < steps), steps)
 
 
-def next_promotions(wave: Sequence[Progress], rungs: Sequence[int]) -> list[Promotion]:
+def next_promotions(wave: Sequence[Progress], rungs: Sequence[int]) -> list[tuple[int, int]]:
     """Return what to train now; the next rung starts once the current one is complete.
 
     Args:
@@ -52,15 +39,15 @@ def next_promotions(wave: Sequence[Progress], rungs: Sequence[int]) -> list[Prom
         rungs: Steps of the rungs, ascending.
 
     Returns:
-        The trials that the current rung still waits for; empty when the wave is complete.
+        Index and step of each trial that the current rung is missing; empty when the wave is complete.
     """
     promoted = list(range(len(wave)))
     for until in rungs:
-        alive = [index for index in promoted if not wave[index].failed]
-        waiting = [Promotion(index, until) for index in alive if until not in wave[index].scores]
-        if waiting:
-            return waiting
-        ranked = sorted(alive, key=lambda index: (-wave[index].scores[until], index))
+        active = [index for index in promoted if not wave[index].failed]
+        missing = [(index, until) for index in active if until not in wave[index].scores]
+        if missing:
+            return missing
+        ranked = sorted(active, key=lambda index: (-wave[index].scores[until], index))
         promoted = ranked[: max(1, len(promoted) // ETA)]
     return []
 

@@ -47,12 +47,12 @@ class Baseline:
 
 def measure_parent(opened: Opened) -> Baseline:
     """Summarize the parent's predictions on the validation images."""
-    before = opened.parent_predictions
-    assert before is not None
-    measured = measuring.compute_accuracies(before)
+    sets = opened.parent_predictions
+    assert sets is not None
+    measured = measuring.compute_accuracies(sets)
     old = {task.name: 1.0 for task in opened.parent.classifier.tasks} | measured
-    new_images = len(before["new"].ids)
-    counts = [int((before["old"].labels[task] >= 0).sum()) for task in measured]
+    new_images = len(sets["new"].ids)
+    counts = [int((sets["old"].labels[task] >= 0).sum()) for task in measured]
     counts += [new_images] * (len(old) - len(measured))
     return Baseline(sum(old.values()) / len(old), min(counts), new_images)
 
@@ -230,18 +230,17 @@ def _complete_run(request: Request, trial: Path, folder: Path, cache: Path | Non
 
 
 def _is_other_run(folder: Path, request: Request) -> bool:
-    file = folder / "run.json"
-    if not file.exists():
+    if not (folder / "run.json").exists():
         return folder.exists()  # copying was interrupted
-    stored = json.loads(file.read_text(encoding="utf-8"))["settings"]
-    return (stored["method"], stored["config"]) != (request.method, json.loads(json.dumps(asdict(request.config))))
+    settings = run_folder.read(folder)["settings"]
+    return (settings["method"], settings["config"]) != (request.method, json.loads(json.dumps(asdict(request.config))))
 
 
 def copy_atomically(source: Path, target: Path) -> None:
     """Copy a file or folder under another name, then rename it, so that `target` is complete or absent."""
-    part = target.with_name(f".{target.name}.part")
-    if part.is_dir():
-        shutil.rmtree(part)
+    partial = target.with_name(f".{target.name}.partial")
+    if partial.is_dir():
+        shutil.rmtree(partial)
     copy: Callable[..., Any] = shutil.copytree if source.is_dir() else shutil.copy2
-    copy(source, part)
-    part.rename(target)
+    copy(source, partial)
+    partial.rename(target)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, NamedTuple
 
-from taskgraft.config import Range, options
+from taskgraft.config import Range, options, parse_duration
 from taskgraft.errors import InputError
-
-UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 @dataclass(frozen=True)
@@ -84,38 +81,20 @@ def validate(search_config: SearchConfig, worker_config: WorkerConfig) -> Limits
     for settings in (search_config, worker_config):
         for name, option in options(type(settings)).items():
             value = getattr(settings, name)
-            reason = None if option.kind is str else option.refusal(value)
+            reason = None if option.kind is str else option.violation(value)
             if reason:
                 raise InputError(f"--{name.replace('_', '-')} {value!r}: {reason}")
     if not search_config.trials and not search_config.budget and search_config.sampler != "grid":
         raise InputError("--trials 0 searches until the budget is spent; set --budget, for example 30m")
     return Limits(
-        parse_duration(search_config.budget, "--budget"),
+        parse_duration(search_config.budget, "--budget") if search_config.budget else None,
         parse_fraction(search_config.max_forgetting, "--max-forgetting"),
         parse_fraction(search_config.min_new, "--min-new"),
     )
 
 
-def parse_duration(text: str, flag: str) -> float | None:
-    """Convert a duration such as 90s, 30m or 1.5h to seconds; None for an empty text.
-
-    Raises:
-        InputError: the text is not a duration; the message names `flag`.
-    """
-    if not text:
-        return None
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text.strip())
-    if not match or not float(match[1]):
-        raise InputError(f"{flag} {text!r} is not a duration; write 90s, 30m or 2h")
-    return float(match[1]) * UNITS[match[2] or "s"]
-
-
 def parse_fraction(text: str, flag: str) -> float:
-    """Convert a fraction such as 1% or 0.01 to a number in [0, 1].
-
-    Raises:
-        InputError: the text is not a fraction; the message names `flag`.
-    """
+    """Convert a fraction such as 1% or 0.01 to a number in [0, 1]; `flag` is for the message of an InputError."""
     try:
         value = float(text.strip().rstrip("%")) / (100 if text.strip().endswith("%") else 1)
     except ValueError:

@@ -177,12 +177,12 @@ def _read_dimension(node: ast.Tuple | ast.List | ast.Set, option: Option, name: 
     low, high = values
     if not low < high:
         raise InputError(f"{name}={low:g}..{high:g} is an empty range; write the smaller value first")
-    log = bool(option.extent and option.extent.log) and low > 0
+    log = bool(option.range and option.range.log) and low > 0
     return ValueRange(float(low), float(high), log, option.kind is int)
 
 
 def _check(value: Any, option: Option, name: str) -> Any:
-    reason = option.refusal(value)
+    reason = option.violation(value)
     if reason:
         raise InputError(f"{name}={value}: {reason}")
     return option.kind(value) if option.kind in (int, float) else value
@@ -194,13 +194,13 @@ def _default_dimensions(method: str) -> dict[str, ValueRange | Choices]:
     for name, settings in notation.parse(method).items():
         changed = {f.name for f in fields(settings) if getattr(settings, f.name) != f.default}  # pyright: ignore
         for key, option in options(type(settings)).items():
-            if option.extent and option.extent.searched and key not in changed:
-                dimensions[f"{name}.{key}"] = _full_range(option.extent, option.kind)
+            if option.range and option.range.searched and key not in changed:
+                dimensions[f"{name}.{key}"] = _full_range(option.range, option.kind)
     training = options(TrainingConfig)
     return dimensions | {
-        key: _full_range(training[key].extent or Range(0, 1), training[key].kind) for key in DEFAULT_SETTINGS
+        key: _full_range(training[key].range or Range(0, 1), training[key].kind) for key in DEFAULT_SETTINGS
     }
 
 
-def _full_range(extent: Range, kind: type) -> ValueRange:
-    return ValueRange(float(extent.low), float(extent.high), extent.log and extent.low > 0, kind is int)
+def _full_range(bounds: Range, kind: type) -> ValueRange:
+    return ValueRange(float(bounds.low), float(bounds.high), bounds.log and bounds.low > 0, kind is int)

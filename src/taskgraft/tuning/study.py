@@ -27,8 +27,8 @@ RUNG = "step {}"  # user attribute of a trial: the result of a rung
 class StudyStore:
     """An Optuna study that holds all trials of a search, in the order in which they were sampled.
 
-    A trial is running from when it is sampled, gets the result of each rung as a user attribute, and is told to Optuna
-    once it is over. Only the process that holds the lock of OUT writes.
+    A trial is running from when it is sampled, gets the result of each rung as a user attribute, and is reported to
+    Optuna once it is over. Only the process that holds the lock of OUT writes.
     """
 
     def __init__(self, storage: BaseStorage, name: str, identity: Mapping[str, Any]) -> None:
@@ -77,7 +77,7 @@ class StudyStore:
         self._storage.set_trial_user_attr(trial_id, RUNG.format(until), result.model_dump(mode="json"))
 
     def finish(self, number: int, last: RungResult) -> None:
-        """Tell Optuna that a trial is over, with the result of its last rung."""
+        """Report to Optuna that a trial is over, with the result of its last rung."""
         if last.reason is not None:
             self.study.tell(number, state=TrialState.FAIL)
         else:
