@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 
 from taskgraft import distributed
 from taskgraft.errors import InputError, SetupError
-from taskgraft.results.files import flush, escape_surrogates, write_json, write_text
+from taskgraft.results.files import escape_surrogates, flush, write_json, write_text
 from taskgraft.results.record import StepMetrics
 
 # Files of a run that has not begun, or that others write; a new OUT may contain nothing else.
