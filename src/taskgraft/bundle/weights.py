@@ -31,10 +31,8 @@ PREFIXES = ("module.", "_orig_mod.", "model.")  # of DistributedDataParallel, to
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 LFS_POINTER = b"version https://git-lfs"
 IDLE_SECONDS = 20.0  # after which the process ends: it takes as much memory as a bare torch
-METADATA, PREFIX = (
-    "about",
-    "own.",
-)  # names in the cache: the texts and notes as JSON, and a prefix of the file's tensors
+METADATA = "about"  # name of the texts and notes in the cache, as JSON
+PREFIX = "own."  # of the names of a file's tensors in the cache
 
 
 class Weights(NamedTuple):

@@ -1,4 +1,4 @@
-"""Opens and compares images without training: what `check` reports. Writes nothing but what is requested."""
+"""`taskgraft check`: inspects images without training. Writes only what is requested."""
 
 from __future__ import annotations
 

@@ -170,8 +170,8 @@ class _DatasetReader:
     def _select(self, entries: Sequence[Entry]) -> list[Entry]:
         """The entries to open, in the order of the splits: pixels are only moved if validation is split off."""
         if self.as_split:
-            chosen = [entry for entry in entries if entry.split == self.as_split] or entries
-            return [entry._replace(split=self.as_split) for entry in chosen]
+            selected = [entry for entry in entries if entry.split == self.as_split] or entries
+            return [entry._replace(split=self.as_split) for entry in selected]
         return sorted(entries, key=lambda entry: SPLITS.index(entry.split or "train"))
 
     def _limit_unreadable(self, entries: Sequence[Entry], reasons: Mapping[int, str]) -> None:
@@ -362,19 +362,20 @@ def describe_changes(folder: Path, dataset: Dataset) -> str:
     """Describe how a dataset differs from the lists in a run folder, by file names where those differ."""
     try:
         with (folder / "split.csv").open(encoding="utf-8", newline="") as file:
-            before = {path for path, _ in list(csv.reader(file))[1:]}
+            old = {path for path, _ in list(csv.reader(file))[1:]}
     except (OSError, ValueError, csv.Error):
         return "other images"
-    now = {escape_surrogates(path) for path, _ in dataset.splits()}
-    parts = []
-    for word, names in (("added", sorted(now - before)), ("removed", sorted(before - now))):
-        if names:
-            parts.append(f"{word} {', '.join(names[:3])}" + (f" and {len(names) - 3} more" if len(names) > 3 else ""))
-    return "; ".join(parts) or "the same names, but other contents, labels or splits"
+    new = {escape_surrogates(path) for path, _ in dataset.splits()}
+    changes = []
+    for verb, paths in (("added", sorted(new - old)), ("removed", sorted(old - new))):
+        if paths:
+            more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
+            changes.append(f"{verb} {', '.join(paths[:3])}{more}")
+    return "; ".join(changes) or "the same names, but other contents, labels or splits"
 
 
 def _write_csv(path: Path, header: tuple[str, str], rows: Iterable[tuple[str, str]]) -> None:
     with atomic(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)
-        writer.writerows((escape_surrogates(path), word) for path, word in rows)
+        writer.writerows((escape_surrogates(path), value) for path, value in rows)

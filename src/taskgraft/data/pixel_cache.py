@@ -244,13 +244,13 @@ class _Reader:
 class _UnfinishedFile:
     """A file of pixels that is being written in a folder of its own, with how far it is.
 
-    `begun.json` holds how many entries are `done` and how many rows are `good`, and is replaced after each shard.
+    `begun.json` holds how many entries are `done` and how many rows are `readable`, and is replaced after each shard.
     What an interrupted process wrote beyond that is cut off.
     """
 
     def __init__(self, folder: Path, signature: str, row_bytes: int) -> None:
         self.folder, self.signature, self.row_bytes = folder, signature, row_bytes
-        self.done = self.good = 0
+        self.done = self.readable = 0
         self.reasons: dict[int, str] = {}
         self.digests = np.empty((0, DIGEST), np.uint8)
         self.superseded: str | None = None  # key of what an earlier attempt on other file states left
@@ -262,20 +262,20 @@ class _UnfinishedFile:
         pixels, digests = self.folder / "pixels", self.folder / "digests"
         try:
             state = json.loads((self.folder / "begun.json").read_text())
-            done, good = int(state["done"]), int(state["good"])
+            done, readable = int(state["done"]), int(state["readable"])
             reasons = {int(row): str(reason) for row, reason in state["reasons"].items()}
-            if pixels.stat().st_size < good * self.row_bytes or digests.stat().st_size < done * DIGEST:
+            if pixels.stat().st_size < readable * self.row_bytes or digests.stat().st_size < done * DIGEST:
                 return False
-            os.truncate(pixels, good * self.row_bytes)
+            os.truncate(pixels, readable * self.row_bytes)
             os.truncate(digests, done * DIGEST)
             stored = np.fromfile(digests, np.uint8).reshape(-1, DIGEST)
             if state["signature"] != self.signature:  # files have changed since; what has not is copied from there
-                readable = [row for row in range(done) if row not in reasons]
-                self.superseded = self.finish(stored[readable], np.arange(good))
+                rows = [row for row in range(done) if row not in reasons]
+                self.superseded = self.finish(stored[rows], np.arange(readable))
                 return False
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return False
-        self.done, self.good, self.reasons, self.digests = done, good, reasons, stored
+        self.done, self.readable, self.reasons, self.digests = done, readable, reasons, stored
         return True
 
     def append(self, pixels: Bytes, digests: Bytes, reasons: Mapping[int, str]) -> None:
@@ -284,8 +284,8 @@ class _UnfinishedFile:
                 file.write(np.ascontiguousarray(rows).data)
                 file.flush()
                 os.fsync(file.fileno())
-        self.done, self.good = self.done + len(digests), self.good + len(pixels)
-        state = {"signature": self.signature, "done": self.done, "good": self.good, "reasons": reasons}
+        self.done, self.readable = self.done + len(digests), self.readable + len(pixels)
+        state = {"signature": self.signature, "done": self.done, "readable": self.readable, "reasons": reasons}
         write_json(self.folder / "begun.json", state)
 
     def finish(self, digests: Bytes, order: NDArray[np.int64]) -> str:
