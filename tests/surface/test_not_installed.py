@@ -69,7 +69,7 @@ def test_commands_work(tmp_path: Path, alice: Path, new_folder: Path) -> None:
     version, rest = done.stdout.split("\n", 1)
     assert version == f"taskgraft {taskgraft.__version__}"
     result, _ = json.JSONDecoder().raw_decode(rest)
-    assert not result["blocked"]
+    assert not result["failed"]
     assert {"torch", "numpy", "timm", "Python"} <= {finding["name"] for finding in result["findings"]}
     assert json.loads((out / "record.json").read_text())["versions"]["taskgraft"] == taskgraft.__version__
     assert (out / "report.html").exists()

@@ -31,7 +31,7 @@ def calibrate(
         data: Labeled images that the model was not trained on.
         task: The task; None = the one whose classes the images have.
         cache: Folder of decoded pixels; None = in memory only.
-        callbacks: Told of progress.
+        callbacks: Progress callbacks.
 
     Returns:
         The card, with loss and calibration error before and after, two-fold cross-validated.

@@ -84,7 +84,7 @@ def compare(
             separate models.
         cache: Folder of decoded pixels and features; None = in memory only.
         command: The command that was typed, for the record.
-        callbacks: Told of progress, in images trained on.
+        callbacks: Progress callbacks; progress is in images trained on.
 
     Returns:
         Settings and results of all runs.

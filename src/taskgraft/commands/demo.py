@@ -1,4 +1,4 @@
-"""`taskgraft demo`: synthetic cars, a model of makes, and paints learned in the reference experiment's six ways."""
+"""`taskgraft demo`: a model of car makes is extended by paints, in eight configurations, on synthetic images."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def demo(
         seeds: Number of runs of each configuration.
         cache: Folder of decoded pixels and features; None = in memory only.
         command: The command that was typed, for the record.
-        callbacks: Told of progress, in images trained on.
+        callbacks: Progress callbacks; progress is in images trained on.
 
     Returns:
         Settings and results of all runs.

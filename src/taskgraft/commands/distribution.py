@@ -63,7 +63,7 @@ def distribution(
         estimator: "emq", "pacc" or "naive".
         block: Seconds of video that are resampled as one.
         out: Folder for distribution.json, distribution.png and distribution.html; None = none.
-        callbacks: Told of progress.
+        callbacks: Progress callbacks.
         options: Those of `PredictOptions`.
 
     Raises:

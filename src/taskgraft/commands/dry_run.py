@@ -39,7 +39,7 @@ def describe_run(
     Args:
         request: The extension.
         out: Its run folder.
-        callbacks: Told of progress.
+        callbacks: Progress callbacks.
 
     Returns:
         Lines to print.

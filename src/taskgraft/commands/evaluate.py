@@ -40,7 +40,7 @@ def evaluate(
         parent_task: Name for the task of a model without task names.
         html: HTML page to write, or None.
         cache: Folder of decoded pixels; None = in memory only.
-        callbacks: Told of progress.
+        callbacks: Progress callbacks.
 
     Returns:
         "accuracy" with its 95 % interval "low" and "high", "calibration_error", the five "worst" classes (name,

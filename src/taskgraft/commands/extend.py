@@ -53,7 +53,7 @@ def extend(
         cache: Folder of decoded pixels and features; None = in memory only.
         resume: Whether to continue a run that was interrupted.
         command: The command that was typed, for the record.
-        callbacks: Told of progress.
+        callbacks: Progress callbacks.
 
     Returns:
         The finished run.

@@ -154,7 +154,7 @@ def predict_files(
     Args:
         model: A bundle, or any other model that `extend` accepts.
         paths: One or several images, videos and folders of them.
-        callbacks: Told of progress.
+        callbacks: Progress callbacks.
         options: Those of `PredictOptions`: top, raw, every, batch_size, arch, labels, preprocessing, parent_task.
 
     Yields:
@@ -195,7 +195,7 @@ def predict_to(
         resume: Whether to continue an interrupted run.
         shard: (worker, number of workers): parts worker, worker + workers, … are its; whoever ends last joins all.
         chunk_size: Images per part.
-        callbacks: Told of progress.
+        callbacks: Progress callbacks.
         options: Those of `PredictOptions`.
 
     Raises:
@@ -256,7 +256,7 @@ def predict_on_ray(
         resume: As in `predict_to`.
         workers: Number of workers; 0 = one for each processor of the cluster. Never more than parts.
         chunk_size: As in `predict_to`.
-        callbacks: Told of what was skipped.
+        callbacks: Progress callbacks.
         options: As in `predict_to`.
     """
     require("ray", "ray", what="--ray")

@@ -40,7 +40,7 @@ def train(
         cache: Folder of decoded pixels; None = in memory only.
         resume: Whether to continue a run that was interrupted.
         command: The command that was typed, for the record.
-        callbacks: Told of progress.
+        callbacks: Progress callbacks.
 
     Returns:
         The finished run.

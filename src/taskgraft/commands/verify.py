@@ -37,7 +37,7 @@ def verify(
         model: A bundle.
         data: Where the images of the newest task are now; None = where the record says.
         cache: Folder of decoded pixels; None = in memory only.
-        callbacks: Told of progress.
+        callbacks: Progress callbacks.
 
     Returns:
         "model", "files", "results" that differ, "predictions" by set, "intact", and "lines" to print.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +16,8 @@ from taskgraft.types import Params
 # Bytes of per-sample gradients alive at once (the gradient and its power): small compared with the activations.
 GRADIENT_BYTES = 64 * 2**20
 
-CotangentsPerPass = Sequence[
-    Mapping[str, Tensor]
-]  # for each backward pass task -> gradient at the logits [B, K], 0 if absent
+# For each backward pass task -> gradient at the logits [B, K], 0 if absent.
+CotangentsPerPass = Sequence[Mapping[str, Tensor]]
 SumPowers = Callable[[Tensor, CotangentsPerPass], Params]  # (images, cotangents) -> name -> sum over images and passes
 
 
@@ -34,24 +34,18 @@ def find_reachable(model: nn.Module, params: Params, images: Tensor, tasks: Sequ
 
 def choose_sum(model: nn.Module, params: Params, images: Tensor, tasks: Sequence[str], power: Power) -> SumPowers:
     """Return the vectorized sum, or the loop where vmap fails on `images`."""
-
-    def vectorized(images: Tensor, cotangents: CotangentsPerPass) -> Params:
-        return _vectorized(model, params, images, cotangents, power)
-
-    def looped(images: Tensor, cotangents: CotangentsPerPass) -> Params:
-        return _looped(model, params, images, cotangents, power)
-
+    vectorized = partial(_vectorized, model, params, power)
     with torch.no_grad():
         outputs = model(images)
     try:
         vectorized(images, [{task: torch.ones_like(outputs[task]) for task in tasks}])
     except (RuntimeError, ValueError):  # what vmap raises for operations that it cannot batch
-        return looped
+        return partial(_looped, model, params, power)
     return vectorized
 
 
 def _vectorized(
-    model: nn.Module, params: Params, images: Tensor, cotangents: CotangentsPerPass, power: Power
+    model: nn.Module, params: Params, power: Power, images: Tensor, cotangents: CotangentsPerPass
 ) -> Params:
     tasks = {task for cotangent in cotangents for task in cotangent}
 
@@ -70,16 +64,18 @@ def _vectorized(
     entry = sum(value.numel() * value.element_size() for value in params.values())
     step = max(1, GRADIENT_BYTES // (2 * entry))
     sums = {name: torch.zeros_like(value) for name, value in params.items()}
-    for at in range(0, len(images), step):
+    for start in range(0, len(images), step):
         with sdpa_kernel(SDPBackend.MATH):  # vmap runs the fused attention kernels one image at a time, and warns
-            rows = [{task: values[at : at + step] for task, values in cotangent.items()} for cotangent in cotangents]
-            per_image = vmap(of_image)(images[at : at + step], rows)
+            rows = [
+                {task: values[start : start + step] for task, values in cotangent.items()} for cotangent in cotangents
+            ]
+            per_image = vmap(of_image)(images[start : start + step], rows)
         for name, values in per_image.items():
             sums[name] += values.sum(0)
     return sums
 
 
-def _looped(model: nn.Module, params: Params, images: Tensor, cotangents: CotangentsPerPass, power: Power) -> Params:
+def _looped(model: nn.Module, params: Params, power: Power, images: Tensor, cotangents: CotangentsPerPass) -> Params:
     values = {name: value.detach().requires_grad_() for name, value in params.items()}
     sums = {name: torch.zeros_like(value) for name, value in params.items()}
     for i in range(len(images)):
