@@ -16,36 +16,25 @@ from taskgraft.config import TrainingConfig
 from taskgraft.report import charts
 from toys import NEW, OLD, write_folder
 
-# Groups that train, serve or start programs: `make test-fast` leaves them out, beside the tests that carry a marker.
+# What trains, serves, draws charts or starts programs: `make test-fast` leaves it out, beside the tests that carry a
+# marker, and keeps one extension from end to end.
 SLOW = (
-    "acceptance",
-    "bad_inputs",
-    "commands",
-    "distributed",
-    "docs",
-    "exports",
-    "faults",
-    "fuzz",
-    "laws",
-    "pipeline",
-    "real",
-    "recipes",
-    "reference",
-    "serving",
-    "surface/test_bench",
-    "surface/test_examples",
-    "surface/test_not_installed",
-    "surface/test_strings",
+    "acceptance", "bad_inputs", "commands", "distributed", "docs", "exports", "faults", "fuzz", "laws",
+    "models/test_tensor_cache", "pipeline", "real", "recipes", "reference", "report/test_charts", "report/test_pages",
+    "serving", "surface/test_bench", "surface/test_examples", "surface/test_not_installed", "surface/test_strings",
     "surface/test_supply",
-)
+)  # fmt: skip
+FAST = "pipeline/test_extend.py::test_extend_writes_bundle_and_evidence"
 TESTS = Path(__file__).parent
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the slow groups."""
     for item in items:
-        if item.path.is_relative_to(TESTS) and item.path.relative_to(TESTS).as_posix().startswith(SLOW):
-            item.add_marker("slow")
+        if item.path.is_relative_to(TESTS):
+            name = f"{item.path.relative_to(TESTS).as_posix()}::{item.name}"
+            if name.startswith(SLOW) and name != FAST:
+                item.add_marker("slow")
 
 
 torch.set_num_threads(1)  # two test processes share two cores

@@ -36,6 +36,7 @@ def equal(one: Classifier, two: Classifier) -> bool:
     return list(first) == list(second) and all(np.array_equal(first[task], second[task]) for task in first)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", HEADS)
 @pytest.mark.parametrize(
     "method", ["taps", "branch(shared=0.5)", "ladder", "branch(shared=0.5) + ladder + taps", "taps(backbone=trained)"]

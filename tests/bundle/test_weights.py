@@ -150,6 +150,7 @@ def test_missing_file_is_refused(tmp_path: Path) -> None:
         load_weights(tmp_path / "gone.pt")
 
 
+@pytest.mark.slow
 def test_dead_reader_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = save(tmp_path / "x.pt", TENSORS)
     load_pickle(path)
@@ -169,6 +170,7 @@ def test_dead_reader_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert equal(load_pickle(path).tensors, TENSORS)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="limits on memory are set on Linux alone")
 def test_reader_may_neither_write_files_nor_take_all_memory(tmp_path: Path) -> None:
     """In a process of its own, since limits cannot be taken back."""

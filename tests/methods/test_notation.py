@@ -197,6 +197,7 @@ def test_traits_depend_on_settings() -> None:
     assert not parse("taps(backbone=trained)")["taps"].traits.freezes_old
 
 
+@pytest.mark.slow
 def test_freezing_methods_leave_old_parameters_without_gradients() -> None:
     for name, kind in METHODS.items():
         child, images = grow(parent(), NEW, 0), make_data()

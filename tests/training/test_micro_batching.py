@@ -18,6 +18,7 @@ from toys import RUN, run_to_end, start_run
 FROZEN = replace(RUN, norm="frozen")  # BatchNorm in training mode sees pieces, and rightly answers otherwise
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "notation", ["finetune", "distill", "replay + lwf", "ewc(images=20) + si(strength=0)", "branch",
                  "ladder(width=8, dropout=0)"],
