@@ -51,7 +51,7 @@ def flags_of(verb: str) -> dict[str, bool]:
 def values_of(bound: inspect.BoundArguments) -> dict[str, Any]:
     """The values of all arguments by their Python names, those inside dataclasses included."""
     bound.apply_defaults()
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for name, value in bound.arguments.items():
-        found |= vars(value) if is_dataclass(value) else {name: value}
-    return found
+        result |= vars(value) if is_dataclass(value) else {name: value}
+    return result

@@ -29,7 +29,7 @@ class Malformed(NamedTuple):
 
 def make_requests(model: str, size: int) -> dict[str, Malformed]:
     """Every kind by name, for a model of this name that takes images of `size` pixels."""
-    return {**_json(model, size), **_binary(model, size), **_pictures(), **_forms(), **_framing(), **_headers(model)}
+    return {**_json(model, size), **_binary(model, size), **_images(), **_forms(), **_framing(), **_headers(model)}
 
 
 def png_header(width: int, height: int, rows: bytes = b"") -> bytes:
@@ -64,31 +64,31 @@ def _json(model: str, size: int) -> dict[str, Malformed]:
     texts = {"name": "image_bytes", "shape": [1], "datatype": "BYTES"}
     url = base64.b64encode(b"http://169.254.169.254/" + CANARY_BYTES).decode()
     bodies: dict[str, tuple[bytes, tuple[int, ...]]] = {
-        "no JSON": (b"{" + CANARY_BYTES, (400,)),
-        "JSON of another kind": (b"[1, 2]", (400,)),
-        "JSON a thousand deep": (b"[" * 100_000, (400,)),
-        "no UTF-8": (b'{"id": "\xff\xfe"}', (400,)),
-        "half a surrogate": (b'{"id": "\\ud800", "inputs": []}', (400,)),
-        "a negative shape": (asked({"shape": [-1, size, size, 3]}), (400,)),
-        "a shape beyond all numbers": (asked({"shape": [2**62] * 4}), (400,)),
-        "a shape of 4,000 digits": (asked({"shape": [10**4000, size, size, 3]}), (400, 422)),
-        "another shape": (asked({"shape": [1, 3, size, size]}), (400,)),
+        "invalid JSON": (b"{" + CANARY_BYTES, (400,)),
+        "JSON array": (b"[1, 2]", (400,)),
+        "deeply nested JSON": (b"[" * 100_000, (400,)),
+        "invalid UTF-8": (b'{"id": "\xff\xfe"}', (400,)),
+        "lone surrogate": (b'{"id": "\\ud800", "inputs": []}', (400,)),
+        "negative shape": (asked({"shape": [-1, size, size, 3]}), (400,)),
+        "shape overflow": (asked({"shape": [2**62] * 4}), (400,)),
+        "shape with 4,000 digits": (asked({"shape": [10**4000, size, size, 3]}), (400, 422)),
+        "wrong shape": (asked({"shape": [1, 3, size, size]}), (400,)),
         "too many images": (asked({"shape": [100_000, size, size, 3]}), (422,)),
         "too few values": (asked({"data": [0] * (count - 1)}), (400,)),
-        "another type": (asked({"datatype": "FP32"}), (400,)),
-        "another name": (asked({"name": CANARY}), (400,)),
-        "values that are no bytes": (asked({"data": [256] * count}), (400,)),
-        "fractions": (asked({"data": [0.5] * count}), (400,)),
-        "no numbers": (asked({"data": ["0"] * count}), (400,)),
-        "a long text among numbers": (asked({"data": ["A" * 200_000] + [0] * (count - 1)}), (400,)),
-        "no number at all": (asked({}).replace(b"[0, 0", b"[NaN, 0"), (400,)),
-        "lists of different lengths": (asked({"data": [[0], [0, 1]]}), (400,)),
-        "an output a thousand times": (asked({}, outputs=[{"name": f"label_{CANARY}"}] * 1000), (400,)),
-        "an output that is unknown": (asked({}, outputs=[{"name": CANARY}]), (400,)),
-        "no input": (b'{"inputs": []}', (400,)),
-        "an address for an image": (json.dumps({"inputs": [{**texts, "data": [url]}]}).encode(), (422,)),
-        "no base64": (json.dumps({"inputs": [{**texts, "data": ["file:///etc/passwd"]}]}).encode(), (400,)),
-        "a million elements": (json.dumps({"inputs": [{**texts, "data": [""] * 200_000}]}).encode(), (400,)),
+        "wrong datatype": (asked({"datatype": "FP32"}), (400,)),
+        "wrong input name": (asked({"name": CANARY}), (400,)),
+        "values above 255": (asked({"data": [256] * count}), (400,)),
+        "fractional values": (asked({"data": [0.5] * count}), (400,)),
+        "strings as values": (asked({"data": ["0"] * count}), (400,)),
+        "long string among values": (asked({"data": ["A" * 200_000] + [0] * (count - 1)}), (400,)),
+        "NaN value": (asked({}).replace(b"[0, 0", b"[NaN, 0"), (400,)),
+        "ragged lists": (asked({"data": [[0], [0, 1]]}), (400,)),
+        "thousand outputs": (asked({}, outputs=[{"name": f"label_{CANARY}"}] * 1000), (400,)),
+        "unknown output": (asked({}, outputs=[{"name": CANARY}]), (400,)),
+        "no inputs": (b'{"inputs": []}', (400,)),
+        "URL as image": (json.dumps({"inputs": [{**texts, "data": [url]}]}).encode(), (422,)),
+        "invalid base64": (json.dumps({"inputs": [{**texts, "data": ["file:///etc/passwd"]}]}).encode(), (400,)),
+        "200,000 elements": (json.dumps({"inputs": [{**texts, "data": [""] * 200_000}]}).encode(), (400,)),
     }
     path = f"/v2/models/{model}/infer"
     return {name: Malformed(post_request(path, body), statuses) for name, (body, statuses) in bodies.items()}
@@ -104,49 +104,51 @@ def _binary(model: str, size: int) -> dict[str, Malformed]:
 
     encoded = {"name": "image_bytes", "shape": [1], "datatype": "BYTES"}
     kinds = {
-        "bytes that are too few": sent(bytes(count - 1), count - 1),
-        "bytes that are too many": sent(bytes(count + 1), count),
-        "a size that lies": sent(bytes(count), count + 1),
-        "a size below zero": sent(bytes(count), -1),
-        "JSON longer than the body": sent(bytes(count), count, "99999999999"),
-        "JSON shorter than it is": sent(bytes(count), count, "7"),
-        "JSON of a length below zero": sent(bytes(count), count, "-1"),
-        "JSON of a length that is no number": sent(bytes(count), count, f"1e3 {CANARY}"),
-        "JSON of a length of 5,000 digits": sent(bytes(count), count, "9" * 5000),
-        "an element longer than its tensor": sent(b"\xff\xff\xff\xffabc", 7, **encoded),
-        "an element without a length": sent(b"\x01", 1, **encoded),
-        "more elements than asked for": sent(bytes(400_000), 400_000, **encoded),
+        "too few bytes": sent(bytes(count - 1), count - 1),
+        "too many bytes": sent(bytes(count + 1), count),
+        "wrong binary size": sent(bytes(count), count + 1),
+        "negative binary size": sent(bytes(count), -1),
+        "JSON length beyond the body": sent(bytes(count), count, "99999999999"),
+        "JSON length too short": sent(bytes(count), count, "7"),
+        "negative JSON length": sent(bytes(count), count, "-1"),
+        "JSON length not a number": sent(bytes(count), count, f"1e3 {CANARY}"),
+        "JSON length with 5,000 digits": sent(bytes(count), count, "9" * 5000),
+        "element longer than its tensor": sent(b"\xff\xff\xff\xffabc", 7, **encoded),
+        "element without a length": sent(b"\x01", 1, **encoded),
+        "more elements than declared": sent(bytes(400_000), 400_000, **encoded),
     }
     return {name: Malformed(sent, (400,)) for name, sent in kinds.items()}
 
 
-def _pictures() -> dict[str, Malformed]:
+def _images() -> dict[str, Malformed]:
     def tiff(width: int, height: int) -> bytes:
         tags = [(256, width), (257, height), (258, 8), (259, 1), (262, 1), (273, 8), (277, 1), (279, 9)]
         entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
         return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4)
 
     bodies = {
-        "a text": CANARY_BYTES,
-        "a page": b"<html><script>alert(1)</script>",
-        "an SVG": b'<svg xmlns="http://www.w3.org/2000/svg"/>',
-        "a program": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
-        "a bomb of 900 million pixels": png_header(30_000, 30_000),
-        "a bomb in a TIFF": tiff(60_000, 60_000),
-        "an image that is damaged": png_header(100, 100, CANARY_BYTES),
-        "an image of one pixel": png_header(1, 1),
-        "an image as thin as a hair": png_header(4, 4000),
+        "plain text": CANARY_BYTES,
+        "HTML page": b"<html><script>alert(1)</script>",
+        "SVG": b'<svg xmlns="http://www.w3.org/2000/svg"/>',
+        "PostScript": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+        "PNG with 900 million pixels": png_header(30_000, 30_000),
+        "TIFF with 3,600 million pixels": tiff(60_000, 60_000),
+        "damaged image": png_header(100, 100, CANARY_BYTES),
+        "one pixel": png_header(1, 1),
+        "extreme aspect ratio": png_header(4, 4000),
     }
-    found = {name: Malformed(post_request("/predict", body), (422,)) for name, body in bodies.items()}
+    result = {name: Malformed(post_request("/predict", body), (422,)) for name, body in bodies.items()}
     bomb = gzip.compress(bytes(60 * 2**20))
-    return found | {
-        "a body that is empty": Malformed(post_request("/predict", b""), (400,)),
-        "a bomb that is packed": Malformed(post_request("/predict", bomb, "Content-Encoding: gzip"), (413,)),
-        "packed, it says": Malformed(post_request("/predict", CANARY_BYTES, "Content-Encoding: gzip"), (400,)),
-        "packed in an unknown way": Malformed(post_request("/predict", CANARY_BYTES, "Content-Encoding: br"), (415,)),
-        "packed twice": Malformed(post_request("/predict", CANARY_BYTES, "Content-Encoding: gzip, gzip"), (415,)),
-        "a number that is none": Malformed(post_request(f"/predict?top={CANARY}", b"x"), (422,)),
-        "a number of 5,000 digits": Malformed(post_request("/predict?top=" + "9" * 5000, b"x"), (422,)),
+    return result | {
+        "empty body": Malformed(post_request("/predict", b""), (400,)),
+        "gzip bomb": Malformed(post_request("/predict", bomb, "Content-Encoding: gzip"), (413,)),
+        "gzip header without gzip": Malformed(post_request("/predict", CANARY_BYTES, "Content-Encoding: gzip"), (400,)),
+        "unsupported content encoding": Malformed(
+            post_request("/predict", CANARY_BYTES, "Content-Encoding: br"), (415,)
+        ),
+        "gzip twice": Malformed(post_request("/predict", CANARY_BYTES, "Content-Encoding: gzip, gzip"), (415,)),
+        "query not a number": Malformed(post_request(f"/predict?top={CANARY}", b"x"), (422,)),
+        "query with 5,000 digits": Malformed(post_request("/predict?top=" + "9" * 5000, b"x"), (422,)),
     }
 
 
@@ -166,20 +168,20 @@ def _forms() -> dict[str, Malformed]:
     )
     many = b"".join(part(f"f{number}") for number in range(10_000)) + b"--x--"
     bodies = {
-        "a form cut in a header": (part("f", "a.png")[:30], FORM_TYPE),
-        "a form cut in a file": (part("f", "a.png"), FORM_TYPE),
-        "a form without an end": (part("f", "a.png") * 3, FORM_TYPE),
-        "a form without a boundary": (part("f", "a.png"), "multipart/form-data"),
-        "a form with an endless boundary": (part("f", "a.png"), "multipart/form-data; boundary=" + "x" * 5000),
-        "a form with ten thousand fields": (many, FORM_TYPE),
-        "a form without a file": (part("f") + b"--x--", FORM_TYPE),
-        "a form without a name": (b"--x\r\nX: y\r\n\r\n1\r\n--x--", FORM_TYPE),
-        "a form that is none": (b"x" * 100, FORM_TYPE),
-        "a form with a long header": (b"--x\r\nX: " + b"y" * 50_000 + b"\r\n\r\n1\r\n--x--", FORM_TYPE),
-        "a form in a codec that raises": (part("f", "a.png") + b"--x--", FORM_TYPE + "; charset=undefined"),
-        **{f"a file called {name!a}": (part("f", name) + b"--x--", FORM_TYPE) for name in names},
+        "form truncated in a header": (part("f", "a.png")[:30], FORM_TYPE),
+        "form truncated in a file": (part("f", "a.png"), FORM_TYPE),
+        "form without an end": (part("f", "a.png") * 3, FORM_TYPE),
+        "form without a boundary": (part("f", "a.png"), "multipart/form-data"),
+        "form with a long boundary": (part("f", "a.png"), "multipart/form-data; boundary=" + "x" * 5000),
+        "form with 10,000 fields": (many, FORM_TYPE),
+        "form without a file": (part("f") + b"--x--", FORM_TYPE),
+        "form without a name": (b"--x\r\nX: y\r\n\r\n1\r\n--x--", FORM_TYPE),
+        "form without parts": (b"x" * 100, FORM_TYPE),
+        "form with a long header": (b"--x\r\nX: " + b"y" * 50_000 + b"\r\n\r\n1\r\n--x--", FORM_TYPE),
+        "form in a codec that raises": (part("f", "a.png") + b"--x--", FORM_TYPE + "; charset=undefined"),
+        **{f"file name {name!a}": (part("f", name) + b"--x--", FORM_TYPE) for name in names},
         **{
-            f"a form in {codec}": (part("f", "a\\ud800+2AA-.png") + b"--x--", f"{FORM_TYPE}; charset={codec}")
+            f"form in {codec}": (part("f", "a\\ud800+2AA-.png") + b"--x--", f"{FORM_TYPE}; charset={codec}")
             for codec in ("unicode_escape", "utf-7", "hex", "punycode", "idna", CANARY)
         },
     }
@@ -197,49 +199,51 @@ def _framing() -> dict[str, Malformed]:
 
     chunked = "Transfer-Encoding: chunked"
     cut = {
-        "a length below zero": framed("Content-Length: -1"),
-        "a length with a sign": framed("Content-Length: +5", body=b"hello"),
-        "a length of another base": framed("Content-Length: 0x5", body=b"hello"),
-        "a length beyond all numbers": framed("Content-Length: " + "9" * 4000),
+        "negative length": framed("Content-Length: -1"),
+        "signed length": framed("Content-Length: +5", body=b"hello"),
+        "hexadecimal length": framed("Content-Length: 0x5", body=b"hello"),
+        "length overflow": framed("Content-Length: " + "9" * 4000),
         "two lengths": framed("Content-Length: 1", "Content-Length: 2", body=b"xx"),
-        "two lengths in one": framed("Content-Length: 1, 2", body=b"xx"),
-        "an unknown coding": framed("Transfer-Encoding: xchunked", body=CANARY_BYTES),
-        "a coding before chunks": framed("Transfer-Encoding: gzip, chunked", body=CANARY_BYTES),
-        "two codings": framed(chunked, "Transfer-Encoding: identity", body=b"0\r\n\r\n"),
-        "a coding hidden by a tab": framed("Transfer-Encoding:\tchunked\x0b", body=CANARY_BYTES),
-        "a space before the colon": framed("Content-Length : 5", body=b"hello"),
-        "a folded header": framed("X: a\r\n b: c", "Content-Length : 0"),
-        "a header without a colon": framed(CANARY),
-        "a zero byte": framed("X: a\0b"),
-        "a header of a megabyte": framed("X: " + "a" * 2**20),
-        "ten thousand headers": framed(*(f"X{number}: 1" for number in range(10_000))),
-        "a long address": request_head("GET", "/" + "a" * 2**20),
-        "no host": b"GET /v2 HTTP/1.1\r\n\r\n",
-        "two hosts": request_head("GET", "/v2", "Host: evil.example"),
-        "an old protocol": b"GET /v2\r\n\r\n",
-        "a handshake of TLS": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(500),
-        "noise": CANARY_BYTES + bytes(range(256)) * 8 + b"\r\n\r\n",
-        "a chunk of no length": framed(chunked, body=b"zz\r\nabc\r\n0\r\n\r\n" + CANARY_BYTES),
-        "a chunk below zero": framed(chunked, body=b"-1\r\n" + CANARY_BYTES),
-        "a chunk of 20 digits": framed(chunked, body=b"f" * 30 + b"\r\n" + CANARY_BYTES),
-        "a chunk longer than it says": framed(chunked, body=b"3\r\nabcdef" + CANARY_BYTES + b"\r\n0\r\n\r\n"),
-        "a chunk with endless words": framed(chunked, body=b"3;" + b"a" * 2**20 + b"\r\nabc\r\n0\r\n\r\n"),
+        "two lengths in one header": framed("Content-Length: 1, 2", body=b"xx"),
+        "unknown transfer coding": framed("Transfer-Encoding: xchunked", body=CANARY_BYTES),
+        "gzip before chunked": framed("Transfer-Encoding: gzip, chunked", body=CANARY_BYTES),
+        "two transfer codings": framed(chunked, "Transfer-Encoding: identity", body=b"0\r\n\r\n"),
+        "transfer coding after a tab": framed("Transfer-Encoding:\tchunked\x0b", body=CANARY_BYTES),
+        "space before the colon": framed("Content-Length : 5", body=b"hello"),
+        "folded header": framed("X: a\r\n b: c", "Content-Length : 0"),
+        "header without a colon": framed(CANARY),
+        "NUL byte": framed("X: a\0b"),
+        "header of 1 MiB": framed("X: " + "a" * 2**20),
+        "10,000 headers": framed(*(f"X{number}: 1" for number in range(10_000))),
+        "long URL": request_head("GET", "/" + "a" * 2**20),
+        "no Host": b"GET /v2 HTTP/1.1\r\n\r\n",
+        "two Hosts": request_head("GET", "/v2", "Host: evil.example"),
+        "HTTP/0.9": b"GET /v2\r\n\r\n",
+        "TLS handshake": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(500),
+        "random bytes": CANARY_BYTES + bytes(range(256)) * 8 + b"\r\n\r\n",
+        "invalid chunk size": framed(chunked, body=b"zz\r\nabc\r\n0\r\n\r\n" + CANARY_BYTES),
+        "negative chunk size": framed(chunked, body=b"-1\r\n" + CANARY_BYTES),
+        "chunk size with 30 digits": framed(chunked, body=b"f" * 30 + b"\r\n" + CANARY_BYTES),
+        "chunk longer than its size": framed(chunked, body=b"3\r\nabcdef" + CANARY_BYTES + b"\r\n0\r\n\r\n"),
+        "long chunk extension": framed(chunked, body=b"3;" + b"a" * 2**20 + b"\r\nabc\r\n0\r\n\r\n"),
     }
-    found = {name: Malformed(sent, (400, CONNECTION_CLOSED)) for name, sent in cut.items()}
-    found["a new protocol"] = Malformed(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", (400, 403))
+    result = {name: Malformed(sent, (400, CONNECTION_CLOSED)) for name, sent in cut.items()}
+    result["HTTP/2 preface"] = Malformed(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", (400, 403))
     both = framed("Content-Length: 4", chunked, body=b"0\r\n\r\nGET /v2 HTTP/1.1\r\nHost: localhost\r\n\r\n")
-    found["a length and chunks"] = Malformed(both, (400,))
+    result["length and chunked"] = Malformed(both, (400,))
     short = framed("Content-Length: 1", body=b"x" + b"GARBAGE " + CANARY_BYTES + b"\r\n\r\n")
-    found["a length that is too short"] = Malformed(short, (422,))
-    found["a length that is too long"] = Malformed(
+    result["length too short"] = Malformed(short, (422,))
+    result["length too long"] = Malformed(
         framed("Content-Length: 1000", body=CANARY_BYTES), (408, CONNECTION_CLOSED), slow=True
     )
-    found["chunks without an end"] = Malformed(
+    result["chunks without an end"] = Malformed(
         framed(chunked, body=b"3\r\nabc\r\n"), (408, CONNECTION_CLOSED), slow=True
     )
-    found["a length of a terabyte"] = Malformed(framed(f"Content-Length: {2**40}", body=CANARY_BYTES), (413,))
-    found["waiting to be told to go on"] = Malformed(framed("Expect: 100-continue", f"Content-Length: {2**40}"), (413,))
-    return found
+    result["length of 1 TiB"] = Malformed(framed(f"Content-Length: {2**40}", body=CANARY_BYTES), (413,))
+    result["Expect: 100-continue with 1 TiB"] = Malformed(
+        framed("Expect: 100-continue", f"Content-Length: {2**40}"), (413,)
+    )
+    return result
 
 
 def _headers(model: str) -> dict[str, Malformed]:
@@ -247,21 +251,21 @@ def _headers(model: str) -> dict[str, Malformed]:
         return request_head(method, path, *headers, "Content-Length: 0")
 
     return {
-        "an origin that cannot be read": Malformed(get("/v2", "Origin: http://["), (403,)),
-        "an origin with a strange port": Malformed(get("/v2", "Origin: http://localhost:99999999"), (403,)),
-        "another origin": Malformed(get("/v2", "Origin: http://evil.example"), (403,)),
-        "another host": Malformed(b"GET /v2 HTTP/1.1\r\nHost: evil.example\r\n\r\n", (403,)),
-        "a host that cannot be read": Malformed(b"GET /v2 HTTP/1.1\r\nHost: [::1\r\n\r\n", (403,)),
-        "an address with a scheme": Malformed(get("http://evil.example/v2"), (404,)),
-        "an address of a star": Malformed(get("*", method="OPTIONS"), (404, 405)),
-        "a method that is unknown": Malformed(get("/predict", method="BREW"), (405,)),
-        "a method for proxies": Malformed(get("evil.example:443", method="CONNECT"), (400, 404, 405)),
-        "a path that climbs": Malformed(get("/page/..%2f..%2f..%2fetc%2fpasswd"), (404,)),
-        "a path that climbs in the open": Malformed(get("/page/../../etc/passwd"), (404,)),
-        "a path of no text": Malformed(get("/page/%ff%fe%00"), (404,)),
-        "another model": Malformed(get(f"/v2/models/{CANARY}"), (404,)),
-        "a model of a long name": Malformed(get("/v2/models/" + "a" * 5000), (404, 422)),
-        "another version": Malformed(get(f"/v2/models/{model}/versions/9"), (404,)),
-        "a change of the protocol": Malformed(get("/v2/models/x", "Connection: Upgrade", "Upgrade: websocket"), (404,)),
-        "a model to be unloaded": Malformed(get(f"/v2/repository/models/{model}/unload", method="POST"), (404,)),
+        "malformed Origin": Malformed(get("/v2", "Origin: http://["), (403,)),
+        "Origin with an invalid port": Malformed(get("/v2", "Origin: http://localhost:99999999"), (403,)),
+        "foreign Origin": Malformed(get("/v2", "Origin: http://evil.example"), (403,)),
+        "foreign Host": Malformed(b"GET /v2 HTTP/1.1\r\nHost: evil.example\r\n\r\n", (403,)),
+        "malformed Host": Malformed(b"GET /v2 HTTP/1.1\r\nHost: [::1\r\n\r\n", (403,)),
+        "absolute URL": Malformed(get("http://evil.example/v2"), (404,)),
+        "OPTIONS *": Malformed(get("*", method="OPTIONS"), (404, 405)),
+        "unknown method": Malformed(get("/predict", method="BREW"), (405,)),
+        "CONNECT": Malformed(get("evil.example:443", method="CONNECT"), (400, 404, 405)),
+        "encoded path traversal": Malformed(get("/page/..%2f..%2f..%2fetc%2fpasswd"), (404,)),
+        "path traversal": Malformed(get("/page/../../etc/passwd"), (404,)),
+        "undecodable path": Malformed(get("/page/%ff%fe%00"), (404,)),
+        "unknown model": Malformed(get(f"/v2/models/{CANARY}"), (404,)),
+        "long model name": Malformed(get("/v2/models/" + "a" * 5000), (404, 422)),
+        "unknown version": Malformed(get(f"/v2/models/{model}/versions/9"), (404,)),
+        "protocol upgrade": Malformed(get("/v2/models/x", "Connection: Upgrade", "Upgrade: websocket"), (404,)),
+        "model unload": Malformed(get(f"/v2/repository/models/{model}/unload", method="POST"), (404,)),
     }

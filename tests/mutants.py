@@ -292,27 +292,27 @@ def named(mutant: Mutant, known: list[str]) -> list[str]:
     return [name for name in known if name.startswith(starts)]
 
 
-def tested(home: Path, names: list[str]) -> tuple[int, str]:
+def tested(root: Path, names: list[str]) -> tuple[int, str]:
     """Pytest's exit code for tests on the package in `home`, 1 = at least one failed, and what it said."""
     command = [sys.executable, "-m", "pytest", "-qx", "-p", "no:cacheprovider", *names]
-    done = subprocess.run(command, cwd=ROOT, env=environment(home), capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=ROOT, env=environment(root), capture_output=True, text=True, check=False)
     return done.returncode, done.stdout
 
 
-def environment(home: Path) -> dict[str, str]:
+def environment(root: Path) -> dict[str, str]:
     """The copy comes before the installed package, on one thread, and leaves no compiled files in the tree."""
-    return {**os.environ, "PYTHONPATH": str(home), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    return {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
 
 
-def verdict(home: Path, mutant: Mutant, known: list[str]) -> str:
+def verdict(root: Path, mutant: Mutant, known: list[str]) -> str:
     """Apply a mutant, run its tests, take it back; say what came of it."""
-    path = home / "taskgraft" / mutant.file
+    path = root / "taskgraft" / mutant.file
     text, names = path.read_text(encoding="utf-8"), named(mutant, known)
     if mutant.old not in text or not names:
         return "NOT FOUND" if names else "NO TESTS"
     path.write_text(text.replace(mutant.old, mutant.new), encoding="utf-8")
     try:
-        code, _ = tested(home, names)
+        code, _ = tested(root, names)
         return {0: "SURVIVED", 1: "caught"}.get(code, f"BROKEN {code}")
     finally:
         path.write_text(text, encoding="utf-8")
@@ -322,23 +322,23 @@ def main(expected: list[str]) -> int:
     """Run all mutants, or those whose names contain one of the words given; 1 if any is not caught."""
     chosen = [m for m in ALL if not expected or any(word in m.name for word in expected)]
     with tempfile.TemporaryDirectory() as folder:
-        home = Path(folder) / "src"
-        shutil.copytree(ROOT / "src", home, ignore=shutil.ignore_patterns("__pycache__"))
+        root = Path(folder) / "src"
+        shutil.copytree(ROOT / "src", root, ignore=shutil.ignore_patterns("__pycache__"))
         code = "import taskgraft, torch; print(taskgraft.__file__)"
         found = subprocess.run(
-            [sys.executable, "-c", code], cwd=ROOT, env=environment(home), capture_output=True, text=True, check=True
+            [sys.executable, "-c", code], cwd=ROOT, env=environment(root), capture_output=True, text=True, check=True
         ).stdout.strip()
-        assert Path(found).is_relative_to(home), f"the tests would import {found}, not the copy"
+        assert Path(found).is_relative_to(root), f"the tests would import {found}, not the copy"
         known = collected()
-        code, said = tested(home, list(dict.fromkeys(name for mutant in chosen for name in named(mutant, known))))
+        code, output = tested(root, list(dict.fromkeys(name for mutant in chosen for name in named(mutant, known))))
         if code != 0:
-            print(f"{said}\nthe tests fail without any mutation; mend that first")
+            print(f"{output}\nthe tests fail without any mutation; mend that first")
             return 1
         width = max(len(mutant.name) for mutant in chosen)
         print(f"{'mutant':{width}}  {'result':9}  tests")
         results = []
         for mutant in chosen:
-            results.append(verdict(home, mutant, known))
+            results.append(verdict(root, mutant, known))
             print(f"{mutant.name:{width}}  {results[-1]:9}  {mutant.tests}", flush=True)
     caught = results.count("caught")
     print(f"{caught} of {len(results)} caught")

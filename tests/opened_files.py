@@ -17,9 +17,9 @@ _hooked: list[bool] = []
 def _hear(event: str, arguments: tuple[object, ...]) -> None:
     if _watched and event == "open" and isinstance(arguments[0], str | os.PathLike):
         path = os.path.abspath(os.fspath(arguments[0]))
-        for root, found in _watched:
+        for root, result in _watched:
             if path.startswith(root):
-                found.append(path)
+                result.append(path)
 
 
 @contextmanager

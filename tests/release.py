@@ -91,10 +91,10 @@ def faults_of_contents(wheel: Path, archive: Path) -> list[str]:
         packed = set(file.namelist())
     with tarfile.open(archive) as file:
         sources = {name.partition("/")[2] for name in file.getnames()}
-    found = [f"the wheel lacks {name}" for name in IN_WHEEL if f"taskgraft/{name}" not in packed]
-    found += [f"the source archive lacks {name}" for name in IN_ARCHIVE if name not in sources]
-    found += [f"the wheel holds {name}" for name in packed if not re.match(r"taskgraft(/|-[^/]+\.dist-info/)", name)]
-    return found + [f"an archive holds {name}" for name in packed | sources if "__pycache__" in name]
+    result = [f"the wheel lacks {name}" for name in IN_WHEEL if f"taskgraft/{name}" not in packed]
+    result += [f"the source archive lacks {name}" for name in IN_ARCHIVE if name not in sources]
+    result += [f"the wheel holds {name}" for name in packed if not re.match(r"taskgraft(/|-[^/]+\.dist-info/)", name)]
+    return result + [f"an archive holds {name}" for name in packed | sources if "__pycache__" in name]
 
 
 def install(python: Path, wheel: Path) -> None:

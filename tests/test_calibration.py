@@ -42,17 +42,17 @@ def test_nll_is_cross_entropy() -> None:
 def test_perfect_model_has_finite_temperature() -> None:
     labels = np.arange(100) % 4
     logits = 6 * np.eye(4, dtype=np.float32)[labels]
-    found = calibration.fit_temperature(logits, labels)
-    assert calibration.MIN_TEMPERATURE < found < 1
+    result = calibration.fit_temperature(logits, labels)
+    assert calibration.MIN_TEMPERATURE < result < 1
 
 
 def test_cross_fitting() -> None:
     logits, labels = drawn(400, 3.0)
-    found = calibration.calibrate(logits, labels)
-    assert found is not None
-    assert found.images == 400
-    assert found.error_after < 0.5 * found.error_before
-    assert found.loss_after < found.loss_before
+    result = calibration.calibrate(logits, labels)
+    assert result is not None
+    assert result.images == 400
+    assert result.error_after < 0.5 * result.error_before
+    assert result.loss_after < result.loss_before
     # a temperature always lowers the loss on the images that chose it; on others it need not
     worse = 0
     for seed in range(40):
@@ -67,6 +67,6 @@ def test_cross_fitting() -> None:
 def test_calibrate_needs_labeled_images() -> None:
     logits, labels = drawn(60, 2.0)
     mixed = np.where(np.arange(60) < 30, labels, -1)
-    found, alone = calibration.calibrate(logits, mixed), calibration.calibrate(logits[:30], labels[:30])
-    assert found == alone
+    result, alone = calibration.calibrate(logits, mixed), calibration.calibrate(logits[:30], labels[:30])
+    assert result == alone
     assert calibration.calibrate(logits[:19], labels[:19]) is None

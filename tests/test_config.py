@@ -18,24 +18,24 @@ def test_the_defaults_are_legal(config: TrainingConfig) -> None:
 
 
 def test_every_setting_says_what_it_means() -> None:
-    found = options(TrainingConfig)
-    assert list(found) == [field.name for field in fields(TrainingConfig)]
-    for name, option in found.items():
+    result = options(TrainingConfig)
+    assert list(result) == [field.name for field in fields(TrainingConfig)]
+    for name, option in result.items():
         assert option.help, name
         assert option.default == getattr(TrainingConfig(), name)
         assert get_origin(option.kind) is Literal or option.range is not None
 
 
 def illegal() -> list[tuple[str, Any]]:
-    found: list[tuple[str, Any]] = []
+    result: list[tuple[str, Any]] = []
     for name, option in options(TrainingConfig).items():
         wrong: list[Any] = [None, "nonsense", float("nan"), float("inf"), True, 10**400]
         if option.range is not None:
             wrong += [-1]
             if option.kind is int:
                 wrong += [option.default + 0.5]
-        found += [(name, value) for value in wrong]
-    return found
+        result += [(name, value) for value in wrong]
+    return result
 
 
 @pytest.mark.parametrize(("name", "value"), [*illegal(), ("lr", 0), ("steps", 0), ("batch_size", 0), ("eval_every", 0)])

@@ -79,14 +79,14 @@ def of_child(folder: Path) -> str:
     return total.hexdigest()
 
 
-def digests(home: Path) -> Iterator[tuple[str, str]]:
+def digests(root: Path) -> Iterator[tuple[str, str]]:
     """Each configuration's name and digest, in order."""
     torch.set_num_threads(1)
-    old, new, more, third = (home / name for name in ("old", "new", "more", "third"))
+    old, new, more, third = (root / name for name in ("old", "new", "more", "third"))
     for place, task, seed in ((old, OLD, 1), (new, NEW, 3), (more, MORE, 5), (third, THIRD, 7)):
         write_folder(place / "train", task, 24, seed)
         write_folder(place / "val", task, 12, seed + 1)
-    alice = home / "alice"
+    alice = root / "alice"
     trained = TrainingConfig(steps=20, batch_size=12, lr=0.01, head_steps=0, eval_every=10, precision="fp32")
     taskgraft.train(
         old,
@@ -103,16 +103,16 @@ def digests(home: Path) -> Iterator[tuple[str, str]]:
         name: str, model: Path, data: Path, method: str, config: TrainingConfig = RUN, **more: Any
     ) -> tuple[str, str]:
         more = {"task": "paint", "old_val": [old / "val"], "old": old / "train", **more}
-        taskgraft.extend(str(model), data, home / name, method=method, config=config, check_parent=False, **more)
-        return f"{name}: {method}", of_child(home / name)
+        taskgraft.extend(str(model), data, root / name, method=method, config=config, check_parent=False, **more)
+        return f"{name}: {method}", of_child(root / name)
 
     for number, method in enumerate(METHODS):
         yield extended(f"extend {number}", alice, new, method)
     joint = replace(RUN, softmax="joint", optimizer="adamw", lr=0.001)
     yield extended("joint ewc", alice, new, "ewc(images=16)", joint)
     yield extended("joint distill", alice, new, "distill", joint)
-    yield extended("chain ewc", home / "extend 8", third, "ewc(images=16)", task="wheels")
-    yield extended("chain branch", home / "extend 3", third, "branch + taps", task="wheels")
+    yield extended("chain ewc", root / "extend 8", third, "ewc(images=16)", task="wheels")
+    yield extended("chain branch", root / "extend 3", third, "branch + taps", task="wheels")
     yield extended("into distill", alice, more, "distill", task="shape", into=True)
     yield extended("into ewc", alice, more, "ewc(images=16)", task="shape", into=True)
 
@@ -126,13 +126,13 @@ def digests(home: Path) -> Iterator[tuple[str, str]]:
     request = taskgraft.Request(str(alice), new, "paint", "ewc(images=16) + distill", RUN, old_val=old / "val")
     for name in ("whole", "stopped"):
         try:
-            taskgraft.extend(request.parent, new, home / name, task="paint", method=request.method, config=RUN,
+            taskgraft.extend(request.parent, new, root / name, task="paint", method=request.method, config=RUN,
                              old_val=[old / "val"], check_parent=False,
                              callbacks=Callbacks(on_metrics=logged) if name == "stopped" else Callbacks())  # fmt: skip
         except Stop:
-            taskgraft.extend(request.parent, new, home / name, task="paint", method=request.method, config=RUN,
+            taskgraft.extend(request.parent, new, root / name, task="paint", method=request.method, config=RUN,
                              old_val=[old / "val"], check_parent=False, resume=True)  # fmt: skip
-        yield name, of_child(home / name)
+        yield name, of_child(root / name)
 
     command = [
         sys.executable,
@@ -141,7 +141,7 @@ def digests(home: Path) -> Iterator[tuple[str, str]]:
         "extend",
         str(alice),
         str(new),
-        str(home / "two"),
+        str(root / "two"),
         "--task",
         "paint",
         "--method",
@@ -157,7 +157,7 @@ def digests(home: Path) -> Iterator[tuple[str, str]]:
     command += [part for name, value in flags.items() for part in (f"--{name}", str(value))]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stdout + done.stderr
-    yield "two processes", of_child(home / "two")
+    yield "two processes", of_child(root / "two")
 
     grown = taskgraft.grow(parent(), NEW, 3)
     for method in ("branch", "ewc(images=16)"):
@@ -166,16 +166,16 @@ def digests(home: Path) -> Iterator[tuple[str, str]]:
         yield f"learn {method}", of_values([(name, hashlib.sha256(values[name].numpy().tobytes()).hexdigest())
                                             for name in sorted(values)])  # fmt: skip
 
-    checked = Path(shutil.copytree(new, home / "checked"))
+    checked = Path(shutil.copytree(new, root / "checked"))
     shutil.copyfile(next((new / "train").rglob("*.png")), checked / "train" / "red" / "twin.png")
     (checked / "val" / "red" / "damaged.png").write_bytes(b"\x89PNG no image")
-    found = taskgraft.check(checked, "paint")
-    yield "check", of_values(numbers(found))
-    both = home / "extend 5"
+    result = taskgraft.check(checked, "paint")
+    yield "check", of_values(numbers(result))
+    both = root / "extend 5"
     shares = taskgraft.distribution(both, [new / "train"])
     yield "distribution", of_values([(one.task, one.estimator, one.effective_size, [
         (c.name, c.naive, c.prevalence, c.low, c.high) for c in one.classes]) for one in shares.tasks])  # fmt: skip
-    yield "exports", of_values(exported(both, home / "onnx"))
+    yield "exports", of_values(exported(both, root / "onnx"))
     yield "v2", of_values(asked(both))
 
 
@@ -220,19 +220,19 @@ def test_the_meaning_is_what_it_was(tmp_path: Path) -> None:
     stored = json.loads(FILE.read_text())
     if stored["machine"] != machine():
         pytest.skip(f"the digests are of another machine: {stored['machine']}")
-    found = dict(digests(tmp_path))
-    assert {name: digest for name, digest in found.items() if stored["digests"].get(name) != digest} == {}
-    assert found.keys() == stored["digests"].keys()
+    result = dict(digests(tmp_path))
+    assert {name: digest for name, digest in result.items() if stored["digests"].get(name) != digest} == {}
+    assert result.keys() == stored["digests"].keys()
 
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
-        found = {}
+        result = {}
         for name, digest in digests(Path(folder)):
             print(name, digest[:12], flush=True)
-            found[name] = digest
+            result[name] = digest
     if "--write" in sys.argv:
-        FILE.write_text(json.dumps({"machine": machine(), "digests": found}, indent=1) + "\n")
+        FILE.write_text(json.dumps({"machine": machine(), "digests": result}, indent=1) + "\n")
     else:
         stored = json.loads(FILE.read_text())["digests"]
-        print({name for name in found.keys() | stored.keys() if found.get(name) != stored.get(name)} or "all equal")
+        print({name for name in result.keys() | stored.keys() if result.get(name) != stored.get(name)} or "all equal")

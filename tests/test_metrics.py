@@ -41,13 +41,13 @@ def test_predicted_classes_under_joint_softmax() -> None:
 
 def test_newest_of_three_tasks() -> None:
     logits = {"a": [[1, 0], [9, 0]], "b": [[0, 2], [0, 5]], "c": [[3, 0], [0, 1]]}
-    found = Predictions(
+    result = Predictions(
         dict.fromkeys(logits, ("x", "y")), "joint", ("1", "2"), {},
         {task: np.array(rows, np.float32) for task, rows in logits.items()},
     )  # fmt: skip
-    assert metrics.predicted_classes(found, "a").tolist() == [-1, 0]
-    assert metrics.predicted_classes(found, "b").tolist() == [-1, -1]
-    assert metrics.predicted_classes(found, "c").tolist() == [0, 1]
+    assert metrics.predicted_classes(result, "a").tolist() == [-1, 0]
+    assert metrics.predicted_classes(result, "b").tolist() == [-1, -1]
+    assert metrics.predicted_classes(result, "c").tolist() == [0, 1]
 
 
 def test_confusion_matrix() -> None:
@@ -100,11 +100,11 @@ def test_bootstrap_interval_covers(kind: str) -> None:
         "differences": (lambda: rng.choice([-1.0, 0.0, 1.0], n, p=[0.1, 0.6, 0.3]), 0.2),
         "values": (lambda: rng.normal(3.0, 2.0, n), 3.0),
     }[kind]
-    found = [metrics.bootstrap_interval(draw[0](), seed) for seed in range(rounds)]
-    covered = np.mean([one.low <= draw[1] <= one.high for one in found])
+    result = [metrics.bootstrap_interval(draw[0](), seed) for seed in range(rounds)]
+    covered = np.mean([one.low <= draw[1] <= one.high for one in result])
     assert 0.88 <= covered <= 0.99
-    assert all(one.low <= one.mean <= one.high and one.n == n for one in found)
-    width = np.mean([one.high - one.low for one in found])
+    assert all(one.low <= one.mean <= one.high and one.n == n for one in result)
+    width = np.mean([one.high - one.low for one in result])
     spread = {"shares": 0.458, "differences": 0.6, "values": 2.0}[kind]
     assert width == pytest.approx(2 * 1.96 * spread / math.sqrt(n), rel=0.1)
 
@@ -125,8 +125,8 @@ def test_bootstrap_interval_is_deterministic() -> None:
 def test_bootstrap_draws_every_value(place: int) -> None:
     values = np.full(3, 0.5)
     values[place] = 100.5
-    found = metrics.bootstrap_interval(values)
-    assert (found.low, found.high) == (0.5, 100.5)  # three times the same value: 1 draw of 27, more than 2.5 %
+    result = metrics.bootstrap_interval(values)
+    assert (result.low, result.high) == (0.5, 100.5)  # three times the same value: 1 draw of 27, more than 2.5 %
 
 
 def test_t_interval() -> None:

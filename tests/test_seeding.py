@@ -38,10 +38,10 @@ def test_every_part_of_the_path_counts() -> None:
         (0, 0),
         (0, ""),
     ]
-    found = [seeding.derive(*place) for place in places]
-    assert len(set(found)) == len(places)
-    assert all(0 <= value < 2**63 for value in found)
-    assert found == [seeding.derive(*place) for place in places]
+    result = [seeding.derive(*place) for place in places]
+    assert len(set(result)) == len(places)
+    assert all(0 <= value < 2**63 for value in result)
+    assert result == [seeding.derive(*place) for place in places]
 
 
 def test_generators_are_independent() -> None:
@@ -51,14 +51,14 @@ def test_generators_are_independent() -> None:
 
 
 def test_uniform_does_not_depend_on_chunks() -> None:
-    whole = seeding.uniform(9, np.arange(100)[:, None], np.arange(7))
-    assert whole.shape == (100, 7)
+    full = seeding.uniform(9, np.arange(100)[:, None], np.arange(7))
+    assert full.shape == (100, 7)
     for size in (1, 3, 64):
         parts = [
             seeding.uniform(9, np.arange(s, min(s + size, 100))[:, None], np.arange(7)) for s in range(0, 100, size)
         ]
-        np.testing.assert_array_equal(np.concatenate(parts), whole)
-    assert seeding.uniform(9, 42, 3) == whole[42, 3]
+        np.testing.assert_array_equal(np.concatenate(parts), full)
+    assert seeding.uniform(9, 42, 3) == full[42, 3]
 
 
 def test_uniform_distinguishes_coordinates() -> None:
@@ -75,10 +75,10 @@ def test_keys_have_64_bits() -> None:
 
 @pytest.mark.parametrize("key", [0, 1, 2**63 - 1, seeding.derive(3, "view")])
 def test_uniform_is_uniform(key: int) -> None:
-    found = seeding.uniform(key, np.arange(300)[:, None], np.arange(100))
-    assert found.min() >= 0
-    assert found.max() < 1
-    counts = np.histogram(found, bins=20, range=(0, 1))[0]
+    result = seeding.uniform(key, np.arange(300)[:, None], np.arange(100))
+    assert result.min() >= 0
+    assert result.max() < 1
+    counts = np.histogram(result, bins=20, range=(0, 1))[0]
     assert ((counts - 1500) ** 2 / 1500).sum() < 50  # chi-squared of 19 degrees: beyond 50 once in 10,000 times
-    assert abs(np.corrcoef(found[:-1].ravel(), found[1:].ravel())[0, 1]) < 0.03
-    assert abs(np.corrcoef(found[:, :-1].ravel(), found[:, 1:].ravel())[0, 1]) < 0.03
+    assert abs(np.corrcoef(result[:-1].ravel(), result[1:].ravel())[0, 1]) < 0.03
+    assert abs(np.corrcoef(result[:, :-1].ravel(), result[:, 1:].ravel())[0, 1]) < 0.03

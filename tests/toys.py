@@ -118,7 +118,7 @@ def write_folder(folder: Path, task: Task, count: int, seed: int, size: int = 32
     """Write images as folder/<class>/<n>.png, `count` of them in all."""
     images = make_images(count, task, seed, size)
     for number, (pixels, label) in enumerate(zip(images.pixels, images.labels[task.name].tolist(), strict=True)):
-        home = folder / task.classes[label]
-        home.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels.numpy()).save(home / f"{number}.png")
+        root = folder / task.classes[label]
+        root.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels.numpy()).save(root / f"{number}.png")
     return folder

@@ -22,11 +22,11 @@ def make_frames(task: Task, tracks: Sequence[int], frames: int, seed: int = 11) 
     images = make_images(400, task, seed)
     labels = images.labels[task.name].numpy()
     rng = np.random.default_rng(seed)
-    found = []
+    result = []
     for k in tracks:
         for row in rng.choice(np.flatnonzero(labels == k), frames):
-            found.append(images.pixels[row].numpy().repeat(SIZE // 32, axis=0).repeat(SIZE // 32, axis=1))
-    return found
+            result.append(images.pixels[row].numpy().repeat(SIZE // 32, axis=0).repeat(SIZE // 32, axis=1))
+    return result
 
 
 def write_video(path: Path, frames: Iterable[NDArray[np.uint8]], times: Sequence[float] | None = None) -> Path:

@@ -19,9 +19,9 @@ OUT = ROOT / "requirements.lock"
 
 
 def main() -> None:
-    found = reported()
-    OUT.write_text(written(found), encoding="utf-8")
-    print(f"{OUT.name}: {len(found)} packages")
+    result = reported()
+    OUT.write_text(written(result), encoding="utf-8")
+    print(f"{OUT.name}: {len(result)} packages")
 
 
 def reported() -> list[dict[str, Any]]:
@@ -34,11 +34,11 @@ def reported() -> list[dict[str, Any]]:
         return json.loads(report.read_text(encoding="utf-8"))["install"]
 
 
-def written(found: list[dict[str, Any]]) -> str:
+def written(result: list[dict[str, Any]]) -> str:
     """The lock as text: names, versions and digests, and no place that they come from."""
     made_on = f"{platform.system()} {platform.machine()}, Python {sys.version_info.major}.{sys.version_info.minor}"
     lines = [f"# Made by 'make lock' on {made_on}. Use: pip install --require-hashes --no-deps -r {OUT.name}"]
-    for entry in sorted(found, key=lambda entry: entry["metadata"]["name"].lower()):
+    for entry in sorted(result, key=lambda entry: entry["metadata"]["name"].lower()):
         mark = entry["download_info"]["archive_info"]["hashes"]["sha256"]
         lines += [f"{entry['metadata']['name']}=={entry['metadata']['version']} \\", f"    --hash=sha256:{mark}"]
     return "\n".join(lines) + "\n"

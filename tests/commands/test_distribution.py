@@ -45,8 +45,8 @@ def frames(tmp_path: Path) -> Path:
     return tmp_path / "frames.csv"
 
 
-def shares(found: Distribution) -> dict[str, tuple[float, float, float]]:
-    return {one.name: (one.low, one.prevalence, one.high) for one in found.tasks[0].classes}
+def shares(result: Distribution) -> dict[str, tuple[float, float, float]]:
+    return {one.name: (one.low, one.prevalence, one.high) for one in result.tasks[0].classes}
 
 
 def test_training_leaves_a_card_that_corrects(alice: Path) -> None:
@@ -57,43 +57,43 @@ def test_training_leaves_a_card_that_corrects(alice: Path) -> None:
 
 
 def test_a_video_of_known_tracks_has_their_shares(alice: Path, clip: Path) -> None:
-    found = taskgraft.distribution(alice, [clip], every=0.1, block=1.0)
-    (task,) = found.tasks
+    result = taskgraft.distribution(alice, [clip], every=0.1, block=1.0)
+    (task,) = result.tasks
     assert (task.images, task.units, task.unit) == (120, 12, "block of 1 s")
     for name, expected in zip(OLD.classes, (8 / 12, 3 / 12, 1 / 12), strict=True):
-        low, share, high = shares(found)[name]
+        low, share, high = shares(result)[name]
         assert share == pytest.approx(expected, abs=0.06)
         assert low <= expected <= high
         assert high - low > 0.1  # of 12 tracks, not of 120 frames
     assert 6 < task.effective_size < 30
-    assert "frames are counted, not vehicles" in found.notes[0]
-    assert found.unreadable == 0
+    assert "frames are counted, not vehicles" in result.notes[0]
+    assert result.unreadable == 0
 
 
 def test_a_video_cut_in_the_middle_keeps_what_was_read_and_says_so(alice: Path, clip: Path, tmp_path: Path) -> None:
-    said: list[str] = []
+    messages: list[str] = []
     half = truncate(clip, 0.5, tmp_path / "half.mp4")
-    found = taskgraft.distribution(alice, [half], every=0.1, block=1.0, callbacks=Callbacks(info=said.append))
-    (task,) = found.tasks
+    result = taskgraft.distribution(alice, [half], every=0.1, block=1.0, callbacks=Callbacks(info=messages.append))
+    (task,) = result.tasks
     assert 40 <= task.images <= 80
-    assert found.unreadable == 1
-    assert any("half.mp4: " in line and "cut off at" in line for line in said)
+    assert result.unreadable == 1
+    assert any("half.mp4: " in line and "cut off at" in line for line in messages)
     seen = TRACKS[: task.units]
-    assert shares(found)["round"][1] == pytest.approx(seen.count(0) / len(seen), abs=0.12)
-    said.clear()
-    rows = list(taskgraft.predict_files(alice, [half], every=0.5, callbacks=Callbacks(info=said.append)))
-    assert any("cut off at" in line for line in said)
+    assert shares(result)["round"][1] == pytest.approx(seen.count(0) / len(seen), abs=0.12)
+    messages.clear()
+    rows = list(taskgraft.predict_files(alice, [half], every=0.5, callbacks=Callbacks(info=messages.append)))
+    assert any("cut off at" in line for line in messages)
     assert "tasks" in rows[0]
     assert "cut off at" in rows[-1]["error"]
 
 
 def test_a_track_column_counts_vehicles(alice: Path, frames: Path) -> None:
-    found = taskgraft.distribution(alice, [frames])
-    assert (found.tasks[0].unit, found.tasks[0].units, found.tasks[0].images) == ("track", 11, 60)
-    low, share, high = shares(found)["square"]
+    result = taskgraft.distribution(alice, [frames])
+    assert (result.tasks[0].unit, result.tasks[0].units, result.tasks[0].images) == ("track", 11, 60)
+    low, share, high = shares(result)["square"]
     assert share == pytest.approx(10 / 11, abs=0.06)
     assert low <= 10 / 11 <= high
-    assert found.notes == ()
+    assert result.notes == ()
     plain = frames.with_name("plain.csv")
     plain.write_text("\n".join(line.split(",")[0] for line in frames.read_text().splitlines()))
     assert shares(taskgraft.distribution(alice, [plain]))["square"][1] == pytest.approx(1 / 3, abs=0.06)
@@ -103,22 +103,22 @@ def test_numbered_frames_without_tracks_are_noticed(alice: Path, tmp_path: Path,
     file = next((old_folder / "val").rglob("*.png"))
     for number in range(30):
         (tmp_path / f"frame_{number:04d}.png").write_bytes(file.read_bytes())
-    found = taskgraft.distribution(alice, [tmp_path])
-    assert "the number after that of the image before" in found.notes[0]
+    result = taskgraft.distribution(alice, [tmp_path])
+    assert "the number after that of the image before" in result.notes[0]
     assert taskgraft.distribution(alice, [old_folder / "val"]).notes == ()
 
 
 def test_the_folder_holds_page_figure_and_numbers(alice: Path, old_folder: Path, tmp_path: Path) -> None:
-    found = taskgraft.distribution(alice, [old_folder / "val"], out=tmp_path / "shares")
-    assert json.loads((tmp_path / "shares/distribution.json").read_text()) == json.loads(found.model_dump_json())
-    with Image.open(tmp_path / "shares/distribution.png") as picture:
-        assert picture.size[0] > 1000
+    result = taskgraft.distribution(alice, [old_folder / "val"], out=tmp_path / "shares")
+    assert json.loads((tmp_path / "shares/distribution.json").read_text()) == json.loads(result.model_dump_json())
+    with Image.open(tmp_path / "shares/distribution.png") as image_path:
+        assert image_path.size[0] > 1000
     page = (tmp_path / "shares/distribution.html").read_text()
     assert "Prevalence of shape" in page
     assert 'src="http' not in page
-    lines = report.format_distribution(found)
+    lines = report.format_distribution(result)
     assert [line for line in lines if line.startswith("  round ")]
-    for name, (_, share, _) in shares(found).items():
+    for name, (_, share, _) in shares(result).items():
         assert share == pytest.approx(1 / 3, abs=0.08), name
 
 
@@ -154,13 +154,13 @@ def test_wrong_words_are_refused_in_one_line(
     monkeypatch.setattr(sys, "argv", ["taskgraft", "distribution", str(alice), str(old_folder / "val"), *words])
     with pytest.raises(SystemExit) as end:
         main()
-    told = capsys.readouterr()
-    assert (end.value.code, told.out, len(told.err.splitlines())) == (2, "", 1)
-    assert reason in told.err
+    output = capsys.readouterr()
+    assert (end.value.code, output.out, len(output.err.splitlines())) == (2, "", 1)
+    assert reason in output.err
 
 
 def test_nothing_readable_is_not_a_share_of_nothing(alice: Path, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"no image")
-    with pytest.raises(TaskgraftError, match="could be read") as told:
+    with pytest.raises(TaskgraftError, match="could be read") as error:
         job.distribution(alice, [tmp_path])
-    assert told.value.exit_code == 1
+    assert error.value.exit_code == 1

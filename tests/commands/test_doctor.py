@@ -21,17 +21,17 @@ WHOLE = {"stage": "done", "torch": "2.14.1", "cuda": "13.0", "gpus": [], "torchv
 
 
 def only(findings: tuple[Finding, ...]) -> Finding:
-    (found,) = findings
-    return found
+    (result,) = findings
+    return result
 
 
 def test_the_pair_that_does_not_fit_is_named_with_the_remedy() -> None:
     facts = {"stage": "torchvision", "torch": "2.13.0+cpu", "cuda": None, "gpus": []}
-    found, gpu = doctor.check_imports(facts, 1, MISFIT, has_driver=False)
-    assert found.status == "error"
-    assert "torch 2.13.0+cpu and the installed torchvision do not match" in found.value
-    assert "operator torchvision::nms does not exist" in found.value
-    assert "pip install --force-reinstall torch torchvision" in found.remedy
+    result, gpu = doctor.check_imports(facts, 1, MISFIT, has_driver=False)
+    assert result.status == "error"
+    assert "torch 2.13.0+cpu and the installed torchvision do not match" in result.value
+    assert "operator torchvision::nms does not exist" in result.value
+    assert "pip install --force-reinstall torch torchvision" in result.remedy
     assert gpu.status == "ok"
 
 
@@ -45,10 +45,10 @@ def test_the_pair_that_does_not_fit_is_named_with_the_remedy() -> None:
     ],
 )
 def test_what_does_not_import_is_an_error(stage: str, code: int, stderr: str, remedy: str) -> None:
-    found = doctor.check_imports({"stage": stage, "torch": "2.14.1"}, code, stderr, has_driver=False)[0]
-    assert found.status == "error"
-    assert remedy in found.remedy
-    assert (stderr or f"ended with code {code}") in found.value
+    result = doctor.check_imports({"stage": stage, "torch": "2.14.1"}, code, stderr, has_driver=False)[0]
+    assert result.status == "error"
+    assert remedy in result.remedy
+    assert (stderr or f"ended with code {code}") in result.value
 
 
 def test_gpus() -> None:
@@ -124,7 +124,7 @@ def test_a_torchvision_that_does_not_import(tmp_path: Path) -> None:
         env={**os.environ, "PYTHONPATH": f"{tmp_path / 'fake'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"},
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (1, "")
-    found = json.loads(done.stdout)
-    assert found["failed"]
-    assert {"Python", "torch", "GPU", "cache", "extra serve", "FFmpeg"} <= {one["name"] for one in found["findings"]}
-    assert any("torchvision::nms" in one["value"] and one["remedy"] for one in found["findings"])
+    result = json.loads(done.stdout)
+    assert result["failed"]
+    assert {"Python", "torch", "GPU", "cache", "extra serve", "FFmpeg"} <= {one["name"] for one in result["findings"]}
+    assert any("torchvision::nms" in one["value"] and one["remedy"] for one in result["findings"])

@@ -205,8 +205,8 @@ def test_the_command_keeps_stdout_clean(
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(given.encode())))
         with pytest.raises(SystemExit) as end:
             main()
-        told = capsys.readouterr()
-        return int(end.value.code or 0), told.out, told.err
+        captured = capsys.readouterr()
+        return int(end.value.code or 0), captured.out, captured.err
 
     names = [str(folder / "round" / name) for name in ("0.png", "5.png")]
     code, out, err = command("predict", model, "-", given="\n".join(names) + "\n")

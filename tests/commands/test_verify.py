@@ -25,10 +25,10 @@ def bundle(plain: Path, tmp_path: Path) -> Path:
 
 def test_a_bundle_is_what_it_was(bundle: Path, branched: Path, alice: Path) -> None:
     for model in (bundle, branched, alice):
-        found = verify(model)
-        assert found["intact"], found["lines"]
-        assert found["results"] == []
-        assert all(part["same"] and part["equal_predictions"] == 1 for part in found["predictions"])
+        result = verify(model)
+        assert result["intact"], result["lines"]
+        assert result["results"] == []
+        assert all(part["same"] and part["equal_predictions"] == 1 for part in result["predictions"])
     assert [part["set"] for part in verify(bundle)["predictions"]] == ["new", "old"]
 
 
@@ -64,12 +64,12 @@ def other_result(folder: Path) -> None:
 )
 def test_what_has_changed_is_named(bundle: Path, change: Callable[[Path], object], line: str) -> None:
     change(bundle)
-    found = verify(bundle)
-    assert not found["intact"]
-    assert f"  {line}" in found["lines"]
-    assert found["lines"][-1].startswith("CHANGED: ")
-    assert bool(found["results"]) == (change is other_result)
-    assert all(part["same"] for part in found["predictions"]) == (change is not other_weights)
+    result = verify(bundle)
+    assert not result["intact"]
+    assert f"  {line}" in result["lines"]
+    assert result["lines"][-1].startswith("CHANGED: ")
+    assert bool(result["results"]) == (change is other_result)
+    assert all(part["same"] for part in result["predictions"]) == (change is not other_weights)
 
 
 def test_predictions_that_are_not_the_models(bundle: Path) -> None:
@@ -78,19 +78,19 @@ def test_predictions_that_are_not_the_models(bundle: Path) -> None:
     arrays["new|logits|paint"] = arrays["new|logits|paint"] + 1
     np.savez(bundle / "predictions.npz", **arrays)  # pyright: ignore[reportArgumentType]
     digests.write(bundle, digests.read(bundle).inputs)  # as a careful forger would
-    found = verify(bundle)
-    assert found["files"]["changed"] == ()
-    assert [part["same"] for part in found["predictions"]] == [False, True]
-    assert not found["intact"]
+    result = verify(bundle)
+    assert result["files"]["changed"] == ()
+    assert [part["same"] for part in result["predictions"]] == [False, True]
+    assert not result["intact"]
 
 
 def test_pictures_that_have_moved_or_changed(bundle: Path, new_folder: Path, tmp_path: Path) -> None:
     moved = Path(shutil.copytree(new_folder, tmp_path / "moved"))
     assert verify(bundle, moved)["intact"]
     next((moved / "val" / "red").iterdir()).unlink()
-    found = verify(bundle, moved)
-    assert found["predictions"][0]["reason"] == "these are not the images of the record"
-    assert not found["intact"]
+    result = verify(bundle, moved)
+    assert result["predictions"][0]["reason"] == "these are not the images of the record"
+    assert not result["intact"]
     away = verify(bundle, tmp_path / "nowhere")
     assert away["predictions"][0]["same"] is None
     assert away["intact"]  # files and numbers are, and the line says what was not compared

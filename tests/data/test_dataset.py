@@ -44,30 +44,30 @@ def flat(path: Path, value: int) -> None:
 
 def test_classes_go_by_name_in_every_split(tmp_path: Path) -> None:
     root = split(tmp_path)
-    for picture in (root / "val" / "blue").iterdir():  # the first class is missing in val: numbers would shift
-        picture.unlink()
+    for image_path in (root / "val" / "blue").iterdir():  # the first class is missing in val: numbers would shift
+        image_path.unlink()
     (root / "val" / "blue").rmdir()
-    found = opened(root)
-    assert found.tasks == (Task("paint", ("blue", "green", "grey", "red")),)
-    assert found.train is not None
-    assert found.val is not None
-    for images in (found.train, found.val):
+    result = opened(root)
+    assert result.tasks == (Task("paint", ("blue", "green", "grey", "red")),)
+    assert result.train is not None
+    assert result.val is not None
+    for images in (result.train, result.val):
         names = [name.split("/")[1] for name in images.names]
-        assert [found.tasks[0].classes[label] for label in images.labels["paint"].tolist()] == names
-    assert count_classes(found.val, found.tasks[0]) == {"blue": 0, "green": 2, "grey": 2, "red": 2}
-    assert (found.test, found.layout) == (None, "folders train, val")
-    assert found.train.pixels.shape == (16, 16, 16, 3)
-    assert found.train.mean == WANTED.mean
+        assert [result.tasks[0].classes[label] for label in images.labels["paint"].tolist()] == names
+    assert count_classes(result.val, result.tasks[0]) == {"blue": 0, "green": 2, "grey": 2, "red": 2}
+    assert (result.test, result.layout) == (None, "folders train, val")
+    assert result.train.pixels.shape == (16, 16, 16, 3)
+    assert result.train.mean == WANTED.mean
 
 
 def test_the_pixels_are_those_of_the_named_file(tmp_path: Path) -> None:
     for label, values in (("a", (10, 20, 30, 40, 50)), ("b", (110, 120, 130, 140, 150))):
         for value in values:
             flat(tmp_path / label / f"{value}.png", value)
-    found = opened(tmp_path, "x")
+    result = opened(tmp_path, "x")
     cached = [opened(tmp_path, "x", cache_folder=tmp_path / ".cache", seed=seed) for seed in (0, 0, 1)]
     assert [part.decoded for part in cached] == [10, 0, 0]
-    for images in (part for each in (found, *cached) for part in (each.train, each.val)):
+    for images in (part for each in (result, *cached) for part in (each.train, each.val)):
         assert images is not None
         assert len(images.pixels) == len(images.names)
         for name, pixels in zip(images.names, images.pixels, strict=True):
@@ -75,27 +75,27 @@ def test_the_pixels_are_those_of_the_named_file(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_splits_is_split_by_content(tmp_path: Path) -> None:
-    found = opened(write_folder(tmp_path, NEW, 40, 1, size=16))
-    assert found.train is not None
-    assert found.val is not None
-    assert count_classes(found.val, found.tasks[0]) == dict.fromkeys(("blue", "green", "grey", "red"), 2)
-    assert not set(found.train.names) & set(found.val.names)
+    result = opened(write_folder(tmp_path, NEW, 40, 1, size=16))
+    assert result.train is not None
+    assert result.val is not None
+    assert count_classes(result.val, result.tasks[0]) == dict.fromkeys(("blue", "green", "grey", "red"), 2)
+    assert not set(result.train.names) & set(result.val.names)
     again = opened(tmp_path)
     assert again.val is not None
-    assert again.val.names == found.val.names
+    assert again.val.names == result.val.names
     other = opened(tmp_path, seed=1).val
     assert other is not None
-    assert other.names != found.val.names
+    assert other.names != result.val.names
 
 
 def test_a_train_folder_alone_gives_some_to_validation(tmp_path: Path) -> None:
     write_folder(tmp_path / "train", NEW, 40, 1, size=16)
     write_folder(tmp_path / "test", NEW, 8, 2, size=16)
-    found = opened(tmp_path)
-    assert found.val is not None
-    assert found.test is not None
-    assert all(name.startswith("train/") for name in found.val.names)
-    assert len(found.test.pixels) == 8
+    result = opened(tmp_path)
+    assert result.val is not None
+    assert result.test is not None
+    assert all(name.startswith("train/") for name in result.val.names)
+    assert len(result.test.pixels) == 8
 
 
 def test_an_unknown_class_in_val_is_refused_with_the_nearest(tmp_path: Path) -> None:
@@ -109,20 +109,20 @@ def test_an_unknown_class_in_val_is_refused_with_the_nearest(tmp_path: Path) -> 
 
 def test_given_classes_fix_numbers_and_names(tmp_path: Path) -> None:
     write_folder(tmp_path, OLD, 6, 1, size=16)
-    found = opened(tmp_path, "shape", classes=("thin", "round", "square", "flat"), as_split="val")
-    assert found.train is None
-    assert found.val is not None
-    assert found.tasks[0].classes == ("thin", "round", "square", "flat")
-    assert sorted(found.val.labels["shape"].tolist()) == [0, 0, 1, 1, 2, 2]
+    result = opened(tmp_path, "shape", classes=("thin", "round", "square", "flat"), as_split="val")
+    assert result.train is None
+    assert result.val is not None
+    assert result.tasks[0].classes == ("thin", "round", "square", "flat")
+    assert sorted(result.val.labels["shape"].tolist()) == [0, 0, 1, 1, 2, 2]
     with pytest.raises(TaskgraftError, match="val has the class 'thin', which the model lacks; did you mean 'thing'"):
         opened(tmp_path, "shape", classes=("thing", "round", "square"), as_split="val")
 
 
 def test_whole_takes_the_split_of_that_name_alone(tmp_path: Path) -> None:
-    found = opened(split(tmp_path), classes=NEW.classes, as_split="val")
-    assert found.val is not None
-    assert len(found.val.pixels) == 8
-    assert all(name.startswith("val/") for name in found.val.names)
+    result = opened(split(tmp_path), classes=NEW.classes, as_split="val")
+    assert result.val is not None
+    assert len(result.val.pixels) == 8
+    assert all(name.startswith("val/") for name in result.val.names)
 
 
 def test_one_class_is_refused(tmp_path: Path) -> None:
@@ -152,8 +152,8 @@ def alike(one: Dataset, two: Dataset) -> bool:
 @pytest.mark.parametrize("given", [True, False])
 def test_a_second_start_opens_no_picture(tmp_path: Path, given: bool, opened_files: OpenedFiles) -> None:
     root = split(tmp_path / "data", train=40) if given else write_folder(tmp_path / "data", NEW, 40, 1, size=16)
-    picture = next(root.rglob("7.png"))
-    picture.write_text("no image")
+    image_path = next(root.rglob("7.png"))
+    image_path.write_text("no image")
     home = tmp_path / "cache"
     with opened_files(root) as read:
         first = opened(root, cache_folder=home)
@@ -174,21 +174,21 @@ def test_a_second_start_opens_no_picture(tmp_path: Path, given: bool, opened_fil
 def test_a_change_is_seen_and_costs_one_file(tmp_path: Path, keep_time: bool, opened_files: OpenedFiles) -> None:
     root, home = split(tmp_path / "data"), tmp_path / "cache"
     first = opened(root, cache_folder=home)
-    picture = root / "train" / "red" / "0.png"
-    before, size = picture.stat(), len(picture.read_bytes())
-    flat(picture, 9)
-    picture.write_bytes(picture.read_bytes().ljust(size, b"\0"))  # same size
+    image_path = root / "train" / "red" / "0.png"
+    before, size = image_path.stat(), len(image_path.read_bytes())
+    flat(image_path, 9)
+    image_path.write_bytes(image_path.read_bytes().ljust(size, b"\0"))  # same size
     if keep_time:
-        os.utime(picture, ns=(before.st_atime_ns, before.st_mtime_ns))
+        os.utime(image_path, ns=(before.st_atime_ns, before.st_mtime_ns))
     with opened_files(root) as read:
         second = opened(root, cache_folder=home)
-    assert (second.decoded, read) == (1, [str(picture)])
+    assert (second.decoded, read) == (1, [str(image_path)])
     assert second.fingerprint != first.fingerprint
     assert alike(second, opened(root))
     flat(root / "val" / "red" / "new.png", 11)
     third = opened(root, cache_folder=home)
     assert (third.decoded, third.val is not None and len(third.val.names)) == (1, 9)
-    picture.unlink()
+    image_path.unlink()
     fourth = opened(root, cache_folder=home)
     assert fourth.decoded == 0
     assert alike(fourth, opened(root))
@@ -212,8 +212,8 @@ def test_where_the_system_tells_no_time_of_change_everything_is_read(
     root = split(tmp_path / "data")
     for _ in range(2):
         with opened_files(root) as read:
-            found = opened(root, cache_folder=tmp_path / "cache")
-    assert (found.decoded, len(read)) == (0, 24)
+            result = opened(root, cache_folder=tmp_path / "cache")
+    assert (result.decoded, len(read)) == (0, 24)
 
 
 def test_a_folder_that_was_moved_with_its_pictures_is_seen(tmp_path: Path) -> None:
@@ -250,11 +250,11 @@ def test_no_set_is_copied_into_memory(tmp_path: Path) -> None:
     root = write_folder(tmp_path / "data", NEW, 40, 1, size=16)
     (root / "red" / "0.png").write_text("no image")
     for _ in range(2):
-        found = opened(root, cache_folder=tmp_path / "cache")
-        assert found.train is not None
-        assert found.val is not None
-        start, size = found.train.pixels.data_ptr(), found.train.pixels.nbytes
-        assert found.val.pixels.data_ptr() == start + size  # neighbours in one mapping
+        result = opened(root, cache_folder=tmp_path / "cache")
+        assert result.train is not None
+        assert result.val is not None
+        start, size = result.train.pixels.data_ptr(), result.train.pixels.nbytes
+        assert result.val.pixels.data_ptr() == start + size  # neighbours in one mapping
         with Path("/proc/self/maps").open() as file:
             maps = [line.split() for line in file if line.rstrip().endswith(".u8")]
         assert any(int(low, 16) <= start < int(high, 16) for low, high in (line[0].split("-") for line in maps))
@@ -264,22 +264,22 @@ def test_no_set_is_copied_into_memory(tmp_path: Path) -> None:
 def test_a_few_unreadable_pictures_are_excluded_with_reasons_and_many_stop(tmp_path: Path) -> None:
     root = split(tmp_path / "data", train=32, val=8)
     broken = sorted((root / "train" / "red").iterdir())
-    for picture in broken[:2]:  # exactly 5 % of 40
-        picture.write_text("no image")
-    found = opened(root, cache_folder=tmp_path / "cache")
-    assert found.train is not None
-    assert len(found.train.pixels) == 30
-    assert [path for path, _ in found.excluded] == [f"train/red/{picture.name}" for picture in broken[:2]]
-    assert all("not an image" in reason for _, reason in found.excluded)
-    assert (found.decoded, opened(root, cache_folder=tmp_path / "cache").decoded) == (40, 0)
-    write_split_lists(tmp_path / "out", found)
+    for image_path in broken[:2]:  # exactly 5 % of 40
+        image_path.write_text("no image")
+    result = opened(root, cache_folder=tmp_path / "cache")
+    assert result.train is not None
+    assert len(result.train.pixels) == 30
+    assert [path for path, _ in result.excluded] == [f"train/red/{image_path.name}" for image_path in broken[:2]]
+    assert all("not an image" in reason for _, reason in result.excluded)
+    assert (result.decoded, opened(root, cache_folder=tmp_path / "cache").decoded) == (40, 0)
+    write_split_lists(tmp_path / "out", result)
     with (tmp_path / "out" / "excluded.csv").open(newline="") as file:
-        assert [tuple(row) for row in csv.reader(file)] == [("path", "reason"), *found.excluded]
+        assert [tuple(row) for row in csv.reader(file)] == [("path", "reason"), *result.excluded]
     with (tmp_path / "out" / "split.csv").open(newline="") as file:
         rows = [tuple(row) for row in csv.reader(file)]
     assert rows[0] == ("path", "split")
-    assert found.val is not None
-    assert sorted(rows[1:]) == sorted((name, name.split("/")[0]) for name in [*found.train.names, *found.val.names])
+    assert result.val is not None
+    assert sorted(rows[1:]) == sorted((name, name.split("/")[0]) for name in [*result.train.names, *result.val.names])
     broken[2].write_text("no image")
     with pytest.raises(TaskgraftError, match=r"3 of 40 images cannot be used, first 'train/red/.*\(not an image"):
         opened(root)
@@ -300,8 +300,8 @@ def test_the_fingerprint_is_of_contents_labels_and_splits(tmp_path: Path) -> Non
     root = split(tmp_path / "one")
     before = opened(root).fingerprint
     assert opened(split(tmp_path / "two")).fingerprint == before  # the place does not matter
-    picture = next((root / "train" / "red").iterdir())
-    moved = picture.rename(root / "train" / "green" / "moved.png")
+    image_path = next((root / "train" / "red").iterdir())
+    moved = image_path.rename(root / "train" / "green" / "moved.png")
     relabeled = opened(root).fingerprint
     moved.rename(root / "val" / "red" / "moved.png")
     elsewhere = opened(root).fingerprint
@@ -316,8 +316,8 @@ def test_a_table_with_two_tasks_labels_both(tmp_path: Path) -> None:
         shape = OLD.classes[number % 3] if number % 2 else ""
         lines.append(f"{number}.png,{'val' if number > 8 else 'train'},{NEW.classes[number % 2]},{shape}")
     (tmp_path / "t.csv").write_text("\n".join(lines) + "\n")
-    found = opened(tmp_path / "t.csv", others=(OLD, Task("other", ("x", "y"))))
-    assert [task.name for task in found.tasks] == ["paint", "shape"]
-    assert found.train is not None
-    assert found.train.labels["shape"].tolist() == [-1, 1, -1, 0, -1, 2, -1, 1, -1]
-    assert torch.equal(found.train.labels["paint"], (torch.arange(9) % 2 == 0).long())  # green is before red
+    result = opened(tmp_path / "t.csv", others=(OLD, Task("other", ("x", "y"))))
+    assert [task.name for task in result.tasks] == ["paint", "shape"]
+    assert result.train is not None
+    assert result.train.labels["shape"].tolist() == [-1, 1, -1, 0, -1, 2, -1, 1, -1]
+    assert torch.equal(result.train.labels["paint"], (torch.arange(9) % 2 == 0).long())  # green is before red

@@ -33,19 +33,19 @@ def saved(path: Path, image: Image.Image, **options: object) -> Path:
 
 
 def pixels(path: Path, expected: Preprocessing = AS_IS) -> Array:
-    found = decode.decode_file(path, expected)
-    assert found.reason is None
-    assert found.pixels is not None
-    assert (found.pixels.shape, found.pixels.dtype) == ((expected.size, expected.size, 3), np.uint8)
-    return found.pixels
+    result = decode.decode_file(path, expected)
+    assert result.reason is None
+    assert result.pixels is not None
+    assert (result.pixels.shape, result.pixels.dtype) == ((expected.size, expected.size, 3), np.uint8)
+    return result.pixels
 
 
 def reason(path: Path) -> str:
-    found = decode.decode_file(path, AS_IS)
-    assert found.pixels is None
-    assert found.reason is not None
-    assert decode.decode_file(path, None).reason == found.reason  # only checking gives the same answer
-    return found.reason
+    result = decode.decode_file(path, AS_IS)
+    assert result.pixels is None
+    assert result.reason is not None
+    assert decode.decode_file(path, None).reason == result.reason  # only checking gives the same answer
+    return result.reason
 
 
 def png_header(width: int, height: int) -> bytes:
@@ -118,19 +118,19 @@ def test_sixteen_bits_are_scaled_and_not_clipped(tmp_path: Path) -> None:
     gradient = np.linspace(0, 65535, 256).round().astype(np.uint16).reshape(16, 16)
     image = Image.fromarray(gradient)
     assert image.mode == "I;16"
-    found = pixels(saved(tmp_path / "x.png", image))
-    np.testing.assert_array_equal(found[..., 0], np.arange(256).reshape(16, 16))
-    assert (found == found[..., :1]).all()
+    result = pixels(saved(tmp_path / "x.png", image))
+    np.testing.assert_array_equal(result[..., 0], np.arange(256).reshape(16, 16))
+    assert (result == result[..., :1]).all()
 
 
 def test_transparency_is_laid_on_white(tmp_path: Path) -> None:
     image = np.zeros((16, 16, 4), np.uint8)
     image[:8] = (10, 20, 30, 255)
     image[8:12] = (0, 0, 0, 128)
-    found = pixels(saved(tmp_path / "x.png", Image.fromarray(image)))
-    assert (found[:8] == (10, 20, 30)).all()
-    assert (abs(found[8:12].astype(int) - 127) <= 1).all()
-    assert (found[12:] == 255).all()
+    result = pixels(saved(tmp_path / "x.png", Image.fromarray(image)))
+    assert (result[:8] == (10, 20, 30)).all()
+    assert (abs(result[8:12].astype(int) - 127) <= 1).all()
+    assert (result[12:] == 255).all()
 
 
 @pytest.mark.parametrize("transparency", [1, b"\xff\x00\xff"])
@@ -138,8 +138,8 @@ def test_a_palette_with_transparency(tmp_path: Path, transparency: int | bytes) 
     image = Image.fromarray(np.repeat(np.array([0, 1, 2, 2], np.uint8), 64).reshape(16, 16)).copy()
     image.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255] + [0] * 759)
     path = saved(tmp_path / "x.png", image, transparency=transparency)
-    found = pixels(path)[::4, 0]
-    assert found.tolist() == [[255, 0, 0], [255, 255, 255], [0, 0, 255], [0, 0, 255]]
+    result = pixels(path)[::4, 0]
+    assert result.tolist() == [[255, 0, 0], [255, 255, 255], [0, 0, 255], [0, 0, 255]]
 
 
 def test_one_bit_and_gray(tmp_path: Path) -> None:
@@ -210,10 +210,10 @@ def photograph(side: int, orientation: int = 1) -> bytes:
         np.full((side, side, 3), 128.0),
     )
     image[: side // 3] = (200, 60, 30)
-    exif, found = Image.Exif(), io.BytesIO()
+    exif, result = Image.Exif(), io.BytesIO()
     exif[0x0112] = orientation
-    Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(found, "JPEG", quality=92, exif=exif)
-    return found.getvalue()
+    Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(result, "JPEG", quality=92, exif=exif)
+    return result.getvalue()
 
 
 @pytest.mark.parametrize("crop", ["squash", "center", "border"])
@@ -235,9 +235,9 @@ def test_a_large_jpeg_is_decoded_at_a_reduced_scale_and_looks_the_same(
 
 def test_a_jpeg_that_is_not_far_larger_than_wanted_is_decoded_in_full(monkeypatch: pytest.MonkeyPatch) -> None:
     expected, blob = Preprocessing(48, "squash", 0.875, "bilinear"), photograph(300)  # half of it is less than 4 x 48
-    found = decode.decode_bytes(blob, expected).pixels
+    result = decode.decode_bytes(blob, expected).pixels
     monkeypatch.setattr(decode, "OVERSAMPLING", 10**6)
-    np.testing.assert_array_equal(found, decode.decode_bytes(blob, expected).pixels)
+    np.testing.assert_array_equal(result, decode.decode_bytes(blob, expected).pixels)
 
 
 def test_a_truncated_large_jpeg_is_refused_at_any_scale(tmp_path: Path) -> None:
@@ -250,6 +250,6 @@ def test_what_would_be_blown_up_is_refused() -> None:
     """A model's own preprocessing may ask for more pixels than any image has."""
     file = io.BytesIO()
     Image.new("RGB", (4, 400)).save(file, "PNG")
-    found = decode.decode_bytes(file.getvalue(), Preprocessing(4096, "center", 1.0, "bilinear"))
-    assert found.pixels is None
-    assert found.reason == "4x400 would be resized to 4096x409600: more than 89478485 pixels"
+    result = decode.decode_bytes(file.getvalue(), Preprocessing(4096, "center", 1.0, "bilinear"))
+    assert result.pixels is None
+    assert result.reason == "4x400 would be resized to 4096x409600: more than 89478485 pixels"

@@ -70,19 +70,19 @@ def test_an_unknown_name_is_answered_with_the_right_ones(make, paint, camera, ne
 def test_a_folder_has_the_asked_number_of_pictures_of_each_class(tmp_path, label, classes):
     folder = write_cars(tmp_path / "cars", label=label, train=2, val=1, seed=0, size=32)
     for split, count in (("train", 2), ("val", 1)):
-        found = {path.name: len(list(path.glob("*.png"))) for path in (folder / split).iterdir()}
-        assert found == dict.fromkeys(classes, count)
-    pictures = [picture for name, picture in contents(folder).items() if name.endswith(".png")]
-    assert len(set(pictures)) == 3 * len(classes)
-    with Image.open(next(folder.rglob("*.png"))) as picture:
-        assert (picture.size, picture.mode) == ((32, 32), "RGB")
+        result = {path.name: len(list(path.glob("*.png"))) for path in (folder / split).iterdir()}
+        assert result == dict.fromkeys(classes, count)
+    images = [image for name, image in contents(folder).items() if name.endswith(".png")]
+    assert len(set(images)) == 3 * len(classes)
+    with Image.open(next(folder.rglob("*.png"))) as image:
+        assert (image.size, image.mode) == ((32, 32), "RGB")
     assert json.loads((folder / ".drawn.json").read_text())["synthetic"] is True
 
 
 def test_the_other_attribute_is_independent_of_the_label(tmp_path):
     folder = write_cars(tmp_path / "cars", label="make", train=40, val=0, seed=1, size=16)
-    whole = np.stack([np.asarray(Image.open(path)) for path in folder.rglob("*.png")])
-    assert whole.reshape(len(whole), -1).std(0).min() > 10  # no pixel gives a class away by being constant
+    full = np.stack([np.asarray(Image.open(path)) for path in folder.rglob("*.png")])
+    assert full.reshape(len(full), -1).std(0).min() > 10  # no pixel gives a class away by being constant
 
 
 def test_writing_again_changes_nothing_and_draws_what_is_missing(tmp_path):

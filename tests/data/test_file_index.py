@@ -38,12 +38,12 @@ def test_columns_come_back_and_the_file_cannot_be_written_through_them(tmp_path:
     path, table = tmp_path / "x", {"a": torch.arange(5), "b": torch.zeros(0, 3), "c": torch.tensor([True, False])}
     file_index.save_columns(path, table, {"one": [1, None, "é"]})
     for _ in range(2):
-        found = file_index.load_columns(path)
-        assert found is not None
-        assert found[1] == {"one": [1, None, "é"]}
-        assert found[0].keys() == table.keys()
-        assert all(torch.equal(found[0][name], value) for name, value in table.items())
-        found[0]["a"].zero_()
+        result = file_index.load_columns(path)
+        assert result is not None
+        assert result[1] == {"one": [1, None, "é"]}
+        assert result[0].keys() == table.keys()
+        assert all(torch.equal(result[0][name], value) for name, value in table.items())
+        result[0]["a"].zero_()
 
 
 @pytest.mark.parametrize("keep", [0.0, 0.5, 0.99])

@@ -29,8 +29,8 @@ def root(tmp_path: Path) -> Path:
     return tmp_path / "cars"
 
 
-def kept(found: MergedClasses) -> dict[str, int]:
-    labels = [entry.labels["make"] for entry in found.entries]
+def kept(result: MergedClasses) -> dict[str, int]:
+    labels = [entry.labels["make"] for entry in result.entries]
     return {label: labels.count(label) for label in sorted(set(labels))}
 
 
@@ -39,9 +39,9 @@ def listing(root: Path) -> Listing:
 
 
 def test_classes_merge_by_the_groups_of_a_pattern(root: Path) -> None:
-    found = merge_classes(listing(root).entries, "make", r"^([^_]+)_", 0)
-    assert kept(found) == {"ford": 6, "vw": 4}
-    assert found.renamed == {label: None if label == "van" else label.split("_")[0] for label in SIZES}
+    result = merge_classes(listing(root).entries, "make", r"^([^_]+)_", 0)
+    assert kept(result) == {"ford": 6, "vw": 4}
+    assert result.renamed == {label: None if label == "van" else label.split("_")[0] for label in SIZES}
     two = merge_classes(listing(root).entries, "make", r"^([^_]+)_([^_]+)_", 0)
     assert kept(two) == {"ford_focus": 5, "ford_ka": 1, "vw_golf": 4}
     assert kept(merge_classes(listing(root).entries, "make", r"^[a-z]+", 0)) == {"ford": 6, "van": 2, "vw": 4}
@@ -49,10 +49,10 @@ def test_classes_merge_by_the_groups_of_a_pattern(root: Path) -> None:
 
 
 def test_small_classes_are_dropped_after_merging(root: Path) -> None:
-    found = merge_classes(listing(root).entries, "make", r"^([^_]+)_([^_]+)_", 4)
-    assert kept(found) == {"ford_focus": 5, "vw_golf": 4}
-    assert found.dropped == {"ford_ka": 1}
-    assert found.renamed["ford_ka_1999"] is None
+    result = merge_classes(listing(root).entries, "make", r"^([^_]+)_([^_]+)_", 4)
+    assert kept(result) == {"ford_focus": 5, "vw_golf": 4}
+    assert result.dropped == {"ford_ka": 1}
+    assert result.renamed["ford_ka_1999"] is None
 
 
 def test_only_training_pictures_count_where_there_is_a_split(root: Path) -> None:
@@ -82,11 +82,11 @@ def test_the_table_can_be_used_as_data_and_no_picture_is_touched(root: Path, whe
         return {str(p): (hashlib.sha256(p.read_bytes()).hexdigest(), p.stat().st_mtime_ns) for p in root.rglob("*.png")}
 
     before, path = state(), root.parent / where
-    found = merge_classes(listing(root).entries, "make", r"^([^_]+)_", 0)
-    write_manifest(path, root, found.entries, "make")
+    result = merge_classes(listing(root).entries, "make", r"^([^_]+)_", 0)
+    write_manifest(path, root, result.entries, "make")
     assert state() == before
     again = list_images(path, "make")
-    assert [dict(entry.labels) for entry in again.entries] == [dict(entry.labels) for entry in found.entries]
+    assert [dict(entry.labels) for entry in again.entries] == [dict(entry.labels) for entry in result.entries]
     assert not again.skipped
     opened = open_images(path, "make", Preprocessing(8, "squash"), seed=0)
     assert opened.tasks[0].classes == ("ford", "vw")
@@ -96,8 +96,8 @@ def test_splits_survive_the_table(root: Path) -> None:
     os.rename(root, root.parent / "train")
     root.mkdir()
     os.rename(root.parent / "train", root / "train")
-    found = merge_classes(listing(root).entries, "make", None, 0)
-    write_manifest(root / "t.csv", root, found.entries, "make")
+    result = merge_classes(listing(root).entries, "make", None, 0)
+    write_manifest(root / "t.csv", root, result.entries, "make")
     assert {entry.split for entry in list_images(root / "t.csv", "make").entries} == {"train"}
 
 

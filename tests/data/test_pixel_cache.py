@@ -55,15 +55,15 @@ def test_a_second_load_decodes_nothing_and_gives_equal_pixels(tmp_path: Path, ro
 
 
 def test_digests_are_sha256_of_the_bytes(root: Path) -> None:
-    found = pixel_cache.load_pixels(root, paths(root), WANTED)
+    result = pixel_cache.load_pixels(root, paths(root), WANTED)
     expected = [hashlib.sha256((root / name).read_bytes()).digest() for name in paths(root)]
-    assert [row.tobytes() for row in found.digests] == expected
+    assert [row.tobytes() for row in result.digests] == expected
 
 
 def test_progress_is_told_for_every_file(root: Path) -> None:
-    told: list[tuple[int, int]] = []
-    pixel_cache.load_pixels(root, paths(root), WANTED, progress=lambda done, total: told.append((done, total)))
-    assert told == [(row + 1, 8) for row in range(8)]
+    recorded: list[tuple[int, int]] = []
+    pixel_cache.load_pixels(root, paths(root), WANTED, progress=lambda done, total: recorded.append((done, total)))
+    assert recorded == [(row + 1, 8) for row in range(8)]
 
 
 def test_only_what_is_new_is_decoded(tmp_path: Path, root: Path) -> None:
@@ -132,12 +132,12 @@ def test_what_cannot_be_used_has_a_reason_and_no_row(tmp_path: Path, root: Path)
     names = paths(root)
     (root / names[2]).write_bytes(b"no image")
     (root / names[5]).write_bytes(b"")
-    whole = pixel_cache.load_pixels(root, [name for row, name in enumerate(names) if row not in (2, 5)], WANTED)
-    for found in (load(root, tmp_path / "cache"), pixel_cache.load_pixels(root, names, WANTED)):
-        assert sorted(found.reasons) == [2, 5]
-        assert found.reasons[2].startswith("not an image")
-        assert found.reasons[5] == "empty"
-        assert torch.equal(found.pixels, whole.pixels)
+    full = pixel_cache.load_pixels(root, [name for row, name in enumerate(names) if row not in (2, 5)], WANTED)
+    for result in (load(root, tmp_path / "cache"), pixel_cache.load_pixels(root, names, WANTED)):
+        assert sorted(result.reasons) == [2, 5]
+        assert result.reasons[2].startswith("not an image")
+        assert result.reasons[5] == "empty"
+        assert torch.equal(result.pixels, full.pixels)
 
 
 class Stopped(Exception):
@@ -167,10 +167,10 @@ def test_whoever_was_stopped_goes_on_after_the_last_whole_shard(
             file.write(b"half")
     if changed:
         Image.new("RGB", (20, 20), "red").save(root / names[0])
-    found = load(root, home, names)
-    assert found.decoded == (4 if changed else 2)  # of two whole shards, five images are there
-    assert torch.equal(found.pixels, pixel_cache.load_pixels(root, names, WANTED).pixels)
-    assert list(found.reasons) == [1]
+    result = load(root, home, names)
+    assert result.decoded == (4 if changed else 2)  # of two whole shards, five images are there
+    assert torch.equal(result.pixels, pixel_cache.load_pixels(root, names, WANTED).pixels)
+    assert list(result.reasons) == [1]
     assert len(files(home, "*")) == 2
 
 
@@ -183,9 +183,9 @@ def test_an_unfinished_file_that_is_damaged_is_begun_again(
     with pytest.raises(Stopped):
         pixel_cache.load_pixels(root, names, WANTED, cache=home, name="it", progress=stopped_at(8))
     os.truncate(files(home, "it.begun/pixels")[0], 5 * ROW)
-    found = load(root, home, names)
-    assert found.decoded == 8
-    assert torch.equal(found.pixels, pixel_cache.load_pixels(root, names, WANTED).pixels)
+    result = load(root, home, names)
+    assert result.decoded == 8
+    assert torch.equal(result.pixels, pixel_cache.load_pixels(root, names, WANTED).pixels)
 
 
 def test_writing_into_loaded_pixels_leaves_the_cache_alone(tmp_path: Path, root: Path) -> None:
@@ -203,8 +203,8 @@ def test_a_cache_that_cannot_be_written_is_a_line(tmp_path: Path, root: Path) ->
 
 def test_pillows_warnings_do_not_leak(tmp_path: Path) -> None:
     Image.new("1", (10_000, 10_000)).save(tmp_path / "x.png")
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as recorded:
         warnings.simplefilter("always")
-        found = pixel_cache.load_pixels(tmp_path, ["x.png"], WANTED)
-    assert told == []
-    assert found.reasons == {0: "10000x10000 is more than 89478485 pixels"}
+        result = pixel_cache.load_pixels(tmp_path, ["x.png"], WANTED)
+    assert recorded == []
+    assert result.reasons == {0: "10000x10000 is more than 89478485 pixels"}

@@ -29,12 +29,12 @@ def gray(levels: list[int]) -> list[np.ndarray]:
 def test_frames_are_taken_by_time(tmp_path: Path) -> None:
     levels = [10 * number for number in range(20)]
     path = write_video(tmp_path / "a.mp4", gray(levels))
-    found = list(frames(path, WANTED, 0.5))
-    assert [frame.seconds for frame in found] == pytest.approx([0.0, 0.5, 1.0, 1.5])
-    assert [frame.reason for frame in found] == [None] * 4
-    seen = [float(frame.pixels.mean()) for frame in found if frame.pixels is not None]
+    result = list(frames(path, WANTED, 0.5))
+    assert [frame.seconds for frame in result] == pytest.approx([0.0, 0.5, 1.0, 1.5])
+    assert [frame.reason for frame in result] == [None] * 4
+    seen = [float(frame.pixels.mean()) for frame in result if frame.pixels is not None]
     assert seen == pytest.approx([0, 50, 100, 150], abs=4)
-    assert all(frame.pixels.shape == (16, 16, 3) for frame in found if frame.pixels is not None)
+    assert all(frame.pixels.shape == (16, 16, 3) for frame in result if frame.pixels is not None)
 
 
 def test_a_variable_rate_goes_by_time_stamps_not_by_counting(tmp_path: Path) -> None:
@@ -75,11 +75,11 @@ def test_a_damaged_middle_is_passed_over(tmp_path: Path) -> None:
     middle = len(data) // 2
     data[middle : middle + 40_000] = rng.integers(0, 256, 40_000, dtype=np.uint8).tobytes()
     whole.write_bytes(data)
-    found = list(frames(whole, WANTED, 0.5))
-    kept = [frame.seconds for frame in found if frame.pixels is not None]
+    result = list(frames(whole, WANTED, 0.5))
+    kept = [frame.seconds for frame in result if frame.pixels is not None]
     assert len(kept) >= 5
     assert kept[0] == 0.0
-    assert all(frame.reason is None for frame in found[:-1])
+    assert all(frame.reason is None for frame in result[:-1])
 
 
 @pytest.mark.parametrize(
@@ -127,6 +127,6 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
 
 def test_without_pyav_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(TaskgraftError, match=r"taskgraft\[video\]") as told:
+    with pytest.raises(TaskgraftError, match=r"taskgraft\[video\]") as error:
         next(frames(tmp_path / "a.mp4", WANTED, 0.5))
-    assert told.value.exit_code == 3
+    assert error.value.exit_code == 3

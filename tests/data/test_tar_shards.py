@@ -40,13 +40,13 @@ def packed(path: Path, members: Members, kind: int = tarfile.PAX_FORMAT) -> Path
 
 def shards(folder: Path, out: Path, each: int) -> Path:
     """The images of a folder with class folders, in archives of so many images."""
-    found = sorted(folder.rglob("*.png"))
-    for first in range(0, len(found), each):
+    result = sorted(folder.rglob("*.png"))
+    for first in range(0, len(result), each):
         members = []
-        for number, picture in enumerate(found[first : first + each]):
+        for number, image_path in enumerate(result[first : first + each]):
             members += [
-                (f"{number:06d}.png", picture.read_bytes()),
-                (f"{number:06d}.cls", picture.parent.name.encode()),
+                (f"{number:06d}.png", image_path.read_bytes()),
+                (f"{number:06d}.cls", image_path.parent.name.encode()),
             ]
         packed(out / f"shard-{first // each:06d}.tar", members)
     return out
@@ -55,9 +55,9 @@ def shards(folder: Path, out: Path, each: int) -> Path:
 def png(value: int = 0) -> bytes:
     from PIL import Image
 
-    found = io.BytesIO()
-    Image.new("RGB", (16, 16), (value, value, value)).save(found, "PNG")
-    return found.getvalue()
+    result = io.BytesIO()
+    Image.new("RGB", (16, 16), (value, value, value)).save(result, "PNG")
+    return result.getvalue()
 
 
 def labels(data: Path, *columns: str) -> dict[str, dict[str, str]]:
@@ -87,23 +87,23 @@ def test_a_second_start_opens_no_archive(tmp_path: Path, opened_files: OpenedFil
     root = shards(write_folder(tmp_path / "folder", NEW, 20, 1, size=16), tmp_path / "data", 8)
     for _ in range(2):
         with opened_files(root) as read:
-            found = open_images(root, "paint", WANTED, seed=0, cache_folder=tmp_path / "cache")
-    assert (found.decoded, read) == (0, [])
+            result = open_images(root, "paint", WANTED, seed=0, cache_folder=tmp_path / "cache")
+    assert (result.decoded, read) == (0, [])
     content = (root / "shard-000001.tar").read_bytes()
     packed(root / "shard-000001.tar", [("a.png", png(7)), ("a.cls", b"red")])
     changed = open_images(root, "paint", WANTED, seed=0, cache_folder=tmp_path / "cache")
     assert (changed.decoded, len(list(changed.splits()))) == (1, 13)
     (root / "shard-000001.tar").write_bytes(content)
     back = open_images(root, "paint", WANTED, seed=0, cache_folder=tmp_path / "cache")
-    assert back.fingerprint == found.fingerprint
+    assert back.fingerprint == result.fingerprint
 
 
 def test_one_archive_is_a_data_path(tmp_path: Path) -> None:
     path = packed(tmp_path / "all.tar", [(f"{n}.{kind}", png(n) if kind == "png" else b"a" if n % 2 else b"b")
                                          for n in range(20) for kind in ("cls", "png")])  # fmt: skip
-    found = open_images(path, "x", WANTED, seed=0)
-    assert found.tasks[0].classes == ("a", "b")
-    for images in (found.train, found.val):
+    result = open_images(path, "x", WANTED, seed=0)
+    assert result.tasks[0].classes == ("a", "b")
+    for images in (result.train, result.val):
         assert images is not None
         for name, pixels in zip(images.names, images.pixels, strict=True):
             assert (pixels == int(Path(name).stem)).all()
@@ -236,10 +236,10 @@ def test_a_member_is_a_path_wherever_pictures_are_read(tmp_path: Path) -> None:
     assert (
         decode.decode_file(tmp_path / "t.tar" / "a.png", WANTED).reason == "cannot be read: No such file or directory"
     )
-    found = streaming.find_media([tmp_path])
-    assert [item.name for item in found.items] == [f"{path}/deep/c.png", f"{path}/empty.png"]
-    images = list(streaming.stream_images(found.items, WANTED, 1.0))
-    assert [(picture.reason, picture.pixels is None) for picture in images] == [(None, False), ("empty", True)]
+    result = streaming.find_media([tmp_path])
+    assert [item.name for item in result.items] == [f"{path}/deep/c.png", f"{path}/empty.png"]
+    images = list(streaming.stream_images(result.items, WANTED, 1.0))
+    assert [(image_path.reason, image_path.pixels is None) for image_path in images] == [(None, False), ("empty", True)]
     (tmp_path / "t.csv").write_text("path,paint\ns.tar/deep/c.png,red\n")
     assert labels(tmp_path / "t.csv") == {"s.tar/deep/c.png": {"paint": "red"}}
 
@@ -256,8 +256,8 @@ def test_other_tasks_of_archives_are_labeled_too(tmp_path: Path) -> None:
     rows = [{"paint": NEW.classes[n % 2], "shape": OLD.classes[n % 3]} for n in range(12)]
     members = [(f"{n}.{kind}", png(20 * n) if kind == "png" else json.dumps(row).encode())
                for n, row in enumerate(rows) for kind in ("png", "json")]  # fmt: skip
-    found = open_images(packed(tmp_path / "s.tar", members), "paint", WANTED, seed=0, others=(OLD,))
-    assert [task.name for task in found.tasks] == ["paint", "shape"]
-    assert found.train is not None
-    names = [int(Path(name).stem) for name in found.train.names]
-    assert [OLD.classes[label] for label in found.train.labels["shape"].tolist()] == [rows[n]["shape"] for n in names]
+    result = open_images(packed(tmp_path / "s.tar", members), "paint", WANTED, seed=0, others=(OLD,))
+    assert [task.name for task in result.tasks] == ["paint", "shape"]
+    assert result.train is not None
+    names = [int(Path(name).stem) for name in result.train.names]
+    assert [OLD.classes[label] for label in result.train.labels["shape"].tolist()] == [rows[n]["shape"] for n in names]

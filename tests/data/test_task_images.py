@@ -33,21 +33,21 @@ def folders(tmp_path: Path) -> tuple[Path, Path, Path]:
 
 
 def test_the_new_task_alone(folders: tuple[Path, Path, Path]) -> None:
-    found = gathered(folders[0])
-    assert (found.old, found.old_val) == (None, None)
-    assert list(found.described) == ["new"]
-    assert found.described["new"]["images"] == {"train": 32, "val": 8}
-    assert sum(found.described["new"]["counts"].values()) == 32
+    result = gathered(folders[0])
+    assert (result.old, result.old_val) == (None, None)
+    assert list(result.described) == ["new"]
+    assert result.described["new"]["images"] == {"train": 32, "val": 8}
+    assert sum(result.described["new"]["counts"].values()) == 32
 
 
 def test_an_old_task_is_found_by_its_classes(folders: tuple[Path, Path, Path]) -> None:
     _, shapes, sizes = folders
     assert match_task(shapes, TASKS) == OLD
     assert match_task(sizes, TASKS) == SIZE  # although "round" is a class of both
-    found = gathered(folders[0], old=sizes)
-    assert found.old is not None
-    assert list(found.old.labels) == ["size"]
-    assert "old train: size" in found.described
+    result = gathered(folders[0], old=sizes)
+    assert result.old is not None
+    assert list(result.old.labels) == ["size"]
+    assert "old train: size" in result.described
 
 
 def test_two_old_validation_folders_are_joined(folders: tuple[Path, Path, Path]) -> None:

@@ -107,8 +107,8 @@ def test_timms_keys_round_trip(preprocessing: Preprocessing) -> None:
 
 def test_timms_defaults_stand_in() -> None:
     assert from_timm({}) == Preprocessing()
-    told = {"input_size": (3, 96, 96), "interpolation": "random", "crop_mode": "odd", "crop_pct": None}
-    assert from_timm(told) == Preprocessing(96)
+    config = {"input_size": (3, 96, 96), "interpolation": "random", "crop_mode": "odd", "crop_pct": None}
+    assert from_timm(config) == Preprocessing(96)
 
 
 @pytest.mark.parametrize(
@@ -119,11 +119,11 @@ def test_timms_own_transform_does_the_same(line: str, shape: tuple[int, int]) ->
     from timm.data import create_transform, resolve_data_config
 
     preprocessing = parse_preprocessing(line, Preprocessing())
-    picture = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
     config = resolve_data_config(pretrained_cfg=to_timm(preprocessing))
     theirs = create_transform(**{**config, "normalize": False})
-    mine = np.asarray(resize(Image.fromarray(picture), preprocessing)).astype(int)
-    other = np.asarray(theirs(Image.fromarray(picture)))  # pyright: ignore
+    mine = np.asarray(resize(Image.fromarray(image), preprocessing)).astype(int)
+    other = np.asarray(theirs(Image.fromarray(image)))  # pyright: ignore
     assert other.shape == (3, 32, 32)
     assert np.abs(mine.transpose(2, 0, 1) - other.astype(int)).max() <= 1
 
@@ -137,24 +137,24 @@ def bands(width: int, height: int) -> Image.Image:
 
 
 def test_squash_shows_everything() -> None:
-    found = np.asarray(resize(bands(60, 30), Preprocessing(24, "squash", 0.875, "nearest")))
-    assert [found[12, x].argmax() for x in (2, 12, 21)] == [0, 1, 2]
-    assert found.shape == (24, 24, 3)
-    assert (found.max(2) == 255).all()
+    result = np.asarray(resize(bands(60, 30), Preprocessing(24, "squash", 0.875, "nearest")))
+    assert [result[12, x].argmax() for x in (2, 12, 21)] == [0, 1, 2]
+    assert result.shape == (24, 24, 3)
+    assert (result.max(2) == 255).all()
 
 
 def test_center_cuts_the_middle() -> None:
-    found = np.asarray(resize(bands(90, 30), Preprocessing(24, "center", 1.0, "nearest")))
-    assert found.shape == (24, 24, 3)
-    assert (found.argmax(2) == 1).all()
+    result = np.asarray(resize(bands(90, 30), Preprocessing(24, "center", 1.0, "nearest")))
+    assert result.shape == (24, 24, 3)
+    assert (result.argmax(2) == 1).all()
 
 
 def test_border_pads_with_black() -> None:
-    found = np.asarray(resize(bands(60, 30), Preprocessing(24, "border", 0.875, "nearest")))
-    assert found.shape == (24, 24, 3)
-    assert not found[:6].any()
-    assert not found[18:].any()
-    assert (found[6:18].max(2) == 255).all()
+    result = np.asarray(resize(bands(60, 30), Preprocessing(24, "border", 0.875, "nearest")))
+    assert result.shape == (24, 24, 3)
+    assert not result[:6].any()
+    assert not result[18:].any()
+    assert (result[6:18].max(2) == 255).all()
 
 
 @pytest.mark.parametrize("crop", CROPS)

@@ -110,8 +110,8 @@ class Block(NamedTuple):
 
 
 def blocks(page: Path) -> list[Block]:
-    found = FENCE.finditer(page.read_text(encoding="utf-8"))
-    return [Block(match["kind"], match["text"], match["why"]) for match in found]
+    result = FENCE.finditer(page.read_text(encoding="utf-8"))
+    return [Block(match["kind"], match["text"], match["why"]) for match in result]
 
 
 WRITTEN = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
@@ -231,8 +231,8 @@ def server(page_home: Path) -> Iterator[str]:
     if page_home.name != "serving.md":
         yield ""
         return
-    with running(Path("both")) as found:
-        yield found.url.removeprefix("http://")
+    with running(Path("both")) as result:
+        yield result.url.removeprefix("http://")
 
 
 @pytest.mark.parametrize("page_home", PAGES, indirect=True, ids=lambda page: page.name)
@@ -289,8 +289,8 @@ def installable(words: list[str]) -> None:
 
 
 def test_what_is_not_run_says_why() -> None:
-    found = {page.name: {b.text.splitlines()[0]: b.why for b in blocks(page) if b.why is not None} for page in PAGES}
-    assert {name: own for name, own in found.items() if own} == LEFT_OUT
+    result = {page.name: {b.text.splitlines()[0]: b.why for b in blocks(page) if b.why is not None} for page in PAGES}
+    assert {name: own for name, own in result.items() if own} == LEFT_OUT
 
 
 def test_what_is_not_run_is_understood_by_the_command_line() -> None:
@@ -299,14 +299,14 @@ def test_what_is_not_run_is_understood_by_the_command_line() -> None:
     for page in WRITTEN:
         for block in blocks(page):
             for line in lines(block.text) if (block.why or page not in PAGES) and block.kind in RUN else ():
-                found = re.search(r"(?:^|\s)(?:-m taskgraft\.cli|taskgraft) ([a-z]+.*)$", line)
+                result = re.search(r"(?:^|\s)(?:-m taskgraft\.cli|taskgraft) ([a-z]+.*)$", line)
                 words = shlex.split(line)
                 if words[0] == "pip":
                     installable(words)
                 elif words[0] == "make":
                     assert words[1] in targets, line
-                elif found:
-                    parse_line(f"taskgraft {found[1]}")
+                elif result:
+                    parse_line(f"taskgraft {result[1]}")
                     read += 1
                 else:
                     assert line in ("ray start --head",), line

@@ -51,11 +51,11 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pages(site: Path) -> dict[Path, Page]:
-    found = {}
+    result = {}
     for path in sorted(site.rglob("*.html")):
-        found[path] = Page()
-        found[path].feed(path.read_text(encoding="utf-8"))
-    return found
+        result[path] = Page()
+        result[path].feed(path.read_text(encoding="utf-8"))
+    return result
 
 
 def test_every_page_is_there(pages: dict[Path, Page]) -> None:

@@ -187,8 +187,8 @@ def test_unacceptable_differences(changes: dict[str, Any], precision: str, reaso
     check = verify.TaskCheck(
         task="a", images=100, difference=1, relative=0.1, agreement=0.95, labeled=100, accuracy=0.9, exported=0.88
     )
-    found = verify.find_unacceptable((check.model_copy(update=changes),), precision)
-    assert found is None if reason is None else reason in str(found)
+    values = verify.find_unacceptable((check.model_copy(update=changes),), precision)
+    assert values is None if reason is None else reason in str(values)
 
 
 @pytest.mark.parametrize("keep", [False, True])

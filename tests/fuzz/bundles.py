@@ -46,21 +46,21 @@ WORDS = (
 
 def target(folder: Path) -> Target:
     whole = {}
-    home = made(folder / "bundle")
+    root = made(folder / "bundle")
     for name in FILES:
-        whole[name] = (home / name).read_bytes()
+        whole[name] = (root / name).read_bytes()
 
     def one(data: bytes) -> None:
         changed = patched(whole, data)
         for name, content in changed.items():
-            (home / name).write_bytes(content)
+            (root / name).write_bytes(content)
         try:
-            opened(home)
+            opened(root)
         except TaskgraftError as error:
             in_one_line(error)
         finally:
             for name in changed:
-                (home / name).write_bytes(whole[name])
+                (root / name).write_bytes(whole[name])
 
     return Target(one, SEEDS, WORDS, longest=600, executions=120)
 
@@ -69,18 +69,18 @@ def in_one_line(error: TaskgraftError) -> None:
     assert "\n" not in str(error)
 
 
-def opened(home: Path) -> None:
-    bundle = read_bundle(home)
-    digests.compare(home)
+def opened(root: Path) -> None:
+    bundle = read_bundle(root)
+    digests.compare(root)
     for task in bundle.classifier.tasks:
         bundle.temperature(task)
         cards.read_card(bundle.cards.get(task.name), task.classes)
     json.dumps(model.describe_model(bundle, "m", "torch"))
 
 
-def made(home: Path) -> Path:
+def made(root: Path) -> Path:
     """A bundle with a branch beside its backbone, since it has more to describe than a plain one."""
-    (home / "cards").mkdir(parents=True)
+    (root / "cards").mkdir(parents=True)
     images = make_data()
     from taskgraft.models.classifier import grow
     from toys import NEW
@@ -94,10 +94,10 @@ def made(home: Path) -> Path:
     bundle = Bundle(
         state.classifier, expected, {}, "here", "0", "test_resnet", "fc", lineage=known, cards={"shape": CARD}
     )
-    write_bundle(home, bundle, method="branch", parent={})
-    write_json(home / "cards" / "shape.json", CARD)
-    digests.write(home, {})
-    return home
+    write_bundle(root, bundle, method="branch", parent={})
+    write_json(root / "cards" / "shape.json", CARD)
+    digests.write(root, {})
+    return root
 
 
 def patched(whole: dict[str, bytes], data: bytes) -> dict[str, bytes]:
@@ -115,12 +115,12 @@ def patched(whole: dict[str, bytes], data: bytes) -> dict[str, bytes]:
         if file:
             changed.setdefault(file, json.loads(whole[file]))
             _set(changed[file], key.removeprefix(file).strip("/").split("/"), value)
-    return {file: json.dumps(found).encode() for file, found in changed.items()}
+    return {file: json.dumps(result).encode() for file, result in changed.items()}
 
 
-def _set(found: Any, path: list[str], value: Any) -> None:
+def _set(result: Any, path: list[str], value: Any) -> None:
     *above, last = path
-    inner: Any = found
+    inner: Any = result
     for key in above:
         try:
             inner = inner[int(key)] if isinstance(inner, list) else inner[key]

@@ -45,13 +45,13 @@ def drawn(kind: str, mode: str) -> bytes:
 
 
 def one(data: bytes) -> None:
-    found = decode.decode_bytes(data, WANTED, MOST)
-    assert (found.pixels is None) == bool(found.reason)
-    if found.pixels is None:
+    result = decode.decode_bytes(data, WANTED, MOST)
+    assert (result.pixels is None) == bool(result.reason)
+    if result.pixels is None:
         return
-    assert (found.pixels.shape, found.pixels.dtype) == ((8, 8, 3), np.uint8)
-    assert found.width * found.height <= MOST
+    assert (result.pixels.shape, result.pixels.dtype) == ((8, 8, 3), np.uint8)
+    assert result.width * result.height <= MOST
     assert all(isinstance(remark, str) for remark in decode.find_remarks(data, ".png"))
     again = decode.decode_bytes(data, WANTED, MOST).pixels
     assert again is not None
-    assert (again == found.pixels).all()
+    assert (again == result.pixels).all()

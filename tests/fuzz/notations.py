@@ -51,7 +51,7 @@ def one(data: bytes) -> None:
             )
         else:
             method, _, settings = text.partition("\n")
-            found = space.parse(method, settings, TrainingConfig())
-            assert space.describe(found)
+            result = space.parse(method, settings, TrainingConfig())
+            assert space.describe(result)
     except TaskgraftError:
         return

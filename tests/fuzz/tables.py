@@ -34,11 +34,11 @@ def tables(folder: Path) -> Target:
         table = folder / ("t.tsv" if b"\t" in data[:12] else "t.csv")
         table.write_bytes(data)
         try:
-            found = list_images(table, "label", ("paint",))
+            result = list_images(table, "label", ("paint",))
         except TaskgraftError:
             return
-        assert found.entries
-        for entry in found.entries:
+        assert result.entries
+        for entry in result.entries:
             assert entry.labels
             assert (folder / entry.path).resolve().is_relative_to(folder.resolve())
 

@@ -41,7 +41,7 @@ def through_disk(folder: Path, child: Classifier, memory: Memory) -> tuple[Class
 
 def lived(chain: tuple[str, ...], folder: Path | None) -> list[Classifier]:
     """The classifiers after each task of a chain, handed on in memory or through a folder."""
-    model, memory, found = parent(), {}, []
+    model, memory, result = parent(), {}, []
     for number, text in enumerate(chain):
         task = Task(f"task {number}", ("red", "green", "blue", "grey"))
         model, memory = learn(
@@ -49,8 +49,8 @@ def lived(chain: tuple[str, ...], folder: Path | None) -> list[Classifier]:
         )  # fmt: skip
         if folder:
             model, memory = through_disk(folder / str(number), model, memory)
-        found.append(model)
-    return found
+        result.append(model)
+    return result
 
 
 @pytest.mark.parametrize("chain", CHAINS, ids=" → ".join)
@@ -102,8 +102,8 @@ def test_added_classes_leave_old_logits_unchanged(text: str) -> None:
     wide = widen(old, OLD.name, WIDER.classes, RUN.seed)
     assert wide.tasks == (WIDER,)
     method, given = composition.build(text), make_data()._replace(new=images, old=None)
-    begun = loop.start(wide, method, given, {}, RUN).classifier
-    before, first = predict(old, images).logits[OLD.name], predict(begun, images).logits[OLD.name]
+    started = loop.start(wide, method, given, {}, RUN).classifier
+    before, first = predict(old, images).logits[OLD.name], predict(started, images).logits[OLD.name]
     assert first.shape == (20, len(OLD.classes) + 2)
     assert np.array_equal(first[:, : len(OLD.classes)], before)
     end = learn(wide, images, method=text, config=replace(RUN, steps=12)).classifier

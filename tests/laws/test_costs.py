@@ -30,15 +30,15 @@ class Counted(TorchDispatchMode):
     calls, fresh = 0, 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        found = func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
         self.calls += 1
         known = {value.untyped_storage().data_ptr() for value in _tensors((args, kwargs or {}))}
         self.fresh += sum(
             value.untyped_storage().nbytes()
-            for value in _tensors(found)
+            for value in _tensors(result)
             if value.untyped_storage().data_ptr() not in known
         )
-        return found
+        return result
 
 
 def _tensors(tree_of: Any) -> list[torch.Tensor]:

@@ -132,7 +132,7 @@ def test_memory_is_tensors_and_round_trips(text: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ALL)
 def test_resuming_is_bit_identical(text: str, tmp_path: Path) -> None:
-    whole = run_steps(text)
+    full = run_steps(text)
     half, method, images = start_run(text)
     while half.step < 3:
         half, _ = loop.train_step(half, method, images, RUN)
@@ -143,7 +143,7 @@ def test_resuming_is_bit_identical(text: str, tmp_path: Path) -> None:
     path = states.save(tmp_path, half)
     blank = loop.prepare(grow(parent(), NEW, RUN.seed), method, images, RUN)
     rest = loop.fit(states.restore(path, blank), method, images, RUN)
-    assert equal(weights(rest), weights(whole))
+    assert equal(weights(rest), weights(full))
 
 
 def test_resuming_in_a_new_process_is_bit_identical(tmp_path: Path) -> None:
@@ -188,16 +188,16 @@ def test_recorded_logits_are_the_parents_on_the_same_view(softmax: str) -> None:
 
 
 def test_teacher_runs_once_per_view(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[int] = []
+    requested: list[int] = []
     real = loop._build_predict
 
     def counting(*given):
         answer = real(*given)
-        return lambda params, chosen: (asked.append(int(chosen.sum())), answer(params, chosen))[1]
+        return lambda params, chosen: (requested.append(int(chosen.sum())), answer(params, chosen))[1]
 
     monkeypatch.setattr(loop, "_build_predict", counting)
     run_steps("distill", replace(RUN, steps=20))  # 160 places, 20 images x 2 views
-    assert sum(asked) == 20 * RUN.views
+    assert sum(requested) == 20 * RUN.views
 
 
 def test_composing_one_method_changes_nothing() -> None:
@@ -277,20 +277,20 @@ def test_merged_lora_keeps_logits_and_names(arch: str) -> None:
 
 
 def test_wise_interpolates_from_parent_to_child() -> None:
-    child, begun = weights(run_steps("finetune")), weights(start_run("finetune")[0])
+    child, started = weights(run_steps("finetune")), weights(start_run("finetune")[0])
     assert equal(pytree.state(run_to_end("wise(weight=1)")[0]), child)
     near = pytree.state(run_to_end("wise(weight=1e-6)")[0])
-    for name, value in begun.items():
+    for name, value in started.items():
         if value.is_floating_point():
             torch.testing.assert_close(near[name], value, rtol=1e-4, atol=1e-4)
-    assert not equal(child, begun)
+    assert not equal(child, started)
 
 
 @pytest.mark.parametrize("text", ["ewc(images=16)", "ewc(images=16, labels=exact)", "mas(images=16)"])
 def test_importance_does_not_depend_on_batch_or_mode(text: str) -> None:
-    name, found = text.partition("(")[0], []
+    name, result = text.partition("(")[0], []
     for batch, lively in ((2, False), (8, True), (20, True)):
         start, _, _ = start_run(text, replace(RUN, batch_size=batch), parent().train(lively))
-        found.append(start.memory[name]["importance"])
-    assert equal(found[0], found[1])
-    assert equal(found[0], found[2])
+        result.append(start.memory[name]["importance"])
+    assert equal(result[0], result[1])
+    assert equal(result[0], result[2])

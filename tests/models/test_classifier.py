@@ -71,15 +71,15 @@ def test_duplicate_task_is_refused() -> None:
 def test_wrap_any_network(bias: bool) -> None:
     net, pixels = plain(bias), images(2)
     wrapped = wrap(net, "3", [OLD, NEW])
-    whole = net(pixels)
-    torch.testing.assert_close(wrapped(pixels), {"shape": whole[:, :3], "paint": whole[:, 3:]})
+    full = net(pixels)
+    torch.testing.assert_close(wrapped(pixels), {"shape": full[:, :3], "paint": full[:, 3:]})
     weight, added = merge_heads(wrapped)
     last = net.get_submodule("3")
     assert isinstance(last, nn.Linear)
     assert torch.equal(weight, last.weight)
     assert torch.equal(added, last.bias if bias else torch.zeros(7))
     wrapped.backbone.get_submodule("1").weight.data.zero_()  # pyright: ignore
-    assert torch.equal(net(pixels), whole)  # the network itself was not changed
+    assert torch.equal(net(pixels), full)  # the network itself was not changed
 
 
 def test_wrap_refuses_wrong_layer() -> None:

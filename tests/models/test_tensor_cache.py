@@ -53,15 +53,15 @@ def test_second_run_reads_the_cache(tmp_path: Path) -> None:
 def test_damaged_file_is_recomputed(damage: str, tmp_path: Path) -> None:
     tensor_cache.memoize_in(tmp_path)("name", some)
     (file,) = tmp_path.iterdir()
-    whole = file.read_bytes()
-    bad = {"bit": bytearray(whole), "cut": whole[:-4], "empty": b"", "other": b"x" * 100}[damage]
+    full = file.read_bytes()
+    bad = {"bit": bytearray(full), "cut": full[:-4], "empty": b"", "other": b"x" * 100}[damage]
     if isinstance(bad, bytearray):
         bad[-9] ^= 1  # inside a tensor: the format itself would not notice
     file.write_bytes(bytes(bad))
     again = Counting(tmp_path)
     assert equal(again("name", some), some())
     assert again.made == ["name"]
-    assert file.read_bytes() == whole
+    assert file.read_bytes() == full
 
 
 def test_unwritable_folder_is_tolerated(tmp_path: Path) -> None:
@@ -82,10 +82,10 @@ def test_size_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             os.utime(file, (at, at))  # a clock that ticks between them
         kept = tensor_cache.memoize_in(tmp_path)
         kept("0", some)  # wanted all the time, so it stays
-    asked = Counting(tmp_path)
+    requested = Counting(tmp_path)
     for number in ("0", "5", "4"):
-        asked(number, some)
-    assert asked.made == []
+        requested(number, some)
+    assert requested.made == []
     assert len(list(tmp_path.iterdir())) == 3
 
 
@@ -94,18 +94,18 @@ def test_large_tensors_are_not_cached(tmp_path: Path, monkeypatch: pytest.Monkey
     assert equal(tensor_cache.memoize_in(tmp_path)("name", some), some())
     assert not tmp_path.exists() or not list(tmp_path.iterdir())
     monkeypatch.setattr(inference, "MAX_FILE_SIZE", 100)
-    asked = Counting(tmp_path)
-    cached_features(parent(), make_images(20, NEW, 5), asked)
-    assert asked.made == []  # not even asked: no time is spent on marks
+    requested = Counting(tmp_path)
+    cached_features(parent(), make_images(20, NEW, 5), requested)
+    assert requested.made == []  # not even asked: no time is spent on marks
 
 
 @pytest.mark.parametrize("notation", ["finetune", "branch", "taps", "ladder"])
 def test_cached_features_equal_computed_ones(notation: str, tmp_path: Path) -> None:
     model, images = start_run(notation)[0].classifier, make_images(40, NEW, 8)
     for turn in range(2):
-        asked = Counting(tmp_path)
-        assert torch.equal(cached_features(model, images, asked), compute_features(model, images))
-        assert len(asked.made) == 1 - turn
+        requested = Counting(tmp_path)
+        assert torch.equal(cached_features(model, images, requested), compute_features(model, images))
+        assert len(requested.made) == 1 - turn
 
 
 def changed_weight(model: Classifier) -> None:
@@ -125,22 +125,22 @@ def test_changed_weights_miss_the_cache(change: Callable[[Classifier], None], tm
     model, images = parent(), make_images(20, NEW, 5)
     cached_features(model, images, Counting(tmp_path))
     change(model)
-    asked = Counting(tmp_path)
-    assert torch.equal(cached_features(model, images, asked), compute_features(model, images))
-    assert len(asked.made) == 1
+    requested = Counting(tmp_path)
+    assert torch.equal(cached_features(model, images, requested), compute_features(model, images))
+    assert len(requested.made) == 1
 
 
 def test_cache_key(tmp_path: Path) -> None:
     model, images = parent(), make_images(20, NEW, 5)
     cached_features(model, images, Counting(tmp_path))
-    asked = Counting(tmp_path)
-    cached_features(model, images, asked, precision="bf16")
-    cached_features(model, images._replace(pixels=images.pixels.flip(0)), asked)
-    cached_features(model, images._replace(std=(0.3,) * 3), asked)
-    assert len(set(asked.made)) == 3
-    cached_features(grow(model, NEW, 1), images, asked)
-    cached_features(model, images._replace(labels={}), asked)
-    assert len(asked.made) == 3
+    requested = Counting(tmp_path)
+    cached_features(model, images, requested, precision="bf16")
+    cached_features(model, images._replace(pixels=images.pixels.flip(0)), requested)
+    cached_features(model, images._replace(std=(0.3,) * 3), requested)
+    assert len(set(requested.made)) == 3
+    cached_features(grow(model, NEW, 1), images, requested)
+    cached_features(model, images._replace(labels={}), requested)
+    assert len(requested.made) == 3
 
 
 def test_cached_logits_are_bit_identical(tmp_path: Path) -> None:
@@ -169,17 +169,19 @@ def test_cold_and_warm_cache_give_equal_runs(
     method: str, tmp_path: Path, alice: Path, old_folder: Path, new_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And one without a cache; the warm one computes no columns at all."""
-    asked: list[int] = []
+    requested: list[int] = []
     real = inference.compute_features
-    monkeypatch.setattr(inference, "compute_features", lambda *args: asked.append(len(args[1].pixels)) or real(*args))
+    monkeypatch.setattr(
+        inference, "compute_features", lambda *args: requested.append(len(args[1].pixels)) or real(*args)
+    )
     counts = {}
     for name, cache in (("cold", tmp_path / "cache"), ("warm", tmp_path / "cache"), ("none", None)):
-        asked.clear()
+        requested.clear()
         extend(
             alice, new_folder, tmp_path / name, task="paint", method=method, config=SHORT,
             old_val=[old_folder / "val"], cache=cache,
         )  # fmt: skip
-        counts[name] = sum(count > 2 for count in asked)  # two tell a branch how wide it is
+        counts[name] = sum(count > 2 for count in requested)  # two tell a branch how wide it is
     assert counts["cold"] >= 4
     assert counts["warm"] == 0
     for name in ("warm", "none"):
@@ -195,18 +197,18 @@ def test_pickle_is_opened_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     bare = weights.load_pickle(file)
     monkeypatch.setattr(weights._READER, "read", lambda path: pytest.fail("opened again"))
     again = weights.load_pickle(file, cache)
-    for found in (first, again):
-        assert equal(found[0], bare[0])
-        assert found[1:] == bare[1:]
+    for result in (first, again):
+        assert equal(result[0], bare[0])
+        assert result[1:] == bare[1:]
     monkeypatch.undo()
     torch.save({**state, "state_dict": {"x": torch.zeros(1)}}, file)
     assert set(weights.load_pickle(file, cache)[0]) == {"x"}
 
 
 def test_head_steps_with_cache_are_bit_identical(tmp_path: Path) -> None:
-    asked = Counting(tmp_path)
-    given = (make_data(), make_data()._replace(tensor_cache=asked), make_data()._replace(tensor_cache=asked))
+    requested = Counting(tmp_path)
+    given = (make_data(), make_data()._replace(tensor_cache=requested), make_data()._replace(tensor_cache=requested))
     heads = [dict(loop.train_head(grow(parent(), NEW, 0), one, RUN).named_parameters()) for one in given]
-    assert len(asked.made) == 1
+    assert len(requested.made) == 1
     assert equal(heads[0], heads[1])
     assert equal(heads[0], heads[2])

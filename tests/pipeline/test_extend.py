@@ -137,11 +137,11 @@ def test_timm_loads_child(alice: Path, new_folder: Path, old_folder: Path, tmp_p
     out = tmp_path / "both"
     done = extend(alice, new_folder, old_folder, out, method="distill")
     plain = timm.create_model(f"local-dir:{out}", pretrained=True).eval()
-    found = open_images(new_folder, "paint", done.bundle.preprocessing, seed=0)
-    assert found.val
+    result = open_images(new_folder, "paint", done.bundle.preprocessing, seed=0)
+    assert result.val
     with torch.no_grad():
-        joint = plain(data.normalize(found.val, 0, 24))
-    own = predict(done.bundle.classifier, found.val)
+        joint = plain(data.normalize(result.val, 0, 24))
+    own = predict(done.bundle.classifier, result.val)
     np.testing.assert_allclose(joint.numpy(), np.hstack([own.logits["shape"], own.logits["paint"]]), atol=1e-5)
 
 
@@ -188,9 +188,9 @@ def test_compare_resumes_and_reports(alice: Path, new_folder: Path, old_folder: 
 def test_predictions_file_matches_model(alice: Path, new_folder: Path, old_folder: Path, tmp_path: Path) -> None:
     done = extend(alice, new_folder, old_folder, tmp_path / "both")
     stored = load_predictions(done.out / "predictions.npz")
-    found = open_images(old_folder, "shape", done.bundle.preprocessing, seed=0, classes=("round", "square", "thin"))
-    assert found.val
-    now = predict(open_parent(str(done.out)).classifier, found.val)
+    result = open_images(old_folder, "shape", done.bundle.preprocessing, seed=0, classes=("round", "square", "thin"))
+    assert result.val
+    now = predict(open_parent(str(done.out)).classifier, result.val)
     assert np.array_equal(stored["old"].logits["shape"], now.logits["shape"])
     assert set(stored) == {"new", "old", "new-parent", "old-parent"}
 

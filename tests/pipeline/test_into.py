@@ -51,9 +51,9 @@ def test_into_adds_classes_to_old_task(
     assert np.shape(card["confusion"]) == (5, 6)
     assert np.sum(card["confusion"]) == 36  # measured on old and new images
     again = taskgraft.load(tmp_path / "wide").bundle.classifier
-    found = open_images(more_folder, "shape", done.bundle.preprocessing, seed=0, classes=again.tasks[0].classes)
-    assert found.val
-    logits = taskgraft.predict(again, found.val).logits["shape"]
+    result = open_images(more_folder, "shape", done.bundle.preprocessing, seed=0, classes=again.tasks[0].classes)
+    assert result.val
+    logits = taskgraft.predict(again, result.val).logits["shape"]
     np.testing.assert_allclose(logits, done.predictions["new"].logits["shape"], atol=1e-5)
 
 

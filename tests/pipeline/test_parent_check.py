@@ -25,18 +25,18 @@ FEW = ["--steps", "2", "--batch-size", "4", "--head-steps", "0", "--precision", 
 @pytest.fixture(scope="module")
 def mixed_up(alice: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """A file of alice's weights with its class names in another order, as the flags of a command."""
-    home = tmp_path_factory.mktemp("mixed")
-    shutil.copy(alice / "model.safetensors", home / "cars.safetensors")
-    (home / "labels.txt").write_text("\n".join([*OLD.classes[1:], OLD.classes[0]]), encoding="utf-8")
+    root = tmp_path_factory.mktemp("mixed")
+    shutil.copy(alice / "model.safetensors", root / "cars.safetensors")
+    (root / "labels.txt").write_text("\n".join([*OLD.classes[1:], OLD.classes[0]]), encoding="utf-8")
     flags = [
         "--arch",
         "test_resnet",
         "--labels",
-        str(home / "labels.txt"),
+        str(root / "labels.txt"),
         "--preprocessing",
         "32 squash bilinear half",
     ]
-    return [str(home / "cars.safetensors"), *flags]
+    return [str(root / "cars.safetensors"), *flags]
 
 
 def request_of(mixed_up: list[str], new: Path, old: Path, **more: Any) -> Request:
@@ -66,7 +66,7 @@ def test_guessing_parent_is_refused(
     code, lines = said(monkeypatch, capsys, *given, *FEW, *more)
     assert code == 2
     assert [line for line in lines if line.startswith("parent: preprocessing '32 squash bilinear half' (")]
-    told = lines[-1]
+    message = lines[-1]
     for part in (
         "taskgraft: the parent classifies 0.0% of 24 validation images of parent correctly",
         "always predicting the most frequent class 33.3%",
@@ -76,7 +76,7 @@ def test_guessing_parent_is_refused(
         "--no-parent-check",
         "check_parent=False",
     ):
-        assert part in told, told
+        assert part in message, message
     assert not (tmp_path / "out" / "run.json").exists()
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
@@ -94,26 +94,33 @@ def test_no_parent_check_flag(
 
 
 def test_check_parent_from_python(mixed_up: list[str], new_folder: Path, old_folder: Path, tmp_path: Path) -> None:
-    asked = request_of(mixed_up, new_folder, old_folder)
+    options = request_of(mixed_up, new_folder, old_folder)
     with pytest.raises(TaskgraftError, match=r"always predicting the most frequent class 33\.3%") as stopped:
         taskgraft.extend(
-            asked.parent, new_folder, tmp_path / "out", task="paint", config=RUN, old_val=old_folder, arch=asked.arch,
-            labels=asked.labels, preprocessing=asked.preprocessing,
-        )  # fmt: skip
+            options.parent,
+            new_folder,
+            tmp_path / "out",
+            task="paint",
+            config=RUN,
+            old_val=old_folder,
+            arch=options.arch,
+            labels=options.labels,
+            preprocessing=options.preprocessing,
+        )
     assert stopped.value.exit_code == 2
     with pytest.raises(TaskgraftError, match="most frequent class"):
-        auto(asked, tmp_path / "auto")
-    found = compare(
+        auto(options, tmp_path / "auto")
+    result = compare(
         request_of(mixed_up, new_folder, old_folder, check_parent=False), variants(["finetune"], [], RUN),
         tmp_path / "table", seeds=1, separate=0,
     )  # fmt: skip
-    assert found.variants[0].records[0].reproduce_command.endswith(" --no-parent-check")
+    assert result.variants[0].records[0].reproduce_command.endswith(" --no-parent-check")
     searched = space.parse("distill(strength=[0.1, 10])", "", RUN)
     search_config = taskgraft.SearchConfig(sampler="grid")
     with pytest.raises(TaskgraftError, match="most frequent class"):
-        taskgraft.tune(asked, searched, tmp_path / "search", search_config=search_config)
-    asked = request_of(mixed_up, new_folder, old_folder, check_parent=False)
-    assert taskgraft.tune(asked, searched, tmp_path / "search", search_config=search_config).choices
+        taskgraft.tune(options, searched, tmp_path / "search", search_config=search_config)
+    options = request_of(mixed_up, new_folder, old_folder, check_parent=False)
+    assert taskgraft.tune(options, searched, tmp_path / "search", search_config=search_config).choices
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / "auto").exists()
 

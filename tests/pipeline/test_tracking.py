@@ -28,9 +28,9 @@ def test_tensorboard_holds_every_value(tmp_path: Path) -> None:
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     assert track(tmp_path) == []
     folder = next((tmp_path / "tensorboard").rglob("events.*")).parent
-    found = events.EventAccumulator(str(folder)).Reload()
-    assert [(one.step, one.value) for one in found.Scalars("accuracy/paint")] == [(0, 0.5), (1, 0.5), (2, 0.5)]
-    assert set(found.Tags()["scalars"]) >= {"accuracy/paint", "loss/data", "lr"}
+    result = events.EventAccumulator(str(folder)).Reload()
+    assert [(one.step, one.value) for one in result.Scalars("accuracy/paint")] == [(0, 0.5), (1, 0.5), (2, 0.5)]
+    assert set(result.Tags()["scalars"]) >= {"accuracy/paint", "loss/data", "lr"}
 
 
 class Broken:
@@ -93,8 +93,10 @@ def test_an_unknown_or_missing_tracker_is_refused() -> None:
 
 @pytest.mark.parametrize("name", tracking.TRACKERS)
 def test_trackers_name_the_extra_that_brings_accelerate(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = importlib.util.find_spec
-    monkeypatch.setattr("importlib.util.find_spec", lambda asked: None if asked == "accelerate" else found(asked))
+    result = importlib.util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda requested: None if requested == "accelerate" else result(requested)
+    )
     with pytest.raises(TaskgraftError, match=rf"^--track {name} needs accelerate.*'taskgraft\[track\]'$") as caught:
         tracking.check(name)
     assert caught.value.exit_code == 3

@@ -80,12 +80,12 @@ def test_answers_beyond_the_simplex_are_explained_by_its_edge() -> None:
 def test_projections_lie_on_the_simplex_and_are_nearest() -> None:
     rng = np.random.default_rng(5)
     points = rng.normal(0, 1, (50, 6))
-    found = project_to_simplex(points)
-    assert found.min() >= 0
-    assert found.sum(axis=1) == pytest.approx(np.ones(50))
+    result = project_to_simplex(points)
+    assert result.min() >= 0
+    assert result.sum(axis=1) == pytest.approx(np.ones(50))
     others = rng.dirichlet(np.ones(6), 500)
     distances = np.linalg.norm(points[:, None] - others, axis=2).min(axis=1)
-    assert (np.linalg.norm(points - found, axis=1) <= distances + 1e-9).all()
+    assert (np.linalg.norm(points - result, axis=1) <= distances + 1e-9).all()
 
 
 def test_pairs_that_go_together_are_seen() -> None:
@@ -97,8 +97,8 @@ def test_pairs_that_go_together_are_seen() -> None:
     rows = np.array([rng.choice(np.flatnonzero(first == cell // 2)) for cell in cells])
     columns = np.array([rng.choice(np.flatnonzero(second == cell % 2)) for cell in cells])
     weights, prior = np.full(3000, 1 / 3000), (np.full(3, 1 / 3), np.full(2, 0.5))
-    found = estimate_joint_emq((one[rows], prior[0]), (two[columns], prior[1]), weights, np.outer(*prior))
-    assert np.abs(found - joint).max() < 0.03
+    result = estimate_joint_emq((one[rows], prior[0]), (two[columns], prior[1]), weights, np.outer(*prior))
+    assert np.abs(result - joint).max() < 0.03
     lrs = [np.stack([s[k == c].mean(axis=0) for c in range(s.shape[1])]) for s, k in ((one, first), (two, second))]
     answered = one[rows].T @ (two[columns] * weights[:, None])
     adjusted = estimate_joint_adjusted(lrs[0], lrs[1], answered)

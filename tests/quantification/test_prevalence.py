@@ -37,8 +37,8 @@ def alone(logits: np.ndarray) -> Sample:
     return Sample(predicted(logits), rows, np.full(len(rows), 1 / len(rows)), "image")
 
 
-def column(found: TaskPrevalence, name: str) -> np.ndarray:
-    return np.array([getattr(one, name) for one in found.classes])
+def column(result: TaskPrevalence, name: str) -> np.ndarray:
+    return np.array([getattr(one, name) for one in result.classes])
 
 
 WANTED = np.array([0.75, 0.15, 0.1, 0.0])
@@ -50,13 +50,13 @@ def test_intervals_hold_what_they_promise_and_errors_are_halved(estimator: Any) 
     for seed in range(25):
         rng = np.random.default_rng(seed)
         labels = rng.choice(SIZE, 400, p=WANTED)
-        found = estimate_prevalence(alone(answers(labels, 1000 + seed)), "kind", card_of(seed), estimator)
-        assert found.estimator == estimator
-        assert (found.images, found.units, found.effective_size) == (400, 400, 400)
-        low, high = column(found, "low"), column(found, "high")
+        result = estimate_prevalence(alone(answers(labels, 1000 + seed)), "kind", card_of(seed), estimator)
+        assert result.estimator == estimator
+        assert (result.images, result.units, result.effective_size) == (400, 400, 400)
+        low, high = column(result, "low"), column(result, "high")
         held += [*((low <= WANTED) & (high >= WANTED))]
-        errors.append(np.abs(column(found, "prevalence") - WANTED).mean())
-        counted.append(np.abs(column(found, "naive") - WANTED).mean())
+        errors.append(np.abs(column(result, "prevalence") - WANTED).mean())
+        counted.append(np.abs(column(result, "naive") - WANTED).mean())
     assert 0.9 <= np.mean(held) <= 1.0
     assert np.mean(errors) < 0.5 * np.mean(counted)
 
@@ -73,10 +73,10 @@ def test_frames_of_a_track_are_not_independent() -> None:
         for kind in held:
             unit = np.repeat(np.arange(tracks), frames) if kind == "track" else np.arange(tracks * frames)
             sample = Sample(predicted(logits), unit, np.full(len(unit), 1 / len(unit)), kind)
-            found = estimate_prevalence(sample, "kind", card_of(seed))
+            result = estimate_prevalence(sample, "kind", card_of(seed))
             preprocessing = np.array([0.4, 0.3, 0.2, 0.1])
-            held[kind] += [*((column(found, "low") <= preprocessing) & (preprocessing <= column(found, "high")))]
-            sizes[kind] = found.effective_size
+            held[kind] += [*((column(result, "low") <= preprocessing) & (preprocessing <= column(result, "high")))]
+            sizes[kind] = result.effective_size
     assert np.mean(held["track"]) >= 0.9
     assert np.mean(held["image"]) < 0.75
     assert sizes["track"] < 1.4 * tracks
@@ -88,36 +88,36 @@ def test_a_track_counts_once_however_long_it_is() -> None:
     logits = 8 * np.eye(SIZE, dtype=np.float32)[labels]
     unit = np.array([0] * 50 + [1, 2])
     weights = 1 / np.bincount(unit)[unit]
-    found = estimate_prevalence(Sample(predicted(logits), unit, weights / weights.sum(), "track"), "kind", None)
-    assert column(found, "naive") == pytest.approx([1 / 3, 1 / 3, 1 / 3, 0], abs=1e-6)
-    assert any("only 3 tracks" in note for note in found.notes)
+    result = estimate_prevalence(Sample(predicted(logits), unit, weights / weights.sum(), "track"), "kind", None)
+    assert column(result, "naive") == pytest.approx([1 / 3, 1 / 3, 1 / 3, 0], abs=1e-6)
+    assert any("only 3 tracks" in note for note in result.notes)
 
 
 def test_a_class_that_was_not_met_may_still_be_there() -> None:
     labels = np.zeros(30, int)
-    found = estimate_prevalence(alone(8 * np.eye(SIZE, dtype=np.float32)[labels]), "kind", None, "naive")
-    assert column(found, "prevalence") == pytest.approx([1, 0, 0, 0])
-    assert column(found, "high")[1] == pytest.approx(3.84 / 33.84, abs=0.01)  # Wilson's limit for none of 30
-    assert column(found, "low")[0] == 1.0
+    result = estimate_prevalence(alone(8 * np.eye(SIZE, dtype=np.float32)[labels]), "kind", None, "naive")
+    assert column(result, "prevalence") == pytest.approx([1, 0, 0, 0])
+    assert column(result, "high")[1] == pytest.approx(3.84 / 33.84, abs=0.01)  # Wilson's limit for none of 30
+    assert column(result, "low")[0] == 1.0
 
 
 def test_an_old_card_still_corrects() -> None:
     labels = np.random.default_rng(1).choice(SIZE, 2000, p=WANTED)
     old = {name: value for name, value in card_of().items() if name in ("classes", "confusion", "accuracy")}
-    found = estimate_prevalence(alone(answers(labels, 5)), "kind", old)
-    assert found.estimator == "acc"
-    assert any("old card" in note for note in found.notes)
-    assert found.ood.flag is None
-    error, counted = (np.abs(column(found, name) - WANTED).mean() for name in ("prevalence", "naive"))
+    result = estimate_prevalence(alone(answers(labels, 5)), "kind", old)
+    assert result.estimator == "acc"
+    assert any("old card" in note for note in result.notes)
+    assert result.ood.flag is None
+    error, counted = (np.abs(column(result, name) - WANTED).mean() for name in ("prevalence", "naive"))
     assert error < 0.6 * counted
 
 
 @pytest.mark.parametrize("card", [None, {"classes": ["x", "y"], "confusion": [[1, 0, 0], [0, 1, 0]]}])
 def test_without_a_card_the_count_stands_and_says_so(card: dict[str, Any] | None) -> None:
-    found = estimate_prevalence(alone(answers(np.arange(40) % SIZE, 0)), "kind", card)
-    assert found.estimator == "naive"
-    assert column(found, "prevalence") == pytest.approx(column(found, "naive"))
-    assert any("no task card" in note for note in found.notes)
+    result = estimate_prevalence(alone(answers(np.arange(40) % SIZE, 0)), "kind", card)
+    assert result.estimator == "naive"
+    assert column(result, "prevalence") == pytest.approx(column(result, "naive"))
+    assert any("no task card" in note for note in result.notes)
 
 
 def test_strange_images_are_flagged_and_a_shift_of_classes_is_not() -> None:
@@ -125,11 +125,11 @@ def test_strange_images_are_flagged_and_a_shift_of_classes_is_not() -> None:
     shifted = answers(np.random.default_rng(2).choice(SIZE, 300, p=WANTED), 7)
     assert estimate_prevalence(alone(shifted), "kind", known).ood.flag is False
     strange = np.random.default_rng(3).normal(0, 0.5, (300, SIZE)).astype(np.float32) - 2
-    found = estimate_prevalence(alone(strange), "kind", known).ood
-    assert found.flag is True
-    assert found.fraction is not None
-    assert found.fraction > 0.9
-    assert "do not trust" in found.text
+    result = estimate_prevalence(alone(strange), "kind", known).ood
+    assert result.flag is True
+    assert result.fraction is not None
+    assert result.fraction > 0.9
+    assert "do not trust" in result.text
 
 
 def test_many_images_take_no_more_work_and_give_the_same_width() -> None:
@@ -162,10 +162,10 @@ def test_answers_lost_to_another_task_are_counted_as_lost() -> None:
     )
     known = {"classes": list(CLASSES), "confusion": build_task_card(both, "kind", {}, "")["confusion"]}
     rows = np.arange(400)
-    found = estimate_prevalence(Sample(both._replace(labels={}), rows, np.full(400, 1 / 400), "image"), "kind", known)
-    assert column(found, "naive").sum() == pytest.approx(1 - lost.mean(), abs=1e-5)
-    assert found.estimator == "acc"
-    assert column(found, "prevalence") == pytest.approx(np.full(4, 0.25), abs=0.03)
+    result = estimate_prevalence(Sample(both._replace(labels={}), rows, np.full(400, 1 / 400), "image"), "kind", known)
+    assert column(result, "naive").sum() == pytest.approx(1 - lost.mean(), abs=1e-5)
+    assert result.estimator == "acc"
+    assert column(result, "prevalence") == pytest.approx(np.full(4, 0.25), abs=0.03)
 
 
 @pytest.mark.parametrize("estimator", ["emq", "pacc", "naive"])
@@ -177,13 +177,13 @@ def test_pairs_have_intervals(estimator: Any) -> None:
     logits = {"kind": answers(cells // SIZE, 1), "other": answers(cells % SIZE, 2)}
     both = Predictions(dict.fromkeys(logits, CLASSES), "per-task", tuple(map(str, range(500))), {}, logits)
     sample = Sample(both, np.arange(500), np.full(500, 1 / 500), "image")
-    found = estimate_joint_prevalence(sample, ("kind", "other"), {"kind": card_of(0), "other": card_of(1)}, estimator)
-    pairs = {one.name: one for one in found.pairs}
+    result = estimate_joint_prevalence(sample, ("kind", "other"), {"kind": card_of(0), "other": card_of(1)}, estimator)
+    pairs = {one.name: one for one in result.pairs}
     preprocessing = {"a × a": 0.5, "b × b": 0.3, "c × a": 0.2, "d × d": 0.0}
     if estimator == "emq":  # PACC's pairs are held back by all the pairs that may not be below 0
         for name, share in preprocessing.items():
             one = pairs.get(name)
             assert (one.low <= share <= one.high) if one else share == 0
-    assert sum(one.prevalence for one in found.pairs) == pytest.approx(1, abs=0.02)
+    assert sum(one.prevalence for one in result.pairs) == pytest.approx(1, abs=0.02)
     wrong = sum(abs((pairs[name].prevalence if name in pairs else 0) - share) for name, share in preprocessing.items())
     assert (wrong > 0.2) == (estimator == "naive")

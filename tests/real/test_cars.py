@@ -17,15 +17,15 @@ needs = pytest.mark.skipif(not (SHARED / "data/cars").is_dir(), reason="the real
 
 @needs
 def test_a_foreign_checkpoint_measures_as_its_makers_say() -> None:
-    found = evaluate(
+    result = evaluate(
         str(SHARED / "checkpoints/cars196_tf_efficientnet_lite0.pth.tar"),
         SHARED / "data/cars/val",
         arch="tf_efficientnet_lite0",
         labels=SHARED / "checkpoints/cars196_labels.txt",
         preprocessing="96 squash bilinear imagenet",
     )
-    assert found["images"] == 873
-    assert found["accuracy"] == pytest.approx(0.741, abs=0.005)
+    assert result["images"] == 873
+    assert result["accuracy"] == pytest.approx(0.741, abs=0.005)
 
 
 @needs

@@ -69,9 +69,9 @@ def test_timm_model(paint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     child = recipe("timm_model").main(paint, tmp_path / "out", f"local-dir:{tmp_path / 'hub'}", RUN)
     assert isinstance(child, nn.Module)
     assert child(torch.zeros(1, 3, 160, 160)).shape == (1, len(OLD.classes) + len(NEW.classes))
-    said = capsys.readouterr().out
-    assert "imagenet: agreement with the parent" in said
-    assert "paint: accuracy" in said
+    output = capsys.readouterr().out
+    assert "imagenet: agreement with the parent" in output
+    assert "paint: accuracy" in output
 
 
 @pytest.mark.filterwarnings("ignore")  # transformers deprecates parts of itself while it is imported
@@ -87,9 +87,11 @@ def test_transformers_model(paint: Path, tmp_path: Path, monkeypatch: pytest.Mon
     parent.save_pretrained(tmp_path / "parent")
     size = {"height": 32, "width": 32}
     transformers.ViTImageProcessor(size=size).save_pretrained(tmp_path / "parent")
-    found = recipe("hugging_face").main(tmp_path / "parent", paint, tmp_path / "child", replace(RUN, steps=20, lr=0.01))
-    assert found["new"] > 1.5 / len(NEW.classes)
-    assert 0 <= found["agreement"] <= 1
+    result = recipe("hugging_face").main(
+        tmp_path / "parent", paint, tmp_path / "child", replace(RUN, steps=20, lr=0.01)
+    )
+    assert result["new"] > 1.5 / len(NEW.classes)
+    assert 0 <= result["agreement"] <= 1
     child = transformers.AutoModelForImageClassification.from_pretrained(tmp_path / "child").eval()
     assert list(child.config.id2label.values()) == [*OLD.classes, *sorted(NEW.classes)]
     assert child(pixel_values=torch.zeros(2, 3, 32, 32)).logits.shape == (2, 7)

@@ -116,9 +116,9 @@ def watched(text: str) -> tuple[Method, Seen]:
         return terms
 
     def weight(params: Params, memory: Memory) -> dict[str, Quadratic]:
-        found = method.weight(params, memory) if method.weight else {}
-        seen.penalties.append({name: float(losses.quadratic(params, item)) for name, item in found.items()})
-        return found
+        result = method.weight(params, memory) if method.weight else {}
+        seen.penalties.append({name: float(losses.quadratic(params, item)) for name, item in result.items()})
+        return result
 
     return method._replace(response=response, weight=weight), seen
 
@@ -138,8 +138,8 @@ def fisher(model: nn.Module, images: Images, task: str, weigh: Callable[[int, Te
     for i in range(count):
         logs = model(data.normalize(images, i, i + 1))[task][0].log_softmax(0)
         for c, weight in enumerate(weigh(i, logs.detach().exp()).tolist()):
-            found = torch.autograd.grad(logs[c], values, retain_graph=True, allow_unused=True)
-            for total, gradient in zip(sums, found, strict=True):
+            result = torch.autograd.grad(logs[c], values, retain_graph=True, allow_unused=True)
+            for total, gradient in zip(sums, result, strict=True):
                 total += 0 if gradient is None else gradient.square() * weight / count
     return dict(zip(names, sums, strict=True))
 
@@ -207,12 +207,12 @@ def squares(anchor: Params, importance: Params | None, strength: float) -> Loss:
     return loss
 
 
-def close(found: Params, expected: Params, rtol: float = 1e-4) -> None:
+def close(result: Params, expected: Params, rtol: float = 1e-4) -> None:
     """Equal names; values equal but for rounding, relative to the largest of each tensor."""
-    assert found.keys() == expected.keys()
+    assert result.keys() == expected.keys()
     for name, value in expected.items():
         room = rtol * float(value.abs().max()) * 0.1 + 1e-12
-        torch.testing.assert_close(found[name], value, rtol=rtol, atol=room, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(result[name], value, rtol=rtol, atol=room, msg=lambda m, n=name: f"{n}: {m}")
 
 
 def closed_form_path(lr: float, steps: int, x: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:

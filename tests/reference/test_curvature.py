@@ -221,14 +221,14 @@ def drawn(task: str, i: int, p: Tensor, draws: int = 1) -> Tensor:
     return F.one_hot(torch.tensor(picks), len(p)).double().mean(0)
 
 
-def agree(found: dict[str, Tensor], expected: dict[str, Tensor], rtol: float = 1e-6) -> None:
-    assert found.keys() == expected.keys()
+def agree(result: dict[str, Tensor], expected: dict[str, Tensor], rtol: float = 1e-6) -> None:
+    assert result.keys() == expected.keys()
     for name, value in expected.items():
-        assert found[name].shape == value.shape
-        assert found[name].is_contiguous()
+        assert result[name].shape == value.shape
+        assert result[name].is_contiguous()
         scale = float(value.abs().max())
         torch.testing.assert_close(
-            found[name], value, rtol=rtol, atol=rtol * scale * 1e-3, msg=lambda m, name=name: f"{name}: {m}"
+            result[name], value, rtol=rtol, atol=rtol * scale * 1e-3, msg=lambda m, name=name: f"{name}: {m}"
         )
 
 
@@ -277,8 +277,8 @@ class Side(nn.Module):
 def joint_definition(
     model: nn.Module, images: Tensor, weights: Callable[[str, int, Tensor], Tensor]
 ) -> dict[str, Tensor]:
-    found = definition(Side(model), images, weights, (JOINT,))
-    return {name.removeprefix("model."): value for name, value in found.items()}
+    result = definition(Side(model), images, weights, (JOINT,))
+    return {name.removeprefix("model."): value for name, value in result.items()}
 
 
 @pytest.mark.parametrize("name", ["convolutions", "shared", "attention"])
@@ -298,8 +298,8 @@ def test_joint_targets_take_the_first_task() -> None:
     def weights(task: str, i: int, p: Tensor) -> Tensor:
         return F.one_hot(place[i].clamp(min=0), len(p)).double() * (COUNT / 3 if place[i] >= 0 else 0)
 
-    found = measure(model, images, softmax="joint", labels="empirical", targets=targets)
-    agree(found, joint_definition(model, images, weights))
+    result = measure(model, images, softmax="joint", labels="empirical", targets=targets)
+    agree(result, joint_definition(model, images, weights))
     alone = {"a": torch.tensor([2, 1, 0, 1])}  # one task's labels are enough
     assert measure(model, images, softmax="joint", labels="empirical", targets=alone)["head_b.weight"].abs().sum() > 0
 
@@ -327,10 +327,10 @@ def test_single_precision_is_close(name: str) -> None:
     model, images = build(name)
     targets = {"a": torch.tensor([0, 1, 2, 0]), "b": torch.tensor([0, 1, 2, 3])}
     expected = measure(model, images, labels="empirical", targets=targets)
-    found = measure(model.float(), images.float(), labels="empirical", targets=targets)
+    result = measure(model.float(), images.float(), labels="empirical", targets=targets)
     for key, value in expected.items():
-        assert found[key].dtype == torch.float32
-        assert (found[key].double() - value).norm() <= 1e-4 * value.norm() + 1e-12, key
+        assert result[key].dtype == torch.float32
+        assert (result[key].double() - value).norm() <= 1e-4 * value.norm() + 1e-12, key
 
 
 def test_hash_uniforms_depend_on_position_only() -> None:

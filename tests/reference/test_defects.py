@@ -49,15 +49,15 @@ def old_part(model: Classifier, values: Params) -> Params:
 
 def test_d01_the_fisher_is_the_mean_of_squares_whatever_the_batch_and_the_chunk() -> None:
     """Squared batch-mean gradients (Avalanche, PyCIL, PILOT, CapyMOA, gmumcl; times B: FACIL, clarena, clearn)."""
-    found = [
+    result = [
         importance(worked_with("ewc(images=20, labels=empirical)", replace(RUN, batch_size=batch), OLDS))
         for batch in (2, 8, 20)
     ]
-    assert equal(found[0], found[1])
-    assert equal(found[0], found[2])
+    assert equal(result[0], result[1])
+    assert equal(result[0], result[2])
     model, targets = foreign(), OLDS.labels[OLD.name]
     expected = fisher(model, OLDS, OLD.name, lambda i, p: F.one_hot(targets[i], len(p)))
-    close(found[0], expected, rtol=1e-3)
+    close(result[0], expected, rtol=1e-3)
     for chunk in (1, 3, 20):
         close(
             fisher_diagonal(
@@ -126,11 +126,11 @@ def test_d04_importance_is_measured_in_eval_mode_and_leaves_the_model_alone() ->
     model.backbone.get_submodule("norm").eval()
     modes, state = [module.training for module in model.modules()], pytree.state(model)
     names = [name for name, _ in model.named_parameters()]
-    found = fisher_diagonal(model, image_reader(OLDS, model), 20, names, [OLD.name], labels="exact")
+    result = fisher_diagonal(model, image_reader(OLDS, model), 20, names, [OLD.name], labels="exact")
     output_sensitivity(model, image_reader(OLDS, model), 20, names, [OLD.name])
     assert modes == [module.training for module in model.modules()]
     assert equal(pytree.state(model), state)
-    close(found, fisher(model, OLDS, OLD.name, lambda i, p: p), rtol=1e-3)  # the definition runs in eval mode
+    close(result, fisher(model, OLDS, OLD.name, lambda i, p: p), rtol=1e-3)  # the definition runs in eval mode
 
 
 def test_d05_the_recorded_answer_is_the_teachers_on_the_very_view() -> None:
@@ -152,8 +152,8 @@ def test_d06_the_fisher_is_the_expectation_over_the_models_own_labels() -> None:
     for labels in ("exact", "sampled"):
         text = f"ewc(images=20, labels={labels})"
         assert equal(importance(worked_with(text, old=OLDS)), importance(worked_with(text, old=shuffled)))
-    found = importance(worked_with("ewc(images=20, labels=exact)", old=OLDS))
-    close(found, fisher(foreign(), OLDS, OLD.name, lambda i, p: p), rtol=1e-3)
+    result = importance(worked_with("ewc(images=20, labels=exact)", old=OLDS))
+    close(result, fisher(foreign(), OLDS, OLD.name, lambda i, p: p), rtol=1e-3)
 
 
 @pytest.mark.parametrize("count", [1, 2, COUNT])
@@ -164,10 +164,10 @@ def test_d07_sampled_labels_work_for_any_batch(count: int, draws: int) -> None:
     names = [name for name, _ in model.named_parameters()]
     expected = definition(model, images[:count], lambda task, i, p: drawn(task, i, p, draws))
     for chunk in (1, 2, 64):
-        found = fisher_diagonal(
+        result = fisher_diagonal(
             model, lambda i, j: images[i : min(j, count)], count, names, ["a", "b"], draws=draws, seed=3, chunk=chunk
         )
-        agree(found, expected)
+        agree(result, expected)
 
 
 def test_d08_the_importance_of_the_first_task_enters_a_chain_whole() -> None:
@@ -231,7 +231,7 @@ def test_d09_no_importance_is_clipped_from_above_or_below() -> None:
     scale = torch.ones(WIDTH)
     scale[0], scale[1] = 1e4, 0.0
     images = vectors(20, OLD, 2)
-    found = []
+    result = []
     for factor in (torch.ones(WIDTH), scale):
         net = nn.Sequential(nn.Flatten(), nn.Linear(WIDTH, len(OLD.classes)))
         with torch.no_grad():
@@ -242,10 +242,10 @@ def test_d09_no_importance_is_clipped_from_above_or_below() -> None:
         memory = worked_with(
             "ewc(images=20, labels=exact)", old=stretched, parent=wrap(net, "1", [OLD]), new=vectors(20, NEW, 5)
         )
-        found.append(importance(memory)["heads.0.weight"])
-    torch.testing.assert_close(found[1][:, 0], 1e8 * found[0][:, 0], rtol=1e-3, atol=0)
-    assert float(found[1][:, 0].max()) > 1e5
-    assert not found[1][:, 1].any()
+        result.append(importance(memory)["heads.0.weight"])
+    torch.testing.assert_close(result[1][:, 0], 1e8 * result[0][:, 0], rtol=1e-3, atol=0)
+    assert float(result[1][:, 0].max()) > 1e5
+    assert not result[1][:, 1].any()
 
 
 def test_d10_the_path_integral_is_the_closed_form_from_the_start_of_the_task() -> None:
@@ -291,9 +291,9 @@ def test_d18_importances_and_penalties_are_above_0(text: str) -> None:
     )
     assert all(sum(values.values()) > 0 for values in seen.penalties[1:])
     if text != "l2sp":
-        found = importance(seen.steps[-1][1], text.split("(")[0])
-        assert found.keys() == inherited_parameters(child_of(parent)).keys()
-        backbone = [value for name, value in found.items() if name.startswith("backbone.")]
+        result = importance(seen.steps[-1][1], text.split("(")[0])
+        assert result.keys() == inherited_parameters(child_of(parent)).keys()
+        backbone = [value for name, value in result.items() if name.startswith("backbone.")]
         assert sum(float(value.sum()) for value in backbone) > 0
-        assert all(float(value.min()) >= 0 for value in found.values())
-        assert float(found["heads.0.weight"].sum()) > 0
+        assert all(float(value.min()) >= 0 for value in result.values())
+        assert float(result["heads.0.weight"].sum()) > 0

@@ -47,12 +47,12 @@ def test_d11_forgetting_is_parent_minus_child_on_pictures_that_nobody_learned_fr
         old_val=(old_folder,),
     )  # fmt: skip
     before = open_parent(str(alice))
-    found = open_images(old_folder, "shape", before.preprocessing, seed=0, classes=before.classifier.tasks[0].classes)
-    assert found.val
-    assert found.train
-    assert set(done.predictions["old"].ids) == set(found.val.names)
-    assert not set(done.predictions["old"].ids) & set(found.train.names)
-    was, now = (right(bundle.classifier, found.val, "shape") for bundle in (before, done.bundle))
+    result = open_images(old_folder, "shape", before.preprocessing, seed=0, classes=before.classifier.tasks[0].classes)
+    assert result.val
+    assert result.train
+    assert set(done.predictions["old"].ids) == set(result.val.names)
+    assert not set(done.predictions["old"].ids) & set(result.train.names)
+    was, now = (right(bundle.classifier, result.val, "shape") for bundle in (before, done.bundle))
     shape = done.record.tasks[0]
     assert shape.parent
     assert shape.child
@@ -114,14 +114,14 @@ def test_d12_distillation_has_the_factor_t_squared_and_says_when_not(temperature
         losses.distillation(own, t, temperature, scale).backward()  # pyright: ignore[reportArgumentType]
         expected = factor * ((z / temperature).softmax(1) - (t / temperature).softmax(1)) / len(z)
         torch.testing.assert_close(own.grad, expected)
-    found = []
+    result = []
     for text in ("distill(temperature={})", "distill(scale=none, temperature={})", "lwf(temperature={})"):
         method, seen = watched(text.format(temperature))
         learn(child_of(foreign()), make_images(20, NEW, 5), method=method, config=replace(RUN, steps=1, norm="train"))
-        found.append(sum(map(float, seen.terms[0].values())))  # dropout and BatchNorm alone move the first answers
-    assert found[0] > 0
-    assert found[1] == pytest.approx(found[0] / temperature**2, rel=1e-4)
-    assert found[2] == pytest.approx(found[1], rel=2e-3)  # recorded in half precision
+        result.append(sum(map(float, seen.terms[0].values())))  # dropout and BatchNorm alone move the first answers
+    assert result[0] > 0
+    assert result[1] == pytest.approx(result[0] / temperature**2, rel=1e-4)
+    assert result[2] == pytest.approx(result[1], rel=2e-3)  # recorded in half precision
 
 
 DECAY = [

@@ -45,7 +45,7 @@ def anchor_of(child: Classifier) -> Params:
 def test_l2sp_matches_reference(implicit: bool) -> None:
     child, strength = child_of(perceptron()), 0.7
     anchor, pull = anchor_of(child), PLAIN.lr * strength
-    found = learn(child, IMAGES, method=f"l2sp(strength={strength}, implicit={implicit})", config=PLAIN).classifier
+    result = learn(child, IMAGES, method=f"l2sp(strength={strength}, implicit={implicit})", config=PLAIN).classifier
 
     def proximal(name: str, value: Tensor) -> Tensor:
         return (value + pull * anchor[name]) / (1 + pull) if name in anchor else value
@@ -54,18 +54,18 @@ def test_l2sp_matches_reference(implicit: bool) -> None:
         expected, _ = trained_by_hand(child, IMAGES, PLAIN, then=proximal)
     else:
         expected, _ = trained_by_hand(child, IMAGES, PLAIN, also=squares(anchor, None, strength))
-    close(weights(found), expected)
+    close(weights(result), expected)
 
 
 @pytest.mark.parametrize("text", ["mas(strength={}, implicit=False)", "ewc(labels=exact, strength={}, implicit=False)"])
 def test_mas_and_ewc_match_reference(text: str) -> None:
     child, strength = child_of(perceptron()), 0.5
     if text.startswith("mas"):
-        whole = sensitivity(child, OLDS, OLD.name)
+        full = sensitivity(child, OLDS, OLD.name)
     else:
-        whole = fisher(child, OLDS, OLD.name, lambda i, p: p)
+        full = fisher(child, OLDS, OLD.name, lambda i, p: p)
     anchor = anchor_of(child)
-    importance = {name: whole[name] for name in anchor}
+    importance = {name: full[name] for name in anchor}
     expected, _ = trained_by_hand(child, IMAGES, PLAIN, also=squares(anchor, importance, strength))
     free, _ = trained_by_hand(child, IMAGES, PLAIN)
     close(
@@ -135,9 +135,9 @@ def answers_kept(child: Classifier, strength: float, temperature: float, factor:
 )
 def test_lwf_and_distill_match_reference(text: str, factor: float) -> None:
     child = child_of(perceptron())
-    found = learn(child, IMAGES, method=text, config=PLAIN).classifier
+    result = learn(child, IMAGES, method=text, config=PLAIN).classifier
     expected, _ = trained_by_hand(child, IMAGES, PLAIN, also=answers_kept(child, 3, 2, factor))
-    close(weights(found), expected, 5e-3 if "recorded" in text or "distill" in text else 1e-4)
+    close(weights(result), expected, 5e-3 if "recorded" in text or "distill" in text else 1e-4)
 
 
 def test_distill_with_joint_softmax() -> None:
@@ -148,11 +148,11 @@ def test_distill_with_joint_softmax() -> None:
 
 def test_frozen_matches_reference() -> None:
     child = child_of(perceptron())
-    found = learn(child, IMAGES, method="frozen", config=PLAIN).classifier
+    result = learn(child, IMAGES, method="frozen", config=PLAIN).classifier
     expected, _ = trained_by_hand(child, IMAGES, PLAIN, frozen=True)
-    close(weights(found), expected)
-    assert equal(pytree.state(found.backbone), pytree.state(child.backbone))
-    assert not torch.equal(found.linears()[-1].weight, child.linears()[-1].weight)
+    close(weights(result), expected)
+    assert equal(pytree.state(result.backbone), pytree.state(child.backbone))
+    assert not torch.equal(result.linears()[-1].weight, child.linears()[-1].weight)
 
 
 def test_wise_chooses_the_best_score() -> None:
@@ -166,9 +166,9 @@ def test_wise_chooses_the_best_score() -> None:
         return float(((model.linears()[1].weight.detach() - start["heads.1.weight"]) / far).mean())
 
     for aim, expected in ((0.6, 0.6), (0.0, 0.2), (2.0, 1.0)):
-        found = learn(child, IMAGES, method="wise(points=5)", config=PLAIN, score=lambda m, a=aim: -abs(way(m) - a))
-        assert float(found.memory["wise"]["weight"]) == pytest.approx(expected)
-        got = pytree.state(found.classifier)
+        result = learn(child, IMAGES, method="wise(points=5)", config=PLAIN, score=lambda m, a=aim: -abs(way(m) - a))
+        assert float(result.memory["wise"]["weight"]) == pytest.approx(expected)
+        got = pytree.state(result.classifier)
         moved = [name for name in got if got[name].is_floating_point()]
         assert "backbone.1.running_var" in moved
         assert not torch.equal(end["backbone.1.running_var"], start["backbone.1.running_var"])
@@ -181,8 +181,8 @@ def test_wise_chooses_the_best_score() -> None:
 def test_replay_adds_old_images() -> None:
     method, seen = watched("replay(share=0.5)")
     child = child_of(perceptron())
-    found = learn(child, IMAGES, method=method, config=PLAIN, old=OLDS)
-    assert found.memory == {}
+    result = learn(child, IMAGES, method=method, config=PLAIN, old=OLDS)
+    assert result.memory == {}
     chosen = set()
     for step, _ in seen.steps:
         batch = step.batch
@@ -195,7 +195,7 @@ def test_replay_adds_old_images() -> None:
         assert step.outputs[OLD.name].requires_grad
         chosen |= set(rows)
     assert len(chosen) > 5
-    assert not torch.equal(found.classifier.linears()[0].weight, child.linears()[0].weight)  # old labels are learnt
+    assert not torch.equal(result.classifier.linears()[0].weight, child.linears()[0].weight)  # old labels are learnt
 
 
 def test_kept_replay_needs_no_old_sample() -> None:
@@ -230,8 +230,8 @@ def test_joint_ewc_anchors_the_new_head() -> None:
         images = data.normalize(IMAGES, 0, len(IMAGES.pixels))
         h, p = child.features(images), torch.cat(list(child(images).values()), 1).softmax(1)
     expected = torch.einsum("bk,bd->kd", p * (1 - p), h.square()) / len(h)
-    found = torch.cat([memory["importance"][f"heads.{i}.weight"] for i in (0, 1)])
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-8)
+    result = torch.cat([memory["importance"][f"heads.{i}.weight"] for i in (0, 1)])
+    torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-8)
 
 
 def test_joint_ewc_prefers_the_old_sample() -> None:

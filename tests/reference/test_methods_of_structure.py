@@ -37,12 +37,12 @@ def test_lora_matches_reference() -> None:
     assert method.adapt
     adapted = method.adapt(copy.deepcopy(child), TrainingData(images, None, 0, "none", 0))
     assert (predict(adapted, images).logits[OLD.name] == predict(child, images).logits[OLD.name]).all()
-    found = learn(child, images, method=method._replace(finish=finish), config=RUN).classifier
-    assert pytree.state(found).keys() == pytree.state(child).keys()
-    for task, logits in predict(found, images).logits.items():
+    result = learn(child, images, method=method._replace(finish=finish), config=RUN).classifier
+    assert pytree.state(result).keys() == pytree.state(child).keys()
+    for task, logits in predict(result, images).logits.items():
         torch.testing.assert_close(torch.from_numpy(logits), torch.from_numpy(before[0][task]), rtol=1e-4, atol=1e-5)
     ranks = {}
-    for name, value in weights(found).items():
+    for name, value in weights(result).items():
         moved = (value - weights(child)[name]).double()
         if name.startswith("backbone") and value.dim() > 1:
             ranks[name] = int(torch.linalg.matrix_rank(moved.flatten(1), atol=1e-6)) if value.shape[-1] == 1 else -1
@@ -50,7 +50,7 @@ def test_lora_matches_reference() -> None:
             assert not moved.any(), name
     assert any(0 < rank <= 2 for rank in ranks.values())
     assert all(rank <= 2 for rank in ranks.values())
-    assert torch.equal(found.linears()[0].weight, child.linears()[0].weight)
+    assert torch.equal(result.linears()[0].weight, child.linears()[0].weight)
 
 
 @pytest.mark.parametrize("shared", [0.0, 0.5, 1.0])
@@ -100,10 +100,10 @@ def test_taps_find_early_features() -> None:
     child = grow(old, NEW._replace(name="light", classes=("green", "blue")), 0)
     unseen, share = blue_or_green(40, 2), {}
     for text in ("frozen", "taps(thumbnail=0)"):
-        found = learn(
+        result = learn(
             child, blue_or_green(40, 1), method=text, config=replace(RUN, head_steps=100, steps=20)
         ).classifier
-        answers = torch.from_numpy(predict(found, unseen).logits["light"]).argmax(1)
+        answers = torch.from_numpy(predict(result, unseen).logits["light"]).argmax(1)
         share[text] = float((answers == unseen.labels["light"]).float().mean())
     assert share["taps(thumbnail=0)"] == 1.0
     assert share["frozen"] < 0.8
@@ -136,9 +136,9 @@ def test_newest_logits_are_bit_identical(notation: str) -> None:
         child = method.adapt(child, TrainingData(images, None, 0, "none", 0))
     child.eval()
     ready = data.normalize(images, 0, 8)
-    whole = child(ready)[NEW.name]
+    full = child(ready)[NEW.name]
     for model in (child, copy.deepcopy(child)):
-        assert torch.equal(model.newest_logits(ready), whole)
+        assert torch.equal(model.newest_logits(ready), full)
         assert not [name for name in model.state_dict() if "_lean" in name]
 
 
@@ -160,8 +160,8 @@ def test_ladder_matches_reference(arch: str, options: dict[str, int], at: list[s
     assert child.linears()[1].in_features == 2 * sum(ladder.widths)
     again = composition.build("ladder(rungs=3, width=8)").adapt
     assert again
-    begun = again(child_of(old), TrainingData(images, None, 0, "none", RUN.seed))
-    pairs = zip(begun.extras.parameters(), ladder.parameters(), strict=True)
+    started = again(child_of(old), TrainingData(images, None, 0, "none", RUN.seed))
+    pairs = zip(started.extras.parameters(), ladder.parameters(), strict=True)
     moved = [not torch.equal(one, two) for one, two in pairs if one.dim() > 1]
     assert all(moved)
     child.train()

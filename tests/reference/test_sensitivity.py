@@ -132,11 +132,11 @@ def test_model_without_vmap_falls_back_to_a_loop() -> None:
 def test_single_precision_is_close(name: str) -> None:
     model, images = build(name)
     expected = measure(model, images)
-    found = measure(model.float(), images.float())
+    result = measure(model.float(), images.float())
     for key, value in expected.items():
-        assert found[key].dtype == torch.float32
-        assert found[key].device == value.device
-        assert (found[key].double() - value).norm() <= 1e-4 * value.norm() + 1e-5, key
+        assert result[key].dtype == torch.float32
+        assert result[key].device == value.device
+        assert (result[key].double() - value).norm() <= 1e-4 * value.norm() + 1e-5, key
 
 
 def test_model_is_unchanged() -> None:
@@ -153,14 +153,14 @@ def test_model_is_unchanged() -> None:
     state = {key: value.clone() for key, value in model.state_dict().items()}
     random = torch.get_rng_state()
     with torch.no_grad():
-        found = measure(model, images)
+        result = measure(model, images)
     assert modes == [module.training for module in model.modules()]
     assert flags == [param.requires_grad for param in model.parameters()]
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
     assert torch.equal(random, torch.get_rng_state())
     assert [name for name, param in model.named_parameters() if param.grad is not None] == ["head_a.weight"]
     assert (model.head_a.weight.grad == 7.0).all()
-    agree(measure(model.eval(), images), found)
+    agree(measure(model.eval(), images), result)
 
 
 def test_only_named_parameters_are_measured() -> None:

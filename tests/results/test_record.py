@@ -36,13 +36,13 @@ def test_predictions_round_trip(tmp_path: Path, count: int) -> None:
     after = predictions.load_predictions(tmp_path / "p.npz")
     assert list(after) == list(before)
     for name, preprocessing in before.items():
-        found = after[name]
-        assert found[:3] == preprocessing[:3]
+        result = after[name]
+        assert result[:3] == preprocessing[:3]
         for part in ("labels", "logits"):
-            assert list(getattr(found, part)) == list(getattr(preprocessing, part))
+            assert list(getattr(result, part)) == list(getattr(preprocessing, part))
             for task, values in getattr(preprocessing, part).items():
-                np.testing.assert_array_equal(getattr(found, part)[task], values)
-                assert getattr(found, part)[task].dtype == values.dtype
+                np.testing.assert_array_equal(getattr(result, part)[task], values)
+                assert getattr(result, part)[task].dtype == values.dtype
 
 
 def test_load_predictions_refuses_pickle(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ from servers import Running, running
 
 @pytest.fixture(scope="session")
 def server(branched: Path) -> Iterator[Running]:
-    with running(branched) as found:
-        yield found
+    with running(branched) as result:
+        yield result
 
 
 @pytest.fixture(scope="session")

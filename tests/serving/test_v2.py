@@ -38,8 +38,8 @@ def expected(branched: Path, pixels: NDArray[np.uint8]) -> dict[str, NDArray[np.
 
 @pytest.fixture(scope="module")
 def client(server):
-    with triton.InferenceServerClient(server.url.removeprefix("http://")) as found:
-        yield found
+    with triton.InferenceServerClient(server.url.removeprefix("http://")) as results:
+        yield results
 
 
 def assert_close(actual: NDArray[np.float32] | None, expected: NDArray[np.float32]) -> None:

@@ -48,12 +48,12 @@ def rows(results: Path, part: str) -> dict[str, dict[str, Any]]:
 
 def test_each_part_tells_where_and_on_what_it_was_measured(results: Path):
     for part in PARTS:
-        found = report(results, part)
-        assert found["part"] == part
-        assert found["quick"] is True
-        assert found["machine"]["cores"] >= 1
-        assert found["machine"]["bytes"] > 0
-        assert {"python", "torch", "timm", "taskgraft"} <= found["versions"].keys()
+        result = report(results, part)
+        assert result["part"] == part
+        assert result["quick"] is True
+        assert result["machine"]["cores"] >= 1
+        assert result["machine"]["bytes"] > 0
+        assert {"python", "torch", "timm", "taskgraft"} <= result["versions"].keys()
 
 
 def test_every_rival_that_needs_no_library_has_a_rate_with_its_spread(results: Path):
@@ -80,10 +80,10 @@ def test_the_ways_to_the_fisher_agree_within_the_noise_of_drawn_labels(results: 
 
 
 def test_memory_is_counted_by_storage(results: Path):
-    found = rows(results, "memory")
-    assert found["finetune"]["method"] == 0
-    assert found["l2sp"]["method_over_weights"] == pytest.approx(1, abs=0.01)  # the anchor
-    assert found["finetune"]["optimizer"] < 2.1 * found["finetune"]["weights"]  # AdamW: two moments
+    result = rows(results, "memory")
+    assert result["finetune"]["method"] == 0
+    assert result["l2sp"]["method_over_weights"] == pytest.approx(1, abs=0.01)  # the anchor
+    assert result["finetune"]["optimizer"] < 2.1 * result["finetune"]["weights"]  # AdamW: two moments
 
 
 def test_the_page_is_made_of_the_json_and_touches_nothing_else(
@@ -147,10 +147,10 @@ def test_a_start_is_told_part_by_part(tmp_path: Path, alice: Path, new_folder: P
     command = [sys.executable, "-m", "benchmarks.speed.parts", str(time.monotonic()), *words]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
+    result = json.loads(done.stdout.splitlines()[-1])
     parts = {"imports", "rest", "checkpoint", "images", "answers on validation images", "choice of precision",
               "adaptation", "head's warm-up", "first checkpoint", "first step"}  # fmt: skip
-    assert set(found["parts"]) == parts
-    assert found["total"] == pytest.approx(sum(found["parts"].values()), abs=0.01)
+    assert set(result["parts"]) == parts
+    assert result["total"] == pytest.approx(sum(result["parts"].values()), abs=0.01)
     lines = (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [0]  # stopped when the step was taken

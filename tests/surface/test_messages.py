@@ -43,9 +43,9 @@ def users_of(path: str) -> tuple[str, ...]:
 def test_flags_in_messages_belong_to_the_command_that_shows_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(ROOT / "docs")
     messages = importlib.import_module("errors").messages()
-    found = [(message, flag) for message in messages for flag in FLAG.findall(message.text) if flag != "--head"]
-    assert len(found) > 60
-    for message, flag in found:
+    result = [(message, flag) for message in messages for flag in FLAG.findall(message.text) if flag != "--head"]
+    assert len(result) > 60
+    for message, flag in result:
         named = [command for command in COMMANDS if f"{command} with" in message.text]  # such as "or extend with"
         commands = (*users_of(message.path), *named)
         assert any(flag in flags_of(command) for command in commands), f"{message.path}: {message.text}"
@@ -75,8 +75,8 @@ def test_the_commands_in_texts_are_understood() -> None:
     said = {text for _, text in literals() if "taskgraft " in text}
     seen = 0
     for text in sorted(said):
-        for found in re.findall(r"`taskgraft ([a-z]+)[^`]*`", text):
-            assert found in COMMANDS or found == "config", text
+        for result in re.findall(r"`taskgraft ([a-z]+)[^`]*`", text):
+            assert result in COMMANDS or result == "config", text
             seen += 1
     assert seen
 

@@ -68,16 +68,16 @@ def extended() -> None:
 
 def compared() -> None:
     request = Request("shapes_bundle", "paints", "paint", config=RUN, old_val="shapes/val")
-    found = taskgraft.compare(request, variants(["finetune"], [], RUN), "table", seeds=1, separate=0, cache="cache")
-    assert found.variants[0].records
+    result = taskgraft.compare(request, variants(["finetune"], [], RUN), "table", seeds=1, separate=0, cache="cache")
+    assert result.variants[0].records
     assert Path("table/report.html").is_file()
 
 
 def tuned() -> None:
     request = Request("shapes_bundle", "paints", "paint", config=RUN, old_val=["shapes/val"])
     searched = space.parse("distill(strength=[0.1, 10])", "", RUN)
-    found = taskgraft.tune(request, searched, "search", search_config=SearchConfig(sampler="grid"), cache="cache")
-    assert Path(found.choices[0].folder).is_dir()
+    result = taskgraft.tune(request, searched, "search", search_config=SearchConfig(sampler="grid"), cache="cache")
+    assert Path(result.choices[0].folder).is_dir()
 
 
 def trained() -> None:
@@ -93,25 +93,25 @@ def trained() -> None:
 
 
 def looked() -> None:
-    found = taskgraft.check(
+    result = taskgraft.check(
         "paints", manifest="table.csv", against="shapes.safetensors", arch="test_resnet", labels="labels.txt",
         html="check.html",
     )  # fmt: skip
-    assert found["data"] == "paints"
+    assert result["data"] == "paints"
     assert Path("check.html").is_file()
     assert Path("table.csv").is_file()
 
 
 def measured() -> None:
-    found = taskgraft.evaluate("shapes.safetensors", "shapes", html="page.html", cache="cache", **FOREIGN)
-    assert found["accuracy"] > 0.5
+    result = taskgraft.evaluate("shapes.safetensors", "shapes", html="page.html", cache="cache", **FOREIGN)
+    assert result["accuracy"] > 0.5
     assert Path("page.html").is_file()
     assert taskgraft.calibrate("shapes_bundle", "shapes/val", cache="cache")["task"] == "shape"
 
 
 def answered() -> None:
-    picture = sorted(Path("paints/val").rglob("*.png"))[0]
-    assert len(list(taskgraft.predict_files("shapes.safetensors", str(picture), **FOREIGN))) == 1
+    image = sorted(Path("paints/val").rglob("*.png"))[0]
+    assert len(list(taskgraft.predict_files("shapes.safetensors", str(image), **FOREIGN))) == 1
     assert len(list(taskgraft.predict_files("shapes_bundle", ["paints/val", "shapes/val"]))) == 48
     assert taskgraft.predict_to("shapes_bundle", "paints/val", "answers.csv").predicted == 24
     assert taskgraft.predict_to("shapes_bundle", ["paints/val"], "more.jsonl").done
@@ -182,8 +182,8 @@ def test_no_module_takes_the_place_of_a_public_name() -> None:
 def kinds(annotation: object) -> set[object]:
     """All types that an annotation is made of."""
     parts = typing.get_args(annotation)
-    whole = set() if isinstance(annotation, UnionType) else {annotation}
-    return whole.union(*(kinds(part) for part in parts)) if parts else {annotation}
+    full = set() if isinstance(annotation, UnionType) else {annotation}
+    return full.union(*(kinds(part) for part in parts)) if parts else {annotation}
 
 
 @pytest.mark.parametrize("name", [*TAKING, "Request"])

@@ -107,21 +107,21 @@ def test_the_lock_is_the_pins_with_digests() -> None:
     text = (ROOT / "requirements.lock").read_text(encoding="utf-8")
     first, *lines = text.splitlines()
     assert first.startswith("# Made by 'make lock' on Linux x86_64, Python 3.")
-    found = re.findall(r"^([A-Za-z0-9._-]+)==([A-Za-z0-9.!+]+) \\\n    --hash=sha256:[0-9a-f]{64}$", text, re.M)
-    assert 2 * len(found) == len(lines)
-    locked = {canonicalize_name(name): version for name, version in found}
+    result = re.findall(r"^([A-Za-z0-9._-]+)==([A-Za-z0-9.!+]+) \\\n    --hash=sha256:[0-9a-f]{64}$", text, re.M)
+    assert 2 * len(result) == len(lines)
+    locked = {canonicalize_name(name): version for name, version in result}
     known = pins()
     assert {name: version for name, version in locked.items() if known.get(name) != version} == {}
-    asked = {canonicalize_name(line.name) for lines in requirements().values() for line in lines} - {"taskgraft"}
-    assert asked <= set(locked)
+    requested = {canonicalize_name(line.name) for lines in requirements().values() for line in lines} - {"taskgraft"}
+    assert requested <= set(locked)
 
 
 def modules_of(extra: str) -> set[str]:
     """The top names that the packages of an extra are imported by."""
-    found: set[str] = set()
+    result: set[str] = set()
     for line in requirements()[extra]:
-        found |= set(IMPORTED.get(line.name, (line.name.replace("-", "_"),)))
-    return found
+        result |= set(IMPORTED.get(line.name, (line.name.replace("-", "_"),)))
+    return result
 
 
 def optional() -> set[str]:
@@ -135,23 +135,23 @@ def optional() -> set[str]:
 def third_party(node: ast.Import | ast.ImportFrom) -> set[str]:
     """The top names of the packages that an import needs, the standard library's and our own left out."""
     names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [str(node.module)]
-    return {found.partition(".")[0] for found in names} - sys.stdlib_module_names - {"taskgraft"}
+    return {result.partition(".")[0] for result in names} - sys.stdlib_module_names - {"taskgraft"}
 
 
 def reached(starts: Iterable[str]) -> set[str]:
     """Our modules that some import, wherever it stands in them, except those that are an extra's own."""
     files = {dotted(path): path for path in SOURCES}
-    found, waiting = set(), [f"taskgraft.{start}" for start in starts]
+    result, waiting = set(), [f"taskgraft.{start}" for start in starts]
     while waiting:
         module = waiting.pop()
-        if module not in files or module in found or home_of(module) or module in ("taskgraft", "taskgraft.cli"):
+        if module not in files or module in result or home_of(module) or module in ("taskgraft", "taskgraft.cli"):
             continue  # those two lead everywhere
-        found.add(module)
+        result.add(module)
         waiting += [module.rpartition(".")[0]]
         for node in ast.walk(tree(files[module])):
             if isinstance(node, ast.Import | ast.ImportFrom):
                 waiting += names_of(node)
-    return found
+    return result
 
 
 def dotted(path: Path) -> str:
@@ -162,21 +162,21 @@ def home_of(module: str) -> str | None:
     """The extra whose own module this is."""
     if module == "taskgraft.serving" or module.startswith("taskgraft.serving.limits"):  # read by help texts
         return None
-    return next((extra for home, extra in HOMES.items() if module == home or module.startswith(home + ".")), None)
+    return next((extra for root, extra in HOMES.items() if module == root or module.startswith(root + ".")), None)
 
 
 def at_import(body: list[ast.stmt]) -> list[ast.Import | ast.ImportFrom]:
     """The imports that run when a module is imported; those under TYPE_CHECKING do not."""
-    found: list[ast.Import | ast.ImportFrom] = []
+    result: list[ast.Import | ast.ImportFrom] = []
     for node in body:
         if isinstance(node, ast.Import | ast.ImportFrom):
-            found.append(node)
+            result.append(node)
         elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-            found += at_import(node.orelse)
+            result += at_import(node.orelse)
         elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             inner = [child for child in ast.iter_child_nodes(node) if isinstance(child, ast.stmt)]
-            found += at_import(inner)
-    return found
+            result += at_import(inner)
+    return result
 
 
 def names_of(node: ast.Import | ast.ImportFrom) -> list[str]:
@@ -192,13 +192,13 @@ def test_no_module_imports_an_extra_when_it_is_imported() -> None:
     for path in SOURCES:
         own = home_of(dotted(path))
         for node in at_import(tree(path).body):
-            for found in names_of(node):
+            for result in names_of(node):
                 checked += 1
-                place, top = f"{name(path)}:{node.lineno} imports {found}", found.partition(".")[0]
+                place, top = f"{name(path)}:{node.lineno} imports {result}", result.partition(".")[0]
                 if top in extras:
                     assert own is not None, place
                     assert top in modules_of(own), place
-                assert home_of(found) in (None, own), place
+                assert home_of(result) in (None, own), place
     assert checked > 500
 
 
@@ -211,7 +211,7 @@ def test_the_base_is_what_training_extending_and_comparing_import() -> None:
             nodes = [node for node in ast.walk(tree(path)) if isinstance(node, ast.Import | ast.ImportFrom)]
             imported[dotted(path)] = set().union(*map(third_party, nodes))
     assert len(imported) > 80
-    assert {module: found - base for module, found in imported.items() if found - base} == ASKED
+    assert {module: result - base for module, result in imported.items() if result - base} == ASKED
     assert set().union(*ASKED.values()) <= optional()
     assert base - set().union(*imported.values()) == PAIRED
 
@@ -243,8 +243,8 @@ def test_a_target_installs_what_it_needs(target: str, installed: str, tmp_path: 
 
 def test_every_extra_of_the_makefile_exists() -> None:
     lines = re.findall(r"^EXTRAS_\w+ := *(.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
-    asked = {name for line in lines for name in line.split(",") if name}
-    assert asked <= requirements().keys()
+    requested = {name for line in lines for name in line.split(",") if name}
+    assert requested <= requirements().keys()
     assert len(lines) > 6
 
 

@@ -42,10 +42,10 @@ def saved(folder: Path, *numbers: int) -> list[Path]:
 
 
 def packed(state: TrainState) -> dict[str, torch.Tensor]:
-    found = {}
+    result = {}
     for row, entries in state.optimizer.state_dict()["state"].items():
-        found |= {f"{row}/{key}": torch.as_tensor(value) for key, value in entries.items()}
-    return found
+        result |= {f"{row}/{key}": torch.as_tensor(value) for key, value in entries.items()}
+    return result
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
@@ -67,9 +67,9 @@ def test_restore_returns_saved_state(tmp_path: Path, optimizer: str) -> None:
 @pytest.mark.parametrize("harm", ["more", "fewer"])
 def test_restore_refuses_other_network(tmp_path: Path, harm: str) -> None:
     path = states.save(tmp_path, at(1))
-    found = load_file(path / "model.safetensors")
-    name = sorted(found)[0]
-    changed = {**found, "else": torch.zeros(1)} if harm == "more" else {k: v for k, v in found.items() if k != name}
+    result = load_file(path / "model.safetensors")
+    name = sorted(result)[0]
+    changed = {**result, "else": torch.zeros(1)} if harm == "more" else {k: v for k, v in result.items() if k != name}
     save_file(changed, path / "model.safetensors")
     with pytest.raises(RuntimeError, match="else" if harm == "more" else name):
         states.restore(path, blank())
@@ -163,8 +163,8 @@ def test_find_newest_skips_damaged_tensors(tmp_path: Path, part: str, harm: str)
         path.write_bytes(path.read_bytes()[:-8])
     else:
         path.unlink()
-    found, lines = states.find_newest(tmp_path)
-    assert found == old
+    result, lines = states.find_newest(tmp_path)
+    assert result == old
     assert len(lines) == 1
     assert lines[0].startswith("checkpoint step-000000004 is damaged (")
     assert part in lines[0]
@@ -177,16 +177,16 @@ def test_find_newest_skips_damaged_manifest(tmp_path: Path, text: str | None) ->
     (new / "manifest.json").unlink()
     if text is not None:
         (new / "manifest.json").write_text(text)
-    found, lines = states.find_newest(tmp_path)
-    assert found == old
+    result, lines = states.find_newest(tmp_path)
+    assert result == old
     assert len(lines) == 1
 
 
 def test_find_newest_without_intact_checkpoint(tmp_path: Path) -> None:
     for path in saved(tmp_path, 2, 4):
         flip(path / "model.safetensors")
-    found, lines = states.find_newest(tmp_path)
-    assert found is None
+    result, lines = states.find_newest(tmp_path)
+    assert result is None
     assert len(lines) == 2
     assert states.find_newest(tmp_path / "nothing") == (None, [])
 

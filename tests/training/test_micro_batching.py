@@ -28,10 +28,10 @@ def test_micro_batches_give_equal_weights(notation: str, micro_batches: int) -> 
     whole, kept = run_to_end(notation, FROZEN)
     child, memory = run_to_end(notation, replace(FROZEN, micro_batches=micro_batches))
     preprocessing = {**pytree.state(whole), **dict(pytree.flatten(kept))}
-    found = {**pytree.state(child), **dict(pytree.flatten(memory))}
-    assert found.keys() == preprocessing.keys()
+    result = {**pytree.state(child), **dict(pytree.flatten(memory))}
+    assert result.keys() == preprocessing.keys()
     for name, value in preprocessing.items():
-        distance = (found[name].double() - value.double()).norm() / value.double().norm().clamp(min=1e-9)
+        distance = (result[name].double() - value.double()).norm() / value.double().norm().clamp(min=1e-9)
         assert distance < 1e-5, f"{name}: {distance:.1e}"
 
 
@@ -75,16 +75,16 @@ def short_of_memory(monkeypatch: pytest.MonkeyPatch, most: int, first: int) -> N
 def test_out_of_memory_doubles_micro_batches(
     alice: Path, old_folder: Path, new_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: dict = {"task": "paint", "method": "distill", "config": RUN_OUT, "old_val": [old_folder]}
-    whole = extend(alice, new_folder, tmp_path / "whole", **asked)
+    options: dict = {"task": "paint", "method": "distill", "config": RUN_OUT, "old_val": [old_folder]}
+    whole = extend(alice, new_folder, tmp_path / "whole", **options)
     short_of_memory(monkeypatch, 2, 5)
-    said: list[str] = []
-    done = extend(alice, new_folder, tmp_path / "short", **asked, callbacks=Callbacks(info=said.append))
-    assert [line for line in said if line.startswith("out of memory")] == [
+    messages: list[str] = []
+    done = extend(alice, new_folder, tmp_path / "short", **options, callbacks=Callbacks(info=messages.append))
+    assert [line for line in messages if line.startswith("out of memory")] == [
         "out of memory: batches of 8 now run in 2 micro-batches",
         "out of memory: batches of 8 now run in 4 micro-batches",
     ]
-    assert said.count("resuming at step 4") == 2
+    assert messages.count("resuming at step 4") == 2
     assert json.loads((tmp_path / "short" / "run.json").read_text())["resolved"]["config"]["micro_batches"] == 4
     assert done.record.config["micro_batches"] == 4
     assert ("micro_batches", "4", "out of memory with fewer") in done.record.settings
@@ -96,7 +96,7 @@ def test_out_of_memory_with_single_images(
     alice: Path, old_folder: Path, new_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     short_of_memory(monkeypatch, 0, 1)
-    with pytest.raises(TaskgraftError, match="out of memory with a batch of 8 in 8 micro-batch") as told:
+    with pytest.raises(TaskgraftError, match="out of memory with a batch of 8 in 8 micro-batch") as error:
         extend(
             alice,
             new_folder,
@@ -106,4 +106,4 @@ def test_out_of_memory_with_single_images(
             config=RUN_OUT,
             old_val=[old_folder],
         )
-    assert told.value.exit_code == 4
+    assert error.value.exit_code == 4

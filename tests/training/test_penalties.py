@@ -89,14 +89,14 @@ def test_each_function_skips_the_other_form() -> None:
 @pytest.mark.parametrize("implicit", [True, False])
 def test_order_of_penalties(implicit: bool) -> None:
     pair = [quadratic(1, 2.0, implicit), quadratic(5, 0.7, implicit, ("b",))]
-    found = []
+    result = []
     for items in (pair, pair[::-1]):
         theta = params()
         add_gradients(theta, items)
         step_towards(theta, items, 0.2)
-        found.append({name: value.detach() if implicit else value.grad for name, value in theta.items()})
+        result.append({name: value.detach() if implicit else value.grad for name, value in theta.items()})
     for name in ("a", "b"):
-        torch.testing.assert_close(found[0][name], found[1][name], rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(result[0][name], result[1][name], rtol=1e-6, atol=1e-7)
 
 
 def test_two_implicit_penalties_add_up() -> None:
@@ -175,5 +175,5 @@ def test_choose_form(softmax: Any, optimizer: Any, implicit: bool) -> None:
         Quadratic({}, None, 1.0),
         quadratic(1, 1.0, True),
     )
-    found = choose_form({"open": open_, "fixed": fixed}, config)
-    assert found == {"open": open_._replace(implicit=implicit), "fixed": fixed}
+    result = choose_form({"open": open_, "fixed": fixed}, config)
+    assert result == {"open": open_._replace(implicit=implicit), "fixed": fixed}

@@ -47,8 +47,8 @@ def test_auto_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_fastest_wins_by_margin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def chosen(**lrs: float) -> str:
-        found: Any = {name.replace("_", "-"): lr for name, lr in lrs.items()}
-        monkeypatch.setattr(precision, "_benchmark", lambda *_: (found, {}))
+        result: Any = {name.replace("_", "-"): lr for name, lr in lrs.items()}
+        monkeypatch.setattr(precision, "_benchmark", lambda *_: (result, {}))
         return precision.choose_precision(parent(), make_data(), AUTO, None)[0].precision
 
     assert chosen(fp32=100, fp32_channels_last=105, bf16=109) == "fp32"

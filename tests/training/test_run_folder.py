@@ -128,12 +128,12 @@ def test_read_metrics_skips_half_written_line(tmp_path: Path) -> None:
 def test_truncate_metrics(tmp_path: Path) -> None:
     for line in LINES:
         run_folder.append_metrics(tmp_path, line)
-    whole = (tmp_path / "metrics.jsonl").read_bytes()
+    full = (tmp_path / "metrics.jsonl").read_bytes()
     assert run_folder.truncate_metrics(tmp_path, 2) == LINES[:3]
     assert run_folder.read_metrics(tmp_path) == LINES[:3]
     for line in LINES[3:]:
         run_folder.append_metrics(tmp_path, line)
-    assert (tmp_path / "metrics.jsonl").read_bytes() == whole
+    assert (tmp_path / "metrics.jsonl").read_bytes() == full
     assert run_folder.truncate_metrics(tmp_path, -1) == []
     assert run_folder.read_metrics(tmp_path) == []
 

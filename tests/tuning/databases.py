@@ -19,8 +19,8 @@ import pytest
 @contextmanager
 def postgresql() -> Iterator[str]:
     """The URL of an empty database on a free port."""
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    if not found:
+    result = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    if not result:
         pytest.skip("no PostgreSQL server is installed (Debian: apt-get install postgresql)")
     folder = Path(tempfile.mkdtemp(prefix="postgres"))
     owner: dict[str, Any] = {}
@@ -33,7 +33,7 @@ def postgresql() -> Iterator[str]:
         port = free.getsockname()[1]
 
     def run(program: str, *arguments: str) -> None:
-        subprocess.run([found[-1].parent / program, *arguments], check=True, capture_output=True, cwd=folder, **owner)
+        subprocess.run([result[-1].parent / program, *arguments], check=True, capture_output=True, cwd=folder, **owner)
 
     run("initdb", "-D", str(folder / "data"), "-U", "tester", "--auth=trust", "--no-sync")
     options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off"

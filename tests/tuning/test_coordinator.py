@@ -64,13 +64,13 @@ def test_the_number_of_workers_does_not_change_the_trials(sampler: str, tmp_path
 
 
 def test_an_interrupted_search_repeats_no_finished_job(tmp_path: Path) -> None:
-    whole = FakeExecutor(2)
-    trials = run(tmp_path / "a", whole)
+    full = FakeExecutor(2)
+    trials = run(tmp_path / "a", full)
     first, second = FakeExecutor(2, stop_after=7), FakeExecutor(2)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "b", first)
     assert run(tmp_path / "b", second) == trials
-    assert sorted(first.jobs + second.jobs) == sorted(whole.jobs)
+    assert sorted(first.jobs + second.jobs) == sorted(full.jobs)
 
 
 def test_more_trials_extend_a_search(tmp_path: Path) -> None:

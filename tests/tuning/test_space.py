@@ -14,9 +14,11 @@ CONFIG = TrainingConfig()
 
 
 def test_ranges_and_lists_are_dimensions_and_the_rest_is_fixed() -> None:
-    found = space.parse("distill(strength=0.1..10, temperature=[1, 2]) + ewc(labels=exact)", "lr=[0.01, 0.001]", CONFIG)
-    assert found.method == "distill + ewc(labels=exact)"
-    assert found.dimensions == {
+    result = space.parse(
+        "distill(strength=0.1..10, temperature=[1, 2]) + ewc(labels=exact)", "lr=[0.01, 0.001]", CONFIG
+    )
+    assert result.method == "distill + ewc(labels=exact)"
+    assert result.dimensions == {
         "distill.strength": ValueRange(0.1, 10.0, True, False),
         "distill.temperature": Choices((1.0, 2.0)),
         "lr": Choices((0.01, 0.001)),
@@ -24,14 +26,14 @@ def test_ranges_and_lists_are_dimensions_and_the_rest_is_fixed() -> None:
 
 
 def test_words_can_be_listed() -> None:
-    found = space.parse("ewc(labels=[exact, sampled])", "", CONFIG)
-    assert found.dimensions == {"ewc.labels": Choices(("exact", "sampled"))}
+    result = space.parse("ewc(labels=[exact, sampled])", "", CONFIG)
+    assert result.dimensions == {"ewc.labels": Choices(("exact", "sampled"))}
 
 
 def test_training_settings_are_fixed_or_searched() -> None:
-    found = space.parse("distill", "steps=50, head_steps=0..200, norm=[train, frozen]", CONFIG)
-    assert found.config.steps == 50
-    assert found.dimensions == {
+    result = space.parse("distill", "steps=50, head_steps=0..200, norm=[train, frozen]", CONFIG)
+    assert result.config.steps == 50
+    assert result.dimensions == {
         "head_steps": ValueRange(0, 200, False, True),
         "norm": Choices(("train", "frozen")),
     }
@@ -41,20 +43,20 @@ def test_training_settings_are_fixed_or_searched() -> None:
     "method", ["distill", "ewc", "mas", "l2sp", "taps", "branch", "distill + ewc + wise", "finetune"]
 )
 def test_every_declared_range_is_searched_by_default(method: str) -> None:
-    found = space.parse(method, "", CONFIG)
+    result = space.parse(method, "", CONFIG)
     expected = {"lr", "head_steps"}
     for name, settings in notation.parse(method).items():
         declared = options(type(settings)).items()
         expected |= {f"{name}.{key}" for key, option in declared if option.range and option.range.searched}
-    assert set(found.dimensions) == expected
-    for dimension in found.dimensions.values():
+    assert set(result.dimensions) == expected
+    for dimension in result.dimensions.values():
         assert isinstance(dimension, ValueRange)
         assert dimension.low < dimension.high
 
 
 def test_a_given_setting_is_not_searched_by_default() -> None:
-    found = space.parse("distill(strength=3)", "", CONFIG)
-    assert set(found.dimensions) == {"distill.temperature", "lr", "head_steps"}
+    result = space.parse("distill(strength=3)", "", CONFIG)
+    assert set(result.dimensions) == {"distill.temperature", "lr", "head_steps"}
 
 
 @pytest.mark.parametrize(
@@ -84,23 +86,23 @@ def test_malformed_spaces_are_rejected(method: str, settings: str, message: str)
 
 
 def test_the_grid_has_every_combination_once() -> None:
-    found = space.parse("distill(strength=0.01..100)", "head_steps=0..8, lr=[0.1, 0.2]", CONFIG)
-    points = space.grid(found, 5)
+    result = space.parse("distill(strength=0.01..100)", "head_steps=0..8, lr=[0.1, 0.2]", CONFIG)
+    points = space.grid(result, 5)
     assert len(points) == len({tuple(point.items()) for point in points}) == 50
     assert sorted({point["distill.strength"] for point in points}) == [0.01, 0.1, 1.0, 10.0, 100.0]
     assert sorted({point["head_steps"] for point in points}) == [0, 2, 4, 6, 8]
 
 
 def test_a_point_is_a_method_and_training_settings() -> None:
-    found = space.parse("distill(strength=1..9) + wise", "lr=[0.1, 0.2]", CONFIG)
-    method, config = space.apply(found, {"distill.strength": 3.0, "lr": 0.2})
+    result = space.parse("distill(strength=1..9) + wise", "lr=[0.1, 0.2]", CONFIG)
+    method, config = space.apply(result, {"distill.strength": 3.0, "lr": 0.2})
     assert method == "distill(strength=3) + wise"
     assert config == TrainingConfig(lr=0.2)
 
 
 def test_a_portfolio_has_each_method_at_each_learning_rate() -> None:
-    found = space.build_portfolio(["branch", "distill + ewc"], [0.1], TrainingConfig(steps=7))
-    assert [space.apply(found, point) for point in space.grid(found, 3)] == [
+    result = space.build_portfolio(["branch", "distill + ewc"], [0.1], TrainingConfig(steps=7))
+    assert [space.apply(result, point) for point in space.grid(result, 3)] == [
         ("branch", TrainingConfig(steps=7, lr=0.1)),
         ("distill + ewc", TrainingConfig(steps=7, lr=0.1)),
     ]
