@@ -47,7 +47,7 @@ def old_part(model: Classifier, values: Params) -> Params:
     return {name: values[name] for name, _ in model.named_parameters()}
 
 
-def test_d01_the_fisher_is_the_mean_of_squares_whatever_the_batch_and_the_chunk() -> None:
+def test_fisher_is_independent_of_batch_and_chunk() -> None:
     """Squared batch-mean gradients (Avalanche, PyCIL, PILOT, CapyMOA, gmumcl; times B: FACIL, clarena, clearn)."""
     result = [
         importance(worked_with("ewc(images=20, labels=empirical)", replace(RUN, batch_size=batch), OLDS))
@@ -80,7 +80,7 @@ WHERE = {  # weights are held where old images need them, answers on the images 
 
 
 @pytest.mark.parametrize(("text", "task"), WHERE.items())
-def test_d02_a_network_that_we_did_not_train_is_protected_from_the_first_step(text: str, task: Task) -> None:
+def test_pretrained_network_is_protected_from_the_first_step(text: str, task: Task) -> None:
     """Nothing is protected before the framework has trained a first task itself: Avalanche (issue 1165)."""
     config, before, unseen = replace(RUN, steps=30, lr=0.05, norm="frozen"), foreign(), make_images(30, task, 9)
     method, seen = watched(text)
@@ -92,7 +92,7 @@ def test_d02_a_network_that_we_did_not_train_is_protected_from_the_first_step(te
 
 
 @pytest.mark.parametrize("text", ["distill", "distill(teacher=live)", "lwf"])
-def test_d03_the_teacher_answers_in_eval_mode_and_stays_as_it_is(text: str) -> None:
+def test_teacher_runs_in_eval_mode_and_is_unchanged(text: str) -> None:
     """The teacher is left in train mode, so that dropout and the batch change its answers: Avalanche."""
     parent, seen = foreign(), []
     method = composition.build(text)
@@ -114,7 +114,7 @@ def test_d03_the_teacher_answers_in_eval_mode_and_stays_as_it_is(text: str) -> N
     assert equal({name: memory["parent"][name] for name in state}, state)
 
 
-def test_d04_importance_is_measured_in_eval_mode_and_leaves_the_model_alone() -> None:
+def test_importance_runs_in_eval_mode_and_leaves_the_model_unchanged() -> None:
     """Measured in train mode: PyCIL, PILOT, FACIL, LibContinual, Avalanche's MAS, mammoth (a batch of one)."""
     for text in ("ewc(images=20)", "mas(images=20)"):
         lively, calm = (
@@ -133,7 +133,7 @@ def test_d04_importance_is_measured_in_eval_mode_and_leaves_the_model_alone() ->
     close(result, fisher(model, OLDS, OLD.name, lambda i, p: p), rtol=1e-3)  # the definition runs in eval mode
 
 
-def test_d05_the_recorded_answer_is_the_teachers_on_the_very_view() -> None:
+def test_recorded_logits_belong_to_the_same_view() -> None:
     """Recorded on images that are not normalized as those learnt from: mammoth; of another view: torchdistill."""
     new = make_images(20, NEW, 5)._replace(mean=(0.2, 0.5, 0.7), std=(0.1, 0.3, 0.25))
     kept = learn(child_of(foreign()), new, method=keeping("distill"), config=RUN).memory["distill"]
@@ -146,7 +146,7 @@ def test_d05_the_recorded_answer_is_the_teachers_on_the_very_view() -> None:
     assert float((expected - bare).abs().max()) > 0.02  # the views differ enough for the test to tell
 
 
-def test_d06_the_fisher_is_the_expectation_over_the_models_own_labels() -> None:
+def test_fisher_is_the_expectation_over_model_labels() -> None:
     """Each image is weighted by p(true label): mammoth; a quarter of the exact value in its own example."""
     shuffled = OLDS._replace(labels={OLD.name: OLDS.labels[OLD.name].flip(0)})
     for labels in ("exact", "sampled"):
@@ -158,7 +158,7 @@ def test_d06_the_fisher_is_the_expectation_over_the_models_own_labels() -> None:
 
 @pytest.mark.parametrize("count", [1, 2, COUNT])
 @pytest.mark.parametrize("draws", [1, 3])
-def test_d07_sampled_labels_work_for_any_batch(count: int, draws: int) -> None:
+def test_sampled_labels_work_for_any_batch(count: int, draws: int) -> None:
     """Sampling draws B labels for each of B rows and then fails for B > 1: FACIL."""
     model, images = build("mlp")
     names = [name for name, _ in model.named_parameters()]
@@ -170,7 +170,7 @@ def test_d07_sampled_labels_work_for_any_batch(count: int, draws: int) -> None:
         agree(result, expected)
 
 
-def test_d08_the_importance_of_the_first_task_enters_a_chain_whole() -> None:
+def test_importance_of_the_first_task_enters_a_chain_unscaled() -> None:
     """The first task's importance is blended with zeros: FACIL (halved), LibContinual (times 0.2)."""
     text = "ewc(images=20, labels=exact)"
     first = learn(foreign(), OLDS, method=text, config=RUN)
@@ -186,7 +186,7 @@ def test_d08_the_importance_of_the_first_task_enters_a_chain_whole() -> None:
     close(importance(second.memory), both, rtol=2e-3)
 
 
-def test_d08_recording_with_si_at_strength_0_keeps_what_was_recorded_before() -> None:
+def test_si_at_strength_0_keeps_recorded_importance() -> None:
     """As above, for the path integral: an extension that only records must add to the earlier tasks' importance."""
     first = learn(foreign(), OLDS, method="si", config=RUN)
     later = learn(
@@ -208,7 +208,7 @@ WITH_STRENGTH = [
 
 
 @pytest.mark.parametrize("text", WITH_STRENGTH)
-def test_d09_four_times_the_strength_is_four_times_the_penalty(text: str) -> None:
+def test_penalty_is_linear_in_strength(text: str) -> None:
     """Hidden constants and clips beside the strength: PyCIL (fishermax 1e-4, lambda 1000, T 2), LibContinual."""
     method, seen = watched(text.format("strength=1"))
     end = learn(child_of(foreign()), make_images(20, NEW, 5), method=method, config=RUN, old=OLDS).classifier
@@ -226,7 +226,7 @@ def test_d09_four_times_the_strength_is_four_times_the_penalty(text: str) -> Non
     assert value(4) == pytest.approx(4 * value(1), rel=1e-6)
 
 
-def test_d09_no_importance_is_clipped_from_above_or_below() -> None:
+def test_importance_is_not_clipped() -> None:
     """Fishers are clipped at 1e-4 (PyCIL, PILOT) or raised to 1e-8, an L2 on every weight (clearn)."""
     scale = torch.ones(WIDTH)
     scale[0], scale[1] = 1e4, 0.0
@@ -248,7 +248,7 @@ def test_d09_no_importance_is_clipped_from_above_or_below() -> None:
     assert not result[1][:, 1].any()
 
 
-def test_d10_the_path_integral_is_the_closed_form_from_the_start_of_the_task() -> None:
+def test_path_integral_matches_the_closed_form() -> None:
     """The displacement is taken from the last step, so that it is 0 and the importance is W / eps: clearn."""
     x, target, damping = torch.tensor([1.0, 2.0, 0.5, 0.0]), torch.tensor([0.3, -0.7, 1.1]), 0.05
     net = nn.Sequential(nn.Identity(), nn.Linear(4, 3))
@@ -276,7 +276,7 @@ def test_d10_the_path_integral_is_the_closed_form_from_the_start_of_the_task() -
 
 
 @pytest.mark.parametrize("text", ["ewc(images=20)", "mas(images=20)", "si", "l2sp"])
-def test_d18_importances_and_penalties_are_above_0(text: str) -> None:
+def test_importances_and_penalties_are_positive(text: str) -> None:
     """A release whose importances were all zero: Avalanche (issue 1099)."""
     first = learn(foreign(), OLDS, method="si", config=RUN) if text == "si" else None
     parent = first.classifier if first else foreign()

@@ -38,7 +38,7 @@ def is_picture(value: Tensor) -> bool:
     return value.dtype == torch.uint8 or {tuple(value.shape[-3:])} & {(32, 32, 3), (3, 32, 32)} != set()
 
 
-def test_d11_forgetting_is_parent_minus_child_on_pictures_that_nobody_learned_from(
+def test_forgetting_is_measured_on_validation_images(
     alice: Path, new_folder: Path, old_folder: Path, tmp_path: Path
 ) -> None:
     """ "94 % retained" is an absolute accuracy on training images: clearn."""
@@ -80,7 +80,7 @@ KEEPING = [
 
 
 @pytest.mark.parametrize("text", KEEPING)
-def test_d11_a_bundle_holds_no_training_picture(
+def test_bundle_contains_no_training_image(
     text: str, alice: Path, new_folder: Path, old_folder: Path, tmp_path: Path
 ) -> None:
     """Checkpoints hold up to 500 raw training samples of each task: clearn."""
@@ -89,7 +89,7 @@ def test_d11_a_bundle_holds_no_training_picture(
     assert stored_pictures(out) == set()
 
 
-def test_d11_only_replay_keeps_pictures_and_only_when_asked() -> None:
+def test_only_replay_keeps_images() -> None:
     """As above, of what `learn` hands on."""
     for name in registry.METHODS:
         text = {"ewc": "ewc(images=16)", "mas": "mas(images=16)", "lora": "lora(rank=2)", "wise": "wise(weight=0.5)"}
@@ -106,7 +106,7 @@ def test_d11_only_replay_keeps_pictures_and_only_when_asked() -> None:
 
 
 @pytest.mark.parametrize("temperature", [0.5, 2.0, 4.0])
-def test_d12_distillation_has_the_factor_t_squared_and_says_when_not(temperature: float) -> None:
+def test_distillation_scales_with_temperature_squared(temperature: float) -> None:
     """Some have T^2 and some not, torchdistill both, so a strength means different things."""
     z, t = (torch.randn(5, 3, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2))
     for scale, factor in (("T2", temperature), ("none", 1 / temperature)):
@@ -131,7 +131,7 @@ DECAY = [
 ]
 
 
-def test_d13_weight_decay_is_0_by_default() -> None:
+def test_weight_decay_defaults_to_0() -> None:
     """A decay of 2e-4 acts on all weights, also on old rows: PyCIL (issue 7)."""
     assert TrainingConfig().weight_decay == 0
     for optimizer in ("sgd", "adamw"):
@@ -145,7 +145,7 @@ def test_d13_weight_decay_is_0_by_default() -> None:
 
 @pytest.mark.parametrize("text", DECAY)
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_d13_rows_that_get_no_gradient_are_not_eroded_by_decay(text: str, optimizer: str) -> None:
+def test_rows_without_gradient_do_not_decay(text: str, optimizer: str) -> None:
     """Rows of old classes get no gradient from the loss and shrink all the same: PyCIL (issue 7)."""
     config = replace(RUN, optimizer=optimizer, weight_decay=0.1, clip_grad=0.0)
     child = learn(child_of(parent()), make_images(20, NEW, 5), method=text, config=config).classifier
@@ -160,7 +160,7 @@ def norms(model: nn.Module) -> list[type]:
 
 @pytest.mark.parametrize("text", ["finetune", "ewc(images=16) + distill", "mas(images=16)", "taps", "branch"])
 @pytest.mark.parametrize("arch", ["test_resnet", "test_efficientnet", "foreign"])
-def test_d14_batchnorm_comes_through_bit_for_bit(text: str, arch: str) -> None:
+def test_batchnorm_is_bit_identical(text: str, arch: str) -> None:
     """BatchNorm is replaced, and its trained weights and statistics are dropped: Renate."""
     old = foreign() if arch == "foreign" else parent(arch)
     started, method = [], composition.build(text)
@@ -181,7 +181,7 @@ def test_d14_batchnorm_comes_through_bit_for_bit(text: str, arch: str) -> None:
 
 
 @pytest.mark.parametrize("implicit", [True, False])
-def test_d15_a_penalty_is_arithmetic_on_weights_and_builds_no_graph(implicit: bool) -> None:
+def test_penalty_builds_no_graph(implicit: bool) -> None:
     """The penalty is a loop over parameters under autograd at every step: Avalanche, FACIL, PyCIL, van de Ven."""
     lr, strength, moves = 0.1, 3.0, []
     made = composition.build(f"l2sp(strength={strength}, implicit={implicit})")
@@ -216,7 +216,7 @@ def test_d15_a_penalty_is_arithmetic_on_weights_and_builds_no_graph(implicit: bo
 
 
 @pytest.mark.parametrize("text", ["finetune", "distill", "ewc(images=16)"])
-def test_d16_old_logits_are_the_plain_output_of_their_layer(text: str) -> None:
+def test_old_logits_are_the_plain_linear_output(text: str) -> None:
     """Old logits are masked: multiplied by 0 (CapyMOA) or set to -1000 (Avalanche)."""
     images = make_images(20, NEW, 5)
     grown = child_of(parent())
@@ -232,7 +232,7 @@ def test_d16_old_logits_are_the_plain_output_of_their_layer(text: str) -> None:
     assert np.array_equal(predict(grown, images).logits[OLD.name], before)
 
 
-def test_d17_test_pictures_choose_nothing(alice: Path, new_folder: Path, old_folder: Path, tmp_path: Path) -> None:
+def test_test_images_select_nothing(alice: Path, new_folder: Path, old_folder: Path, tmp_path: Path) -> None:
     """Settings are chosen on test accuracy: van de Ven's script, and the published tables."""
     for name, seed in (("one", 5), ("two", 6)):
         shutil.copytree(new_folder, tmp_path / name)
