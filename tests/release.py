@@ -18,7 +18,7 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-HOME = ROOT / "build" / "release"
+BUILD = ROOT / "build" / "release"
 EXTRAS = "export,parquet,ray,serve,track,tune,video"
 TOOLS = ("pytest", "pytest-xdist", "httpx", "tritonclient[http]", "mkdocs-material")
 SUPPORT = ("conftest.py", "forks.py", "toys.py", "cli_parsing.py", "opened_files.py", "videos.py", "servers.py")
@@ -39,62 +39,63 @@ addopts = --import-mode=importlib --strict-markers -ra -p no:cacheprovider
 
 
 def main() -> int:
-    """Build, look, install, test; the first thing that is wrong ends it."""
-    dist, env, away = HOME / "dist", HOME / "env", HOME / "away"
-    known = "--again" in sys.argv and env.exists()
-    for folder in (dist, away, HOME / "builder", *(() if known else (env,))):
+    """Build, check the archives, install, test; the first failure ends it."""
+    dist, env, test_dir = BUILD / "dist", BUILD / "env", BUILD / "tests"
+    reuse = "--again" in sys.argv and env.exists()
+    for folder in (dist, test_dir, BUILD / "builder", *(() if reuse else (env,))):
         shutil.rmtree(folder, ignore_errors=True)
-    told("building the source archive, and the wheel out of it")
-    run(sys.executable, "-m", "venv", HOME / "builder")
-    run(HOME / "builder" / "bin" / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check", BUILDER)
-    run(HOME / "builder" / "bin" / "python", "-m", "build", "--outdir", dist, ROOT)
+    log("building the source archive, and the wheel out of it")
+    run(sys.executable, "-m", "venv", BUILD / "builder")
+    run(BUILD / "builder" / "bin" / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check", BUILDER)
+    run(BUILD / "builder" / "bin" / "python", "-m", "build", "--outdir", dist, ROOT)
     (wheel,), (archive,) = dist.glob("*.whl"), dist.glob("*.tar.gz")
-    wrong = [*faults_of_names(wheel, archive), *faults_of_contents(wheel, archive)]
-    for fault in wrong:
-        told(f"WRONG: {fault}")
-    if wrong:
+    errors = [*version_errors(wheel, archive), *content_errors(wheel, archive)]
+    for error in errors:
+        log(f"WRONG: {error}")
+    if errors:
         return 1
-    told(f"installing {wheel.name} in {'the environment that was kept' if known else 'an empty environment'}")
-    if known:
+    log(f"installing {wheel.name} in {'the environment that was kept' if reuse else 'an empty environment'}")
+    if reuse:
         run(env / "bin" / "python", "-m", "pip", "install", "--quiet", "--no-deps", "--force-reinstall", wheel)
     else:
         run(sys.executable, "-m", "venv", env)
         install(env / "bin" / "python", wheel)
     run(env / "bin" / "python", "-m", "pip", "check")
-    away.mkdir()
-    copy_tests(away)
-    told("testing the surface of what was installed")
-    code = test(env, away)
+    test_dir.mkdir()
+    copy_tests(test_dir)
+    log("testing the surface of what was installed")
+    code = test(env, test_dir)
     if not {"--keep", "--again"} & set(sys.argv):
         shutil.rmtree(env)
-    told(f"{wheel.name} {'passes' if code == 0 else 'FAILS'} the tests of the surface; both archives are in {dist}")
+    log(f"{wheel.name} {'passes' if code == 0 else 'FAILS'} the tests of the surface; both archives are in {dist}")
     return code
 
 
-def faults_of_names(wheel: Path, archive: Path) -> list[str]:
+def version_errors(wheel: Path, archive: Path) -> list[str]:
     """Where the version of the archives is not that of the changelog and the citation."""
     code = (ROOT / "src" / "taskgraft" / "version.py").read_text(encoding="utf-8")
     version = re.findall(r'^__version__ = "(.+)"$', code, re.M)[0]
-    cited = re.search(r"^version: (.+)$", (ROOT / "CITATION.cff").read_text(encoding="utf-8"), re.M)
+    citation = re.search(r"^version: (.+)$", (ROOT / "CITATION.cff").read_text(encoding="utf-8"), re.M)
     changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
-    said = [
+    checks = [
         (f"-{version}-" not in wheel.name or f"-{version}." not in archive.name, f"the archives are not of {version}"),
-        (not cited or cited[1].strip("\"'") != version, f"CITATION.cff does not say version {version}"),
+        (not citation or citation[1].strip("\"'") != version, f"CITATION.cff does not say version {version}"),
         (f"## [{version}]" not in changes and "## [Unreleased]" not in changes, f"CHANGELOG.md knows no {version}"),
     ]
-    return [fault for is_wrong, fault in said if is_wrong]
+    return [error for is_wrong, error in checks if is_wrong]
 
 
-def faults_of_contents(wheel: Path, archive: Path) -> list[str]:
+def content_errors(wheel: Path, archive: Path) -> list[str]:
     """What is missing in the archives, or has no business there."""
     with zipfile.ZipFile(wheel) as file:
-        packed = set(file.namelist())
+        wheel_files = set(file.namelist())
     with tarfile.open(archive) as file:
-        sources = {name.partition("/")[2] for name in file.getnames()}
-    result = [f"the wheel lacks {name}" for name in IN_WHEEL if f"taskgraft/{name}" not in packed]
-    result += [f"the source archive lacks {name}" for name in IN_ARCHIVE if name not in sources]
-    result += [f"the wheel holds {name}" for name in packed if not re.match(r"taskgraft(/|-[^/]+\.dist-info/)", name)]
-    return result + [f"an archive holds {name}" for name in packed | sources if "__pycache__" in name]
+        archive_files = {name.partition("/")[2] for name in file.getnames()}
+    result = [f"the wheel lacks {name}" for name in IN_WHEEL if f"taskgraft/{name}" not in wheel_files]
+    result += [f"the source archive lacks {name}" for name in IN_ARCHIVE if name not in archive_files]
+    expected = re.compile(r"taskgraft(/|-[^/]+\.dist-info/)")
+    result += [f"the wheel holds {name}" for name in wheel_files if not expected.match(name)]
+    return result + [f"an archive holds {name}" for name in wheel_files | archive_files if "__pycache__" in name]
 
 
 def install(python: Path, wheel: Path) -> None:
@@ -106,32 +107,31 @@ def install(python: Path, wheel: Path) -> None:
     run(*pip, f"{wheel}[{EXTRAS}]", *TOOLS)
 
 
-def copy_tests(away: Path) -> None:
-    """The tests of the surface and what they lean on, nothing else."""
-    (away / "tests").mkdir()
+def copy_tests(test_dir: Path) -> None:
+    """The tests of the surface and the modules they import, nothing else."""
+    (test_dir / "tests").mkdir()
     for name in SUPPORT:
-        shutil.copy(ROOT / "tests" / name, away / "tests")
-    (away / "tests" / "surface").mkdir()
+        shutil.copy(ROOT / "tests" / name, test_dir / "tests")
+    (test_dir / "tests" / "surface").mkdir()
     for name in TESTS:
-        place, to = ROOT / "tests" / name, away / "tests" / name
-        if place.is_dir():
-            shutil.copytree(place, to, ignore=shutil.ignore_patterns("__pycache__"))
+        source, target = ROOT / "tests" / name, test_dir / "tests" / name
+        if source.is_dir():
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
         else:
-            shutil.copy(place, to)
-    (away / "pytest.ini").write_text(INI, encoding="utf-8")
+            shutil.copy(source, target)
+    (test_dir / "pytest.ini").write_text(INI, encoding="utf-8")
 
 
-def test(env: Path, away: Path) -> int:
+def test(env: Path, test_dir: Path) -> int:
     """Run the tests where the repository cannot be imported; the exit code of pytest."""
-    clean = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
-    clean["PATH"] = f"{env / 'bin'}{os.pathsep}{clean['PATH']}"
-    place = "import taskgraft; print(taskgraft.__file__)"
-    where = subprocess.run([env / "bin" / "python", "-c", place], cwd=away, env=clean, capture_output=True, text=True,
-                           check=True).stdout.strip()  # fmt: skip
-    assert Path(where).is_relative_to(env), where
-    told(f"taskgraft is {where}")
+    env_vars = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    env_vars["PATH"] = f"{env / 'bin'}{os.pathsep}{env_vars['PATH']}"
+    command = [env / "bin" / "python", "-c", "import taskgraft; print(taskgraft.__file__)"]
+    done = subprocess.run(command, cwd=test_dir, env=env_vars, capture_output=True, text=True, check=True)
+    assert Path(done.stdout.strip()).is_relative_to(env), done.stdout
+    log(f"taskgraft is {done.stdout.strip()}")
     command = [env / "bin" / "python", "-m", "pytest", "-q", "tests"]
-    return subprocess.run(command, cwd=away, env=clean, check=False).returncode
+    return subprocess.run(command, cwd=test_dir, env=env_vars, check=False).returncode
 
 
 def run(*words: object) -> None:
@@ -139,7 +139,7 @@ def run(*words: object) -> None:
     subprocess.run([str(word) for word in words], check=True)
 
 
-def told(line: str) -> None:
+def log(line: str) -> None:
     """Say what is done."""
     print(f"release: {line}", flush=True)
 
