@@ -58,7 +58,7 @@ def _json(model: str, size: int) -> dict[str, Malformed]:
     count = size * size * 3
     blank: dict[str, Any] = {"name": "image", "shape": [1, size, size, 3], "datatype": "UINT8", "data": [0] * count}
 
-    def asked(changes: Mapping[str, Any], **more: Any) -> bytes:
+    def tensor_request(changes: Mapping[str, Any], **more: Any) -> bytes:
         return json.dumps({"inputs": [{**blank, **changes}], **more}).encode()
 
     texts = {"name": "image_bytes", "shape": [1], "datatype": "BYTES"}
@@ -69,22 +69,22 @@ def _json(model: str, size: int) -> dict[str, Malformed]:
         "deeply nested JSON": (b"[" * 100_000, (400,)),
         "invalid UTF-8": (b'{"id": "\xff\xfe"}', (400,)),
         "lone surrogate": (b'{"id": "\\ud800", "inputs": []}', (400,)),
-        "negative shape": (asked({"shape": [-1, size, size, 3]}), (400,)),
-        "shape overflow": (asked({"shape": [2**62] * 4}), (400,)),
-        "shape with 4,000 digits": (asked({"shape": [10**4000, size, size, 3]}), (400, 422)),
-        "wrong shape": (asked({"shape": [1, 3, size, size]}), (400,)),
-        "too many images": (asked({"shape": [100_000, size, size, 3]}), (422,)),
-        "too few values": (asked({"data": [0] * (count - 1)}), (400,)),
-        "wrong datatype": (asked({"datatype": "FP32"}), (400,)),
-        "wrong input name": (asked({"name": CANARY}), (400,)),
-        "values above 255": (asked({"data": [256] * count}), (400,)),
-        "fractional values": (asked({"data": [0.5] * count}), (400,)),
-        "strings as values": (asked({"data": ["0"] * count}), (400,)),
-        "long string among values": (asked({"data": ["A" * 200_000] + [0] * (count - 1)}), (400,)),
-        "NaN value": (asked({}).replace(b"[0, 0", b"[NaN, 0"), (400,)),
-        "ragged lists": (asked({"data": [[0], [0, 1]]}), (400,)),
-        "thousand outputs": (asked({}, outputs=[{"name": f"label_{CANARY}"}] * 1000), (400,)),
-        "unknown output": (asked({}, outputs=[{"name": CANARY}]), (400,)),
+        "negative shape": (tensor_request({"shape": [-1, size, size, 3]}), (400,)),
+        "shape overflow": (tensor_request({"shape": [2**62] * 4}), (400,)),
+        "shape with 4,000 digits": (tensor_request({"shape": [10**4000, size, size, 3]}), (400, 422)),
+        "wrong shape": (tensor_request({"shape": [1, 3, size, size]}), (400,)),
+        "too many images": (tensor_request({"shape": [100_000, size, size, 3]}), (422,)),
+        "too few values": (tensor_request({"data": [0] * (count - 1)}), (400,)),
+        "wrong datatype": (tensor_request({"datatype": "FP32"}), (400,)),
+        "wrong input name": (tensor_request({"name": CANARY}), (400,)),
+        "values above 255": (tensor_request({"data": [256] * count}), (400,)),
+        "fractional values": (tensor_request({"data": [0.5] * count}), (400,)),
+        "strings as values": (tensor_request({"data": ["0"] * count}), (400,)),
+        "long string among values": (tensor_request({"data": ["A" * 200_000] + [0] * (count - 1)}), (400,)),
+        "NaN value": (tensor_request({}).replace(b"[0, 0", b"[NaN, 0"), (400,)),
+        "ragged lists": (tensor_request({"data": [[0], [0, 1]]}), (400,)),
+        "thousand outputs": (tensor_request({}, outputs=[{"name": f"label_{CANARY}"}] * 1000), (400,)),
+        "unknown output": (tensor_request({}, outputs=[{"name": CANARY}]), (400,)),
         "no inputs": (b'{"inputs": []}', (400,)),
         "URL as image": (json.dumps({"inputs": [{**texts, "data": [url]}]}).encode(), (422,)),
         "invalid base64": (json.dumps({"inputs": [{**texts, "data": ["file:///etc/passwd"]}]}).encode(), (400,)),
@@ -97,27 +97,27 @@ def _json(model: str, size: int) -> dict[str, Malformed]:
 def _binary(model: str, size: int) -> dict[str, Malformed]:
     count, path, named = size * size * 3, f"/v2/models/{model}/infer", "Inference-Header-Content-Length"
 
-    def sent(blob: bytes, said: int, length: str | None = None, **changes: Any) -> bytes:
-        given = {"name": "image", "shape": [1, size, size, 3], "datatype": "UINT8", **changes}
-        text = json.dumps({"inputs": [{**given, "parameters": {"binary_data_size": said}}]}).encode()
+    def binary_request(blob: bytes, binary_size: int, length: str | None = None, **changes: Any) -> bytes:
+        tensor = {"name": "image", "shape": [1, size, size, 3], "datatype": "UINT8", **changes}
+        text = json.dumps({"inputs": [{**tensor, "parameters": {"binary_data_size": binary_size}}]}).encode()
         return post_request(path, text + blob, f"{named}: {len(text) if length is None else length}")
 
     encoded = {"name": "image_bytes", "shape": [1], "datatype": "BYTES"}
-    kinds = {
-        "too few bytes": sent(bytes(count - 1), count - 1),
-        "too many bytes": sent(bytes(count + 1), count),
-        "wrong binary size": sent(bytes(count), count + 1),
-        "negative binary size": sent(bytes(count), -1),
-        "JSON length beyond the body": sent(bytes(count), count, "99999999999"),
-        "JSON length too short": sent(bytes(count), count, "7"),
-        "negative JSON length": sent(bytes(count), count, "-1"),
-        "JSON length not a number": sent(bytes(count), count, f"1e3 {CANARY}"),
-        "JSON length with 5,000 digits": sent(bytes(count), count, "9" * 5000),
-        "element longer than its tensor": sent(b"\xff\xff\xff\xffabc", 7, **encoded),
-        "element without a length": sent(b"\x01", 1, **encoded),
-        "more elements than declared": sent(bytes(400_000), 400_000, **encoded),
+    requests = {
+        "too few bytes": binary_request(bytes(count - 1), count - 1),
+        "too many bytes": binary_request(bytes(count + 1), count),
+        "wrong binary size": binary_request(bytes(count), count + 1),
+        "negative binary size": binary_request(bytes(count), -1),
+        "JSON length beyond the body": binary_request(bytes(count), count, "99999999999"),
+        "JSON length too short": binary_request(bytes(count), count, "7"),
+        "negative JSON length": binary_request(bytes(count), count, "-1"),
+        "JSON length not a number": binary_request(bytes(count), count, f"1e3 {CANARY}"),
+        "JSON length with 5,000 digits": binary_request(bytes(count), count, "9" * 5000),
+        "element longer than its tensor": binary_request(b"\xff\xff\xff\xffabc", 7, **encoded),
+        "element without a length": binary_request(b"\x01", 1, **encoded),
+        "more elements than declared": binary_request(bytes(400_000), 400_000, **encoded),
     }
-    return {name: Malformed(sent, (400,)) for name, sent in kinds.items()}
+    return {name: Malformed(request, (400,)) for name, request in requests.items()}
 
 
 def _images() -> dict[str, Malformed]:
@@ -227,7 +227,7 @@ def _framing() -> dict[str, Malformed]:
         "chunk longer than its size": framed(chunked, body=b"3\r\nabcdef" + CANARY_BYTES + b"\r\n0\r\n\r\n"),
         "long chunk extension": framed(chunked, body=b"3;" + b"a" * 2**20 + b"\r\nabc\r\n0\r\n\r\n"),
     }
-    result = {name: Malformed(sent, (400, CONNECTION_CLOSED)) for name, sent in cut.items()}
+    result = {name: Malformed(request, (400, CONNECTION_CLOSED)) for name, request in cut.items()}
     result["HTTP/2 preface"] = Malformed(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", (400, 403))
     both = framed("Content-Length: 4", chunked, body=b"0\r\n\r\nGET /v2 HTTP/1.1\r\nHost: localhost\r\n\r\n")
     result["length and chunked"] = Malformed(both, (400,))

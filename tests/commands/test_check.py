@@ -41,12 +41,12 @@ def data(tmp_path: Path) -> Path:
 
 
 def test_good_pictures_want_nothing(data: Path) -> None:
-    found = check(data)
-    assert found["images"] == {"train": 24, "val": 6}
-    assert found["classes"]["bus"] == {"train": 12, "val": 3}
-    assert found["sizes"] == {"smallest": [48, 48], "median": [48, 48], "largest": [48, 48], "tiny": 0}
-    assert not any(found[key] for key in (*(key for key, *_ in FINDINGS), "problems", "remarks", "against"))
-    assert found["lines"][-1] == "no problems found"
+    result = check(data)
+    assert result["images"] == {"train": 24, "val": 6}
+    assert result["classes"]["bus"] == {"train": 12, "val": 3}
+    assert result["sizes"] == {"smallest": [48, 48], "median": [48, 48], "largest": [48, 48], "tiny": 0}
+    assert not any(result[key] for key in (*(key for key, *_ in FINDINGS), "problems", "remarks", "against"))
+    assert result["lines"][-1] == "no problems found"
 
 
 def test_doubles_inside_and_across(data: Path) -> None:
@@ -55,15 +55,15 @@ def test_doubles_inside_and_across(data: Path) -> None:
     shutil.copy(data / "train/bus/2.png", data / "train/van/conflict.png")
     saved(data, "val/van/again.jpg", 103, quality=40)  # 103 is train/van/3.png
     noise(104).resize((30, 70)).save(data / "train/van/squeezed.png")
-    found = check(data)
-    assert len(found["duplicates"]) == 3
-    assert found["leaks"] == [["train/bus/1.png", "val/bus/leak.png"]]
-    assert found["conflicts"] == [["train/bus/2.png", "train/van/conflict.png"]]
-    assert found["near_leaks"] == [["train/van/3.png", "val/van/again.jpg"]]
-    assert ["train/van/4.png", "train/van/squeezed.png"] in found["near_duplicates"]
-    assert found["near_conflicts"] == []
-    assert found["problems"] == ["identical images have two classes", "identical images are in two splits"]
-    assert any("1 image is in two splits: train/bus/1.png and val/bus/leak.png" in one for one in found["lines"])
+    result = check(data)
+    assert len(result["duplicates"]) == 3
+    assert result["leaks"] == [["train/bus/1.png", "val/bus/leak.png"]]
+    assert result["conflicts"] == [["train/bus/2.png", "train/van/conflict.png"]]
+    assert result["near_leaks"] == [["train/van/3.png", "val/van/again.jpg"]]
+    assert ["train/van/4.png", "train/van/squeezed.png"] in result["near_duplicates"]
+    assert result["near_conflicts"] == []
+    assert result["problems"] == ["identical images have two classes", "identical images are in two splits"]
+    assert any("1 image is in two splits: train/bus/1.png and val/bus/leak.png" in one for one in result["lines"])
 
 
 def test_another_color_is_another_picture(data: Path) -> None:
@@ -77,25 +77,25 @@ def test_another_color_is_another_picture(data: Path) -> None:
 def test_pictures_of_one_tone_are_not_compared(data: Path) -> None:
     for gray in (90, 91, 92):
         Image.new("RGB", (40, 40), (gray,) * 3).save(data / f"train/bus/flat{gray}.png")
-    found = check(data)
-    assert (found["near_duplicates"], found["too_even_to_compare"]) == ([], 3)
+    result = check(data)
+    assert (result["near_duplicates"], result["too_even_to_compare"]) == ([], 3)
 
 
 def test_classes_of_validation_without_training(data: Path) -> None:
     (data / "val/van").rename(data / "val/Vans")
     saved(data, "val/lorry/0.png", 900)
-    found = check(data)
-    assert found["not_trained"] == [["val", "Vans", "van"], ["val", "lorry", None]]
-    assert found["alike"] == [["Vans", "van"]]
-    assert "classes without training images" in found["problems"]
+    result = check(data)
+    assert result["not_trained"] == [["val", "Vans", "van"], ["val", "lorry", None]]
+    assert result["alike"] == [["Vans", "van"]]
+    assert "classes without training images" in result["problems"]
 
 
 def test_what_cannot_be_read_is_listed_with_its_reason(data: Path) -> None:
     (data / "train/bus/empty.png").write_bytes(b"")
     (data / "stray.txt").write_text("x")
-    found = check(data)
-    assert found["excluded"] == [["train/bus/empty.png", "empty"]]
-    assert (found["unreadable"], found["problems"]) == (1, [])
+    result = check(data)
+    assert result["excluded"] == [["train/bus/empty.png", "empty"]]
+    assert (result["unreadable"], result["problems"]) == (1, [])
     for number in range(3):
         (data / f"train/van/bad{number}.png").write_bytes(b"x")
     assert check(data)["problems"] == ["4 of 34 images cannot be used; training skips at most 5%"]
@@ -106,11 +106,11 @@ def test_few_uneven_and_tiny(tmp_path: Path) -> None:
         saved(tmp_path, f"many/{number}.png", number)
     saved(tmp_path, "one/0.png", 1000)
     Image.fromarray(np.random.default_rng(1).integers(0, 256, (9, 40, 3), np.uint8)).save(tmp_path / "many/thin.png")
-    found = check(tmp_path)
-    assert (found["few"], found["single"]) == (["one"], ["one"])
-    assert found["imbalance"]["largest"] == ["many", 101]
-    assert found["sizes"]["tiny"] == 1
-    assert any("imbalanced: 'many' has 101 training images, 'one' 1" in line for line in found["lines"])
+    result = check(tmp_path)
+    assert (result["few"], result["single"]) == (["one"], ["one"])
+    assert result["imbalance"]["largest"] == ["many", 101]
+    assert result["sizes"]["tiny"] == 1
+    assert any("imbalanced: 'many' has 101 training images, 'one' 1" in line for line in result["lines"])
 
 
 def test_beside_a_model(alice: Path, tmp_path: Path) -> None:
@@ -118,19 +118,19 @@ def test_beside_a_model(alice: Path, tmp_path: Path) -> None:
         for number in range(3):
             saved(tmp_path / "data", f"{name}/{number}.png", 100 * at + number)
     noise(7, 20).save(tmp_path / "data/thin/small.png")
-    found = check(tmp_path / "data", against=str(alice))
-    beside = found["against"]
+    result = check(tmp_path / "data", against=str(alice))
+    beside = result["against"]
     assert (beside["task"], beside["known"], beside["unknown"], beside["absent"]) == ("shape", 1, ["oval"], [])
     assert beside["near"] == [["Round", "round", "written otherwise"], ["squares", "square", "written otherwise"]]
     assert (beside["input"], beside["smaller"]) == (32, 1)
-    assert found["problems"] == ["class names that the model spells differently"]
+    assert result["problems"] == ["class names that the model spells differently"]
 
 
 def test_a_new_task_beside_a_model(alice: Path, new_folder: Path) -> None:
-    found = check(new_folder, against=str(alice))
-    assert found["against"]["task"] is None
-    assert found["against"]["unknown"] == sorted(NEW.classes)
-    assert not found["problems"]
+    result = check(new_folder, against=str(alice))
+    assert result["against"]["task"] is None
+    assert result["against"]["unknown"] == sorted(NEW.classes)
+    assert not result["problems"]
     with pytest.raises(TaskgraftError, match="not a file, folder or timm model"):
         check(new_folder, against="nothing")
 
@@ -181,8 +181,8 @@ def test_a_table_replaces_no_other_file(data: Path, tmp_path: Path) -> None:
 
 
 def test_the_result_is_plain_json(data: Path) -> None:
-    found = check(data)
-    assert json.loads(json.dumps(found)) == found
+    result = check(data)
+    assert json.loads(json.dumps(result)) == result
 
 
 def test_animations_and_strange_names_are_counted(data: Path) -> None:

@@ -26,13 +26,13 @@ def table(root: Path, text: str | bytes, name: str = "labels.csv") -> Path:
     return path
 
 
-def found(data: Path, task: str = "label", columns: tuple[str, ...] = ()) -> list[tuple[str, str | None, dict]]:
+def result(data: Path, task: str = "label", columns: tuple[str, ...] = ()) -> list[tuple[str, str | None, dict]]:
     return [(entry.path, entry.split, dict(entry.labels)) for entry in list_images(data, task, columns).entries]
 
 
 def test_a_folder_per_class(tmp_path: Path) -> None:
     put(tmp_path, "cat/1.png", "dog/2.png", "dog/1.jpg")
-    assert found(tmp_path, "pet") == [
+    assert result(tmp_path, "pet") == [
         ("cat/1.png", None, {"pet": "cat"}),
         ("dog/1.jpg", None, {"pet": "dog"}),
         ("dog/2.png", None, {"pet": "dog"}),
@@ -46,8 +46,8 @@ def test_a_folder_per_class(tmp_path: Path) -> None:
 )
 def test_split_folders_go_by_their_names(tmp_path: Path, folder: str, split: str) -> None:
     put(tmp_path, f"{folder}/cat/1.png", f"{folder}/dog/1.png")
-    assert {part for _, part, _ in found(tmp_path)} == {split}
-    assert {labels["label"] for _, _, labels in found(tmp_path)} == {"cat", "dog"}
+    assert {part for _, part, _ in result(tmp_path)} == {split}
+    assert {labels["label"] for _, _, labels in result(tmp_path)} == {"cat", "dog"}
 
 
 def test_splits_beside_classes_are_refused(tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def test_a_link_to_outside_is_skipped_and_one_inside_is_followed(tmp_path: Path)
 def test_a_root_that_is_itself_a_link_is_read(tmp_path: Path) -> None:
     put(tmp_path / "data", "cat/1.png")
     (tmp_path / "link").symlink_to(tmp_path / "data")
-    assert found(tmp_path / "link") == [("cat/1.png", None, {"label": "cat"})]
+    assert result(tmp_path / "link") == [("cat/1.png", None, {"label": "cat"})]
 
 
 def test_a_circle_of_links_ends(tmp_path: Path) -> None:
@@ -128,23 +128,23 @@ def test_a_circle_of_links_ends(tmp_path: Path) -> None:
 def test_a_pipe_named_as_a_picture_is_listed_without_being_opened(tmp_path: Path) -> None:
     put(tmp_path, "cat/1.png")
     os.mkfifo(tmp_path / "cat" / "2.jpg")
-    assert [path for path, _, _ in found(tmp_path)] == ["cat/1.png", "cat/2.jpg"]
+    assert [path for path, _, _ in result(tmp_path)] == ["cat/1.png", "cat/2.jpg"]
 
 
 def test_a_table_with_a_byte_order_mark_and_one_free_column(tmp_path: Path) -> None:
     path = table(tmp_path, b"\xef\xbb\xbfpath,make\r\na.png,van\r\ndeep/c.png, bus \r\n")
-    assert found(path) == [("a.png", None, {"label": "van"}), ("deep/c.png", None, {"label": "bus"})]
+    assert result(path) == [("a.png", None, {"label": "van"}), ("deep/c.png", None, {"label": "bus"})]
     assert list_images(path, "x").layout == "table, labels from column 'make'"
 
 
 def test_several_columns_with_blanks(tmp_path: Path) -> None:
     path = table(tmp_path, "path,split,make,paint\na.png,train,van,\nb.png,VALID,,red\ndeep/c.png,,van,blue\n")
-    assert found(path, "paint", ("make", "other")) == [
+    assert result(path, "paint", ("make", "other")) == [
         ("a.png", "train", {"make": "van"}),
         ("b.png", "val", {"paint": "red"}),
         ("deep/c.png", None, {"paint": "blue", "make": "van"}),
     ]
-    assert found(path, "make") == [
+    assert result(path, "make") == [
         ("a.png", "train", {"make": "van"}),
         ("deep/c.png", None, {"make": "van"}),
     ]
@@ -153,9 +153,9 @@ def test_several_columns_with_blanks(tmp_path: Path) -> None:
 
 
 def test_a_tab_separated_table_and_a_folder_with_metadata(tmp_path: Path) -> None:
-    assert found(table(tmp_path, "file_name\tlabel\na.png\tx,y\n", "t.tsv")) == [("a.png", None, {"label": "x,y"})]
+    assert result(table(tmp_path, "file_name\tlabel\na.png\tx,y\n", "t.tsv")) == [("a.png", None, {"label": "x,y"})]
     table(tmp_path, "file_name,label\nb.png,z\n", "metadata.csv")
-    assert found(tmp_path) == [("b.png", None, {"label": "z"})]
+    assert result(tmp_path) == [("b.png", None, {"label": "z"})]
 
 
 @pytest.mark.parametrize(
@@ -191,11 +191,11 @@ def test_a_row_without_its_file_is_skipped_with_its_line(tmp_path: Path) -> None
 
 def test_names_are_one_name_however_their_accents_are_written(tmp_path: Path) -> None:
     put(tmp_path, "train/caf\u00e9/1.png", "val/cafe\u0301/1.png")
-    assert {labels["label"] for _, _, labels in found(tmp_path)} == {"caf\u00e9"}
+    assert {labels["label"] for _, _, labels in result(tmp_path)} == {"caf\u00e9"}
 
 
 def test_listing_does_not_depend_on_the_order_of_creation(tmp_path: Path) -> None:
     put(tmp_path / "one", "b/2.png", "b/1.png", "a/1.png")
     put(tmp_path / "two", "a/1.png", "b/1.png", "b/2.png")
-    assert found(tmp_path / "one") == found(tmp_path / "two")
-    assert len(found(write_folder(tmp_path / "three", NEW, 8, 1, size=8))) == 8
+    assert result(tmp_path / "one") == result(tmp_path / "two")
+    assert len(result(write_folder(tmp_path / "three", NEW, 8, 1, size=8))) == 8
