@@ -146,7 +146,7 @@ def paths(workspace: Workspace) -> Sequence[Command]:
     return [
         *result,
         Command(("train", workspace.data, workspace.out, *TRAIN), check=excluded("known format", "blue/a b\n c.png")),
-        Command(("predict", workspace.parent, workspace.data, "--out", file), (2,), ("one of .jsonl, .csv, .parquet",)),
+        Command(("predict", workspace.parent, workspace.data, "--out", file), (2,), ("use .jsonl, .csv, .parquet",)),
         Command(("predict", workspace.parent, workspace.data, "--out", "/proc/no/such.csv"), (2, 3)),
         Command(("check", workspace.data, "--html", file), (2,), ("exists and is not a taskgraft page",)),
         Command(("check", workspace.data, "--write-manifest", file), (2,), ("already exists with other content",)),
