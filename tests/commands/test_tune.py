@@ -93,7 +93,7 @@ def test_shared_results_are_computed_once_and_change_nothing(
 ) -> None:
     result, out = undisturbed
     assert not result.trials[0].saved
-    assert all(set(trial.saved) == {"features", "answers"} for trial in result.trials[1:])
+    assert all(set(trial.saved) == {"features", "logits"} for trial in result.trials[1:])
     assert len(list((out / "shared").glob("*.safetensors"))) == 2
     unshared = search(inputs, tmp_path / "unshared", no_share=True)
     assert not (tmp_path / "unshared" / "shared").exists()

@@ -139,7 +139,7 @@ def _compute_old_result(task: str, classes: tuple[str, ...], sets: Mapping[str, 
         classes=classes,
         new=False,
         agreement=metrics.bootstrap_interval(metrics.agreement(sets["new-parent"], sets["new"], task)),
-        identical=all(np.array_equal(one.logits[task], other.logits[task]) for one, other in pairs),
+        identical=all(np.array_equal(child.logits[task], parent.logits[task]) for child, parent in pairs),
         **accuracies,
     )
 
@@ -168,9 +168,9 @@ def build_task_cards(
     counts = {name: count for name, count in counts.items() if count}
     child_cards[newest] = build_task_card(predictions, newest, counts, measured_on)
     for task, labels in sets["old"].labels.items() if "old" in sets else ():
-        card, number = cards.get(task), int((labels >= 0).sum())
-        better = card is None or "mean_posterior" not in card or number >= card.get("images", 0)
-        if task != newest and number and better:
+        card, count = cards.get(task), int((labels >= 0).sum())
+        better = card is None or "mean_posterior" not in card or count >= card.get("images", 0)
+        if task != newest and count and better:
             counts = (card or {}).get("train_counts", {})
             child_cards[task] = build_task_card(sets["old"], task, counts, "old validation images, by the child")
     return child_cards

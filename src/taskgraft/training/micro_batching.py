@@ -52,11 +52,11 @@ class BatchForward:
         if config.micro_batches == 1:
             self._leaves = self._run(images, 0)
         else:
-            bounds = [len(images) * number // config.micro_batches for number in range(config.micro_batches + 1)]
+            bounds = [len(images) * index // config.micro_batches for index in range(config.micro_batches + 1)]
             self._micro_batches = [images[start:stop] for start, stop in pairwise(bounds) if stop > start]
             buffers = {name: value.clone() for name, value in classifier.named_buffers()}
             with torch.no_grad():
-                outputs = [self._run(batch, number) for number, batch in enumerate(self._micro_batches)]
+                outputs = [self._run(batch, index) for index, batch in enumerate(self._micro_batches)]
             for name, value in classifier.named_buffers():
                 value.copy_(buffers[name])  # the second pass counts
             self._leaves = {
@@ -68,8 +68,8 @@ class BatchForward:
         """Add the gradient of a scalar loss of `outputs` to the parameters."""
         loss.backward()
         start = 0
-        for number, batch in enumerate(self._micro_batches):
-            logits = self._run(batch, number)
+        for index, batch in enumerate(self._micro_batches):
+            logits = self._run(batch, index)
             tasks = [
                 task for task, leaf in self._leaves.items() if leaf.grad is not None and logits[task].requires_grad
             ]
@@ -79,10 +79,10 @@ class BatchForward:
             )
             start += len(batch)
 
-    def _run(self, images: Tensor, number: int) -> Outputs:
-        """Run the model on micro-batch `number`; dropout is seeded by step, process and micro-batch."""
+    def _run(self, images: Tensor, index: int) -> Outputs:
+        """Run the model on micro-batch `index`; dropout is seeded by step, process and micro-batch."""
         rank, config = distributed.rank(), self._config
-        position = (rank, number) if rank or number else ()
+        position = (rank, index) if rank or index else ()
         with (
             torch.random.fork_rng(devices=[images.device] if images.is_cuda else []),
             torch.autocast(images.device.type, torch.bfloat16, enabled=config.precision == "bf16"),

@@ -67,26 +67,26 @@ def _step_towards_one(params: Params, item: Quadratic, lr: float) -> None:
     """Move by a / (1 + a), computed as importance / (importance + 1 / (lr * strength)): one division fewer."""
     if not item.strength * lr:
         return
-    slack = max(1 / (lr * item.strength), TINY)
+    offset = max(1 / (lr * item.strength), TINY)
     for name, anchor in item.anchor.items():
         if item.importance is None:
             pull = lr * item.strength
             params[name].lerp_(anchor, pull / (pull + 1.0))
             continue
         for theta, target, weight in pytree.blocks(params[name], anchor, item.importance[name]):
-            denominator = weight + slack
+            denominator = weight + offset
             theta.lerp_(target, torch.div(weight, denominator, out=denominator))
 
 
 def _step_towards_several(params: Params, items: list[Quadratic], lr: float) -> None:
     for name, value in params.items():
-        touching = [item for item in items if name in item.anchor]
-        if not touching:
+        relevant = [item for item in items if name in item.anchor]
+        if not relevant:
             continue
         pulls = [
             lr * item.strength * (torch.ones_like(value) if item.importance is None else item.importance[name])
-            for item in touching
+            for item in relevant
         ]
         denominator = 1 + torch.stack(pulls).sum(0)
-        moves = [pull / denominator * (item.anchor[name] - value) for pull, item in zip(pulls, touching, strict=True)]
-        value.add_(torch.stack(moves).sum(0))
+        steps = [pull / denominator * (item.anchor[name] - value) for pull, item in zip(pulls, relevant, strict=True)]
+        value.add_(torch.stack(steps).sum(0))

@@ -82,16 +82,16 @@ def time_rounds(
     """
     seconds: dict[Precision, list[float]] = {}
     dropped: dict[Precision, str] = {}
-    spent = 0.0
-    for number in range(ROUNDS + 1):
+    elapsed = 0.0
+    for index in range(ROUNDS + 1):
         active: list[Precision] = [name for name in candidates if name not in dropped]
-        if number and (len(active) == 1 or spent + sum(seconds[name][-1] for name in active) > MAX_SECONDS):
+        if index and (len(active) == 1 or elapsed + sum(seconds[name][-1] for name in active) > MAX_SECONDS):
             break
         for name in active:
             seconds.setdefault(name, []).append(candidates[name]())
-            spent += seconds[name][-1] if number else 0.0
+            elapsed += seconds[name][-1] if index else 0.0
             others = [min(seconds[other]) for other in active if other != name and other in seconds]
-            if others and min(seconds[name]) > SLOW * min(others) + (0.0 if number else SETUP):
+            if others and min(seconds[name]) > SLOW * min(others) + (0.0 if index else SETUP):
                 dropped[name] = (
                     f"dropped after a step of {min(seconds[name]):.2g} s, where another took {min(others):.2g} s"
                 )

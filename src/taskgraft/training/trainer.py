@@ -203,17 +203,17 @@ class Trainer:
         """Double the micro-batches after memory ran out, for the run folder too; any other error is raised again."""
         if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
             raise error
-        config, number = self.config, 2 * self.config.micro_batches
-        if number > config.batch_size or distributed.world_size() > 1:  # one process of several cannot go back alone
+        config, count = self.config, 2 * self.config.micro_batches
+        if count > config.batch_size or distributed.world_size() > 1:  # one process of several cannot go back alone
             raise TrainingError(
                 f"out of memory with a batch of {config.batch_size} in {config.micro_batches} micro-batch(es); use "
-                f"--micro-batches {number} or a smaller --batch-size"
+                f"--micro-batches {count} or a smaller --batch-size"
             ) from error
         torch.cuda.empty_cache()
-        self.config = replace(config, micro_batches=number)
+        self.config = replace(config, micro_batches=count)
         resolved = run_folder.read(self.out)["resolved"]
         run_folder.update(self.out, resolved={**resolved, "config": asdict(self.config)})
-        self.callbacks.info(f"out of memory: batches of {config.batch_size} now run in {number} micro-batches")
+        self.callbacks.info(f"out of memory: batches of {config.batch_size} now run in {count} micro-batches")
 
 
 def _format_metrics(line: StepMetrics, steps: int) -> str:
