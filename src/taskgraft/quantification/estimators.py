@@ -6,6 +6,8 @@ oracles of the tests; its own solvers take neither weights nor a card, and for 1
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -66,21 +68,15 @@ def estimate_adjusted(rates: Floats, observed: Floats, max_iterations: int = 300
     """Return the prevalence [R, K] that explains mean outputs best: minimizes ||prevalence @ rates - observed||^2.
 
     `rates` [K, J]: mean output for the images of each class (rows sum to 1); `observed` [R, J]. With mean posteriors
-    that is PACC (Bella et al. 2010), with frequencies of predicted classes ACC (Forman 2008),
-    solved as Bunse 2022 recommends, by accelerated projected gradient (Beck and Teboulle 2009).
+    that is PACC (Bella et al. 2010), with frequencies of predicted classes ACC (Forman 2008), solved as Bunse 2022
+    recommends.
     """
     step = 1.0 / float(np.linalg.norm(rates, ord=2)) ** 2  # of the largest singular value: no step is too far
-    prevalence = project_to_simplex(observed[:, : len(rates)])
-    lookahead, momentum = prevalence, 1.0
-    for _ in range(max_iterations):
-        updated = project_to_simplex(lookahead - step * ((lookahead @ rates - observed) @ rates.T))
-        next_momentum = (1 + (1 + 4 * momentum**2) ** 0.5) / 2
-        lookahead = updated + (momentum - 1) / next_momentum * (updated - prevalence)
-        change = float(np.abs(updated - prevalence).max())
-        prevalence, momentum = updated, next_momentum
-        if change < tolerance:
-            break
-    return prevalence
+
+    def gradient(prevalence: Floats) -> Floats:
+        return (prevalence @ rates - observed) @ rates.T
+
+    return _minimize_on_simplex(gradient, observed[:, : len(rates)], step, max_iterations, tolerance)
 
 
 def estimate_joint_adjusted(
@@ -92,12 +88,23 @@ def estimate_joint_adjusted(
     rates of pairs are the Kronecker product of the two: it is applied along one axis after the other, never built.
     """
     step = 1.0 / float(np.linalg.norm(first, ord=2) * np.linalg.norm(second, ord=2)) ** 2
-    prevalence = np.outer(observed.sum(axis=1)[: len(first)], observed.sum(axis=0)[: len(second)])
-    prevalence = lookahead = project_to_simplex(prevalence.reshape(1, -1)).reshape(prevalence.shape)
+    start = np.outer(observed.sum(axis=1)[: len(first)], observed.sum(axis=0)[: len(second)])
+
+    def gradient(prevalence: Floats) -> Floats:
+        residual = first.T @ prevalence.reshape(start.shape) @ second - observed
+        return (first @ residual @ second.T).reshape(1, -1)
+
+    return _minimize_on_simplex(gradient, start.reshape(1, -1), step, max_iterations, tolerance).reshape(start.shape)
+
+
+def _minimize_on_simplex(
+    gradient: Callable[[Floats], Floats], start: Floats, step: float, max_iterations: int, tolerance: float
+) -> Floats:
+    """Accelerated projected gradient descent (Beck and Teboulle 2009) from `start` [R, K]."""
+    prevalence = lookahead = project_to_simplex(start)
     momentum = 1.0
     for _ in range(max_iterations):
-        updated = lookahead - step * (first @ (first.T @ lookahead @ second - observed) @ second.T)
-        updated = project_to_simplex(updated.reshape(1, -1)).reshape(updated.shape)
+        updated = project_to_simplex(lookahead - step * gradient(lookahead))
         next_momentum = (1 + (1 + 4 * momentum**2) ** 0.5) / 2
         lookahead = updated + (momentum - 1) / next_momentum * (updated - prevalence)
         change = float(np.abs(updated - prevalence).max())
