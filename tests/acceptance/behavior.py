@@ -88,8 +88,8 @@ def run_here(home: Path, *args: object) -> Output:
         patch.setattr(sys, "stderr", io.TextIOWrapper(stderr, "utf-8", "backslashreplace", write_through=True))
         with pytest.raises(SystemExit) as end:
             main()
-    code = end.value.code if isinstance(end.value.code, int) else 0
-    return Output(code, _decode(stdout), _decode(stderr))
+        code = end.value.code if isinstance(end.value.code, int) else 0
+        return Output(code, _decode(stdout), _decode(stderr))  # before the streams are closed with their wrappers
 
 
 def _decode(stream: io.BytesIO) -> str:
