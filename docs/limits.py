@@ -7,7 +7,7 @@ from typing import NamedTuple
 from taskgraft.bundle import architecture, format, unpickle
 from taskgraft.config import options
 from taskgraft.data import decode, tar_shards, transforms
-from taskgraft.methods.notation import LONGEST
+from taskgraft.methods.notation import MAX_LENGTH
 from taskgraft.serving import app, decoding, middleware, server, service
 from taskgraft.serving.limits import Limits
 
@@ -52,7 +52,7 @@ MODELS = [
     Row("its processor time",
         f"{unpickle.CPU_SECONDS} s, and 1 s for each {unpickle.BYTES_PER_SECOND // MIB} MiB", "refused"),
 ]  # fmt: skip
-TEXT = [Row("characters of a method's notation", f"{LONGEST:,}", "refused")]
+TEXT = [Row("characters of a method's notation", f"{MAX_LENGTH:,}", "refused")]
 
 
 def _server() -> list[Row]:

@@ -118,6 +118,7 @@ def start_cli(
         sys.stdout = os.fdopen(1, "w", encoding="utf-8", closefd=False)
         sys.stderr = os.fdopen(2, "w", encoding="utf-8", closefd=False, buffering=1, errors="backslashreplace")
         signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may run under nohup
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # and in the background, where it is ignored
         sys.argv = ["taskgraft", *words]
         os.environ.update(env or {})
         os.chdir(cwd or ".")

@@ -137,12 +137,12 @@ def test_recorded_logits_belong_to_the_same_view() -> None:
     """Recorded on images that are not normalized as those learnt from: mammoth; of another view: torchdistill."""
     new = make_images(20, NEW, 5)._replace(mean=(0.2, 0.5, 0.7), std=(0.1, 0.3, 0.25))
     kept = learn(child_of(foreign()), new, method=keeping("distill"), config=RUN).memory["distill"]
-    rows, views = kept["known"].nonzero(as_tuple=True)
+    rows, views = kept["recorded"].nonzero(as_tuple=True)
     assert set(views.tolist()) == {0, 1}
     shown = data.build_views(TrainingData(new, None, RUN.views, RUN.augment, RUN.seed), rows.numpy(), views.numpy())
     with torch.no_grad():
         expected, bare = (foreign().eval()(images)[OLD.name] for images in (shown, data.normalize(new, 0, 20)[rows]))
-    torch.testing.assert_close(kept["answers"][OLD.name][rows, views].float(), expected, rtol=2e-3, atol=2e-3)
+    torch.testing.assert_close(kept["logits"][OLD.name][rows, views].float(), expected, rtol=2e-3, atol=2e-3)
     assert float((expected - bare).abs().max()) > 0.02  # the views differ enough for the test to tell
 
 
