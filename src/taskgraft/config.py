@@ -13,7 +13,7 @@ from taskgraft.errors import InputError
 Softmax = Literal["per-task", "joint"]
 Precision = Literal["auto", "fp32", "fp32-channels-last", "bf16"]
 Implicit = Literal["auto", True, False]
-Augment = Literal["none", "shift", "shift+flip", "crop+flip"]
+Augment = Literal["none", "shift", "shift+flip", "crop+flip", "resized-crop+flip"]
 LARGEST = sys.float_info.max  # also refuses NaN, infinities, and integers that no float can hold
 UNITS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}  # seconds
 
@@ -133,6 +133,18 @@ TRAIN_DEFAULTS = TrainingConfig(
     eval_every=100,
     log_every=50,
     save_every=200,
+)
+
+# Defaults of `compress`: every step shows views that were never shown before, and the weights move little.
+COMPRESSION_DEFAULTS = TrainingConfig(
+    steps=1200,
+    batch_size=64,
+    lr=3e-4,
+    warmup_steps=50,
+    norm="frozen",
+    views=0,
+    augment="resized-crop+flip",
+    eval_every=100,
 )
 
 

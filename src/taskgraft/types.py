@@ -16,6 +16,7 @@ Params = dict[str, Tensor]  # name -> parameter
 Memory = dict[str, Any]  # nested dictionaries of tensors, nothing else: saved without pickle
 Terms = dict[str, Tensor]  # terms of the objective by name, each a scalar
 Outputs = dict[str, Tensor]  # task name -> logits [B, K]
+Teacher = Callable[[Tensor], Outputs]  # preprocessed images [B, ...] -> logits of each task that it answers
 Memoize = Callable[[str, Callable[[], Params]], Params]  # (name, make): what `make` returned the first time
 
 
@@ -73,6 +74,8 @@ class TrainingData(NamedTuple):
         trial_cache: Shares tensors between the trials of a search; None outside a search.
         tensor_cache: Stores tensors for later runs, under a name that identifies everything that they depend on; None
             without a cache folder.
+        unlabeled: Images without labels: half of every batch, for the methods that have a teacher.
+        teacher: Answers every task in the parent's place. None: the parent is the teacher of the old tasks.
     """
 
     new: Images
@@ -83,6 +86,11 @@ class TrainingData(NamedTuple):
     score: Callable[[Any], float] | None = None
     trial_cache: Memoize | None = None
     tensor_cache: Memoize | None = None
+    unlabeled: Images | None = None
+    teacher: Teacher | None = None
+
+
+MIXED_IN, UNLABELED = -1, -2  # in `Batch.rows`
 
 
 class Batch(NamedTuple):
@@ -91,7 +99,8 @@ class Batch(NamedTuple):
     Attributes:
         images: [B, ...] float.
         labels: Task name -> [B] int64, -1 = not labeled.
-        rows: [B] row of each image in `TrainingData.new`, -1 for images that a method mixed in.
+        rows: [B] row of each image in `TrainingData.new`; MIXED_IN for images that a method added with their labels,
+            UNLABELED for images without labels and for blends of several images.
         view: [B] which fixed view each image is.
     """
 
@@ -111,6 +120,8 @@ class Step(NamedTuple):
         predict: `predict(params, mask)` computes the classifier's logits with these parameters and buffers, in eval
             mode without gradients, on the batch's images where `mask` [B] bool (on the CPU) is true.
         old: Task name -> number of its classes that are the parent's.
+        teach: `teach(mask)` computes the logits of `TrainingData.teacher` on the images where `mask` is true; None
+            without one.
     """
 
     batch: Batch
@@ -118,6 +129,7 @@ class Step(NamedTuple):
     softmax: Softmax
     predict: Callable[[Params, Tensor], Outputs]
     old: dict[str, int]
+    teach: Callable[[Tensor], Outputs] | None = None
 
 
 class Update(NamedTuple):

@@ -1,7 +1,16 @@
 """Images: folders and tables -> verified files -> uint8 cache -> batches. The user's files are never changed."""
 
-from taskgraft.data.augmentation import augment, build_batch, build_views, normalize
+from taskgraft.data.augmentation import append_images, augment, build_batch, build_views, normalize
 from taskgraft.data.dataset import Dataset, open_images
 from taskgraft.data.transforms import Preprocessing
 
-__all__ = ["Dataset", "Preprocessing", "augment", "build_batch", "build_views", "normalize", "open_images"]
+__all__ = [
+    "Dataset",
+    "Preprocessing",
+    "append_images",
+    "augment",
+    "build_batch",
+    "build_views",
+    "normalize",
+    "open_images",
+]

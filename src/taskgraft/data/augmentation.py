@@ -5,6 +5,7 @@ Shapes: B images of a batch, N images of a set, H x W pixels.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
 
 import numpy as np
@@ -14,19 +15,24 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from taskgraft import seeding
-from taskgraft.types import Batch, Images, TrainingData
+from taskgraft.types import UNLABELED, Batch, Images, TrainingData
 
-AUGMENT = ("none", "shift", "shift+flip", "crop+flip")
+AUGMENT = ("none", "shift", "shift+flip", "crop+flip", "resized-crop+flip")
 SHIFT = 16  # a shift moves at most size / SHIFT pixels each way
 MIN_CROP = 0.7  # a crop keeps at least this fraction of the side
+MIN_AREA, ASPECT = 0.35, 4 / 3  # a resized crop keeps this fraction of the area; its aspect changes at most so much
 
 
 def build_batch(sources: TrainingData, step: int, size: int) -> Batch:
     """Build the batch of a step.
 
     Its images are the next `size` ones in an endless sequence of epochs, each a permutation of its own. A batch may
-    straddle two epochs, so that no image is left out; the epoch decides each image's view.
+    straddle two epochs, so that no image is left out; the epoch decides each image's view. The second half are
+    unlabeled images, where there are any, each time in a fresh view.
     """
+    if sources.unlabeled is not None:
+        labeled = build_batch(sources._replace(unlabeled=None), step, size - size // 2)
+        return append_images(labeled, _unlabeled_views(sources, step, size // 2), {}, UNLABELED)
     index, epoch = batch_indices(sources, step, size)
     view = epoch % sources.views if sources.views else epoch
     rows = torch.from_numpy(index)
@@ -41,6 +47,32 @@ def batch_indices(sources: TrainingData, step: int, size: int) -> tuple[NDArray[
     epoch = position // count
     pairs = zip(epoch.tolist(), position, strict=True)
     return np.array([_permutation(sources.seed, e, count)[p % count] for e, p in pairs]), epoch
+
+
+def append_images(batch: Batch, images: Tensor, labels: Mapping[str, Tensor], row: int) -> Batch:
+    """Append images that are not of the new set to a batch.
+
+    Args:
+        batch: the batch.
+        images: [A, ...] preprocessed images.
+        labels: task -> [A] int64; tasks that are left out get -1.
+        row: MIXED_IN or UNLABELED.
+    """
+    device, count, added = batch.images.device, len(batch.images), len(images)
+    merged = {}
+    for task in sorted({*batch.labels, *labels}):
+        new = batch.labels.get(task, torch.full((count,), -1, device=device))
+        old = labels.get(task, torch.full((added,), -1)).to(device)
+        merged[task] = torch.cat([new, old])
+    rows, view = torch.cat([batch.rows, torch.full((added,), row)]), torch.cat([batch.view, torch.full((added,), -1)])
+    return Batch(torch.cat([batch.images, images.to(device)]), merged, rows, view)
+
+
+def _unlabeled_views(sources: TrainingData, step: int, count: int) -> Tensor:
+    assert sources.unlabeled is not None
+    seed = seeding.derive(sources.seed, "unlabeled")
+    index, epoch = batch_indices(sources._replace(new=sources.unlabeled, seed=seed), step, count)
+    return augment(sources.unlabeled, index, epoch, sources.augment, seeding.derive(seed, "view"))
 
 
 def build_views(sources: TrainingData, index: NDArray[np.int64], view: NDArray[np.int64]) -> Tensor:
@@ -87,8 +119,14 @@ def augment(images: Images, index: NDArray[np.int64], view: NDArray[np.int64], a
         source_x = torch.from_numpy(np.where(flip[:, None], source_x[:, ::-1], source_x))
         source_y = torch.from_numpy(_shift(height, y))
         return _normalize(images, images.pixels[rows[:, None, None], source_y[:, :, None], source_x[:, None, :]])
-    scale = MIN_CROP + (1 - MIN_CROP) * seeding.uniform(key, index, view, 3)
-    return _crop(_normalize(images, images.pixels[rows]), scale, x, y, flip)
+    zoom = seeding.uniform(key, index, view, 3)
+    if "resized-crop" in kinds:
+        side = np.sqrt(MIN_AREA + (1 - MIN_AREA) * zoom)
+        stretch = ASPECT ** (seeding.uniform(key, index, view, 4) - 0.5)  # the root of the aspect ratio
+        scale_x, scale_y = np.minimum(side * stretch, 1), np.minimum(side / stretch, 1)
+    else:
+        scale_x = scale_y = MIN_CROP + (1 - MIN_CROP) * zoom
+    return _crop(_normalize(images, images.pixels[rows]), scale_x, scale_y, x, y, flip)
 
 
 def _shift(size: int, position: NDArray[np.float64]) -> NDArray[np.int64]:
@@ -99,13 +137,18 @@ def _shift(size: int, position: NDArray[np.float64]) -> NDArray[np.int64]:
 
 
 def _crop(
-    pixels: Tensor, scale: NDArray[np.float64], x: NDArray[np.float64], y: NDArray[np.float64], flip: NDArray[np.bool_]
+    pixels: Tensor,
+    scale_x: NDArray[np.float64],
+    scale_y: NDArray[np.float64],
+    x: NDArray[np.float64],
+    y: NDArray[np.float64],
+    flip: NDArray[np.bool_],
 ) -> Tensor:
-    theta = np.zeros((len(scale), 2, 3), dtype=np.float32)
-    theta[:, 0, 0] = np.where(flip, -scale, scale)
-    theta[:, 1, 1] = scale
-    theta[:, 0, 2] = (1 - scale) * (2 * x - 1)
-    theta[:, 1, 2] = (1 - scale) * (2 * y - 1)
+    theta = np.zeros((len(x), 2, 3), dtype=np.float32)
+    theta[:, 0, 0] = np.where(flip, -scale_x, scale_x)
+    theta[:, 1, 1] = scale_y
+    theta[:, 0, 2] = (1 - scale_x) * (2 * x - 1)
+    theta[:, 1, 2] = (1 - scale_y) * (2 * y - 1)
     grid = F.affine_grid(torch.from_numpy(theta), list(pixels.shape), align_corners=False)
     return F.grid_sample(pixels, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
 

@@ -101,6 +101,8 @@ def match_task(path: Path, tasks: Sequence[Task]) -> Task:
     """
     if len(tasks) == 1:
         return tasks[0]
+    if not tasks:
+        raise DataError(f"{path}: there is no other task that these images could belong to; leave them out")
     overlap: dict[Task, float] = {}
     failure = None
     for task in tasks:

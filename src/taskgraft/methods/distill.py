@@ -8,15 +8,14 @@ from typing import Annotated, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from taskgraft import data, losses, pytree
-from taskgraft.config import Range, Softmax
+from taskgraft.config import Range, Softmax, TrainingConfig
 from taskgraft.errors import InputError
 from taskgraft.methods.protocol import Method, Settings, Traits
 from taskgraft.models.classifier import Classifier, old_class_counts
 from taskgraft.models.inference import compute_logits, compute_once
-from taskgraft.types import Memory, Outputs, Params, Step, Terms, TrainingData
+from taskgraft.types import MIXED_IN, UNLABELED, Batch, Memory, Outputs, Params, Step, Terms, TrainingData
 
 BATCH_SIZE = 32  # images per forward pass where all views are recorded in advance
 JOINT = "all outputs"  # the one entry of the teacher's logits where one softmax covers all tasks
@@ -28,7 +27,8 @@ class Distill(Settings):
 
     strength * sum over old tasks of T^2 mean_i KL(parent / T || child / T), T the `temperature`. `teacher="recorded"`
     stores the parent's logits of each fixed view when it is first used; "live" runs the parent at every step, so that
-    views need not repeat. Needs no old images.
+    views need not repeat. `blend` is the fraction of steps whose images are blended, by mixup (Zhang et al. 2018) or
+    CutMix (Yun et al. 2019): they have no label, but a live teacher knows what it sees in them. Needs no old images.
     """
 
     traits = Traits(distills=True)
@@ -37,11 +37,20 @@ class Distill(Settings):
     temperature: Annotated[float, Range(1, 8, above=0)] = 2.0
     teacher: Literal["recorded", "live"] = "recorded"
     scale: losses.Scale = "T2"
+    blend: Annotated[float, Range(0, 1, at_least=0, at_most=1, searched=False)] = 0.0
+
+    def requires(self, config: TrainingConfig) -> str | None:
+        """Require a live teacher for blended images, which nobody could have recorded."""
+        if self.blend and self.teacher == "recorded":
+            return "distill(blend) needs a teacher that sees the blended images: add teacher=live"
+        return None
 
     def build(self) -> Method:
-        """Use `remember` (the parent and its logits) and `response`."""
+        """Use `remember` (the parent and its logits), `response` and, to blend images, `mix`."""
 
         def remember(classifier: Classifier, sources: TrainingData, past: Memory) -> Memory:
+            if sources.teacher:  # it answers in the parent's place
+                return {}
             memory: Memory = {"parent": pytree.state(classifier)}
             if self.teacher == "recorded":
                 if not sources.views:
@@ -56,34 +65,74 @@ class Distill(Settings):
             return memory
 
         def response(step: Step, memory: Memory) -> Terms:
-            new = step.batch.rows >= 0  # for images that a method mixed in, nothing is recorded
-            outputs = _group_by_softmax(step.outputs, step.softmax, step.old)
-            if not bool(new.all()):
-                outputs = {name: logits[new] for name, logits in outputs.items()}
-            if self.teacher == "live":
-                teacher = _group_by_softmax(step.predict(memory["parent"], new), step.softmax, step.old)
+            taught = step.batch.rows != MIXED_IN
+            if step.teach:
+                teacher = step.teach(taught)
+                outputs = {task: step.outputs[task] for task in teacher}
+            elif self.teacher == "live":
+                teacher = _group_by_softmax(step.predict(memory["parent"], taught), step.softmax, step.old)
+                outputs = _group_by_softmax(step.outputs, step.softmax, step.old)
             else:
-                teacher = _recorded_logits(step, memory, new)
+                teacher = _recorded_logits(step, memory)
+                outputs = _group_by_softmax(step.outputs, step.softmax, step.old)
+            if not bool(taught.all()):
+                outputs = {name: logits[taught] for name, logits in outputs.items()}
             terms = [
                 losses.distillation(logits, teacher[name].to(logits.device), self.temperature, self.scale)
                 for name, logits in outputs.items()
             ]
             return {"distill": self.strength * torch.stack(terms).sum()}
 
-        return Method(remember=remember, response=response)
+        def mix(batch: Batch, memory: Memory, rng: np.random.Generator) -> Batch:
+            return _blend(batch, rng) if rng.random() < self.blend else batch
+
+        return Method(remember=remember, response=response, mix=mix if self.blend else None)
 
 
-def _recorded_logits(step: Step, memory: Memory, new: Tensor) -> Outputs:
-    """Return the parent's logits of the images `new` [B] bool; those not recorded yet are computed and stored."""
+def _blend(batch: Batch, rng: np.random.Generator) -> Batch:
+    """Blend each image with another of the batch, by mixup or CutMix; images that a method mixed in stay."""
+    own = torch.nonzero(batch.rows != MIXED_IN).flatten()
+    images, others = batch.images[own], batch.images[own[torch.from_numpy(rng.permutation(len(own)))]]
+    share, cut = rng.random(), rng.random() < 0.5 and images.dim() == 4
+    if cut:
+        sizes = [round(side * (1 - share) ** 0.5) for side in images.shape[2:]]
+        top, left = (int(rng.integers(0, side - size + 1)) for side, size in zip(images.shape[2:], sizes, strict=True))
+        images[:, :, top : top + sizes[0], left : left + sizes[1]] = others[
+            :, :, top : top + sizes[0], left : left + sizes[1]
+        ]
+    else:
+        images = share * images + (1 - share) * others
+    blended = batch.images.clone()
+    blended[own] = images
+    rows = torch.where(batch.rows == MIXED_IN, batch.rows, UNLABELED)
+    labels = {
+        task: torch.where((rows == UNLABELED).to(target.device), -1, target) for task, target in batch.labels.items()
+    }
+    return batch._replace(images=blended, labels=labels, rows=rows)
+
+
+def _recorded_logits(step: Step, memory: Memory) -> Outputs:
+    """Return the parent's logits of the batch but for what was mixed in; those not recorded yet are computed.
+
+    Logits of the new images are stored, those of unlabeled ones are not: their views do not come back.
+    """
     index, view = step.batch.rows, step.batch.view
+    new, taught = index >= 0, index != MIXED_IN
     missing = new & ~memory["recorded"][index, view]
     if bool(missing.any()):
         outputs = _group_by_softmax(step.predict(memory["parent"], missing), step.softmax, step.old)
         for name, logits in outputs.items():
             memory["logits"][name][index[missing], view[missing]] = logits.half().cpu()
         memory["recorded"][index[missing], view[missing]] = True
-    index, view = index[new], view[new]
-    return {name: recorded[index, view].float() for name, recorded in memory["logits"].items()}
+    known = {name: recorded[index[new], view[new]].float() for name, recorded in memory["logits"].items()}
+    unlabeled = index == UNLABELED
+    if not bool(unlabeled.any()):
+        return known
+    answers = _group_by_softmax(step.predict(memory["parent"], unlabeled), step.softmax, step.old)
+    logits = {name: torch.zeros(len(index), rows.shape[1]) for name, rows in known.items()}
+    for name, rows in logits.items():
+        rows[new], rows[unlabeled] = known[name], answers[name].float().cpu()
+    return {name: rows[taught] for name, rows in logits.items()}
 
 
 def _allocate(classifier: Classifier, sources: TrainingData, filled: bool) -> Params:

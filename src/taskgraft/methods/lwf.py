@@ -11,7 +11,7 @@ from taskgraft import losses, pytree
 from taskgraft.config import Range, TrainingConfig
 from taskgraft.methods.protocol import Method, Settings, Traits
 from taskgraft.models.classifier import Classifier
-from taskgraft.types import Memory, Step, Terms, TrainingData
+from taskgraft.types import MIXED_IN, Memory, Step, Terms, TrainingData
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,9 @@ class Lwf(Settings):
         def response(step: Step, memory: Memory) -> Terms:
             if not step.old:
                 return {}
-            new = step.batch.rows >= 0  # not the images that another method mixed in
-            teacher = step.predict(memory["parent"], new)
-            student = {task: step.outputs[task][new][:, :width] for task, width in step.old.items()}
+            taught = step.batch.rows != MIXED_IN
+            teacher = step.predict(memory["parent"], taught)
+            student = {task: step.outputs[task][taught][:, :width] for task, width in step.old.items()}
             terms = [
                 losses.distillation(student[task], teacher[task][:, :width], self.temperature, "none")
                 for task, width in step.old.items()

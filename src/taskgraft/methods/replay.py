@@ -13,7 +13,7 @@ from taskgraft.config import Range
 from taskgraft.errors import InputError
 from taskgraft.methods.protocol import Method, Settings, Traits
 from taskgraft.models.classifier import Classifier, old_class_counts
-from taskgraft.types import Batch, Images, Memory, TrainingData
+from taskgraft.types import MIXED_IN, Batch, Images, Memory, TrainingData
 
 
 @dataclass(frozen=True)
@@ -52,25 +52,12 @@ class Replay(Settings):
             augment = "shift+flip" if bool(memory["flips"]) else "shift"
             views = data.augment(old, rows, rng.integers(0, 2**31, count), augment, int(rng.integers(0, 2**31)))
             labels = {task: target[torch.from_numpy(rows)] for task, target in memory["labels"].items()}
-            return _append(batch, views, labels)
+            return data.append_images(batch, views, labels, MIXED_IN)
 
         def finish(classifier: Classifier, memory: Memory, sources: TrainingData) -> tuple[Classifier, Memory]:
             return classifier, memory if self.keep else {}
 
         return Method(remember=remember, mix=mix, finish=finish)
-
-
-def _append(batch: Batch, images: torch.Tensor, labels: dict[str, torch.Tensor]) -> Batch:
-    """Append images to a batch; -1 is the label of a task for which an image has none."""
-    device, count, added = batch.images.device, len(batch.images), len(images)
-    merged = {}
-    for task in sorted({*batch.labels, *labels}):
-        new = batch.labels.get(task, torch.full((count,), -1, device=device))
-        old = labels.get(task, torch.full((added,), -1)).to(device)
-        merged[task] = torch.cat([new, old])
-    no_position = torch.full((added,), -1)
-    rows, view = torch.cat([batch.rows, no_position]), torch.cat([batch.view, no_position])
-    return Batch(torch.cat([batch.images, images.to(device)]), merged, rows, view)
 
 
 def _floats(values: torch.Tensor) -> tuple[float, ...]:

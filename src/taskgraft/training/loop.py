@@ -20,7 +20,7 @@ from taskgraft.models.inference import balance_added_classes, cached_features, c
 from taskgraft.training import penalties
 from taskgraft.training.checkpoints import TrainState
 from taskgraft.training.micro_batching import BatchForward
-from taskgraft.types import Batch, Memory, Outputs, Params, Step, TrainingData, Update
+from taskgraft.types import Batch, Memory, Outputs, Params, Step, Teacher, TrainingData, Update
 
 OnStep = Callable[[TrainState, dict[str, float]], None]  # (state after the step, terms of the objective if logged)
 HEAD_BATCH, HEAD_LR = 128, 0.01  # of the head-only steps, which are a convex problem: the result hardly depends on them
@@ -105,9 +105,9 @@ def train_step(
     forward = BatchForward(classifier, model, images, len(batch.images), config, step)
     terms = {"data": _compute_data_loss(classifier, forward.outputs, batch.labels, config)}
     if method.response:
-        predict = _build_predict(classifier, batch.images, images, config)
+        predict, teach = _build_predict(classifier, batch.images, images, config, sources.teacher)
         terms |= method.response(
-            Step(batch, forward.outputs, config.softmax, predict, old_class_counts(classifier)), memory
+            Step(batch, forward.outputs, config.softmax, predict, old_class_counts(classifier), teach), memory
         )
     loss = torch.stack(list(terms.values())).sum()
     state.optimizer.zero_grad(set_to_none=True)
@@ -225,19 +225,26 @@ def _choose_heads(
 
 
 def _build_predict(
-    classifier: Classifier, images: Tensor, local: Tensor, config: TrainingConfig
-) -> Callable[[Params, Tensor], Outputs]:
-    """Build `Step.predict`: `images` [B, ...] are on the CPU, `local` are those of this process, on its device."""
+    classifier: Classifier, images: Tensor, local: Tensor, config: TrainingConfig, teacher: Teacher | None
+) -> tuple[Callable[[Params, Tensor], Outputs], Callable[[Tensor], Outputs] | None]:
+    """Build `Step.predict` and `Step.teach`.
 
-    def predict(params: Params, mask: Tensor) -> Outputs:
+    `images` [B, ...] are on the CPU, `local` are those of this process, on its device.
+    """
+
+    def answer(mask: Tensor, network: Teacher) -> Outputs:
         count = int(mask.sum())
         rows = local if count == len(images) else images[mask][distributed.local_slice(count)].to(local.device)
         autocast = torch.autocast(local.device.type, torch.bfloat16, enabled=config.precision == "bf16")
-        with eval_mode(classifier), torch.no_grad(), autocast:
-            outputs: Outputs = torch.func.functional_call(classifier, params, (rows,))
+        with torch.no_grad(), autocast:
+            outputs = network(rows)
         return {task: distributed.all_gather(logits, count) for task, logits in outputs.items()}
 
-    return predict
+    def predict(params: Params, mask: Tensor) -> Outputs:
+        with eval_mode(classifier):
+            return answer(mask, lambda rows: torch.func.functional_call(classifier, params, (rows,)))
+
+    return predict, (lambda mask: answer(mask, teacher)) if teacher else None
 
 
 def _clip_gradients(

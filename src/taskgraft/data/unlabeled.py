@@ -1,0 +1,68 @@
+"""Images without labels, which a method with a teacher learns from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from taskgraft.data import pixel_cache
+from taskgraft.data.streaming import find_media
+from taskgraft.data.transforms import Preprocessing
+from taskgraft.errors import DataError
+from taskgraft.results.files import escape_surrogates, fingerprint
+from taskgraft.types import Callbacks, Images
+
+
+class UnlabeledImages(NamedTuple):
+    """Images below some paths, and what the record says of each path."""
+
+    images: Images
+    described: dict[str, dict[str, Any]]
+
+
+def load_unlabeled(
+    paths: Sequence[Path], preprocessing: Preprocessing, cache: Path | None, callbacks: Callbacks
+) -> UnlabeledImages:
+    """Decode all images below some paths, at any depth; files that are not images are left out.
+
+    Args:
+        paths: folders, image files and tar archives.
+        preprocessing: how images are brought to size and normalized.
+        cache: cache folder, from which the pixels are mapped; None = everything in memory.
+        callbacks: progress.
+
+    Raises:
+        DataError: a path does not exist, or there is no readable image below it.
+    """
+    pixels, names, described = [], [], {}
+    for path in paths:
+        files = [str(item.path) for item in find_media([path]).items if not item.is_video]
+        root = path if path.is_dir() else path.parent
+        relative = [str(Path(file).relative_to(root)) for file in files]
+        loaded = pixel_cache.load_pixels(
+            root,
+            relative,
+            preprocessing,
+            cache=cache,
+            name=f"unlabeled-{fingerprint([str(path.resolve())])[:16]}",
+            progress=lambda done, total, name=path.name: callbacks.progress(f"reading {name}", done, total),
+        )
+        if not len(loaded.pixels):
+            raise DataError(f"--unlabeled {escape_surrogates(str(path))}: no readable image; give a folder of images")
+        pixels.append(loaded.pixels)
+        names += [file for row, file in enumerate(files) if row not in loaded.reasons]
+        described[f"unlabeled: {path.name}"] = {
+            "source": escape_surrogates(str(path)),
+            "fingerprint": fingerprint([digest.tobytes().hex() for digest in loaded.digests]),
+            "images": {"train": len(loaded.pixels)},
+            "notes": [],
+            "excluded": [[escape_surrogates(files[row]), reason] for row, reason in loaded.reasons.items()][:1000],
+            "excluded_count": len(loaded.reasons),
+        }
+    images = Images(
+        pixels[0] if len(pixels) == 1 else torch.cat(pixels), {}, tuple(names), preprocessing.mean, preprocessing.std
+    )
+    return UnlabeledImages(images, described)
