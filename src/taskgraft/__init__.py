@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from taskgraft.commands.calibrate import calibrate
     from taskgraft.commands.check import check
     from taskgraft.commands.compare import Variant, compare
+    from taskgraft.commands.compress import compress
     from taskgraft.commands.demo import demo
     from taskgraft.commands.distribution import distribution
     from taskgraft.commands.doctor import doctor
@@ -44,6 +45,7 @@ _NAMES = {
     "commands.calibrate": ("calibrate",),
     "commands.check": ("check",),
     "commands.compare": ("Variant", "compare"),
+    "commands.compress": ("compress",),
     "commands.demo": ("demo",),
     "commands.distribution": ("distribution",),
     "commands.doctor": ("doctor",),
@@ -69,9 +71,9 @@ _MODULES = {name: module for module, names in _NAMES.items() for name in names}
 __all__ = [
     "Bundle", "Callbacks", "CheckpointError", "Classifier", "DataError", "Extension", "Images", "InputError",
     "MissingDependency", "Request", "SearchConfig", "Task", "TaskgraftError", "TrainingConfig", "TrainingError",
-    "Variant", "WorkerConfig", "calibrate", "check", "compare", "demo", "distribution", "doctor", "evaluate", "export",
-    "extend", "grow", "learn", "load", "open_parent", "predict", "predict_files", "predict_to", "serve", "train",
-    "tune", "wrap",
+    "Variant", "WorkerConfig", "calibrate", "check", "compare", "compress", "demo", "distribution", "doctor",
+    "evaluate", "export", "extend", "grow", "learn", "load", "open_parent", "predict", "predict_files", "predict_to",
+    "serve", "train", "tune", "wrap",
 ]  # fmt: skip
 
 

@@ -42,7 +42,7 @@ DOCS = ROOT / "docs"
 FENCE = re.compile(r"(?:<!-- not run: (?P<why>[^>]+) -->\n)?^```(?P<kind>\w*)\n(?P<text>.*?)^```$", re.M | re.S)
 LESS = ["--steps", "2", "--batch-size", "4", "--eval-every", "1", "--precision", "fp32", "--cache", "none"]
 FEW = {"train": LESS, "extend": [*LESS, "--head-steps", "2"], "compare": [*LESS, "--head-steps", "2", "--seeds", "1"]}
-FEW |= {"tune": [*FEW["extend"], "--trials", "2"], "serve": ["--trial", "--port", "0"]}
+FEW |= {"compress": FEW["extend"], "tune": [*FEW["extend"], "--trials", "2"], "serve": ["--trial", "--port", "0"]}
 SHORT = TrainingConfig(
     steps=2, batch_size=4, head_steps=2, eval_every=1, precision="fp32"
 )  # from Python, where a page gives none
@@ -169,6 +169,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("colours", paints),
         ("IMAGES", paints),
         ("OLD_VALIDATION_IMAGES", makes),
+        ("MORE_IMAGES", makes),
     ):
         shutil.copytree(source, home / name)
     (home / "cars_labels.txt").write_text("\n".join(alice.classifier.tasks[0].classes), encoding="utf-8")

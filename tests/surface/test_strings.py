@@ -66,6 +66,12 @@ def extended() -> None:
     assert len(taskgraft.load("both").record.tasks) == len(several.record.tasks) == 2
 
 
+def compressed() -> None:
+    config = replace(RUN, norm="frozen", views=0)
+    done = taskgraft.compress("shapes_bundle", "shapes", "one", unlabeled="paints", config=config, cache="cache")
+    assert done.record.one_backbone
+
+
 def compared() -> None:
     request = Request("shapes_bundle", "paints", "paint", config=RUN, old_val="shapes/val")
     result = taskgraft.compare(request, variants(["finetune"], [], RUN), "table", seeds=1, separate=0, cache="cache")
@@ -144,9 +150,9 @@ def served() -> None:
 
 # What calls which of the public functions; `demo` takes minutes and is only asked what it would do first.
 CALLS = {
-    extended: {"extend", "load"}, compared: {"compare"}, tuned: {"tune"}, trained: {"train"}, looked: {"check"},
-    measured: {"evaluate", "calibrate"}, answered: {"predict_files", "predict_to"}, counted: {"distribution"},
-    exported: {"export"}, opened: {"open_parent", "load"}, served: {"serve"},
+    extended: {"extend", "load"}, compressed: {"compress"}, compared: {"compare"}, tuned: {"tune"}, trained: {"train"},
+    looked: {"check"}, measured: {"evaluate", "calibrate"}, answered: {"predict_files", "predict_to"},
+    counted: {"distribution"}, exported: {"export"}, opened: {"open_parent", "load"}, served: {"serve"},
 }  # fmt: skip
 
 

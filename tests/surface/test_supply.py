@@ -51,6 +51,7 @@ BASE = (
 # What those modules import of extras, each where a user asks for it.
 ASKED = {
     "taskgraft.data.layouts": {"pyarrow"},
+    "taskgraft.data.streaming": {"av"},
     "taskgraft.pipeline.tracking": {"accelerate"},
     "taskgraft.methods.lora": {"peft"},
 }

@@ -49,6 +49,7 @@ COMMANDS = {
         training.demo: "demo demo-run",
         training.train: "train demo-run/data/makes makes --task make --preprocessing '64 squash bilinear half'",
         training.extend: "extend demo-run/alice demo-run/data/paints both --task paint --old-val demo-run/data/makes",
+        training.compress: "compress both demo-run/data/paints one --old-val demo-run/data/makes",
         training.compare: "compare demo-run/alice demo-run/data/paints table --task paint "
         f"--old-val demo-run/data/makes --methods '{presets.BASELINE}; {presets.SINGLE_BACKBONE}'",
         training.tune: "tune demo-run/alice demo-run/data/paints search --task paint "

@@ -72,11 +72,13 @@ class ParentOptions(ModelOptions):
 
     Attributes:
         no_parent_check: Continue even if the parent is no better than chance on --old-val
+        unlabeled: Images without labels, such as a day of the camera, for methods with a teacher; repeat for more
         old: Sample of old training images, for methods that use them
         old_val: Old validation images, to measure forgetting; repeat for each old task
     """
 
     no_parent_check: bool = False
+    unlabeled: Annotated[list[Path] | None, Parameter(group=DATA)] = None
     old: Annotated[Path | None, Parameter(group=DATA)] = None
     old_val: Annotated[list[Path] | None, Parameter(group=DATA)] = None
 

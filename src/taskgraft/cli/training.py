@@ -1,4 +1,4 @@
-"""Commands that train: train, extend, compare, tune, demo."""
+"""Commands that train: train, extend, compress, compare, tune, demo."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from taskgraft.cli import console, flags, launch
-from taskgraft.config import TRAIN_DEFAULTS, TrainingConfig
+from taskgraft.config import COMPRESSION_DEFAULTS, TRAIN_DEFAULTS, TrainingConfig
 from taskgraft.errors import InputError, require
 from taskgraft.methods import presets
 from taskgraft.tuning.search_config import SearchConfig, WorkerConfig
@@ -24,17 +24,19 @@ if TYPE_CHECKING:
     from taskgraft.pipeline.run import Extension
     from taskgraft.types import Callbacks
 
-    FromScratch = TrainingConfig
-else:  # the same fields, so that the help shows the defaults of training from random weights
-    _hints = get_type_hints(TrainingConfig, include_extras=True)
-    FromScratch = make_dataclass(
-        "FromScratch",
-        [
-            (item.name, _hints[item.name], field(default=getattr(TRAIN_DEFAULTS, item.name), metadata=item.metadata))
+    FromScratch = Compression = TrainingConfig
+else:  # the same fields, so that the help shows the defaults of these commands
+
+    def _with_defaults(name: str, defaults: TrainingConfig) -> type:
+        hints = get_type_hints(TrainingConfig, include_extras=True)
+        declared = [
+            (item.name, hints[item.name], field(default=getattr(defaults, item.name), metadata=item.metadata))
             for item in fields(TrainingConfig)
-        ],
-        namespace={"__module__": __name__},
-    )
+        ]
+        return make_dataclass(name, declared, namespace={"__module__": __name__})
+
+    FromScratch = _with_defaults("FromScratch", TRAIN_DEFAULTS)
+    Compression = _with_defaults("Compression", COMPRESSION_DEFAULTS)
 
 
 @contextmanager
@@ -59,8 +61,11 @@ def _build_request(
 
     values = asdict(options)
     check_parent = not values.pop("no_parent_check")
-    old_val = values.pop("old_val") or ()
-    return Request(parent, data, task, method, config, **values, old_val=old_val, into=into, check_parent=check_parent)
+    old_val, unlabeled = (values.pop(name) or () for name in ("old_val", "unlabeled"))
+    return Request(
+        parent, data, task, method, config, **values, old_val=old_val, unlabeled=unlabeled, into=into,
+        check_parent=check_parent,
+    )  # fmt: skip
 
 
 def _print_run(run: Extension) -> None:
@@ -183,6 +188,57 @@ def extend(
                 callbacks=callbacks,
             )  # fmt: skip
         _print_run(extension)
+
+
+def compress(
+    model: flags.Model,
+    data: flags.Data,
+    out: flags.Out,
+    /,
+    *,
+    config: Annotated[Compression, Parameter(name="*", group=flags.TRAINING)] = Compression(),
+    unlabeled: Annotated[list[Path] | None, Parameter(group=flags.DATA)] = None,
+    old_val: Annotated[list[Path] | None, Parameter(group=flags.DATA)] = None,
+    method: Annotated[str, Parameter(group=flags.METHOD)] = presets.COMPRESSION,
+    student: Annotated[str | None, Parameter(group=flags.MODEL)] = None,
+    arch: Annotated[str | None, Parameter(group=flags.MODEL)] = None,
+    labels: Annotated[Path | None, Parameter(group=flags.MODEL)] = None,
+    preprocessing: Annotated[str | None, Parameter(group=flags.MODEL)] = None,
+    no_parent_check: Annotated[bool, Parameter(group=flags.MODEL)] = False,
+    cache: flags.Cache = "",
+    processes: flags.ProcessOptions = flags.ONE_PROCESS,
+    track: flags.Track = None,
+    resume: flags.Resume = False,
+    settings_file: flags.SettingsFile = None,
+) -> int | None:
+    """Teach one plain backbone everything that a finished model does.
+
+    The result is as large and as fast as one model, and plain timm loads it.
+
+    Args:
+        unlabeled: Images without labels, such as a day of the camera; repeat for more
+        old_val: Validation images of the model's other tasks; repeat for each
+        method: Method with a teacher; see `taskgraft methods`
+        student: timm architecture of another, smaller student, from random weights
+        arch: timm architecture of a weights file
+        labels: Class names of a weights file, one per line in index order
+        preprocessing: Preprocessing such as '96 squash bilinear imagenet', if the model does not declare its own
+        no_parent_check: Continue even if the model is no better than chance on --old-val
+    """
+    if processes.gpus > 1 and not launch.is_worker():
+        return launch.launch(processes.gpus, processes.max_restarts)
+    with console.importing():
+        from taskgraft.commands.compress import compress
+
+    config = TrainingConfig(**asdict(config))
+    with _session(out, config, processes, track) as (restarted, callbacks):
+        run = compress(
+            model, data, out, unlabeled=unlabeled or (), old_val=old_val or (), method=method, student=student,
+            arch=arch, labels=labels, preprocessing=preprocessing, check_parent=not no_parent_check, config=config,
+            cache=flags.cache_folder(cache), resume=resume or restarted, command=flags.command_line(),
+            callbacks=callbacks,
+        )  # fmt: skip
+        _print_run(run)
 
 
 def compare(

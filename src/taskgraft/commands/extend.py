@@ -20,6 +20,7 @@ def extend(
     task: str,
     method: str = DEFAULT_METHOD,
     config: TrainingConfig = TrainingConfig(),  # noqa: B008 - immutable
+    unlabeled: PathLike | Iterable[PathLike] = (),
     old: PathLike | None = None,
     old_val: PathLike | Iterable[PathLike] = (),
     arch: str | None = None,
@@ -42,6 +43,7 @@ def extend(
         task: Name of the task to learn.
         method: Method in its notation, such as "distill + wise".
         config: Training settings.
+        unlabeled: Images without labels, half of every batch, for methods with a teacher: folders, files or archives.
         old: Sample of old training images, for the methods that use one.
         old_val: Old validation images, one folder for each old task that has any.
         arch: timm name of the parent's architecture, for a file that does not say.
@@ -62,6 +64,7 @@ def extend(
         TaskgraftError: Bad input, before anything is written; or training failed.
     """
     request = Request(
-        parent, data, task, method, config, old, old_val, arch, labels, preprocessing, parent_task, into, check_parent
-    )
+        parent, data, task, method, config, old, old_val, arch, labels, preprocessing, parent_task, into, check_parent,
+        unlabeled,
+    )  # fmt: skip
     return run(request, Path(out), cache=as_path(cache), resume=resume, command=command, callbacks=callbacks)

@@ -52,8 +52,9 @@ def fit(
         return sum(values) / len(values)
 
     sources = TrainingData(
-        images.new.train, images.old, opened.views, config.augment, config.seed, score, trial_cache, tensor_cache
-    )
+        images.new.train, images.old, opened.views, config.augment, config.seed, score, trial_cache, tensor_cache,
+        opened.unlabeled, opened.teacher,
+    )  # fmt: skip
     config = resolve_config(out, opened.child, sources, config, cache, opened.list_settings(), command, callbacks)
     if until is None:  # a search's trials train on the images of the models that it selects
         distributed.broadcast(lambda: write_split_lists(out, images.new))

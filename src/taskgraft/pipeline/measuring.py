@@ -100,9 +100,13 @@ def compute_task_results(sets: Mapping[str, Predictions], newest: str) -> tuple[
         newest: The task that was learned.
 
     Returns:
-        Results of the old tasks, then of the new one.
+        Results of the old tasks, then of the new one, which has those of the parent too where it knew all its classes:
+        a teacher that is compressed.
     """
-    parent = sets["new-parent"].classes if "new-parent" in sets else {}
+    parent = dict(sets["new-parent"].classes) if "new-parent" in sets else {}
+    from_teacher = _compare(sets["new-parent"], sets["new"], newest) if is_taught(sets, newest) else {}
+    if from_teacher:
+        del parent[newest]
     old = [_compute_old_result(task, classes, sets) for task, classes in parent.items()]
     name = name_result(newest, parent)
     new = TaskResult(
@@ -110,10 +114,15 @@ def compute_task_results(sets: Mapping[str, Predictions], newest: str) -> tuple[
         classes=sets["new"].classes[newest][len(parent.get(newest, ())) :],
         new=True,
         added_to="" if name == newest else newest,
-        child=metrics.bootstrap_interval(metrics.correct(sets["new"], newest)),
+        **{"child": metrics.bootstrap_interval(metrics.correct(sets["new"], newest)), **from_teacher},
         test=metrics.bootstrap_interval(metrics.correct(sets["test"], newest)) if "test" in sets else None,
     )
     return (*old, new)
+
+
+def is_taught(sets: Mapping[str, Predictions], newest: str) -> bool:
+    """Whether the parent has all classes of the new task already: it is then the teacher of a compression."""
+    return "new-parent" in sets and sets["new-parent"].classes.get(newest) == sets["new"].classes[newest]
 
 
 def name_result(newest: str, old_tasks: Collection[str]) -> str:
@@ -121,18 +130,19 @@ def name_result(newest: str, old_tasks: Collection[str]) -> str:
     return f"{newest}, added classes" if newest in old_tasks else newest
 
 
+def _compare(parent: Predictions, child: Predictions, task: str) -> dict[str, Any]:
+    before, after = metrics.correct(parent, task), metrics.correct(child, task)
+    intervals = {"parent": before, "child": after, "forgetting": before - after}
+    return {name: metrics.bootstrap_interval(values) for name, values in intervals.items()}
+
+
 def _compute_old_result(task: str, classes: tuple[str, ...], sets: Mapping[str, Predictions]) -> TaskResult:
     child, parent = sets.get("old"), sets.get("old-parent")
     accuracies: dict[str, Any] = {}
     if child is not None and task in child.labels:
-        after = metrics.correct(child, task)
-        accuracies["child"] = metrics.bootstrap_interval(after)
+        accuracies["child"] = metrics.bootstrap_interval(metrics.correct(child, task))
         if parent is not None:
-            before = metrics.correct(parent, task)
-            accuracies |= {
-                "parent": metrics.bootstrap_interval(before),
-                "forgetting": metrics.bootstrap_interval(before - after),
-            }
+            accuracies |= _compare(parent, child, task)
     pairs = [(sets[name], sets[f"{name}-parent"]) for name in ("new", "old") if name in sets]
     return TaskResult(
         name=task,
@@ -160,7 +170,7 @@ def build_task_cards(
     """
     child_cards = dict(cards)
     predictions, measured_on = sets["new"], "new validation images, when it was learned"
-    widened = "new-parent" in sets and newest in sets["new-parent"].classes
+    widened = "new-parent" in sets and newest in sets["new-parent"].classes and not is_taught(sets, newest)
     if widened and "old" in sets and newest in sets["old"].labels:
         predictions = _concatenate(sets["old"], sets["new"], newest)
         measured_on = "old and new validation images, when classes were added"

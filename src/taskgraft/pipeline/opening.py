@@ -12,9 +12,10 @@ from taskgraft import distributed, seeding
 from taskgraft.bundle import Bundle, open_parent
 from taskgraft.bundle.architecture import create_network, image_size_args
 from taskgraft.bundle.loaders import describe_origin, describe_preprocessing
-from taskgraft.config import TRAIN_DEFAULTS, TrainingConfig, validate
+from taskgraft.config import TrainingConfig, validate
 from taskgraft.data import transforms
 from taskgraft.data.task_images import TaskData, load_task_data, read_class_names
+from taskgraft.data.unlabeled import load_unlabeled
 from taskgraft.errors import InputError
 from taskgraft.methods import notation
 from taskgraft.methods.presets import RECORDERS
@@ -24,7 +25,7 @@ from taskgraft.pipeline.measuring import name_result
 from taskgraft.pipeline.request import Request, TrainingRequest, validate_request
 from taskgraft.results.files import fingerprint
 from taskgraft.results.predictions import Predictions
-from taskgraft.types import Callbacks, Task
+from taskgraft.types import Callbacks, Images, Task, Teacher
 
 DEFAULT_MODEL = "resnet18"
 
@@ -41,6 +42,9 @@ class Opened:
         child: The classifier to train, with outputs for all tasks.
         images: The images.
         parent_predictions: The parent's predictions on the validation images, by set; None before it was evaluated.
+        unlabeled: Images without labels.
+        teacher: Answers every task in the parent's place.
+        student: For a compression, the plain model that takes the parent's place in the bundle.
     """
 
     request: Request | TrainingRequest
@@ -50,16 +54,14 @@ class Opened:
     child: Classifier
     images: TaskData
     parent_predictions: dict[str, Predictions] | None = None
+    unlabeled: Images | None = None
+    teacher: Teacher | None = None
+    student: Bundle | None = None
 
     @property
     def method(self) -> str:
         """The method in its notation; "train" for a training."""
         return self.request.method if isinstance(self.request, Request) else "train"
-
-    @property
-    def default_config(self) -> TrainingConfig:
-        """The training settings that apply where nothing is set."""
-        return TrainingConfig() if isinstance(self.request, Request) else TRAIN_DEFAULTS
 
     @property
     def result_name(self) -> str:
@@ -78,6 +80,7 @@ class Opened:
         request = self.request
         if isinstance(request, Request):
             source = {"method": request.method, "parent": self.parent.digest}
+            source |= {"student": self.student.digest} if self.student else {}
         else:
             source = {"model": self.parent.digest, "keep": request.keep}
         return {
@@ -138,7 +141,27 @@ def _open_extension(request: Request, cache: Path | None, callbacks: Callbacks) 
                     f"these classes already exist in task {task.name}; use --into {task.name} if they are the same"
                 )
         child = grow(parent.classifier, new_task, config.seed)
-    return Opened(request, plan, parent, old_tasks, child, images)
+    return with_unlabeled(Opened(request, plan, parent, old_tasks, child, images), request, cache, callbacks)
+
+
+def with_unlabeled(opened: Opened, request: Request, cache: Path | None, callbacks: Callbacks) -> Opened:
+    """Add the request's images without labels.
+
+    Raises:
+        InputError: The method has no teacher, which alone could say what they show.
+    """
+    if not request.unlabeled:
+        return opened
+    if not any(settings.traits.distills for settings in opened.plan.values()):
+        raise InputError(
+            f"--unlabeled: {request.method} has no teacher, so it cannot learn from images without labels; add distill "
+            "to --method, or leave --unlabeled out"
+        )
+    unlabeled, described = distributed.main_process_first(
+        lambda: load_unlabeled(request.unlabeled, opened.parent.preprocessing, cache, callbacks)
+    )
+    images = opened.images._replace(described={**opened.images.described, **described})
+    return replace(opened, images=images, unlabeled=unlabeled)
 
 
 def change_method(opened: Opened, method: str, config: TrainingConfig) -> Opened:

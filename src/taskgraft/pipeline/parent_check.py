@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from taskgraft import metrics
 from taskgraft.errors import InputError
 from taskgraft.metrics import wilson_interval
 from taskgraft.models.tensor_cache import memoize_in
@@ -40,16 +41,20 @@ def check_parent(opened: Opened, cache: Path | None, callbacks: Callbacks, *, st
     opened = predict_parent(opened, cache)
     sets = opened.parent_predictions
     assert sets is not None
+    role = "teacher" if opened.student else "parent"
+    if opened.student:
+        accuracy, count = metrics.accuracy(sets["new"], opened.request.task), len(sets["new"].ids)
+        callbacks.info(f"teacher: {opened.request.task} {accuracy:.1%} on {count} validation images")
     for task, accuracy in measuring.compute_accuracies(sets).items():
         labels = sets["old"].labels[task]
         count = int((labels >= 0).sum())
-        callbacks.info(f"parent: {task} {accuracy:.1%} on {count} validation images")
+        callbacks.info(f"{role}: {task} {accuracy:.1%} on {count} validation images")
         chance = compute_chance_accuracy(labels, len(sets["old"].classes[task]))
         if wilson_interval(accuracy, count, ONE_SIDED).low > chance:
             continue
         if accuracy >= chance + NEAR_CHANCE * (1 - chance):
             callbacks.info(
-                f"parent: not significantly better than always predicting the most frequent class ({chance:.1%}); "
+                f"{role}: not significantly better than always predicting the most frequent class ({chance:.1%}); "
                 "use more validation images"
             )
         elif strict and isinstance(opened.request, Request) and opened.request.check_parent:

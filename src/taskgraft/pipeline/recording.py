@@ -75,7 +75,7 @@ def build_record(
         config=asdict(config),
         parent=_describe_parent(opened),
         data=opened.images.described,
-        settings=explain_settings(config, opened.default_config, reasons),
+        settings=explain_settings(config, opened.request.default_config, reasons),
         tasks=tasks,
         score=sum(accuracies) / len(accuracies) if len(accuracies) == len(tasks) else None,
         step=fitted.step,

@@ -7,11 +7,12 @@ import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any, TypeVar
 
-from taskgraft.config import TRAIN_DEFAULTS, TrainingConfig, validate
+from taskgraft.config import COMPRESSION_DEFAULTS, TRAIN_DEFAULTS, TrainingConfig, validate
 from taskgraft.errors import InputError
 from taskgraft.methods import composition, notation
-from taskgraft.methods.presets import DEFAULT_METHOD
+from taskgraft.methods.presets import COMPRESSION, DEFAULT_METHOD
 from taskgraft.methods.protocol import Plan
 from taskgraft.report import commands
 from taskgraft.types import PathLike, as_path, as_paths
@@ -37,6 +38,7 @@ class Request:
         parent_task: Name for the task of a model without task names.
         into: Whether `task` is an old task, and `data` has more classes of it.
         check_parent: Whether to stop if the parent does no better than guessing on its own validation images.
+        unlabeled: Images without labels, which methods with a teacher learn from: folders, files or archives.
     """
 
     parent: str
@@ -52,6 +54,7 @@ class Request:
     parent_task: str
     into: bool
     check_parent: bool
+    unlabeled: tuple[Path, ...]
 
     def __init__(
         self,
@@ -68,17 +71,23 @@ class Request:
         parent_task: str = "parent",
         into: bool = False,
         check_parent: bool = True,
+        unlabeled: PathLike | Iterable[PathLike] = (),
     ) -> None:
-        """Convert paths; `old_val` is one path or several. See the class for the arguments."""
+        """Convert paths; `old_val` and `unlabeled` are one path or several. See the class for the arguments."""
         self.__dict__.update(  # a frozen dataclass refuses assignment
             parent=os.fspath(parent), data=Path(data), task=task, method=method, config=config, old=as_path(old),
             old_val=as_paths(old_val), arch=arch, labels=as_path(labels), preprocessing=preprocessing,
-            parent_task=parent_task, into=into, check_parent=check_parent,
+            parent_task=parent_task, into=into, check_parent=check_parent, unlabeled=as_paths(unlabeled),
         )  # fmt: skip
+
+    @property
+    def default_config(self) -> TrainingConfig:
+        """The training settings that apply where nothing is set."""
+        return TrainingConfig()
 
     def list_sources(self) -> tuple[Path, ...]:
         """Return the files and folders that images are read from."""
-        return (self.data, *([self.old] if self.old else []), *self.old_val)
+        return (self.data, *([self.old] if self.old else []), *self.old_val, *self.unlabeled)
 
     def build_command(self, out: Path) -> str:
         """Return the `taskgraft extend` command that reproduces this request in `out`; defaults are left out."""
@@ -87,6 +96,7 @@ class Request:
             ("--method", self.method),
             ("--old", self.old),
             *(("--old-val", path) for path in self.old_val),
+            *(("--unlabeled", path) for path in self.unlabeled),
             ("--arch", self.arch),
             ("--labels", self.labels),
             ("--preprocessing", self.preprocessing),
@@ -96,6 +106,52 @@ class Request:
         flags += commands.config_flags(asdict(self.config))
         flags += [] if self.check_parent else [("--no-parent-check", None)]
         return str(commands.Command("extend", (self.parent, str(self.data), str(out)), tuple(flags)))
+
+
+@dataclass(init=False, frozen=True)
+class CompressionRequest(Request):
+    """A finished model teaches one plain backbone all its tasks: an extension whose parent answers the new task too.
+
+    Attributes:
+        student: timm name of the student's architecture; None = the model's own backbone, with its weights.
+    """
+
+    student: str | None
+
+    def __init__(
+        self,
+        parent: PathLike,
+        data: PathLike,
+        task: str = "",
+        method: str = COMPRESSION,
+        config: TrainingConfig = COMPRESSION_DEFAULTS,
+        student: str | None = None,
+        **options: Any,
+    ) -> None:
+        """See `Request` for the other arguments; the classes in `data` decide the task."""
+        super().__init__(parent, data, task, method, config, **options)
+        self.__dict__["student"] = student
+
+    @property
+    def default_config(self) -> TrainingConfig:
+        """The training settings that apply where nothing is set."""
+        return COMPRESSION_DEFAULTS
+
+    def build_command(self, out: Path) -> str:
+        """Return the `taskgraft compress` command that reproduces this request in `out`; defaults are left out."""
+        values = [
+            ("--method", self.method if self.method != COMPRESSION else None),
+            *(("--old-val", path) for path in self.old_val),
+            *(("--unlabeled", path) for path in self.unlabeled),
+            ("--student", self.student),
+            ("--arch", self.arch),
+            ("--labels", self.labels),
+            ("--preprocessing", self.preprocessing),
+        ]
+        flags: list[commands.Flag] = [(flag, str(value)) for flag, value in values if value]
+        flags += commands.config_flags(asdict(self.config), COMPRESSION_DEFAULTS)
+        flags += [] if self.check_parent else [("--no-parent-check", None)]
+        return str(commands.Command("compress", (self.parent, str(self.data), str(out)), tuple(flags)))
 
 
 @dataclass(frozen=True)
@@ -120,6 +176,11 @@ class TrainingRequest:
     config: TrainingConfig = TRAIN_DEFAULTS
     keep: str = ""
 
+    @property
+    def default_config(self) -> TrainingConfig:
+        """The training settings that apply where nothing is set."""
+        return TRAIN_DEFAULTS
+
     def list_sources(self) -> tuple[Path, ...]:
         """Return the files and folders that images are read from."""
         return (self.data,)
@@ -138,7 +199,10 @@ class TrainingRequest:
         return str(commands.Command("train", (str(self.data), str(out)), tuple(flags)))
 
 
-def validate_request(request: Request) -> tuple[Request, Plan]:
+R = TypeVar("R", bound=Request)
+
+
+def validate_request(request: R) -> tuple[R, Plan]:
     """Check the values of a request.
 
     Returns:

@@ -14,9 +14,10 @@ from taskgraft.data.task_images import TaskData
 from taskgraft.errors import InputError, TaskgraftError
 from taskgraft.models.inference import predict
 from taskgraft.pipeline import fitting, measuring, recording
+from taskgraft.pipeline.compression import open_compression
 from taskgraft.pipeline.opening import Opened, open_request
 from taskgraft.pipeline.parent_check import check_parent
-from taskgraft.pipeline.request import Request, TrainingRequest
+from taskgraft.pipeline.request import CompressionRequest, Request, TrainingRequest
 from taskgraft.results.predictions import Predictions, load_predictions
 from taskgraft.results.record import Record, Stopwatch
 from taskgraft.training import run_folder
@@ -64,7 +65,10 @@ def run(
     """
     stopwatch = Stopwatch()
     run_folder.check_location(out, request.list_sources())
-    opened = open_request(request, cache, callbacks)
+    if isinstance(request, CompressionRequest):
+        opened = open_compression(request, cache, callbacks)
+    else:
+        opened = open_request(request, cache, callbacks)
     settings = opened.list_settings()
     state = distributed.broadcast(
         lambda: run_folder.inspect(out, settings, resume, lambda: describe_changes(out, opened.images.new))
@@ -112,10 +116,11 @@ def _conclude(opened: Opened, fitted: Fitted, out: Path, command: str, stopwatch
     record = recording.build_record(
         opened, fitted, classifier, memory, sets, out, command=command, seconds=stopwatch.seconds()
     )
+    base = opened.student or parent
     bundle = replace(
-        parent,
+        base,
         classifier=classifier,
-        memory={**parent.memory, **{name: tensors for name, tensors in memory.items() if tensors}},
+        memory={**base.memory, **{name: tensors for name, tensors in memory.items() if tensors}},
         source=str(out),
         folder=out,
         lineage=(*parent.lineage, recording.build_lineage_entry(record)) if opened.old_tasks else parent.lineage,

@@ -1,0 +1,72 @@
+"""The plain network that a finished model is compressed into: one backbone, one head for each task."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from taskgraft import seeding
+from taskgraft.bundle.architecture import create_network, image_size_args
+from taskgraft.bundle.format import Bundle
+from taskgraft.models.classifier import Classifier
+from taskgraft.results.files import fingerprint
+
+
+def build_student(teacher: Bundle, newest: str, arch: str | None, seed: int) -> tuple[Bundle, list[str]]:
+    """Build a plain classifier with the teacher's tasks.
+
+    Args:
+        teacher: the finished model; a child with side networks, for example.
+        newest: the task whose head comes last, so that it counts as the new one.
+        arch: timm name of another architecture, with random weights; None = the teacher's own backbone and weights.
+        seed: random seed of weights that the teacher does not have.
+
+    Returns:
+        The student, and the tasks whose heads it could not take over from the teacher: they are zero.
+
+    Raises:
+        CheckpointError: timm has no such architecture.
+    """
+    tasks, classifier = teacher.classifier.tasks, teacher.classifier
+    options = image_size_args(arch, teacher.preprocessing) if arch else teacher.model_args
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seeding.derive(seed, "student"))
+        network, head, _ = create_network(arch or teacher.arch, 2, **options)
+    layer = network.get_submodule(head)
+    assert isinstance(layer, nn.Linear)
+    network.set_submodule(head, nn.Identity())
+    if arch is None:
+        network.load_state_dict(classifier.backbone.state_dict())
+    order = [task for task in tasks if task.name != newest] + [task for task in tasks if task.name == newest]
+    heads, missing = {}, []
+    for task in order:
+        parts = [
+            (spec, linear)
+            for spec, linear in zip(classifier.head_specs, classifier.linears(), strict=True)
+            if spec.task == task.name
+        ]
+        linear = nn.Linear(layer.in_features, len(task.classes))
+        with torch.no_grad():
+            if arch is None and all((spec.start, spec.stop) == (0, layer.in_features) for spec, _ in parts):
+                linear.weight.copy_(torch.cat([part.weight for _, part in parts]))
+                linear.bias.copy_(torch.cat([part.bias for _, part in parts]))
+            else:
+                linear.weight.zero_()
+                linear.bias.zero_()
+                missing.append(task.name)
+        heads[task.name] = linear
+    specs = Classifier(network, list(heads.values()), order, classifier.softmax).head_specs
+    student = Classifier(network, list(heads.values()), tasks, classifier.softmax, head_specs=specs)
+    student.to(next(classifier.parameters()).device)
+    bundle = replace(
+        teacher,
+        classifier=student,
+        arch=arch or teacher.arch,
+        head=head,
+        model_args=options,
+        memory={},
+        digest=fingerprint([teacher.digest, arch or "", str(seed)]),
+    )
+    return bundle, missing

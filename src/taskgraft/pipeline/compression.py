@@ -1,0 +1,111 @@
+"""Opening a compression: a finished model teaches a plain network all its tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from taskgraft import data, distributed
+from taskgraft.bundle import open_parent
+from taskgraft.bundle.student import build_student
+from taskgraft.data.task_images import load_task_data, match_task
+from taskgraft.errors import InputError
+from taskgraft.models.classifier import Classifier
+from taskgraft.models.eval_mode import eval_mode
+from taskgraft.models.inference import compute_features
+from taskgraft.pipeline.opening import Opened, with_unlabeled
+from taskgraft.pipeline.request import CompressionRequest, validate_request
+from taskgraft.types import Callbacks, Images, Outputs, Teacher
+
+RIDGE = 1e-3  # of the mean eigenvalue of the features' covariance
+BATCH_SIZE = 32
+
+
+def open_compression(request: CompressionRequest, cache: Path | None, callbacks: Callbacks) -> Opened:
+    """Open the teacher and the images, and build the student.
+
+    Args:
+        request: A compression.
+        cache: Folder of decoded pixels; None = in memory only.
+        callbacks: `info` is called with what was inferred.
+
+    Raises:
+        TaskgraftError: A value, the model or the images cannot be used.
+    """
+    teacher = open_parent(
+        request.parent, arch=request.arch, labels=request.labels, preprocessing=request.preprocessing, cache=cache
+    )
+    for line in teacher.notes:
+        callbacks.info(f"teacher: {line}")
+    tasks = tuple(teacher.classifier.tasks)
+    task = match_task(request.data, tasks)
+    request, plan = validate_request(replace(request, task=task.name))
+    if request.config.softmax != teacher.classifier.softmax:
+        raise InputError(
+            f"the model was trained with --softmax {teacher.classifier.softmax}; compress it with the same"
+        )
+    teacher.classifier.to(distributed.device()).requires_grad_(False)
+    others = tuple(other for other in tasks if other.name != task.name)
+    images = distributed.main_process_first(lambda: load_task_data(
+        request.data, task.name, others, teacher.preprocessing, classes=task.classes, old=None,
+        old_val=request.old_val, seed=request.config.seed, cache=cache, callbacks=callbacks,
+    ))  # fmt: skip
+    student, missing = build_student(teacher, task.name, request.student, request.config.seed)
+    opened = Opened(
+        request, plan, teacher, others, student.classifier, images,
+        teacher=answer(teacher.classifier), student=student,
+    )  # fmt: skip
+    opened = with_unlabeled(opened, request, cache, callbacks)
+    sets = [images.new.train, opened.unlabeled]
+    fit_heads(student.classifier, missing, [one for one in sets if one is not None], answer(teacher.classifier))
+    return opened
+
+
+def answer(classifier: Classifier) -> Teacher:
+    """Return a function that computes a classifier's logits, in eval mode whatever mode it is in."""
+
+    def teach(images: Tensor) -> Outputs:
+        with eval_mode(classifier):
+            outputs: Outputs = classifier(images)
+        return outputs
+
+    return teach
+
+
+def fit_heads(student: Classifier, tasks: Sequence[str], sets: Sequence[Images], teacher: Teacher) -> None:
+    """Fit heads to the teacher's logits by ridge regression on the student's features; they are changed in place.
+
+    Args:
+        student: A plain classifier.
+        tasks: Tasks whose heads are fitted.
+        sets: Images.
+        teacher: Answers the tasks.
+    """
+    if not tasks:
+        return
+    features = torch.cat([compute_features(student, images) for images in sets])
+    logits = {task: torch.cat([_teach(images, teacher, task) for images in sets]).to(features) for task in tasks}
+    mean = features.mean(0)
+    centered = (features - mean).double()
+    covariance = centered.mT @ centered
+    covariance.diagonal().add_(RIDGE * covariance.diagonal().mean() + 1e-12)
+    for spec, head in zip(student.head_specs, student.linears(), strict=True):
+        if spec.task in logits:
+            target = logits[spec.task]
+            weight = torch.linalg.solve(covariance, centered.mT @ (target - target.mean(0)).double()).mT.float()
+            with torch.no_grad():
+                head.weight.copy_(weight)
+                head.bias.copy_(target.mean(0) - weight @ mean)
+
+
+def _teach(images: Images, teacher: Teacher, task: str) -> Tensor:
+    batches = []
+    with torch.inference_mode():
+        for start in range(0, len(images.pixels), BATCH_SIZE):
+            stop = min(start + BATCH_SIZE, len(images.pixels))
+            batches.append(teacher(data.normalize(images, start, stop).to(distributed.device()))[task])
+    return torch.cat(batches).clone()
