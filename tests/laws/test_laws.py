@@ -192,8 +192,13 @@ def test_teacher_runs_once_per_view(monkeypatch: pytest.MonkeyPatch) -> None:
     real = loop._build_predict
 
     def counting(*given):
-        answer = real(*given)
-        return lambda params, chosen: (requested.append(int(chosen.sum())), answer(params, chosen))[1]
+        predict, teach = real(*given)
+
+        def counted(params, chosen):
+            requested.append(int(chosen.sum()))
+            return predict(params, chosen)
+
+        return counted, teach
 
     monkeypatch.setattr(loop, "_build_predict", counting)
     run_steps("distill", replace(RUN, steps=20))  # 160 places, 20 images x 2 views

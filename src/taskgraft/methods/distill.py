@@ -86,7 +86,7 @@ class Distill(Settings):
         def mix(batch: Batch, memory: Memory, rng: np.random.Generator) -> Batch:
             return _blend(batch, rng) if rng.random() < self.blend else batch
 
-        return Method(remember=remember, response=response, mix=mix if self.blend else None)
+        return Method(remember=remember, response=response, mix=mix if self.blend and self.strength else None)
 
 
 def _blend(batch: Batch, rng: np.random.Generator) -> Batch:
