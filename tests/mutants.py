@@ -159,7 +159,7 @@ DEFECTS = [
     Mutant("D11 distill stores what it learns from", "methods/distill.py",
            'memory: Memory = {"parent": pytree.state(classifier)}',
            'memory: Memory = {"parent": pytree.state(classifier), "pixels": sources.new.pixels.clone()}',
-           "training test_bundle_contains_no_training_image"),
+           "training test_checkpoints_contain_no_training_image"),
     Mutant("D11 replay keeps images unasked", "methods/replay.py", "memory if self.keep else {}", "memory",
            "training test_only_replay_keeps_images methods test_replay_adds_old_images"),
     Mutant("D12 T instead of T squared", "losses.py", "divergence * temperature**2", "divergence * temperature",

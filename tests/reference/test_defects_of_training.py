@@ -21,7 +21,7 @@ from taskgraft.methods import composition, registry
 from taskgraft.models.classifier import Classifier, inherited_parameters
 from taskgraft.training.penalties import add_gradients
 from taskgraft.types import Memory, Params, Quadratic, TrainingData, Update
-from toys import NEW, OLD, equal, make_images, parent, write_folder
+from toys import NEW, OLD, equal, make_images, parent, run_steps, write_folder
 
 JOB = TrainingConfig(
     steps=12, batch_size=8, lr=0.02, head_steps=10, eval_every=4, save_every=6, log_every=4, precision="fp32"
@@ -87,6 +87,15 @@ def test_bundle_contains_no_training_image(
     out = tmp_path / "both"
     taskgraft.extend(alice, new_folder, out, task="paint", method=text, config=JOB, old=old_folder)
     assert stored_pictures(out) == set()
+
+
+@pytest.mark.parametrize("name", sorted(registry.METHODS.keys() - {"replay"}))
+def test_checkpoints_contain_no_training_image(name: str) -> None:
+    """What a method remembers is in every checkpoint of its run."""
+    memory = run_steps(
+        {"ewc": "ewc(images=16)", "mas": "mas(images=16)", "gpm": "gpm(images=16)"}.get(name, name)
+    ).memory
+    assert not [path for path, value in pytree.flatten(memory) if is_picture(value)]
 
 
 def test_only_replay_keeps_images() -> None:
