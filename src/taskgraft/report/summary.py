@@ -67,9 +67,9 @@ def is_at_chance(task: TaskResult) -> bool:
 
 
 def describe_flops(record: Record) -> str:
-    """Describe the cost of inference where it is at least 10 % above the parent's, else ""."""
+    """Describe the cost of inference where it differs from the parent's by more than 10 %, else ""."""
     ratio = _ratio(record.flops) or 1.0
-    return f"inference needs {ratio:.2g}x the FLOPs" if ratio > 1.1 else ""
+    return f"inference needs {ratio:.2g}x the FLOPs" if abs(ratio - 1) > 0.1 else ""
 
 
 def summarize_run(record: Record) -> Summary:
@@ -100,17 +100,21 @@ def _describe_result(record: Record) -> str:
     measured = sorted((task for task in old_tasks(record) if task.child), key=loss_of, reverse=True)
     unknown = [task.name for task in old_tasks(record) if not task.child]
     texts = []
-    for task in measured[:MAX_NAMED]:
-        change = fmt.change(task.forgetting).replace(" (", ", 95 % CI ")
-        texts.append(f"{task.name} {_percent(task.parent)} → {_percent(task.child)} ({change}")
+    texts += [_describe_change(task) for task in measured[:MAX_NAMED]]
     if len(measured) > MAX_NAMED:
         texts.append(f"{fmt.pluralize(len(measured) - MAX_NAMED, 'other old task')} lost less")
-    texts.append(f"{new_task(record).name} {_percent(new_task(record).child)}")
+    new = new_task(record)
+    texts.append(_describe_change(new) if new.parent else f"{new.name} {_percent(new.child)}")
     if unknown:
         more = f" and {len(unknown) - MAX_NAMED} more" if len(unknown) > MAX_NAMED else ""
         texts.append(f"{', '.join(unknown[:MAX_NAMED])}{more} not measured (no old validation images)")
     texts.append("no Score" if record.score is None else f"Score {fmt.percent(record.score)} at step {record.step}")
     return "; ".join(texts)
+
+
+def _describe_change(task: TaskResult) -> str:
+    change = fmt.change(task.forgetting).replace(" (", ", 95 % CI ")
+    return f"{task.name} {_percent(task.parent)} → {_percent(task.child)} ({change}"
 
 
 def _percent(accuracy: Interval | None) -> str:
@@ -150,11 +154,11 @@ def _describe_agreement(tasks: Sequence[TaskResult]) -> str:
 
 def _describe_cost(record: Record) -> str:
     added, parent = record.parameters["added"], record.parameters["parent"]
-    text = f"cost: {fmt.duration(record.seconds['total'])}, {fmt.pluralize(added, 'parameter')}"
+    text = f"cost: {fmt.duration(record.seconds['total'])}, {fmt.pluralize(abs(added), 'parameter')}"
     if not parent:
         return text
-    flops = describe_flops(record)
-    return f"{text} added ({fmt.fraction(added, parent)} of the parent's){flops and f'; {flops}'}"
+    flops, change = describe_flops(record), "fewer" if added < 0 else "added"
+    return f"{text} {change} ({fmt.fraction(abs(added), parent)} of the parent's){flops and f'; {flops}'}"
 
 
 def _describe_baseline(record: Record) -> str:
