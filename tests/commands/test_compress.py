@@ -15,7 +15,7 @@ import torch
 
 import taskgraft
 from forks import last_line, run_cli, start_cli
-from taskgraft import TrainingConfig, data
+from taskgraft import TrainingConfig, data, report
 from taskgraft.bundle import open_parent
 from taskgraft.bundle.student import build_student
 from taskgraft.config import COMPRESSION_DEFAULTS
@@ -23,6 +23,7 @@ from taskgraft.errors import InputError
 from taskgraft.methods import distill
 from taskgraft.models.inference import compute_logits, predict
 from taskgraft.pipeline.compression import answer, fit_heads
+from taskgraft.report import formatting
 from taskgraft.types import MIXED_IN, UNLABELED, Batch
 from toys import NEW, OLD, make_data, make_images
 
@@ -212,3 +213,12 @@ def test_extend_learns_from_unlabeled_images_too(
     assert not all(torch.equal(weights["with"][name], weights["without"][name]) for name in weights["with"])
     assert "unlabeled: train" in children["with"].record.data
     assert f"--unlabeled {old_folder / 'train'}" in children["with"].record.reproduce_command
+
+
+def test_the_summary_compares_every_task(one: taskgraft.Extension) -> None:
+    lines = report.summarize_run(one.record).to_lines()
+    for task in one.record.tasks:
+        assert task.parent
+        assert f"{task.name} {formatting.percent(task.parent.mean)} → " in lines[0]
+    assert "parameters fewer (" in lines[2]
+    assert "x the FLOPs" in lines[2]

@@ -85,8 +85,14 @@ def summarize_run(record: Record) -> Summary:
     )
 
 
+def _compared_tasks(record: Record) -> list[TaskResult]:
+    """The tasks that the parent has too: the old ones, and in a compression the new one."""
+    new = new_task(record)
+    return [*old_tasks(record), *([new] if new.parent else [])]
+
+
 def _judge(record: Record) -> Status:
-    losses = [task.forgetting for task in old_tasks(record)]
+    losses = [task.forgetting for task in _compared_tasks(record)]
     if is_at_chance(new_task(record)):
         return "poor"
     if None in losses:
@@ -122,7 +128,7 @@ def _percent(accuracy: Interval | None) -> str:
 
 
 def _describe_judgement(record: Record) -> str:
-    old, new = old_tasks(record), new_task(record)
+    old, new = _compared_tasks(record), new_task(record)
     if is_at_chance(new):
         return f"{new.name} not learned: accuracy is indistinguishable from chance"
     if not old:
