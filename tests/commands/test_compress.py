@@ -24,6 +24,7 @@ from taskgraft.methods import distill
 from taskgraft.models.inference import compute_logits, predict
 from taskgraft.pipeline.compression import answer, fit_heads
 from taskgraft.report import formatting
+from taskgraft.results.record import Interval
 from taskgraft.types import MIXED_IN, UNLABELED, Batch
 from toys import NEW, OLD, make_data, make_images
 
@@ -222,3 +223,14 @@ def test_the_summary_compares_every_task(one: taskgraft.Extension) -> None:
         assert f"{task.name} {formatting.percent(task.parent.mean)} → " in lines[0]
     assert "parameters fewer (" in lines[2]
     assert "x the FLOPs" in lines[2]
+    assert lines[-1] == f"next, use the model: taskgraft predict {one.out} IMAGES"
+
+
+def test_a_lossy_compression_proposes_a_longer_one(one: taskgraft.Extension) -> None:
+    lossy = [
+        task.model_copy(update={"forgetting": Interval(mean=0.2, low=0.1, high=0.3, n=24)}) for task in one.record.tasks
+    ]
+    lines = report.summarize_run(one.record.model_copy(update={"tasks": tuple(lossy)})).to_lines()
+    assert lines[-1].startswith(f"next, teach it longer: taskgraft compress {one.record.reproduce_command.split()[2]} ")
+    assert f"{one.out}-longer " in lines[-1]
+    assert "--steps 80" in lines[-1]

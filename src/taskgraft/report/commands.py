@@ -13,7 +13,12 @@ from taskgraft.results.record import Comparison, Record, VariantResult
 Flag = tuple[str, str | None]  # a name and its value; None for a switch
 
 SWITCHES = ("--no-parent-check",)
-ARGUMENTS = {"train": ("DATA", "OUT"), "extend": ("PARENT", "DATA", "OUT"), "compare": ("PARENT", "DATA", "OUT")}
+ARGUMENTS = {
+    "train": ("DATA", "OUT"),
+    "extend": ("PARENT", "DATA", "OUT"),
+    "compress": ("MODEL", "DATA", "OUT"),
+    "compare": ("PARENT", "DATA", "OUT"),
+}
 SEEDS = 3  # the minimum for a comparison
 
 
@@ -105,8 +110,8 @@ def build_compare_command(extend: str, variants: Sequence[VariantResult], *flags
 
 
 def _extension(record: Record) -> Command:
-    """The `extend` of a record, with placeholders where it is not known."""
-    command = parse_command(record.reproduce_command, ("extend",))
+    """The `extend` or `compress` of a record, with placeholders where it is not known."""
+    command = parse_command(record.reproduce_command, ("extend", "compress"))
     return command or Command("extend", ARGUMENTS["extend"], (("--task", "NAME"),))
 
 
@@ -141,9 +146,15 @@ def try_method(record: Record, method: str) -> str:
     return str(command.with_out(f"{command.out}-{method}"))
 
 
+def compress_longer(record: Record) -> str:
+    """Propose the same compression with twice as many steps, in another folder."""
+    command = _extension(record)
+    return str(command.with_out(f"{command.out}-longer").with_flags(("--steps", str(2 * record.config["steps"]))))
+
+
 def extend_further(record: Record) -> str:
     """Propose to teach the model of a run another task."""
-    command = parse_command(record.reproduce_command, ("extend", "train"))
+    command = parse_command(record.reproduce_command, ("extend", "compress", "train"))
     return _extend_from(command.out if command else "OUT")
 
 
@@ -153,7 +164,7 @@ def _extend_from(model: str) -> str:
 
 def list_follow_ups(record: Record) -> list[tuple[str, str]]:
     """List what can be done with a finished run: purpose and command; empty where its folder is not known."""
-    command = parse_command(record.reproduce_command, ("extend", "train"))
+    command = parse_command(record.reproduce_command, ("extend", "compress", "train"))
     if command is None:
         return []
     out = command.out

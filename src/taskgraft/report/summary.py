@@ -201,6 +201,8 @@ def _propose_next(record: Record, status: Status) -> tuple[str, str]:
         return "add another task", commands.extend_further(record)
     if status == "good":
         return "use the model", commands.use_model(record)
+    if new_task(record).parent:  # a compression, which `compare` does not repeat
+        return "teach it longer", commands.compress_longer(record)
     if new_task(record).added_to:  # `compare` cannot add classes to an old task
         return "try another method", commands.try_method(record, alternative(record.method))
     return "compare methods", commands.compare_methods(record)
