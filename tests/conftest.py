@@ -21,6 +21,7 @@ from toys import NEW, OLD, write_folder
 SLOW = (
     "acceptance", "bad_inputs", "commands", "distributed", "docs", "exports", "faults", "fuzz", "laws",
     "models/test_tensor_cache", "pipeline", "real", "recipes", "reference", "report/test_charts", "report/test_pages",
+    "report/test_summary",
     "serving", "surface/test_bench", "surface/test_examples", "surface/test_not_installed", "surface/test_strings",
     "surface/test_supply",
 )  # fmt: skip

@@ -72,6 +72,7 @@ def short_of_memory(monkeypatch: pytest.MonkeyPatch, most: int, first: int) -> N
     monkeypatch.setattr(Classifier, "forward", forward)
 
 
+@pytest.mark.slow
 def test_out_of_memory_doubles_micro_batches(
     alice: Path, old_folder: Path, new_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -84,6 +84,7 @@ def slow(folder: Path, pipe: Any) -> None:
     pipe.send(len(made))
 
 
+@pytest.mark.slow
 def test_processes_wait_for_each_other(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     pipes = []
