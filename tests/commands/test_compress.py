@@ -22,7 +22,7 @@ from taskgraft.config import COMPRESSION_DEFAULTS
 from taskgraft.errors import InputError
 from taskgraft.methods import distill
 from taskgraft.models.inference import compute_logits, predict
-from taskgraft.pipeline.compression import answer, fit_heads
+from taskgraft.pipeline.compression import fit_heads
 from taskgraft.report import formatting
 from taskgraft.results.record import Interval
 from taskgraft.types import MIXED_IN, UNLABELED, Batch
@@ -142,7 +142,7 @@ def test_heads_start_as_the_least_squares_fit_of_the_teacher(plain: Path) -> Non
         torch.nn.init.zeros_(head.weight)
         torch.nn.init.zeros_(head.bias)
     images = make_images(200, NEW, 5)
-    fit_heads(student.classifier, ["shape", "paint"], [images], answer(teacher.classifier))
+    fit_heads(student.classifier, ["shape", "paint"], [images], teacher.classifier)
     before, after = (predict(model.classifier, images) for model in (teacher, student))
     for task in ("shape", "paint"):
         agreement = (before.logits[task].argmax(1) == after.logits[task].argmax(1)).mean()
@@ -172,6 +172,24 @@ def test_half_of_each_batch_is_unlabeled() -> None:
     assert not torch.equal(batch.images[5:], data.build_batch(sources, 4, 10).images[5:])
 
 
+def test_lwf_too_asks_the_teacher_and_not_the_untrained_student(
+    branched: Path, new_folder: Path, tmp_path: Path
+) -> None:
+    config = replace(CONFIG, steps=1, head_steps=1)
+    child = taskgraft.compress(branched, new_folder, tmp_path / "one", method="lwf", config=config)
+    terms = [line.terms["lwf"] for line in child.record.history if "lwf" in line.terms]
+    assert terms[0] > 0.01  # its own first answers would differ by nothing at all
+
+
+def test_folders_of_one_name_are_both_in_the_record(
+    branched: Path, new_folder: Path, old_folder: Path, tmp_path: Path
+) -> None:
+    paths = [old_folder / "train", new_folder / "train"]
+    config = replace(CONFIG, steps=1, batch_size=1)  # no room for a second half
+    child = taskgraft.compress(branched, new_folder, tmp_path / "one", unlabeled=paths, config=config)
+    assert {"unlabeled: train", "unlabeled 2: train"} <= child.record.data.keys()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -179,6 +197,8 @@ def test_half_of_each_batch_is_unlabeled() -> None:
         (["--unlabeled", "{missing}"], "does not exist"),
         (["--student", "resnet1"], "is not a timm model"),
         (["--method", "distill(blend=0.5)"], "add teacher=live"),
+        (["--method", "finetune"], "has no teacher"),
+        (["--method", "taps(backbone=trained) + distill"], "taps adds a side network"),
         (["--softmax", "joint"], "compress it with the same"),
     ],
 )

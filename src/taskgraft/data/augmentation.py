@@ -30,7 +30,7 @@ def build_batch(sources: TrainingData, step: int, size: int) -> Batch:
     straddle two epochs, so that no image is left out; the epoch decides each image's view. The second half are
     unlabeled images, where there are any, each time in a fresh view.
     """
-    if sources.unlabeled is not None:
+    if sources.unlabeled is not None and size > 1:
         labeled = build_batch(sources._replace(unlabeled=None), step, size - size // 2)
         return append_images(labeled, _unlabeled_views(sources, step, size // 2), {}, UNLABELED)
     index, epoch = batch_indices(sources, step, size)

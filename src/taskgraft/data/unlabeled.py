@@ -38,7 +38,7 @@ def load_unlabeled(
         DataError: a path does not exist, or there is no readable image below it.
     """
     pixels, names, described = [], [], {}
-    for path in paths:
+    for number, path in enumerate(paths, 1):
         files = [str(item.path) for item in find_media([path]).items if not item.is_video]
         root = path if path.is_dir() else path.parent
         relative = [str(Path(file).relative_to(root)) for file in files]
@@ -54,7 +54,7 @@ def load_unlabeled(
             raise DataError(f"--unlabeled {escape_surrogates(str(path))}: no readable image; give a folder of images")
         pixels.append(loaded.pixels)
         names += [file for row, file in enumerate(files) if row not in loaded.reasons]
-        described[f"unlabeled: {path.name}"] = {
+        described[f"unlabeled: {path.name}" if number == 1 else f"unlabeled {number}: {path.name}"] = {
             "source": escape_surrogates(str(path)),
             "fingerprint": fingerprint([digest.tobytes().hex() for digest in loaded.digests]),
             "images": {"train": len(loaded.pixels)},

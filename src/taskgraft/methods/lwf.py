@@ -41,14 +41,15 @@ class Lwf(Settings):
             return {"parent": pytree.state(classifier)}
 
         def response(step: Step, memory: Memory) -> Terms:
-            if not step.old:
+            if not step.old and not step.teach:
                 return {}
             taught = step.batch.rows != MIXED_IN
-            teacher = step.predict(memory["parent"], taught)
-            student = {task: step.outputs[task][taught][:, :width] for task, width in step.old.items()}
+            teacher = step.teach(taught) if step.teach else step.predict(memory["parent"], taught)
+            widths = {task: logits.shape[1] for task, logits in teacher.items()} if step.teach else step.old
+            student = {task: step.outputs[task][taught][:, :width] for task, width in widths.items()}
             terms = [
                 losses.distillation(student[task], teacher[task][:, :width], self.temperature, "none")
-                for task, width in step.old.items()
+                for task, width in widths.items()
             ]
             return {"lwf": self.strength * torch.stack(terms).sum()}
 

@@ -6,23 +6,23 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from taskgraft import data, distributed
+from taskgraft import distributed
 from taskgraft.bundle import open_parent
 from taskgraft.bundle.student import build_student
 from taskgraft.data.task_images import load_task_data, match_task
 from taskgraft.errors import InputError
 from taskgraft.models.classifier import Classifier
 from taskgraft.models.eval_mode import eval_mode
-from taskgraft.models.inference import compute_features
+from taskgraft.models.inference import compute_features, predict
 from taskgraft.pipeline.opening import Opened, with_unlabeled
 from taskgraft.pipeline.request import CompressionRequest, validate_request
 from taskgraft.types import Callbacks, Images, Outputs, Teacher
 
 RIDGE = 1e-3  # of the mean eigenvalue of the features' covariance
-BATCH_SIZE = 32
 
 
 def open_compression(request: CompressionRequest, cache: Path | None, callbacks: Callbacks) -> Opened:
@@ -44,6 +44,11 @@ def open_compression(request: CompressionRequest, cache: Path | None, callbacks:
     tasks = tuple(teacher.classifier.tasks)
     task = match_task(request.data, tasks)
     request, plan = validate_request(replace(request, task=task.name))
+    if not any(settings.traits.distills for settings in plan.values()):
+        raise InputError(f"--method {request.method} has no teacher, so it learns nothing from the model; add distill")
+    attaching = [name for name, settings in plan.items() if settings.traits.attaches]
+    if attaching:
+        raise InputError(f"--method: {attaching[0]} adds a side network, and the result is one backbone; leave it out")
     if request.config.softmax != teacher.classifier.softmax:
         raise InputError(
             f"the model was trained with --softmax {teacher.classifier.softmax}; compress it with the same"
@@ -61,7 +66,7 @@ def open_compression(request: CompressionRequest, cache: Path | None, callbacks:
     )  # fmt: skip
     opened = with_unlabeled(opened, request, cache, callbacks)
     sets = [images.new.train, opened.unlabeled]
-    fit_heads(student.classifier, missing, [one for one in sets if one is not None], answer(teacher.classifier))
+    fit_heads(student.classifier, missing, [one for one in sets if one is not None], teacher.classifier)
     return opened
 
 
@@ -76,7 +81,7 @@ def answer(classifier: Classifier) -> Teacher:
     return teach
 
 
-def fit_heads(student: Classifier, tasks: Sequence[str], sets: Sequence[Images], teacher: Teacher) -> None:
+def fit_heads(student: Classifier, tasks: Sequence[str], sets: Sequence[Images], teacher: Classifier) -> None:
     """Fit heads to the teacher's logits by ridge regression on the student's features; they are changed in place.
 
     Args:
@@ -88,7 +93,8 @@ def fit_heads(student: Classifier, tasks: Sequence[str], sets: Sequence[Images],
     if not tasks:
         return
     features = torch.cat([compute_features(student, images) for images in sets])
-    logits = {task: torch.cat([_teach(images, teacher, task) for images in sets]).to(features) for task in tasks}
+    predictions = [predict(teacher, images).logits for images in sets]
+    logits = {task: torch.from_numpy(np.concatenate([one[task] for one in predictions])).to(features) for task in tasks}
     mean = features.mean(0)
     centered = (features - mean).double()
     covariance = centered.mT @ centered
@@ -100,12 +106,3 @@ def fit_heads(student: Classifier, tasks: Sequence[str], sets: Sequence[Images],
             with torch.no_grad():
                 head.weight.copy_(weight)
                 head.bias.copy_(target.mean(0) - weight @ mean)
-
-
-def _teach(images: Images, teacher: Teacher, task: str) -> Tensor:
-    batches = []
-    with torch.inference_mode():
-        for start in range(0, len(images.pixels), BATCH_SIZE):
-            stop = min(start + BATCH_SIZE, len(images.pixels))
-            batches.append(teacher(data.normalize(images, start, stop).to(distributed.device()))[task])
-    return torch.cat(batches).clone()
