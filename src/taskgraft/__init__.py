@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from taskgraft.commands.evaluate import evaluate
     from taskgraft.commands.export import export
     from taskgraft.commands.extend import extend
+    from taskgraft.commands.merge import merge
     from taskgraft.commands.predict import predict_files, predict_to
     from taskgraft.commands.serve import serve
     from taskgraft.commands.train import train
@@ -52,6 +53,7 @@ _NAMES = {
     "commands.evaluate": ("evaluate",),
     "commands.export": ("export",),
     "commands.extend": ("extend",),
+    "commands.merge": ("merge",),
     "commands.predict": ("predict_files", "predict_to"),
     "commands.serve": ("serve",),
     "commands.train": ("train",),
@@ -72,8 +74,8 @@ __all__ = [
     "Bundle", "Callbacks", "CheckpointError", "Classifier", "DataError", "Extension", "Images", "InputError",
     "MissingDependency", "Request", "SearchConfig", "Task", "TaskgraftError", "TrainingConfig", "TrainingError",
     "Variant", "WorkerConfig", "calibrate", "check", "compare", "compress", "demo", "distribution", "doctor",
-    "evaluate", "export", "extend", "grow", "learn", "load", "open_parent", "predict", "predict_files", "predict_to",
-    "serve", "train", "tune", "wrap",
+    "evaluate", "export", "extend", "grow", "learn", "load", "merge", "open_parent", "predict", "predict_files",
+    "predict_to", "serve", "train", "tune", "wrap",
 ]  # fmt: skip
 
 

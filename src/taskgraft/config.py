@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import sys
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from taskgraft.errors import InputError
@@ -112,6 +112,9 @@ class TrainingConfig:
     eval_every: Annotated[int, Range(1, 1000, at_least=1)] = field(
         default=50, metadata={"help": "Steps between evaluations on the validation images"}
     )
+    early_stopping: Annotated[int, Range(0, 100, at_least=0, searched=False)] = field(
+        default=0, metadata={"help": "Stop after this many evaluations without a better mean accuracy; 0 = never"}
+    )
     log_every: Annotated[int, Range(1, 1000, at_least=1)] = field(
         default=50, metadata={"help": "Steps between logged losses"}
     )
@@ -146,6 +149,9 @@ COMPRESSION_DEFAULTS = TrainingConfig(
     augment="resized-crop+flip",
     eval_every=100,
 )
+
+# Defaults of `merge`, which has no labels to train a head with.
+MERGE_DEFAULTS = replace(COMPRESSION_DEFAULTS, head_steps=0)
 
 
 def lr_at(config: TrainingConfig, step: int) -> float:

@@ -94,12 +94,14 @@ def t_interval(values: Sequence[float]) -> tuple[float, float]:
 def score(history: Sequence[StepMetrics], tasks: Sequence[str]) -> tuple[float, int] | None:
     """Return the Score and its step: the peak of the tasks' mean accuracy over evaluated steps.
 
-    Step 0 does not count, and of equal steps the first. None if no step measured all of `tasks`, or there are none.
+    Agreement with the parent stands in for the accuracy of a task without validation images. Step 0 does not count, and
+    of equal steps the first. None if no step measured all of `tasks`, or there are none.
     """
     best: tuple[float, int] | None = None
     for line in history:
-        if tasks and line.step > 0 and all(task in line.accuracy for task in tasks):
-            mean = float(np.mean([line.accuracy[task] for task in tasks]))
+        values = {**line.agreement, **line.accuracy}
+        if tasks and line.step > 0 and all(task in values for task in tasks):
+            mean = float(np.mean([values[task] for task in tasks]))
             if best is None or mean > best[0]:
                 best = mean, line.step
     return best

@@ -136,7 +136,7 @@ def test_another_architecture_is_a_smaller_student(
 def test_heads_start_as_the_least_squares_fit_of_the_teacher(plain: Path) -> None:
     """A student with its teacher's backbone answers like the teacher before the first step."""
     teacher = open_parent(plain)
-    student, missing = build_student(teacher, "paint", None, 0)
+    student, missing = build_student(teacher, teacher.classifier.tasks, "paint", None, 0)
     assert missing == []
     for head in student.classifier.linears():
         torch.nn.init.zeros_(head.weight)
@@ -254,3 +254,16 @@ def test_a_lossy_compression_proposes_a_longer_one(one: taskgraft.Extension) -> 
     assert lines[-1].startswith(f"next, teach it longer: taskgraft compress {one.record.reproduce_command.split()[2]} ")
     assert f"{one.out}-longer " in lines[-1]
     assert "--steps 80" in lines[-1]
+
+
+def test_a_comparison_shows_unlabeled_images_to_methods_with_a_teacher_alone(
+    alice: Path, new_folder: Path, old_folder: Path, tmp_path: Path
+) -> None:
+    config = TrainingConfig(steps=2, batch_size=8, head_steps=0, eval_every=2, precision="fp32")
+    request = taskgraft.Request(alice, new_folder, "paint", config=config, unlabeled=old_folder / "train")
+    variants = [taskgraft.Variant(name, name, config) for name in ("finetune", "distill")]
+    result = taskgraft.compare(request, variants, tmp_path / "table", seeds=1, separate=0)
+    seen = ["unlabeled: train" in variant.records[0].data for variant in result.variants]
+    assert seen == [False, True]
+    with pytest.raises(InputError, match="none of the methods has a teacher"):
+        taskgraft.compare(request, variants[:1], tmp_path / "other", seeds=1, separate=0)

@@ -42,7 +42,12 @@ DOCS = ROOT / "docs"
 FENCE = re.compile(r"(?:<!-- not run: (?P<why>[^>]+) -->\n)?^```(?P<kind>\w*)\n(?P<text>.*?)^```$", re.M | re.S)
 LESS = ["--steps", "2", "--batch-size", "4", "--eval-every", "1", "--precision", "fp32", "--cache", "none"]
 FEW = {"train": LESS, "extend": [*LESS, "--head-steps", "2"], "compare": [*LESS, "--head-steps", "2", "--seeds", "1"]}
-FEW |= {"compress": FEW["extend"], "tune": [*FEW["extend"], "--trials", "2"], "serve": ["--trial", "--port", "0"]}
+FEW |= {
+    "compress": FEW["extend"],
+    "merge": LESS,
+    "tune": [*FEW["extend"], "--trials", "2"],
+    "serve": ["--trial", "--port", "0"],
+}
 SHORT = TrainingConfig(
     steps=2, batch_size=4, head_steps=2, eval_every=1, precision="fp32"
 )  # from Python, where a page gives none
@@ -118,7 +123,7 @@ WRITTEN = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.m
 PAGES = [page for page in WRITTEN if page.name != "CONTRIBUTING.md" and any(b.kind in RUN for b in blocks(page))]
 
 
-def answering(arch: str, line: str, pictures: Path) -> Bundle:
+def answering(arch: str, line: str, pictures: Path, name: str = "make") -> Bundle:
     """A network of random weights whose last layer is fitted to answer the validation images of a folder."""
     torch.manual_seed(0)
     plain = open_images(pictures, "label", transforms.parse_preprocessing(line, transforms.Preprocessing()), seed=0)
@@ -139,7 +144,7 @@ def answering(arch: str, line: str, pictures: Path) -> Bundle:
         last.weight.copy_(
             torch.linalg.lstsq(features, nn.functional.one_hot(images.labels["label"]).float()).solution.T
         )
-    classifier = wrap(net, head, [Task("make", task.classes)]).eval()
+    classifier = wrap(net, head, [Task(name, task.classes)]).eval()
     return Bundle(classifier, transforms.parse_preprocessing(line, start), {}, "drawn", "0", arch, head)
 
 
@@ -161,9 +166,11 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
     makes = write_cars(data / "makes", label="make", train=6, val=2, seed=1, size=32, camera="street")
     paints = write_cars(data / "paints", label="paint", train=6, val=2, seed=2, size=32, camera="factory")
     alice = answering("test_resnet", "32 squash bilinear half", makes)
-    for name in ("demo-run/alice", "cars_bundle", "CHECKPOINT"):
+    painter = answering("test_resnet", "32 squash bilinear half", paints, name="paint")
+    bundles = {"demo-run/alice": alice, "cars_bundle": alice, "CHECKPOINT": alice, "OTHER": painter, "painter": painter}
+    for name, bundle in bundles.items():
         (home / name).mkdir()
-        write_bundle(home / name, alice, method="train", parent={"source": "drawn"})
+        write_bundle(home / name, bundle, method="train", parent={"source": "drawn"})
     for name, source in (
         ("cars", makes),
         ("colours", paints),

@@ -18,6 +18,7 @@ FLAGS = {
     "train": [*FEW, "--model", "test_resnet"],
     "extend": [*FEW, "--no-parent-check"],  # the parent below has hardly been trained
     "compress": [*FEW, "--no-parent-check"],
+    "merge": [*FEW[:4], *FEW[6:], "--no-parent-check"],
     "compare": [*FEW, "--seeds", "1", "--no-parent-check"],
     "tune": [*FEW, "--no-parent-check"],
 }
@@ -47,8 +48,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", sorted(COMMANDS.keys() - {"demo"}))  # `make demo` is the demo's example
 def test_the_example_runs(name: str, home: Path) -> None:
-    if name == "compress":  # what the example of `extend` writes
-        run_example("extend", home)
+    needed = {"compress": ["extend"], "merge": ["extend", "compress"]}  # what earlier examples write
+    for other in needed.get(name, ()):
+        run_example(other, home)
     assert run_example(name, home).strip()
 
 

@@ -72,6 +72,15 @@ def compressed() -> None:
     assert done.record.one_backbone
 
 
+def merged() -> None:
+    taskgraft.train("paints", "painter", task="paint", model="test_resnet", config=RUN)
+    done = taskgraft.merge(
+        "shapes_bundle", "painter", "both_merged", images="paints/train", val="shapes/val", ancestor="shapes_bundle",
+        config=replace(RUN, norm="frozen", views=0), cache="cache",
+    )  # fmt: skip
+    assert [task.name for task in done.record.tasks] == ["shape", "paint"]
+
+
 def compared() -> None:
     request = Request("shapes_bundle", "paints", "paint", config=RUN, old_val="shapes/val")
     result = taskgraft.compare(request, variants(["finetune"], [], RUN), "table", seeds=1, separate=0, cache="cache")
@@ -150,9 +159,10 @@ def served() -> None:
 
 # What calls which of the public functions; `demo` takes minutes and is only asked what it would do first.
 CALLS = {
-    extended: {"extend", "load"}, compressed: {"compress"}, compared: {"compare"}, tuned: {"tune"}, trained: {"train"},
-    looked: {"check"}, measured: {"evaluate", "calibrate"}, answered: {"predict_files", "predict_to"},
-    counted: {"distribution"}, exported: {"export"}, opened: {"open_parent", "load"}, served: {"serve"},
+    extended: {"extend", "load"}, compressed: {"compress"}, merged: {"merge"}, compared: {"compare"}, tuned: {"tune"},
+    trained: {"train"}, looked: {"check"}, measured: {"evaluate", "calibrate"},
+    answered: {"predict_files", "predict_to"}, counted: {"distribution"}, exported: {"export"},
+    opened: {"open_parent", "load"}, served: {"serve"},
 }  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -12,13 +13,17 @@ from taskgraft.bundle.architecture import create_network, image_size_args
 from taskgraft.bundle.format import Bundle
 from taskgraft.models.classifier import Classifier
 from taskgraft.results.files import fingerprint
+from taskgraft.types import Task
 
 
-def build_student(teacher: Bundle, newest: str, arch: str | None, seed: int) -> tuple[Bundle, list[str]]:
-    """Build a plain classifier with the teacher's tasks.
+def build_student(
+    teacher: Bundle, tasks: Sequence[Task], newest: str, arch: str | None, seed: int
+) -> tuple[Bundle, list[str]]:
+    """Build a plain classifier.
 
     Args:
-        teacher: the finished model; a child with side networks, for example.
+        teacher: a finished model; a child with side networks, for example.
+        tasks: tasks of the student.
         newest: the task whose head comes last, so that it counts as the new one.
         arch: timm name of another architecture, with random weights; None = the teacher's own backbone and weights.
         seed: random seed of weights that the teacher does not have.
@@ -29,7 +34,7 @@ def build_student(teacher: Bundle, newest: str, arch: str | None, seed: int) -> 
     Raises:
         CheckpointError: timm has no such architecture.
     """
-    tasks, classifier = teacher.classifier.tasks, teacher.classifier
+    classifier = teacher.classifier
     options = image_size_args(arch, teacher.preprocessing) if arch else teacher.model_args
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seeding.derive(seed, "student"))
@@ -49,7 +54,7 @@ def build_student(teacher: Bundle, newest: str, arch: str | None, seed: int) -> 
         ]
         linear = nn.Linear(layer.in_features, len(task.classes))
         with torch.no_grad():
-            if arch is None and all((spec.start, spec.stop) == (0, layer.in_features) for spec, _ in parts):
+            if arch is None and parts and all((spec.start, spec.stop) == (0, layer.in_features) for spec, _ in parts):
                 linear.weight.copy_(torch.cat([part.weight for _, part in parts]))
                 linear.bias.copy_(torch.cat([part.bias for _, part in parts]))
             else:

@@ -1,4 +1,4 @@
-"""Commands that train: train, extend, compress, compare, tune, demo."""
+"""Commands that train: train, extend, compress, merge, compare, tune, demo."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from taskgraft.cli import console, flags, launch
-from taskgraft.config import COMPRESSION_DEFAULTS, TRAIN_DEFAULTS, TrainingConfig
+from taskgraft.config import COMPRESSION_DEFAULTS, MERGE_DEFAULTS, TRAIN_DEFAULTS, TrainingConfig
 from taskgraft.errors import InputError, require
 from taskgraft.methods import presets
 from taskgraft.tuning.search_config import SearchConfig, WorkerConfig
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from taskgraft.pipeline.run import Extension
     from taskgraft.types import Callbacks
 
-    FromScratch = Compression = TrainingConfig
+    FromScratch = Compression = Merging = TrainingConfig
 else:  # the same fields, so that the help shows the defaults of these commands
 
     def _with_defaults(name: str, defaults: TrainingConfig) -> type:
@@ -37,6 +37,7 @@ else:  # the same fields, so that the help shows the defaults of these commands
 
     FromScratch = _with_defaults("FromScratch", TRAIN_DEFAULTS)
     Compression = _with_defaults("Compression", COMPRESSION_DEFAULTS)
+    Merging = _with_defaults("Merging", MERGE_DEFAULTS)
 
 
 @contextmanager
@@ -130,6 +131,7 @@ def extend(
     task: flags.Task = "",
     into: Annotated[str, Parameter(group=flags.DATA)] = "",
     method: Annotated[str, Parameter(group=flags.METHOD)] = presets.DEFAULT_METHOD,
+    one_backbone: Annotated[bool, Parameter(group=flags.METHOD)] = False,
     options: flags.ParentOptions = flags.NO_PARENT_OPTIONS,
     cache: flags.Cache = "",
     budget: Annotated[str, Parameter(group=flags.METHOD)] = "",
@@ -148,6 +150,7 @@ def extend(
     Args:
         into: Add the classes in DATA to this existing task, instead of learning a new --task
         method: Method, or a sum of methods, against forgetting; see `taskgraft methods`
+        one_backbone: Compress the child to one plain backbone afterwards, and keep it in OUT/teacher
         budget: Time limit such as 15m (--method auto only)
         max_forgetting: Best new-task accuracy with forgetting at most this, such as 1% (--method auto only)
         jobs: Worker processes (--method auto only)
@@ -161,9 +164,12 @@ def extend(
         )
     if method != "auto" and (budget or max_forgetting or jobs > 1):
         raise InputError("--budget, --max-forgetting and --jobs need --method auto; add it, or leave them out")
-    if method == "auto" and dry_run:
-        raise InputError("--dry-run does not support --method auto; name a method")
+    if dry_run and (method == "auto" or one_backbone):
+        raise InputError("--dry-run supports neither --method auto nor --one-backbone; leave them out")
+    if method == "auto" and one_backbone:
+        raise InputError("--one-backbone needs a method; name it, or compress the selected child afterwards")
     with console.importing():
+        from taskgraft.commands.extend import run_on_one_backbone
         from taskgraft.pipeline.run import run
 
     request = _build_request(parent, data, task or into, method, config, options, into=bool(into))
@@ -183,7 +189,8 @@ def extend(
                 cache=flags.cache_folder(cache), command=flags.command_line(), callbacks=callbacks,
             )  # fmt: skip
         else:
-            extension = run(
+            carry_out = run_on_one_backbone if one_backbone else run
+            extension = carry_out(
                 request, out, resume=resume or restarted, cache=flags.cache_folder(cache), command=flags.command_line(),
                 callbacks=callbacks,
             )  # fmt: skip
@@ -237,6 +244,52 @@ def compress(
             arch=arch, labels=labels, preprocessing=preprocessing, check_parent=not no_parent_check, config=config,
             cache=flags.cache_folder(cache), resume=resume or restarted, command=flags.command_line(),
             callbacks=callbacks,
+        )  # fmt: skip
+        _print_run(run)
+
+
+def merge(
+    model: flags.Model,
+    other: Annotated[str, Parameter(help="Second model, of any architecture")],
+    out: flags.Out,
+    /,
+    *,
+    images: Annotated[Path, Parameter(group=flags.DATA)],
+    config: Annotated[Merging, Parameter(name="*", group=flags.TRAINING)] = Merging(),
+    val: Annotated[list[Path] | None, Parameter(group=flags.DATA)] = None,
+    method: Annotated[str, Parameter(group=flags.METHOD)] = presets.COMPRESSION,
+    student: Annotated[str | None, Parameter(group=flags.MODEL)] = None,
+    ancestor: Annotated[str | None, Parameter(group=flags.MODEL)] = None,
+    no_parent_check: Annotated[bool, Parameter(group=flags.MODEL)] = False,
+    cache: flags.Cache = "",
+    processes: flags.ProcessOptions = flags.ONE_PROCESS,
+    track: flags.Track = None,
+    resume: flags.Resume = False,
+    settings_file: flags.SettingsFile = None,
+) -> int | None:
+    """Merge two finished models into one plain backbone with the tasks of both.
+
+    No labels are needed: both models answer every image, and the new one learns their answers.
+
+    Args:
+        images: Images without labels, such as both models were trained on
+        val: Labeled images of some of the tasks, to measure accuracy; repeat for each
+        method: Method with a teacher; see `taskgraft methods`
+        student: timm architecture of another student, from random weights
+        ancestor: Model that both were trained from: also try task arithmetic and TIES
+        no_parent_check: Continue even if the models are no better than chance on --val
+    """
+    if processes.gpus > 1 and not launch.is_worker():
+        return launch.launch(processes.gpus, processes.max_restarts)
+    with console.importing():
+        from taskgraft.commands.merge import merge
+
+    config = TrainingConfig(**asdict(config))
+    with _session(out, config, processes, track) as (restarted, callbacks):
+        run = merge(
+            model, other, out, images=images, val=val or (), method=method, student=student, ancestor=ancestor,
+            check_parent=not no_parent_check, config=config, cache=flags.cache_folder(cache),
+            resume=resume or restarted, command=flags.command_line(), callbacks=callbacks,
         )  # fmt: skip
         _print_run(run)
 

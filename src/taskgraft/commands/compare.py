@@ -13,7 +13,7 @@ import numpy as np
 from taskgraft import report
 from taskgraft.config import TrainingConfig
 from taskgraft.errors import InputError, TrainingError
-from taskgraft.methods import notation, presets
+from taskgraft.methods import composition, notation, presets
 from taskgraft.pipeline.request import Request
 from taskgraft.pipeline.run import Extension, run
 from taskgraft.report.commands import build_compare_command
@@ -97,6 +97,8 @@ def compare(
         raise InputError("nothing to compare; name at least one method")
     if len(set(labels)) != len(labels):
         raise InputError(f"two of the configurations {', '.join(labels)} are the same; give each once")
+    if request.unlabeled and not any(composition.has_teacher(notation.parse(v.method)) for v in variants):
+        raise InputError("--unlabeled: none of the methods has a teacher; add distill to one, or leave --unlabeled out")
     run_folder.check_location(out, request.list_sources())
     single = _build_single_task(request, variants, separate) if separate else None
     total = seeds * sum(variant.images for variant in [*variants, *([single] if single else [])])
@@ -149,6 +151,8 @@ class _Runs:
         """Run one configuration with one seed; None where training fails."""
         request = replace(self.request, method=variant.method, config=replace(variant.config, seed=seed))
         request = request if with_old else replace(request, old=None, old_val=())
+        if not composition.has_teacher(notation.parse(variant.method)):
+            request = replace(request, unlabeled=())
         folder = self.out / re.sub(r"[^a-z0-9.=]+", "-", label.lower()).strip("-") / f"seed-{seed}"
         callbacks = self.callbacks._replace(info=self._info, progress=self._count_images(variant))
         try:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import asdict, replace
 from pathlib import Path
 
-from taskgraft.config import TrainingConfig
+from taskgraft.config import COMPRESSION_DEFAULTS, TrainingConfig
+from taskgraft.errors import InputError
+from taskgraft.methods import composition
 from taskgraft.methods.presets import DEFAULT_METHOD
-from taskgraft.pipeline.request import Request
+from taskgraft.pipeline.request import CompressionRequest, Request, validate_request
 from taskgraft.pipeline.run import Extension, run
 from taskgraft.types import Callbacks, PathLike, as_path
 
@@ -29,6 +32,7 @@ def extend(
     parent_task: str = "parent",
     into: bool = False,
     check_parent: bool = True,
+    one_backbone: bool = False,
     cache: PathLike | None = None,
     resume: bool = False,
     command: str = "taskgraft.extend(…)",
@@ -52,6 +56,7 @@ def extend(
         parent_task: Name for the task of a model without task names.
         into: Whether `task` is an old task, and `data` shows more classes of it.
         check_parent: Whether to stop if the parent does no better than guessing on its own validation images.
+        one_backbone: Whether to compress the child to one plain backbone; the child itself is then in OUT/teacher.
         cache: Folder of decoded pixels and features; None = in memory only.
         resume: Whether to continue a run that was interrupted.
         command: The command that was typed, for the record.
@@ -67,4 +72,44 @@ def extend(
         parent, data, task, method, config, old, old_val, arch, labels, preprocessing, parent_task, into, check_parent,
         unlabeled,
     )  # fmt: skip
-    return run(request, Path(out), cache=as_path(cache), resume=resume, command=command, callbacks=callbacks)
+    carry_out = run_on_one_backbone if one_backbone else run
+    return carry_out(request, Path(out), cache=as_path(cache), resume=resume, command=command, callbacks=callbacks)
+
+
+def run_on_one_backbone(
+    request: Request,
+    out: Path,
+    *,
+    cache: Path | None = None,
+    resume: bool = False,
+    command: str = "",
+    callbacks: Callbacks = Callbacks(),  # noqa: B008 - immutable
+) -> Extension:
+    """Carry out an extension in OUT/teacher, and compress the child into OUT.
+
+    Args:
+        request: An extension by a method that adds a side network. Settings that differ from its defaults also apply
+            to the compression.
+        out: The run folder of the plain child.
+        cache: Folder of decoded pixels and features; None = in memory only.
+        resume: Whether to continue a run that was interrupted.
+        command: The command that was typed, for the record.
+        callbacks: Progress callbacks.
+
+    Raises:
+        TaskgraftError: As `run`; or the method keeps one backbone anyway.
+    """
+    _, plan = validate_request(request)
+    if not any(settings.traits.attaches for settings in plan.values()):
+        raise InputError(f"--one-backbone: {request.method} adds no side network, its child is plain; leave it out")
+    changed = {
+        name: value for name, value in asdict(request.config).items() if value != getattr(TrainingConfig(), name)
+    }
+    first = request if composition.has_teacher(plan) else replace(request, unlabeled=())
+    teacher = run(first, out / "teacher", cache=cache, resume=resume, command=command, callbacks=callbacks)
+    callbacks.info(f"the child in {teacher.out} teaches one plain backbone")
+    compression = CompressionRequest(
+        teacher.out, request.data, old_val=request.old_val, unlabeled=request.unlabeled,
+        check_parent=request.check_parent, config=replace(COMPRESSION_DEFAULTS, **changed),
+    )  # fmt: skip
+    return run(compression, out, cache=cache, resume=resume, command=command, callbacks=callbacks)

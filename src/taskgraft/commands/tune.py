@@ -11,6 +11,7 @@ from typing import Any
 from taskgraft import report
 from taskgraft.commands.dry_run import measure_step_seconds
 from taskgraft.errors import InputError
+from taskgraft.methods import composition, notation
 from taskgraft.methods.protocol import Method
 from taskgraft.pipeline import tracking
 from taskgraft.pipeline.opening import Opened, change_method, open_request
@@ -73,6 +74,9 @@ def tune(
     tracking.check(search_config.track)
     _check_grid(searched, search_config)
     method, config = space.apply(searched, space.grid(searched, 1)[0])
+    if request.unlabeled:  # opened with a method that can use them, wherever there is one
+        methods = [method, *(space.apply(searched, point)[0] for point in space.grid(searched, 2))]
+        method = next((name for name in methods if composition.has_teacher(notation.parse(name))), method)
     opened = open_request(replace(request, method=method, config=config), cache, callbacks)
     opened = check_parent(opened, cache, callbacks)
     _check_folder(out)

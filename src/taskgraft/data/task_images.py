@@ -76,7 +76,7 @@ def load_task_data(
     if new.train is None or new.val is None:
         missing = "training" if new.train is None else "validation"
         raise DataError(f"{data}: there are no {missing} images; add some")
-    described = {"new": _describe(data, new)}
+    described = {"new": describe_dataset(data, new)}
     old_images: dict[str, list[Images]] = {"train": [], "val": []}
     for split, path in [*(("train", path) for path in [old] if path), *(("val", path) for path in old_val)]:
         owner = match_task(path, tasks)
@@ -84,7 +84,7 @@ def load_task_data(
         images = dataset.train if split == "train" else dataset.val
         if images is not None:
             old_images[split].append(images)
-        described[f"old {split}: {owner.name}"] = _describe(path, dataset)
+        described[f"old {split}: {owner.name}"] = describe_dataset(path, dataset)
     return TaskData(new, concat_images(old_images["train"]), concat_images(old_images["val"]), described)
 
 
@@ -131,7 +131,8 @@ def concat_images(sets: Sequence[Images]) -> Images | None:
     return Images(torch.cat([images.pixels for images in sets]), labels, names, sets[0].mean, sets[0].std)
 
 
-def _describe(path: Path, dataset: Dataset) -> dict[str, Any]:
+def describe_dataset(path: Path, dataset: Dataset) -> dict[str, Any]:
+    """Describe a dataset for the record: source, counts, fingerprint and what was excluded."""
     task = dataset.tasks[0]
     sets: dict[str, Images | None] = {split: getattr(dataset, split) for split in SPLITS}
     return {

@@ -17,14 +17,19 @@ from taskgraft.types import Callbacks, Images
 
 
 class UnlabeledImages(NamedTuple):
-    """Images below some paths, and what the record says of each path."""
+    """Images below some paths, the digest of each, and what the record says of each path."""
 
     images: Images
+    digests: tuple[str, ...]
     described: dict[str, dict[str, Any]]
 
 
 def load_unlabeled(
-    paths: Sequence[Path], preprocessing: Preprocessing, cache: Path | None, callbacks: Callbacks
+    paths: Sequence[Path],
+    preprocessing: Preprocessing,
+    cache: Path | None,
+    callbacks: Callbacks,
+    flag: str = "--unlabeled",
 ) -> UnlabeledImages:
     """Decode all images below some paths, at any depth; files that are not images are left out.
 
@@ -33,11 +38,12 @@ def load_unlabeled(
         preprocessing: how images are brought to size and normalized.
         cache: cache folder, from which the pixels are mapped; None = everything in memory.
         callbacks: progress.
+        flag: the flag that names the paths, for messages.
 
     Raises:
         DataError: a path does not exist, or there is no readable image below it.
     """
-    pixels, names, described = [], [], {}
+    pixels, names, digests, described = [], [], list[str](), {}
     for number, path in enumerate(paths, 1):
         files = [str(item.path) for item in find_media([path]).items if not item.is_video]
         root = path if path.is_dir() else path.parent
@@ -51,12 +57,13 @@ def load_unlabeled(
             progress=lambda done, total, name=path.name: callbacks.progress(f"reading {name}", done, total),
         )
         if not len(loaded.pixels):
-            raise DataError(f"--unlabeled {escape_surrogates(str(path))}: no readable image; give a folder of images")
+            raise DataError(f"{flag} {escape_surrogates(str(path))}: no readable image; give a folder of images")
         pixels.append(loaded.pixels)
         names += [file for row, file in enumerate(files) if row not in loaded.reasons]
+        digests += (own := [digest.tobytes().hex() for digest in loaded.digests])
         described[f"unlabeled: {path.name}" if number == 1 else f"unlabeled {number}: {path.name}"] = {
             "source": escape_surrogates(str(path)),
-            "fingerprint": fingerprint([digest.tobytes().hex() for digest in loaded.digests]),
+            "fingerprint": fingerprint(own),
             "images": {"train": len(loaded.pixels)},
             "notes": [],
             "excluded": [[escape_surrogates(files[row]), reason] for row, reason in loaded.reasons.items()][:1000],
@@ -65,4 +72,4 @@ def load_unlabeled(
     images = Images(
         pixels[0] if len(pixels) == 1 else torch.cat(pixels), {}, tuple(names), preprocessing.mean, preprocessing.std
     )
-    return UnlabeledImages(images, described)
+    return UnlabeledImages(images, tuple(digests), described)

@@ -94,6 +94,11 @@ def acting(plan: Plan) -> str:
     return " + ".join(name for name, settings in plan.items() if settings.acts) or BASELINE_LABEL
 
 
+def has_teacher(plan: Plan) -> bool:
+    """Return whether a method learns from a teacher's answers, so that images need no labels."""
+    return any(settings.traits.distills for settings in plan.values())
+
+
 def requires(plan: Plan, config: TrainingConfig) -> str | None:
     """Return why a plan cannot run under the training settings and what to do; None where it can."""
     return next(filter(None, (settings.requires(config) for settings in plan.values())), None)

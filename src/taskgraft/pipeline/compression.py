@@ -15,14 +15,17 @@ from taskgraft.bundle import open_parent
 from taskgraft.bundle.student import build_student
 from taskgraft.data.task_images import load_task_data, match_task
 from taskgraft.errors import InputError
+from taskgraft.methods import composition
+from taskgraft.methods.protocol import Plan
 from taskgraft.models.classifier import Classifier
 from taskgraft.models.eval_mode import eval_mode
-from taskgraft.models.inference import compute_features, predict
+from taskgraft.models.inference import compute_features, predict, sample_evenly
 from taskgraft.pipeline.opening import Opened, with_unlabeled
-from taskgraft.pipeline.request import CompressionRequest, validate_request
+from taskgraft.pipeline.request import CompressionRequest, Request, validate_request
 from taskgraft.types import Callbacks, Images, Outputs, Teacher
 
 RIDGE = 1e-3  # of the mean eigenvalue of the features' covariance
+MAX_IMAGES = 4000  # of each set, for the start of the heads
 
 
 def open_compression(request: CompressionRequest, cache: Path | None, callbacks: Callbacks) -> Opened:
@@ -44,11 +47,7 @@ def open_compression(request: CompressionRequest, cache: Path | None, callbacks:
     tasks = tuple(teacher.classifier.tasks)
     task = match_task(request.data, tasks)
     request, plan = validate_request(replace(request, task=task.name))
-    if not any(settings.traits.distills for settings in plan.values()):
-        raise InputError(f"--method {request.method} has no teacher, so it learns nothing from the model; add distill")
-    attaching = [name for name, settings in plan.items() if settings.traits.attaches]
-    if attaching:
-        raise InputError(f"--method: {attaching[0]} adds a side network, and the result is one backbone; leave it out")
+    require_teaching(request, plan)
     if request.config.softmax != teacher.classifier.softmax:
         raise InputError(
             f"the model was trained with --softmax {teacher.classifier.softmax}; compress it with the same"
@@ -59,15 +58,31 @@ def open_compression(request: CompressionRequest, cache: Path | None, callbacks:
         request.data, task.name, others, teacher.preprocessing, classes=task.classes, old=None,
         old_val=request.old_val, seed=request.config.seed, cache=cache, callbacks=callbacks,
     ))  # fmt: skip
-    student, missing = build_student(teacher, task.name, request.student, request.config.seed)
+    student, missing = build_student(teacher, tasks, task.name, request.student, request.config.seed)
+
+    def prepare(opened: Opened) -> Opened:
+        sets = [one for one in (images.new.train, opened.unlabeled) if one is not None]
+        fit_heads(student.classifier, missing, sets, teacher.classifier)
+        return opened
+
     opened = Opened(
         request, plan, teacher, others, student.classifier, images,
-        teacher=answer(teacher.classifier), student=student,
+        teacher=answer(teacher.classifier), student=student, prepare=prepare,
     )  # fmt: skip
-    opened = with_unlabeled(opened, request, cache, callbacks)
-    sets = [images.new.train, opened.unlabeled]
-    fit_heads(student.classifier, missing, [one for one in sets if one is not None], teacher.classifier)
-    return opened
+    return with_unlabeled(opened, request, cache, callbacks)
+
+
+def require_teaching(request: Request, plan: Plan) -> None:
+    """Check that a method can teach one backbone.
+
+    Raises:
+        InputError: The method has no teacher, or adds a side network.
+    """
+    if not composition.has_teacher(plan):
+        raise InputError(f"--method {request.method} has no teacher, so it learns nothing from the model; add distill")
+    attaching = [name for name, settings in plan.items() if settings.traits.attaches]
+    if attaching:
+        raise InputError(f"--method: {attaching[0]} adds a side network, and the result is one backbone; leave it out")
 
 
 def answer(classifier: Classifier) -> Teacher:
@@ -92,6 +107,7 @@ def fit_heads(student: Classifier, tasks: Sequence[str], sets: Sequence[Images],
     """
     if not tasks:
         return
+    sets = [sample_evenly(images, MAX_IMAGES) for images in sets]
     features = torch.cat([compute_features(student, images) for images in sets])
     predictions = [predict(teacher, images).logits for images in sets]
     logits = {task: torch.from_numpy(np.concatenate([one[task] for one in predictions])).to(features) for task in tasks}

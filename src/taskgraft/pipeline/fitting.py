@@ -53,7 +53,7 @@ def fit(
 
     sources = TrainingData(
         images.new.train, images.old, opened.views, config.augment, config.seed, score, trial_cache, tensor_cache,
-        opened.unlabeled, opened.teacher,
+        opened.unlabeled if composition.has_teacher(opened.plan) else None, opened.teacher,
     )  # fmt: skip
     config = resolve_config(out, opened.child, sources, config, cache, opened.list_settings(), command, callbacks)
     if until is None:  # a search's trials train on the images of the models that it selects
@@ -87,7 +87,7 @@ def evaluate(opened: Opened, classifier: Classifier, tensor_cache: Memoize | Non
     old = parent.get("old") if measuring.old_outputs_are_frozen(classifier) else None
     sets = measuring.predict_validation(classifier, opened.images, old, tensor_cache)
     agreement = measuring.compute_agreements(parent["new"], sets["new"]) if parent else {}
-    new = {opened.result_name: metrics.accuracy(sets["new"], opened.request.task)}
+    new = {opened.result_name: metrics.accuracy(sets["new"], opened.request.task)} if opened.result_name else {}
     return Evaluation({**measuring.compute_accuracies(sets), **new}, agreement)
 
 
@@ -107,7 +107,11 @@ def finish(opened: Opened, fitted: Fitted) -> tuple[Classifier, Memory]:
 def selection_tasks(opened: Opened) -> list[str]:
     """Return the results whose mean accuracy selects the best step.
 
-    Empty where an old task has no validation images: the last step is then the best.
+    Empty where an old task has no validation images: the last step is then the best, unless a teacher is to be
+    imitated, with which agreement then counts.
     """
-    measured = list(measuring.compute_accuracies(opened.parent_predictions or {}))
-    return [*measured, opened.result_name] if len(measured) >= len(opened.old_tasks) else []
+    old = [task.name for task in opened.old_tasks]
+    measured = measuring.compute_accuracies(opened.parent_predictions or {})
+    if len(measured) < len(old) and not opened.teacher:
+        return []
+    return [*old, *([opened.result_name] if opened.result_name else [])]

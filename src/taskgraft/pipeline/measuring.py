@@ -101,9 +101,11 @@ def compute_task_results(sets: Mapping[str, Predictions], newest: str) -> tuple[
 
     Returns:
         Results of the old tasks, then of the new one, which has those of the parent too where it knew all its classes:
-        a teacher that is compressed.
+        a teacher that is compressed. None is new where the images have no labels.
     """
     parent = dict(sets["new-parent"].classes) if "new-parent" in sets else {}
+    if newest not in sets["new"].labels:  # a merge, whose images have no labels
+        return tuple(_compute_old_result(task, classes, sets) for task, classes in parent.items())
     from_teacher = _compare(sets["new-parent"], sets["new"], newest) if is_taught(sets, newest) else {}
     if from_teacher:
         del parent[newest]
@@ -176,11 +178,12 @@ def build_task_cards(
         measured_on = "old and new validation images, when classes were added"
     counts = dict(cards.get(newest, {}).get("train_counts", {})) | images.described["new"]["counts"]
     counts = {name: count for name, count in counts.items() if count}
-    child_cards[newest] = build_task_card(predictions, newest, counts, measured_on)
+    if newest in predictions.labels:
+        child_cards[newest] = build_task_card(predictions, newest, counts, measured_on)
     for task, labels in sets["old"].labels.items() if "old" in sets else ():
         card, count = cards.get(task), int((labels >= 0).sum())
         better = card is None or "mean_posterior" not in card or count >= card.get("images", 0)
-        if task != newest and count and better:
+        if count and better and (task != newest or newest not in predictions.labels):
             counts = (card or {}).get("train_counts", {})
             child_cards[task] = build_task_card(sets["old"], task, counts, "old validation images, by the child")
     return child_cards

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,13 @@ from taskgraft.data import transforms
 from taskgraft.data.task_images import TaskData, load_task_data, read_class_names
 from taskgraft.data.unlabeled import load_unlabeled
 from taskgraft.errors import InputError
-from taskgraft.methods import notation
+from taskgraft.methods import composition, notation
 from taskgraft.methods.presets import RECORDERS
 from taskgraft.methods.protocol import Plan
 from taskgraft.models.classifier import Classifier, grow, widen, wrap
 from taskgraft.pipeline.measuring import name_result
-from taskgraft.pipeline.request import Request, TrainingRequest, validate_request
+from taskgraft.pipeline.request import MergeRequest, Request, TrainingRequest, validate_request
+from taskgraft.pipeline.usefulness import describe_usefulness
 from taskgraft.results.files import fingerprint
 from taskgraft.results.predictions import Predictions
 from taskgraft.types import Callbacks, Images, Task, Teacher
@@ -45,6 +47,9 @@ class Opened:
         unlabeled: Images without labels.
         teacher: Answers every task in the parent's place.
         student: For a compression, the plain model that takes the parent's place in the bundle.
+        prepare: What is left to compute before the first step of a compression.
+        baselines: For a merge, what merging the weights alone reaches: a value for each task.
+        notes: What a reader must know of the images, for the record.
     """
 
     request: Request | TrainingRequest
@@ -57,6 +62,9 @@ class Opened:
     unlabeled: Images | None = None
     teacher: Teacher | None = None
     student: Bundle | None = None
+    prepare: Callable[[Opened], Opened] | None = None
+    baselines: dict[str, dict[str, float]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def method(self) -> str:
@@ -65,7 +73,9 @@ class Opened:
 
     @property
     def result_name(self) -> str:
-        """The name of the results on the new images."""
+        """The name of the results on the new images; empty for a merge, whose images have no labels."""
+        if isinstance(self.request, MergeRequest):
+            return ""
         return name_result(self.request.task, [task.name for task in self.old_tasks])
 
     @property
@@ -152,16 +162,19 @@ def with_unlabeled(opened: Opened, request: Request, cache: Path | None, callbac
     """
     if not request.unlabeled:
         return opened
-    if not any(settings.traits.distills for settings in opened.plan.values()):
+    if not composition.has_teacher(opened.plan):
         raise InputError(
             f"--unlabeled: {request.method} has no teacher, so it cannot learn from images without labels; add distill "
             "to --method, or leave --unlabeled out"
         )
-    unlabeled, described = distributed.main_process_first(
+    unlabeled, _, described = distributed.main_process_first(
         lambda: load_unlabeled(request.unlabeled, opened.parent.preprocessing, cache, callbacks)
     )
     images = opened.images._replace(described={**opened.images.described, **described})
-    return replace(opened, images=images, unlabeled=unlabeled)
+    notes = describe_usefulness(opened.parent.classifier, unlabeled, "the unlabeled images")
+    for note in notes:
+        callbacks.info(note)
+    return replace(opened, images=images, unlabeled=unlabeled, notes=(*opened.notes, *notes))
 
 
 def change_method(opened: Opened, method: str, config: TrainingConfig) -> Opened:

@@ -42,7 +42,7 @@ def check_parent(opened: Opened, cache: Path | None, callbacks: Callbacks, *, st
     sets = opened.parent_predictions
     assert sets is not None
     role = "teacher" if opened.student else "parent"
-    if opened.student:
+    if opened.student and opened.result_name:
         accuracy, count = metrics.accuracy(sets["new"], opened.request.task), len(sets["new"].ids)
         callbacks.info(f"teacher: {opened.request.task} {accuracy:.1%} on {count} validation images")
     for task, accuracy in measuring.compute_accuracies(sets).items():

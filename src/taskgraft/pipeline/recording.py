@@ -86,6 +86,7 @@ def build_record(
         latency=latency,
         seconds=dict(seconds),
         versions=versions(),
+        baselines=opened.baselines,
         one_backbone=not len(classifier.extras),
         notes=tuple(_write_notes(opened, tasks, memory, run.get("environment_changes", []))),
         reproduce_command=request.build_command(out),
@@ -107,7 +108,7 @@ def build_lineage_entry(record: Record) -> dict[str, Any]:
     return {
         "parent": {name: value for name, value in record.parent.items() if name != "lineage"},
         "method": record.method,
-        "task": record.tasks[-1].name,
+        "task": report.learned_name(record),
         "accuracy": {task.name: task.child.mean for task in record.tasks if task.child},
     }
 
@@ -164,7 +165,8 @@ def _write_notes(
 ) -> list[str]:
     """Return what a reader must know before believing the numbers."""
     images = opened.images
-    notes = [f"{name}: {note}" for name, description in images.described.items() for note in description["notes"]]
+    notes = list(opened.notes)
+    notes += [f"{name}: {note}" for name, description in images.described.items() for note in description["notes"]]
     notes += [
         f"{task.name} reaches {task.test.mean:.1%} (95 % interval {task.test.low:.1%} to {task.test.high:.1%}) on "
         f"{task.test.n} test images, which were used once and not for selection"

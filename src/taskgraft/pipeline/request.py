@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from taskgraft.config import COMPRESSION_DEFAULTS, TRAIN_DEFAULTS, TrainingConfig, validate
+from taskgraft.config import COMPRESSION_DEFAULTS, MERGE_DEFAULTS, TRAIN_DEFAULTS, TrainingConfig, validate
 from taskgraft.errors import InputError
 from taskgraft.methods import composition, notation
 from taskgraft.methods.presets import COMPRESSION, DEFAULT_METHOD
@@ -152,6 +152,58 @@ class CompressionRequest(Request):
         flags += commands.config_flags(asdict(self.config), COMPRESSION_DEFAULTS)
         flags += [] if self.check_parent else [("--no-parent-check", None)]
         return str(commands.Command("compress", (self.parent, str(self.data), str(out)), tuple(flags)))
+
+
+@dataclass(init=False, frozen=True)
+class MergeRequest(Request):
+    """Two finished models teach one plain backbone the tasks of both, on images without labels.
+
+    Attributes:
+        other: The second model; `parent` is the first, and `old_val` has labeled images of any of the tasks.
+        student: timm name of the student's architecture; None = the first model's own backbone, with its weights.
+        ancestor: The model that both were trained from, for baselines that need it.
+    """
+
+    other: str
+    student: str | None
+    ancestor: str | None
+
+    def __init__(
+        self,
+        parent: PathLike,
+        other: PathLike,
+        data: PathLike,
+        task: str = "",
+        method: str = COMPRESSION,
+        config: TrainingConfig = MERGE_DEFAULTS,
+        student: str | None = None,
+        ancestor: PathLike | None = None,
+        **options: Any,
+    ) -> None:
+        """See `Request` for the other arguments."""
+        super().__init__(parent, data, task, method, config, **options)
+        self.__dict__.update(
+            other=os.fspath(other), student=student, ancestor=None if ancestor is None else os.fspath(ancestor)
+        )
+
+    @property
+    def default_config(self) -> TrainingConfig:
+        """The training settings that apply where nothing is set."""
+        return MERGE_DEFAULTS
+
+    def build_command(self, out: Path) -> str:
+        """Return the `taskgraft merge` command that reproduces this request in `out`; defaults are left out."""
+        values = [
+            ("--images", self.data),
+            *(("--val", path) for path in self.old_val),
+            ("--method", self.method if self.method != COMPRESSION else None),
+            ("--student", self.student),
+            ("--ancestor", self.ancestor),
+        ]
+        flags: list[commands.Flag] = [(flag, str(value)) for flag, value in values if value]
+        flags += commands.config_flags(asdict(self.config), MERGE_DEFAULTS)
+        flags += [] if self.check_parent else [("--no-parent-check", None)]
+        return str(commands.Command("merge", (self.parent, self.other, str(out)), tuple(flags)))
 
 
 @dataclass(frozen=True)

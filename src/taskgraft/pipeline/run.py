@@ -15,9 +15,10 @@ from taskgraft.errors import InputError, TaskgraftError
 from taskgraft.models.inference import predict
 from taskgraft.pipeline import fitting, measuring, recording
 from taskgraft.pipeline.compression import open_compression
+from taskgraft.pipeline.merging import open_merge
 from taskgraft.pipeline.opening import Opened, open_request
 from taskgraft.pipeline.parent_check import check_parent
-from taskgraft.pipeline.request import CompressionRequest, Request, TrainingRequest
+from taskgraft.pipeline.request import CompressionRequest, MergeRequest, Request, TrainingRequest
 from taskgraft.results.predictions import Predictions, load_predictions
 from taskgraft.results.record import Record, Stopwatch
 from taskgraft.training import run_folder
@@ -65,7 +66,9 @@ def run(
     """
     stopwatch = Stopwatch()
     run_folder.check_location(out, request.list_sources())
-    if isinstance(request, CompressionRequest):
+    if isinstance(request, MergeRequest):
+        opened = open_merge(request, cache, callbacks)
+    elif isinstance(request, CompressionRequest):
         opened = open_compression(request, cache, callbacks)
     else:
         opened = open_request(request, cache, callbacks)
@@ -77,6 +80,7 @@ def run(
         return _read_finished(out, opened.images, callbacks)
     stopwatch.lap("reading")
     opened = check_parent(opened, cache, callbacks, strict=state == "new")
+    opened = opened.prepare(opened) if opened.prepare else opened
     with run_folder.lock(out):
         try:
             fitted = fitting.fit(opened, out, cache=cache, command=command, callbacks=callbacks)

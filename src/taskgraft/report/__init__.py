@@ -10,7 +10,7 @@ from taskgraft.report.evaluation_page import render_evaluation
 from taskgraft.report.page import write_page
 from taskgraft.report.run_page import format_model_card, render_run
 from taskgraft.report.search_page import format_search_table, render_search, summarize_search, write_search_report
-from taskgraft.report.summary import summarize_comparison, summarize_run
+from taskgraft.report.summary import learned_name, summarize_comparison, summarize_run
 from taskgraft.report.thumbnails import ThumbnailMaker, load_thumbnails
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "format_distribution",
     "format_model_card",
     "format_search_table",
+    "learned_name",
     "load_thumbnails",
     "render_check",
     "render_comparison",

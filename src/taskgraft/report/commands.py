@@ -17,6 +17,7 @@ ARGUMENTS = {
     "train": ("DATA", "OUT"),
     "extend": ("PARENT", "DATA", "OUT"),
     "compress": ("MODEL", "DATA", "OUT"),
+    "merge": ("MODEL", "OTHER", "OUT"),
     "compare": ("PARENT", "DATA", "OUT"),
 }
 SEEDS = 3  # the minimum for a comparison
@@ -111,7 +112,7 @@ def build_compare_command(extend: str, variants: Sequence[VariantResult], *flags
 
 def _extension(record: Record) -> Command:
     """The `extend` or `compress` of a record, with placeholders where it is not known."""
-    command = parse_command(record.reproduce_command, ("extend", "compress"))
+    command = parse_command(record.reproduce_command, ("extend", "compress", "merge"))
     return command or Command("extend", ARGUMENTS["extend"], (("--task", "NAME"),))
 
 
@@ -131,7 +132,8 @@ def measure_old_tasks(record: Record) -> str:
 
 
 def _with_old_images(command: Command) -> str:
-    return str(command.with_out(f"{command.out}-measured").with_flags(("--old-val", "DIR")))
+    flag = "--val" if command.verb == "merge" else "--old-val"
+    return str(command.with_out(f"{command.out}-measured").with_flags((flag, "DIR")))
 
 
 def compare_methods(record: Record) -> str:
@@ -146,15 +148,15 @@ def try_method(record: Record, method: str) -> str:
     return str(command.with_out(f"{command.out}-{method}"))
 
 
-def compress_longer(record: Record) -> str:
-    """Propose the same compression with twice as many steps, in another folder."""
+def teach_longer(record: Record) -> str:
+    """Propose the same compression or merge with twice as many steps, in another folder."""
     command = _extension(record)
     return str(command.with_out(f"{command.out}-longer").with_flags(("--steps", str(2 * record.config["steps"]))))
 
 
 def extend_further(record: Record) -> str:
     """Propose to teach the model of a run another task."""
-    command = parse_command(record.reproduce_command, ("extend", "compress", "train"))
+    command = parse_command(record.reproduce_command, ("extend", "compress", "merge", "train"))
     return _extend_from(command.out if command else "OUT")
 
 
@@ -164,7 +166,7 @@ def _extend_from(model: str) -> str:
 
 def list_follow_ups(record: Record) -> list[tuple[str, str]]:
     """List what can be done with a finished run: purpose and command; empty where its folder is not known."""
-    command = parse_command(record.reproduce_command, ("extend", "compress", "train"))
+    command = parse_command(record.reproduce_command, ("extend", "compress", "merge", "train"))
     if command is None:
         return []
     out = command.out
@@ -175,7 +177,14 @@ def list_follow_ups(record: Record) -> list[tuple[str, str]]:
         ("Predict", predict(out)),
         ("Serve a web page and an API", _join("serve", out)),
         ("Add another task", _extend_from(out)),
+        *([] if record.one_backbone else [("Teach one plain backbone all tasks", _compress(command))]),
     ]
+
+
+def _compress(command: Command) -> str:
+    """Propose to compress the model that a command writes, with the images that it learned from."""
+    old_val = [flag for flag in command.flags if flag[0] == "--old-val"]
+    return str(Command("compress", (command.out, command.args[-2], f"{command.out}-plain"), tuple(old_val)))
 
 
 # ---- after a comparison ----------------------------------------------------------------------------------------

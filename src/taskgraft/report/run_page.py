@@ -44,6 +44,7 @@ def render_run(
         One offline HTML page.
     """
     old, new = sorted(old_tasks(record), key=loss_of, reverse=True), new_task(record)
+    learned = [new] if new.new else []
     detailed = [task for task in record.tasks if task.new or task in old[:MAX_DETAILED]]
     analyses = {
         task.name: analysis for task in detailed if (analysis := error_analysis.analyze_errors(task, predictions))
@@ -64,14 +65,17 @@ def render_run(
         summary=summary.summarize_run(record),
         old=old_name(record) if old else "",
         new=new,
+        learned=summary.learned_name(record),
+        taught=summary.is_taught(record),
         train_images=record.data.get("new", {}).get("images", {}).get("train", 0),
         not_learned=is_at_chance(new),
         unmeasured=[task.name for task in old_tasks(record) if task.child is None],
-        bars=[(task, _describe_change(task)) for task in (*old[:MAX_BARS], new)],
+        bars=[(task, _describe_change(task)) for task in (*old[:MAX_BARS], *learned)],
         more_bars=len(old) - MAX_BARS,
         max_detailed=MAX_DETAILED if len(old) > MAX_DETAILED else 0,
         cost=_list_costs(record),
         tasks=_build_task_table(record),
+        baselines=_build_baseline_table(record),
         curves=[
             build_line_figure(figures.build_accuracy_chart(record)),
             build_line_figure(figures.build_loss_chart("loss", "Loss terms", [record], loss_caption)),
@@ -137,6 +141,20 @@ def _build_task_table(record: Record) -> Table:
     return Table(caption, head, rows)
 
 
+def _build_baseline_table(record: Record) -> Table | None:
+    """What merging the weights alone gives, beside the model that learned from images."""
+    if not record.baselines:
+        return None
+    result = {task.name: task.child or task.agreement for task in record.tasks}
+    rows = [
+        (name, *(fmt.percent(values.get(task.name)) for task in record.tasks))
+        for name, values in record.baselines.items()
+    ]
+    rows.append(("this model", *(fmt.percent(value and value.mean) for value in result.values())))
+    caption = "Merging the weights alone, and this model: accuracy (%), or agreement where no images are labeled"
+    return Table(caption, ("Model", *result), rows)
+
+
 def _build_flips(analysis: ErrorAnalysis, galleries: GalleryBuilder) -> list[Changes]:
     negative, positive = analysis.negative_flips, analysis.positive_flips
     return [
@@ -186,7 +204,7 @@ def _learned_tasks(record: Record) -> list[tuple[str, str, Mapping[str, float]]]
         for entry in record.parent.get("lineage", ())
     ]
     final = {task.name: task.child.mean for task in record.tasks if task.child}
-    return [*steps, (new_task(record).name, record.method, final)]
+    return [*steps, (summary.learned_name(record), record.method, final)]
 
 
 def _list_lineage(record: Record) -> list[tuple[str, list[str]]]:

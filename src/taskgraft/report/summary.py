@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import inf, isnan
 from typing import Literal, NamedTuple
 
@@ -46,8 +46,20 @@ def old_tasks(record: Record) -> tuple[TaskResult, ...]:
 
 
 def new_task(record: Record) -> TaskResult:
-    """Return the task learned in this run."""
+    """Return the task learned in this run; of a merge, where all tasks are old, the last one."""
     return record.tasks[-1]
+
+
+def learned_name(record: Record) -> str:
+    """Return what a run learned: the name of its new task, or those of all where models were merged."""
+    new = new_task(record)
+    return new.name if new.new else " and ".join(task.name for task in record.tasks)
+
+
+def is_taught(record: Record) -> bool:
+    """Return whether the parent already had all tasks, so that the run was a compression or a merge."""
+    new = new_task(record)
+    return not new.new or new.parent is not None
 
 
 def old_name(record: Record) -> str:
@@ -88,7 +100,7 @@ def summarize_run(record: Record) -> Summary:
 def _compared_tasks(record: Record) -> list[TaskResult]:
     """The tasks that the parent has too: the old ones, and in a compression the new one."""
     new = new_task(record)
-    return [*old_tasks(record), *([new] if new.parent else [])]
+    return [*old_tasks(record), *([new] if new.new and new.parent else [])]
 
 
 def _judge(record: Record) -> Status:
@@ -110,7 +122,8 @@ def _describe_result(record: Record) -> str:
     if len(measured) > MAX_NAMED:
         texts.append(f"{fmt.pluralize(len(measured) - MAX_NAMED, 'other old task')} lost less")
     new = new_task(record)
-    texts.append(_describe_change(new) if new.parent else f"{new.name} {_percent(new.child)}")
+    if new.new:
+        texts.append(_describe_change(new) if new.parent else f"{new.name} {_percent(new.child)}")
     if unknown:
         more = f" and {len(unknown) - MAX_NAMED} more" if len(unknown) > MAX_NAMED else ""
         texts.append(f"{', '.join(unknown[:MAX_NAMED])}{more} not measured (no old validation images)")
@@ -169,6 +182,9 @@ def _describe_cost(record: Record) -> str:
 
 def _describe_baseline(record: Record) -> str:
     new = new_task(record)
+    if record.baselines:
+        name, values = max(record.baselines.items(), key=lambda item: sum(item[1].values()))
+        return f"merging the weights alone, without images: {_join_values(values)} (the best: {name})"
     if not old_tasks(record):
         return "first task of this model, so there was nothing to forget"
     if new.separate is None:
@@ -178,6 +194,10 @@ def _describe_baseline(record: Record) -> str:
     )
     gap = _gap_to_separate(record, new.separate)
     return text if gap is None else f"{text}; {_describe_gap(gap)}"
+
+
+def _join_values(values: Mapping[str, float]) -> str:
+    return ", ".join(f"{task} {fmt.percent(value)} %" for task, value in values.items())
 
 
 def _gap_to_separate(record: Record, single_task: float | None) -> float | None:
@@ -201,8 +221,8 @@ def _propose_next(record: Record, status: Status) -> tuple[str, str]:
         return "add another task", commands.extend_further(record)
     if status == "good":
         return "use the model", commands.use_model(record)
-    if new_task(record).parent:  # a compression, which `compare` does not repeat
-        return "teach it longer", commands.compress_longer(record)
+    if is_taught(record):  # which `compare` does not repeat
+        return "teach it longer", commands.teach_longer(record)
     if new_task(record).added_to:  # `compare` cannot add classes to an old task
         return "try another method", commands.try_method(record, alternative(record.method))
     return "compare methods", commands.compare_methods(record)

@@ -78,6 +78,7 @@ class Record(BaseModel):
     latency: dict[str, float] = {}  # median seconds of one forward pass on one image, of child and parent
     seconds: dict[str, float]
     versions: dict[str, str]
+    baselines: dict[str, dict[str, float]] = {}  # of a merge: by what the weights alone give, accuracy by task
     one_backbone: bool = True  # whether the model is linear layers on one backbone, which plain timm can load
     notes: tuple[str, ...] = ()
     reproduce_command: str = ""  # the train or extend command that reproduces this run, whatever started it

@@ -58,7 +58,7 @@ def fit(
     sources: TrainingData,
     config: TrainingConfig,
     on_step: OnStep | None = None,
-    until: int | None = None,
+    is_finished: Callable[[int], bool] | None = None,
 ) -> TrainState:
     """Train to the last step.
 
@@ -68,10 +68,10 @@ def fit(
         sources: Training images.
         config: Training settings.
         on_step: Called after each step with the new state and, on logged steps, the terms of the objective.
-        until: Stop after this step instead of the last one.
+        is_finished: Asked with the number of steps taken whether to stop; None: after `config.steps`.
     """
     keep_freed_memory()
-    while state.step < min(config.steps, config.steps if until is None else until):
+    while not (is_finished(state.step) if is_finished else state.step >= config.steps):
         state, terms = train_step(state, method, sources, config)
         if on_step:
             on_step(state, terms)

@@ -22,7 +22,10 @@ from taskgraft.results.files import escape_surrogates, flush, write_json, write_
 from taskgraft.results.record import StepMetrics
 
 # Files of a run that has not begun, or that others write; a new OUT may contain nothing else.
-EXPECTED = {"run.json", ".lock", ".holder", "metrics.jsonl", "state", "log.txt", "command.txt", "tensorboard", "search"}
+EXPECTED = {
+    "run.json", ".lock", ".holder", "metrics.jsonl", "state", "log.txt", "command.txt", "tensorboard", "search",
+    "teacher",
+}  # fmt: skip
 LEFTOVER = re.compile(r"\.(.+)\.\d+(\.mode)?")  # what `files.atomic` and `checkpoints.save` write before they rename
 DISK_ERRORS = {
     errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG, errno.EMFILE, errno.ENFILE, errno.ESTALE,

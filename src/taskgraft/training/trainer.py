@@ -129,7 +129,7 @@ class Trainer:
         state = self._resume() or self._start()
         while True:
             try:
-                state = loop.fit(state, self.method, self.sources, self.config, self._on_step, self.until)
+                state = loop.fit(state, self.method, self.sources, self.config, self._on_step, self._is_finished)
                 break
             except RuntimeError as error:
                 self._use_more_micro_batches(error)
@@ -143,6 +143,16 @@ class Trainer:
             weights = {name: value.clone() for name, value in load_file(self._best_file).items()}
             state.classifier.load_state_dict(weights)
         return Fitted(state, tuple(self.lines), step, self.config, self.sources)
+
+    def _is_finished(self, step: int) -> bool:
+        """Whether no step is left: all were taken, or too many evaluations brought nothing better."""
+        if step >= min(self.config.steps, self.config.steps if self.until is None else self.until):
+            return True
+        best = self._score()
+        if not self.config.early_stopping or self.until is not None or best is None:
+            return False
+        since = sum(bool(line.accuracy or line.agreement) for line in self.lines if line.step > best[1])
+        return since >= self.config.early_stopping
 
     def _start(self) -> TrainState:
         """Build the state before the first step, equal in all processes; evaluate and save it."""
