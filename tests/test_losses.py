@@ -187,3 +187,13 @@ def test_restrict_to_added_with_old_classes(own: list[int] | None, width: int) -
     assert outputs["a"] is GROWN["a"]
     assert same == labels
     assert same is not labels
+
+
+def test_matched_logits_are_a_fraction_of_the_teachers() -> None:
+    logits, teacher = noise(6, 5), noise(6, 5, seed=1)
+    error = sum(((z - z.mean()) - (t - t.mean())).square().sum().item() for z, t in zip(logits, teacher, strict=True))
+    size = sum((t - t.mean()).square().sum().item() for t in teacher)
+    assert float(losses.logit_matching(logits, teacher)) == pytest.approx(error / size, rel=1e-5)
+    assert float(losses.logit_matching(10 * logits, 10 * teacher)) == pytest.approx(error / size, rel=1e-5)
+    assert float(losses.logit_matching(teacher + 3, teacher)) == pytest.approx(0, abs=1e-6)
+    assert float(losses.logit_matching(torch.zeros(6, 5), teacher)) == pytest.approx(1, rel=1e-5)

@@ -81,6 +81,20 @@ def distillation(logits: Tensor, teacher: Tensor, temperature: float, scale: Sca
     return divergence * temperature**2 if scale == "T2" else divergence
 
 
+def logit_matching(logits: Tensor, teacher: Tensor) -> Tensor:
+    """Compute the relative squared error sum_i ||z_i - t_i||^2 / sum_i ||t_i||^2 of centered logits; 0 for equal ones.
+
+    Differences between logits decide a softmax, so each row is centered first. The fraction makes tasks with few, large
+    logits and tasks with many, small ones count alike. Source: Ba and Caruana 2014, equation 1, but for the fraction.
+
+    Args:
+        logits: The student's logits [B, K].
+        teacher: The teacher's logits [B, K].
+    """
+    student, target = (z.float() - z.float().mean(1, keepdim=True) for z in (logits, teacher))
+    return (student - target).square().sum() / target.square().sum().clamp(min=1e-12)
+
+
 def quadratic(params: Params, penalty: Quadratic) -> Tensor:
     """Compute (strength / 2) sum_j importance_j (params_j - anchor_j)^2; a float64 scalar.
 
