@@ -190,7 +190,7 @@ def main() -> None:
         cache = given.out / "cache"
         found = compare(
             request,
-            variants(config, given.variants),
+            variants(config, given.arms),
             given.out / name / "runs",
             seeds=given.seeds,
             separate=given.separate,

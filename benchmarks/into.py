@@ -70,7 +70,14 @@ def once(seed: int, given: argparse.Namespace) -> dict[str, dict[str, float]]:
     callbacks, cache, place = Callbacks(), given.out / "cache", given.out / f"seed-{seed}"
     learn = replace(TRAIN_DEFAULTS, steps=given.steps, eval_every=200, precision=given.precision, seed=seed)
     source = f"local-dir:{given.weights}"
-    common = {"task": "model", "weights": source, "config": learn, "cache": cache, "resume": True, "watch": callbacks}
+    common = {
+        "task": "model",
+        "weights": source,
+        "config": learn,
+        "cache": cache,
+        "resume": True,
+        "callbacks": callbacks,
+    }
     parent = train(kept, place / "parent", **common)
     results: dict[str, dict[str, float]] = {"parent": {"old": parent.record.tasks[0].child.mean}}
     config = TrainingConfig(steps=150, eval_every=75, save_every=10_000, precision=given.precision, seed=seed)

@@ -1,0 +1,139 @@
+"""One plain backbone for both tasks: `branch` and then `compress`, against a low learning rate and two models.
+
+    .venv/bin/python benchmarks/one_backbone.py OUT PAIR [PAIR ...] --shared DIR --made DIR [--seeds 3]
+
+The arguments are those of benchmarks/choosing.py. Accuracies are those of the last step, on the half of the validation
+images that chose nothing: those whose SHA-256 is odd; settings were chosen on the other half. Share of the gap closed:
+from fine-tuning at a tenth of the learning rate to two models, the parent and one fine-tuned on the new task alone.
+Finished runs are not repeated; results/one_backbone.json keeps the numbers of every pair.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from choosing import PARENTS, request_of
+
+from taskgraft import metrics
+from taskgraft.config import COMPRESSION_DEFAULTS, TrainingConfig
+from taskgraft.metrics import t_interval
+from taskgraft.pipeline.request import CompressionRequest, Request
+from taskgraft.pipeline.run import Extension, run
+from taskgraft.results.predictions import Predictions
+from taskgraft.results.record import versions
+from taskgraft.types import Callbacks
+
+RESULTS = Path(__file__).parent / "results" / "one_backbone.json"
+HALVES = ("choosing", "reporting")  # by the last bit of the first byte of the SHA-256
+
+
+def measure(done: Extension, request: Request, task: str) -> dict[str, dict[str, float]]:
+    """Accuracy in percent of the old and the new task on each half of the validation images, at the last step."""
+    folders = {"old": request.old_val, "new": (request.data,)}
+    names = {"old": next((t.name for t in done.record.tasks if t.name != task), ""), "new": task}
+    rates: dict[str, dict[str, float]] = {half: {} for half in HALVES}
+    for kind, roots in folders.items():
+        for suffix in ("", "-parent"):
+            found = done.predictions.get(kind + suffix)
+            if found is None or names[kind] not in found.classes:
+                continue
+            for half, rate in by_half(found, names[kind], roots).items():
+                rates[half][kind + suffix] = rate
+    return rates
+
+
+def by_half(found: Predictions, task: str, roots: Sequence[Path]) -> dict[str, float]:
+    """Percent of right answers on each half; the images are read for their SHA-256."""
+    labeled = found.labels[task] >= 0
+    odd = np.array([digest(name, roots) % 2 for name in found.ids])[labeled]
+    hits = metrics.correct(found, task)
+    return {half: 100 * float(hits[odd == number].mean()) for number, half in enumerate(HALVES)}
+
+
+def digest(name: str, roots: Sequence[Path]) -> int:
+    for root in roots:
+        folder = root if root.is_dir() else root.parent
+        if (folder / name).is_file():
+            return hashlib.sha256((folder / name).read_bytes()).digest()[0]
+    raise SystemExit(f"{name} is below none of {', '.join(map(str, roots))}")
+
+
+def once(name: str, seed: int, given: argparse.Namespace) -> dict[str, Any]:
+    """All runs of a pair with one seed."""
+    callbacks, cache, place = Callbacks(), given.out / "cache", given.out / name / f"seed-{seed}"
+    request = request_of(name, given.shared, given.made, given.out, callbacks)
+    last = {"seed": seed, "eval_every": given.steps, "save_every": 10_000, "precision": given.precision}
+    config = TrainingConfig(steps=given.steps, **last)
+    compression = replace(COMPRESSION_DEFAULTS, **{**last, "eval_every": COMPRESSION_DEFAULTS.steps})
+    arms: dict[str, Request] = {
+        "branch": replace(request, method="branch", config=config),
+        "low rate": replace(request, method="finetune", config=replace(config, lr=config.lr / 10)),
+        "B alone": replace(request, method="finetune", config=config, old_val=()),
+    }
+    results: dict[str, Any] = {}
+    for arm, asked in arms.items():
+        results[arm] = measure(
+            run(asked, place / arm, cache=cache, resume=True, callbacks=callbacks), request, request.task
+        )
+        print(name, seed, arm, results[arm]["reporting"], flush=True)
+    asked = CompressionRequest(place / "branch", request.data, old_val=request.old_val, config=compression)
+    begun, busy = time.perf_counter(), time.process_time()
+    done = run(asked, place / "compress", cache=cache, resume=True, callbacks=callbacks)
+    results["compress"] = measure(done, request, request.task)
+    results["compress"] |= {"seconds": time.perf_counter() - begun, "cpu_seconds": time.process_time() - busy}
+    print(name, seed, "compress", results["compress"]["reporting"], round(results["compress"]["seconds"]), flush=True)
+    return results
+
+
+def summarize(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Means and 95 % t-intervals over seeds, on the reporting half; both ends of the gap are held at their means."""
+
+    def over(arm: str, key: str) -> list[float]:
+        return [config[arm]["reporting"][key] for config in runs]
+
+    parent, alone = over("branch", "old-parent"), over("B alone", "new")
+    bound = (np.mean(parent) + np.mean(alone)) / 2
+    floor = np.mean([(a + b) / 2 for a, b in zip(over("low rate", "old"), over("low rate", "new"), strict=True)])
+    summary: dict[str, Any] = {"parent": t_interval(parent), "B alone": t_interval(alone)}
+    for arm in ("low rate", "branch", "compress"):
+        old, new = over(arm, "old"), over(arm, "new")
+        scores = [(a + b) / 2 for a, b in zip(old, new, strict=True)]
+        lost = [before - after for before, after in zip(parent, old, strict=True)]
+        summary[arm] = {
+            "old": t_interval(old), "new": t_interval(new), "score": t_interval(scores), "forgetting": t_interval(lost),
+            "closed": t_interval([(score - floor) / (bound - floor) for score in scores]),
+        }  # fmt: skip
+    return summary
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("names", nargs="+", choices=["cars-colours", *PARENTS])
+    parser.add_argument("--shared", type=Path, default=Path("../shared"))
+    parser.add_argument("--made", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=TrainingConfig().steps)
+    parser.add_argument("--precision", default="auto")
+    given = parser.parse_args()
+    for name in given.names:
+        runs = []
+        for seed in range(given.seeds):
+            runs.append(once(name, seed, given))
+            stored = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+            compression = {"config": COMPRESSION_DEFAULTS.__dict__, "method": CompressionRequest("", "").method}
+            stored[name] = {"summary": summarize(runs), "runs": runs, **compression, "versions": versions()}
+            RESULTS.write_text(json.dumps(stored, indent=1) + "\n")
+        print(json.dumps(stored[name]["summary"], indent=1))
+
+
+if __name__ == "__main__":
+    main()
