@@ -66,7 +66,7 @@ def merged(
     """Two strangers in one network."""
     out = tmp_path_factory.mktemp("merged") / "bundle"
     val = [old_folder / "val", new_folder / "val"]
-    return taskgraft.merge(alice, painter, out, images=camera, val=val, config=CONFIG)
+    return taskgraft.merge(alice, painter, out, images=[camera / "shapes", camera / "paints"], val=val, config=CONFIG)
 
 
 def test_two_strangers_become_one_plain_network(merged: taskgraft.Extension, alice: Path) -> None:
@@ -127,9 +127,11 @@ def test_a_finished_merge_is_read(
 ) -> None:
     val = [old_folder / "val", new_folder / "val"]
     before = (merged.out / "model.safetensors").stat().st_mtime_ns
-    again = taskgraft.merge(alice, painter, merged.out, images=camera, val=val, config=CONFIG)
+    images = [camera / "shapes", camera / "paints"]
+    again = taskgraft.merge(alice, painter, merged.out, images=images, val=val, config=CONFIG)
     assert (merged.out / "model.safetensors").stat().st_mtime_ns == before
     assert again.record == merged.record
+    assert again.record.reproduce_command.count("--images") == 2
 
 
 def test_shared_tasks_are_answered_by_the_first_model(

@@ -254,7 +254,7 @@ def merge(
     out: flags.Out,
     /,
     *,
-    images: Annotated[Path, Parameter(group=flags.DATA)],
+    images: Annotated[list[Path], Parameter(group=flags.DATA)],
     config: Annotated[Merging, Parameter(name="*", group=flags.TRAINING)] = Merging(),
     val: Annotated[list[Path] | None, Parameter(group=flags.DATA)] = None,
     method: Annotated[str, Parameter(group=flags.METHOD)] = presets.COMPRESSION,
@@ -272,7 +272,7 @@ def merge(
     No labels are needed: both models answer every image, and the new one learns their answers.
 
     Args:
-        images: Images without labels, such as both models were trained on
+        images: Images without labels, such as both models were trained on; repeat for more
         val: Labeled images of some of the tasks, to measure accuracy; repeat for each
         method: Method with a teacher; see `taskgraft methods`
         student: timm architecture of another student, from random weights

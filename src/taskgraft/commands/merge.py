@@ -17,7 +17,7 @@ def merge(
     other: PathLike,
     out: PathLike,
     *,
-    images: PathLike,
+    images: PathLike | Iterable[PathLike],
     val: PathLike | Iterable[PathLike] = (),
     student: str | None = None,
     ancestor: PathLike | None = None,
@@ -38,7 +38,7 @@ def merge(
         model: The first model, which the student starts from and whose preprocessing it gets.
         other: The second model; its architecture may differ.
         out: Run folder and bundle to write; a finished run of the same request is read, not repeated.
-        images: Images such as both models were trained on, without labels: a folder, a file or an archive.
+        images: Images such as both models were trained on, without labels: folders, files or archives.
         val: Labeled images of some of the tasks, one folder for each, to measure accuracy.
         student: timm name of another architecture, with random weights; None = the first model's.
         ancestor: The model that both were trained from, for baselines that need it.

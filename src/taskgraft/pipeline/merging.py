@@ -147,7 +147,7 @@ def _load_images(
     request: MergeRequest, tasks: Sequence[Task], preprocessing: Preprocessing, cache: Path | None, callbacks: Callbacks
 ) -> TaskData:
     """Load the images without labels, some of which are held out, and the labeled ones that measure accuracy."""
-    sets = load_unlabeled([request.data], preprocessing, cache, callbacks, flag="--images")
+    sets = load_unlabeled(request.unlabeled, preprocessing, cache, callbacks, flag="--images")
     count = len(sets.digests)
     if len(set(sets.digests)) < 2:
         raise DataError(f"--images {request.data}: one image, but some are held out to measure agreement; add images")
@@ -158,8 +158,16 @@ def _load_images(
         for name in ("train", "val")
     )
     unlabeled = {tasks[-1].name: torch.full((len(train.pixels),), -1)}
-    (described,) = sets.described.values()
-    described |= {"images": {"train": len(train.pixels), "val": len(val.pixels)}, "counts": {}}
+    parts = list(sets.described.values())
+    described = {
+        "source": ", ".join(part["source"] for part in parts),
+        "fingerprint": fingerprint([part["fingerprint"] for part in parts]),
+        "images": {"train": len(train.pixels), "val": len(val.pixels)},
+        "counts": {},
+        "excluded": [item for part in parts for item in part["excluded"]],
+        "excluded_count": sum(part["excluded_count"] for part in parts),
+        "notes": [],
+    }
     dataset = Dataset(
         (tasks[-1],), train._replace(labels=unlabeled), val, None, (), "images without labels",
         described["fingerprint"], count, (),

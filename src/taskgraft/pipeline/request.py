@@ -172,7 +172,7 @@ class MergeRequest(Request):
         self,
         parent: PathLike,
         other: PathLike,
-        data: PathLike,
+        images: PathLike | Iterable[PathLike] = (),
         task: str = "",
         method: str = COMPRESSION,
         config: TrainingConfig = MERGE_DEFAULTS,
@@ -180,8 +180,10 @@ class MergeRequest(Request):
         ancestor: PathLike | None = None,
         **options: Any,
     ) -> None:
-        """See `Request` for the other arguments."""
-        super().__init__(parent, data, task, method, config, **options)
+        """`images` become `unlabeled`, and the first of them `data`. See `Request` for the other arguments."""
+        paths = options.pop("unlabeled", ()) or as_paths(images)
+        data = options.pop("data", None) or next(iter(paths), Path())
+        super().__init__(parent, data, task, method, config, unlabeled=paths, **options)
         self.__dict__.update(
             other=os.fspath(other), student=student, ancestor=None if ancestor is None else os.fspath(ancestor)
         )
@@ -194,7 +196,7 @@ class MergeRequest(Request):
     def build_command(self, out: Path) -> str:
         """Return the `taskgraft merge` command that reproduces this request in `out`; defaults are left out."""
         values = [
-            ("--images", self.data),
+            *(("--images", path) for path in self.unlabeled),
             *(("--val", path) for path in self.old_val),
             ("--method", self.method if self.method != COMPRESSION else None),
             ("--student", self.student),
