@@ -42,7 +42,12 @@ VARIANTS = {
     "taps": ["taps", "taps(backbone=trained)"],
     "branch": ["branch(shared=0.5)"],
     "ladder": ["ladder(rungs=2, width=8)"],
-    "distill": ["distill", "distill(teacher=live)", "distill(scale=none)", "distill(teacher=live, blend=0.5)"],
+    "distill": [
+        "distill",
+        "distill(teacher=live)",
+        "distill(scale=none)",
+        "distill(teacher=live, loss=logits, blend=0.5)",
+    ],
     "lwf": ["lwf"],
     "l2sp": ["l2sp", "l2sp(implicit=False)"],
     "ewc": ["ewc(images=16)", "ewc(images=16, implicit=False, strength=1.0)", "ewc(images=16, labels=exact)"],

@@ -177,7 +177,8 @@ def _describe_cost(record: Record) -> str:
     if not parent:
         return text
     flops, change = describe_flops(record), "fewer" if added < 0 else "added"
-    return f"{text} {change} ({fmt.fraction(abs(added), parent)} of the parent's){flops and f'; {flops}'}"
+    text += f" {change} ({fmt.fraction(abs(added), parent)} of the parent's){flops and f'; {flops}'}"
+    return text if record.one_backbone else f"{text}; one plain backbone instead: taskgraft compress"
 
 
 def _describe_baseline(record: Record) -> str:
