@@ -94,10 +94,10 @@ MIXED_IN, UNLABELED = -1, -2  # in `Batch.rows`
 
 
 class Batch(NamedTuple):
-    """The images of a step. `images`, `rows` and `view` stay on the CPU, so that indexing never synchronizes.
+    """The images of a step. `rows` and `view` stay on the CPU, so that choosing among them waits for no device.
 
     Attributes:
-        images: [B, ...] float.
+        images: [B, ...] float, on the device of training.
         labels: Task name -> [B] int64, -1 = not labeled.
         rows: [B] row of each image in `TrainingData.new`; MIXED_IN for images that a method added with their labels,
             UNLABELED for images without labels and for blends of several images.

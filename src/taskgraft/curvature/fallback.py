@@ -11,10 +11,8 @@ from torch.func import functional_call, vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from taskgraft.curvature.per_sample_sums import Power, powers
+from taskgraft.curvature.sizes import sizes_on
 from taskgraft.types import Params
-
-# Bytes of per-sample gradients alive at once (the gradient and its power): small compared with the activations.
-GRADIENT_BYTES = 64 * 2**20
 
 # For each backward pass task -> gradient at the logits [B, K], 0 if absent.
 CotangentsPerPass = Sequence[Mapping[str, Tensor]]
@@ -62,7 +60,7 @@ def _vectorized(
         return total
 
     entry = sum(value.numel() * value.element_size() for value in params.values())
-    step = max(1, GRADIENT_BYTES // (2 * entry))
+    step = max(1, sizes_on(next(iter(params.values())).device).gradients // (2 * entry))
     sums = {name: torch.zeros_like(value) for name, value in params.items()}
     for start in range(0, len(images), step):
         with sdpa_kernel(SDPBackend.MATH):  # vmap runs the fused attention kernels one image at a time, and warns

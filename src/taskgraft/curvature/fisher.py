@@ -24,13 +24,11 @@ from taskgraft.curvature import fallback
 from taskgraft.curvature.labels import Labels, Pass, compute_cotangent, join_targets, list_passes
 from taskgraft.curvature.per_sample_sums import Power
 from taskgraft.curvature.probe import Probe, ReadImages, probe_model
+from taskgraft.curvature.sizes import sizes_on
 from taskgraft.curvature.tape import Call, Tape
 from taskgraft.models.eval_mode import eval_mode
 from taskgraft.types import Outputs, Params
 
-# Images per forward pass. Throughput is flat from 32 up; the bytes keep large images from filling the memory.
-CHUNK_IMAGES = 32
-CHUNK_BYTES = 2**30
 # Backward passes whose gradients at the logits are held at once by the fallback.
 FALLBACK_PASSES = 16
 
@@ -145,7 +143,8 @@ def _mean_of_powers(
         probe = probe_model(model, read, count, params, tasks)
         sums = {name: _new_sum(p, power == 2 and name in probe.kernel_first) for name, p in params.items()}
         fallback_sum = _fallback_sum(model, probe, tasks, power)
-        chunk = chunk or max(1, min(CHUNK_IMAGES, CHUNK_BYTES // probe.bytes_per_image))
+        sizes = sizes_on(next(iter(params.values())).device)
+        chunk = chunk or max(1, min(sizes.images, sizes.activations // probe.bytes_per_image))
         local = distributed.local_slice(count)
         for start in range(local.start, local.stop, chunk):
             images = read(start, min(start + chunk, local.stop))

@@ -1,7 +1,8 @@
 """Images: folders and tables -> verified files -> uint8 cache -> batches. The user's files are never changed."""
 
-from taskgraft.data.augmentation import append_images, augment, build_batch, build_views, normalize
+from taskgraft.data.augmentation import append_images, augment, batch_indices, build_batch, build_views, normalize
 from taskgraft.data.dataset import Dataset, open_images
+from taskgraft.data.placement import place, take, to_device
 from taskgraft.data.transforms import Preprocessing
 
 __all__ = [
@@ -9,8 +10,12 @@ __all__ = [
     "Preprocessing",
     "append_images",
     "augment",
+    "batch_indices",
     "build_batch",
     "build_views",
     "normalize",
     "open_images",
+    "place",
+    "take",
+    "to_device",
 ]

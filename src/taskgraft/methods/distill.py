@@ -80,8 +80,10 @@ class Distill(Settings):
                 teacher = _recorded_logits(step, memory)
                 outputs = _group_by_softmax(step.outputs, step.softmax, step.old)
             if not bool(taught.all()):
-                outputs = {name: logits[taught] for name, logits in outputs.items()}
-            terms = [self._compare(logits, teacher[name].to(logits.device)) for name, logits in outputs.items()]
+                outputs = {name: data.take(logits, taught) for name, logits in outputs.items()}
+            terms = [
+                self._compare(logits, data.to_device(teacher[name], logits.device)) for name, logits in outputs.items()
+            ]
             return {"distill": self.strength * torch.stack(terms).sum()}
 
         def mix(batch: Batch, memory: Memory, rng: np.random.Generator) -> Batch:
@@ -98,7 +100,7 @@ class Distill(Settings):
 def _blend(batch: Batch, rng: np.random.Generator) -> Batch:
     """Blend each image with another of the batch, by mixup or CutMix; images that a method mixed in stay."""
     own = torch.nonzero(batch.rows != MIXED_IN).flatten()
-    images, others = batch.images[own], batch.images[own[torch.from_numpy(rng.permutation(len(own)))]]
+    images, others = (data.take(batch.images, rows) for rows in (own, own[torch.from_numpy(rng.permutation(len(own)))]))
     share, cut = rng.random(), rng.random() < 0.5 and images.dim() == 4
     if cut:
         sizes = [round(side * (1 - share) ** 0.5) for side in images.shape[2:]]
@@ -108,8 +110,7 @@ def _blend(batch: Batch, rng: np.random.Generator) -> Batch:
         ]
     else:
         images = share * images + (1 - share) * others
-    blended = batch.images.clone()
-    blended[own] = images
+    blended = batch.images.index_copy(0, data.to_device(own, batch.images.device), images)
     rows = torch.where(batch.rows == MIXED_IN, batch.rows, UNLABELED)
     labels = {
         task: torch.where((rows == UNLABELED).to(target.device), -1, target) for task, target in batch.labels.items()

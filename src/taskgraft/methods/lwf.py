@@ -7,7 +7,7 @@ from typing import Annotated
 
 import torch
 
-from taskgraft import losses, pytree
+from taskgraft import data, losses, pytree
 from taskgraft.config import Range, TrainingConfig
 from taskgraft.methods.protocol import Method, Settings, Traits
 from taskgraft.models.classifier import Classifier
@@ -46,7 +46,7 @@ class Lwf(Settings):
             taught = step.batch.rows != MIXED_IN
             teacher = step.teach(taught) if step.teach else step.predict(memory["parent"], taught)
             widths = {task: logits.shape[1] for task, logits in teacher.items()} if step.teach else step.old
-            student = {task: step.outputs[task][taught][:, :width] for task, width in widths.items()}
+            student = {task: data.take(step.outputs[task], taught)[:, :width] for task, width in widths.items()}
             terms = [
                 losses.distillation(student[task], teacher[task][:, :width], self.temperature, "none")
                 for task, width in widths.items()

@@ -41,7 +41,7 @@ class Replay(Settings):
             labels = {task: target for task, target in old.labels.items() if task in old_class_counts(classifier)}
             flips = torch.tensor(int("flip" in sources.augment))
             return {
-                "pixels": old.pixels.clone(), "labels": {task: target.clone() for task, target in labels.items()},
+                "pixels": old.pixels.cpu().clone(), "labels": {task: target.clone() for task, target in labels.items()},
                 "mean": torch.tensor(old.mean), "std": torch.tensor(old.std), "flips": flips,
             }  # fmt: skip
 
@@ -50,7 +50,8 @@ class Replay(Settings):
             rows = rng.integers(0, len(memory["pixels"]), count)
             old = Images(memory["pixels"], {}, (), _floats(memory["mean"]), _floats(memory["std"]))
             augment = "shift+flip" if bool(memory["flips"]) else "shift"
-            views = data.augment(old, rows, rng.integers(0, 2**31, count), augment, int(rng.integers(0, 2**31)))
+            view, key, device = rng.integers(0, 2**31, count), int(rng.integers(0, 2**31)), batch.images.device
+            views = data.augment(old, rows, view, augment, key, device)
             labels = {task: target[torch.from_numpy(rows)] for task, target in memory["labels"].items()}
             return data.append_images(batch, views, labels, MIXED_IN)
 

@@ -172,7 +172,7 @@ def sample_evenly(images: Images, count: int) -> Images:
 def image_reader(images: Images, classifier: Classifier) -> Callable[[int, int], Tensor]:
     """Return `read(start, stop)`, which returns those images preprocessed, on the classifier's device."""
     device = next(classifier.parameters()).device
-    return lambda start, stop: data.normalize(images, start, stop).to(device)
+    return lambda start, stop: data.normalize(images, start, stop, device)
 
 
 def count_flops(classifier: Classifier, images: Images) -> int:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from taskgraft import distributed, metrics
+from taskgraft.data import place
 from taskgraft.data.dataset import write_split_lists
 from taskgraft.methods import composition
 from taskgraft.models.classifier import Classifier
@@ -41,6 +43,7 @@ def fit(
         The classifier with the weights of the best step, and the history.
     """
     opened = predict_parent(opened, cache)
+    opened = _place_images(opened)
     images, config = opened.images, opened.request.config
     assert images.new.train is not None
     tensor_cache = build_tensor_cache(opened, cache)
@@ -73,6 +76,18 @@ def fit(
         until=until,
         evaluate_start=lambda classifier: evaluate(opened, classifier, tensor_cache),
     ).fit()
+
+
+def _place_images(opened: Opened) -> Opened:
+    """Move the pixels of each set to the device of training, if they fit there."""
+    device = next(opened.child.parameters()).device
+    new = opened.images.new
+    splits = {name: getattr(new, name) and place(getattr(new, name), device) for name in ("train", "val")}
+    old, old_val, unlabeled = (
+        images and place(images, device) for images in (opened.images.old, opened.images.old_val, opened.unlabeled)
+    )
+    images = opened.images._replace(new=new._replace(**splits), old=old, old_val=old_val)
+    return replace(opened, images=images, unlabeled=unlabeled)
 
 
 def evaluate(opened: Opened, classifier: Classifier, tensor_cache: Memoize | None = None) -> Evaluation:

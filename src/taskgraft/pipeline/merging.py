@@ -219,7 +219,7 @@ def _measure_merged(opened: Opened, models: Sequence[Bundle], weights: Params) -
     ]
     images = opened.images
     assert images.new.val is not None
-    blank = data.normalize(images.new.val, 0, 1).to(distributed.device())
+    blank = data.normalize(images.new.val, 0, 1, distributed.device())
     sets = measuring.predict_validation(join(members, identities, blank), images)
     agreements = measuring.compute_agreements(opened.parent_predictions["new"], sets["new"])
     return {**agreements, **measuring.compute_accuracies(sets)}

@@ -173,7 +173,7 @@ def _torch_backend(bundle: Bundle) -> Run:
     def run(pixels: NDArray[np.uint8]) -> Logits:
         images = Images(torch.from_numpy(pixels), {}, (), preprocessing.mean, preprocessing.std)
         with torch.inference_mode():
-            logits = classifier(data.normalize(images, 0, len(pixels)).to(device))
+            logits = classifier(data.normalize(images, 0, len(pixels), device))
         return {task: values.float().cpu().numpy() for task, values in logits.items()}
 
     return run

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -74,7 +74,10 @@ def fit(
     while not (is_finished(state.step) if is_finished else state.step >= config.steps):
         state, terms = train_step(state, method, sources, config)
         if on_step:
+            if state.step % config.save_every == 0 or state.step % config.eval_every == 0:
+                check_finite(state, sources, config)  # nothing is measured or saved of a step that does not count
             on_step(state, terms)
+    check_finite(state, sources, config)
     return state
 
 
@@ -88,18 +91,19 @@ def train_step(
         (otherwise empty).
 
     Raises:
-        TrainingError: Loss or gradient is not finite; nothing has been updated.
+        TrainingError: Loss or gradient is not finite, of this step or, on a GPU, of the one before; nothing has been
+            updated.
     """
     classifier, memory, step = state.classifier, state.memory, state.step
     classifier.train()
     set_frozen_to_eval(classifier, config.norm)
     device = next(classifier.parameters()).device
-    batch = data.build_batch(sources, step, config.batch_size)
+    batch = data.build_batch(sources, step, config.batch_size, device)
     if method.mix:
         batch = method.mix(batch, memory, seeding.generator(state.seed, "mix", step))
     images = batch.images[distributed.local_slice(len(batch.images))]  # of this process
-    images = (images.contiguous() if config.precision == "fp32" and images.dim() == 4 else images).to(device)
-    batch = batch._replace(labels={task: target.to(device) for task, target in batch.labels.items()})
+    images = images.contiguous() if config.precision == "fp32" and images.dim() == 4 else images
+    batch = batch._replace(labels={task: data.to_device(target, device) for task, target in batch.labels.items()})
 
     model = _choose_heads(classifier, method, batch, config)
     forward = BatchForward(classifier, model, images, len(batch.images), config, step)
@@ -128,13 +132,21 @@ def train_step(
         gradient = {name: value.grad for name, value in params.items() if value.grad is not None}
         gradient = {name: value.clone() for name, value in gradient.items()} if explicit else gradient
     penalties.add_gradients(params, on_weights.values())
-    scale = _clip_gradients(loss, params, config, state, sources, batch.rows)
-
+    norm, scale = _clip_gradients(params, config)
+    is_finite = torch.isfinite(norm) & torch.isfinite(loss)
+    keep: Tensor | None = None
     lr = lr_at(config, step)
+    if _must_wait(device, method):
+        if not bool(is_finite):
+            what = "gradient" if bool(torch.isfinite(loss)) else "loss"
+            raise _explain_not_finite(step + 1, lr, sources, batch.rows.tolist(), what)
+    else:
+        check_finite(state, sources, config)
+        keep = _skip_if_not_finite(state.optimizer, is_finite)
     for group in state.optimizer.param_groups:
         group["lr"] = lr
     state.optimizer.step()
-    penalties.step_towards(params, on_weights.values(), lr)
+    penalties.step_towards(params, on_weights.values(), lr, keep)
     if method.project:
         _restrict(params, before, method.project, memory)
     if method.observe:
@@ -229,12 +241,12 @@ def _build_predict(
 ) -> tuple[Callable[[Params, Tensor], Outputs], Callable[[Tensor], Outputs] | None]:
     """Build `Step.predict` and `Step.teach`.
 
-    `images` [B, ...] are on the CPU, `local` are those of this process, on its device.
+    `images` [B, ...] are those of the batch, `local` [b, ...] those of this process.
     """
 
     def answer(mask: Tensor, network: Teacher) -> Outputs:
         count = int(mask.sum())
-        rows = local if count == len(images) else images[mask][distributed.local_slice(count)].to(local.device)
+        rows = local if count == len(images) else data.take(images, mask)[distributed.local_slice(count)]
         autocast = torch.autocast(local.device.type, torch.bfloat16, enabled=config.precision == "bf16")
         with torch.no_grad(), autocast:
             outputs = network(rows)
@@ -247,21 +259,48 @@ def _build_predict(
     return predict, (lambda mask: answer(mask, teacher)) if teacher else None
 
 
-def _clip_gradients(
-    loss: Tensor, params: Params, config: TrainingConfig, state: TrainState, sources: TrainingData, rows: Tensor
-) -> Tensor | float:
-    """Clip the gradients, which must be finite; return the factor that they were multiplied by."""
+def _clip_gradients(params: Params, config: TrainingConfig) -> tuple[Tensor, Tensor | float]:
+    """Clip the gradients; return their norm before, and the factor that they were multiplied by."""
     gradients = [value.grad for value in params.values() if value.grad is not None]
     norm = nn.utils.get_total_norm(gradients, foreach=True)
-    if not bool(torch.isfinite(norm) & torch.isfinite(loss)):
-        names = [sources.new.names[row] for row in rows[rows >= 0].tolist()[:3]]
-        raise TrainingError(
-            f"step {state.step + 1}: the {'gradient' if bool(torch.isfinite(loss)) else 'loss'} is not finite at "
-            f"learning rate {lr_at(config, state.step):g} (images {', '.join(names)}, …); the weights "
-            "were not updated; lower --lr, or set --clip-grad 1",
-        )
     if not config.clip_grad:
-        return 1.0
+        return norm, 1.0
     scale = torch.clamp(config.clip_grad / (norm + 1e-6), max=1.0)
     torch._foreach_mul_(gradients, scale)  # pyright: ignore[reportPrivateImportUsage]
-    return scale
+    return norm, scale
+
+
+def _must_wait(device: torch.device, method: Method) -> bool:
+    """Whether a step is checked at once: on a CPU nothing runs ahead, and some methods look at every update."""
+    return device.type == "cpu" or bool(method.observe or method.project)
+
+
+def _skip_if_not_finite(optimizer: torch.optim.Optimizer, is_finite: Tensor) -> Tensor | None:
+    """Let the optimizer skip this step on the device unless loss and gradient are finite; the host need not know yet.
+
+    Returns:
+        1.0 or 0.0: whether the step counts.
+    """
+    found_inf = (~is_finite).float()
+    optimizer.found_inf = found_inf  # pyright: ignore[reportAttributeAccessIssue] - as torch's GradScaler does
+    return 1 - found_inf
+
+
+def check_finite(state: TrainState, sources: TrainingData, config: TrainingConfig) -> None:
+    """Check the step before, which the device has long finished.
+
+    Raises:
+        TrainingError: Its loss or gradient was not finite; the weights were not updated since.
+    """
+    skipped: Tensor | None = getattr(state.optimizer, "found_inf", None)
+    if skipped is not None and bool(skipped):
+        rows = data.batch_indices(sources, state.step - 1, config.batch_size)[0]
+        raise _explain_not_finite(state.step, lr_at(config, state.step - 1), sources, rows.tolist(), "loss or gradient")
+
+
+def _explain_not_finite(step: int, lr: float, sources: TrainingData, rows: Sequence[int], what: str) -> TrainingError:
+    names = [sources.new.names[row] for row in rows if row >= 0][:3]
+    return TrainingError(
+        f"step {step}: the {what} is not finite at learning rate {lr:g} (images {', '.join(names)}, …); the weights "
+        "were not updated; lower --lr, or set --clip-grad 1"
+    )

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 import torch
+from torch import Tensor
 
 from taskgraft import pytree
 from taskgraft.config import TrainingConfig
@@ -48,22 +49,22 @@ def add_gradients(params: Params, penalties: Collection[Quadratic]) -> None:
                     gradient.addcmul_(value - target, weight, value=item.strength)
 
 
-def step_towards(params: Params, penalties: Collection[Quadratic], lr: float) -> None:
+def step_towards(params: Params, penalties: Collection[Quadratic], lr: float, keep: Tensor | None = None) -> None:
     """Take the proximal step theta <- (theta + sum_k a_k anchor_k) / (1 + sum_k a_k), a = lr * strength * importance.
 
     Written as theta + sum_k a_k / (1 + sum a) * (anchor_k - theta): exact where nothing has moved. Stable for any
     strength. With one penalty this is the minimizer of |theta' - theta|^2 / (2 lr) + its quadratic. Explicit penalties
-    are skipped.
+    are skipped. With `keep`, 1.0 or 0.0 on the device of the parameters, the step counts or does not.
     """
     implicit = [item for item in penalties if item.implicit]
     with torch.no_grad():
         if len(implicit) == 1:
-            _step_towards_one(params, implicit[0], lr)
+            _step_towards_one(params, implicit[0], lr, keep)
         elif implicit:
-            _step_towards_several(params, implicit, lr)
+            _step_towards_several(params, implicit, lr, keep)
 
 
-def _step_towards_one(params: Params, item: Quadratic, lr: float) -> None:
+def _step_towards_one(params: Params, item: Quadratic, lr: float, keep: Tensor | None) -> None:
     """Move by a / (1 + a), computed as importance / (importance + 1 / (lr * strength)): one division fewer."""
     if not item.strength * lr:
         return
@@ -71,14 +72,16 @@ def _step_towards_one(params: Params, item: Quadratic, lr: float) -> None:
     for name, anchor in item.anchor.items():
         if item.importance is None:
             pull = lr * item.strength
-            params[name].lerp_(anchor, pull / (pull + 1.0))
+            fraction = pull / (pull + 1.0)
+            params[name].lerp_(anchor, fraction if keep is None else fraction * keep)
             continue
         for theta, target, weight in pytree.blocks(params[name], anchor, item.importance[name]):
             denominator = weight + offset
-            theta.lerp_(target, torch.div(weight, denominator, out=denominator))
+            fraction = torch.div(weight, denominator, out=denominator)
+            theta.lerp_(target, fraction if keep is None else fraction.mul_(keep))
 
 
-def _step_towards_several(params: Params, items: list[Quadratic], lr: float) -> None:
+def _step_towards_several(params: Params, items: list[Quadratic], lr: float, keep: Tensor | None) -> None:
     for name, value in params.items():
         relevant = [item for item in items if name in item.anchor]
         if not relevant:
@@ -89,4 +92,5 @@ def _step_towards_several(params: Params, items: list[Quadratic], lr: float) -> 
         ]
         denominator = 1 + torch.stack(pulls).sum(0)
         steps = [pull / denominator * (item.anchor[name] - value) for pull, item in zip(pulls, relevant, strict=True)]
-        value.add_(torch.stack(steps).sum(0))
+        step = torch.stack(steps).sum(0)
+        value.add_(step if keep is None else step * keep)
