@@ -22,12 +22,13 @@ LINT := .venv/ready-lint
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-fast coverage mutants kills fuzz lock sbom lint bench docs release-check clean
+.PHONY: help demo test test-fast test-gpu coverage mutants kills fuzz lock sbom lint bench docs release-check clean
 
 help:
 	@echo "make demo           train, extend and report on drawn cars, into $(OUT)/ (OUT=folder)"
 	@echo "make test           all tests (WORKERS=$(WORKERS), ARGS='-k name')"
 	@echo "make test-fast      the quick tests, in about a minute"
+	@echo "make test-gpu       what must hold on a GPU, if there is one"
 	@echo "make coverage       all tests, with line and branch coverage"
 	@echo "make mutants        deliberate defects, each of which the tests must catch (ARGS='D3 lora')"
 	@echo "make kills          kill -9 at 200 random moments of an extend and of a tune (ARGS='extend --count 20')"
@@ -48,6 +49,10 @@ test: $(TEST)
 
 test-fast: $(TEST)
 	OMP_NUM_THREADS=$(THREADS) MKL_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m 'not slow and not browser and not cluster' $(ARGS)
+
+# What must hold on the device of training; without a GPU, the processor.
+test-gpu: $(TEST)
+	$(BIN)/python -m pytest -n 0 tests/device tests/laws tests/reference $(ARGS)
 
 # The tests of speed and of silence would hear the counting, so this is no check of CI.
 coverage: .venv/ready-coverage

@@ -110,7 +110,7 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
     """A digest of names and bits."""
     total = hashlib.sha256()
     for name in sorted(tensors):
-        total.update(name.encode() + tensors[name].contiguous().numpy().tobytes())
+        total.update(name.encode() + tensors[name].cpu().contiguous().numpy().tobytes())
     return total.hexdigest()
 
 

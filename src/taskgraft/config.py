@@ -101,6 +101,9 @@ class TrainingConfig:
     precision: Precision = field(
         default="auto", metadata={"help": "Numeric precision and memory format; auto benchmarks them on this machine"}
     )
+    deterministic: bool = field(
+        default=False, metadata={"help": "Use slower, deterministic kernels on a GPU; a CPU has no others"}
+    )
     micro_batches: Annotated[int, Range(1, 64, at_least=1, searched=False)] = field(
         default=1,
         metadata={"help": "Micro-batches per step (gradient accumulation); doubled when memory runs out"},
@@ -140,9 +143,9 @@ TRAIN_DEFAULTS = TrainingConfig(
 
 # Defaults of `compress`: every step shows views that were never shown before, and the weights move little.
 COMPRESSION_DEFAULTS = TrainingConfig(
-    steps=1200,
+    steps=900,
     batch_size=64,
-    lr=3e-4,
+    lr=6e-4,
     warmup_steps=50,
     norm="frozen",
     views=0,

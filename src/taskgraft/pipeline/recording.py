@@ -185,6 +185,8 @@ def _write_notes(
             "not every old task has validation images: old accuracy is unknown, the last step was kept, and agreement "
             "with the parent is a proxy"
         )
+    if next(opened.child.parameters()).device.type == "cuda" and not opened.request.config.deterministic:
+        notes.append("trained on a GPU without --deterministic: another run of the same command may differ in bits")
     if environment_changes:
         changes = "; ".join(environment_changes)
         notes.append(f"resumed in another environment ({changes}): the last bits of results may differ")

@@ -12,7 +12,7 @@ from taskgraft.results.record import Comparison, Record, VariantResult
 
 Flag = tuple[str, str | None]  # a name and its value; None for a switch
 
-SWITCHES = ("--no-parent-check",)
+SWITCHES = ("--no-parent-check", "--deterministic")
 ARGUMENTS = {
     "train": ("DATA", "OUT"),
     "extend": ("PARENT", "DATA", "OUT"),
@@ -83,7 +83,7 @@ def _flag_name(setting: str) -> str:
 def config_flags(config: Mapping[str, Any], defaults: TrainingConfig = TrainingConfig()) -> list[Flag]:  # noqa: B008 - immutable
     """Return the flags of the settings in `config` that differ from `defaults`."""
     return [
-        (_flag_name(name), str(config[name]))
+        (_flag_name(name), None if config[name] is True else str(config[name]))
         for name in options(TrainingConfig)
         if name in config and config[name] != getattr(defaults, name)
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -71,6 +72,8 @@ def fit(
         is_finished: Asked with the number of steps taken whether to stop; None: after `config.steps`.
     """
     keep_freed_memory()
+    if config.deterministic:
+        use_deterministic_kernels()
     while not (is_finished(state.step) if is_finished else state.step >= config.steps):
         state, terms = train_step(state, method, sources, config)
         if on_step:
@@ -79,6 +82,13 @@ def fit(
             on_step(state, terms)
     check_finite(state, sources, config)
     return state
+
+
+def use_deterministic_kernels() -> None:
+    """Choose deterministic kernels for the rest of this process; those that have none warn."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
+    torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def train_step(
