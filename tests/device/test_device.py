@@ -54,7 +54,7 @@ def test_runs_repeat_their_bits_wherever_the_pixels_wait(method: str) -> None:
 def test_a_run_resumes_to_the_same_bits(method: str, tmp_path: Path) -> None:
     expected = digest(run(method))
     state, built, sources = start_run(method, CONFIG, parent().to(DEVICE))
-    half = loop.fit(state, built, sources, CONFIG, is_finished=lambda step: step >= CONFIG.steps // 2)
+    half = loop.fit(state, built, sources, CONFIG, until=CONFIG.steps // 2)
     saved = checkpoints.save(tmp_path, half)
     state, built, sources = start_run(method, CONFIG, parent().to(DEVICE))
     blank = loop.prepare(state.classifier, built, sources, CONFIG)

@@ -23,7 +23,7 @@ from taskgraft.training.checkpoints import TrainState
 from taskgraft.training.micro_batching import BatchForward
 from taskgraft.types import Batch, Memory, Outputs, Params, Step, Teacher, TrainingData, Update
 
-OnStep = Callable[[TrainState, dict[str, float]], None]  # (state after the step, terms of the objective if logged)
+OnStep = Callable[[TrainState, dict[str, float]], bool]  # (state, terms of the objective if logged) -> stop?
 HEAD_BATCH, HEAD_LR = 128, 0.01  # of the head-only steps, which are a convex problem: the result hardly depends on them
 
 
@@ -59,7 +59,7 @@ def fit(
     sources: TrainingData,
     config: TrainingConfig,
     on_step: OnStep | None = None,
-    is_finished: Callable[[int], bool] | None = None,
+    until: int | None = None,
 ) -> TrainState:
     """Train to the last step.
 
@@ -68,18 +68,20 @@ def fit(
         method: How forgetting is prevented.
         sources: Training images.
         config: Training settings.
-        on_step: Called after each step with the new state and, on logged steps, the terms of the objective.
-        is_finished: Asked with the number of steps taken whether to stop; None: after `config.steps`.
+        on_step: Called after each step with the new state and, on logged steps, the terms of the objective; returns
+            whether to stop.
+        until: Stop after this step instead of the last one.
     """
     keep_freed_memory()
     if config.deterministic:
         use_deterministic_kernels()
-    while not (is_finished(state.step) if is_finished else state.step >= config.steps):
+    while state.step < min(config.steps, config.steps if until is None else until):
         state, terms = train_step(state, method, sources, config)
         if on_step:
             if state.step % config.save_every == 0 or state.step % config.eval_every == 0:
                 check_finite(state, sources, config)  # nothing is measured or saved of a step that does not count
-            on_step(state, terms)
+            if on_step(state, terms):
+                break
     check_finite(state, sources, config)
     return state
 

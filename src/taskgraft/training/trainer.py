@@ -129,7 +129,8 @@ class Trainer:
         state = self._resume() or self._start()
         while True:
             try:
-                state = loop.fit(state, self.method, self.sources, self.config, self._on_step, self._is_finished)
+                if not self._stops_early():
+                    state = loop.fit(state, self.method, self.sources, self.config, self._on_step, self.until)
                 break
             except RuntimeError as error:
                 self._use_more_micro_batches(error)
@@ -144,10 +145,8 @@ class Trainer:
             state.classifier.load_state_dict(weights)
         return Fitted(state, tuple(self.lines), step, self.config, self.sources)
 
-    def _is_finished(self, step: int) -> bool:
-        """Whether no step is left: all were taken, or too many evaluations brought nothing better."""
-        if step >= min(self.config.steps, self.config.steps if self.until is None else self.until):
-            return True
+    def _stops_early(self) -> bool:
+        """Whether too many evaluations brought nothing better; a search's trial stops where the search says so."""
         best = self._score()
         if not self.config.early_stopping or self.until is not None or best is None:
             return False
@@ -183,8 +182,8 @@ class Trainer:
         self.lines = distributed.broadcast(lambda: run_folder.truncate_metrics(self.out, state.step))
         return state
 
-    def _on_step(self, state: TrainState, terms: dict[str, float]) -> None:
-        """Evaluate, log and save where a step is due for it."""
+    def _on_step(self, state: TrainState, terms: dict[str, float]) -> bool:
+        """Evaluate, log and save where a step is due for it; return whether to stop."""
         last = state.step in (self.config.steps, self.until)
         evaluated = state.step % self.config.eval_every == 0 or last
         if terms or evaluated:
@@ -204,6 +203,7 @@ class Trainer:
         if distributed.is_main_process() and (state.step % self.config.save_every == 0 or last):
             checkpoints.save(self.out / "state", state, self._best_file)
         self.callbacks.progress("training", state.step, self.config.steps)
+        return evaluated and self._stops_early()
 
     def _score(self) -> tuple[float, int] | None:
         """Return the best mean accuracy so far and its step."""
