@@ -51,22 +51,22 @@ def settings(case: Case) -> TrainingConfig:
 
 
 @functools.lru_cache(maxsize=8)
-def _arithmetic(arch: str, size: int, batch: int) -> str:
+def _arithmetic(arch: str, size: int, batch: int, device: torch.device | None) -> str:
     """What "auto" chooses; once for all methods of a case, as `extend` keeps its choice."""
     case = {"arch": arch, "size": size, "batch": batch, "images": batch}
     sources = TrainingData(images_of(case), None, 1, "none", 0)
-    return precision.choose_precision(child_of(case), sources, settings(case), None)[0].precision
+    return precision.choose_precision(child_of(case).to(device or "cpu"), sources, settings(case), None)[0].precision
 
 
-def started(case: Case) -> tuple[TrainState, Method, TrainingData, TrainingConfig]:
+def started(case: Case, device: torch.device | None = None) -> tuple[TrainState, Method, TrainingData, TrainingConfig]:
     """A run of the case's method before its first step."""
     run = settings(case)
     if run.precision == "auto":
-        chosen: Any = _arithmetic(case["arch"], case["size"], case["batch"])
+        chosen: Any = _arithmetic(case["arch"], case["size"], case["batch"], device)
         run = replace(run, precision=chosen)
     if "live" in case["method"]:
         run = replace(run, views=0)  # what a live teacher is for
-    child, method = child_of(case), composition.build(case["method"])
+    child, method = child_of(case).to(device or "cpu"), composition.build(case["method"])
     sources = TrainingData(images_of(case), None, run.views, run.augment, run.seed)
     values = dict(child.named_parameters())
     recorded = {
