@@ -1,26 +1,31 @@
 """A chain of five tasks without any old image: what each step forgets, against fine-tuning and separate models.
 
-    .venv/bin/python benchmarks/chain.py OUT --shared DIR --made DIR [--steps 200] [--seeds 1]
+    .venv/bin/python benchmarks/chain.py OUT --shared DIR --made DIR [--steps 200] [--seeds 1] [--methods NAME …]
+        [--tasks 4] [--compression-steps 900]
 
 cars (196 models) -> colours -> Fashion-MNIST 0-4 -> even digits -> Fashion-MNIST 5-9, on one EfficientNet-Lite0, 96 px.
-Every extension sees the images of its own task alone; validation images of all earlier tasks measure it.
+Every extension sees the images of its own task alone; validation images of all earlier tasks measure it. "compress" is
+`branch` compressed to one plain backbone after every task, "compress + images" the same with 1,000 unlabeled images of
+cars, and as many of every task learned so far, whose labels are not read.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from taskgraft.config import TrainingConfig
-from taskgraft.pipeline.request import Request
+from taskgraft.config import COMPRESSION_DEFAULTS, TrainingConfig
+from taskgraft.pipeline.request import CompressionRequest, Request
 from taskgraft.pipeline.run import run
 from taskgraft.results.record import versions
 from taskgraft.types import Callbacks
 
 RESULTS = Path(__file__).parent / "results" / "chain.json"
-METHODS = ("finetune", "distill + ewc", "branch", "ladder")
+METHODS = ("finetune", "distill + ewc", "branch", "ladder", "compress", "compress + images")
+UNLABELED = 1000  # images of each earlier task
 
 
 def tasks(shared: Path, made: Path) -> list[tuple[str, Path]]:
@@ -51,9 +56,24 @@ def chain(
     request, cars = first(given.shared), given.shared / "data/cars/val"
     seen: tuple[Path, ...] = (cars,)
     found: list[dict[str, float]] = []
-    for name, data in tasks(given.shared, given.made):
+    for name, data in tasks(given.shared, given.made)[: given.tasks]:
         place = given.out / method.replace(" ", "") / f"seed-{config.seed}" / name
-        asked = replace(request, data=data, task=name, method=method, config=config, old_val=seen)
+        compressed = method.startswith("compress")
+        asked = replace(
+            request, data=data, task=name, method="branch" if compressed else method, config=config, old_val=seen
+        )
+        if compressed:
+            teacher, place = place / "teacher", place / "plain"
+            run(asked, teacher, cache=given.out / "cache", resume=True, callbacks=callbacks)
+            settings = replace(
+                COMPRESSION_DEFAULTS, steps=given.compression_steps, eval_every=given.compression_steps,
+                save_every=10_000, seed=config.seed, precision=config.precision,
+            )  # fmt: skip
+            earlier = [given.shared / "data/cars/train", *(root / "train" for root in seen[1:])]
+            asked = CompressionRequest(
+                teacher, data, old_val=seen, config=settings, check_parent=False,
+                unlabeled=[sample(root, given.out / "unlabeled") for root in earlier] if "images" in method else (),
+            )  # fmt: skip
         done = run(asked, place, cache=given.out / "cache", resume=True, callbacks=callbacks)
         before = {task.name: task.parent.mean for task in done.record.tasks if task.parent}
         found = found or [before]
@@ -64,10 +84,22 @@ def chain(
     return found
 
 
+def sample(root: Path, out: Path) -> Path:
+    """A flat folder of evenly spaced images, named by number alone."""
+    folder = out / "-".join(root.parts[-3:])
+    files = sorted(path for path in root.rglob("*") if path.suffix in (".jpg", ".png"))
+    chosen = files[:: max(1, len(files) // UNLABELED)][:UNLABELED]
+    if not folder.exists():
+        folder.mkdir(parents=True)
+        for number, path in enumerate(chosen):
+            shutil.copyfile(path, folder / f"{number:04d}{path.suffix}")
+    return folder
+
+
 def separate(config: TrainingConfig, given: argparse.Namespace, callbacks: Callbacks) -> dict[str, float]:
     """Each task learnt alone from the same checkpoint with twice the steps."""
     found = {}
-    for name, data in tasks(given.shared, given.made):
+    for name, data in tasks(given.shared, given.made)[: given.tasks]:
         place = given.out / "separate" / f"seed-{config.seed}" / name
         asked = replace(
             first(given.shared), data=data, task=name, method="finetune", config=replace(config, steps=2 * config.steps)
@@ -85,6 +117,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--precision", default="auto")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
+    parser.add_argument("--tasks", type=int, default=4, help="only the first of those after the cars")
+    parser.add_argument("--compression-steps", type=int, default=COMPRESSION_DEFAULTS.steps)
+    parser.add_argument("--no-separate", action="store_true", help="no models for each task alone")
+    parser.add_argument("--results", type=Path, default=RESULTS)
     given = parser.parse_args()
     callbacks = Callbacks()
     stored: dict[str, object] = {"versions": versions(), "steps": given.steps, "runs": []}
@@ -93,12 +130,16 @@ def main() -> None:
         config = TrainingConfig(
             steps=given.steps, eval_every=every, save_every=10_000, seed=seed, precision=given.precision
         )
-        runs = {method: chain(method, config, given, callbacks) for method in METHODS}
+        runs = {method: chain(method, config, given, callbacks) for method in given.methods}
         stored["runs"] = [
             *stored["runs"],
-            {"seed": seed, "chains": runs, "separate": separate(config, given, callbacks)},
+            {
+                "seed": seed,
+                "chains": runs,
+                "separate": {} if given.no_separate else separate(config, given, callbacks),
+            },
         ]
-        RESULTS.write_text(json.dumps(stored, indent=1))
+        given.results.write_text(json.dumps(stored, indent=1))
 
 
 if __name__ == "__main__":

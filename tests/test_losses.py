@@ -148,13 +148,16 @@ def test_batch_without_labels() -> None:
 def test_quadratic() -> None:
     params = {"w": torch.tensor([1.0, 2.0], requires_grad=True), "free": torch.tensor([9.0])}
     item = Quadratic({"w": torch.tensor([0.0, 5.0])}, {"w": torch.tensor([3.0, 0.5])}, 4.0, True)
-    assert float(losses.quadratic(params, item)) == 4 / 2 * (3 * 1 + 0.5 * 9)
-    assert float(losses.quadratic(params, item._replace(strength=0.0))) == 0
+    assert losses.quadratic(params, item).item() == 4 / 2 * (3 * 1 + 0.5 * 9)
+    assert losses.quadratic(params, item._replace(strength=0.0)).item() == 0
     two = {"v": torch.tensor([2.0]), "w": params["w"]}
     both = Quadratic({"v": torch.tensor([0.0]), **item.anchor}, None, 4.0, True)
     value = losses.quadratic(two, both)
-    assert float(value) == 4 / 2 * (4 + 1 + 9)  # without importance all weights count alike
+    assert value.item() == 4 / 2 * (4 + 1 + 9)  # without importance all weights count alike
     assert value.dtype == torch.float64  # the sum of many tensors
+    value.backward()
+    assert params["w"].grad is not None
+    assert params["w"].grad.tolist() == [4.0 * 1, 4.0 * -3]  # strength * (theta - anchor), in any loop
     with pytest.raises(KeyError, match="w"):
         losses.quadratic({"free": params["free"]}, item)
 

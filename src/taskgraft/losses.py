@@ -96,7 +96,7 @@ def logit_matching(logits: Tensor, teacher: Tensor) -> Tensor:
 
 
 def quadratic(params: Params, penalty: Quadratic) -> Tensor:
-    """Compute (strength / 2) sum_j importance_j (params_j - anchor_j)^2; a float64 scalar.
+    """Compute (strength / 2) sum_j importance_j (params_j - anchor_j)^2; a float64 scalar, differentiable.
 
     Source: Kirkpatrick et al. 2017, equation 3, whose lambda is the strength.
 
@@ -105,7 +105,7 @@ def quadratic(params: Params, penalty: Quadratic) -> Tensor:
     """
     total = torch.zeros((), dtype=torch.float64)
     for name, anchor in sorted(penalty.anchor.items()):  # a restored memory has another order, and sums round
-        moved = params[name].detach() - anchor
+        moved = params[name] - anchor
         weight = 1.0 if penalty.importance is None else penalty.importance[name]
         total += (moved.square() * weight).sum().double().cpu()
     return total * (penalty.strength / 2)

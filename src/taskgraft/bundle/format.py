@@ -39,7 +39,7 @@ FORMAT = 1
 MAX_JSON_BYTES = 64 * 2**20  # 100,000 class names with their rows take a tenth
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Bundle:
     """An opened model with its metadata.
 
@@ -72,6 +72,11 @@ class Bundle:
     model_args: dict[str, Any] = field(default_factory=dict)
     folder: Path | None = None
     preprocessing_source: str = ""
+
+    def __repr__(self) -> str:
+        """Name what it is and what it answers; the network would fill pages."""
+        tasks = ", ".join(f"{task.name} ({len(task.classes)})" for task in self.classifier.tasks)
+        return f"Bundle({self.arch}, tasks: {tasks}; from {self.source})"
 
     def temperature(self, task: Task) -> float:
         """Return the temperature on a task's card; 1 without one, or if the card is for other classes."""

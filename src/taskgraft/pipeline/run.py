@@ -41,6 +41,11 @@ class Extension(NamedTuple):
     predictions: dict[str, Predictions]
     out: Path
 
+    def __repr__(self) -> str:
+        """Name the folder and what every task reaches; all predictions would fill pages."""
+        rates = [f"{task.name} {task.child.mean:.1%}" if task.child else task.name for task in self.record.tasks]
+        return f"Extension({', '.join(rates)}; {self.out})"
+
 
 def run(
     request: Request | TrainingRequest,

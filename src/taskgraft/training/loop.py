@@ -134,7 +134,8 @@ def train_step(
     on_weights = penalties.choose_form(method.weight(params, memory), config) if method.weight else {}
     logged = step == 0 or (step + 1) % config.log_every == 0 or step + 1 == config.steps
     if logged:
-        terms |= {name: losses.quadratic(params, penalty) for name, penalty in on_weights.items()}
+        with torch.no_grad():  # their gradient, or proximal step, is added without a graph
+            terms |= {name: losses.quadratic(params, penalty) for name, penalty in on_weights.items()}
     before: Params = {}
     gradient: Params = {}
     explicit = any(penalty.strength and not penalty.implicit for penalty in on_weights.values())
