@@ -115,8 +115,9 @@ def _describe_change(task: TaskResult) -> str:
 
 def _list_costs(record: Record) -> list[str]:
     added, parent = record.parameters["added"], record.parameters["parent"]
-    extra = f" added, {fmt.fraction(added, parent)} of the parent's" if parent else ""
-    lines = [f"{fmt.pluralize(added, 'parameter')}{extra}"]
+    change = "fewer" if added < 0 else "added"
+    extra = f" {change}, {fmt.fraction(abs(added), parent)} of the parent's" if parent else ""
+    lines = [f"{fmt.pluralize(abs(added), 'parameter')}{extra}"]
     if flops := summary.describe_flops(record):
         lines.append(flops)
     if record.latency:

@@ -149,7 +149,8 @@ def _describe_judgement(record: Record) -> str:
     worst = max(old, key=loss_of)
     loss = worst.forgetting
     if loss is None or any(task.forgetting is None for task in old):
-        return _describe_agreement([task for task in old if task.forgetting is None])
+        flag = "--old-val" if new.new else "--val"
+        return _describe_agreement([task for task in old if task.forgetting is None], flag)
     images = fmt.pluralize(loss.n, "image")
     if all(task.identical for task in old):
         return f"no forgetting: predictions on the old tasks are bit-identical to the parent's ({images})"
@@ -163,8 +164,8 @@ def _describe_judgement(record: Record) -> str:
     )
 
 
-def _describe_agreement(tasks: Sequence[TaskResult]) -> str:
-    text = "forgetting unknown: measuring it needs old validation images (--old-val DIR)"
+def _describe_agreement(tasks: Sequence[TaskResult], flag: str) -> str:
+    text = f"forgetting unknown: measuring it needs old validation images ({flag} DIR)"
     if all(task.identical for task in tasks):
         return f"{text}; predictions on the new images are bit-identical to the parent's"
     agreement, name = min((task.agreement.mean, task.name) for task in tasks if task.agreement)
