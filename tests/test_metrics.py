@@ -182,3 +182,11 @@ def test_probabilities_with_temperature() -> None:
 
 def test_gap() -> None:
     assert metrics.gap(0.7, {"a": 0.9, "b": 0.7}) == pytest.approx(0.1)
+
+
+def test_agreement_stands_in_only_where_that_is_asked_for() -> None:
+    lines = [
+        StepMetrics(step=step, accuracy={"a": a}, agreement={"b": b}) for step, a, b in ((5, 0.9, 0.2), (9, 0.8, 0.6))
+    ]
+    assert metrics.score(lines, ["a", "b"]) is None
+    assert metrics.score(lines, ["a", "b"], with_agreement=True) == (pytest.approx(0.7), 9)

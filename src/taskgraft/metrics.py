@@ -91,15 +91,17 @@ def t_interval(values: Sequence[float]) -> tuple[float, float]:
     return mean, t * float(np.std(values, ddof=1)) / sqrt(len(values))
 
 
-def score(history: Sequence[StepMetrics], tasks: Sequence[str]) -> tuple[float, int] | None:
+def score(
+    history: Sequence[StepMetrics], tasks: Sequence[str], *, with_agreement: bool = False
+) -> tuple[float, int] | None:
     """Return the Score and its step: the peak of the tasks' mean accuracy over evaluated steps.
 
-    Agreement with the parent stands in for the accuracy of a task without validation images. Step 0 does not count, and
-    of equal steps the first. None if no step measured all of `tasks`, or there are none.
+    Step 0 does not count, and of equal steps the first. None if no step measured all of `tasks`, or there are none.
+    `with_agreement`: agreement with the parent stands in for the accuracy of a task without validation images.
     """
     best: tuple[float, int] | None = None
     for line in history:
-        values = {**line.agreement, **line.accuracy}
+        values = {**(line.agreement if with_agreement else {}), **line.accuracy}
         if tasks and line.step > 0 and all(task in values for task in tasks):
             mean = float(np.mean([values[task] for task in tasks]))
             if best is None or mean > best[0]:

@@ -207,7 +207,7 @@ class Trainer:
 
     def _score(self) -> tuple[float, int] | None:
         """Return the best mean accuracy so far and its step."""
-        return metrics.score(self.lines, self.selection_tasks)
+        return metrics.score(self.lines, self.selection_tasks, with_agreement=True)
 
     def _use_more_micro_batches(self, error: RuntimeError) -> None:
         """Double the micro-batches after memory ran out, for the run folder too; any other error is raised again."""
