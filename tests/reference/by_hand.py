@@ -117,7 +117,7 @@ def watched(text: str) -> tuple[Method, Seen]:
 
     def weight(params: Params, memory: Memory) -> dict[str, Quadratic]:
         result = method.weight(params, memory) if method.weight else {}
-        seen.penalties.append({name: float(losses.quadratic(params, item)) for name, item in result.items()})
+        seen.penalties.append({name: losses.quadratic(params, item).item() for name, item in result.items()})
         return result
 
     return method._replace(response=response, weight=weight), seen

@@ -219,7 +219,7 @@ def test_penalty_is_linear_in_strength(text: str) -> None:
         terms = made.response(step, memory) if made.response else {}
         held = made.weight(dict(end.named_parameters()), memory) if made.weight else {}
         return sum(float(one.detach()) for one in terms.values()) + sum(
-            float(losses.quadratic(dict(end.named_parameters()), item)) for item in held.values()
+            losses.quadratic(dict(end.named_parameters()), item).item() for item in held.values()
         )
 
     assert value(1) > 0

@@ -215,7 +215,6 @@ def test_penalty_builds_no_graph(implicit: bool) -> None:
     assert any(not torch.equal(moves[-1].before[name], start) for name, start in anchor.items())
     params: Params = {name: value.requires_grad_() for name, value in moves[-1].after.items()}
     item = Quadratic(anchor, {name: value.square() for name, value in anchor.items()}, strength, False)
-    assert not losses.quadratic(params, item).requires_grad
     add_gradients(params, [item])
     for name, start in anchor.items():
         value, gradient = params[name], params[name].grad

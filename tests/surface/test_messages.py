@@ -15,7 +15,7 @@ from taskgraft.cli.app import how_to_continue
 
 ROOT = Path(__file__).parents[2]
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
-TRAINING = ("train", "extend", "compare", "tune")
+TRAINING = ("train", "extend", "compress", "merge", "compare", "tune")
 OPENING = (*TRAINING, "evaluate", "predict", "distribution", "export", "serve", "check")
 # The commands that use each room of the package.
 USERS = {

@@ -55,7 +55,7 @@ def test_explicit_gradient_matches_formula() -> None:
         for name in item.anchor
     )
     assert isinstance(total, Tensor)
-    assert float(losses.quadratic(theta, item)) == pytest.approx(float(total.detach()))
+    assert losses.quadratic(theta, item).item() == pytest.approx(float(total.detach()))
     by_hand = torch.autograd.grad(total, [theta["a"], theta["b"]])
     assert theta["a"].grad is not None
     assert theta["b"].grad is not None
