@@ -81,18 +81,26 @@ def distillation(logits: Tensor, teacher: Tensor, temperature: float, scale: Sca
     return divergence * temperature**2 if scale == "T2" else divergence
 
 
-def logit_matching(logits: Tensor, teacher: Tensor) -> Tensor:
-    """Compute the relative squared error sum_i ||z_i - t_i||^2 / sum_i ||t_i||^2 of centered logits; 0 for equal ones.
+def logit_matching(logits: Tensor, teacher: Tensor, scale: Tensor) -> Tensor:
+    """Compute mean_ik (z_ik - t_ik)^2 / scale of centered logits; a scalar >= 0, 0 for equal ones.
 
-    Differences between logits decide a softmax, so each row is centered first. The fraction makes tasks with few, large
-    logits and tasks with many, small ones count alike. Source: Ba and Caruana 2014, equation 1, but for the fraction.
+    Differences between logits decide a softmax, so each row is centered first. With the teacher's own `logit_scale` it
+    is a fraction, and tasks with few, large logits and tasks with many, small ones count alike. Source: Ba and Caruana
+    2014, equation 1.
 
     Args:
         logits: The student's logits [B, K].
         teacher: The teacher's logits [B, K].
+        scale: What the squared errors are measured in, > 0.
     """
     student, target = (z.float() - z.float().mean(1, keepdim=True) for z in (logits, teacher))
-    return (student - target).square().sum() / target.square().sum().clamp(min=1e-12)
+    return (student - target).square().mean() / scale
+
+
+def logit_scale(teacher: Tensor) -> Tensor:
+    """Return the mean square of a teacher's centered logits [N, K]; a scalar > 0."""
+    target = teacher.float() - teacher.float().mean(1, keepdim=True)
+    return target.square().mean().clamp(min=1e-12)
 
 
 def quadratic(params: Params, penalty: Quadratic) -> Tensor:

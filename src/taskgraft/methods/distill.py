@@ -15,9 +15,10 @@ from taskgraft.config import Range, Softmax, TrainingConfig
 from taskgraft.errors import InputError
 from taskgraft.methods.protocol import Method, Settings, Traits
 from taskgraft.models.classifier import Classifier, old_class_counts
-from taskgraft.models.inference import compute_logits, compute_once
+from taskgraft.models.inference import compute_logits, compute_once, image_reader, sample_evenly
 from taskgraft.types import MIXED_IN, UNLABELED, Batch, Memory, Outputs, Params, Step, Terms, TrainingData
 
+SCALE_IMAGES = 512  # whose logits say how large a teacher's are
 BATCH_SIZE = 32  # images per forward pass where all views are recorded in advance
 JOINT = "all outputs"  # the one entry of the teacher's logits where one softmax covers all tasks
 
@@ -28,10 +29,11 @@ class Distill(Settings):
 
     strength * sum over old tasks of T^2 mean_i KL(parent / T || child / T), T the `temperature`. `teacher="recorded"`
     stores the parent's logits of each fixed view when it is first used; "live" runs the parent at every step, so that
-    views need not repeat. `loss="logits"` matches the logits themselves: their relative squared error takes the place
-    of T^2 KL (Ba and Caruana 2014), which learns more of a confident teacher than its favorite. `blend` is the fraction
-    of steps whose images are blended, by mixup (Zhang et al. 2018) or CutMix (Yun et al. 2019): they have no label, but
-    a live teacher knows what it sees in them. Needs no old images.
+    views need not repeat. `loss="logits"` matches the logits themselves: their mean squared error, as a fraction of the
+    parent's own mean square on the new images, takes the place of T^2 KL (Ba and Caruana 2014), which learns more of a
+    confident teacher than its favorite. `blend` is the fraction of steps whose images are blended, by mixup (Zhang et
+    al. 2018) or CutMix (Yun et al. 2019): they have no label, but a live teacher knows what it sees in them. Needs no
+    old images.
     """
 
     traits = Traits(distills=True)
@@ -53,9 +55,12 @@ class Distill(Settings):
         """Use `remember` (the parent and its logits), `response` and, to blend images, `mix`."""
 
         def remember(classifier: Classifier, sources: TrainingData, past: Memory) -> Memory:
+            memory: Memory = {}
+            if self.loss == "logits":
+                memory["scale"] = compute_once(sources, "logit scale", lambda: _logit_scales(classifier, sources))
             if sources.teacher:  # it answers in the parent's place
-                return {}
-            memory: Memory = {"parent": pytree.state(classifier)}
+                return memory
+            memory["parent"] = pytree.state(classifier)
             if self.teacher == "recorded":
                 if not sources.views:
                     raise InputError(
@@ -81,8 +86,10 @@ class Distill(Settings):
                 outputs = _group_by_softmax(step.outputs, step.softmax, step.old)
             if not bool(taught.all()):
                 outputs = {name: data.take(logits, taught) for name, logits in outputs.items()}
+            scales = memory.get("scale", {})
             terms = [
-                self._compare(logits, data.to_device(teacher[name], logits.device)) for name, logits in outputs.items()
+                self._compare(logits, data.to_device(teacher[name], logits.device), scales.get(name))
+                for name, logits in outputs.items()
             ]
             return {"distill": self.strength * torch.stack(terms).sum()}
 
@@ -91,10 +98,26 @@ class Distill(Settings):
 
         return Method(remember=remember, response=response, mix=mix if self.blend and self.strength else None)
 
-    def _compare(self, logits: Tensor, teacher: Tensor) -> Tensor:
-        if self.loss == "logits":
-            return losses.logit_matching(logits, teacher)
+    def _compare(self, logits: Tensor, teacher: Tensor, scale: Tensor | None) -> Tensor:
+        if scale is not None:
+            return losses.logit_matching(logits, teacher, scale)
         return losses.distillation(logits, teacher, self.temperature, self.scale)
+
+
+def _logit_scales(classifier: Classifier, sources: TrainingData) -> Params:
+    """Return the mean square of the teacher's logits on a sample of the new images, by task or softmax."""
+    images = sample_evenly(sources.new, SCALE_IMAGES)
+    read = image_reader(images, classifier)
+    batches: list[Outputs] = []
+    for start in range(0, len(images.pixels), BATCH_SIZE):
+        batch = read(start, min(start + BATCH_SIZE, len(images.pixels)))
+        if sources.teacher:
+            with torch.no_grad():
+                batches.append(sources.teacher(batch))
+        else:
+            outputs = compute_logits(classifier, batch)
+            batches.append(_group_by_softmax(outputs, classifier.softmax, old_class_counts(classifier)))
+    return {name: losses.logit_scale(torch.cat([batch[name] for batch in batches])).clone() for name in batches[0]}
 
 
 def _blend(batch: Batch, rng: np.random.Generator) -> Batch:

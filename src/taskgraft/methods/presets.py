@@ -8,7 +8,7 @@ DEFAULT_METHOD = "branch"  # by the evidence in docs/choosing.md
 BASELINE = "finetune"  # protects nothing: what every other method is compared with
 BASELINE_LABEL = "baseline"  # how tables and charts call it
 SINGLE_BACKBONE = "distill"  # suggested where the child must remain a plain network
-COMPRESSION = "distill(strength=20, teacher=live, loss=logits, blend=0.5)"  # how `compress` teaches one backbone
+COMPRESSION = "distill(strength=12, teacher=live, loss=logits, blend=0.5)"  # how `compress` teaches one backbone
 SEARCHED = "distill + wise"  # what `tune` searches when no method is given
 COMPARED = (BASELINE, "distill", DEFAULT_METHOD)  # what `compare` compares when no methods are given
 
