@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from taskgraft import data
+from taskgraft.data.augmentation import AUGMENT
 from taskgraft.data.placement import SHARE, place, take, to_device
 from toys import NEW, make_data, make_images
 
@@ -22,7 +23,7 @@ def test_pixels_move_where_they_fit() -> None:
     assert place(images, META, free=10 * size)._replace(pixels=images.pixels) == images, "nothing else changes"
 
 
-@pytest.mark.parametrize("augment", data.augmentation.AUGMENT)
+@pytest.mark.parametrize("augment", AUGMENT)
 @pytest.mark.parametrize("resident", [True, False])
 def test_batches_are_made_on_the_device_from_either_place(augment: str, resident: bool) -> None:
     sources = make_data()._replace(augment=augment, unlabeled=make_images(9, NEW, 8))

@@ -10,6 +10,7 @@ import torch
 
 from taskgraft import data, distributed
 from taskgraft.curvature import fisher
+from taskgraft.data.augmentation import AUGMENT
 from taskgraft.data.placement import place
 from taskgraft.training import checkpoints, loop
 from toys import NEW, OLD, RUN, digest, make_data, make_images, parent, start_run, weights
@@ -61,7 +62,7 @@ def test_a_run_resumes_to_the_same_bits(method: str, tmp_path: Path) -> None:
     assert digest(weights(loop.fit(checkpoints.restore(saved, blank), built, sources, CONFIG))) == expected
 
 
-@pytest.mark.parametrize("augment", data.augmentation.AUGMENT)
+@pytest.mark.parametrize("augment", AUGMENT)
 def test_views_are_those_of_the_processor(augment: str) -> None:
     sources = make_data()._replace(augment=augment)
     here, there = data.build_batch(sources, 3, 8, DEVICE), data.build_batch(sources, 3, 8)
