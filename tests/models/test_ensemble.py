@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from taskgraft import data
 from taskgraft.models.classifier import grow
-from taskgraft.models.ensemble import Normalization, join
+from taskgraft.models.ensemble import Conversion, join
 from taskgraft.models.inference import compute_logits, predict
 from toys import NEW, OLD, make_images, parent
 
@@ -17,7 +17,7 @@ HALF, IMAGENET = ((0.5,) * 3, (0.25,) * 3), ((0.485, 0.456, 0.406), (0.229, 0.22
 def test_every_model_answers_as_it_does_alone() -> None:
     first, second = parent(), grow(parent("test_efficientnet"), NEW, 3)
     images = make_images(30, NEW, 4)
-    conversions = [Normalization(32, HALF, HALF), Normalization(48, HALF, IMAGENET)]
+    conversions = [Conversion(32, HALF, HALF), Conversion(48, HALF, IMAGENET)]
     joint = join([first, second], conversions, torch.zeros(1, 3, 32, 32))
     assert [task.name for task in joint.tasks] == ["shape", "paint"]
     outputs = predict(joint, images).logits
@@ -31,4 +31,4 @@ def test_every_model_answers_as_it_does_alone() -> None:
 
 def test_images_that_are_right_already_stay_bit_identical() -> None:
     images = data.normalize(make_images(4, OLD, 4), 0, 4)
-    assert Normalization(32, HALF, HALF)(images) is images
+    assert Conversion(32, HALF, HALF)(images) is images

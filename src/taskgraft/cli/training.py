@@ -150,7 +150,7 @@ def extend(
     Args:
         into: Add the classes in DATA to this existing task, instead of learning a new --task
         method: Method, or a sum of methods, against forgetting; see `taskgraft methods`
-        one_backbone: Compress the child to one plain backbone afterwards, and keep it in OUT/teacher
+        one_backbone: Compress the child to one plain backbone in OUT; the child itself stays in OUT/teacher
         budget: Time limit such as 15m (--method auto only)
         max_forgetting: Best new-task accuracy with forgetting at most this, such as 1% (--method auto only)
         jobs: Worker processes (--method auto only)

@@ -13,7 +13,7 @@ from taskgraft.models.eval_mode import eval_mode
 from taskgraft.types import Task
 
 
-class Normalization(nn.Module):
+class Conversion(nn.Module):
     """Images [B, 3, H, W] that were prepared for one model -> for another: other size, mean and standard deviation."""
 
     scale: Tensor
@@ -34,13 +34,13 @@ class Normalization(nn.Module):
         )
         self.register_buffer("scale", std / other_std)
         self.register_buffer("shift", (mean - other_mean) / other_std)
+        self.is_normalized = bool((self.scale == 1).all()) and bool((self.shift == 0).all())
 
     def forward(self, images: Tensor) -> Tensor:
         """Convert images; those that already are as they should be stay bit-identical."""
         if images.shape[-1] != self.size:
             images = F.interpolate(images, (self.size, self.size), mode="bilinear", antialias=True)
-        is_identity = bool((self.scale == 1).all()) and bool((self.shift == 0).all())
-        return images if is_identity else images * self.scale + self.shift
+        return images if self.is_normalized else images * self.scale + self.shift
 
 
 class ParallelBackbones(nn.Module):

@@ -55,9 +55,13 @@ def _merge(ancestor: Params, models: Sequence[Params], merge: Callable[[Tensor, 
     merged = {}
     for name, start in ancestor.items():
         values = [model[name] for model in models]
-        is_statistic = name.endswith(("running_mean", "running_var")) or not start.is_floating_point()
-        merged[name] = _mean(values) if is_statistic else merge(start, values)
+        merged[name] = merge(start, values) if _is_weight(name, start) else _mean(values)
     return merged
+
+
+def _is_weight(name: str, value: Tensor) -> bool:
+    """Whether a value was learned; BatchNorm's statistics and counters were not."""
+    return value.is_floating_point() and not name.endswith(("running_mean", "running_var"))
 
 
 def _mean(values: Sequence[Tensor]) -> Tensor:
@@ -69,11 +73,7 @@ def _mean(values: Sequence[Tensor]) -> Tensor:
 def _threshold(ancestor: Params, model: Params, density: float) -> Tensor:
     """The absolute value that a fraction `density` of a task vector's values reach."""
     vector = torch.cat(
-        [
-            (model[name] - start).abs().flatten()
-            for name, start in ancestor.items()
-            if start.is_floating_point() and not name.endswith(("running_mean", "running_var"))
-        ]
+        [(model[name] - start).abs().flatten() for name, start in ancestor.items() if _is_weight(name, start)]
     )
     keep = max(1, round(density * len(vector)))
     return vector.kthvalue(len(vector) - keep + 1).values

@@ -21,7 +21,7 @@ from taskgraft.errors import DataError, InputError
 from taskgraft.metrics import agreement
 from taskgraft.models import weight_merging
 from taskgraft.models.classifier import Classifier
-from taskgraft.models.ensemble import Normalization, join
+from taskgraft.models.ensemble import Conversion, join
 from taskgraft.models.inference import predict, sample_evenly
 from taskgraft.pipeline import measuring
 from taskgraft.pipeline.compression import answer, fit_heads, require_teaching
@@ -124,7 +124,7 @@ def _join_models(first: Bundle, second: Bundle) -> Bundle:
     """Both models as one, which answers all tasks on images that are prepared for the first."""
     here, there = first.preprocessing, second.preprocessing
     conversions = [
-        Normalization(preprocessing.size, (here.mean, here.std), (preprocessing.mean, preprocessing.std))
+        Conversion(preprocessing.size, (here.mean, here.std), (preprocessing.mean, preprocessing.std))
         for preprocessing in (here, there)
     ]
     device = distributed.device()
