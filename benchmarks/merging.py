@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import taskgraft
-from taskgraft.config import MERGE_DEFAULTS, TRAIN_DEFAULTS, TrainingConfig
+from taskgraft.config import COMPRESSION_DEFAULTS, TRAIN_DEFAULTS, TrainingConfig
 from taskgraft.metrics import t_interval
 from taskgraft.results.record import versions
 
@@ -33,7 +33,7 @@ def once(seed: int, given: argparse.Namespace) -> dict[str, Any]:
     common = {"precision": given.precision, "seed": seed, "save_every": 10_000}
     learn = replace(TRAIN_DEFAULTS, steps=400, eval_every=400, **common)
     extend = TrainingConfig(steps=400, eval_every=400, **common)
-    teach = replace(MERGE_DEFAULTS, steps=given.steps, eval_every=given.steps, **common)
+    teach = replace(COMPRESSION_DEFAULTS, steps=given.steps, eval_every=given.steps, **common)
     done = {"cache": cache, "resume": True}
     train = {"preprocessing": INPUT, "config": learn, **done}
     parent = taskgraft.train(garments, place / "parent", task="garment", model="resnet18", **train)

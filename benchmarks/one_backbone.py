@@ -80,6 +80,8 @@ def once(name: str, seed: int, given: argparse.Namespace) -> dict[str, Any]:
     }
     results: dict[str, Any] = {}
     for arm, asked in arms.items():
+        if arm not in given.arms:
+            continue
         results[arm] = measure(
             run(asked, place / arm, cache=cache, resume=True, callbacks=callbacks), request, request.task
         )
@@ -99,18 +101,23 @@ def summarize(runs: list[dict[str, Any]]) -> dict[str, Any]:
     def over(arm: str, key: str) -> list[float]:
         return [config[arm]["reporting"][key] for config in runs]
 
-    parent, alone = over("branch", "old-parent"), over("B alone", "new")
-    bound = (np.mean(parent) + np.mean(alone)) / 2
-    floor = np.mean([(a + b) / 2 for a, b in zip(over("low rate", "old"), over("low rate", "new"), strict=True)])
-    summary: dict[str, Any] = {"parent": t_interval(parent), "B alone": t_interval(alone)}
-    for arm in ("low rate", "branch", "compress"):
+    parent = over("branch", "old-parent")
+    summary: dict[str, Any] = {"parent": t_interval(parent)}
+    scores: dict[str, list[float]] = {}
+    for arm in [arm for arm in ("low rate", "branch", "compress") if arm in runs[0]]:
         old, new = over(arm, "old"), over(arm, "new")
-        scores = [(a + b) / 2 for a, b in zip(old, new, strict=True)]
+        scores[arm] = [(a + b) / 2 for a, b in zip(old, new, strict=True)]
         lost = [before - after for before, after in zip(parent, old, strict=True)]
         summary[arm] = {
-            "old": t_interval(old), "new": t_interval(new), "score": t_interval(scores), "forgetting": t_interval(lost),
-            "closed": t_interval([(score - floor) / (bound - floor) for score in scores]),
+            "old": t_interval(old), "new": t_interval(new), "score": t_interval(scores[arm]),
+            "forgetting": t_interval(lost),
         }  # fmt: skip
+    if "low rate" in scores and "B alone" in runs[0]:
+        alone = over("B alone", "new")
+        bound, floor = (np.mean(parent) + np.mean(alone)) / 2, np.mean(scores["low rate"])
+        summary["B alone"] = t_interval(alone)
+        for arm, reached in scores.items():
+            summary[arm]["closed"] = t_interval([(score - floor) / (bound - floor) for score in reached])
     return summary
 
 
@@ -121,12 +128,16 @@ def main() -> None:
     parser.add_argument("--shared", type=Path, default=Path("../shared"))
     parser.add_argument("--made", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument(
+        "--arms", nargs="+", default=["branch", "low rate", "B alone"], help="beside compress; branch must be one"
+    )
     parser.add_argument("--steps", type=int, default=TrainingConfig().steps)
     parser.add_argument("--precision", default="auto")
     given = parser.parse_args()
     for name in given.names:
         runs = []
-        for seed in range(given.seeds):
+        for seed in range(given.first_seed, given.first_seed + given.seeds):
             runs.append(once(name, seed, given))
             stored = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
             compression = {"config": COMPRESSION_DEFAULTS.__dict__, "method": CompressionRequest("", "").method}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import sys
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from taskgraft.errors import InputError
@@ -141,20 +141,18 @@ TRAIN_DEFAULTS = TrainingConfig(
     save_every=200,
 )
 
-# Defaults of `compress`: every step shows views that were never shown before, and the weights move little.
+# Defaults of `compress` and `merge`: every step shows views that were never shown before, the weights move little, and
+# no head is trained on labels first: a teacher's logits are matched, which labels would make larger.
 COMPRESSION_DEFAULTS = TrainingConfig(
-    steps=900,
-    batch_size=64,
-    lr=6e-4,
+    steps=1500,
+    lr=4e-4,
     warmup_steps=50,
+    head_steps=0,
     norm="frozen",
     views=0,
     augment="resized-crop+flip",
     eval_every=100,
 )
-
-# Defaults of `merge`, which has no labels to train a head with.
-MERGE_DEFAULTS = replace(COMPRESSION_DEFAULTS, head_steps=0)
 
 
 def lr_at(config: TrainingConfig, step: int) -> float:

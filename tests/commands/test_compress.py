@@ -17,7 +17,7 @@ import taskgraft
 from forks import last_line, run_cli, start_cli
 from taskgraft import TrainingConfig, data, report
 from taskgraft.bundle import open_parent
-from taskgraft.bundle.student import build_student
+from taskgraft.bundle.student import START, build_student
 from taskgraft.config import COMPRESSION_DEFAULTS
 from taskgraft.errors import InputError
 from taskgraft.methods import distill
@@ -30,7 +30,7 @@ from toys import NEW, OLD, make_data, make_images
 
 pytestmark = pytest.mark.usefixtures("no_charts")
 CONFIG = replace(
-    COMPRESSION_DEFAULTS, steps=40, batch_size=16, lr=0.003, warmup_steps=5, head_steps=0, eval_every=20, save_every=5,
+    COMPRESSION_DEFAULTS, steps=40, batch_size=16, lr=0.003, warmup_steps=5, eval_every=20, save_every=5,
     precision="fp32",
 )  # fmt: skip
 
@@ -147,6 +147,23 @@ def test_heads_start_as_the_least_squares_fit_of_the_teacher(plain: Path) -> Non
     for task in ("shape", "paint"):
         agreement = (before.logits[task].argmax(1) == after.logits[task].argmax(1)).mean()
         assert agreement > 0.95, task
+
+
+def test_a_student_starts_between_the_shared_weights_and_the_branch(branched: Path) -> None:
+    teacher = open_parent(branched)
+    student, missing = build_student(teacher, teacher.classifier.tasks, "paint", None, 0)
+    assert missing == []  # the branch's head fits: its stages are a copy of the student's
+    for mine, given in zip(student.classifier.linears(), teacher.classifier.linears(), strict=True):
+        assert torch.equal(mine.weight, given.weight)
+    shared, branch = teacher.classifier.backbone.state_dict(), teacher.classifier.extras[0].net.state_dict()
+    moved = 0
+    for name, value in student.classifier.backbone.state_dict().items():
+        if not value.is_floating_point():
+            continue
+        expected = torch.lerp(shared[name], branch.get(name, shared[name]), START)
+        torch.testing.assert_close(value, expected, msg=name)
+        moved += not torch.equal(value, shared[name])
+    assert moved > 10
 
 
 def test_blended_images_lose_their_labels_and_mixed_in_ones_stay() -> None:

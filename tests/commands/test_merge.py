@@ -14,15 +14,16 @@ import taskgraft
 from forks import last_line, run_cli
 from taskgraft import TrainingConfig, data, report
 from taskgraft.bundle import open_parent
-from taskgraft.config import MERGE_DEFAULTS
+from taskgraft.config import COMPRESSION_DEFAULTS
 from taskgraft.errors import InputError
 from taskgraft.models.inference import compute_logits
 from toys import NEW, OLD, make_images, write_folder
 
 pytestmark = pytest.mark.usefixtures("no_charts")
 CONFIG = replace(
-    MERGE_DEFAULTS, steps=60, batch_size=16, lr=0.003, warmup_steps=5, eval_every=20, save_every=20, precision="fp32"
-)
+    COMPRESSION_DEFAULTS, steps=60, batch_size=16, lr=0.003, warmup_steps=5, eval_every=20, save_every=20,
+    precision="fp32",
+)  # fmt: skip
 TRAINING = TrainingConfig(steps=30, batch_size=12, lr=0.01, head_steps=0, eval_every=30, precision="fp32")
 
 
@@ -87,7 +88,9 @@ def test_two_strangers_become_one_plain_network(merged: taskgraft.Extension, ali
         torch.testing.assert_close(network(images), torch.cat([outputs["shape"], outputs["paint"]], 1))
 
 
-def test_no_label_is_read(alice: Path, painter: Path, camera: Path, tmp_path: Path) -> None:
+def test_no_label_is_read(
+    merged: taskgraft.Extension, alice: Path, painter: Path, camera: Path, tmp_path: Path
+) -> None:
     """Without labeled images there is agreement, which then selects the step, and no accuracy."""
     child = taskgraft.merge(alice, painter, tmp_path / "one", images=camera, config=replace(CONFIG, steps=40))
     assert child.record.score is None
@@ -104,6 +107,12 @@ def test_no_label_is_read(alice: Path, painter: Path, camera: Path, tmp_path: Pa
     assert "shape, paint not measured" in lines[0]
     assert lines[-1].startswith("next, measure the old tasks: taskgraft merge ")
     assert "--val DIR" in lines[-1]
+    assert "Accuracy unknown, agreement measured" in report.render_run(child.record, child.predictions)
+    partly = child.record.model_copy(update={"tasks": [merged.record.tasks[0], child.record.tasks[1]]})
+    assert "Accuracy partly unknown" in report.render_run(partly, {})
+    judgement = report.summarize_run(partly).judgement
+    assert judgement.startswith(("no ", "significant "))
+    assert "; forgetting of paint unknown" in judgement
 
 
 def test_models_of_one_ancestor_are_compared_with_merged_weights(

@@ -91,7 +91,7 @@ def test_missing_old_data(pages: dict[str, str]) -> None:
     assert "--old-val DIR" in pages["blind"]
     lines = report.summarize_run(fake_record(with_old=False)).to_lines()
     assert "make not measured (no old validation images); no Score" in lines[0]
-    assert "forgetting unknown" in lines[1]
+    assert "forgetting of make unknown" in lines[1]
     assert "only a proxy" in lines[1]
     assert lines[4].endswith("taskgraft extend alice bob-photos out-measured --task colour --old-val DIR")
     comparison = fake_comparison(3, with_old=False)

@@ -8,12 +8,16 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from taskgraft import seeding
+from taskgraft import pytree, seeding
 from taskgraft.bundle.architecture import create_network, image_size_args
 from taskgraft.bundle.format import Bundle
+from taskgraft.models import weight_merging
 from taskgraft.models.classifier import Classifier
+from taskgraft.models.side_networks import Tail
 from taskgraft.results.files import fingerprint
-from taskgraft.types import Task
+from taskgraft.types import Params, Task
+
+START = 0.25  # of the way from the shared weights to the branches': measured, docs/decisions.md 111
 
 
 def build_student(
@@ -25,7 +29,8 @@ def build_student(
         teacher: a finished model; a child with side networks, for example.
         tasks: tasks of the student.
         newest: the task whose head comes last, so that it counts as the new one.
-        arch: timm name of another architecture, with random weights; None = the teacher's own backbone and weights.
+        arch: timm name of another architecture, with random weights; None = the teacher's own backbone, whose weights
+            go START of the way to those of its branches.
         seed: random seed of weights that the teacher does not have.
 
     Returns:
@@ -42,8 +47,11 @@ def build_student(
     layer = network.get_submodule(head)
     assert isinstance(layer, nn.Linear)
     network.set_submodule(head, nn.Identity())
+    readable: set[tuple[int, int]] = set()  # columns of features that the student computes too
     if arch is None:
-        network.load_state_dict(classifier.backbone.state_dict())
+        branches = _find_branches(classifier)
+        network.load_state_dict(_start_between(pytree.state(classifier.backbone), list(branches.values())))
+        readable = {(start, start + layer.in_features) for start in (0, *branches)}
     order = [task for task in tasks if task.name != newest] + [task for task in tasks if task.name == newest]
     heads, missing = {}, []
     for task in order:
@@ -54,7 +62,7 @@ def build_student(
         ]
         linear = nn.Linear(layer.in_features, len(task.classes))
         with torch.no_grad():
-            if arch is None and parts and all((spec.start, spec.stop) == (0, layer.in_features) for spec, _ in parts):
+            if parts and all((spec.start, spec.stop) in readable for spec, _ in parts):
                 linear.weight.copy_(torch.cat([part.weight for _, part in parts]))
                 linear.bias.copy_(torch.cat([part.bias for _, part in parts]))
             else:
@@ -75,3 +83,25 @@ def build_student(
         digest=fingerprint([teacher.digest, arch or "", str(seed)]),
     )
     return bundle, missing
+
+
+def _find_branches(classifier: Classifier) -> dict[int, Params]:
+    """Weights of the backbone's copies of some stages, by the first of the features' columns that they compute."""
+    width = classifier.linears()[0].in_features  # the oldest head reads the backbone's features
+    stops = {spec.start: spec.stop for spec in classifier.head_specs}
+    branches, start = {}, width
+    for extra in classifier.extras:
+        if start not in stops:  # a head that reads several side networks: where each begins is not known
+            break
+        if isinstance(extra, Tail) and stops[start] - start == width:
+            branches[start] = pytree.state(extra.net)
+        start = stops[start]
+    return branches
+
+
+def _start_between(shared: Params, branches: Sequence[Params]) -> Params:
+    """Go START of the way from the backbone's weights to the mean of the branches' (compare Wortsman et al. 2022)."""
+    if not branches:
+        return shared
+    ends = [{**shared, **branch} for branch in branches]
+    return pytree.lerp(shared, weight_merging.average(ends), START)

@@ -14,7 +14,7 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from taskgraft.cli import console, flags, launch
-from taskgraft.config import COMPRESSION_DEFAULTS, MERGE_DEFAULTS, TRAIN_DEFAULTS, TrainingConfig
+from taskgraft.config import COMPRESSION_DEFAULTS, TRAIN_DEFAULTS, TrainingConfig
 from taskgraft.errors import InputError, require
 from taskgraft.methods import presets
 from taskgraft.tuning.search_config import SearchConfig, WorkerConfig
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from taskgraft.pipeline.run import Extension
     from taskgraft.types import Callbacks
 
-    FromScratch = Compression = Merging = TrainingConfig
+    FromScratch = Compression = TrainingConfig
 else:  # the same fields, so that the help shows the defaults of these commands
 
     def _with_defaults(name: str, defaults: TrainingConfig) -> type:
@@ -37,7 +37,6 @@ else:  # the same fields, so that the help shows the defaults of these commands
 
     FromScratch = _with_defaults("FromScratch", TRAIN_DEFAULTS)
     Compression = _with_defaults("Compression", COMPRESSION_DEFAULTS)
-    Merging = _with_defaults("Merging", MERGE_DEFAULTS)
 
 
 @contextmanager
@@ -255,7 +254,7 @@ def merge(
     /,
     *,
     images: Annotated[list[Path], Parameter(group=flags.DATA)],
-    config: Annotated[Merging, Parameter(name="*", group=flags.TRAINING)] = Merging(),
+    config: Annotated[Compression, Parameter(name="*", group=flags.TRAINING)] = Compression(),
     val: Annotated[list[Path] | None, Parameter(group=flags.DATA)] = None,
     method: Annotated[str, Parameter(group=flags.METHOD)] = presets.COMPRESSION,
     student: Annotated[str | None, Parameter(group=flags.MODEL)] = None,

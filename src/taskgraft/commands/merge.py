@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from taskgraft.config import MERGE_DEFAULTS, TrainingConfig
+from taskgraft.config import COMPRESSION_DEFAULTS, TrainingConfig
 from taskgraft.methods.presets import COMPRESSION
 from taskgraft.pipeline.request import MergeRequest
 from taskgraft.pipeline.run import Extension, run
@@ -22,7 +22,7 @@ def merge(
     student: str | None = None,
     ancestor: PathLike | None = None,
     method: str = COMPRESSION,
-    config: TrainingConfig = MERGE_DEFAULTS,
+    config: TrainingConfig = COMPRESSION_DEFAULTS,
     check_parent: bool = True,
     cache: PathLike | None = None,
     resume: bool = False,

@@ -68,22 +68,22 @@ def open_merge(request: MergeRequest, cache: Path | None, callbacks: Callbacks) 
             f"images are prepared as for {first.source} ('{first.preprocessing.to_text()}'); {second.source} sees them "
             f"resized and normalized for it, not cropped ('{second.preprocessing.to_text()}')"
         )
-    notes = describe_usefulness(teacher.classifier, images.new.train, "the images")
-    for note in notes:
-        callbacks.info(note)
     student, missing = build_student(first, tasks, tasks[-1].name, request.student, request.config.seed)
     student = replace(student, cards=teacher.cards, source=teacher.source)
 
     def prepare(opened: Opened) -> Opened:
         train = opened.images.new.train
         assert train is not None
+        notes = describe_usefulness(teacher.classifier, train, "the images")
+        for note in notes:
+            callbacks.info(note)
         baselines = _measure_baselines(opened, models, cache)
         fit_heads(student.classifier, missing, [train], teacher.classifier)
-        return replace(opened, baselines=baselines)
+        return replace(opened, baselines=baselines, notes=tuple(notes))
 
     return Opened(
         request, plan, teacher, tasks, student.classifier, images,
-        teacher=answer(teacher.classifier), student=student, prepare=prepare, notes=tuple(notes),
+        teacher=answer(teacher.classifier), student=student, prepare=prepare,
     )  # fmt: skip
 
 

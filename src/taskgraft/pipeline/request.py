@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from taskgraft.config import COMPRESSION_DEFAULTS, MERGE_DEFAULTS, TRAIN_DEFAULTS, TrainingConfig, validate
+from taskgraft.config import COMPRESSION_DEFAULTS, TRAIN_DEFAULTS, TrainingConfig, validate
 from taskgraft.errors import InputError
 from taskgraft.methods import composition, notation
 from taskgraft.methods.presets import COMPRESSION, DEFAULT_METHOD
@@ -175,7 +175,7 @@ class MergeRequest(Request):
         images: PathLike | Iterable[PathLike] = (),
         task: str = "",
         method: str = COMPRESSION,
-        config: TrainingConfig = MERGE_DEFAULTS,
+        config: TrainingConfig = COMPRESSION_DEFAULTS,
         student: str | None = None,
         ancestor: PathLike | None = None,
         **options: Any,
@@ -191,7 +191,7 @@ class MergeRequest(Request):
     @property
     def default_config(self) -> TrainingConfig:
         """The training settings that apply where nothing is set."""
-        return MERGE_DEFAULTS
+        return COMPRESSION_DEFAULTS
 
     def build_command(self, out: Path) -> str:
         """Return the `taskgraft merge` command that reproduces this request in `out`; defaults are left out."""
@@ -203,7 +203,7 @@ class MergeRequest(Request):
             ("--ancestor", self.ancestor),
         ]
         flags: list[commands.Flag] = [(flag, str(value)) for flag, value in values if value]
-        flags += commands.config_flags(asdict(self.config), MERGE_DEFAULTS)
+        flags += commands.config_flags(asdict(self.config), COMPRESSION_DEFAULTS)
         flags += [] if self.check_parent else [("--no-parent-check", None)]
         return str(commands.Command("merge", (self.parent, self.other, str(out)), tuple(flags)))
 

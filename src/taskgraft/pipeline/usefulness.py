@@ -54,5 +54,8 @@ def _describe_task(task: str, predictions: Predictions, source: str) -> str:
         f"{count}, entropy {entropy:.0%} of the maximum)"
     )
     if information < USELESS * np.log(size):
-        text += f"; they say next to nothing about {task}: use images that resemble the ones it was trained on"
+        text += (
+            f"; they say next to nothing about {task}: use images that resemble the ones it was trained on, unless the "
+            "model is as unsure of those"
+        )
     return text

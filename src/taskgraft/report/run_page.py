@@ -67,6 +67,7 @@ def render_run(
         new=new,
         learned=summary.learned_name(record),
         taught=summary.is_taught(record),
+        partly_measured=any(task.child for task in record.tasks),
         train_images=record.data.get("new", {}).get("images", {}).get("train", 0),
         not_learned=is_at_chance(new),
         unmeasured=[task.name for task in old_tasks(record) if task.child is None],

@@ -105,18 +105,16 @@ def _compared_tasks(record: Record) -> list[TaskResult]:
 
 def _judge(record: Record) -> Status:
     losses = [task.forgetting for task in _compared_tasks(record)]
-    if is_at_chance(new_task(record)):
+    if is_at_chance(new_task(record)) or any(loss.mean > LARGE_LOSS for loss in losses if loss):
         return "poor"
     if None in losses:
         return "unknown"
-    if any(loss.mean > LARGE_LOSS for loss in losses if loss):
-        return "poor"
     return "mixed" if any(loss.mean > SMALL_LOSS and loss.low > 0 for loss in losses if loss) else "good"
 
 
 def _describe_result(record: Record) -> str:
     measured = sorted((task for task in old_tasks(record) if task.child), key=loss_of, reverse=True)
-    unknown = [task.name for task in old_tasks(record) if not task.child]
+    unknown = [task for task in old_tasks(record) if not task.child]
     texts = []
     texts += [_describe_change(task) for task in measured[:MAX_NAMED]]
     if len(measured) > MAX_NAMED:
@@ -125,10 +123,14 @@ def _describe_result(record: Record) -> str:
     if new.new:
         texts.append(_describe_change(new) if new.parent else f"{new.name} {_percent(new.child)}")
     if unknown:
-        more = f" and {len(unknown) - MAX_NAMED} more" if len(unknown) > MAX_NAMED else ""
-        texts.append(f"{', '.join(unknown[:MAX_NAMED])}{more} not measured (no old validation images)")
+        texts.append(f"{_name_some(unknown)} not measured (no old validation images)")
     texts.append("no Score" if record.score is None else f"Score {fmt.percent(record.score)} at step {record.step}")
     return "; ".join(texts)
+
+
+def _name_some(tasks: Sequence[TaskResult]) -> str:
+    more = f" and {len(tasks) - MAX_NAMED} more" if len(tasks) > MAX_NAMED else ""
+    return ", ".join(task.name for task in tasks[:MAX_NAMED]) + more
 
 
 def _describe_change(task: TaskResult) -> str:
@@ -146,11 +148,16 @@ def _describe_judgement(record: Record) -> str:
         return f"{new.name} not learned: accuracy is indistinguishable from chance"
     if not old:
         return f"learned: {new.name} {fmt.estimate(new.child)}"
+    unknown = [task for task in old if task.forgetting is None]
+    agreement = [_describe_agreement(unknown, "--old-val" if new.new else "--val")] if unknown else []
+    measured = [_describe_loss([task for task in old if task.forgetting])] if len(unknown) < len(old) else []
+    return "; ".join(measured + agreement)
+
+
+def _describe_loss(old: Sequence[TaskResult]) -> str:
     worst = max(old, key=loss_of)
     loss = worst.forgetting
-    if loss is None or any(task.forgetting is None for task in old):
-        flag = "--old-val" if new.new else "--val"
-        return _describe_agreement([task for task in old if task.forgetting is None], flag)
+    assert loss is not None
     images = fmt.pluralize(loss.n, "image")
     if all(task.identical for task in old):
         return f"no forgetting: predictions on the old tasks are bit-identical to the parent's ({images})"
@@ -165,7 +172,7 @@ def _describe_judgement(record: Record) -> str:
 
 
 def _describe_agreement(tasks: Sequence[TaskResult], flag: str) -> str:
-    text = f"forgetting unknown: measuring it needs old validation images ({flag} DIR)"
+    text = f"forgetting of {_name_some(tasks)} unknown: measuring it needs old validation images ({flag} DIR)"
     if all(task.identical for task in tasks):
         return f"{text}; predictions on the new images are bit-identical to the parent's"
     agreement, name = min((task.agreement.mean, task.name) for task in tasks if task.agreement)
