@@ -9,6 +9,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 import taskgraft
 from forks import last_line, run_cli
@@ -155,6 +156,21 @@ def test_shared_tasks_are_answered_by_the_first_model(
     assert any("both models answer shape (100.0% equal" in line for line in lines)
     with pytest.raises(InputError, match="nothing to merge"):
         taskgraft.merge(plain, alice, tmp_path / "two", images=camera, config=CONFIG)
+
+
+def test_the_first_model_may_be_a_weights_file(alice: Path, painter: Path, camera: Path, tmp_path: Path) -> None:
+    bundle = open_parent(alice)
+    save_file(dict(bundle.classifier.backbone.state_dict()) | {
+        f"{bundle.head}.{name}": value for name, value in bundle.classifier.linears()[0].state_dict().items()
+    }, tmp_path / "shape.safetensors")  # fmt: skip
+    (tmp_path / "classes.txt").write_text("\n".join(bundle.classifier.tasks[0].classes))
+    child = taskgraft.merge(
+        tmp_path / "shape.safetensors", painter, tmp_path / "one", images=camera, arch=bundle.arch,
+        labels=tmp_path / "classes.txt", preprocessing=bundle.preprocessing.to_text(), config=replace(CONFIG, steps=2),
+    )  # fmt: skip
+    assert list(child.record.tasks[0].classes) == list(bundle.classifier.tasks[0].classes)
+    assert f"--arch {bundle.arch}" in child.record.reproduce_command
+    assert "--labels" in child.record.reproduce_command
 
 
 def test_tasks_of_one_name_with_other_classes_are_refused(

@@ -259,6 +259,9 @@ def merge(
     method: Annotated[str, Parameter(group=flags.METHOD)] = presets.COMPRESSION,
     student: Annotated[str | None, Parameter(group=flags.MODEL)] = None,
     ancestor: Annotated[str | None, Parameter(group=flags.MODEL)] = None,
+    arch: Annotated[str | None, Parameter(group=flags.MODEL)] = None,
+    labels: Annotated[Path | None, Parameter(group=flags.MODEL)] = None,
+    preprocessing: Annotated[str | None, Parameter(group=flags.MODEL)] = None,
     no_parent_check: Annotated[bool, Parameter(group=flags.MODEL)] = False,
     cache: flags.Cache = "",
     processes: flags.ProcessOptions = flags.ONE_PROCESS,
@@ -276,6 +279,9 @@ def merge(
         method: Method with a teacher; see `taskgraft methods`
         student: timm architecture of another student, from random weights
         ancestor: Model that both were trained from: also try task arithmetic and TIES
+        arch: timm architecture of the first model, if it is a weights file
+        labels: Class names of the first model, if it is a weights file, one per line in index order
+        preprocessing: Preprocessing of the first model, such as '96 squash bilinear imagenet', if it declares none
         no_parent_check: Continue even if the models are no better than chance on --val
     """
     if processes.gpus > 1 and not launch.is_worker():
@@ -287,8 +293,9 @@ def merge(
     with _session(out, config, processes, track) as (restarted, callbacks):
         run = merge(
             model, other, out, images=images, val=val or (), method=method, student=student, ancestor=ancestor,
-            check_parent=not no_parent_check, config=config, cache=flags.cache_folder(cache),
-            resume=resume or restarted, command=flags.command_line(), callbacks=callbacks,
+            arch=arch, labels=labels, preprocessing=preprocessing, check_parent=not no_parent_check, config=config,
+            cache=flags.cache_folder(cache), resume=resume or restarted, command=flags.command_line(),
+            callbacks=callbacks,
         )  # fmt: skip
         _print_run(run)
 

@@ -21,6 +21,9 @@ def merge(
     val: PathLike | Iterable[PathLike] = (),
     student: str | None = None,
     ancestor: PathLike | None = None,
+    arch: str | None = None,
+    labels: PathLike | None = None,
+    preprocessing: str | None = None,
     method: str = COMPRESSION,
     config: TrainingConfig = COMPRESSION_DEFAULTS,
     check_parent: bool = True,
@@ -42,6 +45,9 @@ def merge(
         val: Labeled images of some of the tasks, one folder for each, to measure accuracy.
         student: timm name of another architecture, with random weights; None = the first model's.
         ancestor: The model that both were trained from, for baselines that need it.
+        arch: timm name of the first model's architecture, for a file that does not name it.
+        labels: File with the first model's class names, for a file that does not have them.
+        preprocessing: The first model's preprocessing, where it differs from what the model says.
         method: Method in its notation; it must have a teacher.
         config: Training settings.
         check_parent: Whether to stop if the models do no better than guessing on `val`.
@@ -58,6 +64,6 @@ def merge(
     """
     request = MergeRequest(
         model, other, images, method=method, config=config, student=student, ancestor=ancestor, old_val=val,
-        check_parent=check_parent,
+        arch=arch, labels=labels, preprocessing=preprocessing, check_parent=check_parent,
     )  # fmt: skip
     return run(request, Path(out), cache=as_path(cache), resume=resume, command=command, callbacks=callbacks)

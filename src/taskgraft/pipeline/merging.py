@@ -46,7 +46,12 @@ def open_merge(request: MergeRequest, cache: Path | None, callbacks: Callbacks) 
     Raises:
         TaskgraftError: A value, a model or the images cannot be used.
     """
-    models = [open_parent(source, cache=cache) for source in (request.parent, request.other)]
+    models = [
+        open_parent(
+            request.parent, arch=request.arch, labels=request.labels, preprocessing=request.preprocessing, cache=cache
+        ),
+        open_parent(request.other, cache=cache),
+    ]
     for number, model in enumerate(models, 1):
         for line in model.notes:
             callbacks.info(f"model {number}: {line}")

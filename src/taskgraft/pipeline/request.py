@@ -201,6 +201,9 @@ class MergeRequest(Request):
             ("--method", self.method if self.method != COMPRESSION else None),
             ("--student", self.student),
             ("--ancestor", self.ancestor),
+            ("--arch", self.arch),
+            ("--labels", self.labels),
+            ("--preprocessing", self.preprocessing),
         ]
         flags: list[commands.Flag] = [(flag, str(value)) for flag, value in values if value]
         flags += commands.config_flags(asdict(self.config), COMPRESSION_DEFAULTS)
