@@ -1,4 +1,6 @@
-"""Twenty car models withheld from a parent, then added with their images alone, against retraining on all.
+"""One, two and twenty car models withheld from a parent, then added with their images alone, against retraining on all.
+
+One parent knows none of the 23; each set is added to it alone.
 
     .venv/bin/python benchmarks/into.py OUT --shared DIR --weights FOLDER [--steps 800] [--seeds 3]
 
@@ -26,76 +28,82 @@ from taskgraft.results.record import versions
 from taskgraft.types import Callbacks
 
 RESULTS = Path(__file__).parent / "results" / "into.json"
-WITHHELD = 20
-ARMS = ("frozen", "distill", "branch", "finetune")
+SETS = (1, 2, 20)  # classes added at once
 
 
-def tables(shared: Path, out: Path) -> tuple[Path, Path, Path]:
-    """Tables of the 176 kept models, of the 20 withheld ones (every ninth by name), and of all."""
+def tables(shared: Path, out: Path) -> dict[str, Path]:
+    """Tables of the models that the parent knows, of each set of withheld ones, and of all."""
     pictures = out / "cars"
     if not pictures.exists():
         shutil.copytree(shared / "data/cars", pictures)
     rows = list(csv.DictReader((pictures / "manifest.csv").open()))
     names = sorted({row["model"] for row in rows})
-    held = set(names[4 :: len(names) // WITHHELD][:WITHHELD])
-    written = []
-    for name, preprocessing in (("kept", set(names) - held), ("withheld", held), ("all", set(names))):
-        path = pictures / f"{name}.csv"
-        with path.open("w", newline="") as file:
+    held = names[4 :: len(names) // sum(SETS)][: sum(SETS)]
+    parts = {"kept": set(names) - set(held), "all": set(names)}
+    for number, count in enumerate(SETS):
+        first = sum(SETS[:number])
+        parts[str(count)] = set(held[first : first + count])
+    for name, models in parts.items():
+        with (pictures / f"{name}.csv").open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["path", "model", "split"])
-            writer.writerows((row["path"], row["model"], row["split"]) for row in rows if row["model"] in preprocessing)
-        written.append(path)
-    return written[0], written[1], written[2]
+            writer.writerows((row["path"], row["model"], row["split"]) for row in rows if row["model"] in models)
+    return {name: pictures / f"{name}.csv" for name in parts}
 
 
-def balanced(done: Extension) -> dict[str, float]:
-    """Accuracy on the old classes and on the added ones, each among all classes, and the mean over all images."""
+def accuracies(done: Extension) -> dict[str, float]:
+    """Accuracy on the old classes and on the added ones, each among all classes."""
     old, new = (metrics.correct(done.predictions[name], "model") for name in ("old", "new"))
-    return {"old": float(old.mean()), "new": float(new.mean()), "all": float(np.concatenate([old, new]).mean())}
+    return {"old": float(old.mean()), "new": float(new.mean())}
 
 
-def whole(done: Extension, withheld: Path) -> dict[str, float]:
-    """The same for a model trained on all classes at once."""
-    names = {row["model"] for row in csv.DictReader(withheld.open())}
+def accuracy_on(done: Extension, table: Path) -> float:
+    """Accuracy of a model trained on all classes, on the images of those in a table."""
+    names = {row["model"] for row in csv.DictReader(table.open())}
     found = done.predictions["new"]
-    hits = metrics.correct(found, "model")
-    added = np.array([found.classes["model"][label] in names for label in found.labels["model"]])
-    return {"old": float(hits[~added].mean()), "new": float(hits[added].mean()), "all": float(hits.mean())}
+    chosen = np.array([found.classes["model"][label] in names for label in found.labels["model"]])
+    return float(metrics.correct(found, "model")[chosen].mean())
 
 
 def once(seed: int, given: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """One parent, extended in every way, and one model trained on all classes."""
-    kept, withheld, every = tables(given.shared, given.out)
+    """One parent, to which each set is added in every way, and one model trained on all classes."""
+    files = tables(given.shared, given.out)
     callbacks, cache, place = Callbacks(), given.out / "cache", given.out / f"seed-{seed}"
     learn = replace(TRAIN_DEFAULTS, steps=given.steps, eval_every=200, precision=given.precision, seed=seed)
-    source = f"local-dir:{given.weights}"
     common = {
         "task": "model",
-        "weights": source,
+        "weights": f"local-dir:{given.weights}",
         "config": learn,
         "cache": cache,
         "resume": True,
         "callbacks": callbacks,
     }
-    parent = train(kept, place / "parent", **common)
+    parent = train(files["kept"], place / "parent", **common)
     results: dict[str, dict[str, float]] = {"parent": {"old": parent.record.tasks[0].child.mean}}
     config = TrainingConfig(steps=150, eval_every=75, save_every=10_000, precision=given.precision, seed=seed)
-    for method in ARMS:
-        request = Request(str(parent.out), withheld, "model", method, config, old_val=(kept,), into=True)
-        results[method] = balanced(run(request, place / method, cache=cache, resume=True, callbacks=callbacks))
-        print(seed, method, results[method], flush=True)
-    results["retrained on all"] = whole(train(every, place / "all", **common), withheld)
-    print(seed, "all", results["retrained on all"], flush=True)
+    for count in map(str, SETS):
+        for method in given.methods:
+            request = Request(
+                str(parent.out), files[count], "model", method, config, old_val=(files["kept"],), into=True
+            )
+            name = f"{count} added, {method}"
+            results[name] = accuracies(
+                run(request, place / f"{count}-{method}", cache=cache, resume=True, callbacks=callbacks)
+            )
+            print(seed, name, results[name], flush=True)
+    everything = train(files["all"], place / "all", **common)
+    results["retrained on all"] = {"old": accuracy_on(everything, files["kept"])}
+    for count in map(str, SETS):
+        results[f"{count} added, retrained"] = {"new": accuracy_on(everything, files[count])}
     return results
 
 
 def table(runs: list[dict[str, dict[str, float]]]) -> str:
     """The results as Markdown, means and 95 % t-intervals over seeds."""
-    lines = ["| | old 176 | new 20 | all |", "|---|---:|---:|---:|"]
+    lines = ["| | old classes | added ones |", "|---|---:|---:|"]
     for name in runs[0]:
         cells = []
-        for key in ("old", "new", "all"):
+        for key in ("old", "new"):
             mean, half = metrics.t_interval([config[name].get(key, float("nan")) for config in runs])
             width = "" if np.isnan(half) else f" ± {100 * half:.1f}"
             cells.append("–" if np.isnan(mean) else f"{100 * mean:.1f}{width}")
@@ -110,6 +118,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--methods", nargs="+", default=["frozen", "branch"])
     parser.add_argument("--precision", default="auto")
     given = parser.parse_args()
     runs: list[dict[str, dict[str, float]]] = []

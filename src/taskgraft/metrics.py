@@ -53,13 +53,15 @@ def accuracy(predictions: Predictions, task: str) -> float:
 
 
 def agreement(parent: Predictions, child: Predictions, task: str) -> NDArray[np.float64]:
-    """Return 1.0 where child and parent predict the same class of an old task, else 0.0; [N].
+    """Return 1.0 where child and parent predict the same class of an old task, else 0.0; [images].
 
-    Classes that the child added to the task are ignored, since the parent cannot predict them.
+    An answer that a class added by the child takes is a change. Images of added classes are left out: the parent cannot
+    be right about them.
     """
-    old_classes = child.logits[task][:, : parent.logits[task].shape[1]]
-    same = child._replace(logits={**child.logits, task: old_classes})
-    return (predicted_classes(parent, task) == predicted_classes(same, task)).astype(np.float64)
+    same = predicted_classes(parent, task) == predicted_classes(child, task)
+    if task in child.labels:
+        same = same[child.labels[task] < parent.logits[task].shape[1]]
+    return same.astype(np.float64)
 
 
 def bootstrap_interval(values: NDArray[np.float64], seed: int = 0) -> Interval:

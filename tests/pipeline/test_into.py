@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 
 import taskgraft
+from taskgraft import metrics
 from taskgraft.commands.train import train
 from taskgraft.config import TrainingConfig
 from taskgraft.data import open_images
 from taskgraft.errors import TaskgraftError
+from taskgraft.results.predictions import Predictions
+from taskgraft.types import Task
 from toys import NEW, OLD, write_folder
 
 RUN = TrainingConfig(steps=30, batch_size=8, head_steps=20, eval_every=10, save_every=10, precision="fp32")
@@ -55,6 +58,42 @@ def test_into_adds_classes_to_old_task(
     assert result.val
     logits = taskgraft.predict(again, result.val).logits["shape"]
     np.testing.assert_allclose(logits, done.predictions["new"].logits["shape"], atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["", "branch", "distill"])
+def test_one_added_class_without_old_images_takes_few_of_them(
+    alice: Path, old_folder: Path, tmp_path: Path, method: str
+) -> None:
+    """One class has nothing to be told from: its weights come from its images' features, and nothing is trained."""
+    one = Task("other", ("star",))  # its color is none of the old classes'
+    write_folder(tmp_path / "more/train", one, 24, 5)
+    write_folder(tmp_path / "more/val", one, 24, 6)
+    lines: list[str] = []
+    done = taskgraft.extend(
+        alice, tmp_path / "more", tmp_path / "wide", task="shape", into=True, method=method, old_val=old_folder / "val",
+        config=RUN, callbacks=taskgraft.Callbacks(info=lines.append),
+    )  # fmt: skip
+    old, new = done.record.tasks
+    assert old.parent
+    assert old.child
+    assert new.child
+    assert old.child.mean > old.parent.mean - 0.15
+    assert new.child.mean > 0.6
+    assert done.record.config["steps"] == 1
+    assert any(line.startswith("no image of an old class") for line in lines)
+    assert done.record.notes
+    assert old.agreement is None  # no validation image shows an old class: nothing to agree on
+    assert done.record.method == (method or "frozen")
+
+
+def test_agreement_counts_answers_that_an_added_class_takes() -> None:
+    logits = np.array([[2.0, 1.0], [2.0, 1.0], [1.0, 2.0], [2.0, 1.0]])
+    labels = np.array([0, 0, 1, 2])
+    ids = tuple("wxyz")
+    parent = Predictions({"t": ("a", "b")}, "per-task", ids, {}, {"t": logits})
+    wide = np.concatenate([logits, np.array([[0.0], [3.0], [0.0], [3.0]])], 1)
+    child = Predictions({"t": ("a", "b", "c")}, "per-task", ids, {"t": labels}, {"t": wide})
+    assert metrics.agreement(parent, child, "t").tolist() == [1.0, 0.0, 1.0]  # the last shows the added class
 
 
 def test_widened_model_learns_another_task(

@@ -129,7 +129,9 @@ def extend(
     config: flags.Config = TrainingConfig(),
     task: flags.Task = "",
     into: Annotated[str, Parameter(group=flags.DATA)] = "",
-    method: Annotated[str, Parameter(group=flags.METHOD)] = presets.DEFAULT_METHOD,
+    method: Annotated[
+        str, Parameter(group=flags.METHOD, show_default=f"{presets.DEFAULT_METHOD}; {presets.INTO_METHOD} with --into")
+    ] = "",
     one_backbone: Annotated[bool, Parameter(group=flags.METHOD)] = False,
     options: flags.ParentOptions = flags.NO_PARENT_OPTIONS,
     cache: flags.Cache = "",

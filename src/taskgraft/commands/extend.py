@@ -9,7 +9,6 @@ from pathlib import Path
 from taskgraft.config import COMPRESSION_DEFAULTS, TrainingConfig
 from taskgraft.errors import InputError
 from taskgraft.methods import composition
-from taskgraft.methods.presets import DEFAULT_METHOD
 from taskgraft.pipeline.request import CompressionRequest, Request, validate_request
 from taskgraft.pipeline.run import Extension, run
 from taskgraft.types import Callbacks, PathLike, as_path
@@ -21,7 +20,7 @@ def extend(
     out: PathLike,
     *,
     task: str,
-    method: str = DEFAULT_METHOD,
+    method: str = "",
     config: TrainingConfig = TrainingConfig(),  # noqa: B008 - immutable
     unlabeled: PathLike | Iterable[PathLike] = (),
     old: PathLike | None = None,
@@ -45,7 +44,7 @@ def extend(
         data: Images of the new task.
         out: Run folder and bundle to write; a finished run of the same request is read, not repeated.
         task: Name of the task to learn.
-        method: Method in its notation, such as "distill + wise".
+        method: Method in its notation, such as "distill + wise"; none is "branch", or "frozen" with `into`.
         config: Training settings.
         unlabeled: Images without labels, half of every batch, for methods with a teacher: folders, files or archives.
         old: Sample of old training images, for the methods that use one.

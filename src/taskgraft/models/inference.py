@@ -21,7 +21,7 @@ from taskgraft.results.predictions import Predictions
 from taskgraft.types import Images, Memoize, Outputs, Params, TrainingData
 
 BATCH_SIZE = 32
-RECALL = 0.9  # fraction of the added classes' training images that `balance_added_classes` gives to them
+RECALL = 0.9  # fraction of the added classes' training images that `imprint_added_classes` gives to them
 PASSES, MIN_PASSES = 15, 3  # forward passes whose median is the latency; MIN_PASSES where they are slow
 TIME_LIMIT = 1.0  # seconds of latency measurement
 
@@ -144,23 +144,40 @@ def attach(classifier: Classifier, extra: nn.Module, images: Images) -> int:
     return column
 
 
-def balance_added_classes(classifier: Classifier, sources: TrainingData) -> None:
-    """Shift the bias of classes added to an old task such that a fraction RECALL of their training images is theirs.
-
-    Old and added classes have never competed on an old image; without a shift those with larger logits win everywhere.
-    Where old images of the task were used in training, nothing is shifted.
-    """
+def sees_only_added_classes(classifier: Classifier, new: Images, old: Images | None) -> bool:
+    """Whether the newest head adds classes to an old task of which no image is there."""
     task = newest_task(classifier)
-    labels, old_classes = sources.new.labels[task], old_class_counts(classifier).get(task, 0)
-    is_old, is_added = (labels >= 0) & (labels < old_classes), labels >= old_classes
-    saw_old = bool(is_old.any()) or (sources.old is not None and task in sources.old.labels)
-    if not old_classes or saw_old or not bool(is_added.any()):
+    old_classes = old_class_counts(classifier).get(task, 0)
+    labels = new.labels[task]
+    saw_old = bool(((labels >= 0) & (labels < old_classes)).any()) or (old is not None and task in old.labels)
+    return bool(old_classes) and not saw_old and bool((labels >= old_classes).any())
+
+
+def imprint_added_classes(classifier: Classifier, sources: TrainingData) -> None:
+    """Give classes that were added to an old task the mean features of their images as weights.
+
+    Old and added classes never compete on an old image, so that weights trained on the added ones alone do not know
+    what is not theirs. A mean of features competes like any other row (imprinting, Qi et al. 2018): rows are as long as
+    those of the old classes, and one bias gives a fraction RECALL of the training images to the added classes. Nothing
+    changes where old images of the task were used in training.
+    """
+    if not sees_only_added_classes(classifier, sources.new, sources.old):
         return
+    task, spec, head = newest_task(classifier), classifier.head_specs[-1], classifier.linears()[-1]
+    labels, old_classes = sources.new.labels[task], old_class_counts(classifier)[task]
+    heads = zip(classifier.head_specs[:-1], classifier.linears()[:-1], strict=True)
+    length = torch.cat([old.weight.norm(dim=1) for other, old in heads if other.task == task]).mean()
     features = compute_features(classifier, sources.new)
     with torch.no_grad():
-        logits = classifier.logits(features)[task][is_added.to(features.device)]
+        for row in range(head.out_features):
+            own = data.take(features, labels == old_classes + row)
+            if len(own):
+                mean = own[:, spec.start : spec.stop].mean(0)
+                head.weight[row] = mean * (length / mean.norm().clamp(min=1e-12))
+        head.bias.zero_()
+        logits = classifier.logits(data.take(features, labels >= old_classes))[task]
         margin = logits[:, old_classes:].max(1).values - logits[:, :old_classes].max(1).values
-        classifier.linears()[-1].bias.sub_(margin.quantile(1 - RECALL))
+        head.bias.sub_(margin.quantile(1 - RECALL))
 
 
 def sample_evenly(images: Images, count: int) -> Images:

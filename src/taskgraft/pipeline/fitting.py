@@ -10,7 +10,7 @@ from taskgraft.data import place
 from taskgraft.data.dataset import write_split_lists
 from taskgraft.methods import composition
 from taskgraft.models.classifier import Classifier
-from taskgraft.models.inference import balance_added_classes
+from taskgraft.models.inference import imprint_added_classes
 from taskgraft.pipeline import measuring
 from taskgraft.pipeline.opening import Opened
 from taskgraft.pipeline.parent_check import build_tensor_cache, predict_parent
@@ -115,7 +115,7 @@ def finish(opened: Opened, fitted: Fitted) -> tuple[Classifier, Memory]:
     method, classifier, memory = composition.build(opened.plan), fitted.state.classifier, Memory()
     if method.finish:
         classifier, memory = method.finish(classifier, fitted.state.memory, fitted.sources)
-    balance_added_classes(classifier, fitted.sources)
+    imprint_added_classes(classifier, fitted.sources)
     return classifier, memory
 
 

@@ -12,7 +12,7 @@ from taskgraft.methods import composition
 from taskgraft.methods.presets import DEFAULT_METHOD
 from taskgraft.methods.protocol import Method
 from taskgraft.models.classifier import Classifier
-from taskgraft.models.inference import balance_added_classes
+from taskgraft.models.inference import imprint_added_classes
 from taskgraft.training import loop
 from taskgraft.types import Images, TrainingData
 
@@ -63,5 +63,5 @@ def learn(
     classifier, new_memory = state.classifier, {}
     if composed.finish:
         classifier, new_memory = composed.finish(classifier, state.memory, sources)
-    balance_added_classes(classifier, sources)
+    imprint_added_classes(classifier, sources)
     return Learned(classifier.eval(), {**past, **{name: tensors for name, tensors in new_memory.items() if tensors}})

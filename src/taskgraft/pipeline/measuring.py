@@ -81,8 +81,12 @@ def compute_accuracies(sets: Mapping[str, Predictions]) -> dict[str, float]:
 
 
 def compute_agreements(parent: Predictions, child: Predictions) -> dict[str, float]:
-    """Return for each old task the fraction of images for which the child predicts the parent's class."""
-    return {task: float(metrics.agreement(parent, child, task).mean()) for task in parent.classes}
+    """Return for each old task the fraction of images for which the child predicts the parent's class.
+
+    A task is missing where all images show classes that the child added to it.
+    """
+    same = {task: metrics.agreement(parent, child, task) for task in parent.classes}
+    return {task: float(values.mean()) for task, values in same.items() if len(values)}
 
 
 def old_outputs_are_frozen(classifier: Classifier) -> bool:
@@ -145,12 +149,13 @@ def _compute_old_result(task: str, classes: tuple[str, ...], sets: Mapping[str, 
         accuracies["child"] = metrics.bootstrap_interval(metrics.correct(child, task))
         if parent is not None:
             accuracies |= _compare(parent, child, task)
+    same = metrics.agreement(sets["new-parent"], sets["new"], task)
     pairs = [(sets[name], sets[f"{name}-parent"]) for name in ("new", "old") if name in sets]
     return TaskResult(
         name=task,
         classes=classes,
         new=False,
-        agreement=metrics.bootstrap_interval(metrics.agreement(sets["new-parent"], sets["new"], task)),
+        agreement=metrics.bootstrap_interval(same) if len(same) else None,
         identical=all(np.array_equal(child.logits[task], parent.logits[task]) for child, parent in pairs),
         **accuracies,
     )

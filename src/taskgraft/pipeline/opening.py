@@ -22,6 +22,7 @@ from taskgraft.methods import composition, notation
 from taskgraft.methods.presets import RECORDERS
 from taskgraft.methods.protocol import Plan
 from taskgraft.models.classifier import Classifier, grow, widen, wrap
+from taskgraft.models.inference import sees_only_added_classes
 from taskgraft.pipeline.measuring import name_result
 from taskgraft.pipeline.request import MergeRequest, Request, TrainingRequest, validate_request
 from taskgraft.pipeline.usefulness import describe_usefulness
@@ -151,7 +152,25 @@ def _open_extension(request: Request, cache: Path | None, callbacks: Callbacks) 
                     f"these classes already exist in task {task.name}; use --into {task.name} if they are the same"
                 )
         child = grow(parent.classifier, new_task, config.seed)
-    return with_unlabeled(Opened(request, plan, parent, old_tasks, child, images), request, cache, callbacks)
+    opened = _without_training(Opened(request, plan, parent, old_tasks, child, images), callbacks)
+    return with_unlabeled(opened, request, cache, callbacks)
+
+
+def _without_training(opened: Opened, callbacks: Callbacks) -> Opened:
+    """Say how classes are added where no old image is there, and leave out training that could change nothing."""
+    train, config = opened.images.new.train, opened.request.config
+    assert train is not None
+    if not sees_only_added_classes(opened.child, train, opened.images.old):
+        return opened
+    note = (
+        "no image of an old class: the weights of the added classes are the mean features of their images, and nine in "
+        "ten of these are given to them; how many old images they take is measured by --old-val alone"
+    )
+    callbacks.info(note)
+    is_frozen = all(settings.traits.freezes_old and not settings.traits.attaches for settings in opened.plan.values())
+    if is_frozen or opened.child.linears()[-1].out_features == 1:  # one class has nothing to be told from
+        config = replace(config, steps=1, head_steps=0, warmup_steps=0)
+    return replace(opened, request=replace(opened.request, config=config), notes=(*opened.notes, note))
 
 
 def with_unlabeled(opened: Opened, request: Request, cache: Path | None, callbacks: Callbacks) -> Opened:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from taskgraft.config import COMPRESSION_DEFAULTS, TRAIN_DEFAULTS, TrainingConfig, validate
 from taskgraft.errors import InputError
 from taskgraft.methods import composition, notation
-from taskgraft.methods.presets import COMPRESSION, DEFAULT_METHOD
+from taskgraft.methods.presets import COMPRESSION, DEFAULT_METHOD, INTO_METHOD
 from taskgraft.methods.protocol import Plan
 from taskgraft.report import commands
 from taskgraft.types import PathLike, as_path, as_paths
@@ -61,7 +61,7 @@ class Request:
         parent: PathLike,
         data: PathLike,
         task: str,
-        method: str = DEFAULT_METHOD,
+        method: str = "",
         config: TrainingConfig = TrainingConfig(),  # noqa: B008 - immutable
         old: PathLike | None = None,
         old_val: PathLike | Iterable[PathLike] = (),
@@ -73,7 +73,11 @@ class Request:
         check_parent: bool = True,
         unlabeled: PathLike | Iterable[PathLike] = (),
     ) -> None:
-        """Convert paths; `old_val` and `unlabeled` are one path or several. See the class for the arguments."""
+        """Convert paths; `old_val` and `unlabeled` are one path or several. See the class for the arguments.
+
+        No method is the default one, "branch", or "frozen" where classes are added to an old task.
+        """
+        method = method or (INTO_METHOD if into else DEFAULT_METHOD)
         self.__dict__.update(  # a frozen dataclass refuses assignment
             parent=os.fspath(parent), data=Path(data), task=task, method=method, config=config, old=as_path(old),
             old_val=as_paths(old_val), arch=arch, labels=as_path(labels), preprocessing=preprocessing,

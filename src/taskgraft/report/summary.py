@@ -175,7 +175,10 @@ def _describe_agreement(tasks: Sequence[TaskResult], flag: str) -> str:
     text = f"forgetting of {_name_some(tasks)} unknown: measuring it needs old validation images ({flag} DIR)"
     if all(task.identical for task in tasks):
         return f"{text}; predictions on the new images are bit-identical to the parent's"
-    agreement, name = min((task.agreement.mean, task.name) for task in tasks if task.agreement)
+    agreements = [(task.agreement.mean, task.name) for task in tasks if task.agreement]
+    if not agreements:
+        return f"{text}; images of added classes say nothing about it"
+    agreement, name = min(agreements)
     return f"{text}; agreement with the parent on {name} is {fmt.percent(agreement)} %, which is only a proxy"
 
 

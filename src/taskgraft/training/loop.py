@@ -17,7 +17,7 @@ from taskgraft.errors import InputError, TrainingError
 from taskgraft.methods.protocol import Method, Project
 from taskgraft.models.classifier import Classifier, newest_task, old_class_counts, set_frozen_to_eval
 from taskgraft.models.eval_mode import eval_mode
-from taskgraft.models.inference import balance_added_classes, cached_features, compute_once
+from taskgraft.models.inference import cached_features, compute_once, imprint_added_classes
 from taskgraft.training import penalties
 from taskgraft.training.checkpoints import TrainState
 from taskgraft.training.micro_batching import BatchForward
@@ -43,7 +43,7 @@ def start(
         InputError: No parameter is left to train.
     """
     classifier = train_head(_adapt(classifier, method, sources), sources, config)
-    balance_added_classes(classifier, sources)
+    imprint_added_classes(classifier, sources)
     memory = method.remember(classifier, sources, past) if method.remember else {}
     return _build_state(classifier, memory, config)
 
