@@ -1,4 +1,4 @@
-"""Class names: which are probably meant to be the same, and merging classes by a pattern. No image is touched."""
+"""Class names: read from what programs store, matched with each other, merged by a pattern. No image is touched."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import difflib
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from taskgraft.data.layouts import Entry
@@ -27,6 +27,40 @@ class MergedClasses(NamedTuple):
     entries: tuple[Entry, ...]
     renamed: dict[str, str | None]
     dropped: dict[str, int]
+
+
+def parse_class_names(value: object) -> tuple[str, ...]:
+    """Return class names in index order from what programs store: a list, {index: name} or {name: index}.
+
+    Args:
+        value: as read from JSON or a checkpoint; the indices may be texts, as JSON has them.
+
+    Raises:
+        ValueError: it is none of these, indices are missing, or a name is there twice.
+    """
+    if isinstance(value, Mapping) and value:
+        if all(_is_index(key) for key in value) and not all(_is_index(name) for name in value.values()):
+            pairs = [(int(key), name) for key, name in value.items()]
+        elif all(_is_index(index) for index in value.values()):
+            pairs = [(int(index), name) for name, index in value.items()]
+        else:
+            raise ValueError("it is neither {index: name} nor {name: index}")
+        if sorted(index for index, _ in pairs) != list(range(len(pairs))):
+            raise ValueError(f"its indices are not 0 to {len(pairs) - 1}, each once")
+        value = [name for _, name in sorted(pairs, key=lambda pair: pair[0])]
+    if not isinstance(value, list | tuple) or not value:
+        raise ValueError("it is not a list of names, {index: name} or {name: index}")
+    if not all(isinstance(name, str | int) and str(name).strip() for name in value):
+        raise ValueError("not all of its names are texts")
+    names = tuple(str(name).strip() for name in value)
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise ValueError(f"it lists {twice[0]!r} twice; class names must differ")
+    return names
+
+
+def _is_index(value: object) -> bool:
+    return (isinstance(value, int) and value >= 0) or (isinstance(value, str) and value.isascii() and value.isdigit())
 
 
 def normalize_name(name: str) -> str:
