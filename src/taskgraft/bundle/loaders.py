@@ -24,7 +24,7 @@ from taskgraft.bundle.format import Bundle, read_bundle, read_json
 from taskgraft.bundle.matching import Fit, fit_network
 from taskgraft.bundle.weights import INDEX, Weights, list_shards, load_weights
 from taskgraft.data import transforms
-from taskgraft.data.class_names import parse_class_names
+from taskgraft.data.class_names import parse_class_names, read_labels
 from taskgraft.data.transforms import Preprocessing
 from taskgraft.errors import CheckpointError, InputError, SetupError
 from taskgraft.models.classifier import wrap
@@ -56,7 +56,7 @@ def open_parent(
     Args:
         source: a bundle, a timm folder (also as `local-dir:FOLDER`), a timm name, `hf-hub:NAME`, or a file of weights.
         arch: the timm name of the architecture; a file of weights needs it unless it names its own.
-        labels: a text file of class names, one per line in index order; needed where the source has none.
+        labels: a file of class names, one per line in index order or JSON; needed where the source has none.
         preprocessing: what to change of the preprocessing, such as "96 squash bilinear imagenet".
         task: the name of the task of a model without task names.
         unnamed: number the classes where names are missing, for callers that want the backbone alone.
@@ -69,7 +69,7 @@ def open_parent(
     """
     source, cache = os.fspath(source), as_path(cache)
     path = Path(source.removeprefix("local-dir:"))
-    names = _read_labels(Path(labels)) if labels else ()
+    names, form = read_labels(Path(labels)) if labels else ((), "")
     config = read_json(path / "config.json") if (path / "config.json").is_file() else {}
     if "taskgraft" in config:
         bundle = read_bundle(path)
@@ -90,7 +90,7 @@ def open_parent(
             preprocessing_source=describe_origin(preprocessing, bundle.preprocessing_source),
         )
     note = describe_preprocessing(bundle.preprocessing, bundle.preprocessing_source)
-    return replace(bundle, notes=(*bundle.notes, note))
+    return replace(bundle, notes=(*bundle.notes, *([form] if form else []), note))
 
 
 def describe_origin(preprocessing: str | None, default: str) -> str:
@@ -234,17 +234,6 @@ def _offline_without_network() -> Iterator[None]:
         yield
     finally:
         constants.HF_HUB_OFFLINE = before
-
-
-def _read_labels(file: Path) -> tuple[str, ...]:
-    try:
-        names = tuple(line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip())
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read --labels {file}: {error}; give a text file of class names") from error
-    duplicates = {name for name in names if names.count(name) > 1}
-    if duplicates:
-        raise InputError(f"--labels {file} lists {min(duplicates)!r} twice; class names must differ")
-    return names
 
 
 def _class_names(

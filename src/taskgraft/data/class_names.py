@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
+import json
 import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from taskgraft.data.layouts import Entry
-from taskgraft.errors import DataError
+from taskgraft.errors import DataError, InputError, first_line
+
+KEYS = ("id2label", "label_names", "class_to_idx", "class_names", "classes", "names", "labels")  # of files with more
 
 
 class Match(NamedTuple):
@@ -57,6 +62,73 @@ def parse_class_names(value: object) -> tuple[str, ...]:
     if twice:
         raise ValueError(f"it lists {twice[0]!r} twice; class names must differ")
     return names
+
+
+def read_labels(file: Path) -> tuple[tuple[str, ...], str]:
+    """Read class names in index order from a file of --labels.
+
+    A text file has one name per line, or lines such as '0: cat'. JSON, or what Python prints, has a list, {index: name}
+    or {name: index}, or one of them below a key such as id2label.
+
+    Returns:
+        The names, and in which form they were, for a note; "" for plain lines.
+
+    Raises:
+        InputError: the file cannot be read, or it is not clear what its names are.
+    """
+    try:
+        text = file.read_text(encoding="utf-8-sig").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read --labels {file}: {error}; give a text file of class names") from error
+    try:
+        if file.suffix == ".json" or text.startswith(("{", "[")):
+            value, form = _parse_structure(text)
+        else:
+            value, form = _parse_lines([line.strip() for line in text.splitlines() if line.strip()])
+        return parse_class_names(value), f"class names from --labels {file.name}{form}" if form else ""
+    except ValueError as error:
+        raise InputError(f"--labels {file}: {error}; give one name per line, in index order") from error
+
+
+def _parse_structure(text: str) -> tuple[object, str]:
+    """Parse JSON, or a list or dictionary as Python prints it."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        try:
+            value = ast.literal_eval(text)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            raise ValueError(f"it is not valid JSON ({first_line(error, 80)})") from error
+    if isinstance(value, Mapping):
+        for key in KEYS:
+            if isinstance(value.get(key), list | Mapping):
+                return value[key], f", its entry {key!r}"
+    return value, ", read as a list" if isinstance(value, list) else ", in the order of its indices"
+
+
+def _parse_lines(lines: list[str]) -> tuple[object, str]:
+    """Tell lines with an index, such as '0: cat' or 'cat,0', from plain names."""
+    if not lines:
+        raise ValueError("it is empty")
+    form = ", in the order of its indices"
+    index_first = [re.fullmatch(r"([0-9]{1,9})\s*[:;,=\t]\s*(.+)", line) for line in lines]
+    matches = [match for match in index_first if match]
+    if len(matches) == len(lines):
+        indices = [int(match[1]) for match in matches]
+        if len(set(indices)) < len(indices):
+            raise ValueError("an index is there twice")
+        return dict(zip(indices, (match[2] for match in matches), strict=True)), form
+    if 2 * len(matches) > len(lines) > 2:
+        other = next(line for line, match in zip(lines, index_first, strict=True) if not match)
+        raise ValueError(f"most lines begin with an index, but not all: {other[:60]!r}")
+    for pattern, index, name in ((r"([0-9]{1,9})\s+(\w.*)", 1, 2), (r"(.+?)\s*[:;,=\t]\s*([0-9]{1,9})", 2, 1)):
+        found = [match for match in (re.fullmatch(pattern, line) for line in lines) if match]
+        numbered = {int(match[index]): match[name] for match in found}
+        if len(lines) > 1 and sorted(numbered) == list(range(len(lines))):  # not years or other numbers
+            return numbered, form
+    if all(line.startswith("- ") for line in lines):
+        return [line.removeprefix("- ") for line in lines], ", read as a list"
+    return lines, ""
 
 
 def _is_index(value: object) -> bool:
