@@ -17,6 +17,7 @@ from timm.utils import CheckpointSaver, ModelEmaV3
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+import taskgraft
 from taskgraft.bundle import Bundle, open_parent
 from taskgraft.errors import CheckpointError, InputError
 
@@ -231,16 +232,39 @@ def test_torchvision_of_the_same_layout_loads_as_it_is(tmp_path: Path) -> None:
     assert_same(opened(tmp_path, {"model": model.state_dict(), "args": args}, None), model)
 
 
-def test_other_layouts_are_named(tmp_path: Path) -> None:
+def test_other_layouts_are_named_with_the_layer_to_wrap(tmp_path: Path) -> None:
     model = TORCHVISION.mobilenet_v3_small(num_classes=3)
-    with pytest.raises(CheckpointError, match=r"these are the names of torchvision.*build the network by torchvision"):
+    with pytest.raises(CheckpointError, match=r"has the names of torchvision.*taskgraft\.wrap\(net, 'classifier\.3'"):
         opened(tmp_path, model.state_dict(), "mobilenetv3_small_100")
-    transformers = {
-        "vit.embeddings.cls_token": torch.ones(1),
-        "vit.encoder.layer.0.attention.query.bias": torch.ones(1),
-    }
-    with pytest.raises(CheckpointError, match=r"names of Hugging Face transformers.*AutoModelForImageClassification"):
-        opened(tmp_path, transformers, "test_vit")
+    config = {"architectures": ["ViTForImageClassification"], "model_type": "vit"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"but ViTForImageClassification of Hugging Face transformers; wrap it"):
+        open_parent(tmp_path)
+
+
+@pytest.mark.slow
+def test_what_is_said_of_transformers_works(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.ViTConfig(
+        hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, image_size=32, num_labels=3
+    )
+    transformers.ViTForImageClassification(config).save_pretrained(tmp_path)
+    with pytest.raises(
+        CheckpointError, match=r"names of Hugging Face transformers.*taskgraft\.wrap\(net, 'model\.classif"
+    ):
+        open_parent(tmp_path / "model.safetensors", arch="test_vit", unnamed=True)
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = transformers.AutoModelForImageClassification.from_pretrained(str(tmp_path))
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.model(images).logits
+
+    net = Net().eval()
+    expected = logits(net)
+    assert torch.equal(logits(taskgraft.wrap(net, "model.classifier", [taskgraft.Task("parent", NAMES)])), expected)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from torch import nn
 
 from taskgraft.bundle.architecture import create_network, create_untrusted, find_head, image_size_args, require_arch
 from taskgraft.bundle.format import Bundle, read_bundle, read_json
-from taskgraft.bundle.matching import Fit, fit_network
+from taskgraft.bundle.matching import Fit, describe_transformers, fit_network
 from taskgraft.bundle.weights import INDEX, Weights, list_shards, load_weights
 from taskgraft.data import transforms
 from taskgraft.data.class_names import parse_class_names, read_labels
@@ -162,11 +162,13 @@ def _sets_size(preprocessing: str | None) -> bool:
 def _open_folder(path: Path, config: dict[str, Any], labels: tuple[str, ...], task: str, unnamed: bool) -> Bundle:
     file, arch = path / "config.json", str(config.get("architecture", ""))
     if not arch:
-        kind = str(config.get("architectures") or config.get("model_type") or "")[:60]
-        raise CheckpointError(
-            f"{file} is missing or names no timm architecture{f' ({kind} of transformers)' if kind else ''}; "
-            "give the weights file with --arch"
-        )
+        kinds = config.get("architectures")
+        if isinstance(kinds, list) and kinds:
+            raise CheckpointError(
+                f"{file} names no timm architecture, but {str(kinds[0])[:60]} of Hugging Face transformers; "
+                f"{describe_transformers(str(path))}"
+            )
+        raise CheckpointError(f"{file} is missing or names no timm architecture; give the weights file with --arch")
     files = [path / name for name in WEIGHT_FILES if (path / name).is_file()]
     if not files:
         raise CheckpointError(f"{path} has neither model.safetensors nor pytorch_model.bin; add the weights")

@@ -46,6 +46,8 @@ TORCHVISION = re.compile(
     r"features\.\d+\.\d+\.|encoder\.layers\.encoder_layer_\d|trunk_output\.|layers\.\d+\.layers\.\d"
 )
 TRANSFORMERS = re.compile(r"embeddings\.|encoder\.layers?\.\d|embedder\.|encoder\.stages\.\d")
+CLASSIFIER = re.compile(r"(classifier|fc|heads?)\..*weight$")
+WRAP = "wrap it in Python: taskgraft.wrap(net, {0!r}, [taskgraft.Task('parent', CLASSES)])"
 ULTRALYTICS = re.compile(r"model\.\d+\.(conv|cv1|m)\.")
 
 
@@ -295,37 +297,49 @@ def _describe_mismatch(
     tensors = candidate.tensors
     same = sum(name in tensors for name in expected)
     equal = sum(_shape(tensors.get(name)) == _shape(value) for name, value in expected.items())
+    rank = (int(2 * same >= len(expected)), equal)
+    if not rank[0] and (foreign := _describe_foreign(path, tensors)):
+        return _Failure(candidate, rank, foreign)
     listed = ", ".join(
         f"{name} ({_shape(tensors.get(name))} in the file, {_shape(expected.get(name))} in {arch})"
         for name in names[:5]
     )
-    wrap = "wrap it in Python: taskgraft.wrap(net, LAYER, [taskgraft.Task('parent', CLASSES)])"
     if all(name not in expected for name in names):
-        remedy = f"it is {arch} with layers of its own: {wrap}"
-    elif 2 * same >= len(expected):
-        remedy = "give the right --arch" if equal < len(expected) - 2 else f"it is a changed {arch}: {wrap}"
+        remedy = f"it is {arch} with layers of its own: {WRAP.format('LAYER')}"
+    elif rank[0] and equal >= len(expected) - 2:
+        remedy = f"it is a changed {arch}: {WRAP.format('LAYER')}"
+    elif rank[0]:
+        remedy = "give the right --arch"
     else:
-        remedy = _describe_layout(tensors, wrap)
-    return _Failure(candidate, (int(2 * same >= len(expected)), equal), (
-        f"{path} is not a {arch}: {len(names)} tensors differ, first {listed}; {remedy}"
-    ))  # fmt: skip
+        remedy = f"give the right --arch, or if it is right, its names are not those of timm: {WRAP.format('LAYER')}"
+    message = f"{path} is not a {arch}: {len(names)} tensors differ, first {listed}; {remedy}"
+    return _Failure(candidate, rank, message)
 
 
-def _describe_layout(names: Mapping[str, Any], wrap: str) -> str:
-    """Say whose names these are, if not timm's, and what to do."""
-    if _any(ULTRALYTICS, names):
-        return f"these are the names of Ultralytics, which timm does not read: {wrap}"
-    if _any(TORCHVISION, names):
+def _describe_foreign(path: Path, tensors: Params) -> str:
+    """Say which other program's names these are, and how its network is wrapped; "" where it is none that is known."""
+    linear = [name for name in sorted(tensors, key=_natural) if CLASSIFIER.match(name) and tensors[name].dim() == 2]
+    layer = linear[-1].removesuffix(".weight") if linear else "LAYER"
+    if _any(TORCHVISION, tensors):
         return (
-            "these are the names of torchvision, which timm has under others (its ResNets, DenseNets and VGGs load as "
-            f"they are): build the network by torchvision.models, load the file into it, and {wrap}"
+            f"{path} has the names of torchvision, which timm has under others (ResNets, DenseNets, RegNets and VGGs "
+            f"load as they are); {WRAP.format(layer)}, with net = torchvision.models.NAME(num_classes=…) and the file in it"
         )
-    if _any(TRANSFORMERS, names):
+    if _any(TRANSFORMERS, tensors):
         return (
-            "these are the names of Hugging Face transformers, which timm has under others: let a module return "
-            f"AutoModelForImageClassification.from_pretrained(FOLDER)(images).logits, and {wrap}"
+            f"{path} has the names of Hugging Face transformers, not of timm; {describe_transformers('FOLDER', layer)}"
         )
-    return f"give the right --arch, or if it is right, its names are not those of timm: {wrap}"
+    if _any(ULTRALYTICS, tensors):
+        return f"{path} has the names of Ultralytics, which timm does not have; {WRAP.format('LAYER')}"
+    return ""
+
+
+def describe_transformers(folder: str, layer: str = "classifier") -> str:
+    """Say how a model of Hugging Face transformers is wrapped: its module returns an object, not logits."""
+    return (
+        f"{WRAP.format(f'model.{layer}')}, with a net whose forward(x) returns self.model(x).logits and whose "
+        f"self.model is AutoModelForImageClassification.from_pretrained({folder!r})"
+    )
 
 
 def _any(pattern: re.Pattern[str], names: Mapping[str, Any] | Sequence[str]) -> bool:
