@@ -243,6 +243,17 @@ def test_other_layouts_are_named_with_the_layer_to_wrap(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_folder_of_a_timm_model_that_transformers_saved(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.TimmWrapperConfig(architecture=ARCH, num_labels=3, id2label=dict(enumerate(NAMES)))
+    model = transformers.TimmWrapperForImageClassification(config)
+    model.save_pretrained(tmp_path)
+    bundle = open_parent(tmp_path)
+    assert_same(bundle, model.timm_model)
+    assert bundle.classifier.tasks[0].classes == NAMES
+
+
+@pytest.mark.slow
 def test_what_is_said_of_transformers_works(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     config = transformers.ViTConfig(

@@ -173,7 +173,7 @@ def _open_folder(path: Path, config: dict[str, Any], labels: tuple[str, ...], ta
     if not files:
         raise CheckpointError(f"{path} has neither model.safetensors nor pytorch_model.bin; add the weights")
     weights = load_weights(files[0])
-    model_args = config.get("model_args", {})
+    model_args = {} if config.get("model_args") is None else config["model_args"]  # transformers write null
     if isinstance(model_args, dict):  # timm writes the number of classes here too; a child has another
         model_args = {name: value for name, value in model_args.items() if name != "num_classes"}
     rows = _count_rows(weights, arch) or 1

@@ -323,7 +323,7 @@ def _describe_foreign(path: Path, tensors: Params) -> str:
     if _any(TORCHVISION, tensors):
         return (
             f"{path} has the names of torchvision, which timm has under others (ResNets, DenseNets, RegNets and VGGs "
-            f"load as they are); {WRAP.format(layer)}, with net = torchvision.models.NAME(num_classes=…) and the file in it"
+            f"load as they are); {WRAP.format(layer)}, with a net of torchvision.models that has loaded the file"
         )
     if _any(TRANSFORMERS, tensors):
         return (
