@@ -180,11 +180,10 @@ def test_a_backbone_alone_is_not_a_parent_but_a_start(tmp_path: Path) -> None:
     assert torch.equal(backbone.get_parameter("layer1.0.conv1.weight"), tensors["layer1.0.conv1.weight"])
 
 
-def test_layers_that_the_network_lacks_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(
-        CheckpointError, match=rf"1 tensors differ, first neck\.weight.*it is {ARCH} with layers of its own"
-    ):
-        opened(tmp_path, {**state(), "neck.weight": torch.ones(2, 2)})
+@pytest.mark.parametrize("name", ["neck.weight", "layer1.0.ema.weight"])
+def test_layers_that_the_network_lacks_are_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(CheckpointError, match=rf"1 tensors differ, first {name}.*it is {ARCH} with layers of its own"):
+        opened(tmp_path, {**state(), name: torch.ones(2, 2)})
 
 
 def test_positional_embeddings_are_resampled_as_timm_does(tmp_path: Path) -> None:
@@ -201,6 +200,13 @@ def test_positional_embeddings_are_resampled_as_timm_does(tmp_path: Path) -> Non
     assert_same(bundle, net("test_vit", img_size=96), 96)
     assert bundle.preprocessing.size == 96
     assert "but for the size 96 of its positional embeddings" in bundle.preprocessing_source
+
+
+def test_patches_of_another_architecture_are_not_resampled(tmp_path: Path) -> None:
+    tensors = net("test_vit").state_dict()
+    tensors["patch_embed.proj.weight"] = tensors["patch_embed.proj.weight"][..., ::2, ::2].contiguous()
+    with pytest.raises(CheckpointError, match=r"is not a test_vit: 1 tensors differ, first patch_embed.*right --arch"):
+        opened(tmp_path, tensors, "test_vit")
 
 
 def test_old_layouts_are_converted_as_timm_does(tmp_path: Path) -> None:

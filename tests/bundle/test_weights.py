@@ -64,7 +64,10 @@ def test_entries_within_entries_are_listed_without_those_of_the_optimizer(tmp_pa
     inner: dict[str, Any] = {"module": TENSORS, "decay": 0.9}
     inner["again"] = inner  # no checkpoint has such a loop, but a pickle can
     state = {"state": {0: {"exp_avg": torch.ones(2)}}, "momentum": torch.ones(2)}
-    path = save(tmp_path / "x.pt", {"epoch": 3, "ema": inner, "state_dict": AVERAGED, "optimizer": state})
+    path = save(
+        tmp_path / "x.pt",
+        {"ema": inner, "state_dict": {**AVERAGED, "sparse": torch.eye(2).to_sparse()}, "optimizer": state},
+    )
     loaded = load_weights(path)
     assert list(loaded.entries) == ["state_dict", "ema.module"]
     assert equal(loaded.entries["ema.module"], TENSORS)

@@ -33,11 +33,12 @@ WRAPPERS = (
     "ema_model",
     "timm_model",
 )
-# what belongs to training or to a profiler, wherever it lies: a loss, a teacher, a second head, counters
+# of training: a loss, a teacher, a second head at the top level; counters of averages and profilers anywhere
 TRAINING = re.compile(
-    r"(^|\.)(criterion|loss|metric|ema|teacher|aux|queue|n_averaged|total_(ops|params)$|_extra_state$)|_(loss|criterion)\.",
-    re.IGNORECASE,
+    r"(criterion\w*|\w*loss\w*|\w*metrics?|ema(_\w+)?|\w*teacher\w*|aux(_\w+)?|Aux\w*|queue(_\w+)?)(\.|$)"
+    r"|(.*\.)?(n_averaged|total_ops|total_params|_extra_state)$"
 )
+POSITION = re.compile(r"pos_embed|rel_pos|relative_position|rope")  # in names of what depends on the image size
 NORMALIZATION = re.compile(r"(^|[._])(mean|std)$")
 MAX_PREFIXES = 50  # that are tried; no honest file has as many
 COUNTER = "num_batches_tracked"  # of BatchNorm, which old files lack
@@ -128,7 +129,7 @@ def fit_network(path: Path, weights: Weights, net: nn.Module, arch: str, head: s
 def _preference(candidate: _Candidate) -> tuple[bool, bool, int]:
     known = ENTRIES.index(candidate.entry) if candidate.entry in ENTRIES else len(ENTRIES)
     place = candidate.describe()
-    return not AVERAGED.search(place), bool(TRAINING.search(candidate.prefix)), known
+    return not AVERAGED.search(place), bool(TRAINING.match(place)), known
 
 
 def _describe_choice(chosen: _Candidate, others: Sequence[_Candidate], failures: Sequence[_Failure]) -> list[str]:
@@ -191,6 +192,10 @@ def _convert(candidate: _Candidate, net: nn.Module, arch: str) -> _Candidate | N
         tensors = {str(name): value.detach() for name, value in converted.items()}
     except Exception:  # a converter expects the layouts it knows
         return None
+    for name, value in tensors.items():  # timm would also resample the patches of another architecture
+        before = candidate.tensors.get(name)
+        if before is not None and before.numel() != value.numel() and not POSITION.search(name):
+            return None
     return candidate._replace(tensors=tensors, original=candidate.tensors)
 
 
@@ -213,7 +218,7 @@ def _judge(path: Path, candidate: _Candidate, net: nn.Module, arch: str, head: s
     found = {name: value for name, value in tensors.items() if name in backbone}
     layer, place = _find_classifier(rest, candidate.outside, head, int(width))  # pyright: ignore[reportArgumentType]
     pool = {**rest, **candidate.outside} if layer is None else rest
-    left = [name for name in pool if not TRAINING.search(name) and name not in (f"{place}.weight", f"{place}.bias")]
+    left = [name for name in pool if not TRAINING.match(name) and name not in (f"{place}.weight", f"{place}.bias")]
     if layer is None and left:
         return _Failure(candidate, (4, 0), _describe_head(path, arch, head, {n: pool[n] for n in left}))
     if layer is None and not headless:
@@ -251,7 +256,7 @@ def _find_classifier(
 
     if layer := read(inside, head):
         return layer, head
-    pool = {name: value for name, value in {**inside, **outside}.items() if not TRAINING.search(name)}
+    pool = {name: value for name, value in {**inside, **outside}.items() if not TRAINING.match(name)}
     linear = [name.removesuffix(".weight") for name in pool if name.endswith(".weight")]
     linear = [name for name in linear if read(pool, name)]
     if len(linear) == 1 and not pool.keys() - {f"{linear[0]}.weight", f"{linear[0]}.bias"}:
@@ -307,7 +312,7 @@ def _describe_mismatch(
     if all(name not in expected for name in names):
         remedy = f"it is {arch} with layers of its own: {WRAP.format('LAYER')}"
     elif rank[0] and equal >= len(expected) - 2:
-        remedy = f"it is a changed {arch}: {WRAP.format('LAYER')}"
+        remedy = f"give the right --arch, or if it is a changed {arch}, {WRAP.format('LAYER')}"
     elif rank[0]:
         remedy = "give the right --arch"
     else:

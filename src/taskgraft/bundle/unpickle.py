@@ -176,7 +176,7 @@ def find_entries(checkpoint: Mapping[str, Any]) -> dict[str, dict[str, Tensor]]:
     What belongs to an optimizer or a scheduler is left out.
     """
     entries = {
-        path: {str(key): value for key, value in values.items() if isinstance(value, Tensor)}
+        path: {str(key): value for key, value in values.items() if isinstance(value, Tensor) and _is_plain(value)}
         for path, values in _walk(checkpoint)
     }
     entries = {path: tensors for path, tensors in entries.items() if tensors}
@@ -184,6 +184,10 @@ def find_entries(checkpoint: Mapping[str, Any]) -> dict[str, dict[str, Tensor]]:
         names = ", ".join(map(str, list(checkpoint)[:8]))[:250]
         raise Refused(f"contains no tensors, only the entries {names}; save model.state_dict()")
     return entries
+
+
+def _is_plain(value: Tensor) -> bool:
+    return value.layout == torch.strided and not value.is_quantized and value.device.type == "cpu"
 
 
 def find_texts(checkpoint: Mapping[str, Any]) -> dict[str, str]:
