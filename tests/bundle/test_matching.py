@@ -165,8 +165,8 @@ def test_another_head_is_told_with_the_lines_that_wrap_it(tmp_path: Path) -> Non
         opened(tmp_path, model.state_dict())
     assert str(caught.value).partition(" is ")[2] == (
         f"the same backbone as {ARCH} with another head (fc.0.bias, fc.0.weight, fc.2.bias, fc.2.weight), not one "
-        f"linear layer; wrap it in Python: net = timm.create_model('{ARCH}'); net.fc = …; net.load_state_dict(…); "
-        "taskgraft.wrap(net, 'fc.2', [taskgraft.Task('parent', CLASSES)])"
+        f"linear layer; with net = timm.create_model('{ARCH}'), net.fc = … and net.load_state_dict(…), wrap it in "
+        "Python: taskgraft.wrap(net, 'fc.2', [taskgraft.Task('parent', CLASSES)])"
     )
 
 

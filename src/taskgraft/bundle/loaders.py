@@ -21,7 +21,7 @@ from torch import nn
 
 from taskgraft.bundle.architecture import create_network, create_untrusted, find_head, image_size_args, require_arch
 from taskgraft.bundle.format import Bundle, read_bundle, read_json
-from taskgraft.bundle.matching import Fit, describe_transformers, fit_network
+from taskgraft.bundle.matching import Fit, fit_network, wrap_transformers
 from taskgraft.bundle.weights import INDEX, Weights, list_shards, load_weights
 from taskgraft.data import transforms
 from taskgraft.data.class_names import parse_class_names, read_labels
@@ -166,7 +166,7 @@ def _open_folder(path: Path, config: dict[str, Any], labels: tuple[str, ...], ta
         if isinstance(kinds, list) and kinds:
             raise CheckpointError(
                 f"{file} names no timm architecture, but {str(kinds[0])[:60]} of Hugging Face transformers; "
-                f"{describe_transformers(str(path))}"
+                f"{wrap_transformers(str(path))}"
             )
         raise CheckpointError(f"{file} is missing or names no timm architecture; give the weights file with --arch")
     files = [path / name for name in WEIGHT_FILES if (path / name).is_file()]

@@ -44,11 +44,13 @@ MAX_PREFIXES = 50  # that are tried; no honest file has as many
 COUNTER = "num_batches_tracked"  # of BatchNorm, which old files lack
 FILTERS = ("checkpoint_filter_fn_classifier", "checkpoint_filter_fn", "_filter_fn")  # of timm's modules of models
 TORCHVISION = re.compile(
-    r"features\.\d+\.\d+\.|encoder\.layers\.encoder_layer_\d|trunk_output\.|layers\.\d+\.layers\.\d"
+    r"features\.\d+\.\d+\.|encoder\.layers\.encoder_layer_\d|trunk_output\.|layers\.\d+\.\d+\.layers\."
 )
-TRANSFORMERS = re.compile(r"embeddings\.|encoder\.layers?\.\d|embedder\.|encoder\.stages\.\d")
+TRANSFORMERS = re.compile(
+    r"embeddings\.(cls_token|patch_emb|position_emb|norm)|encoder\.layer\.\d+\.(attention|layernorm)|embedder\.embedder\."
+    r"|encoder\.stages\.\d+\.layers\."
+)
 CLASSIFIER = re.compile(r"(classifier|fc|heads?)\..*weight$")
-WRAP = "wrap it in Python: taskgraft.wrap(net, {0!r}, [taskgraft.Task('parent', CLASSES)])"
 ULTRALYTICS = re.compile(r"model\.\d+\.(conv|cv1|m)\.")
 
 
@@ -85,7 +87,7 @@ class _Failure(NamedTuple):
 
     candidate: _Candidate
     rank: tuple[int, int]
-    message: str
+    error: CheckpointError
 
 
 def fit_network(path: Path, weights: Weights, net: nn.Module, arch: str, head: str, *, headless: bool = False) -> Fit:
@@ -123,7 +125,7 @@ def fit_network(path: Path, weights: Weights, net: nn.Module, arch: str, head: s
             require_finite(path, fit.tensors)
             others = [other for other, _ in fits[1:]]
             return fit._replace(notes=[*_describe_choice(chosen, others, failures), *fit.notes])
-    raise CheckpointError(max(failures, key=lambda failure: failure.rank).message)
+    raise max(failures, key=lambda failure: failure.rank).error
 
 
 def _preference(candidate: _Candidate) -> tuple[bool, bool, int]:
@@ -222,7 +224,7 @@ def _judge(path: Path, candidate: _Candidate, net: nn.Module, arch: str, head: s
     if layer is None and left:
         return _Failure(candidate, (4, 0), _describe_head(path, arch, head, {n: pool[n] for n in left}))
     if layer is None and not headless:
-        return _Failure(candidate, (3, 0), (
+        return _Failure(candidate, (3, 0), CheckpointError(
             f"{path} is the backbone of {arch} without its classifier: {head}.weight is missing; "
             "give a file that has it, or start a new model from the backbone by train with --weights"
         ))  # fmt: skip
@@ -285,20 +287,20 @@ def _describe_conversion(candidate: _Candidate, net: nn.Module, arch: str, notes
     return side * int(patch[0]) if side and side**2 == tokens and patch[0] == patch[-1] else None
 
 
-def _describe_head(path: Path, arch: str, head: str, tensors: Params) -> str:
+def _describe_head(path: Path, arch: str, head: str, tensors: Params) -> CheckpointError:
     names = sorted(tensors, key=_natural)
     layers = [name.removesuffix(".weight") for name in names if name.endswith(".weight") and tensors[name].dim() == 2]
-    layer = layers[-1] if layers else head
-    return (
+    return CheckpointError(
         f"{path} is the same backbone as {arch} with another head ({_enumerate(names)}), not one linear layer; "
-        f"wrap it in Python: net = timm.create_model({arch!r}); net.{head} = …; net.load_state_dict(…); "
-        f"taskgraft.wrap(net, {layer!r}, [taskgraft.Task('parent', CLASSES)])"
+        f"with net = timm.create_model({arch!r}), net.{head} = … and net.load_state_dict(…), "
+        f"{wrap_in_python(layers[-1] if layers else head)}"
     )
 
 
 def _describe_mismatch(
     path: Path, candidate: _Candidate, expected: Params, arch: str, names: Sequence[str]
 ) -> _Failure:
+    """Name the first tensors that differ, and say whether it is another architecture, a changed one, or other names."""
     tensors = candidate.tensors
     same = sum(name in tensors for name in expected)
     equal = sum(_shape(tensors.get(name)) == _shape(value) for name, value in expected.items())
@@ -310,39 +312,44 @@ def _describe_mismatch(
         for name in names[:5]
     )
     if all(name not in expected for name in names):
-        remedy = f"it is {arch} with layers of its own: {WRAP.format('LAYER')}"
+        remedy = f"it is {arch} with layers of its own: {wrap_in_python()}"
     elif rank[0] and equal >= len(expected) - 2:
-        remedy = f"give the right --arch, or if it is a changed {arch}, {WRAP.format('LAYER')}"
+        remedy = f"give the right --arch, or if it is a changed {arch}, {wrap_in_python()}"
     elif rank[0]:
         remedy = "give the right --arch"
     else:
-        remedy = f"give the right --arch, or if it is right, its names are not those of timm: {WRAP.format('LAYER')}"
-    message = f"{path} is not a {arch}: {len(names)} tensors differ, first {listed}; {remedy}"
-    return _Failure(candidate, rank, message)
+        remedy = f"give the right --arch, or if it is right, its names are not those of timm: {wrap_in_python()}"
+    error = CheckpointError(f"{path} is not a {arch}: {len(names)} tensors differ, first {listed}; {remedy}")
+    return _Failure(candidate, rank, error)
 
 
-def _describe_foreign(path: Path, tensors: Params) -> str:
-    """Say which other program's names these are, and how its network is wrapped; "" where it is none that is known."""
+def _describe_foreign(path: Path, tensors: Params) -> CheckpointError | None:
+    """Say which other program's names these are, and how its network is wrapped; None for none that is known."""
     linear = [name for name in sorted(tensors, key=_natural) if CLASSIFIER.match(name) and tensors[name].dim() == 2]
     layer = linear[-1].removesuffix(".weight") if linear else "LAYER"
     if _any(TORCHVISION, tensors):
-        return (
+        return CheckpointError(
             f"{path} has the names of torchvision, which timm has under others (ResNets, DenseNets, RegNets and VGGs "
-            f"load as they are); {WRAP.format(layer)}, with a net of torchvision.models that has loaded the file"
+            f"load as they are); {wrap_in_python(layer)}, with a net of torchvision.models that has loaded the file"
         )
     if _any(TRANSFORMERS, tensors):
-        return (
-            f"{path} has the names of Hugging Face transformers, not of timm; {describe_transformers('FOLDER', layer)}"
+        return CheckpointError(
+            f"{path} has the names of Hugging Face transformers, not of timm; {wrap_transformers('FOLDER', layer)}"
         )
     if _any(ULTRALYTICS, tensors):
-        return f"{path} has the names of Ultralytics, which timm does not have; {WRAP.format('LAYER')}"
-    return ""
+        return CheckpointError(f"{path} has the names of Ultralytics, which timm does not have; {wrap_in_python()}")
+    return None
 
 
-def describe_transformers(folder: str, layer: str = "classifier") -> str:
-    """Say how a model of Hugging Face transformers is wrapped: its module returns an object, not logits."""
+def wrap_in_python(layer: str = "LAYER") -> str:
+    """Say how a network that the commands cannot open is used: in Python, by the name of its last layer."""
+    return f"wrap it in Python: taskgraft.wrap(net, {layer!r}, [taskgraft.Task('parent', CLASSES)])"
+
+
+def wrap_transformers(folder: str, layer: str = "classifier") -> str:
+    """Say how a model of Hugging Face transformers is wrapped: it returns an object, not logits."""
     return (
-        f"{WRAP.format(f'model.{layer}')}, with a net whose forward(x) returns self.model(x).logits and whose "
+        f"{wrap_in_python(f'model.{layer}')}, with a net whose forward(x) returns self.model(x).logits and whose "
         f"self.model is AutoModelForImageClassification.from_pretrained({folder!r})"
     )
 
