@@ -300,6 +300,12 @@ def test_class_names_of_the_file_are_read(tmp_path: Path, key: str, value: Any) 
     assert f"class names from its entry '{entry}'" in bundle.notes
 
 
+def test_other_class_names_than_those_of_labels_are_said(tmp_path: Path) -> None:
+    bundle = opened(tmp_path, {"state_dict": state(), "classes": ["x", "y", "z"]})
+    assert bundle.classifier.tasks[0].classes == NAMES
+    assert "its entry 'classes' has other class names, such as 'x': those of --labels count" in bundle.notes
+
+
 def test_class_names_that_do_not_fit_are_not_taken(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"has no class names.*'classes' has 2 names, but the classifier has 3"):
         opened(tmp_path, {"state_dict": state(), "classes": ["a", "b"]}, labels=None)

@@ -200,6 +200,15 @@ def test_other_contents_are_refused(tmp_path: Path, value: Any, message: str) ->
         load_weights(save(tmp_path / "x.pt", value))
 
 
+def test_formats_of_other_programs_are_named(tmp_path: Path) -> None:
+    (tmp_path / "x.onnx").write_bytes(b"\x08\x07")
+    with pytest.raises(CheckpointError, match=r"x\.onnx is an ONNX model, not a checkpoint of PyTorch"):
+        load_weights(tmp_path / "x.onnx")
+    (tmp_path / "x.pt").write_bytes(b"\x08\x07")
+    with pytest.raises(CheckpointError, match=r"x\.pt is not a valid PyTorch checkpoint: Unsupported operand 8; copy"):
+        load_weights(tmp_path / "x.pt")
+
+
 def test_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="does not exist or is not a file"):
         load_weights(tmp_path / "gone.pt")

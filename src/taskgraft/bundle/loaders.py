@@ -140,7 +140,7 @@ def _open_file(
     names, note = _class_names(path, labels, weights.class_names, found.rows, unnamed)
     if len(names) != rows:
         net = create_network(arch, len(names), **model_args)[0]
-    notes += [*note, *_load(net, found)]
+    notes += [*_load(net, found), *note]
     return Bundle(wrap(net, head, [Task(task, names)]), default, {}, str(path), _digest(path), arch, head, tuple(notes),
                   model_args=model_args, preprocessing_source=origin)  # fmt: skip
 
@@ -181,10 +181,10 @@ def _open_folder(path: Path, config: dict[str, Any], labels: tuple[str, ...], ta
     head = find_head(net, arch)
     found = fit_network(files[0], weights, net, arch, head, headless=unnamed)
     stored = {key: config[key] for key in ("label_names", "id2label", "label2id") if config.get(key)}
-    names, notes = _class_names(files[0], labels, stored, found.rows, unnamed)
+    names, note = _class_names(files[0], labels, stored, found.rows, unnamed)
     if len(names) != rows:
         net = create_untrusted(file, arch, len(names), model_args)
-    notes += _load(net, found)
+    notes = [*_load(net, found), *note]
     changes = config.get("pretrained_cfg", {})
     if not isinstance(changes, dict):
         raise CheckpointError(f"{file} is damaged: pretrained_cfg is not an object; copy it again")
@@ -245,18 +245,23 @@ def _class_names(
 
     Without --labels they are those that the file stores; numbers where there are none and `unnamed` allows it.
     """
-    notes = []
-    for entry, value in {} if names else stored.items():
+    notes, given = [], names
+    for entry, value in stored.items():
         try:
             found = parse_class_names(value)
         except ValueError as error:
-            notes.append(f"its entry {entry!r} has no class names: {error}")
+            notes += [] if given else [f"its entry {entry!r} has no class names: {error}"]
             continue
         if rows in (None, len(found)):
-            names = found
-            notes.append(f"class names from its entry {entry!r}")
+            if given and found != given:
+                notes.append(
+                    f"its entry {entry!r} has other class names, such as {found[0]!r}: those of --labels count"
+                )
+            names = given or found
+            notes += [] if given else [f"class names from its entry {entry!r}"]
             break
-        notes.append(f"its entry {entry!r} has {len(found)} names, but the classifier has {rows} classes: not used")
+        if not given:
+            notes.append(f"its entry {entry!r} has {len(found)} names, but the classifier has {rows} classes: not used")
     if not names and not unnamed:
         reason = f" ({'; '.join(notes)[:200]})" if notes else ""
         raise InputError(

@@ -123,7 +123,7 @@ def load_safely(path: Path) -> dict[str, Any]:
                 "if you trust it, save its weights alone: "
                 f"torch.save(torch.jit.load({path.name!r}).state_dict(), 'weights.pth')"
             ) from error
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = (str(error).splitlines() or [type(error).__name__])[0].partition(". ")[0]
         raise Refused(f"is not a valid PyTorch checkpoint: {reason[:160]}; copy it again") from error
     if not isinstance(checkpoint, Mapping):
         raise Refused(f"contains a {type(checkpoint).__name__}, not named tensors; save model.state_dict()")
@@ -138,8 +138,11 @@ def _describe_code(path: Path, error: pickle.UnpicklingError) -> str:
             found = sorted({*found, *torch.serialization.get_unsafe_globals_in_checkpoint(str(path))})
     except Exception:  # of old formats and damaged files, of which the first name is known
         pass
+    if not found:
+        reason = str(error).rpartition("WeightsUnpickler error: ")[2].strip().partition("\n")[0]
+        return f"is not a valid PyTorch checkpoint: {reason[:160]}; copy it again, or save only model.state_dict()"
     more = f" and {len(found) - 4} more" if len(found) > 4 else ""
-    names = ", ".join(name[:80] for name in found[:4]) + more or "it contains more than tensors"
+    names = ", ".join(name[:80] for name in found[:4]) + more
     load = f"torch.load({path.name!r}, weights_only=False)"
     if any(name.startswith(MODULES) for name in found):
         return (

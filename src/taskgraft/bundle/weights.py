@@ -29,6 +29,14 @@ from taskgraft.results.files import digest
 from taskgraft.types import Params
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+OTHER_FORMATS = {  # by suffix
+    ".onnx": "an ONNX model",
+    ".pt2": "a program of torch.export",
+    ".h5": "a file of Keras",
+    ".keras": "a file of Keras",
+    ".tflite": "a model of TensorFlow Lite",
+    ".npz": "an archive of NumPy",
+}
 LFS_POINTER = b"version https://git-lfs"
 IDLE_SECONDS = 20.0  # after which the process ends: it takes as much memory as a bare torch
 METADATA = "about"  # name of what is no tensor in the cache, as JSON
@@ -73,6 +81,8 @@ def _load_file(path: Path, cache: Path | None) -> Weights:
     with path.open("rb") as file:
         if file.read(len(LFS_POINTER)) == LFS_POINTER:
             raise CheckpointError(f"{path} is a Git LFS pointer, not the weights; fetch them with: git lfs pull")
+    if kind := OTHER_FORMATS.get(path.suffix.lower()):
+        raise CheckpointError(f"{path} is {kind}, not a checkpoint of PyTorch; give the one that it was made from")
     return Weights({"": load_safetensors(path)}, {}, {}) if path.suffix == ".safetensors" else load_pickle(path, cache)
 
 
