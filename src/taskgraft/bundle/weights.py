@@ -221,10 +221,10 @@ class PickleReader:
             self._stop()
 
     def _stop(self) -> None:
-        if self.process:
-            self.process.kill()
-            self.process.communicate()
-            self.process = None
+        process, self.process = self.process, None  # taken first: the timer and the end of the program may coincide
+        if process:
+            process.kill()
+            process.communicate()
 
 
 _READER = PickleReader()  # shared: the next pickle need not wait for torch's import
