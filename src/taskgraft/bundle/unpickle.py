@@ -147,7 +147,7 @@ def _describe_code(path: Path, error: pickle.UnpicklingError) -> str:
     if any(name.startswith(MODULES) for name in found):
         return (
             f"holds a whole pickled nn.Module, and reading it would run code from the file ({names}); where its code "
-            f"is installed and you trust it, save its weights: model = {load}; "
+            f"is installed and you trust it, save its weights: model = {load}, or the entry of it that is the model; "
             "torch.save(model.state_dict(), 'weights.pth')"
         )
     return (
