@@ -29,6 +29,7 @@ FILES = {
     "parallel": "tests/distributed/test_equal.py",
     "pieces": "tests/training/test_micro_batching.py",
     "costs": "tests/laws/test_costs.py",
+    "matching": "tests/bundle/test_matching.py",
 }
 
 
@@ -114,6 +115,13 @@ LAWS = [
     Mutant("added classes stand before old ones", "models/classifier.py", "torch.cat(logits, 1)",
            "torch.cat(logits[::-1], 1)",
            "chains test_added_classes_leave_old_logits_unchanged"),
+    Mutant("layers of the network are left out", "bundle/matching.py", "    if left:\n", "    if False:\n",
+           "matching test_layers_that_the_network_lacks_are_refused"),
+    Mutant("patches of another architecture are resampled", "bundle/matching.py",
+           "and not POSITION.search(name):", "and False:",
+           "matching test_patches_of_another_architecture_are_not_resampled"),
+    Mutant("averaged weights come last", "bundle/matching.py", "return not AVERAGED.search(place)",
+           "return bool(AVERAGED.search(place))", "matching test_checkpoint_of_timms_training_script"),
 ]  # fmt: skip
 
 DEFECTS = [

@@ -85,7 +85,7 @@ def malicious(workspace: Workspace) -> Sequence[Command]:
 def pickled_module(workspace: Workspace) -> Sequence[Command]:
     torch.save(parent(), workspace.tmp_path / "whole.pth")
     return commands_opening(
-        workspace, workspace.tmp_path / "whole.pth", "would run code from the file (", "model.state_dict()"
+        workspace, workspace.tmp_path / "whole.pth", "whole pickled nn.Module", "model.state_dict()"
     )[:2]
 
 
@@ -153,18 +153,20 @@ def wrong_shape(workspace: Workspace) -> Sequence[Command]:
 
     good = weights()
     renamed = {name.replace("fc.", "head."): value for name, value in good.items()}
+    shifted = {name.replace("conv1.", "stem."): value for name, value in good.items()}
     headless = {name: value for name, value in good.items() if not name.startswith("fc.")}
     wide = {**good, "fc.weight": torch.zeros(4, good["fc.weight"].shape[1]), "fc.bias": torch.zeros(4)}
     flags = ("--labels", labels(workspace))
     other = saved("other.pth", good)
     return [
         Command(("predict", other, workspace.data, *flags, "--arch", "test_vit"), (2,), ("is not a test_vit:",)),
-        *commands_opening(
-            workspace, saved("renamed.pth", renamed), "head.weight", "missing in test_resnet", "fc.weight (missing"
-        )[:2],
-        commands_opening(workspace, saved("headless.pth", headless), "2 tensors differ, first fc.weight (missing")[1],
+        *commands_opening(workspace, saved("shifted.pth", shifted), "is not a test_resnet", "conv1.0.weight (missing")[
+            :2
+        ],
+        commands_opening(workspace, saved("renamed.pth", renamed), codes=(0,))[1],
+        commands_opening(workspace, saved("headless.pth", headless), "without its classifier: fc.weight is missing")[1],
         commands_opening(
-            workspace, saved("extra.pth", {**good, "ema.step": torch.ones(1)}), "ema.step (1 in the file, missing in"
+            workspace, saved("extra.pth", {**good, "neck.step": torch.ones(2)}), "neck.step (2 in the file, missing in"
         )[1],
         commands_opening(workspace, saved("wide.pth", wide), "has 4 classes, but there are 3 class names")[1],
         commands_opening(workspace, saved("module.pth", {f"module.{k}": v for k, v in good.items()}), codes=(0,))[1],
@@ -230,7 +232,7 @@ def configurations(workspace: Workspace) -> Sequence[Command]:
         *result,
         commands_opening(workspace, large, "larger than")[0],
         commands_opening(workspace, endless, "config.json")[1],
-        commands_opening(workspace, foreign, "has 3 classes, but there are 2 class names")[1],
+        commands_opening(workspace, foreign, "has 2 names, but the classifier has 3 classes")[1],
     ]
 
 

@@ -44,10 +44,10 @@ def logits(model: nn.Module, size: int = 32) -> Tensor:
 @pytest.mark.parametrize(("arch", "size"), [("test_resnet", 32), ("test_efficientnet", 32), ("test_vit", 160)])
 def test_file_of_weights_gives_the_same_logits(tmp_path: Path, labels: Path, arch: str, size: int) -> None:
     path = save(tmp_path / "x.pt", {"model": {f"module.{k}": v for k, v in net(arch).state_dict().items()}})
-    bundle = open_parent(path, arch=arch, labels=labels, task="pet", preprocessing="32 squash")
+    bundle = open_parent(path, arch=arch, labels=labels, task="pet", preprocessing=f"{size} squash")
     torch.testing.assert_close(logits(bundle.classifier, size), logits(net(arch), size), rtol=1e-5, atol=1e-6)
     assert bundle.classifier.tasks == (("pet", NAMES),)
-    assert (bundle.arch, bundle.preprocessing.size, bundle.preprocessing.crop) == (arch, 32, "squash")
+    assert (bundle.arch, bundle.preprocessing.size, bundle.preprocessing.crop) == (arch, size, "squash")
     assert any("prefix 'module.'" in line for line in bundle.notes)
     assert bundle.digest
     assert bundle.memory == {}

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
 import pickle
 import signal
 import subprocess
 import sys
-from collections import OrderedDict
-from pathlib import Path
+import warnings
+from collections import OrderedDict, defaultdict, deque
+from datetime import UTC, datetime, timedelta
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from taskgraft.bundle import unpickle, weights
-from taskgraft.bundle.weights import load_pickle, load_weights
+from taskgraft.bundle.weights import load_pickle, load_weights, require_finite
 from taskgraft.errors import CheckpointError
 from toys import equal
 
@@ -32,53 +37,83 @@ def save(path: Path, value: Any) -> Path:
 @pytest.mark.parametrize("name", ["x.pt", "x.pth", "x.pth.tar", "x.bin", "x.ckpt"])
 def test_load_state_dict(tmp_path: Path, name: str) -> None:
     loaded = load_weights(save(tmp_path / name, OrderedDict(TENSORS)))
-    assert equal(loaded.tensors, TENSORS)
-    assert (loaded.texts, loaded.notes) == ({}, [])
+    assert equal(loaded.entries[""], TENSORS)
+    assert (loaded.texts, loaded.class_names) == ({}, {})
 
 
 def test_load_safetensors(tmp_path: Path) -> None:
     save_file(TENSORS, tmp_path / "x.safetensors")
-    assert equal(load_weights(tmp_path / "x.safetensors").tensors, TENSORS)
+    assert equal(load_weights(tmp_path / "x.safetensors").entries[""], TENSORS)
 
 
 def test_load_pickle_keeps_texts_and_makes_tensors_contiguous(tmp_path: Path) -> None:
     tensors = {"a.weight": torch.arange(6.0).reshape(2, 3).t(), "n": torch.tensor(3), "h": torch.ones(2).half()}
     loaded = load_pickle(save(tmp_path / "a b\n.pt", {"arch": "x", "epoch": 3, "state_dict": tensors}))
-    assert equal(loaded.tensors, tensors)
-    assert loaded.tensors["a.weight"].is_contiguous()
-    assert (loaded.texts, loaded.notes) == ({"arch": "x"}, ["weights from its entry 'state_dict'"])
+    assert equal(loaded.entries["state_dict"], tensors)
+    assert loaded.entries["state_dict"]["a.weight"].is_contiguous()
+    assert loaded.texts == {"arch": "x"}
 
 
 def test_load_pickle_copies_shared_tensors(tmp_path: Path) -> None:
     both = torch.ones(4)
-    assert equal(load_pickle(save(tmp_path / "x.pt", {"a": both, "b": both[:2]})).tensors, {"a": both, "b": both[:2]})
+    loaded = load_pickle(save(tmp_path / "x.pt", {"a": both, "b": both[:2]}))
+    assert equal(loaded.entries[""], {"a": both, "b": both[:2]})
 
 
-@pytest.mark.parametrize("key", unpickle.CONTAINERS)
-def test_containers_are_searched(tmp_path: Path, key: str) -> None:
-    path = save(tmp_path / "x.pt", {"epoch": 3, "arch": "resnet18", "optimizer": {"lr": 0.1}, key: TENSORS})
+def test_entries_within_entries_are_listed_without_those_of_the_optimizer(tmp_path: Path) -> None:
+    inner: dict[str, Any] = {"module": TENSORS, "decay": 0.9}
+    inner["again"] = inner  # no checkpoint has such a loop, but a pickle can
+    state = {"state": {0: {"exp_avg": torch.ones(2)}}, "momentum": torch.ones(2)}
+    path = save(
+        tmp_path / "x.pt",
+        {"ema": inner, "state_dict": {**AVERAGED, "sparse": torch.eye(2).to_sparse()}, "optimizer": state},
+    )
     loaded = load_weights(path)
-    assert equal(loaded.tensors, TENSORS)
-    assert loaded.texts["arch"] == "resnet18"
-    assert loaded.notes == [f"weights from its entry {key!r}"]
+    assert list(loaded.entries) == ["state_dict", "ema.module"]
+    assert equal(loaded.entries["ema.module"], TENSORS)
+    assert equal(loaded.entries["state_dict"], AVERAGED)
 
 
-def test_averaged_weights_are_preferred(tmp_path: Path) -> None:
-    loaded = load_weights(save(tmp_path / "x.pt", {"state_dict": TENSORS, "state_dict_ema": AVERAGED}))
-    assert equal(loaded.tensors, AVERAGED)
+def test_values_that_are_data_are_read(tmp_path: Path) -> None:
+    """What training programs store beside the weights: none of it is code, whichever program wrote it."""
+    args = argparse.Namespace(
+        model="resnet18", output=PurePosixPath("runs/1"), root=PureWindowsPath("C:/x"), started=datetime.now(UTC)
+    )
+    others = {
+        "best_acc": np.float64(0.9), "epoch": np.int64(3), "best": np.bool_(True), "matrix": np.eye(2),
+        "names": np.array(["cat", "dog"]), "history": defaultdict(list, {"loss": [1.0]}), "last": deque([1], 3),
+        "version": torch.__version__, "type": np.dtype("float32"), "random": np.random.RandomState(0).get_state(),
+        "shape": torch.Size([1]), "device": torch.device("cpu"), "dtype": torch.float16, "took": timedelta(1),
+    }  # fmt: skip
+    loaded = load_weights(save(tmp_path / "x.pt", {"state_dict": TENSORS, "args": args, **others}))
+    assert equal(loaded.entries["state_dict"], TENSORS)
+    assert loaded.texts["args.model"] == "resnet18"
+    assert loaded.texts["args.output"] == "runs/1"
+    assert loaded.class_names == {"names": ["cat", "dog"]}
 
 
-@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "module._orig_mod."])
-def test_common_prefixes_are_removed(tmp_path: Path, prefix: str) -> None:
-    loaded = load_weights(save(tmp_path / "x.pt", {prefix + name: value for name, value in TENSORS.items()}))
-    assert equal(loaded.tensors, TENSORS)
-    assert len(loaded.notes) == prefix.count(".")
-    assert all("removed from the names" in note for note in loaded.notes)
-
-
-def test_partial_prefix_stays(tmp_path: Path) -> None:
-    mixed = {"module.a": torch.ones(1), "b": torch.ones(1)}
-    assert equal(load_weights(save(tmp_path / "x.pt", mixed)).tensors, mixed)
+def test_shards_are_read_by_their_index(tmp_path: Path) -> None:
+    index = tmp_path / "model.safetensors.index.json"
+    files = {name: f"model-0000{at}-of-00002.safetensors" for at, name in enumerate(TENSORS, 1)}
+    index.write_text(json.dumps({"weight_map": files}))
+    for name, file in files.items():
+        save_file({name: TENSORS[name]}, tmp_path / file)
+    assert equal(load_weights(index).entries[""], TENSORS)
+    with pytest.raises(CheckpointError, match=r"one of several shards; give model\.safetensors\.index\.json"):
+        load_weights(tmp_path / files["a.weight"])
+    (tmp_path / files["a.bias"]).unlink()
+    with pytest.raises(CheckpointError, match=r"names 2 files, but 1 are missing, first model-00002-of-00002"):
+        load_weights(index)
+    for content in (
+        "{",
+        "[]",
+        '{"weight_map": {}}',
+        '{"weight_map": {"a": "../x.safetensors"}}',
+        '{"weight_map": {"a": 1}}',
+    ):
+        index.write_text(content)
+        with pytest.raises(CheckpointError, match="is not an index of shards"):
+            load_weights(index)
 
 
 def test_git_lfs_pointer_is_named(tmp_path: Path) -> None:
@@ -92,7 +127,7 @@ def test_git_lfs_pointer_is_named(tmp_path: Path) -> None:
 def test_non_finite_weights_are_refused(tmp_path: Path, value: float) -> None:
     path = save(tmp_path / "x.pt", {**TENSORS, "b": torch.tensor([1.0, value])})
     with pytest.raises(CheckpointError, match="tensor 'b' contains NaN or infinite values"):
-        load_weights(path)
+        require_finite(path, load_weights(path).entries[""])
 
 
 class Malicious:
@@ -111,9 +146,29 @@ def test_code_in_a_pickle_is_named_and_not_run(tmp_path: Path, monkeypatch: pyte
     assert not trap.exists()
 
 
-def test_pickled_module_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"GLOBAL torch\.nn\.modules\.linear\.Linear"):
-        load_weights(save(tmp_path / "x.pt", torch.nn.Linear(2, 2)))
+class Settings:
+    """Data, but of a class that only its own code can read."""
+
+
+def test_classes_of_other_programs_are_named_in_full(tmp_path: Path) -> None:
+    path = save(tmp_path / "x.pt", {"state_dict": TENSORS, "config": Settings()})
+    with pytest.raises(CheckpointError) as caught:
+        load_weights(path)
+    assert str(caught.value) == (
+        f"{path} was not loaded because that would run code from the file ({__name__}.Settings); if you trust it, save "
+        "only the weights: torch.save(torch.load('x.pt', weights_only=False)['state_dict'], 'weights.pth'), or where "
+        "it was saved, torch.save(model.state_dict(), …)"
+    )
+
+
+def test_whole_modules_and_torchscript_are_told_what_they_are(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"whole pickled nn\.Module.*linear\.Linear.*model\.state_dict\(\)"):
+        load_weights(save(tmp_path / "x.pt", {"model": torch.nn.Linear(2, 2)}))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit is deprecated, but its files remain
+        torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "x.pt")
+    with pytest.raises(CheckpointError, match=r"is a TorchScript archive.*torch\.jit\.load\('x\.pt'\)\.state_dict"):
+        load_weights(tmp_path / "x.pt")
 
 
 @pytest.mark.parametrize("name", ["x.pt", "x.safetensors"])
@@ -145,6 +200,15 @@ def test_other_contents_are_refused(tmp_path: Path, value: Any, message: str) ->
         load_weights(save(tmp_path / "x.pt", value))
 
 
+def test_formats_of_other_programs_are_named(tmp_path: Path) -> None:
+    (tmp_path / "x.onnx").write_bytes(b"\x08\x07")
+    with pytest.raises(CheckpointError, match=r"x\.onnx is an ONNX model, not a checkpoint of PyTorch"):
+        load_weights(tmp_path / "x.onnx")
+    (tmp_path / "x.pt").write_bytes(b"\x08\x07")
+    with pytest.raises(CheckpointError, match=r"x\.pt is not a valid PyTorch checkpoint: Unsupported operand 8; copy"):
+        load_weights(tmp_path / "x.pt")
+
+
 def test_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="does not exist or is not a file"):
         load_weights(tmp_path / "gone.pt")
@@ -158,7 +222,7 @@ def test_dead_reader_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert first is not None
     first.send_signal(signal.SIGKILL)
     first.wait()
-    assert equal(load_pickle(path).tensors, TENSORS)
+    assert equal(load_pickle(path).entries[""], TENSORS)
     second = weights._READER.process
     assert second is not None
     assert second.pid not in (first.pid, os.getpid())
@@ -167,7 +231,7 @@ def test_dead_reader_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     second.wait()
     with pytest.raises(CheckpointError, match=r"x\.pt is not a valid PyTorch checkpoint: it crashed the process"):
         load_pickle(path)
-    assert equal(load_pickle(path).tensors, TENSORS)
+    assert equal(load_pickle(path).entries[""], TENSORS)
 
 
 @pytest.mark.slow

@@ -37,7 +37,8 @@ def safetensors(folder: Path) -> Target:
             data = len(data).to_bytes(8, "little") + data + bytes(64)
         file.write_bytes(data)
         try:
-            tensors = weights.load_weights(file).tensors
+            tensors = weights.load_weights(file).entries[""]
+            weights.require_finite(file, tensors)
         except TaskgraftError:
             return
         assert all(bool(torch.isfinite(value.float()).all()) for value in tensors.values())

@@ -270,7 +270,8 @@ def read_bundle(folder: Path) -> Bundle:
         )
     config = _validate(_Config, file, content)
     tasks = _read_tasks(file, config)
-    tensors = load_weights(folder / "model.safetensors").tensors
+    tensors = load_weights(folder / "model.safetensors").entries[""]
+    require_finite(folder / "model.safetensors", tensors)
     return Bundle(
         classifier=_load_classifier(folder, config, tasks, tensors),
         preprocessing=transforms.from_timm(config.pretrained_cfg, str(file)),

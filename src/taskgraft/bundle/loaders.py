@@ -7,7 +7,7 @@ import os
 import socket
 import urllib.request
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -17,18 +17,27 @@ from urllib.parse import urlsplit
 import timm
 from huggingface_hub import constants
 from timm.data import ImageNetInfo, infer_imagenet_subset
-from torch import Tensor, nn
+from torch import nn
 
 from taskgraft.bundle.architecture import create_network, create_untrusted, find_head, image_size_args, require_arch
 from taskgraft.bundle.format import Bundle, read_bundle, read_json
-from taskgraft.bundle.weights import load_weights
+from taskgraft.bundle.matching import Fit, fit_network, wrap_transformers
+from taskgraft.bundle.weights import INDEX, Weights, list_shards, load_weights
 from taskgraft.data import transforms
+from taskgraft.data.class_names import parse_class_names, read_labels
 from taskgraft.data.transforms import Preprocessing
 from taskgraft.errors import CheckpointError, InputError, SetupError
 from taskgraft.models.classifier import wrap
 from taskgraft.results.files import digest, fingerprint
 from taskgraft.types import PathLike, Task, as_path
 
+ARCH_ENTRIES = ("arch", "architecture", "model", "model_name", "arch_name", "backbone")  # that may hold a timm name
+WEIGHT_FILES = (  # of a folder, best first
+    "model.safetensors",
+    f"model.safetensors{INDEX}",
+    "pytorch_model.bin",
+    f"pytorch_model.bin{INDEX}",
+)
 SUFFIXES = (".pth", ".pt", ".tar", ".bin", ".safetensors", ".ckpt")
 
 
@@ -47,7 +56,7 @@ def open_parent(
     Args:
         source: a bundle, a timm folder (also as `local-dir:FOLDER`), a timm name, `hf-hub:NAME`, or a file of weights.
         arch: the timm name of the architecture; a file of weights needs it unless it names its own.
-        labels: a text file of class names, one per line in index order; needed where the source has none.
+        labels: a file of class names, one per line in index order or JSON; needed where the source has none.
         preprocessing: what to change of the preprocessing, such as "96 squash bilinear imagenet".
         task: the name of the task of a model without task names.
         unnamed: number the classes where names are missing, for callers that want the backbone alone.
@@ -60,7 +69,7 @@ def open_parent(
     """
     source, cache = os.fspath(source), as_path(cache)
     path = Path(source.removeprefix("local-dir:"))
-    names = _read_labels(Path(labels)) if labels else ()
+    names, form = read_labels(Path(labels)) if labels else ((), "")
     config = read_json(path / "config.json") if (path / "config.json").is_file() else {}
     if "taskgraft" in config:
         bundle = read_bundle(path)
@@ -81,7 +90,7 @@ def open_parent(
             preprocessing_source=describe_origin(preprocessing, bundle.preprocessing_source),
         )
     note = describe_preprocessing(bundle.preprocessing, bundle.preprocessing_source)
-    return replace(bundle, notes=(*bundle.notes, note))
+    return replace(bundle, notes=(*bundle.notes, *([form] if form else []), note))
 
 
 def describe_origin(preprocessing: str | None, default: str) -> str:
@@ -106,50 +115,83 @@ def _open_file(
     unnamed: bool,
     cache: Path | None,
 ) -> Bundle:
-    tensors, texts, notes = load_weights(path, cache)
+    weights = load_weights(path, cache)
+    notes: list[str] = []
     if arch is None:
-        arch = texts.get("arch", "")
-        if not timm.is_model(arch):
+        entry, arch = _find_arch(weights)
+        if not arch:
             raise CheckpointError(f"{path} does not name its architecture; give --arch, a timm model such as resnet18")
-        notes.append(f"architecture {arch} from its entry 'arch'")
+        notes.append(f"architecture {arch} from its entry {entry!r}")
     require_arch(arch)
-    names = _class_names(path, labels, _count_rows(tensors, arch), unnamed)
-    net, head, default = create_network(arch, len(names))
-    model_args = image_size_args(arch, transforms.parse_preprocessing(preprocessing or "", default))
-    shapes_differ = any(name in tensors and tensors[name].shape != v.shape for name, v in net.state_dict().items())
-    model_args = model_args if shapes_differ else {}
-    if model_args:
-        net, head, _ = create_network(arch, len(names), **model_args)
-    _load_strictly(net, tensors, path, arch)
-    notes.append(f"all {len(tensors)} tensors match")
+    rows = _count_rows(weights, arch) or 1
+    net, head, default = create_network(arch, rows)
     origin = f"timm's default for {arch}, since a file of weights has none"
-    return Bundle(wrap(net, head, [Task(task, names)]), default, {}, str(path), digest(path), arch, head, tuple(notes),
+
+    def fit(default: Preprocessing) -> tuple[nn.Module, dict[str, Any], Fit]:
+        model_args = image_size_args(arch, transforms.parse_preprocessing(preprocessing or "", default))
+        sized = create_network(arch, rows, **model_args)[0] if model_args else net
+        return sized, model_args, fit_network(path, weights, sized, arch, head, headless=unnamed)
+
+    net, model_args, found = fit(default)
+    if found.image_size and not _sets_size(preprocessing):
+        default = default._replace(size=found.image_size)
+        origin += f", but for the size {found.image_size} of its positional embeddings"
+        net, model_args, found = fit(default)
+    names, note = _class_names(path, labels, weights.class_names, found.rows, unnamed)
+    if len(names) != rows:
+        net = create_network(arch, len(names), **model_args)[0]
+    notes += [*_load(net, found), *note]
+    return Bundle(wrap(net, head, [Task(task, names)]), default, {}, str(path), _digest(path), arch, head, tuple(notes),
                   model_args=model_args, preprocessing_source=origin)  # fmt: skip
+
+
+def _find_arch(weights: Weights) -> tuple[str, str]:
+    """Find a text of the file that is a timm name, and the entry that has it; two empty texts without one."""
+    for key in ARCH_ENTRIES:
+        for entry, text in weights.texts.items():
+            if entry.rpartition(".")[2] == key and timm.is_model(text):
+                return entry, text
+    return "", ""
+
+
+def _sets_size(preprocessing: str | None) -> bool:
+    sizes = {transforms.parse_preprocessing(preprocessing or "", Preprocessing(size=size)).size for size in (8, 16)}
+    return len(sizes) == 1
 
 
 def _open_folder(path: Path, config: dict[str, Any], labels: tuple[str, ...], task: str, unnamed: bool) -> Bundle:
     file, arch = path / "config.json", str(config.get("architecture", ""))
     if not arch:
+        kinds = config.get("architectures")
+        if isinstance(kinds, list) and kinds:
+            raise CheckpointError(
+                f"{file} names no timm architecture, but {str(kinds[0])[:60]} of Hugging Face transformers; "
+                f"{wrap_transformers(str(path))}"
+            )
         raise CheckpointError(f"{file} is missing or names no timm architecture; give the weights file with --arch")
-    weights = [file for file in (path / "model.safetensors", path / "pytorch_model.bin") if file.is_file()]
-    if not weights:
+    files = [path / name for name in WEIGHT_FILES if (path / name).is_file()]
+    if not files:
         raise CheckpointError(f"{path} has neither model.safetensors nor pytorch_model.bin; add the weights")
-    tensors, _, notes = load_weights(weights[0])
-    model_args = config.get("model_args", {})
+    weights = load_weights(files[0])
+    model_args = {} if config.get("model_args") is None else config["model_args"]  # transformers write null
     if isinstance(model_args, dict):  # timm writes the number of classes here too; a child has another
         model_args = {name: value for name, value in model_args.items() if name != "num_classes"}
-    stored = tuple(map(str, config.get("label_names") or ()))
-    names = _class_names(weights[0], labels or stored, _count_rows(tensors, arch), unnamed)
-    net = create_untrusted(file, arch, len(names), model_args)
+    rows = _count_rows(weights, arch) or 1
+    net = create_untrusted(file, arch, rows, model_args)
     head = find_head(net, arch)
-    _load_strictly(net, tensors, weights[0], arch)
+    found = fit_network(files[0], weights, net, arch, head, headless=unnamed)
+    stored = {key: config[key] for key in ("label_names", "id2label", "label2id") if config.get(key)}
+    names, note = _class_names(files[0], labels, stored, found.rows, unnamed)
+    if len(names) != rows:
+        net = create_untrusted(file, arch, len(names), model_args)
+    notes = [*_load(net, found), *note]
     changes = config.get("pretrained_cfg", {})
     if not isinstance(changes, dict):
         raise CheckpointError(f"{file} is damaged: pretrained_cfg is not an object; copy it again")
     default = transforms.from_timm(net.pretrained_cfg)  # pyright: ignore[reportArgumentType]
     preprocessing = transforms.from_timm({**transforms.to_timm(default), **changes}, str(file))
     origin = f"from {file}" if changes else f"timm's default for {arch}, since {file} has none"
-    return Bundle(wrap(net, head, [Task(task, names)]), preprocessing, {}, str(path), digest(weights[0]), arch, head,
+    return Bundle(wrap(net, head, [Task(task, names)]), preprocessing, {}, str(path), _digest(files[0]), arch, head,
                   tuple(notes), model_args=model_args, preprocessing_source=origin)  # fmt: skip
 
 
@@ -159,7 +201,8 @@ def _open_pretrained(source: str, labels: tuple[str, ...], task: str, unnamed: b
     head = find_head(net, arch)
     subset = infer_imagenet_subset(net)
     imagenet = tuple(ImageNetInfo(subset).label_names()) if subset and not unnamed else ()
-    names = _class_names(source, labels or imagenet, int(net.get_submodule(head).out_features), unnamed)  # pyright: ignore
+    rows = int(net.get_submodule(head).out_features)  # pyright: ignore[reportArgumentType]
+    names, _ = _class_names(source, labels or imagenet, {}, rows, unnamed)
     preprocessing = transforms.from_timm(net.pretrained_cfg)  # pyright: ignore[reportArgumentType]
     digest = fingerprint(f"{name} {value.sum().item()}" for name, value in net.state_dict().items())
     return Bundle(wrap(net, head, [Task(task, names)]), preprocessing, {}, source, digest, arch, head,
@@ -195,50 +238,54 @@ def _offline_without_network() -> Iterator[None]:
         constants.HF_HUB_OFFLINE = before
 
 
-def _read_labels(file: Path) -> tuple[str, ...]:
-    try:
-        names = tuple(line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip())
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read --labels {file}: {error}; give a text file of class names") from error
-    duplicates = {name for name in names if names.count(name) > 1}
-    if duplicates:
-        raise InputError(f"--labels {file} lists {min(duplicates)!r} twice; class names must differ")
-    return names
+def _class_names(
+    source: str | Path, names: tuple[str, ...], stored: Mapping[str, Any], rows: int | None, unnamed: bool
+) -> tuple[tuple[str, ...], list[str]]:
+    """Check the class names of a classifier of `rows` classes, and note where they come from if not from --labels.
 
-
-def _class_names(source: str | Path, names: tuple[str, ...], rows: int | None, unnamed: bool) -> tuple[str, ...]:
-    """Check the class names of a classifier of `rows` classes; numbers where there are none and `unnamed` allows it."""
+    Without --labels they are those that the file stores; numbers where there are none and `unnamed` allows it.
+    """
+    notes, given = [], names
+    for entry, value in stored.items():
+        try:
+            found = parse_class_names(value)
+        except ValueError as error:
+            notes += [] if given else [f"its entry {entry!r} has no class names: {error}"]
+            continue
+        if rows in (None, len(found)):
+            if given and found != given:
+                notes.append(
+                    f"its entry {entry!r} has other class names, such as {found[0]!r}: those of --labels count"
+                )
+            names = given or found
+            notes += [] if given else [f"class names from its entry {entry!r}"]
+            break
+        if not given:
+            notes.append(f"its entry {entry!r} has {len(found)} names, but the classifier has {rows} classes: not used")
     if not names and not unnamed:
-        raise InputError(f"{source} has no class names; give --labels, a file with one name per line in index order")
+        reason = f" ({'; '.join(notes)[:200]})" if notes else ""
+        raise InputError(
+            f"{source} has no class names{reason}; give --labels, a file with one name per line in index order"
+        )
     names = names or tuple(map(str, range(rows or 1)))
     if rows not in (None, len(names)):
         raise CheckpointError(f"{source} has {rows} classes, but there are {len(names)} class names; fix --labels")
-    return names
+    return names, notes
 
 
-def _count_rows(tensors: dict[str, Tensor], arch: str) -> int | None:
-    """The rows of the classifier layer; None where the tensors are of another architecture."""
+def _count_rows(weights: Weights, arch: str) -> int | None:
+    """The rows that the classifier layer probably has; None where no tensor is named like it."""
     config = timm.get_pretrained_cfg(arch)
-    weight = tensors.get(f"{config.classifier}.weight") if config else None
-    return None if weight is None or not weight.dim() else len(weight)
+    name = f"{config.classifier}.weight" if config else ""
+    found = [v for entry in weights.entries.values() for key, v in entry.items() if f".{key}".endswith(f".{name}")]
+    return next((len(value) for value in found if value.dim() == 2 and len(value)), None)
 
 
-def _load_strictly(net: nn.Module, tensors: dict[str, Tensor], path: Path, arch: str) -> None:
-    """Load all tensors; every name and shape must match, but for counters that old files of BatchNorm lack."""
-    expected = net.state_dict()
-    counters = {name for name in expected.keys() - tensors.keys() if name.endswith("num_batches_tracked")}
-    mismatches = [
-        f"{name} ({_shape(tensors.get(name))} in the file, {_shape(expected.get(name))} in {arch})"
-        for name in {**expected, **tensors}
-        if name not in counters and _shape(tensors.get(name)) != _shape(expected.get(name))
-    ]
-    if mismatches:
-        raise CheckpointError(
-            f"{path} is not a {arch}: {len(mismatches)} tensors differ, first {', '.join(mismatches[:5])}; "
-            "give the right --arch"
-        )
-    net.load_state_dict({**expected, **tensors}, strict=True)
+def _load(net: nn.Module, found: Fit) -> list[str]:
+    """Load tensors that match; counters that old files of BatchNorm lack, or a missing classifier, stay as they are."""
+    net.load_state_dict({**net.state_dict(), **found.tensors}, strict=True)
+    return [*found.notes, f"all {len(found.tensors)} tensors match"]
 
 
-def _shape(value: Tensor | None) -> str:
-    return "missing" if value is None else "x".join(map(str, value.shape)) or "scalar"
+def _digest(path: Path) -> str:
+    return fingerprint(map(digest, list_shards(path))) if path.name.endswith(INDEX) else digest(path)

@@ -6,44 +6,90 @@ taskgraft, so that it starts as fast as torch does. Its memory, time and files a
 
 from __future__ import annotations
 
+import argparse
+import datetime
 import json
 import os
 import pickle
+import re
 import struct
 import sys
+import types
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import torch
+from numpy._core import multiarray
 from safetensors.torch import save
 from torch import Tensor
 
-# entries that training programs store weights in, best first: averaged weights are what their authors evaluate
-CONTAINERS = (
-    "state_dict_ema",
-    "model_ema",
-    "ema_state_dict",
-    "ema",
-    "state_dict",
-    "model_state_dict",
-    "model",
-    "net",
-)
-RULES = "2"  # part of the cache key: raise it when the same pickle would give other tensors or notes
+RULES = "3"  # part of the cache key: raise it when the same pickle would give other tensors or texts
 OK, REFUSED = b"+", b"-"
 LENGTH = struct.Struct("<Q")
 MEMORY_FACTOR, MEMORY_SPARE = 6, 2**30  # bytes beyond a bare torch: a multiple of the file's size, and a constant
 CPU_SECONDS, BYTES_PER_SECOND = 120, 10 * 2**20  # processor time, and one more second for so many bytes of the file
+MAX_DEPTH = 4  # of entries within entries
+MAX_TEXTS, MAX_CLASSES = 1000, 100_000
+NOT_WEIGHTS = re.compile(
+    "optim|scaler|sched|callback|loops|opt$|rng", re.IGNORECASE
+)  # entries with tensors of their own
+CLASS_NAMES = re.compile(
+    "class_?names|classes|names|label_?names|labels|class_to_idx|class_to_index|id2label|idx_to_class|label2id|vocab",
+    re.IGNORECASE,
+)
+MODULES = ("torch.nn.", "torchvision.models.", "timm.models.", "ultralytics.nn.", "transformers.models.")
 
 
 class Refused(Exception):
     """Why a file gave no tensors; completes a sentence that begins with its path."""
 
 
+def join_path(*parts: str) -> str:
+    """Stand in for the classes of pathlib, some of which exist on Windows alone."""
+    return "/".join(map(str, parts)).replace("//", "/")
+
+
+def plain_dict(*_: Any) -> dict[Any, Any]:
+    """Stand in for defaultdict, without its factory."""
+    return {}
+
+
+def plain_list(items: Any = (), *_: Any) -> list[Any]:
+    """Stand in for deque."""
+    return list(items)
+
+
+PATHS = ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath", "Path", "PurePath")
+# What training programs store beside weights and is data: nothing here does more than to build a value.
+DATA: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
+    argparse.Namespace,
+    (types.SimpleNamespace, "types.SimpleNamespace"),
+    (plain_dict, "collections.defaultdict"),
+    (plain_list, "collections.deque"),
+    *((join_path, f"{module}.{name}") for module in ("pathlib", "pathlib._local") for name in PATHS),
+    *((value, f"builtins.{value.__name__}") for value in (frozenset, slice, range, list, dict, tuple)),
+    *((value, f"builtins.{value.__name__}") for value in (bool, int, float, str, bytes)),
+    *((getattr(datetime, name), f"datetime.{name}") for name in ("datetime", "date", "time", "timedelta", "timezone")),
+    (type(torch.__version__), "torch.torch_version.TorchVersion"),
+    (np.ndarray, "numpy.ndarray"),
+    (np.dtype, "numpy.dtype"),
+    *{type(np.dtype(code)) for code in (*np.typecodes["All"], "O", "S", "U", "M8", "m8")},
+    *((np.dtype(code).type, f"numpy.{np.dtype(code).type.__name__}") for code in "?bBhHiIlLqQefdgFD"),
+    *(
+        (getattr(multiarray, name), f"{module}.{name}")
+        for module in ("numpy.core.multiarray", "numpy._core.multiarray")  # of NumPy 1 and 2
+        for name in ("scalar", "_reconstruct")
+    ),
+]  # fmt: skip
+
+
 def convert(path: Path) -> bytes:
-    """Convert a pickle's tensors to safetensors, with notes and short texts in the metadata.
+    """Convert a pickle's tensors to safetensors, with short texts and lists of names in the metadata.
+
+    The name of a tensor begins with the number of the entry that holds it, as in "0.conv1.weight".
 
     Args:
         path: a file written by torch.save.
@@ -52,49 +98,132 @@ def convert(path: Path) -> bytes:
         Refused: the file is damaged, needs code, or holds no tensors.
     """
     checkpoint = load_safely(path)
-    tensors, notes = find_tensors(checkpoint)
-    tensors = {name: value.detach().clone().contiguous() for name, value in tensors.items()}
-    texts = {key: value for key, value in checkpoint.items() if isinstance(value, str) and len(value) < 1024}
-    return save(tensors, {"notes": json.dumps(notes), "texts": json.dumps(texts)})
+    entries = find_entries(checkpoint)
+    tensors = {
+        f"{number}.{name}": value.detach().clone().contiguous()
+        for number, entry in enumerate(entries.values())
+        for name, value in entry.items()
+    }
+    about = {"entries": list(entries), "texts": find_texts(checkpoint), "class_names": find_class_names(checkpoint)}
+    return save(tensors, {key: json.dumps(value) for key, value in about.items()})
 
 
 def load_safely(path: Path) -> dict[str, Any]:
     """Load the top level of a pickle by torch's restricted unpickler; raises Refused."""
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.serialization.safe_globals(DATA):
             warnings.simplefilter("ignore")  # of old formats, which are read all the same
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        globals_ = [line.strip() for line in str(error).splitlines() if "GLOBAL" in line]
-        reason = globals_[0] if globals_ else "it contains more than tensors"
-        raise Refused(
-            f"was not loaded because that would run code from the file ({reason[:160]}); "
-            "where it was saved, save only the weights: torch.save(model.state_dict(), …)"
-        ) from error
+        raise Refused(_describe_code(path, error)) from error
     except Exception as error:  # the reader raises anything on damaged files; none of it is a crash
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        if "TorchScript" in str(error):
+            raise Refused(
+                "is a TorchScript archive, a program with its weights, and opening it would run code from the file; "
+                "if you trust it, save its weights alone: "
+                f"torch.save(torch.jit.load({path.name!r}).state_dict(), 'weights.pth')"
+            ) from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0].partition(". ")[0]
         raise Refused(f"is not a valid PyTorch checkpoint: {reason[:160]}; copy it again") from error
     if not isinstance(checkpoint, Mapping):
         raise Refused(f"contains a {type(checkpoint).__name__}, not named tensors; save model.state_dict()")
     return {str(key): value for key, value in checkpoint.items()}
 
 
-def find_tensors(checkpoint: Mapping[str, Any]) -> tuple[dict[str, Tensor], list[str]]:
-    """Return the tensors of a checkpoint's best container, or of its top level, and a note on which; raises Refused."""
-    for name in CONTAINERS:
-        entry = checkpoint.get(name)
-        tensors = _select_tensors(entry) if isinstance(entry, Mapping) else {}
-        if tensors:
-            return tensors, [f"weights from its entry {name!r}"]
-    tensors = _select_tensors(checkpoint)
-    if not tensors:
-        entries = ", ".join(map(str, list(checkpoint)[:8]))[:250]
-        raise Refused(f"contains no tensors, only the entries {entries}; save model.state_dict()")
-    return tensors, []
+def _describe_code(path: Path, error: pickle.UnpicklingError) -> str:
+    """Say which classes or functions a pickle needs, and how the weights get out of it."""
+    found = re.findall(r"GLOBAL ([\w.]+)", str(error))
+    try:
+        with torch.serialization.safe_globals(DATA):
+            found = sorted({*found, *torch.serialization.get_unsafe_globals_in_checkpoint(str(path))})
+    except Exception:  # of old formats and damaged files, of which the first name is known
+        pass
+    if not found:
+        reason = str(error).rpartition("WeightsUnpickler error: ")[2].strip().partition("\n")[0]
+        return f"is not a valid PyTorch checkpoint: {reason[:160]}; copy it again, or save only model.state_dict()"
+    more = f" and {len(found) - 4} more" if len(found) > 4 else ""
+    names = ", ".join(name[:80] for name in found[:4]) + more
+    load = f"torch.load({path.name!r}, weights_only=False)"
+    if any(name.startswith(MODULES) for name in found):
+        return (
+            f"holds a whole pickled nn.Module, and reading it would run code from the file ({names}); where its code "
+            f"is installed and you trust it, save its weights: model = {load}, or the entry of it that is the model; "
+            "torch.save(model.state_dict(), 'weights.pth')"
+        )
+    return (
+        f"was not loaded because that would run code from the file ({names}); if you trust it, save only the weights: "
+        f"torch.save({load}['state_dict'], 'weights.pth'), or where it was saved, torch.save(model.state_dict(), …)"
+    )
 
 
-def _select_tensors(entries: Mapping[Any, Any]) -> dict[str, Tensor]:
-    return {str(key): value for key, value in entries.items() if isinstance(value, Tensor)}
+def _walk(checkpoint: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[Any, Any]]]:
+    """Yield every entry that has named values, with its path such as 'ema.module', outer ones first; each once."""
+    queue: list[tuple[str, Any, int]] = [("", checkpoint, 0)]
+    seen: set[int] = set()
+    for path, entry, depth in queue:
+        values = vars(entry) if isinstance(entry, argparse.Namespace | types.SimpleNamespace) else entry
+        if not isinstance(values, Mapping) or id(values) in seen or depth > MAX_DEPTH:
+            continue
+        seen.add(id(values))
+        yield path, values
+        queue += [
+            (f"{path}.{key}".removeprefix("."), value, depth + 1)
+            for key, value in values.items()
+            if isinstance(key, str) and not isinstance(value, Tensor) and not NOT_WEIGHTS.search(key)
+        ]
+
+
+def find_entries(checkpoint: Mapping[str, Any]) -> dict[str, dict[str, Tensor]]:
+    """Return the tensors of every entry by its path, that of the top level being ""; raises Refused.
+
+    What belongs to an optimizer or a scheduler is left out.
+    """
+    entries = {
+        path: {str(key): value for key, value in values.items() if isinstance(value, Tensor) and _is_plain(value)}
+        for path, values in _walk(checkpoint)
+    }
+    entries = {path: tensors for path, tensors in entries.items() if tensors}
+    if not entries:
+        names = ", ".join(map(str, list(checkpoint)[:8]))[:250]
+        raise Refused(f"contains no tensors, only the entries {names}; save model.state_dict()")
+    return entries
+
+
+def _is_plain(value: Tensor) -> bool:
+    return value.layout == torch.strided and not value.is_quantized and value.device.type == "cpu"
+
+
+def find_texts(checkpoint: Mapping[str, Any]) -> dict[str, str]:
+    """Return the short texts of all entries by their paths, such as 'args.model'."""
+    found = {
+        f"{path}.{key}".removeprefix("."): str(value)
+        for path, values in _walk(checkpoint)
+        for key, value in values.items()
+        if isinstance(value, str) and len(value) < 1024
+    }
+    return dict(list(found.items())[:MAX_TEXTS])
+
+
+def find_class_names(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what may be class names, lists and dictionaries by their paths, such as 'class_to_idx'."""
+    found: dict[str, Any] = {}
+    for path, values in _walk(checkpoint):
+        for key, value in values.items():
+            if not CLASS_NAMES.fullmatch(str(key)) or not isinstance(value, list | tuple | Mapping | np.ndarray):
+                continue
+            plain = value.tolist() if isinstance(value, np.ndarray) else value
+            pairs = list(plain.items()) if isinstance(plain, Mapping) else list(enumerate(plain))
+            items = [item for pair in pairs for item in pair]
+            if 0 < len(pairs) <= MAX_CLASSES and all(isinstance(item, str | int | np.integer) for item in items):
+                pairs = [(_plain(key), _plain(value)) for key, value in pairs]
+                found[f"{path}.{key}".removeprefix(".")] = (
+                    dict(pairs) if isinstance(plain, Mapping) else [value for _, value in pairs]
+                )
+    return found
+
+
+def _plain(value: Any) -> str | int:
+    return str(value) if isinstance(value, str) else int(value)
 
 
 def serve(requests: BinaryIO, replies: BinaryIO) -> None:

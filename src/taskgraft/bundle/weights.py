@@ -9,12 +9,13 @@ from __future__ import annotations
 import atexit
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -27,46 +28,83 @@ from taskgraft.models.tensor_cache import memoize_in
 from taskgraft.results.files import digest
 from taskgraft.types import Params
 
-PREFIXES = ("module.", "_orig_mod.", "model.")  # of DistributedDataParallel, torch.compile, and Lightning
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+OTHER_FORMATS = {  # by suffix
+    ".onnx": "an ONNX model",
+    ".pt2": "a program of torch.export",
+    ".h5": "a file of Keras",
+    ".keras": "a file of Keras",
+    ".tflite": "a model of TensorFlow Lite",
+    ".npz": "an archive of NumPy",
+}
 LFS_POINTER = b"version https://git-lfs"
 IDLE_SECONDS = 20.0  # after which the process ends: it takes as much memory as a bare torch
-METADATA = "about"  # name of the texts and notes in the cache, as JSON
-PREFIX = "own."  # of the names of a file's tensors in the cache
+METADATA = "about"  # name of what is no tensor in the cache, as JSON
+INDEX = ".index.json"  # ends the name of the list of a checkpoint's shards
+SHARD = re.compile(r"-\d{5}-of-(?!00001)\d{5}\.")  # in the name of one of several
 
 
 class Weights(NamedTuple):
-    """The contents of a checkpoint: tensors by name, short texts such as the architecture, and what was inferred."""
+    """The contents of a checkpoint.
 
-    tensors: dict[str, Tensor]
+    `entries` are its tensors by the path of the entry that holds them and by name; the path of the top level is "".
+    `texts` are short texts by path, such as 'args.model', and `class_names` what may be class names.
+    """
+
+    entries: dict[str, Params]
     texts: dict[str, str]
-    notes: list[str]
+    class_names: dict[str, Any]
 
 
 def load_weights(path: Path, cache: Path | None = None) -> Weights:
-    """Load the tensors of a file.
+    """Load the tensors of a file; their values are not checked (`require_finite`).
 
     Args:
-        path: a file of safetensors (by its suffix) or a pickle of PyTorch.
+        path: a file of safetensors (by its suffix), the index of its shards, or a pickle of PyTorch.
         cache: a folder that keeps the tensors of pickles, so that the same contents are not opened again.
 
     Raises:
-        CheckpointError: the file is missing, damaged or of another kind, its pickle needs code, or a value is not
-            finite.
+        CheckpointError: the file is missing, damaged or of another kind, or its pickle needs code.
     """
+    if path.name.endswith(INDEX):
+        entries = [_load_file(shard, cache).entries.get("", {}) for shard in list_shards(path)]
+        return Weights({"": {name: value for entry in entries for name, value in entry.items()}}, {}, {})
+    index = path.with_name(SHARD.sub(".", path.name) + INDEX)
+    if SHARD.search(path.name):
+        raise CheckpointError(f"{path} is one of several shards; give {index.name}, which lists them, beside them all")
+    return _load_file(path, cache)
+
+
+def _load_file(path: Path, cache: Path | None) -> Weights:
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist or is not a file; give a checkpoint, a bundle or a timm name")
     with path.open("rb") as file:
         if file.read(len(LFS_POINTER)) == LFS_POINTER:
             raise CheckpointError(f"{path} is a Git LFS pointer, not the weights; fetch them with: git lfs pull")
-    weights = Weights(load_safetensors(path), {}, []) if path.suffix == ".safetensors" else load_pickle(path, cache)
-    tensors = weights.tensors
-    for prefix in PREFIXES:
-        if tensors and all(name.startswith(prefix) for name in tensors):
-            tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
-            weights.notes.append(f"prefix {prefix!r} removed from the names")
-    require_finite(path, tensors)
-    return weights._replace(tensors=tensors)
+    if kind := OTHER_FORMATS.get(path.suffix.lower()):
+        raise CheckpointError(f"{path} is {kind}, not a checkpoint of PyTorch; give the one that it was made from")
+    return Weights({"": load_safetensors(path)}, {}, {}) if path.suffix == ".safetensors" else load_pickle(path, cache)
+
+
+def list_shards(index: Path) -> list[Path]:
+    """List the files that an index such as model.safetensors.index.json names, all of which must exist.
+
+    Raises:
+        CheckpointError: the index is damaged, or a file is missing.
+    """
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        is_valid = bool(names) and not any(set(name) & set("/\\:") or name.endswith(INDEX) for name in names)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        is_valid, names = False, []
+    if not is_valid:
+        raise CheckpointError(f"{index} is not an index of shards with a weight_map of file names; copy it again")
+    missing = [name for name in names if not (index.parent / name).is_file()]
+    if missing:
+        raise CheckpointError(
+            f"{index} names {len(names)} files, but {len(missing)} are missing, first {missing[0]}; copy them beside it"
+        )
+    return [index.parent / name for name in names]
 
 
 def load_safetensors(path: Path) -> dict[str, Tensor]:
@@ -108,18 +146,24 @@ def load_pickle(path: Path, cache: Path | None = None) -> Weights:
         CheckpointError: it is damaged, needs code, holds no tensors, or ends the process that opens it.
     """
     if cache is None:
-        return _READER.read(path)
+        return _assemble(*_READER.read(path))
 
     def read() -> Params:
-        weights = _READER.read(path)
-        metadata = json.dumps([weights.texts, weights.notes]).encode()
-        tensors = {f"{PREFIX}{name}": value for name, value in weights.tensors.items()}
-        return {METADATA: torch.frombuffer(bytearray(metadata), dtype=torch.uint8), **tensors}
+        tensors, about = _READER.read(path)
+        return {METADATA: torch.frombuffer(bytearray(json.dumps(about).encode()), dtype=torch.uint8), **tensors}
 
     memoize = memoize_in(cache / "tensors", "pickle", unpickle.RULES, torch.__version__, digest(path))
     cached = memoize("tensors", read)
-    texts, notes = json.loads(cached.pop(METADATA).numpy().tobytes())
-    return Weights({name.removeprefix(PREFIX): value for name, value in cached.items()}, texts, notes)
+    return _assemble(cached, json.loads(cached.pop(METADATA).numpy().tobytes()))
+
+
+def _assemble(tensors: Params, about: dict[str, Any]) -> Weights:
+    """Sort tensors by the entries whose numbers their names begin with."""
+    entries: dict[str, Params] = {path: {} for path in about["entries"]}
+    for numbered, value in tensors.items():
+        number, _, name = numbered.partition(".")
+        entries[about["entries"][int(number)]][name] = value
+    return Weights(entries, about["texts"], about["class_names"])
 
 
 class PickleReader:
@@ -131,8 +175,8 @@ class PickleReader:
         self._lock = threading.Lock()
         atexit.register(self._stop)
 
-    def read(self, path: Path) -> Weights:
-        """Read one pickle; raises CheckpointError as `load_pickle` does."""
+    def read(self, path: Path) -> tuple[Params, dict[str, Any]]:
+        """Read one pickle's numbered tensors and what is said of them; raises CheckpointError as `load_pickle` does."""
         with self._lock:
             if self._timer:
                 self._timer.cancel()
@@ -144,7 +188,7 @@ class PickleReader:
         if status != unpickle.OK:
             raise CheckpointError(f"{path} {body.decode('utf-8', 'replace')}")
         metadata = json.loads(body[8 : 8 + int.from_bytes(body[:8], "little")])["__metadata__"]  # of safetensors
-        return Weights(load(body), json.loads(metadata["texts"]), json.loads(metadata["notes"]))
+        return load(body), {key: json.loads(value) for key, value in metadata.items()}
 
     def _request(self, path: Path) -> bytes:
         process = self.process if self.process and self.process.poll() is None else self._start()
@@ -177,10 +221,10 @@ class PickleReader:
             self._stop()
 
     def _stop(self) -> None:
-        if self.process:
-            self.process.kill()
-            self.process.communicate()
-            self.process = None
+        process, self.process = self.process, None  # taken first: the timer and the end of the program may coincide
+        if process:
+            process.kill()
+            process.communicate()
 
 
 _READER = PickleReader()  # shared: the next pickle need not wait for torch's import

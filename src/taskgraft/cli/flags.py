@@ -54,7 +54,7 @@ class ModelOptions:
 
     Attributes:
         arch: timm architecture of a weights file
-        labels: Class names of a weights file, one per line in index order
+        labels: Class names of a weights file, one per line in index order or JSON, if it has none
         preprocessing: Preprocessing such as '96 squash bilinear imagenet', if the model does not declare its own
         parent_task: Name for the task of a model without task names
     """

@@ -40,7 +40,7 @@ def check(
         html: Write a page with the findings
         against: Model whose class names and input size are compared with the dataset
         arch: timm architecture of a weights file
-        labels: Class names of a weights file, one per line in index order
+        labels: Class names of a weights file, one per line in index order or JSON, if it has none
     """
     from taskgraft.commands.check import check
 

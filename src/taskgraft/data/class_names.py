@@ -1,16 +1,21 @@
-"""Class names: which are probably meant to be the same, and merging classes by a pattern. No image is touched."""
+"""Class names: read from what programs store, matched with each other, merged by a pattern. No image is touched."""
 
 from __future__ import annotations
 
+import ast
 import difflib
+import json
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from taskgraft.data.layouts import Entry
-from taskgraft.errors import DataError
+from taskgraft.errors import DataError, InputError, first_line
+
+KEYS = ("id2label", "label_names", "class_to_idx", "class_names", "classes", "names", "labels")  # of files with more
 
 
 class Match(NamedTuple):
@@ -27,6 +32,107 @@ class MergedClasses(NamedTuple):
     entries: tuple[Entry, ...]
     renamed: dict[str, str | None]
     dropped: dict[str, int]
+
+
+def parse_class_names(value: object) -> tuple[str, ...]:
+    """Return class names in index order from what programs store: a list, {index: name} or {name: index}.
+
+    Args:
+        value: as read from JSON or a checkpoint; the indices may be texts, as JSON has them.
+
+    Raises:
+        ValueError: it is none of these, indices are missing, or a name is there twice.
+    """
+    if isinstance(value, Mapping) and value:
+        if all(_is_index(key) for key in value) and not all(_is_index(name) for name in value.values()):
+            pairs = [(int(key), name) for key, name in value.items()]
+        elif all(_is_index(index) for index in value.values()):
+            pairs = [(int(index), name) for name, index in value.items()]
+        else:
+            raise ValueError("it is neither {index: name} nor {name: index}")
+        if sorted(index for index, _ in pairs) != list(range(len(pairs))):
+            raise ValueError(f"its indices are not 0 to {len(pairs) - 1}, each once")
+        value = [name for _, name in sorted(pairs, key=lambda pair: pair[0])]
+    if not isinstance(value, list | tuple) or not value:
+        raise ValueError("it is not a list of names, {index: name} or {name: index}")
+    if not all(isinstance(name, str | int) and str(name).strip() for name in value):
+        raise ValueError("not all of its names are texts")
+    names = tuple(str(name).strip() for name in value)
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise ValueError(f"it lists {twice[0]!r} twice; class names must differ")
+    return names
+
+
+def read_labels(file: Path) -> tuple[tuple[str, ...], str]:
+    """Read class names in index order from a file of --labels.
+
+    A text file has one name per line, or lines such as '0: cat'. JSON, or what Python prints, has a list, {index: name}
+    or {name: index}, or one of them below a key such as id2label.
+
+    Returns:
+        The names, and in which form they were, for a note; "" for plain lines.
+
+    Raises:
+        InputError: the file cannot be read, or it is not clear what its names are.
+    """
+    try:
+        text = file.read_text(encoding="utf-8-sig").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read --labels {file}: {error}; give a text file of class names") from error
+    try:
+        if file.suffix == ".json" or text.startswith(("{", "[")):
+            value, form = _parse_structure(text)
+        else:
+            value, form = _parse_lines([line.strip() for line in text.splitlines() if line.strip()])
+        return parse_class_names(value), f"class names from --labels {file.name}{form}" if form else ""
+    except ValueError as error:
+        raise InputError(f"--labels {file}: {error}; give one name per line, in index order") from error
+
+
+def _parse_structure(text: str) -> tuple[object, str]:
+    """Parse JSON, or a list or dictionary as Python prints it."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        try:
+            value = ast.literal_eval(text)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            raise ValueError(f"it is not valid JSON ({first_line(error, 80)})") from error
+    if isinstance(value, Mapping):
+        for key in KEYS:
+            if isinstance(value.get(key), list | Mapping):
+                return value[key], f", its entry {key!r}"
+    return value, ", read as a list" if isinstance(value, list) else ", in the order of its indices"
+
+
+def _parse_lines(lines: list[str]) -> tuple[object, str]:
+    """Tell lines with an index, such as '0: cat' or 'cat,0', from plain names."""
+    if not lines:
+        raise ValueError("it is empty")
+    form = ", in the order of its indices"
+    index_first = [re.fullmatch(r"([0-9]{1,9})\s*[:;,=\t]\s*(.+)", line) for line in lines]
+    matches = [match for match in index_first if match]
+    if len(matches) == len(lines):
+        indices = [int(match[1]) for match in matches]
+        if len(set(indices)) < len(indices):
+            raise ValueError("an index is there twice")
+        return dict(zip(indices, (match[2] for match in matches), strict=True)), form
+    if 2 * len(matches) > len(lines) > 2:
+        other = next(line for line, match in zip(lines, index_first, strict=True) if not match)
+        raise ValueError(f"most lines begin with an index, but not all: {other[:60]!r}")
+    for pattern, index, name in ((r"([0-9]{1,9})\s+(\w.*)", 1, 2), (r"(.+?)\s*[:;,=\t]\s*([0-9]{1,9})", 2, 1)):
+        found = [match for match in (re.fullmatch(pattern, line) for line in lines) if match]
+        numbered = {int(match[index]): match[name] for match in found}
+        if len(lines) > 1 and sorted(numbered) == list(range(len(lines))):  # not years or other numbers
+            return numbered, form
+    if all(line.startswith("- ") for line in lines):
+        return [line.removeprefix("- ") for line in lines], ", read as a list"
+    return lines, ""
+
+
+def _is_index(value: object) -> bool:
+    return (isinstance(value, int) and value >= 0) or (isinstance(value, str) and value.isascii() and value.isdigit())
 
 
 def normalize_name(name: str) -> str:
