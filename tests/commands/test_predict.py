@@ -44,14 +44,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Nine images in two folders, a damaged one, text, a hidden file and a link to outside."""
+    """Nine images in two folders, a damaged one, text, a hidden file and a link to itself."""
     root = tmp_path / "images"
     write_folder(root, OLD, 9, 1, size=20)
     (root / "round" / "5.png").write_bytes(b"no image")
     (root / "notes.txt").write_text("text")
     (root / ".hidden.png").write_bytes(b"")
-    (tmp_path / "outside.png").write_bytes(b"")
-    (root / "link.png").symlink_to(tmp_path / "outside.png")
     (root / "circle").symlink_to(root)
     return root
 

@@ -285,6 +285,17 @@ def test_a_few_unreadable_pictures_are_excluded_with_reasons_and_many_stop(tmp_p
         opened(root)
 
 
+def test_missing_files_of_a_table_count_as_unreadable(tmp_path: Path) -> None:
+    for number in range(20):
+        flat(tmp_path / f"{number}.png", 10 * number)
+    rows = [f"{number}.png,{'ab'[number % 2]}" for number in range(22)]
+    (tmp_path / "t.csv").write_text("\n".join(["path,paint", *rows[:21]]) + "\n")
+    assert opened(tmp_path / "t.csv").excluded == (("20.png", "line 22: no such file"),)  # less than 5 % of 21
+    (tmp_path / "t.csv").write_text("\n".join(["path,paint", *rows]) + "\n")
+    with pytest.raises(TaskgraftError, match=r"2 of 22 images cannot be used, first '20.png' \(line 22: no such file"):
+        opened(tmp_path / "t.csv")
+
+
 def test_leaks_and_conflicts_are_noted(tmp_path: Path) -> None:
     root = split(tmp_path)
     assert opened(root).notes == ()

@@ -96,6 +96,13 @@ def test_a_pipe_is_refused_without_waiting_for_a_writer(tmp_path: Path) -> None:
     assert reason(tmp_path / "x.jpg") == "not a regular file"
 
 
+def test_a_broken_link_and_a_circle_of_links_are_told_apart(tmp_path: Path) -> None:
+    (tmp_path / "a.png").symlink_to("/gone/a.png")
+    (tmp_path / "b.png").symlink_to("b.png")
+    assert reason(tmp_path / "a.png") == "a broken link: /gone/a.png does not exist"
+    assert reason(tmp_path / "b.png") == "a link that leads back to itself"
+
+
 def test_postscript_is_refused(tmp_path: Path) -> None:
     path = saved(tmp_path / "x.eps", Image.fromarray(noise()), format="EPS")
     assert reason(path).startswith("not an image in a known format")

@@ -99,15 +99,26 @@ def test_system_files_are_skipped_with_a_reason(tmp_path: Path, name: str) -> No
     assert set(listing.skipped) == {(top, "hidden or system file"), (f"cat/{top}", "hidden or system file")}
 
 
-def test_a_link_to_outside_is_skipped_and_one_inside_is_followed(tmp_path: Path) -> None:
-    secret = put(tmp_path / "outside", "secret.png")
+def test_links_to_files_and_class_folders_are_followed_and_counted(tmp_path: Path) -> None:
+    elsewhere = put(tmp_path / "elsewhere", "2.png")
     root = put(tmp_path / "data", "cat/1.png")
-    (root / "cat" / "out.png").symlink_to(secret / "secret.png")
+    (root / "cat" / "out.png").symlink_to(elsewhere / "2.png")
     (root / "cat" / "in.png").symlink_to(root / "cat" / "1.png")
-    (root / "far").symlink_to(secret)
+    (root / "far").symlink_to(elsewhere)
     listing = list_images(root, "label")
-    assert [entry.path for entry in listing.entries] == ["cat/1.png", "cat/in.png"]
-    assert dict(listing.skipped) == dict.fromkeys(("cat/out.png", "far"), "a link to outside the data folder")
+    assert [entry.path for entry in listing.entries] == ["cat/1.png", "cat/in.png", "cat/out.png", "far/2.png"]
+    assert listing.skipped == ()
+    assert listing.notes == ("1 class folder(s) and 2 image(s) are links, which were followed",)
+
+
+@pytest.mark.parametrize(
+    ("target", "reason"), [("/gone/dog", "a broken link: /gone/dog does not exist"), ("dog", "leads back to itself")]
+)
+def test_a_class_whose_link_leads_nowhere_does_not_vanish(tmp_path: Path, target: str, reason: str) -> None:
+    put(tmp_path, "cat/1.png")
+    (tmp_path / "dog").symlink_to(target)
+    with pytest.raises(TaskgraftError, match=f"dog, where a class folder is expected: .*{reason}"):
+        list_images(tmp_path, "label")
 
 
 def test_a_root_that_is_itself_a_link_is_read(tmp_path: Path) -> None:
@@ -183,10 +194,10 @@ def test_a_table_that_cannot_be_meant_is_refused_with_its_line(tmp_path: Path, t
     assert str(path) in str(caught.value)
 
 
-def test_a_row_without_its_file_is_skipped_with_its_line(tmp_path: Path) -> None:
+def test_a_row_without_its_file_is_missing_with_its_line(tmp_path: Path) -> None:
     listing = list_images(table(tmp_path, "path,label\na.png,x\ngone.png,y\nb.png,y\n"), "label")
     assert [entry.path for entry in listing.entries] == ["a.png", "b.png"]
-    assert listing.skipped == (("gone.png", "line 3: no such file"),)
+    assert listing.missing == (("gone.png", "line 3: no such file"),)
 
 
 def test_names_are_one_name_however_their_accents_are_written(tmp_path: Path) -> None:

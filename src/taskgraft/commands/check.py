@@ -87,10 +87,11 @@ def check(
         **_count_classes(readable),
         "dropped_classes": dropped,
         "excluded": [
-            *([escape_surrogates(path), reason] for path, reason in listing.skipped),
+            *([escape_surrogates(path), reason] for path, reason in (*listing.skipped, *listing.missing)),
             *([escape_surrogates(image.path), image.reason] for image in unreadable),
         ],
-        "unreadable": len(unreadable),
+        "unreadable": len(unreadable) + len(listing.missing),
+        "notes": list(listing.notes),
         **_find_duplicates(readable),
         "single": _find_single_images(readable),
         "sizes": _summarize_sizes(readable),
@@ -99,7 +100,7 @@ def check(
         "against": _compare_with_model(model, readable, task) if model else None,
         "manifest": str(manifest) if manifest else None,
     }
-    result["problems"] = _list_problems(result, len(images))
+    result["problems"] = _list_problems(result, len(images) + len(listing.missing))
     if manifest:
         write_manifest(manifest, listing.root, _without_leaks(entries, images) if drop_leaks else entries, task)
     if html:

@@ -121,7 +121,7 @@ def _read_table(path: Path) -> Media:
             raise InputError(f"{path}: there is no column 'path' among {', '.join(row) or 'none at all'}; add it")
         relative = row[column].strip()
         file, name = path.parent / relative, escape_surrogates(relative)
-        if not relative or is_outside(path.parent, file):
+        if not relative or is_outside(relative):
             raise InputError(
                 f"{path} line {number}: {relative!r} is blank or outside the table's folder; use paths below it"
             )

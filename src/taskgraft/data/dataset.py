@@ -18,7 +18,7 @@ from taskgraft import seeding
 from taskgraft.data import decode, file_index, pixel_cache
 from taskgraft.data.class_names import find_matches
 from taskgraft.data.file_index import PackedNames
-from taskgraft.data.layouts import Entry, list_images
+from taskgraft.data.layouts import Entry, Listing, list_images
 from taskgraft.data.transforms import Preprocessing
 from taskgraft.errors import DataError
 from taskgraft.results.files import atomic, escape_surrogates, fingerprint
@@ -27,7 +27,7 @@ from taskgraft.types import Images, Task
 SPLITS = ("train", "val", "test")
 VAL_FRACTION = 0.2  # of each class, where no validation images are given
 MAX_EXCLUDED = 0.05  # a larger fraction of unreadable images is a broken copy, not a few bad files
-SNAPSHOT_FORMAT = "3"  # raise it when the same images give another dataset, or the columns change
+SNAPSHOT_FORMAT = "4"  # raise it when the same images give another dataset, or the columns change
 
 
 class Dataset(NamedTuple):
@@ -132,7 +132,7 @@ class _DatasetReader:
         splits: list[str] = []
 
         def arrange(digests: NDArray[np.uint8], reasons: Mapping[int, str]) -> list[int]:
-            self._limit_unreadable(entries, reasons)
+            self._limit_unreadable(listing, entries, reasons)
             splits[:] = self._assign_splits(entries, digests, reasons)
             return [row for split in SPLITS for row in _rows_of_split(splits, split)]
 
@@ -159,11 +159,15 @@ class _DatasetReader:
         dataset = Dataset(
             tasks,
             **sets,
-            excluded=(*listing.skipped, *((entries[row].path, why) for row, why in sorted(loaded.reasons.items()))),
+            excluded=(
+                *listing.skipped,
+                *listing.missing,
+                *((entries[row].path, why) for row, why in sorted(loaded.reasons.items())),
+            ),
             layout=listing.layout,
             fingerprint=fingerprint(_fingerprint_lines(entries, splits, loaded.digests)),
             decoded=loaded.decoded,
-            notes=tuple(_find_duplicates(entries, splits, loaded.digests, self.task)),
+            notes=(*listing.notes, *_find_duplicates(entries, splits, loaded.digests, self.task)),
         )
         return dataset, loaded.key
 
@@ -174,12 +178,13 @@ class _DatasetReader:
             return [entry._replace(split=self.as_split) for entry in selected]
         return sorted(entries, key=lambda entry: SPLITS.index(entry.split or "train"))
 
-    def _limit_unreadable(self, entries: Sequence[Entry], reasons: Mapping[int, str]) -> None:
-        if len(reasons) > MAX_EXCLUDED * len(entries):
-            first = min(reasons)
+    def _limit_unreadable(self, listing: Listing, entries: Sequence[Entry], reasons: Mapping[int, str]) -> None:
+        count, total = len(reasons) + len(listing.missing), len(entries) + len(listing.missing)
+        if count > MAX_EXCLUDED * total:
+            unusable = [*((entries[row].path, why) for row, why in sorted(reasons.items())), *listing.missing]
             raise DataError(
-                f"{self.data}: {len(reasons)} of {len(entries)} images cannot be used, first {entries[first].path!r} "
-                f"({reasons[first]}); fix or remove them (at most {MAX_EXCLUDED:.0%} are skipped)"
+                f"{self.data}: {count} of {total} images cannot be used, first {unusable[0][0]!r} ({unusable[0][1]}); "
+                f"fix or remove them (at most {MAX_EXCLUDED:.0%} are skipped)"
             )
 
     def _assign_splits(

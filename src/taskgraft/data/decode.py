@@ -9,6 +9,7 @@ never replaced.
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import stat
@@ -25,6 +26,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from taskgraft.data import tar_shards
 from taskgraft.data.transforms import Preprocessing, compute_scaled_size, resize
+from taskgraft.results.files import escape_surrogates
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
 MAX_BYTES = 256 * 2**20
@@ -77,7 +79,16 @@ def read_bytes(path: Path) -> bytes | str:
             return f"larger than {MAX_BYTES // 2**20} MiB"
         return path.read_bytes()
     except OSError as error:
-        return f"cannot be read: {error.strerror}"
+        return describe_failure(path, error)
+
+
+def describe_failure(path: Path, error: OSError) -> str:
+    """Why a file cannot be opened; links that are broken and links in a circle are told apart."""
+    if os.path.islink(path) and error.errno == errno.ELOOP:
+        return "a link that leads back to itself"
+    if os.path.islink(path) and error.errno in (errno.ENOENT, errno.ENOTDIR):
+        return f"a broken link: {escape_surrogates(os.readlink(path))} does not exist"
+    return f"cannot be read: {error.strerror}"
 
 
 @contextmanager

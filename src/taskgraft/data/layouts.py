@@ -9,11 +9,12 @@ import csv
 import io
 import os
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from taskgraft.data import tar_shards
+from taskgraft.data import decode, tar_shards
 from taskgraft.errors import DataError, first_line, require
 from taskgraft.results.files import escape_surrogates, write_output
 
@@ -36,12 +37,23 @@ class Entry(NamedTuple):
 
 
 class Listing(NamedTuple):
-    """The images of a data path; `skipped` holds (path, reason), `layout` names the recognized layout."""
+    """The images of a data path.
+
+    Attributes:
+        root: folder that the paths are relative to.
+        entries: the images.
+        skipped: (path, reason) of what was left out.
+        layout: the recognized layout, in words.
+        missing: (path, reason) of images that are named but do not exist; they count among those that cannot be used.
+        notes: what was assumed.
+    """
 
     root: Path
     entries: tuple[Entry, ...]
     skipped: tuple[tuple[str, str], ...]
     layout: str
+    missing: tuple[tuple[str, str], ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def list_images(data: Path, task: str, columns: tuple[str, ...] = ()) -> Listing:
@@ -80,7 +92,7 @@ def find_table(data: Path) -> Path | None:
 
 
 def list_folder(folder: Path, root: Path, skipped: Skipped) -> Iterator[Path]:
-    """List a folder in a fixed order; hidden files and links that leave the root are added to `skipped`."""
+    """List a folder in a fixed order; hidden files are added to `skipped`. Links are followed."""
     for _, child in _scan(folder, root, skipped):
         yield folder / child.name
 
@@ -97,16 +109,14 @@ def _scan(folder: Path, root: Path, skipped: Skipped) -> Iterator[tuple[str, os.
         path = f"{prefix}{child.name}"
         if child.name.startswith(".") or child.name.lower() in IGNORED_NAMES:
             skipped.append((path, "hidden or system file"))
-        elif child.is_symlink() and is_outside(root, Path(child.path)):
-            skipped.append((path, "a link to outside the data folder"))
         else:
             yield path, child
 
 
-def is_outside(root: Path, path: Path) -> bool:
-    """Whether a path, links followed, is outside a folder."""
-    # unlike Path.resolve before Python 3.13, realpath does not raise on a circle of links
-    return not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root))
+def is_outside(path: str) -> bool:
+    """Whether a relative path, as it is written, is of another folder; links are followed, being the user's own."""
+    parts = os.path.normpath(path).split(os.sep)
+    return os.path.isabs(path) or parts[0] == ".."
 
 
 # ---- class folders -------------------------------------------------------------------------------------------------
@@ -121,12 +131,15 @@ def _list_class_folders(root: Path, task: str, children: list[Path], skipped: Sk
             "use either train/ val/ test/ with class folders inside, or class folders only"
         )
     entries: list[Entry] = []
+    links = Links()
     for parent in splits or [root]:
         split = SPLITS[parent.name.lower()] if splits else None
         for child in list_folder(parent, root, skipped) if splits else children:
             if child.is_dir():
-                entries.extend(_list_class(child, root, split, task, skipped))
+                links.folders += child.is_symlink()
+                entries.extend(_list_class(child, root, split, task, skipped, links))
             elif child.suffix.lower() not in TEXT_SUFFIXES:
+                _check_class_link(child)
                 skipped.append((child.relative_to(root).as_posix(), "not in a class folder"))
     if not entries:
         raise DataError(
@@ -134,10 +147,38 @@ def _list_class_folders(root: Path, task: str, children: list[Path], skipped: Sk
             f"or {root.name}/train/<class>/<image>"
         )
     layout = "folders " + ", ".join(sorted({split.name for split in splits})) if splits else "one folder per class"
-    return Listing(root, tuple(entries), tuple(skipped), layout)
+    return Listing(root, tuple(entries), tuple(skipped), layout, notes=tuple(links.notes()))
 
 
-def _list_class(folder: Path, root: Path, split: str | None, task: str, skipped: Skipped) -> Iterator[Entry]:
+@dataclass
+class Links:
+    """How many folders and images are links; they are followed wherever they lead, and said."""
+
+    folders: int = 0
+    images: int = 0
+
+    def notes(self) -> Iterator[str]:
+        """Yield a line, if there are any."""
+        counts = [f"{self.folders} class folder(s)"] * bool(self.folders) + [f"{self.images} image(s)"] * bool(
+            self.images
+        )
+        if counts:
+            yield f"{' and '.join(counts)} are links, which were followed"
+
+
+def _check_class_link(path: Path) -> None:
+    """Refuse a link that leads nowhere where a class folder is expected: the class would vanish."""
+    if path.is_symlink() and path.suffix.lower() not in decode.SUFFIXES:
+        try:
+            path.stat()
+        except OSError as error:
+            reason = decode.describe_failure(path, error)
+            raise DataError(f"{path}, where a class folder is expected: {reason}; mend or remove it") from error
+
+
+def _list_class(
+    folder: Path, root: Path, split: str | None, task: str, skipped: Skipped, links: Links
+) -> Iterator[Entry]:
     labels = {task: unicodedata.normalize("NFC", folder.name)}  # shared by all entries: there may be a million
     path = None
     for path, child in _scan(folder, root, skipped):
@@ -147,6 +188,7 @@ def _list_class(folder: Path, root: Path, split: str | None, task: str, skipped:
                 f"{path} is a folder inside the class folder {folder.name!r}; "
                 "images must be directly in their class folder: <class>/<image>"
             )
+        links.images += child.is_symlink()
         yield Entry(path, split, labels)
     if path is None:
         raise DataError(f"class folder {folder.relative_to(root).as_posix()!r} has no images; add some or remove it")
@@ -211,8 +253,7 @@ def _list_table(table: Path, task: str, columns: tuple[str, ...]) -> Listing:
         raise DataError(f"{table}: no column 'path' among {', '.join(header) or 'none at all'}; add it")
     label_column = _find_label_column(table, task, header, path_column)
     label_columns = {task: label_column, **{name: name for name in columns if name in header}}
-    root, entries, skipped, seen = table.parent, [], [], set()
-    leaves_root = _outside_check(root)
+    root, entries, missing, seen = table.parent, [], [], set()
     shared: dict[tuple[tuple[str, str], ...], dict[str, str]] = {}
     for number, row in read_table(table):
         path = (row[path_column] or "").strip()
@@ -224,11 +265,11 @@ def _list_table(table: Path, task: str, columns: tuple[str, ...]) -> Listing:
             problem = "the path is blank; fill it in or remove the row"
         elif "\0" in path:
             problem = f"the path {path!r} contains a NUL byte"
-        elif missing := [label for label in labels.values() if label.lower() in MISSING_LABELS]:
-            problem = f"the label {missing[0]!r} is not a class name; leave it blank if there is none"
+        elif unlabeled := [label for label in labels.values() if label.lower() in MISSING_LABELS]:
+            problem = f"the label {unlabeled[0]!r} is not a class name; leave it blank if there is none"
         elif split is not None and split not in SPLITS:
             problem = f"split {split!r} is unknown; use one of {', '.join(SPLITS)}"
-        elif leaves_root(path):
+        elif is_outside(path):
             problem = f"{path!r} is outside the table's folder; use paths below it"
         elif path in seen:
             problem = f"{path!r} is in the table twice; keep one row"
@@ -236,7 +277,7 @@ def _list_table(table: Path, task: str, columns: tuple[str, ...]) -> Listing:
             raise DataError(f"{table} line {number}: {problem}")
         seen.add(path)
         if not os.path.exists(os.path.join(root, path)) and tar_shards.find_archive(root / path) is None:
-            skipped.append((path, f"line {number}: no such file"))
+            missing.append((path, f"line {number}: no such file"))
         elif labels:
             labels = shared.setdefault(tuple(labels.items()), labels)
             entries.append(Entry(path, SPLITS[split] if split else None, labels))
@@ -245,7 +286,7 @@ def _list_table(table: Path, task: str, columns: tuple[str, ...]) -> Listing:
             f"{table}: no row has a label in column {label_column!r} and a file that exists; "
             "fix its paths or add labels"
         )
-    return Listing(root, tuple(entries), tuple(skipped), f"table, labels from column {label_column!r}")
+    return Listing(root, tuple(entries), (), f"table, labels from column {label_column!r}", tuple(missing))
 
 
 def _find_label_column(table: Path, task: str, header: Mapping[str, str], path_column: str) -> str:
@@ -261,21 +302,6 @@ def _find_label_column(table: Path, task: str, header: Mapping[str, str], path_c
             f"{table} has several columns that may hold the labels; choose one with --task: {', '.join(candidates)}"
         )
     return candidates[0]
-
-
-def _outside_check(root: Path) -> Callable[[str], bool]:
-    """`is_outside` for a million paths below one root: folders are followed once, and files only if they are links."""
-    folders: dict[str, bool] = {}
-
-    def check(path: str) -> bool:
-        folder, name = os.path.split(os.path.join(root, path))
-        if name in ("", "..") or os.path.islink(os.path.join(folder, name)):
-            return is_outside(root, root / path)
-        if folder not in folders:
-            folders[folder] = is_outside(root, Path(folder))
-        return folders[folder]
-
-    return check
 
 
 def read_table(path: Path) -> Iterator[tuple[int, dict[str, str]]]:

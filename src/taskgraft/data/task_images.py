@@ -68,9 +68,12 @@ def load_task_data(
 
     def open_(path: Path, task: str, classes: Sequence[str] | None, **options: Any) -> Dataset:
         progress = partial(callbacks.progress, f"reading {path.name}")
-        return open_images(
+        dataset = open_images(
             path, task, preprocessing, seed=seed, classes=classes, cache_folder=cache, progress=progress, **options
         )
+        for line in describe_exclusions(dataset):
+            callbacks.info(f"{escape_surrogates(path.name)}: {line}")
+        return dataset
 
     new = open_(data, task, classes, others=[other for other in tasks if other.name != task])
     if new.train is None or new.val is None:
@@ -129,6 +132,15 @@ def concat_images(sets: Sequence[Images]) -> Images | None:
     }
     names = tuple(name for images in sets for name in images.names)
     return Images(torch.cat([images.pixels for images in sets]), labels, names, sets[0].mean, sets[0].std)
+
+
+def describe_exclusions(dataset: Dataset) -> list[str]:
+    """Describe in a few lines what was left out of a dataset and what was assumed of it."""
+    lines = list(dataset.notes)
+    if dataset.excluded:
+        path, reason = dataset.excluded[0]
+        lines.append(f"{len(dataset.excluded)} file(s) left out, first {escape_surrogates(path)!r} ({reason})")
+    return lines
 
 
 def describe_dataset(path: Path, dataset: Dataset) -> dict[str, Any]:
