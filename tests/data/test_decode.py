@@ -130,6 +130,17 @@ def test_sixteen_bits_are_scaled_and_not_clipped(tmp_path: Path) -> None:
     assert (result == result[..., :1]).all()
 
 
+def test_a_cameras_12_bits_become_8(tmp_path: Path) -> None:
+    gradient = np.linspace(0, 4095, 256).round().astype(np.uint16).reshape(16, 16)
+    path = saved(tmp_path / "x.png", Image.fromarray(gradient))
+    np.testing.assert_array_equal(pixels(path, AS_IS._replace(bits=12))[..., 0], np.arange(256).reshape(16, 16))
+    assert decode.decode_file(path, AS_IS).peak == 4095
+    assert (
+        decode.decode_file(path, AS_IS._replace(bits=10)).reason
+        == "its value 4095 is beyond the preprocessing's 10 bits"
+    )
+
+
 def test_transparency_is_laid_on_white(tmp_path: Path) -> None:
     image = np.zeros((16, 16, 4), np.uint8)
     image[:8] = (10, 20, 30, 255)

@@ -47,6 +47,7 @@ def load_task_data(
     cache: Path | None,
     callbacks: Callbacks,
     classes: Sequence[str] | None = None,
+    find_bits: bool = False,
 ) -> TaskData:
     """Load the images of the new task and of old tasks.
 
@@ -61,6 +62,8 @@ def load_task_data(
         cache: cache folder, or None.
         callbacks: progress.
         classes: class names of `task`, where it exists already and gets more images.
+        find_bits: find how many bits 16-bit files of the new task use, where the preprocessing does not say; the old
+            tasks' files are then read alike.
 
     Raises:
         DataError: images cannot be used, or belong to no old task.
@@ -75,7 +78,9 @@ def load_task_data(
             callbacks.info(f"{escape_surrogates(path.name)}: {line}")
         return dataset
 
-    new = open_(data, task, classes, others=[other for other in tasks if other.name != task])
+    others = [other for other in tasks if other.name != task]
+    new = open_(data, task, classes, others=others, find_bits=find_bits)
+    preprocessing = preprocessing._replace(bits=new.bits)
     if new.train is None or new.val is None:
         missing = "training" if new.train is None else "validation"
         raise DataError(f"{data}: there are no {missing} images; add some")
