@@ -111,6 +111,22 @@ def test_links_to_files_and_class_folders_are_followed_and_counted(tmp_path: Pat
     assert listing.notes == ("1 class folder(s) and 2 image(s) are links, which were followed",)
 
 
+def test_files_beside_each_picture_are_left_out_and_counted(tmp_path: Path) -> None:
+    for number in range(4):
+        put(tmp_path, *(f"cat/{number}{suffix}" for suffix in (".JPG", ".xml", ".npy", ".cr2", ".JPG.bin")))
+    put(tmp_path, "dog/1", "dog/2.odd", "dog/labels.txt")  # the content of an unknown name decides
+    listing = list_images(tmp_path, "label")
+    names = [entry.path for entry in listing.entries]
+    assert names == ["cat/0.JPG", "cat/1.JPG", "cat/2.JPG", "cat/3.JPG", "dog/1", "dog/2.odd"]
+    assert listing.skipped == ()
+    assert listing.notes == (
+        "17 file(s) beside the images are no images, and left out: 4 .bin, 4 .cr2, 4 .npy, 1 .txt, 4 .xml",
+    )
+    put(tmp_path, "bird/1.txt")
+    with pytest.raises(TaskgraftError, match="'bird' has no images"):
+        list_images(tmp_path, "label")
+
+
 @pytest.mark.parametrize(
     ("target", "reason"), [("/gone/dog", "a broken link: /gone/dog does not exist"), ("dog", "leads back to itself")]
 )

@@ -9,8 +9,9 @@ import csv
 import io
 import os
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +24,11 @@ TABLE_SUFFIXES = (".csv", ".tsv", ".parquet")
 PATH_COLUMNS = ("path", "file_name", "filename")
 MISSING_LABELS = {"nan", "<na>"}  # what tools write for a label that is missing
 IGNORED_NAMES = {"thumbs.db", "desktop.ini", "__macosx", ".ipynb_checkpoints", ".ds_store"}
-TEXT_SUFFIXES = {".csv", ".tsv", ".parquet", ".txt", ".json", ".jsonl", ".md", ".yaml", ".yml"}
+SIDE_SUFFIXES = {  # of files that lie beside images and are none: annotations, features, lists, leftovers
+    ".bak", ".cfg", ".csv", ".db", ".doc", ".docx", ".feather", ".h5", ".hdf5", ".html", ".ini", ".ipynb", ".json",
+    ".jsonl", ".log", ".lst", ".mat", ".md", ".md5", ".npy", ".npz", ".parquet", ".pdf", ".pickle", ".pkl", ".pt",
+    ".pth", ".py", ".sha256", ".toml", ".tsv", ".txt", ".xls", ".xlsx", ".xml", ".xmp", ".yaml", ".yml",
+}  # fmt: skip
 
 Skipped = list[tuple[str, str]]  # (path, reason)
 
@@ -113,6 +118,22 @@ def _scan(folder: Path, root: Path, skipped: Skipped) -> Iterator[tuple[str, os.
             yield path, child
 
 
+def find_side_files(names: Iterable[str]) -> set[str]:
+    """Find the files of a folder that only accompany its images, by their names.
+
+    Those are files with a suffix of text or data, and files that are called like an image but for another suffix, such
+    as `1.cr2` or `1.jpg.bin` beside `1.jpg`. Names without a suffix, or with one that says nothing, may be images.
+    """
+    images, others = set[str](), list[tuple[str, str, str]]()
+    for name in names:
+        stem, suffix = os.path.splitext(name)
+        if suffix.lower() in decode.SUFFIXES:
+            images |= {name, stem}
+        elif suffix:
+            others.append((name, stem, suffix.lower()))
+    return {name for name, stem, suffix in others if suffix in SIDE_SUFFIXES or stem in images}
+
+
 def is_outside(path: str) -> bool:
     """Whether a relative path, as it is written, is of another folder; links are followed, being the user's own."""
     parts = os.path.normpath(path).split(os.sep)
@@ -131,14 +152,14 @@ def _list_class_folders(root: Path, task: str, children: list[Path], skipped: Sk
             "use either train/ val/ test/ with class folders inside, or class folders only"
         )
     entries: list[Entry] = []
-    links = Links()
+    remarks = _Remarks()
     for parent in splits or [root]:
         split = SPLITS[parent.name.lower()] if splits else None
         for child in list_folder(parent, root, skipped) if splits else children:
             if child.is_dir():
-                links.folders += child.is_symlink()
-                entries.extend(_list_class(child, root, split, task, skipped, links))
-            elif child.suffix.lower() not in TEXT_SUFFIXES:
+                remarks.linked_folders += child.is_symlink()
+                entries.extend(_list_class(child, root, split, task, skipped, remarks))
+            elif child.suffix.lower() not in SIDE_SUFFIXES:
                 _check_class_link(child)
                 skipped.append((child.relative_to(root).as_posix(), "not in a class folder"))
     if not entries:
@@ -147,23 +168,26 @@ def _list_class_folders(root: Path, task: str, children: list[Path], skipped: Sk
             f"or {root.name}/train/<class>/<image>"
         )
     layout = "folders " + ", ".join(sorted({split.name for split in splits})) if splits else "one folder per class"
-    return Listing(root, tuple(entries), tuple(skipped), layout, notes=tuple(links.notes()))
+    return Listing(root, tuple(entries), tuple(skipped), layout, notes=tuple(remarks.notes()))
 
 
 @dataclass
-class Links:
-    """How many folders and images are links; they are followed wherever they lead, and said."""
+class _Remarks:
+    """What is counted while class folders are listed: links, which are followed wherever they lead, and side files."""
 
-    folders: int = 0
-    images: int = 0
+    linked_folders: int = 0
+    linked_images: int = 0
+    side_files: Counter[str] = field(default_factory=Counter)  # by suffix
 
     def notes(self) -> Iterator[str]:
-        """Yield a line, if there are any."""
-        counts = [f"{self.folders} class folder(s)"] * bool(self.folders) + [f"{self.images} image(s)"] * bool(
-            self.images
-        )
+        """Yield a line for each kind, if there are any."""
+        linked = {"class folder(s)": self.linked_folders, "image(s)": self.linked_images}
+        counts = [f"{count} {kind}" for kind, count in linked.items() if count]
         if counts:
             yield f"{' and '.join(counts)} are links, which were followed"
+        if self.side_files:
+            kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(self.side_files.items()))
+            yield f"{self.side_files.total()} file(s) beside the images are no images, and left out: {kinds}"
 
 
 def _check_class_link(path: Path) -> None:
@@ -177,20 +201,26 @@ def _check_class_link(path: Path) -> None:
 
 
 def _list_class(
-    folder: Path, root: Path, split: str | None, task: str, skipped: Skipped, links: Links
+    folder: Path, root: Path, split: str | None, task: str, skipped: Skipped, remarks: _Remarks
 ) -> Iterator[Entry]:
     labels = {task: unicodedata.normalize("NFC", folder.name)}  # shared by all entries: there may be a million
-    path = None
-    for path, child in _scan(folder, root, skipped):
+    children = list(_scan(folder, root, skipped))
+    side_files = find_side_files(child.name for _, child in children)
+    empty = True
+    for path, child in children:
         # only links need another system call; one that is dangling or circular is not a folder
         if os.path.isdir(child.path) if child.is_symlink() else child.is_dir():
             raise DataError(
                 f"{path} is a folder inside the class folder {folder.name!r}; "
                 "images must be directly in their class folder: <class>/<image>"
             )
-        links.images += child.is_symlink()
+        if child.name in side_files:
+            remarks.side_files[os.path.splitext(child.name)[1].lower()] += 1
+            continue
+        remarks.linked_images += child.is_symlink()
+        empty = False
         yield Entry(path, split, labels)
-    if path is None:
+    if empty:
         raise DataError(f"class folder {folder.relative_to(root).as_posix()!r} has no images; add some or remove it")
 
 
@@ -216,7 +246,7 @@ def _find_shards(root: Path, children: list[Path], skipped: Skipped) -> list[tup
         )
     skipped += skipped_in_splits
     for _, path in files:
-        if path.suffix.lower() not in {*TEXT_SUFFIXES, tar_shards.SUFFIX}:
+        if path.suffix.lower() not in {*SIDE_SUFFIXES, tar_shards.SUFFIX}:
             skipped.append((path.relative_to(root).as_posix(), "not in an archive"))
     return shards
 
