@@ -226,6 +226,17 @@ def test_a_folder_that_was_moved_with_its_pictures_is_seen(tmp_path: Path) -> No
         opened(tmp_path / "data", cache_folder=tmp_path / "cache")
 
 
+def test_a_change_in_a_root_one_level_up_is_seen(tmp_path: Path) -> None:
+    for number in range(8):
+        flat(tmp_path / "data" / "pets" / "train" / "ab"[number % 2] / f"{number}.png", 20 * number)
+    first = opened(tmp_path / "data", cache_folder=tmp_path / "cache")
+    assert opened(tmp_path / "data", cache_folder=tmp_path / "cache").decoded == 0
+    flat(tmp_path / "data" / "pets" / "train" / "a" / "0.png", 250)
+    second = opened(tmp_path / "data", cache_folder=tmp_path / "cache")
+    assert second.decoded == 1
+    assert second.fingerprint != first.fingerprint
+
+
 def test_a_table_is_as_unchanged_as_its_pictures(tmp_path: Path, opened_files: OpenedFiles) -> None:
     for number in range(8):
         flat(tmp_path / "data" / f"{number}.png", 20 * number)

@@ -42,12 +42,53 @@ def test_a_folder_per_class(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("folder", "split"),
-    [("train", "train"), ("val", "val"), ("valid", "val"), ("Validation", "val"), ("test", "test")],
+    [
+        ("train", "train"),
+        ("Training", "train"),
+        ("train_set", "train"),
+        ("val", "val"),
+        ("valid", "val"),
+        ("Validation", "val"),
+        ("EVAL", "val"),
+        ("test", "test"),
+        ("Testing", "test"),
+    ],
 )
 def test_split_folders_go_by_their_names(tmp_path: Path, folder: str, split: str) -> None:
     put(tmp_path, f"{folder}/cat/1.png", f"{folder}/dog/1.png")
     assert {part for _, part, _ in result(tmp_path)} == {split}
     assert {labels["label"] for _, _, labels in result(tmp_path)} == {"cat", "dog"}
+
+
+def test_two_folders_of_one_split_are_refused(tmp_path: Path) -> None:
+    put(tmp_path, "train/cat/1.png", "val/cat/1.png", "Valid/cat/2.png")
+    with pytest.raises(TaskgraftError, match="Valid and val are both val images; keep one of them"):
+        list_images(tmp_path, "label")
+
+
+def test_names_that_are_no_splits_are_answered_with_those_that_are(tmp_path: Path) -> None:
+    put(tmp_path, "learn/cat/1.png", "exam/cat/1.png")
+    with pytest.raises(TaskgraftError, match=r"exam/cat is a folder inside .*; splits are called train, training, val"):
+        list_images(tmp_path, "label")
+
+
+@pytest.mark.parametrize("names", [("cat/1.png", "dog/2.png"), ("train/cat/1.png", "val/cat/2.png")])
+def test_a_root_one_level_up_is_descended(tmp_path: Path, names: tuple[str, ...]) -> None:
+    put(tmp_path, *(f"download/pets/{name}" for name in names), "download/README.md", "__MACOSX/x")
+    listing = list_images(tmp_path, "label")
+    assert [entry.path for entry in listing.entries] == list(names)
+    assert listing.root == tmp_path / "download" / "pets"
+    assert listing.notes == (f"the images are in download/pets/, the only folder of {tmp_path.name}",)
+    put(tmp_path, "other/1.png")  # no longer the only one
+    with pytest.raises(TaskgraftError, match="download/pets is a folder inside the class folder 'download'"):
+        list_images(tmp_path, "label")
+
+
+def test_one_class_or_one_split_is_not_taken_for_a_wrapper(tmp_path: Path) -> None:
+    put(tmp_path / "one", "cat/1.png")
+    put(tmp_path / "two", "train/cat/1.png")
+    assert result(tmp_path / "one") == [("cat/1.png", None, {"label": "cat"})]
+    assert result(tmp_path / "two") == [("train/cat/1.png", "train", {"label": "cat"})]
 
 
 def test_splits_beside_classes_are_refused(tmp_path: Path) -> None:
@@ -194,7 +235,7 @@ def test_a_tab_separated_table_and_a_folder_with_metadata(tmp_path: Path) -> Non
         ("path,label\n/etc/passwd,x\n", "line 2: '/etc/passwd' is outside the table's folder"),
         ("path,label\na.png,x\nb.png,x\na.png,y\n", "line 4: 'a.png' is in the table twice"),
         ("path,label\na.png,x\n  ,x\n", "line 3: the path is blank"),
-        ("path,split,label\na.png,dev,x\n", "line 2: split 'dev' is unknown; use one of train, val"),
+        ("path,split,label\na.png,extra,x\n", "line 2: split 'extra' is unknown; use one of train, training, val"),
         ("image,label\na.png,x\n", "no column 'path' among image, label; add it"),
         ("", "no column 'path' among none at all; add it"),
         ("path,label\na.png,\n", "no row has a label in column 'label'"),

@@ -29,7 +29,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from taskgraft.data import decode, tar_shards
-from taskgraft.data.layouts import IGNORED_NAMES, PATH_COLUMNS, find_table, read_table
+from taskgraft.data.layouts import IGNORED_NAMES, PATH_COLUMNS, find_root, find_table, read_table
 from taskgraft.results.files import atomic
 
 SETTLED = 3.0  # seconds: the clock of the coarsest file system (FAT) ticks every two
@@ -139,6 +139,7 @@ def read_data_state(data: Path) -> DataState | None:
     limit = time.time_ns() - int(SETTLED * 1e9)
     signature, newest = hashlib.sha256(), 0
     try:
+        data = find_root(data) if data.is_dir() else data
         table = find_table(data)
         if table:
             stamps = _stamp_table(table)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,7 +20,13 @@ from taskgraft.data import decode, tar_shards
 from taskgraft.errors import DataError, first_line, require
 from taskgraft.results.files import escape_surrogates, write_output
 
-SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+SPLITS = {
+    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
+    "eval": "val", "evaluation": "val", "test": "test", "testing": "test",
+}  # fmt: skip
+SPLIT_NAME = re.compile(rf"({'|'.join(SPLITS)})(?:[\s_-]*(?:set|data|images|split))?", re.IGNORECASE)
+SPLIT_HINT = f"splits are called {', '.join(SPLITS)}, in any case, also with -set, -data or -images behind"
+MAX_WRAPPERS = 3  # folders around the real root that an archive may have been unpacked into
 TABLE_SUFFIXES = (".csv", ".tsv", ".parquet")
 PATH_COLUMNS = ("path", "file_name", "filename")
 MISSING_LABELS = {"nan", "<na>"}  # what tools write for a label that is missing
@@ -75,6 +82,16 @@ def list_images(data: Path, task: str, columns: tuple[str, ...] = ()) -> Listing
     """
     if not data.exists():
         raise DataError(f"{data} does not exist; expected a folder with one sub-folder per class, or a table")
+    if data.is_dir():
+        root = find_root(data)
+        listing = _list_root(root, task, columns)
+        where = root.relative_to(data).as_posix()
+        note = f"the images are in {where}/, the only folder of {data.resolve().name}"
+        return listing if root == data else listing._replace(notes=(note, *listing.notes))
+    return _list_root(data, task, columns)
+
+
+def _list_root(data: Path, task: str, columns: tuple[str, ...]) -> Listing:
     table = find_table(data)
     if table:
         return _list_table(table, task, columns)
@@ -94,6 +111,44 @@ def find_table(data: Path) -> Path | None:
         table = data / "metadata.csv"
         return table if table.is_file() else None
     return None if data.suffix.lower() == tar_shards.SUFFIX else data
+
+
+def split_of(name: str) -> str | None:
+    """The split that a folder or a row of a table is called by: "train", "val" or "test"; None for other names."""
+    match = SPLIT_NAME.fullmatch(name.strip())
+    return SPLITS[match[1].lower()] if match else None
+
+
+def find_root(data: Path) -> Path:
+    """Descend to the real root from folders that contain it and nothing else, as an unpacked archive often does."""
+    for _ in range(MAX_WRAPPERS):
+        names, folders = _list_names(data)
+        if len(folders) != 1 or set(names) - find_side_files(names) or split_of(folders[0]) or find_table(data):
+            break
+        inner = data / folders[0]
+        names, folders = _list_names(inner)
+        images = set(names) - find_side_files(names) - {name for name in names if _is_archive(name)}
+        if images or not (folders or find_table(inner) or any(map(_is_archive, names))):
+            break  # a class folder
+        data = inner
+    return data
+
+
+def _list_names(folder: Path) -> tuple[list[str], list[str]]:
+    """The names of files and of folders in a folder, but for hidden and system files; none if it cannot be read."""
+    files, folders = list[str](), list[str]()
+    try:
+        with os.scandir(folder) as children:
+            for child in children:
+                if not child.name.startswith(".") and child.name.lower() not in IGNORED_NAMES:
+                    (folders if child.is_dir() else files).append(child.name)
+    except OSError:
+        return [], []
+    return files, folders
+
+
+def _is_archive(name: str) -> bool:
+    return name.lower().endswith(tar_shards.SUFFIX)
 
 
 def list_folder(folder: Path, root: Path, skipped: Skipped) -> Iterator[Path]:
@@ -144,17 +199,18 @@ def is_outside(path: str) -> bool:
 
 
 def _list_class_folders(root: Path, task: str, children: list[Path], skipped: Skipped) -> Listing:
-    splits = [child for child in children if child.is_dir() and child.name.lower() in SPLITS]
+    splits = [child for child in children if split_of(child.name) and child.is_dir()]
     others = [child for child in children if child.is_dir() and child not in splits]
     if splits and others:
         raise DataError(
             f"{root} has both split folders ({splits[0].name}) and others ({others[0].name}); "
-            "use either train/ val/ test/ with class folders inside, or class folders only"
+            f"use either splits with class folders inside, or class folders only; {SPLIT_HINT}"
         )
+    _check_splits(root, splits)
     entries: list[Entry] = []
     remarks = _Remarks()
     for parent in splits or [root]:
-        split = SPLITS[parent.name.lower()] if splits else None
+        split = split_of(parent.name) if splits else None
         for child in list_folder(parent, root, skipped) if splits else children:
             if child.is_dir():
                 remarks.linked_folders += child.is_symlink()
@@ -190,6 +246,18 @@ class _Remarks:
             yield f"{self.side_files.total()} file(s) beside the images are no images, and left out: {kinds}"
 
 
+def _check_splits(root: Path, folders: Iterable[Path]) -> None:
+    """Refuse two folders that are one split: which of them is meant?"""
+    seen: dict[str | None, str] = {}
+    for folder in folders:
+        other = seen.setdefault(split_of(folder.name), folder.name)
+        if other != folder.name:
+            raise DataError(
+                f"{root}: {other} and {folder.name} are both {split_of(folder.name)} images; keep one of them, or give "
+                f"the other another name; {SPLIT_HINT}"
+            )
+
+
 def _check_class_link(path: Path) -> None:
     """Refuse a link that leads nowhere where a class folder is expected: the class would vanish."""
     if path.is_symlink() and path.suffix.lower() not in decode.SUFFIXES:
@@ -212,7 +280,8 @@ def _list_class(
         if os.path.isdir(child.path) if child.is_symlink() else child.is_dir():
             raise DataError(
                 f"{path} is a folder inside the class folder {folder.name!r}; "
-                "images must be directly in their class folder: <class>/<image>"
+                "images must be directly in their class folder: <class>/<image>, or <split>/<class>/<image>; "
+                f"{SPLIT_HINT}"
             )
         if child.name in side_files:
             remarks.side_files[os.path.splitext(child.name)[1].lower()] += 1
@@ -229,15 +298,16 @@ def _list_class(
 
 def _find_shards(root: Path, children: list[Path], skipped: Skipped) -> list[tuple[str | None, Path]]:
     """Archives in a folder or its split folders, with their splits; other files among them are skipped."""
-    split_folders = [child for child in children if child.name.lower() in SPLITS and child.is_dir()]
+    split_folders = [child for child in children if split_of(child.name) and child.is_dir()]
     skipped_in_splits: Skipped = []
     files: list[tuple[str | None, Path]] = [(None, child) for child in children if child not in split_folders]
     for folder in split_folders:
-        files += [(SPLITS[folder.name.lower()], child) for child in list_folder(folder, root, skipped_in_splits)]
+        files += [(split_of(folder.name), child) for child in list_folder(folder, root, skipped_in_splits)]
     shards = [(split, path) for split, path in files if path.suffix.lower() == tar_shards.SUFFIX]
     if not shards:
         return []
     folders = [path for _, path in files if path.is_dir()]
+    _check_splits(root, split_folders)
     if folders or {split for split, _ in shards} > {None}:
         other = folders[0] if folders else next(path for split, path in shards if split is None)
         raise DataError(
@@ -289,7 +359,7 @@ def _list_table(table: Path, task: str, columns: tuple[str, ...]) -> Listing:
         path = (row[path_column] or "").strip()
         labels = {name: (row[column] or "").strip() for name, column in label_columns.items()}
         labels = {name: unicodedata.normalize("NFC", label) for name, label in labels.items() if label}
-        split = (row.get("split") or "").strip().lower() or None
+        split = (row.get("split") or "").strip()
         problem = None
         if not path:
             problem = "the path is blank; fill it in or remove the row"
@@ -297,7 +367,7 @@ def _list_table(table: Path, task: str, columns: tuple[str, ...]) -> Listing:
             problem = f"the path {path!r} contains a NUL byte"
         elif unlabeled := [label for label in labels.values() if label.lower() in MISSING_LABELS]:
             problem = f"the label {unlabeled[0]!r} is not a class name; leave it blank if there is none"
-        elif split is not None and split not in SPLITS:
+        elif split and not split_of(split):
             problem = f"split {split!r} is unknown; use one of {', '.join(SPLITS)}"
         elif is_outside(path):
             problem = f"{path!r} is outside the table's folder; use paths below it"
@@ -310,7 +380,7 @@ def _list_table(table: Path, task: str, columns: tuple[str, ...]) -> Listing:
             missing.append((path, f"line {number}: no such file"))
         elif labels:
             labels = shared.setdefault(tuple(labels.items()), labels)
-            entries.append(Entry(path, SPLITS[split] if split else None, labels))
+            entries.append(Entry(path, split_of(split), labels))
     if not entries:
         raise DataError(
             f"{table}: no row has a label in column {label_column!r} and a file that exists; "
