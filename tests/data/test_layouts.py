@@ -236,8 +236,12 @@ def test_a_tab_separated_table_and_a_folder_with_metadata(tmp_path: Path) -> Non
         ("path,label\na.png,x\nb.png,x\na.png,y\n", "line 4: 'a.png' is in the table twice"),
         ("path,label\na.png,x\n  ,x\n", "line 3: the path is blank"),
         ("path,split,label\na.png,extra,x\n", "line 2: split 'extra' is unknown; use one of train, training, val"),
-        ("image,label\na.png,x\n", "no column 'path' among image, label; add it"),
-        ("", "no column 'path' among none at all; add it"),
+        ("picture,label\ne.png,x\nf.png,x\n", r"no column 'path' among picture, label \(first row: e.png, x\)"),
+        ("", "no column 'path' among none at all"),
+        ("path,label\nC:\\pets\\a.png,x\n", "is outside the table's folder"),
+        ("path,label\ntwo,x\n", "line 2: 'two' may be 'two.jpg' or 'two.png'; write which"),
+        ("path,size,age\na.png,1,2\n", "several columns .* choose one with --task: size, age"),
+        ("path\na.png\n", "no column with labels among path"),
         ("path,label\na.png,\n", "no row has a label in column 'label'"),
         ("path,label\ngone.png,x\n", "no row has a label in column 'label' and a file that exists"),
         (b"path,label\na.png,caf\xe9\n", "not a readable UTF-8 table"),
@@ -246,9 +250,57 @@ def test_a_tab_separated_table_and_a_folder_with_metadata(tmp_path: Path) -> Non
 )
 def test_a_table_that_cannot_be_meant_is_refused_with_its_line(tmp_path: Path, text: str | bytes, message: str) -> None:
     path = table(tmp_path, text)
+    put(tmp_path, "two.jpg", "two.png")
     with pytest.raises(TaskgraftError, match=message) as caught:
         list_images(path, "label")
     assert str(path) in str(caught.value)
+
+
+ROWS = [("a.png", None, {"label": "van"}), ("deep/c.png", None, {"label": "bus"})]
+ADDED = "file names were completed, such as 'a' to 'a.png'"
+
+
+@pytest.mark.parametrize(
+    ("text", "notes"),
+    [
+        (
+            "filename;class\r\na.png;van\r\ndeep\\c.png;bus\r\n;\r\n",
+            ("file names were completed, such as 'deep\\\\c.png' to 'deep/c.png'",),
+        ),
+        ("sep=;\r\nfilename;class\r\na.png;van\r\ndeep/c.png;bus\r\n", ()),
+        ("File Name\tTarget\na.png\tvan\ndeep/c.png\tbus\n", ("the files are those of column 'File Name'",)),
+        (b"\xff\xfe" + "path\tlabel\r\na.png\tvan\r\ndeep/c.png\tbus\r\n".encode("utf-16-le"), ()),
+        (",id,class,fold\n0,a,van,1\n1,deep/c,bus,2\n", ("the files are those of column 'id'", ADDED)),
+        ("image_id,id,kind\na,7,van\ndeep/c,8,bus\n", ("the files are those of column 'image_id'", ADDED)),
+        ("name,image,label\nx,a.png,van\ny,deep/c.png,bus\n", ("the files are those of column 'image'",)),
+        ("picture,label\na.png,van\ndeep/c.png,bus\n", ("the files are those of column 'picture'",)),
+    ],
+)
+def test_tables_of_excel_kaggle_and_windows_are_read(tmp_path: Path, text: str | bytes, notes: tuple[str, ...]) -> None:
+    path = table(tmp_path, text)
+    assert result(path) == ROWS
+    assert list_images(path, "label").notes == notes
+
+
+def test_files_in_a_folder_that_the_table_does_not_name(tmp_path: Path) -> None:
+    put(tmp_path, "train_images/1.jpg", "train_images/2.jpg", "test_images/3.jpg", "cat/notes.txt")
+    (tmp_path / "train.csv").write_text("image_id,label\n1,cat\n2,dog\n4,dog\n")
+    listing = list_images(tmp_path / "train.csv", "label")
+    assert [entry.path for entry in listing.entries] == ["train_images/1.jpg", "train_images/2.jpg"]
+    assert listing.missing == (("4", "line 4: no such file"),)
+    assert listing.notes[-1] == "file names were completed, such as '1' to 'train_images/1.jpg'"
+
+
+def test_a_column_like_split_counts_if_it_holds_nothing_else(tmp_path: Path) -> None:
+    path = table(tmp_path, "path,class,Usage\na.png,van,Training\nb.png,bus,Testing\n")
+    assert [split for _, split, _ in result(path)] == ["train", "test"]
+    path = table(tmp_path, "path,class,Usage\na.png,van,PublicTest\nb.png,bus,Testing\n")
+    assert [split for _, split, _ in result(path)] == [None, None]
+
+
+def test_a_workbook_is_answered_with_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(TaskgraftError, match=r"is not a table; .* save it as CSV \(UTF-8\)"):
+        list_images(put(tmp_path, "labels.xlsx") / "labels.xlsx", "label")
 
 
 def test_a_row_without_its_file_is_missing_with_its_line(tmp_path: Path) -> None:

@@ -29,7 +29,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from taskgraft.data import decode, tar_shards
-from taskgraft.data.layouts import IGNORED_NAMES, PATH_COLUMNS, find_root, find_table, read_table
+from taskgraft.data.layouts import IGNORED_NAMES, find_root, find_table
+from taskgraft.data.tables import open_table
 from taskgraft.results.files import atomic
 
 SETTLED = 3.0  # seconds: the clock of the coarsest file system (FAT) ticks every two
@@ -248,9 +249,9 @@ def _stamp_table(path: Path) -> Iterator[tuple[str, Stamp]]:
     yield path.name, _to_stamp(os.stat(path))
     archives: dict[str, Stamp] = {}
     base = os.path.abspath(path.parent)
-    for _, row in read_table(path):
-        name = next((row[column] for column in PATH_COLUMNS if row.get(column)), "").strip()
-        yield name, _read_stamp(f"{base}/{name}", archives)
+    for row in open_table(path).rows():
+        for name in row.found or (row.text,):
+            yield name, _read_stamp(f"{base}/{name}", archives)
 
 
 def _stamp_folder(folder: Path, depth: int = DEPTH) -> Iterator[tuple[str, Stamp]]:

@@ -17,7 +17,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 from taskgraft.data import decode, tar_shards
-from taskgraft.errors import DataError, first_line, require
+from taskgraft.data.tables import (
+    LABEL_COLUMNS,
+    PATH_COLUMNS,
+    SPLIT_COLUMNS,
+    ImageTable,
+    find_columns,
+    is_outside,
+    open_table,
+    read_table,
+)
+from taskgraft.errors import DataError
 from taskgraft.results.files import escape_surrogates, write_output
 
 SPLITS = {
@@ -27,8 +37,7 @@ SPLITS = {
 SPLIT_NAME = re.compile(rf"({'|'.join(SPLITS)})(?:[\s_-]*(?:set|data|images|split))?", re.IGNORECASE)
 SPLIT_HINT = f"splits are called {', '.join(SPLITS)}, in any case, also with -set, -data or -images behind"
 MAX_WRAPPERS = 3  # folders around the real root that an archive may have been unpacked into
-TABLE_SUFFIXES = (".csv", ".tsv", ".parquet")
-PATH_COLUMNS = ("path", "file_name", "filename")
+UNNAMED = re.compile(r"Unnamed: \d+$")  # pandas' name of a column without one
 MISSING_LABELS = {"nan", "<na>"}  # what tools write for a label that is missing
 IGNORED_NAMES = {"thumbs.db", "desktop.ini", "__macosx", ".ipynb_checkpoints", ".ds_store"}
 SIDE_SUFFIXES = {  # of files that lie beside images and are none: annotations, features, lists, leftovers
@@ -189,12 +198,6 @@ def find_side_files(names: Iterable[str]) -> set[str]:
     return {name for name, stem, suffix in others if suffix in SIDE_SUFFIXES or stem in images}
 
 
-def is_outside(path: str) -> bool:
-    """Whether a relative path, as it is written, is of another folder; links are followed, being the user's own."""
-    parts = os.path.normpath(path).split(os.sep)
-    return os.path.isabs(path) or parts[0] == ".."
-
-
 # ---- class folders -------------------------------------------------------------------------------------------------
 
 
@@ -346,100 +349,82 @@ def _list_shards(
 # ---- tables --------------------------------------------------------------------------------------------------------
 
 
-def _list_table(table: Path, task: str, columns: tuple[str, ...]) -> Listing:
-    _, header = next(read_table(table), (1, {}))
-    path_column = next((name for name in PATH_COLUMNS if name in header), None)
-    if path_column is None:
-        raise DataError(f"{table}: no column 'path' among {', '.join(header) or 'none at all'}; add it")
-    label_column = _find_label_column(table, task, header, path_column)
-    label_columns = {task: label_column, **{name: name for name in columns if name in header}}
-    root, entries, missing, seen = table.parent, [], [], set()
+def _list_table(path: Path, task: str, columns: tuple[str, ...]) -> Listing:
+    table = open_table(path)
+    split_column = _find_split_column(table)
+    label_column = _find_label_column(table, task, split_column)
+    label_columns = {task: label_column, **{name: name for name in columns if name in table.header}}
+    entries: list[Entry] = []
+    missing: Skipped = []
+    seen: set[str] = set()
     shared: dict[tuple[tuple[str, str], ...], dict[str, str]] = {}
-    for number, row in read_table(table):
-        path = (row[path_column] or "").strip()
-        labels = {name: (row[column] or "").strip() for name, column in label_columns.items()}
+    for row in table.rows():
+        file = row.found[0] if row.found else row.text
+        labels = {name: row.values[column].strip() for name, column in label_columns.items()}
         labels = {name: unicodedata.normalize("NFC", label) for name, label in labels.items() if label}
-        split = (row.get("split") or "").strip()
+        split = row.values[split_column].strip() if split_column else ""
         problem = None
-        if not path:
+        if not row.text:
             problem = "the path is blank; fill it in or remove the row"
-        elif "\0" in path:
-            problem = f"the path {path!r} contains a NUL byte"
+        elif "\0" in row.text:
+            problem = f"the path {row.text!r} contains a NUL byte"
         elif unlabeled := [label for label in labels.values() if label.lower() in MISSING_LABELS]:
             problem = f"the label {unlabeled[0]!r} is not a class name; leave it blank if there is none"
         elif split and not split_of(split):
             problem = f"split {split!r} is unknown; use one of {', '.join(SPLITS)}"
-        elif is_outside(path):
-            problem = f"{path!r} is outside the table's folder; use paths below it"
-        elif path in seen:
-            problem = f"{path!r} is in the table twice; keep one row"
+        elif is_outside(row.text):
+            problem = f"{row.text!r} is outside the table's folder; use paths below it"
+        elif len(row.found) > 1:
+            problem = f"{row.text!r} may be {row.found[0]!r} or {row.found[1]!r}; write which"
+        elif file in seen:
+            problem = f"{file!r} is in the table twice; keep one row"
         if problem:
-            raise DataError(f"{table} line {number}: {problem}")
-        seen.add(path)
-        if not os.path.exists(os.path.join(root, path)) and tar_shards.find_archive(root / path) is None:
-            missing.append((path, f"line {number}: no such file"))
+            raise DataError(f"{path} line {row.number}: {problem}")
+        seen.add(file)
+        if not row.found:
+            missing.append((row.text, f"line {row.number}: no such file"))
         elif labels:
             labels = shared.setdefault(tuple(labels.items()), labels)
-            entries.append(Entry(path, split_of(split), labels))
+            entries.append(Entry(file, split_of(split), labels))
     if not entries:
+        first = f" (first: {missing[0][0]!r})" if missing else ""
         raise DataError(
-            f"{table}: no row has a label in column {label_column!r} and a file that exists; "
-            "fix its paths or add labels"
+            f"{path}: no row has a label in column {label_column!r} and a file that exists{first}; "
+            f"fix the names in column {table.path_column!r} or add labels"
         )
-    return Listing(root, tuple(entries), (), f"table, labels from column {label_column!r}", tuple(missing))
+    layout = f"table, labels from column {label_column!r}"
+    return Listing(path.parent, tuple(entries), (), layout, tuple(missing), table.notes)
 
 
-def _find_label_column(table: Path, task: str, header: Mapping[str, str], path_column: str) -> str:
-    if task in header:
-        return task
-    if "label" in header:
-        return "label"
-    candidates = [name for name in header if name not in (path_column, "split")]
+def _find_split_column(table: ImageTable) -> str | None:
+    """The column of the splits: `split`, or one that is called similarly and holds nothing but names of splits."""
+    for column in find_columns(table.header, SPLIT_COLUMNS):
+        values = {row[column].strip() for _, row in read_table(table.path)} - {""}
+        if column.strip().lower() == "split" or (values and all(map(split_of, values))):
+            return column
+    return None
+
+
+def _find_label_column(table: ImageTable, task: str, split_column: str | None) -> str:
+    known = (table.path_column, split_column)
+    named = [name for name in (task, "label", *find_columns(table.header, [task.casefold()])) if name not in known]
+    for name in named:
+        if name in table.header:
+            return name
+    candidates = [name for name in table.header if name not in known and name.strip() and not UNNAMED.match(name)]
+    usual = [name for name in find_columns(table.header, LABEL_COLUMNS) if name in candidates]
+    if len(usual) == 1:
+        return usual[0]
+    ids = find_columns(candidates, PATH_COLUMNS)
+    candidates = [name for name in candidates if name not in ids] or candidates
     if not candidates:
-        raise DataError(f"{table} has no column with labels; add one")
+        raise DataError(f"{table.path} has no column with labels among {', '.join(table.header)}; add one")
     if len(candidates) > 1:
         raise DataError(
-            f"{table} has several columns that may hold the labels; choose one with --task: {', '.join(candidates)}"
+            f"{table.path} has several columns that may hold the labels; choose one with --task: "
+            f"{', '.join(candidates)}"
         )
     return candidates[0]
-
-
-def read_table(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    """Yield (line number, row as text) of a CSV, TSV or Parquet table.
-
-    Raises:
-        DataError: the file is not a table, or damaged.
-        MissingDependency: Parquet, but no pyarrow.
-    """
-    suffix = path.suffix.lower()
-    if suffix not in TABLE_SUFFIXES:
-        raise DataError(f"{path} is not a table; use a folder, or a .csv, .tsv or .parquet file")
-    if suffix == ".parquet":
-        yield from _read_parquet(path)
-        return
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, delimiter="\t" if suffix == ".tsv" else ",", strict=True)
-            for row in reader:
-                if None in row or None in row.values():
-                    raise DataError(
-                        f"{path} line {reader.line_num}: the number of fields differs from the header's; fix that line"
-                    )
-                yield reader.line_num, row
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: not a readable UTF-8 table: {error}; save it as CSV in UTF-8") from error
-
-
-def _read_parquet(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    require("parquet", "pyarrow", what="a Parquet table")
-    import pyarrow.parquet as parquet  # pyright: ignore[reportMissingImports] - an extra
-
-    try:
-        rows = parquet.read_table(path).to_pylist()
-    except (OSError, ValueError) as error:  # pyarrow's errors are of these
-        raise DataError(f"{path}: not a readable Parquet table: {first_line(error)}; write it again") from error
-    for number, row in enumerate(rows, start=1):
-        yield number, {name: "" if value is None else str(value) for name, value in row.items()}
 
 
 def write_manifest(path: Path, root: Path, entries: Sequence[Entry], task: str) -> None:
