@@ -118,6 +118,7 @@ def compute_task_results(sets: Mapping[str, Predictions], newest: str) -> tuple[
         added_to="" if name == newest else newest,
         **{"child": metrics.bootstrap_interval(metrics.correct(sets["new"], newest)), **from_teacher},
         test=metrics.bootstrap_interval(metrics.correct(sets["test"], newest)) if "test" in sets else None,
+        **_measure_balance(sets["new"], newest),
     )
     return (*old, new)
 
@@ -138,11 +139,22 @@ def _compare(parent: Predictions, child: Predictions, task: str) -> dict[str, An
     return {name: metrics.bootstrap_interval(values) for name, values in intervals.items()}
 
 
+def _measure_balance(predictions: Predictions, task: str) -> dict[str, Any]:
+    balance = metrics.class_balance(predictions, task)
+    return {
+        "chance": balance.chance,
+        "majority": balance.majority,
+        "balanced": balance.balanced if balance.uneven else None,
+        "never_predicted": balance.never_predicted,
+    }
+
+
 def _compute_old_result(task: str, classes: tuple[str, ...], sets: Mapping[str, Predictions]) -> TaskResult:
     child, parent = sets.get("old"), sets.get("old-parent")
     accuracies: dict[str, Any] = {}
     if child is not None and task in child.labels:
         accuracies["child"] = metrics.bootstrap_interval(metrics.correct(child, task))
+        accuracies |= _measure_balance(child, task)
         if parent is not None:
             accuracies |= _compare(parent, child, task)
     pairs = [(sets[name], sets[f"{name}-parent"]) for name in ("new", "old") if name in sets]
