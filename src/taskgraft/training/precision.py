@@ -129,10 +129,8 @@ def _benchmark(
     for name in CANDIDATES:
         if name not in notes:
             model = copy.deepcopy(classifier).train()
-            if config.batch_size == 1:
-                set_frozen_to_eval(
-                    model, "frozen"
-                )  # BatchNorm may refuse one image, which methods that freeze it allow
+            if config.batch_size == 1:  # BatchNorm may refuse one image, which methods that freeze it allow
+                set_frozen_to_eval(model, norm="frozen")
             if name != "fp32":
                 model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
             candidates[name] = partial(_time_step, model, batch, name, config.softmax)
