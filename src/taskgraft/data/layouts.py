@@ -42,7 +42,7 @@ MISSING_LABELS = {"nan", "<na>"}  # what tools write for a label that is missing
 IGNORED_NAMES = {"thumbs.db", "desktop.ini", "__macosx", ".ipynb_checkpoints", ".ds_store"}
 SIDE_SUFFIXES = {  # of files that lie beside images and are none: annotations, features, lists, leftovers
     ".bak", ".cfg", ".csv", ".db", ".doc", ".docx", ".feather", ".h5", ".hdf5", ".html", ".ini", ".ipynb", ".json",
-    ".jsonl", ".log", ".lst", ".mat", ".md", ".md5", ".npy", ".npz", ".parquet", ".pdf", ".pickle", ".pkl", ".pt",
+    ".jsonl", ".log", ".lst", ".mat", ".md", ".md5", ".npy", ".npz", ".parquet", ".pickle", ".pkl", ".pt",
     ".pth", ".py", ".sha256", ".toml", ".tsv", ".txt", ".xls", ".xlsx", ".xml", ".xmp", ".yaml", ".yml",
 }  # fmt: skip
 
