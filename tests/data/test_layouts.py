@@ -238,6 +238,7 @@ def test_a_tab_separated_table_and_a_folder_with_metadata(tmp_path: Path) -> Non
         ("path,split,label\na.png,extra,x\n", "line 2: split 'extra' is unknown; use one of train, training, val"),
         ("picture,label\ne.png,x\nf.png,x\n", r"no column 'path' among picture, label \(first row: e.png, x\)"),
         ("", "no column 'path' among none at all"),
+        ("path,label\n..\\b.png,x\n", "is outside the table's folder"),
         ("path,label\nC:\\pets\\a.png,x\n", "is outside the table's folder"),
         ("path,label\ntwo,x\n", "line 2: 'two' may be 'two.jpg' or 'two.png'; write which"),
         ("path,size,age\na.png,1,2\n", "several columns .* choose one with --task: size, age"),
@@ -279,7 +280,10 @@ ADDED = "file names were completed, such as 'a' to 'a.png'"
 def test_tables_of_excel_kaggle_and_windows_are_read(tmp_path: Path, text: str | bytes, notes: tuple[str, ...]) -> None:
     path = table(tmp_path, text)
     assert result(path) == ROWS
-    assert list_images(path, "label").notes == notes
+    listing = list_images(path, "label")
+    said = [note for note in listing.notes if not note.startswith("the labels are those")]
+    assert said == list(notes)
+    assert len(said) + (listing.layout != "table, labels from column 'label'") == len(listing.notes)
 
 
 def test_files_in_a_folder_that_the_table_does_not_name(tmp_path: Path) -> None:

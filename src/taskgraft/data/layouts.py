@@ -393,7 +393,8 @@ def _list_table(path: Path, task: str, columns: tuple[str, ...]) -> Listing:
             f"fix the names in column {table.path_column!r} or add labels"
         )
     layout = f"table, labels from column {label_column!r}"
-    return Listing(path.parent, tuple(entries), (), layout, tuple(missing), table.notes)
+    said = () if label_column in (task, "label") else (f"the labels are those of column {label_column!r}",)
+    return Listing(path.parent, tuple(entries), (), layout, tuple(missing), (*table.notes, *said))
 
 
 def _find_split_column(table: ImageTable) -> str | None:

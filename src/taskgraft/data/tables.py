@@ -9,6 +9,7 @@ import csv
 import os
 import posixpath
 import re
+import stat
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -109,7 +110,8 @@ def find_columns(header: Iterable[str], names: Sequence[str]) -> list[str]:
 
 def is_outside(path: str) -> bool:
     """Whether a relative path, as it is written, is of another folder; links are followed, being the user's own."""
-    return os.path.isabs(path) or bool(WINDOWS_ROOT.match(path)) or os.path.normpath(path).split(os.sep)[0] == os.pardir
+    first = posixpath.normpath(path.replace("\\", "/")).split("/")[0]
+    return first in ("", "..") or os.path.isabs(path) or bool(WINDOWS_ROOT.match(path))
 
 
 class _Finder:
@@ -137,21 +139,24 @@ class _Finder:
         found = []
         for folder in self.folders:
             path = posixpath.join(folder, text)
-            turned = path if self._exists(path) else path.replace("\\", "/")
-            if self._exists(turned):
+            turned = path.replace("\\", "/")
+            if self._exists(path):
+                found.append(path)
+            elif turned != path and self._exists(turned):
                 found.append(turned)
-            elif os.path.splitext(turned)[1].lower() not in decode.SUFFIXES and not is_outside(turned):
+            elif os.path.splitext(turned)[1].lower() not in decode.SUFFIXES:
                 head, name = posixpath.split(turned)
                 found += [posixpath.join(head, whole) for whole in self._names_by_stem(head).get(name, ())]
         return found
 
     def _exists(self, path: str) -> bool:
+        """Whether there is such a file or member of an archive; a broken link is one, refused when it is read."""
         whole = os.path.join(self.root, path)
-        # a broken link exists, and is refused as one when it is read
-        return not path.endswith(("/", "\\")) and (
-            (os.path.lexists(whole) and not os.path.isdir(whole))
-            or (tar_shards.SUFFIX in path.lower() and tar_shards.find_archive(Path(whole)) is not None)
-        )
+        try:
+            mode = os.lstat(whole).st_mode
+        except OSError:
+            return tar_shards.SUFFIX in path.lower() and tar_shards.find_archive(Path(whole)) is not None
+        return not stat.S_ISDIR(mode) and not (stat.S_ISLNK(mode) and os.path.isdir(whole))
 
     def _names_by_stem(self, folder: str) -> dict[str, list[str]]:
         if folder not in self._stems:

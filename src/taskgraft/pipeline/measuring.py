@@ -11,11 +11,12 @@ import numpy as np
 from taskgraft import calibration, metrics
 from taskgraft.bundle import Bundle
 from taskgraft.data.dataset import Dataset, open_images
-from taskgraft.data.task_images import TaskData, match_task
+from taskgraft.data.task_images import TaskData, describe_exclusions, match_task
 from taskgraft.errors import InputError
 from taskgraft.models.classifier import Classifier, inherited_parameters, old_class_counts
 from taskgraft.models.inference import predict
 from taskgraft.quantification.task_card import describe_for_quantification
+from taskgraft.results.files import escape_surrogates
 from taskgraft.results.predictions import Predictions
 from taskgraft.results.record import TaskResult
 from taskgraft.types import Callbacks, Memoize, Task
@@ -45,6 +46,8 @@ def open_labeled(
         data, labeled.name, bundle.preprocessing, seed=0, classes=labeled.classes, cache_folder=cache, as_split="val",
         progress=lambda done, total: callbacks.progress(f"reading {data.name}", done, total),
     )  # fmt: skip
+    for line in describe_exclusions(images):
+        callbacks.info(f"{escape_surrogates(data.name)}: {line}")
     return labeled, images
 
 
