@@ -39,6 +39,27 @@ def test_predicted_classes_under_joint_softmax() -> None:
     assert metrics.accuracy(predictions("joint"), "b") == 0.75
 
 
+def answers(labels: list[int], predicted: list[int], classes: tuple[str, ...]) -> Predictions:
+    logits = np.eye(len(classes), dtype=np.float32)[predicted]
+    names = tuple(map(str, range(len(labels))))
+    return Predictions({"t": classes}, "per-task", names, {"t": np.array(labels)}, {"t": logits})
+
+
+def test_majority_share_is_what_accuracy_has_to_beat() -> None:
+    cars = answers([0] * 26 + [1] * 3 + [-1], [0] * 30, ("silver", "white", "red"))
+    balance = metrics.class_balance(cars, "t")
+    assert (balance.chance, balance.majority) == (26 / 29, "silver")
+    assert (balance.balanced, balance.uneven, balance.never_predicted) == (0.5, True, ("white",))
+    even = metrics.class_balance(answers([0, 1, 0, 1], [0, 1, 1, 1], ("x", "y")), "t")
+    assert (even.chance, even.balanced, even.uneven, even.never_predicted) == (0.5, 0.75, False, ())
+
+
+def test_images_of_one_class_are_compared_with_guessing_among_all() -> None:
+    assert metrics.class_balance(answers([2, 2], [2, 2], ("x", "y", "z")), "t").chance == 1 / 3
+    with pytest.raises(ValueError, match="nothing to measure"):
+        metrics.class_balance(answers([-1], [0], ("x", "y")), "t")
+
+
 def test_newest_of_three_tasks() -> None:
     logits = {"a": [[1, 0], [9, 0]], "b": [[0, 2], [0, 5]], "c": [[3, 0], [0, 1]]}
     result = Predictions(

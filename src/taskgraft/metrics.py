@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from math import sqrt
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,10 +15,29 @@ from taskgraft.results.predictions import Predictions
 from taskgraft.results.record import Interval, StepMetrics
 
 RESAMPLES = 2000  # percentile intervals move by less than a tenth of their width beyond this
+UNEVEN = 1.5  # times as many images in the largest class as in the smallest, from which balanced accuracy is shown
 BINS = 15  # of the expected calibration error, as in Guo et al. 2017
 
 # Student's t, 97.5 %, by degrees of freedom: three to ten seeds are the usual case
 _T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+
+
+class ClassBalance(NamedTuple):
+    """What accuracy hides where classes are uneven.
+
+    Attributes:
+        chance: Accuracy of always predicting the most frequent class; 1 / classes where all images are of one class.
+        majority: The most frequent class.
+        balanced: Mean accuracy over the classes that have images (balanced accuracy).
+        uneven: Whether the largest class has more than `UNEVEN` times the images of the smallest.
+        never_predicted: Classes that have images, but are predicted for none at all.
+    """
+
+    chance: float
+    majority: str
+    balanced: float
+    uneven: bool
+    never_predicted: tuple[str, ...]
 
 
 def predicted_classes(predictions: Predictions, task: str) -> NDArray[np.int64]:
@@ -148,6 +168,38 @@ def confusion_matrix(predictions: Predictions, task: str) -> NDArray[np.int64]:
     labeled = labels >= 0
     np.add.at(counts, (labels[labeled], predicted_classes(predictions, task)[labeled]), 1)  # -1 is the last column
     return counts
+
+
+def chance_accuracy(labels: NDArray[np.int64], classes: int) -> float:
+    """Return the accuracy of always predicting the most frequent class; 1 / classes where all images are of one class.
+
+    Args:
+        labels: Class of each image [N], -1 = not labeled.
+        classes: Number of classes that can be predicted.
+    """
+    counts = np.unique(labels[labels >= 0], return_counts=True)[1]
+    return float(counts.max() / counts.sum()) if len(counts) > 1 else 1 / classes
+
+
+def class_balance(predictions: Predictions, task: str) -> ClassBalance:
+    """Return what accuracy hides where classes are uneven.
+
+    Raises:
+        ValueError: No image is labeled for the task.
+    """
+    confusion, names = confusion_matrix(predictions, task), predictions.classes[task]
+    counts = confusion.sum(axis=1)
+    present = np.flatnonzero(counts)
+    if not len(present):
+        raise ValueError(f"no image is labeled for task {task!r}: nothing to measure")
+    recall = confusion.diagonal()[present] / counts[present]
+    return ClassBalance(
+        chance=chance_accuracy(predictions.labels[task], len(names)),
+        majority=names[counts.argmax()],
+        balanced=float(recall.mean()),
+        uneven=bool(counts[present].max() > UNEVEN * counts[present].min()),
+        never_predicted=tuple(names[row] for row in present if not confusion[:, row].any()),
+    )
 
 
 def gap(score: float, separate: Mapping[str, float]) -> float:

@@ -230,13 +230,20 @@ def undecodable_names(workspace: Workspace) -> Sequence[Command]:
 
 
 def links_to_outside(workspace: Workspace) -> Sequence[Command]:
-    secret = write_image(workspace.tmp_path / "secret" / "1.png")
-    (workspace.data / "blue" / "link.png").symlink_to(secret)
-    (workspace.data / "green").symlink_to(secret.parent)
-    reason = "a link to outside the data folder"
+    elsewhere = write_classes(workspace.tmp_path / "elsewhere", "green", start=900) / "green"
+    (workspace.data / "blue" / "link.png").symlink_to(elsewhere / "1.png")
+    (workspace.data / "green").symlink_to(elsewhere)
+    note = "1 class folder(s) and 1 image(s) are links, which were followed"
+    gone = workspace.tmp_path / "gone"
+    shutil.copytree(workspace.data, gone)
+    (gone / "purple").symlink_to(workspace.tmp_path / "nowhere")
+    lost = ("purple, where a class folder is expected: a broken link",)
     return [
-        *left_out(reason, "blue/link.png", "green")(workspace),
-        Command(("predict", workspace.parent, workspace.data), contains=(reason,), excludes=('link.png"',)),
+        Command(("check", workspace.data), (1,), (note, "green  all     6")),
+        Command(("train", workspace.data, workspace.out, *TRAIN), contains=(note,)),
+        Command(("predict", workspace.parent, workspace.data), contains=('link.png"', "green/5.png")),
+        Command(("check", gone), (2,), lost),
+        Command(("train", gone, workspace.out, *TRAIN), (2,), lost),
     ]
 
 
@@ -244,7 +251,7 @@ def circular_links(workspace: Workspace) -> Sequence[Command]:
     (workspace.data / "blue" / "self.png").symlink_to("self.png")
     shutil.copytree(workspace.data, workspace.tmp_path / "round", symlinks=True)
     (workspace.tmp_path / "round" / "red" / "up").symlink_to("../..", target_is_directory=True)
-    reason = "Too many levels of symbolic links"
+    reason = "a link that leads back to itself"
     return [
         *left_out(reason, "blue/self.png")(workspace),
         Command(("check", workspace.tmp_path / "round"), (0, 2), ("red/up",)),
@@ -273,12 +280,11 @@ def special_files(workspace: Workspace) -> Sequence[Command]:
 
 def unreadable(workspace: Workspace) -> Sequence[Command]:
     (workspace.data / "blue" / "gone.png").symlink_to("was-here.png")
-    names = ["blue/gone.png"]
+    commands = [*left_out("a broken link: was-here.png does not exist", "blue/gone.png")(workspace)]
     if os.geteuid():  # root may read everything
-        locked = write_image(workspace.data / "blue" / "locked.png")
-        locked.chmod(0)
-        names.append("blue/locked.png")
-    return left_out("cannot be read: ", *names)(workspace)
+        write_image(workspace.data / "blue" / "locked.png").chmod(0)
+        commands += left_out("cannot be read: ", "blue/locked.png")(workspace)
+    return commands
 
 
 def two_classes(workspace: Workspace) -> Sequence[Command]:
@@ -370,7 +376,7 @@ CASES: list[Case] = [
     case(25, "two folders that are one name in Unicode, or but for case", "reported", unicode_forms),
     case(26, "class or file named <script>", "inert in every page", script_names),
     case(27, "file names that are no UTF-8", "used by their bytes, shown escaped", undecodable_names),
-    case(28, "links to outside", "left out, and listed", links_to_outside),
+    case(28, "links to outside", "read, and said; a link to nowhere loses no class", links_to_outside),
     case(29, "circle of links", "ends", circular_links),
     case(30, "pipe, socket, device named .jpg", "left out without waiting", special_files),
     case(31, "file that cannot be read, or is gone when it is read", "left out, the run goes on", unreadable),

@@ -24,7 +24,7 @@ from taskgraft.results.record import Record, load_record
 from taskgraft.serving import model
 from toys import NEW, OLD, equal, parent
 
-PREPROCESSING = Preprocessing(32, "center", 0.9, "bilinear", (0.48145466, 0.5, 0.5), (0.26862954, 0.5, 0.5))
+PREPROCESSING = Preprocessing(32, "center", 0.9, "bilinear", (0.48145466, 0.5, 0.5), (0.26862954, 0.5, 0.5), 12)
 MEMORY = {"ewc": {"fisher": {"heads.0.weight": torch.rand(3, 4), "n": torch.tensor(3)}}}
 ARCHS = {"test_resnet": {}, "test_efficientnet": {}, "test_vit": {"img_size": 32}}
 HEADS = {"test_resnet": "fc", "test_efficientnet": "classifier", "test_vit": "head"}

@@ -126,7 +126,7 @@ def test_the_folder_holds_page_figure_and_numbers(alice: Path, old_folder: Path,
     ("text", "reason"),
     [
         ("path,track\n../a.png,1\n", "line 2: '../a.png' is blank or outside"),
-        ("file,track\na.png,1\n", "no column 'path' among file, track; add it"),
+        ("picture,track\nb.png,1\n", "no column 'path' among picture, track"),
         ("path,track\na.png,1\na.png,1\n", "line 3: 'a.png' is in the table twice"),
         ("path,track\n", "names no image"),
     ],

@@ -19,7 +19,8 @@ import taskgraft
 from taskgraft.bundle import Bundle, open_parent, write_bundle
 from taskgraft.cli import main
 from taskgraft.commands.predict import Predictor, predict_files, predict_to
-from taskgraft.data import Preprocessing
+from taskgraft.data import Preprocessing, decode
+from taskgraft.data.dataset import open_images
 from taskgraft.errors import TaskgraftError
 from taskgraft.metrics import probabilities
 from taskgraft.models.classifier import grow
@@ -44,14 +45,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Nine images in two folders, a damaged one, text, a hidden file and a link to outside."""
+    """Nine images in two folders, a damaged one, text, a hidden file and a link to itself."""
     root = tmp_path / "images"
     write_folder(root, OLD, 9, 1, size=20)
     (root / "round" / "5.png").write_bytes(b"no image")
     (root / "notes.txt").write_text("text")
     (root / ".hidden.png").write_bytes(b"")
-    (tmp_path / "outside.png").write_bytes(b"")
-    (root / "link.png").symlink_to(tmp_path / "outside.png")
     (root / "circle").symlink_to(root)
     return root
 
@@ -93,6 +92,27 @@ def test_the_answers_are_the_models(model: Path, folder: Path) -> None:
             assert by_name[number]["tasks"][task]["probability"] == pytest.approx(shares.max(), abs=1e-5)
             plain = probabilities(logits[task])[0].max()
             assert raw[number]["tasks"][task]["probability"] == pytest.approx(plain, abs=1e-5)
+
+
+def test_12_bit_images_are_read_as_in_training(tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    for number in range(24):
+        path = root / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((16, 16), 150 * number, np.uint16)).save(path)
+    config = taskgraft.TrainingConfig(steps=1, batch_size=4, head_steps=0, precision="fp32")
+    taskgraft.train(root, tmp_path / "out", model="test_resnet", preprocessing="32 squash bilinear half", config=config)
+    bundle = open_parent(str(tmp_path / "out"))
+    assert bundle.preprocessing.to_text() == "32 squash bilinear half 12bit"
+    decoded = decode.decode_file(root / "b" / "23.png", bundle.preprocessing).pixels
+    assert decoded is not None
+    assert decoded.max() == round(150 * 23 / 4095 * 255)
+    val = open_images(root, "label", bundle.preprocessing, seed=0).val
+    assert val is not None
+    own = taskgraft.predict(bundle.classifier, val).logits["label"].argmax(1).tolist()
+    rows = {Path(row["id"]).name: row for row in predict_files(tmp_path / "out", [root], raw=True)}
+    answers = [rows[Path(name).name]["tasks"]["label"]["label"] for name in val.names]
+    assert answers == [bundle.classifier.tasks[0].classes[row] for row in own]
 
 
 def test_a_path_given_twice_counts_once_and_a_copy_twice(model: Path, folder: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -225,6 +226,17 @@ def test_a_folder_that_was_moved_with_its_pictures_is_seen(tmp_path: Path) -> No
         opened(tmp_path / "data", cache_folder=tmp_path / "cache")
 
 
+def test_a_change_in_a_root_one_level_up_is_seen(tmp_path: Path) -> None:
+    for number in range(8):
+        flat(tmp_path / "data" / "pets" / "train" / "ab"[number % 2] / f"{number}.png", 20 * number)
+    first = opened(tmp_path / "data", cache_folder=tmp_path / "cache")
+    assert opened(tmp_path / "data", cache_folder=tmp_path / "cache").decoded == 0
+    flat(tmp_path / "data" / "pets" / "train" / "a" / "0.png", 250)
+    second = opened(tmp_path / "data", cache_folder=tmp_path / "cache")
+    assert second.decoded == 1
+    assert second.fingerprint != first.fingerprint
+
+
 def test_a_table_is_as_unchanged_as_its_pictures(tmp_path: Path, opened_files: OpenedFiles) -> None:
     for number in range(8):
         flat(tmp_path / "data" / f"{number}.png", 20 * number)
@@ -283,6 +295,48 @@ def test_a_few_unreadable_pictures_are_excluded_with_reasons_and_many_stop(tmp_p
     broken[2].write_text("no image")
     with pytest.raises(TaskgraftError, match=r"3 of 40 images cannot be used, first 'train/red/.*\(not an image"):
         opened(root)
+
+
+def gray16(path: Path, value: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((16, 16), value, np.uint16)).save(path)
+
+
+def test_16_bit_files_of_a_12_bit_camera_are_not_black(tmp_path: Path, opened_files: OpenedFiles) -> None:
+    root, home = tmp_path / "data", tmp_path / "cache"
+    for number in range(20):
+        gray16(root / "ab"[number % 2] / f"{number}.png", 200 * number)
+    first = opened(root, cache_folder=home, find_bits=True)
+    assert first.bits == 12
+    assert "the largest value of the 16-bit images is 3800: read as 12 bits" in first.notes[0]
+    assert first.train is not None
+    for path, image in zip(first.train.names, first.train.pixels, strict=True):
+        assert int(image.max()) == int(image.min()) == round(200 * int(Path(path).stem) / 4095 * 255)
+    for cache in (home, None):
+        again = opened(root, cache_folder=cache, find_bits=True)
+        assert alike(first, again)
+        assert again.bits == 12
+    with opened_files(root) as read:
+        gray16(root / "a" / "new.png", 100)
+        third = opened(root, cache_folder=home, find_bits=True)
+    assert (third.bits, set(read)) == (12, {str(root / "a" / "new.png")})  # the others' largest value is known
+    assert "so they are nearly black; --preprocessing 12bit" in opened(root, cache_folder=home).notes[0]
+    gray16(root / "a" / "new.png", 60000)
+    assert opened(root, cache_folder=home, find_bits=True).bits == 16
+    refused = open_images(root, NEW.name, WANTED._replace(bits=12), seed=0, cache_folder=home)
+    assert refused.excluded == (("a/new.png", "its value 60000 is beyond the preprocessing's 12 bits"),)
+    assert opened(root, cache_folder=home, find_bits=True).excluded == ()  # another preprocessing may read it
+
+
+def test_missing_files_of_a_table_count_as_unreadable(tmp_path: Path) -> None:
+    for number in range(20):
+        flat(tmp_path / f"{number}.png", 10 * number)
+    rows = [f"{number}.png,{'ab'[number % 2]}" for number in range(22)]
+    (tmp_path / "t.csv").write_text("\n".join(["path,paint", *rows[:21]]) + "\n")
+    assert opened(tmp_path / "t.csv").excluded == (("20.png", "line 22: no such file"),)  # less than 5 % of 21
+    (tmp_path / "t.csv").write_text("\n".join(["path,paint", *rows]) + "\n")
+    with pytest.raises(TaskgraftError, match=r"2 of 22 images cannot be used, first '20.png' \(line 22: no such file"):
+        opened(tmp_path / "t.csv")
 
 
 def test_leaks_and_conflicts_are_noted(tmp_path: Path) -> None:

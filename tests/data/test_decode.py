@@ -96,6 +96,13 @@ def test_a_pipe_is_refused_without_waiting_for_a_writer(tmp_path: Path) -> None:
     assert reason(tmp_path / "x.jpg") == "not a regular file"
 
 
+def test_a_broken_link_and_a_circle_of_links_are_told_apart(tmp_path: Path) -> None:
+    (tmp_path / "a.png").symlink_to("/gone/a.png")
+    (tmp_path / "b.png").symlink_to("b.png")
+    assert reason(tmp_path / "a.png") == "a broken link: /gone/a.png does not exist"
+    assert reason(tmp_path / "b.png") == "a link that leads back to itself"
+
+
 def test_postscript_is_refused(tmp_path: Path) -> None:
     path = saved(tmp_path / "x.eps", Image.fromarray(noise()), format="EPS")
     assert reason(path).startswith("not an image in a known format")
@@ -121,6 +128,17 @@ def test_sixteen_bits_are_scaled_and_not_clipped(tmp_path: Path) -> None:
     result = pixels(saved(tmp_path / "x.png", image))
     np.testing.assert_array_equal(result[..., 0], np.arange(256).reshape(16, 16))
     assert (result == result[..., :1]).all()
+
+
+def test_a_cameras_12_bits_become_8(tmp_path: Path) -> None:
+    gradient = np.linspace(0, 4095, 256).round().astype(np.uint16).reshape(16, 16)
+    path = saved(tmp_path / "x.png", Image.fromarray(gradient))
+    np.testing.assert_array_equal(pixels(path, AS_IS._replace(bits=12))[..., 0], np.arange(256).reshape(16, 16))
+    assert decode.decode_file(path, AS_IS).peak == 4095
+    assert (
+        decode.decode_file(path, AS_IS._replace(bits=10)).reason
+        == "its value 4095 is beyond the preprocessing's 10 bits"
+    )
 
 
 def test_transparency_is_laid_on_white(tmp_path: Path) -> None:

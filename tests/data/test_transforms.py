@@ -13,6 +13,7 @@ from taskgraft.data.transforms import (
     FILTERS,
     NORMS,
     Preprocessing,
+    find_bits,
     from_timm,
     parse_preprocessing,
     resize,
@@ -66,6 +67,20 @@ def test_what_a_line_leaves_out_stays() -> None:
     assert Preprocessing(96, "squash", 0.875, "bilinear").to_text() == "96 squash bilinear imagenet"
 
 
+def test_the_bits_of_16_bit_files_are_a_word() -> None:
+    twelve = parse_preprocessing("12bit", Preprocessing())
+    assert twelve == Preprocessing(bits=12)
+    assert twelve.to_text() == "224 center:0.875 bicubic imagenet 12bit"
+    assert parse_preprocessing(twelve.to_text(), Preprocessing(96)) == twelve
+
+
+@pytest.mark.parametrize(
+    ("peak", "bits"), [(0, None), (255, 8), (1000, 10), (1024, 12), (4095, 12), (4096, 16), (65535, 16)]
+)
+def test_the_bits_follow_from_the_largest_value(peak: int, bits: int | None) -> None:
+    assert find_bits(peak) == bits
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -81,6 +96,7 @@ def test_what_a_line_leaves_out_stays() -> None:
         ("9" * 5000, "is not understood"),
         ("std=1,1,1e300", "is not three numbers"),
         ("center:nan", "fraction 'nan' to crop is out of range"),
+        ("17bit", "'17bit' is not understood"),
         ("center:x", "fraction 'x' to crop is out of range"),
         ("mean=1,2", "'1,2' is not three numbers"),
         ("mean=a,b,c", "'a,b,c' is not three numbers"),

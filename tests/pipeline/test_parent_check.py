@@ -191,7 +191,7 @@ def test_resume_skips_parent_check(
     given = {"task": "paint", "config": RUN, "old_val": old_folder}
     with pytest.raises(Stop):
         taskgraft.extend(alice, new_folder, tmp_path / "out", callbacks=Callbacks(on_metrics=stop), **given)
-    monkeypatch.setattr(parent_check, "compute_chance_accuracy", lambda labels, classes: 2.0)
+    monkeypatch.setattr(parent_check, "chance_accuracy", lambda labels, classes: 2.0)
     with pytest.raises(TaskgraftError, match="most frequent class"):
         taskgraft.extend(alice, new_folder, tmp_path / "other", **given)
     assert taskgraft.extend(alice, new_folder, tmp_path / "out", resume=True, **given).record.step

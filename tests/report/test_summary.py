@@ -30,6 +30,32 @@ def first_task() -> Record:
     return record.model_copy(update={"reproduce_command": command, "tasks": (task,), "parameters": parameters})
 
 
+def with_new_task(**update: object) -> Summary:
+    record = fake_record()
+    return report.summarize_run(
+        record.model_copy(update={"tasks": (record.tasks[0], record.tasks[1].model_copy(update=update))})
+    )
+
+
+def test_a_model_of_the_majority_class_has_not_learned() -> None:
+    child = Interval(mean=26 / 29, low=0.76, high=1.0, n=29)
+    update = {"chance": 26 / 29, "majority": "silver", "balanced": 0.5, "never_predicted": ("white",)}
+    summary = with_new_task(child=child, **update)
+    assert summary.status == "poor"
+    assert summary.judgement == (
+        "colour not learned: accuracy is indistinguishable from always predicting 'silver' (89.7 %)"
+    )
+    assert "colour 89.7 (balanced accuracy 50.0; never predicted: white)" in summary.result
+
+
+def test_one_added_class_that_is_always_right_is_learned() -> None:
+    child = Interval(mean=1.0, low=1.0, high=1.0, n=20)
+    summary = with_new_task(child=child, classes=("teal",), chance=1 / 11, majority="teal")
+    assert "not learned" not in summary.judgement
+    few = with_new_task(child=child.model_copy(update={"low": 0.05}), classes=("teal",), chance=1 / 11, majority="teal")
+    assert few.judgement == "colour not learned: accuracy is indistinguishable from chance"
+
+
 def test_formatting() -> None:
     interval = Interval(mean=0.0123, low=-0.01, high=0.0345, n=10)
     assert formatting.percent(-0.0001) == "0.0"

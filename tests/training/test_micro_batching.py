@@ -10,10 +10,12 @@ import pytest
 import torch
 
 from taskgraft import TaskgraftError, TrainingConfig, extend, pytree
-from taskgraft.models.classifier import Classifier
-from taskgraft.training import loop
+from taskgraft.errors import InputError
+from taskgraft.methods import composition
+from taskgraft.models.classifier import Classifier, grow
+from taskgraft.training import loop, precision
 from taskgraft.types import Callbacks
-from toys import RUN, run_to_end, start_run
+from toys import NEW, RUN, make_data, parent, run_to_end, start_run
 
 FROZEN = replace(RUN, norm="frozen")  # BatchNorm in training mode sees pieces, and rightly answers otherwise
 
@@ -51,6 +53,16 @@ def test_single_image_needs_frozen_norm(batch_size: int, micro_batches: int) -> 
     ):
         run_to_end("finetune", config)
     run_to_end("finetune", replace(config, norm="frozen"))
+
+
+def test_single_image_is_refused_before_anything_is_written(alice: Path, new_folder: Path, tmp_path: Path) -> None:
+    config = TrainingConfig(steps=1, batch_size=1, head_steps=0, precision="auto")
+    with pytest.raises(InputError, match="BatchNorm cannot compute statistics from a single image"):
+        extend(alice, new_folder, tmp_path / "out", task="paint", method="finetune", config=config)
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file() and not path.name.startswith(".")]
+    child = grow(parent(), NEW, 0)
+    loop.check_batch_size(child, composition.build("frozen"), make_data(), config)  # its BatchNorm layers are frozen
+    assert precision.choose_precision(child, make_data(), config, None)[0].precision != "auto"
 
 
 RUN_OUT = TrainingConfig(

@@ -112,6 +112,7 @@ class _Taskgraft(BaseModel):
     lineage: list[_Ancestor] = []
     heads: list[HeadShape] = []  # empty: one head for each task, on the backbone's own features
     extras: list[ExtraShape] = []  # not empty: plain timm cannot rebuild the model
+    bits: int | None = Field(default=None, ge=8, le=16)  # that 16-bit files use
 
 
 class _Config(BaseModel):
@@ -237,6 +238,8 @@ def _describe(bundle: Bundle, method: str, parent: dict[str, Any]) -> dict[str, 
             "parent": parent,
             "method": method,
             "lineage": list(bundle.lineage),
+            # timm's own keys know no such thing
+            **({"bits": bundle.preprocessing.bits} if bundle.preprocessing.bits else {}),
         },
     }
 
@@ -274,7 +277,7 @@ def read_bundle(folder: Path) -> Bundle:
     require_finite(folder / "model.safetensors", tensors)
     return Bundle(
         classifier=_load_classifier(folder, config, tasks, tensors),
-        preprocessing=transforms.from_timm(config.pretrained_cfg, str(file)),
+        preprocessing=transforms.from_timm(config.pretrained_cfg, str(file))._replace(bits=config.taskgraft.bits),
         memory=_read_memory(folder / "memory.safetensors"),
         source=str(folder),
         digest=digest(folder / "model.safetensors"),

@@ -223,9 +223,15 @@ def evaluate(
     if as_json:
         console.print_json(result)
         return 0
+    balance = (
+        f"  balanced accuracy {result['balanced_accuracy']:.1%}; always predicting {result['majority']!r} gives "
+        f"{result['chance']:.1%} accuracy"
+    )
     console.print_results(
         f"{result['task']}: accuracy {result['accuracy']:.1%} on {result['images']} images (95 % interval "
         f"{result['low']:.1%} to {result['high']:.1%}), calibration error {result['calibration_error']:.3f}",
+        *([balance] if result["uneven"] else []),
+        *([f"  never predicted: {', '.join(result['never_predicted'])}"] if result["never_predicted"] else []),
         *(f"  worst: {name} {accuracy:.0%} of {count}" for name, accuracy, count in result["worst"]),
         *([f"page: {html}"] if html else []),
     )

@@ -17,6 +17,7 @@ from taskgraft import report
 from taskgraft.data import class_names, decode, near_duplicates
 from taskgraft.data.dataset import MAX_EXCLUDED
 from taskgraft.data.layouts import Entry, list_images, write_manifest
+from taskgraft.data.transforms import find_bits
 from taskgraft.errors import InputError
 from taskgraft.results.files import escape_surrogates
 from taskgraft.types import Callbacks, PathLike, Task, as_path
@@ -35,6 +36,7 @@ class _CheckedImage(NamedTuple):
     size: tuple[int, int] = (0, 0)
     remarks: tuple[str, ...] = ()
     thumbnail: NDArray[np.uint8] | None = None
+    peak: int = 0  # the largest value of an image of 16 bits
 
 
 def check(
@@ -78,7 +80,8 @@ def check(
     model = _open_model(os.fspath(against), arch, labels) if against else None
     listing = list_images(data, task)
     entries, _, dropped = class_names.merge_classes(listing.entries, task, group, min_images)
-    images = _check_images(listing.root, entries, task, data, callbacks)
+    images, bits = _check_images(listing.root, entries, task, data, callbacks)
+    peak = [f"16-bit images are read as {bits} bits, from their largest value"] if bits not in (None, 16) else []
     readable = [image for image in images if not image.reason]
     unreadable = [image for image in images if image.reason]
     result: dict[str, Any] = {
@@ -87,10 +90,11 @@ def check(
         **_count_classes(readable),
         "dropped_classes": dropped,
         "excluded": [
-            *([escape_surrogates(path), reason] for path, reason in listing.skipped),
+            *([escape_surrogates(path), reason] for path, reason in (*listing.skipped, *listing.missing)),
             *([escape_surrogates(image.path), image.reason] for image in unreadable),
         ],
-        "unreadable": len(unreadable),
+        "unreadable": len(unreadable) + len(listing.missing),
+        "notes": [*listing.notes, *peak],
         **_find_duplicates(readable),
         "single": _find_single_images(readable),
         "sizes": _summarize_sizes(readable),
@@ -99,7 +103,7 @@ def check(
         "against": _compare_with_model(model, readable, task) if model else None,
         "manifest": str(manifest) if manifest else None,
     }
-    result["problems"] = _list_problems(result, len(images))
+    result["problems"] = _list_problems(result, len(images) + len(listing.missing))
     if manifest:
         write_manifest(manifest, listing.root, _without_leaks(entries, images) if drop_leaks else entries, task)
     if html:
@@ -108,25 +112,31 @@ def check(
 
 
 def _check_images(
-    root: Path, entries: Sequence[Entry], task: str, data: Path, callbacks: Callbacks
-) -> list[_CheckedImage]:
+    root: Path, entries: Sequence[Entry], task: str, data: Path, callbacks: Callbacks, bits: int | None = None
+) -> tuple[list[_CheckedImage], int | None]:
+    """Open every image; how many bits those of 16 bits use decides how bright their thumbnails are."""
+
     def check_image(entry: Entry) -> _CheckedImage:
         fields = entry.path, entry.split, entry.labels[task]
         content = decode.read_bytes(root / entry.path)
         if isinstance(content, str):
             return _CheckedImage(*fields, content)
-        thumbnail, reason, *size = decode.decode_bytes(content, near_duplicates.THUMBNAIL)
-        if reason:
-            return _CheckedImage(*fields, reason)
+        image = decode.decode_bytes(content, near_duplicates.THUMBNAIL._replace(bits=bits))
+        if image.reason:
+            return _CheckedImage(*fields, image.reason)
         remarks = decode.find_remarks(content, PurePosixPath(entry.path).suffix)
-        return _CheckedImage(*fields, None, hashlib.sha256(content).hexdigest(), (size[0], size[1]), remarks, thumbnail)
+        size, digest = (image.width, image.height), hashlib.sha256(content).hexdigest()
+        return _CheckedImage(*fields, None, digest, size, remarks, image.pixels, image.peak)
 
     images = []
     with decode.thread_pool() as pool:
         for image in pool.map(check_image, entries):
             images.append(image)
             callbacks.progress(f"opening {data.name}", len(images), len(entries))
-    return images
+    found = find_bits(max((image.peak for image in images), default=0))
+    if bits is None and found not in (None, 16):
+        return _check_images(root, entries, task, data, callbacks, found)
+    return images, found
 
 
 def _count_classes(images: Sequence[_CheckedImage]) -> dict[str, Any]:

@@ -12,8 +12,8 @@ import numpy as np
 
 from taskgraft import report
 from taskgraft.commands.predict import PredictOptions, Predictor, list_media
-from taskgraft.data.layouts import TABLE_SUFFIXES, is_outside, read_table
 from taskgraft.data.streaming import MediaFile, StreamedImage
+from taskgraft.data.tables import TABLE_SUFFIXES, is_outside, open_table
 from taskgraft.errors import InputError, ResultError
 from taskgraft.quantification import Distribution, Sample, estimate_joint_prevalence, estimate_prevalence
 from taskgraft.quantification.prevalence import Estimator
@@ -23,7 +23,6 @@ from taskgraft.types import Callbacks, PathLike, as_paths
 
 NUMBERED_NAME = re.compile(r"(?P<prefix>.*?)(?P<number>\d+)(?P<suffix>\D*)")
 MIN_CONSECUTIVE = 20  # images with consecutive numbers that look like frames of a video
-PATH_COLUMNS = ("path", "file_name", "filename")
 
 
 class Media(NamedTuple):
@@ -115,16 +114,15 @@ def _read_table(path: Path) -> Media:
     files: dict[str, MediaFile] = {}
     units: dict[str, str] = {}
     kind = ""
-    for number, row in read_table(path):
-        column = next((name for name in PATH_COLUMNS if name in row), None)
-        if column is None:
-            raise InputError(f"{path}: there is no column 'path' among {', '.join(row) or 'none at all'}; add it")
-        relative = row[column].strip()
-        file, name = path.parent / relative, escape_surrogates(relative)
-        if not relative or is_outside(path.parent, file):
+    for number, text, found, row in open_table(path).rows():
+        if not text or is_outside(text):
             raise InputError(
-                f"{path} line {number}: {relative!r} is blank or outside the table's folder; use paths below it"
+                f"{path} line {number}: {text!r} is blank or outside the table's folder; use paths below it"
             )
+        if len(found) > 1:
+            raise InputError(f"{path} line {number}: {text!r} may be {found[0]!r} or {found[1]!r}; write which")
+        relative = found[0] if found else text
+        file, name = path.parent / relative, escape_surrogates(relative)
         if name in files:
             raise InputError(f"{path} line {number}: {relative!r} is in the table twice; keep one row")
         files[name] = MediaFile(file, name, False)

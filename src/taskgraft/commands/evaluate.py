@@ -44,7 +44,9 @@ def evaluate(
 
     Returns:
         "accuracy" with its 95 % interval "low" and "high", "calibration_error", the five "worst" classes (name,
-        accuracy, images), number of "images", "task", and "excluded" images with reasons.
+        accuracy, images), the accuracy "chance" of always predicting the "majority" class, "balanced_accuracy" over
+        classes, which differs where they are "uneven", the classes "never_predicted", number of "images", "task", and
+        "excluded" images with reasons.
 
     Raises:
         InputError: The model does not have the task, or there are no images to evaluate on.
@@ -60,6 +62,7 @@ def evaluate(
         raise InputError(f"{data} has no validation images; add a val/ folder")
     predictions = predict(bundle.classifier, dataset.val)
     accuracy = metrics.bootstrap_interval(metrics.correct(predictions, owner.name))
+    balance = metrics.class_balance(predictions, owner.name)
     if html:
         thumbnails = report.ThumbnailMaker({"new": dataset.val})
         page = report.render_evaluation(
@@ -80,6 +83,11 @@ def evaluate(
         "calibration_error": metrics.expected_calibration_error(
             predictions.logits[owner.name], predictions.labels[owner.name]
         ),
+        "chance": balance.chance,
+        "majority": balance.majority,
+        "balanced_accuracy": balance.balanced,
+        "uneven": balance.uneven,
+        "never_predicted": list(balance.never_predicted),
         "worst": [(owner.classes[present[i]], float(recall[i]), int(counts[present[i]])) for i in worst],
         "excluded": [list(pair) for pair in dataset.excluded],
     }

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from taskgraft import seeding
-from taskgraft.data import decode, file_index, pixel_cache
+from taskgraft.data import decode, file_index, pixel_cache, transforms
 from taskgraft.data.class_names import find_matches
 from taskgraft.data.file_index import PackedNames
-from taskgraft.data.layouts import Entry, list_images
+from taskgraft.data.layouts import Entry, Listing, list_images
 from taskgraft.data.transforms import Preprocessing
 from taskgraft.errors import DataError
 from taskgraft.results.files import atomic, escape_surrogates, fingerprint
@@ -27,7 +27,7 @@ from taskgraft.types import Images, Task
 SPLITS = ("train", "val", "test")
 VAL_FRACTION = 0.2  # of each class, where no validation images are given
 MAX_EXCLUDED = 0.05  # a larger fraction of unreadable images is a broken copy, not a few bad files
-SNAPSHOT_FORMAT = "3"  # raise it when the same images give another dataset, or the columns change
+SNAPSHOT_FORMAT = "5"  # raise it when the same images give another dataset, or the columns change
 
 
 class Dataset(NamedTuple):
@@ -40,7 +40,8 @@ class Dataset(NamedTuple):
         layout: the recognized layout, in words.
         fingerprint: SHA-256 over contents, labels and splits.
         decoded: how many images had to be decoded.
-        notes: warnings about the data.
+        notes: warnings about the data, and what was assumed.
+        bits: of 16-bit files, as they were read (see `Preprocessing`); None where there are none and nothing was said.
     """
 
     tasks: tuple[Task, ...]
@@ -52,6 +53,7 @@ class Dataset(NamedTuple):
     fingerprint: str
     decoded: int
     notes: tuple[str, ...]
+    bits: int | None = None
 
     def splits(self) -> Iterator[tuple[str, str]]:
         """Yield (path, split) of every image."""
@@ -70,6 +72,7 @@ def open_images(
     others: Sequence[Task] = (),
     cache_folder: Path | None = None,
     as_split: str | None = None,
+    find_bits: bool = False,
     progress: pixel_cache.Progress | None = None,
 ) -> Dataset:
     """List, decode, verify and split the images at a data path.
@@ -86,6 +89,7 @@ def open_images(
         others: further tasks that a table or archive may have labels for.
         cache_folder: the cache; None = everything in memory.
         as_split: use the split of this name, or all images if there is none, without splitting.
+        find_bits: find how many bits 16-bit files use, where the preprocessing does not say; for training.
         progress: called with (images read, images in total).
 
     Raises:
@@ -93,10 +97,15 @@ def open_images(
             too many unreadable images.
         SetupError: the cache cannot be written.
     """
-    reader = _DatasetReader(data, task, preprocessing, seed, classes, tuple(others), as_split, progress)
+    find_bits = find_bits and not preprocessing.bits
+    reader = _DatasetReader(data, task, preprocessing, seed, classes, tuple(others), as_split, find_bits, progress)
     if cache_folder is None:
         return reader.read()[0]
-    options = [str(data.resolve()), preprocessing.to_text(), *map(repr, [task, seed, classes, others, as_split])]
+    options = [
+        str(data.resolve()),
+        preprocessing.to_text(),
+        *map(repr, [task, seed, classes, others, as_split, find_bits]),
+    ]
     path = cache_folder / "sets" / f"{fingerprint([SNAPSHOT_FORMAT, decode.VERSION, *options])[:32]}.safetensors"
     state = file_index.read_data_state(data)
     dataset = load_snapshot(path, state.signature, cache_folder, preprocessing) if state else None
@@ -123,6 +132,7 @@ class _DatasetReader:
     classes: Sequence[str] | None
     others: tuple[Task, ...]
     as_split: str | None
+    find_bits: bool
     progress: pixel_cache.Progress | None
 
     def read(self, cache: Path | None = None, name: str = "") -> tuple[Dataset, str | None]:
@@ -132,19 +142,28 @@ class _DatasetReader:
         splits: list[str] = []
 
         def arrange(digests: NDArray[np.uint8], reasons: Mapping[int, str]) -> list[int]:
-            self._limit_unreadable(entries, reasons)
+            self._limit_unreadable(listing, entries, reasons)
             splits[:] = self._assign_splits(entries, digests, reasons)
             return [row for split in SPLITS for row in _rows_of_split(splits, split)]
 
-        loaded = pixel_cache.load_pixels(
-            listing.root,
-            [entry.path for entry in entries],
-            self.preprocessing,
-            cache=cache,
-            name=name,
-            arrange=arrange,
-            progress=self.progress,
-        )
+        def load(preprocessing: Preprocessing) -> pixel_cache.LoadedPixels:
+            return pixel_cache.load_pixels(
+                listing.root,
+                [entry.path for entry in entries],
+                preprocessing,
+                cache=cache,
+                name=name,
+                arrange=arrange,
+                progress=self.progress,
+            )
+
+        loaded, bits = load(self.preprocessing), self.preprocessing.bits
+        found = transforms.find_bits(loaded.peak)
+        if self.find_bits:
+            bits = found
+            if bits not in (None, 16):  # only now is the largest value of all files known
+                loaded = load(self.preprocessing._replace(bits=bits))
+        notes = [*listing.notes, *_describe_bits(loaded.peak, bits, found, chosen=self.find_bits)]
         tasks = (
             Task(self.task, self._check_classes(entries, splits)),
             *(other for other in self.others if any(other.name in entry.labels for entry in entries)),
@@ -159,11 +178,16 @@ class _DatasetReader:
         dataset = Dataset(
             tasks,
             **sets,
-            excluded=(*listing.skipped, *((entries[row].path, why) for row, why in sorted(loaded.reasons.items()))),
+            excluded=(
+                *listing.skipped,
+                *listing.missing,
+                *((entries[row].path, why) for row, why in sorted(loaded.reasons.items())),
+            ),
             layout=listing.layout,
             fingerprint=fingerprint(_fingerprint_lines(entries, splits, loaded.digests)),
             decoded=loaded.decoded,
-            notes=tuple(_find_duplicates(entries, splits, loaded.digests, self.task)),
+            notes=(*notes, *_find_duplicates(entries, splits, loaded.digests, self.task)),
+            bits=bits,
         )
         return dataset, loaded.key
 
@@ -174,12 +198,13 @@ class _DatasetReader:
             return [entry._replace(split=self.as_split) for entry in selected]
         return sorted(entries, key=lambda entry: SPLITS.index(entry.split or "train"))
 
-    def _limit_unreadable(self, entries: Sequence[Entry], reasons: Mapping[int, str]) -> None:
-        if len(reasons) > MAX_EXCLUDED * len(entries):
-            first = min(reasons)
+    def _limit_unreadable(self, listing: Listing, entries: Sequence[Entry], reasons: Mapping[int, str]) -> None:
+        count, total = len(reasons) + len(listing.missing), len(entries) + len(listing.missing)
+        if count > MAX_EXCLUDED * total:
+            unusable = [*((entries[row].path, why) for row, why in sorted(reasons.items())), *listing.missing]
             raise DataError(
-                f"{self.data}: {len(reasons)} of {len(entries)} images cannot be used, first {entries[first].path!r} "
-                f"({reasons[first]}); fix or remove them (at most {MAX_EXCLUDED:.0%} are skipped)"
+                f"{self.data}: {count} of {total} images cannot be used, first {unusable[0][0]!r} ({unusable[0][1]}); "
+                f"fix or remove them (at most {MAX_EXCLUDED:.0%} are skipped)"
             )
 
     def _assign_splits(
@@ -227,6 +252,22 @@ class _DatasetReader:
             labels[task.name] = torch.from_numpy(np.fromiter(targets, np.int64, len(entries)))
         names = tuple(entry.path for entry in entries)
         return Images(pixels, labels, names, self.preprocessing.mean, self.preprocessing.std)
+
+
+def _describe_bits(peak: int, bits: int | None, found: int | None, *, chosen: bool) -> Iterator[str]:
+    """A note on 16-bit files that do not use all of their bits."""
+    if found in (None, 16):
+        return
+    if chosen:
+        yield (
+            f"the largest value of the 16-bit images is {peak}: read as {found} bits, in predict and serve too; "
+            "--preprocessing 16bit reads them as they are"
+        )
+    elif bits is None:
+        yield (
+            f"the largest value of the 16-bit images is {peak} of 65535, so they are nearly black; --preprocessing "
+            f"{found}bit makes {2**found - 1} white"
+        )
 
 
 def _rows_of_split(splits: Sequence[str], name: str) -> list[int]:
@@ -307,7 +348,7 @@ def save_snapshot(path: Path, signature: str, dataset: Dataset, key: str) -> Non
             sizes[split] = len(names)
             columns |= {f"{split}.text": names.text, f"{split}.ends": names.ends}
             columns |= {f"{split}.label.{index}": images.labels[task.name] for index, task in enumerate(dataset.tasks)}
-    fields = ("tasks", "excluded", "layout", "fingerprint", "notes")
+    fields = ("tasks", "excluded", "layout", "fingerprint", "notes", "bits")
     metadata = {"state": signature, "key": key, "sizes": sizes, **{name: getattr(dataset, name) for name in fields}}
     file_index.save_columns(path, columns, metadata)
 
@@ -318,7 +359,8 @@ def load_snapshot(path: Path, signature: str, folder: Path, preprocessing: Prepr
     if stored is None or stored[1]["state"] != signature:
         return None
     columns, metadata = stored
-    geometry, total = pixel_cache.geometry_folder(folder, preprocessing), sum(metadata["sizes"].values())
+    geometry = pixel_cache.geometry_folder(folder, preprocessing._replace(bits=metadata["bits"]))
+    total = sum(metadata["sizes"].values())
     pixels = pixel_cache.map_pixels(geometry, metadata["key"], total, preprocessing.size)
     if pixels is None:
         return None
@@ -340,6 +382,7 @@ def load_snapshot(path: Path, signature: str, folder: Path, preprocessing: Prepr
         fingerprint=metadata["fingerprint"],
         decoded=0,
         notes=tuple(metadata["notes"]),
+        bits=metadata["bits"],
     )
 
 

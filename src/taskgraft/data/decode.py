@@ -1,14 +1,15 @@
 """Decodes image files to RGB pixels by fixed rules; the only place where images are opened.
 
 Rules: decoded by content, not by name; EXIF orientation applied; gray, palette and CMYK converted to RGB;
-transparency composited on white; 16-bit scaled to 8; the first frame of an animation; float images refused, since
-nobody knows their range; a JPEG that is far larger than needed is decoded at a half, a quarter or an eighth of its
-scale, as long as that leaves OVERSAMPLING times the final size. A file that breaks a rule is refused with a reason,
-never replaced.
+transparency composited on white; 16-bit scaled to 8 from the bits that the model's preprocessing names; the first
+frame of an animation; float images refused, since nobody knows their range; a JPEG that is far larger than needed is
+decoded at a half, a quarter or an eighth of its scale, as long as that leaves OVERSAMPLING times the final size. A
+file that breaks a rule is refused with a reason, never replaced.
 """
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import stat
@@ -25,6 +26,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from taskgraft.data import tar_shards
 from taskgraft.data.transforms import Preprocessing, compute_scaled_size, resize
+from taskgraft.results.files import escape_surrogates
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
 MAX_BYTES = 256 * 2**20
@@ -34,7 +36,8 @@ MAX_ASPECT = 100.0
 OVERSAMPLING = (
     4  # at 4 a pixel differs from full decoding by 0.1 to 0.5 of 255 on average, at 2 by up to 1.2 (benchmarks/)
 )
-VERSION = "5"  # of these rules; part of the cache's key
+VERSION = "6"  # of these rules; part of the cache's key
+BEYOND = "is beyond the preprocessing's"  # of a reason that another preprocessing would not give
 HEIC = (b"ftypheic", b"ftypheix", b"ftyphevc", b"ftypmif1", b"ftypmsf1")
 SUFFIXES = {
     ".jpg": "JPEG", ".jpeg": "JPEG", ".jpe": "JPEG", ".jfif": "JPEG", ".png": "PNG", ".webp": "WEBP", ".bmp": "BMP",
@@ -44,12 +47,16 @@ SUFFIXES = {
 
 
 class Decoded(NamedTuple):
-    """A decoded image [H, W, 3] uint8, or the reason why there is none; size of the original in pixels."""
+    """A decoded image [H, W, 3] uint8, or the reason why there is none; size of the original in pixels.
+
+    `peak` is the largest value of an image of 16 bits, 0 for others.
+    """
 
     pixels: NDArray[np.uint8] | None
     reason: str | None
     width: int = 0
     height: int = 0
+    peak: int = 0
 
 
 def read_bytes(path: Path) -> bytes | str:
@@ -77,7 +84,16 @@ def read_bytes(path: Path) -> bytes | str:
             return f"larger than {MAX_BYTES // 2**20} MiB"
         return path.read_bytes()
     except OSError as error:
-        return f"cannot be read: {error.strerror}"
+        return describe_failure(path, error)
+
+
+def describe_failure(path: Path, error: OSError) -> str:
+    """Why a file cannot be opened; links that are broken and links in a circle are told apart."""
+    if os.path.islink(path) and error.errno == errno.ELOOP:
+        return "a link that leads back to itself"
+    if os.path.islink(path) and error.errno in (errno.ENOENT, errno.ENOTDIR):
+        return f"a broken link: {escape_surrogates(os.readlink(path))} does not exist"
+    return f"cannot be read: {error.strerror}"
 
 
 @contextmanager
@@ -118,9 +134,12 @@ def decode_bytes(content: bytes, preprocessing: Preprocessing | None, max_pixels
             if preprocessing and image.format == "JPEG":
                 image.draft(None, (OVERSAMPLING * scaled_width, OVERSAMPLING * scaled_height))
             image.load()
-            rgb = convert_to_rgb(image)
+            peak, white = find_peak(image), (preprocessing or Preprocessing()).white()
+            if peak > white and preprocessing and preprocessing.bits:
+                return Decoded(None, f"its value {peak} {BEYOND} {preprocessing.bits} bits", width, height, peak)
+            rgb = convert_to_rgb(image, white)
             pixels = None if preprocessing is None else np.asarray(resize(rgb, preprocessing))
-            return Decoded(pixels, None, width, height)
+            return Decoded(pixels, None, width, height, peak)
     except Image.DecompressionBombError:
         return Decoded(None, f"more than {max_pixels} pixels")
     except UnidentifiedImageError:
@@ -131,8 +150,23 @@ def decode_bytes(content: bytes, preprocessing: Preprocessing | None, max_pixels
         return Decoded(None, f"damaged: {type(error).__name__}: {str(error)[:120]}")
 
 
-def convert_to_rgb(image: Image.Image) -> Image.Image:
+def read_peak(content: bytes) -> int:
+    """Read the largest value of a readable image of 16 bits; 0 for others, of which only the header is read."""
+    with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+        return find_peak(image)
+
+
+def find_peak(image: Image.Image) -> int:
+    """Find the largest value of an image of 16 bits; 0 for others."""
+    return max(0, int(np.asarray(image).max())) if image.mode.startswith("I") else 0
+
+
+def convert_to_rgb(image: Image.Image, white: int = 65535) -> Image.Image:
     """Convert an image of any mode to upright 8-bit RGB.
+
+    Args:
+        image: the image.
+        white: the value of a 16-bit image that becomes white.
 
     Raises:
         ValueError: a float image, whose range nobody knows.
@@ -142,7 +176,7 @@ def convert_to_rgb(image: Image.Image) -> Image.Image:
         raise ValueError("a float image: its range is unknown")
     if image.mode.startswith("I"):  # 16 bits; Pillow's own conversion clips instead of scaling
         values = np.asarray(image).astype(np.int64)
-        return Image.fromarray((values.clip(0, 65535) / 257.0).round().astype(np.uint8)).convert("RGB")
+        return Image.fromarray((values.clip(0, white) / (white / 255.0)).round().astype(np.uint8)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")

@@ -29,7 +29,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from taskgraft.data import decode, tar_shards
-from taskgraft.data.layouts import IGNORED_NAMES, PATH_COLUMNS, find_table, read_table
+from taskgraft.data.layouts import IGNORED_NAMES, find_root, find_table
+from taskgraft.data.tables import open_table
 from taskgraft.results.files import atomic
 
 SETTLED = 3.0  # seconds: the clock of the coarsest file system (FAT) ticks every two
@@ -104,6 +105,7 @@ class FileStates(NamedTuple):
         digests: [N, 32] SHA-256 of the contents; valid where `unchanged`.
         unchanged: [N] whether the file is as it was when its digest was stored.
         settled: [N] whether a digest may be stored once the file is read.
+        peaks: [N] the largest value of images of 16 bits, 0 for others; valid where `unchanged`.
         reasons: why a file cannot be used, by row; valid where `unchanged`.
     """
 
@@ -112,6 +114,7 @@ class FileStates(NamedTuple):
     digests: NDArray[np.uint8]
     unchanged: NDArray[np.bool_]
     settled: NDArray[np.bool_]
+    peaks: NDArray[np.int64]
     reasons: Mapping[int, str]
 
     def signature(self) -> str:
@@ -137,6 +140,7 @@ def read_data_state(data: Path) -> DataState | None:
     limit = time.time_ns() - int(SETTLED * 1e9)
     signature, newest = hashlib.sha256(), 0
     try:
+        data = find_root(data) if data.is_dir() else data
         table = find_table(data)
         if table:
             stamps = _stamp_table(table)
@@ -160,9 +164,10 @@ def look_up(cache: Path, root: Path, paths: Sequence[str]) -> FileStates:
     stamps = np.fromiter(numbers, np.int64, 4 * count).reshape(count, 4)
     settled = (stamps[:, 0] >= 0) & HAS_CHANGE_TIME
     settled &= stamps[:, 1:3].max(1, initial=0) < now - int(SETTLED * 1e9)
-    states = FileStates(keys, stamps, np.zeros((count, 32), np.uint8), np.zeros(count, bool), settled, {})
+    no_digests, no_peaks = np.zeros((count, 32), np.uint8), np.zeros(count, np.int64)
+    states = FileStates(keys, stamps, no_digests, np.zeros(count, bool), settled, no_peaks, {})
     stored = load_columns(_index_file(cache, root))
-    if stored is None or not count or not len(stored[0]["key"]):
+    if stored is None or not count or not len(stored[0]["key"]) or "peak" not in stored[0]:
         return states
     index, metadata = {name: value.numpy() for name, value in stored[0].items()}, stored[1]
     rows = np.searchsorted(index["key"], keys).clip(max=len(index["key"]) - 1)
@@ -174,12 +179,20 @@ def look_up(cache: Path, root: Path, paths: Sequence[str]) -> FileStates:
     return states._replace(
         digests=np.where(unchanged[:, None], digests, 0),
         unchanged=unchanged,
+        peaks=np.where(unchanged, index["peak"][rows], 0),
         reasons={int(row): metadata["reasons"][reason[row] - 1] for row in unreadable},
     )
 
 
-def store(cache: Path, root: Path, states: FileStates, digests: NDArray[np.uint8], reasons: Mapping[int, str]) -> None:
-    """Store digests [N, 32] of files that were read, and why some cannot be used, in the index of a cache folder.
+def store(
+    cache: Path,
+    root: Path,
+    states: FileStates,
+    digests: NDArray[np.uint8],
+    peaks: NDArray[np.int64],
+    reasons: Mapping[int, str],
+) -> None:
+    """Store digests [N, 32] and peaks [N] of files that were read, and why some cannot be used, in a cache's index.
 
     Files that are not settled, or that could not even be opened (permissions may change without a change of the file),
     are left out.
@@ -191,10 +204,11 @@ def store(cache: Path, root: Path, states: FileStates, digests: NDArray[np.uint8
         "key": states.keys[rows],
         "stamp": states.stamps[rows],
         "digest": digests[rows],
+        "peak": peaks[rows],
         "reason": np.array([numbers.get(reasons.get(row, ""), 0) for row in rows.tolist()], np.int32),
     }
     stored = load_columns(_index_file(cache, root))
-    if stored and stored[1]["rules"] == decode.VERSION:
+    if stored and stored[1]["rules"] == decode.VERSION and "peak" in stored[0]:
         old = {name: value.numpy() for name, value in stored[0].items()}
         others = ~np.isin(old["key"], new["key"])
         old["reason"] = np.where(old["reason"] > 0, old["reason"] + len(texts), 0).astype(np.int32)
@@ -235,9 +249,9 @@ def _stamp_table(path: Path) -> Iterator[tuple[str, Stamp]]:
     yield path.name, _to_stamp(os.stat(path))
     archives: dict[str, Stamp] = {}
     base = os.path.abspath(path.parent)
-    for _, row in read_table(path):
-        name = next((row[column] for column in PATH_COLUMNS if row.get(column)), "").strip()
-        yield name, _read_stamp(f"{base}/{name}", archives)
+    for row in open_table(path).rows():
+        for name in row.found or (row.text,):
+            yield name, _read_stamp(f"{base}/{name}", archives)
 
 
 def _stamp_folder(folder: Path, depth: int = DEPTH) -> Iterator[tuple[str, Stamp]]:

@@ -8,21 +8,43 @@ from __future__ import annotations
 import csv
 import io
 import os
+import re
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from taskgraft.data import tar_shards
-from taskgraft.errors import DataError, first_line, require
+from taskgraft.data import decode, tar_shards
+from taskgraft.data.tables import (
+    LABEL_COLUMNS,
+    PATH_COLUMNS,
+    SPLIT_COLUMNS,
+    ImageTable,
+    find_columns,
+    is_outside,
+    open_table,
+    read_table,
+)
+from taskgraft.errors import DataError
 from taskgraft.results.files import escape_surrogates, write_output
 
-SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-TABLE_SUFFIXES = (".csv", ".tsv", ".parquet")
-PATH_COLUMNS = ("path", "file_name", "filename")
+SPLITS = {
+    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
+    "eval": "val", "evaluation": "val", "test": "test", "testing": "test",
+}  # fmt: skip
+SPLIT_NAME = re.compile(rf"({'|'.join(SPLITS)})(?:[\s_-]*(?:set|data|images|split))?", re.IGNORECASE)
+SPLIT_HINT = f"splits are called {', '.join(SPLITS)}, in any case, also with -set, -data or -images behind"
+MAX_WRAPPERS = 3  # folders around the real root that an archive may have been unpacked into
+UNNAMED = re.compile(r"Unnamed: \d+$")  # pandas' name of a column without one
 MISSING_LABELS = {"nan", "<na>"}  # what tools write for a label that is missing
 IGNORED_NAMES = {"thumbs.db", "desktop.ini", "__macosx", ".ipynb_checkpoints", ".ds_store"}
-TEXT_SUFFIXES = {".csv", ".tsv", ".parquet", ".txt", ".json", ".jsonl", ".md", ".yaml", ".yml"}
+SIDE_SUFFIXES = {  # of files that lie beside images and are none: annotations, features, lists, leftovers
+    ".bak", ".cfg", ".csv", ".db", ".doc", ".docx", ".feather", ".h5", ".hdf5", ".html", ".ini", ".ipynb", ".json",
+    ".jsonl", ".log", ".lst", ".mat", ".md", ".md5", ".npy", ".npz", ".parquet", ".pickle", ".pkl", ".pt",
+    ".pth", ".py", ".sha256", ".toml", ".tsv", ".txt", ".xls", ".xlsx", ".xml", ".xmp", ".yaml", ".yml",
+}  # fmt: skip
 
 Skipped = list[tuple[str, str]]  # (path, reason)
 
@@ -36,12 +58,23 @@ class Entry(NamedTuple):
 
 
 class Listing(NamedTuple):
-    """The images of a data path; `skipped` holds (path, reason), `layout` names the recognized layout."""
+    """The images of a data path.
+
+    Attributes:
+        root: folder that the paths are relative to.
+        entries: the images.
+        skipped: (path, reason) of what was left out.
+        layout: the recognized layout, in words.
+        missing: (path, reason) of images that are named but do not exist; they count among those that cannot be used.
+        notes: what was assumed.
+    """
 
     root: Path
     entries: tuple[Entry, ...]
     skipped: tuple[tuple[str, str], ...]
     layout: str
+    missing: tuple[tuple[str, str], ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def list_images(data: Path, task: str, columns: tuple[str, ...] = ()) -> Listing:
@@ -58,6 +91,16 @@ def list_images(data: Path, task: str, columns: tuple[str, ...] = ()) -> Listing
     """
     if not data.exists():
         raise DataError(f"{data} does not exist; expected a folder with one sub-folder per class, or a table")
+    if data.is_dir():
+        root = find_root(data)
+        listing = _list_root(root, task, columns)
+        where = root.relative_to(data).as_posix()
+        note = f"the images are in {where}/, the only folder of {data.resolve().name}"
+        return listing if root == data else listing._replace(notes=(note, *listing.notes))
+    return _list_root(data, task, columns)
+
+
+def _list_root(data: Path, task: str, columns: tuple[str, ...]) -> Listing:
     table = find_table(data)
     if table:
         return _list_table(table, task, columns)
@@ -79,8 +122,46 @@ def find_table(data: Path) -> Path | None:
     return None if data.suffix.lower() == tar_shards.SUFFIX else data
 
 
+def split_of(name: str) -> str | None:
+    """The split that a folder or a row of a table is called by: "train", "val" or "test"; None for other names."""
+    match = SPLIT_NAME.fullmatch(name.strip())
+    return SPLITS[match[1].lower()] if match else None
+
+
+def find_root(data: Path) -> Path:
+    """Descend to the real root from folders that contain it and nothing else, as an unpacked archive often does."""
+    for _ in range(MAX_WRAPPERS):
+        names, folders = _list_names(data)
+        if len(folders) != 1 or set(names) - find_side_files(names) or split_of(folders[0]) or find_table(data):
+            break
+        inner = data / folders[0]
+        names, folders = _list_names(inner)
+        images = set(names) - find_side_files(names) - {name for name in names if _is_archive(name)}
+        if images or not (folders or find_table(inner) or any(map(_is_archive, names))):
+            break  # a class folder
+        data = inner
+    return data
+
+
+def _list_names(folder: Path) -> tuple[list[str], list[str]]:
+    """The names of files and of folders in a folder, but for hidden and system files; none if it cannot be read."""
+    files, folders = list[str](), list[str]()
+    try:
+        with os.scandir(folder) as children:
+            for child in children:
+                if not child.name.startswith(".") and child.name.lower() not in IGNORED_NAMES:
+                    (folders if child.is_dir() else files).append(child.name)
+    except OSError:
+        return [], []
+    return files, folders
+
+
+def _is_archive(name: str) -> bool:
+    return name.lower().endswith(tar_shards.SUFFIX)
+
+
 def list_folder(folder: Path, root: Path, skipped: Skipped) -> Iterator[Path]:
-    """List a folder in a fixed order; hidden files and links that leave the root are added to `skipped`."""
+    """List a folder in a fixed order; hidden files are added to `skipped`. Links are followed."""
     for _, child in _scan(folder, root, skipped):
         yield folder / child.name
 
@@ -97,36 +178,48 @@ def _scan(folder: Path, root: Path, skipped: Skipped) -> Iterator[tuple[str, os.
         path = f"{prefix}{child.name}"
         if child.name.startswith(".") or child.name.lower() in IGNORED_NAMES:
             skipped.append((path, "hidden or system file"))
-        elif child.is_symlink() and is_outside(root, Path(child.path)):
-            skipped.append((path, "a link to outside the data folder"))
         else:
             yield path, child
 
 
-def is_outside(root: Path, path: Path) -> bool:
-    """Whether a path, links followed, is outside a folder."""
-    # unlike Path.resolve before Python 3.13, realpath does not raise on a circle of links
-    return not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root))
+def find_side_files(names: Iterable[str]) -> set[str]:
+    """Find the files of a folder that only accompany its images, by their names.
+
+    Those are files with a suffix of text or data, and files that are called like an image but for another suffix, such
+    as `1.cr2` or `1.jpg.bin` beside `1.jpg`. Names without a suffix, or with one that says nothing, may be images.
+    """
+    images, others = set[str](), list[tuple[str, str, str]]()
+    for name in names:
+        stem, suffix = os.path.splitext(name)
+        if suffix.lower() in decode.SUFFIXES:
+            images |= {name, stem}
+        elif suffix:
+            others.append((name, stem, suffix.lower()))
+    return {name for name, stem, suffix in others if suffix in SIDE_SUFFIXES or stem in images}
 
 
 # ---- class folders -------------------------------------------------------------------------------------------------
 
 
 def _list_class_folders(root: Path, task: str, children: list[Path], skipped: Skipped) -> Listing:
-    splits = [child for child in children if child.is_dir() and child.name.lower() in SPLITS]
+    splits = [child for child in children if split_of(child.name) and child.is_dir()]
     others = [child for child in children if child.is_dir() and child not in splits]
     if splits and others:
         raise DataError(
             f"{root} has both split folders ({splits[0].name}) and others ({others[0].name}); "
-            "use either train/ val/ test/ with class folders inside, or class folders only"
+            f"use either splits with class folders inside, or class folders only; {SPLIT_HINT}"
         )
+    _check_splits(root, splits)
     entries: list[Entry] = []
+    remarks = _Remarks()
     for parent in splits or [root]:
-        split = SPLITS[parent.name.lower()] if splits else None
+        split = split_of(parent.name) if splits else None
         for child in list_folder(parent, root, skipped) if splits else children:
             if child.is_dir():
-                entries.extend(_list_class(child, root, split, task, skipped))
-            elif child.suffix.lower() not in TEXT_SUFFIXES:
+                remarks.linked_folders += child.is_symlink()
+                entries.extend(_list_class(child, root, split, task, skipped, remarks))
+            elif child.suffix.lower() not in SIDE_SUFFIXES:
+                _check_class_link(child)
                 skipped.append((child.relative_to(root).as_posix(), "not in a class folder"))
     if not entries:
         raise DataError(
@@ -134,21 +227,72 @@ def _list_class_folders(root: Path, task: str, children: list[Path], skipped: Sk
             f"or {root.name}/train/<class>/<image>"
         )
     layout = "folders " + ", ".join(sorted({split.name for split in splits})) if splits else "one folder per class"
-    return Listing(root, tuple(entries), tuple(skipped), layout)
+    return Listing(root, tuple(entries), tuple(skipped), layout, notes=tuple(remarks.notes()))
 
 
-def _list_class(folder: Path, root: Path, split: str | None, task: str, skipped: Skipped) -> Iterator[Entry]:
+@dataclass
+class _Remarks:
+    """What is counted while class folders are listed: links, which are followed wherever they lead, and side files."""
+
+    linked_folders: int = 0
+    linked_images: int = 0
+    side_files: Counter[str] = field(default_factory=Counter)  # by suffix
+
+    def notes(self) -> Iterator[str]:
+        """Yield a line for each kind, if there are any."""
+        linked = {"class folder(s)": self.linked_folders, "image(s)": self.linked_images}
+        counts = [f"{count} {kind}" for kind, count in linked.items() if count]
+        if counts:
+            yield f"{' and '.join(counts)} are links, which were followed"
+        if self.side_files:
+            kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(self.side_files.items()))
+            yield f"{self.side_files.total()} file(s) beside the images are no images, and left out: {kinds}"
+
+
+def _check_splits(root: Path, folders: Iterable[Path]) -> None:
+    """Refuse two folders that are one split: which of them is meant?"""
+    seen: dict[str | None, str] = {}
+    for folder in folders:
+        other = seen.setdefault(split_of(folder.name), folder.name)
+        if other != folder.name:
+            raise DataError(
+                f"{root}: {other} and {folder.name} are both {split_of(folder.name)} images; keep one of them, or give "
+                f"the other another name; {SPLIT_HINT}"
+            )
+
+
+def _check_class_link(path: Path) -> None:
+    """Refuse a link that leads nowhere where a class folder is expected: the class would vanish."""
+    if path.is_symlink() and path.suffix.lower() not in decode.SUFFIXES:
+        try:
+            path.stat()
+        except OSError as error:
+            reason = decode.describe_failure(path, error)
+            raise DataError(f"{path}, where a class folder is expected: {reason}; mend or remove it") from error
+
+
+def _list_class(
+    folder: Path, root: Path, split: str | None, task: str, skipped: Skipped, remarks: _Remarks
+) -> Iterator[Entry]:
     labels = {task: unicodedata.normalize("NFC", folder.name)}  # shared by all entries: there may be a million
-    path = None
-    for path, child in _scan(folder, root, skipped):
+    children = list(_scan(folder, root, skipped))
+    side_files = find_side_files(child.name for _, child in children)
+    empty = True
+    for path, child in children:
         # only links need another system call; one that is dangling or circular is not a folder
         if os.path.isdir(child.path) if child.is_symlink() else child.is_dir():
             raise DataError(
                 f"{path} is a folder inside the class folder {folder.name!r}; "
-                "images must be directly in their class folder: <class>/<image>"
+                "images must be directly in their class folder: <class>/<image>, or <split>/<class>/<image>; "
+                f"{SPLIT_HINT}"
             )
+        if child.name in side_files:
+            remarks.side_files[os.path.splitext(child.name)[1].lower()] += 1
+            continue
+        remarks.linked_images += child.is_symlink()
+        empty = False
         yield Entry(path, split, labels)
-    if path is None:
+    if empty:
         raise DataError(f"class folder {folder.relative_to(root).as_posix()!r} has no images; add some or remove it")
 
 
@@ -157,15 +301,16 @@ def _list_class(folder: Path, root: Path, split: str | None, task: str, skipped:
 
 def _find_shards(root: Path, children: list[Path], skipped: Skipped) -> list[tuple[str | None, Path]]:
     """Archives in a folder or its split folders, with their splits; other files among them are skipped."""
-    split_folders = [child for child in children if child.name.lower() in SPLITS and child.is_dir()]
+    split_folders = [child for child in children if split_of(child.name) and child.is_dir()]
     skipped_in_splits: Skipped = []
     files: list[tuple[str | None, Path]] = [(None, child) for child in children if child not in split_folders]
     for folder in split_folders:
-        files += [(SPLITS[folder.name.lower()], child) for child in list_folder(folder, root, skipped_in_splits)]
+        files += [(split_of(folder.name), child) for child in list_folder(folder, root, skipped_in_splits)]
     shards = [(split, path) for split, path in files if path.suffix.lower() == tar_shards.SUFFIX]
     if not shards:
         return []
     folders = [path for _, path in files if path.is_dir()]
+    _check_splits(root, split_folders)
     if folders or {split for split, _ in shards} > {None}:
         other = folders[0] if folders else next(path for split, path in shards if split is None)
         raise DataError(
@@ -174,7 +319,7 @@ def _find_shards(root: Path, children: list[Path], skipped: Skipped) -> list[tup
         )
     skipped += skipped_in_splits
     for _, path in files:
-        if path.suffix.lower() not in {*TEXT_SUFFIXES, tar_shards.SUFFIX}:
+        if path.suffix.lower() not in {*SIDE_SUFFIXES, tar_shards.SUFFIX}:
             skipped.append((path.relative_to(root).as_posix(), "not in an archive"))
     return shards
 
@@ -204,116 +349,83 @@ def _list_shards(
 # ---- tables --------------------------------------------------------------------------------------------------------
 
 
-def _list_table(table: Path, task: str, columns: tuple[str, ...]) -> Listing:
-    _, header = next(read_table(table), (1, {}))
-    path_column = next((name for name in PATH_COLUMNS if name in header), None)
-    if path_column is None:
-        raise DataError(f"{table}: no column 'path' among {', '.join(header) or 'none at all'}; add it")
-    label_column = _find_label_column(table, task, header, path_column)
-    label_columns = {task: label_column, **{name: name for name in columns if name in header}}
-    root, entries, skipped, seen = table.parent, [], [], set()
-    leaves_root = _outside_check(root)
+def _list_table(path: Path, task: str, columns: tuple[str, ...]) -> Listing:
+    table = open_table(path)
+    split_column = _find_split_column(table)
+    label_column = _find_label_column(table, task, split_column)
+    label_columns = {task: label_column, **{name: name for name in columns if name in table.header}}
+    entries: list[Entry] = []
+    missing: Skipped = []
+    seen: set[str] = set()
     shared: dict[tuple[tuple[str, str], ...], dict[str, str]] = {}
-    for number, row in read_table(table):
-        path = (row[path_column] or "").strip()
-        labels = {name: (row[column] or "").strip() for name, column in label_columns.items()}
+    for row in table.rows():
+        file = row.found[0] if row.found else row.text
+        labels = {name: row.values[column].strip() for name, column in label_columns.items()}
         labels = {name: unicodedata.normalize("NFC", label) for name, label in labels.items() if label}
-        split = (row.get("split") or "").strip().lower() or None
+        split = row.values[split_column].strip() if split_column else ""
         problem = None
-        if not path:
+        if not row.text:
             problem = "the path is blank; fill it in or remove the row"
-        elif "\0" in path:
-            problem = f"the path {path!r} contains a NUL byte"
-        elif missing := [label for label in labels.values() if label.lower() in MISSING_LABELS]:
-            problem = f"the label {missing[0]!r} is not a class name; leave it blank if there is none"
-        elif split is not None and split not in SPLITS:
+        elif "\0" in row.text:
+            problem = f"the path {row.text!r} contains a NUL byte"
+        elif unlabeled := [label for label in labels.values() if label.lower() in MISSING_LABELS]:
+            problem = f"the label {unlabeled[0]!r} is not a class name; leave it blank if there is none"
+        elif split and not split_of(split):
             problem = f"split {split!r} is unknown; use one of {', '.join(SPLITS)}"
-        elif leaves_root(path):
-            problem = f"{path!r} is outside the table's folder; use paths below it"
-        elif path in seen:
-            problem = f"{path!r} is in the table twice; keep one row"
+        elif is_outside(row.text):
+            problem = f"{row.text!r} is outside the table's folder; use paths below it"
+        elif len(row.found) > 1:
+            problem = f"{row.text!r} may be {row.found[0]!r} or {row.found[1]!r}; write which"
+        elif file in seen:
+            problem = f"{file!r} is in the table twice; keep one row"
         if problem:
-            raise DataError(f"{table} line {number}: {problem}")
-        seen.add(path)
-        if not os.path.exists(os.path.join(root, path)) and tar_shards.find_archive(root / path) is None:
-            skipped.append((path, f"line {number}: no such file"))
+            raise DataError(f"{path} line {row.number}: {problem}")
+        seen.add(file)
+        if not row.found:
+            missing.append((row.text, f"line {row.number}: no such file"))
         elif labels:
             labels = shared.setdefault(tuple(labels.items()), labels)
-            entries.append(Entry(path, SPLITS[split] if split else None, labels))
+            entries.append(Entry(file, split_of(split), labels))
     if not entries:
+        first = f" (first: {missing[0][0]!r})" if missing else ""
         raise DataError(
-            f"{table}: no row has a label in column {label_column!r} and a file that exists; "
-            "fix its paths or add labels"
+            f"{path}: no row has a label in column {label_column!r} and a file that exists{first}; "
+            f"fix the names in column {table.path_column!r} or add labels"
         )
-    return Listing(root, tuple(entries), tuple(skipped), f"table, labels from column {label_column!r}")
+    layout = f"table, labels from column {label_column!r}"
+    said = () if label_column in (task, "label") else (f"the labels are those of column {label_column!r}",)
+    return Listing(path.parent, tuple(entries), (), layout, tuple(missing), (*table.notes, *said))
 
 
-def _find_label_column(table: Path, task: str, header: Mapping[str, str], path_column: str) -> str:
-    if task in header:
-        return task
-    if "label" in header:
-        return "label"
-    candidates = [name for name in header if name not in (path_column, "split")]
+def _find_split_column(table: ImageTable) -> str | None:
+    """The column of the splits: `split`, or one that is called similarly and holds nothing but names of splits."""
+    for column in find_columns(table.header, SPLIT_COLUMNS):
+        values = {row[column].strip() for _, row in read_table(table.path)} - {""}
+        if column.strip().lower() == "split" or (values and all(map(split_of, values))):
+            return column
+    return None
+
+
+def _find_label_column(table: ImageTable, task: str, split_column: str | None) -> str:
+    known = (table.path_column, split_column)
+    named = [name for name in (task, "label", *find_columns(table.header, [task.casefold()])) if name not in known]
+    for name in named:
+        if name in table.header:
+            return name
+    candidates = [name for name in table.header if name not in known and name.strip() and not UNNAMED.match(name)]
+    usual = [name for name in find_columns(table.header, LABEL_COLUMNS) if name in candidates]
+    if len(usual) == 1:
+        return usual[0]
+    ids = find_columns(candidates, PATH_COLUMNS)
+    candidates = [name for name in candidates if name not in ids] or candidates
     if not candidates:
-        raise DataError(f"{table} has no column with labels; add one")
+        raise DataError(f"{table.path} has no column with labels among {', '.join(table.header)}; add one")
     if len(candidates) > 1:
         raise DataError(
-            f"{table} has several columns that may hold the labels; choose one with --task: {', '.join(candidates)}"
+            f"{table.path} has several columns that may hold the labels; choose one with --task: "
+            f"{', '.join(candidates)}"
         )
     return candidates[0]
-
-
-def _outside_check(root: Path) -> Callable[[str], bool]:
-    """`is_outside` for a million paths below one root: folders are followed once, and files only if they are links."""
-    folders: dict[str, bool] = {}
-
-    def check(path: str) -> bool:
-        folder, name = os.path.split(os.path.join(root, path))
-        if name in ("", "..") or os.path.islink(os.path.join(folder, name)):
-            return is_outside(root, root / path)
-        if folder not in folders:
-            folders[folder] = is_outside(root, Path(folder))
-        return folders[folder]
-
-    return check
-
-
-def read_table(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    """Yield (line number, row as text) of a CSV, TSV or Parquet table.
-
-    Raises:
-        DataError: the file is not a table, or damaged.
-        MissingDependency: Parquet, but no pyarrow.
-    """
-    suffix = path.suffix.lower()
-    if suffix not in TABLE_SUFFIXES:
-        raise DataError(f"{path} is not a table; use a folder, or a .csv, .tsv or .parquet file")
-    if suffix == ".parquet":
-        yield from _read_parquet(path)
-        return
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, delimiter="\t" if suffix == ".tsv" else ",", strict=True)
-            for row in reader:
-                if None in row or None in row.values():
-                    raise DataError(
-                        f"{path} line {reader.line_num}: the number of fields differs from the header's; fix that line"
-                    )
-                yield reader.line_num, row
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: not a readable UTF-8 table: {error}; save it as CSV in UTF-8") from error
-
-
-def _read_parquet(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    require("parquet", "pyarrow", what="a Parquet table")
-    import pyarrow.parquet as parquet  # pyright: ignore[reportMissingImports] - an extra
-
-    try:
-        rows = parquet.read_table(path).to_pylist()
-    except (OSError, ValueError) as error:  # pyarrow's errors are of these
-        raise DataError(f"{path}: not a readable Parquet table: {first_line(error)}; write it again") from error
-    for number, row in enumerate(rows, start=1):
-        yield number, {name: "" if value is None else str(value) for name, value in row.items()}
 
 
 def write_manifest(path: Path, root: Path, entries: Sequence[Entry], task: str) -> None:

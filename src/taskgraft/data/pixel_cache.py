@@ -50,6 +50,7 @@ class LoadedPixels(NamedTuple):
         reasons: why the other files cannot be used, by row.
         decoded: how many images this call decoded.
         key: name of the file in the cache; None in memory.
+        peak: the largest value of all images of 16 bits; 0 where there are none.
     """
 
     pixels: Tensor
@@ -57,6 +58,7 @@ class LoadedPixels(NamedTuple):
     reasons: Mapping[int, str]
     decoded: int
     key: str | None
+    peak: int
 
 
 def load_pixels(
@@ -92,14 +94,14 @@ def load_pixels(
         key = _key_of(states.digests[rows])
         pixels = map_pixels(folder, key, len(rows), preprocessing.size)
         if pixels is not None:
-            return LoadedPixels(pixels, states.digests, states.reasons, 0, key)
+            return LoadedPixels(pixels, states.digests, states.reasons, 0, key, int(states.peaks.max(initial=0)))
     with _writing(cache):
         folder.mkdir(parents=True, exist_ok=True)
         file = _UnfinishedFile(folder / f"{name}.begun", states.signature(), preprocessing.size**2 * 3)
         reader = _Reader(root, paths, preprocessing, progress, states, _ContentIndex(folder, preprocessing.size))
         _resume_reading(file, reader)
         if not states.unchanged.all():
-            file_index.store(cache, root, states, reader.digests, reader.reasons)
+            file_index.store(cache, root, states, reader.lasting_digests(), reader.peaks, reader.reasons)
         rows = _arrange(arrange, reader.digests, reader.reasons)
         key = file.finish(reader.digests[rows], _positions(rows, reader.reasons, len(paths)))
         if file.superseded not in (None, key):
@@ -107,7 +109,7 @@ def load_pixels(
         pixels = map_pixels(folder, key, len(rows), preprocessing.size)
         if pixels is None:
             raise OSError(f"{key} was removed before it was used")
-    return LoadedPixels(pixels, reader.digests, reader.reasons, int(reader.decoded.sum()), key)
+    return LoadedPixels(pixels, reader.digests, reader.reasons, int(reader.decoded.sum()), key, reader.peak())
 
 
 @contextlib.contextmanager
@@ -126,7 +128,8 @@ def lock_data(cache: Path, data: Path) -> Iterator[str]:
 
 def geometry_folder(cache: Path, preprocessing: Preprocessing) -> Path:
     """Folder of the files of one geometry and version of the decoding rules; pixels are cached before normalization."""
-    geometry = preprocessing._replace(mean=(0.0,) * 3, std=(1.0,) * 3).to_text()
+    bits = None if preprocessing.bits == 16 else preprocessing.bits  # the same pixels
+    geometry = preprocessing._replace(mean=(0.0,) * 3, std=(1.0,) * 3, bits=bits).to_text()
     return cache / "pixels" / fingerprint([decode.VERSION, geometry])[:16]
 
 
@@ -197,7 +200,19 @@ class _Reader:
         self.states, self.cached = states, cached
         self.digests = np.zeros((len(paths), DIGEST), np.uint8)
         self.decoded = np.zeros(len(paths), bool)
+        self.peaks = np.zeros(len(paths), np.int64)
         self.reasons: dict[int, str] = {}
+
+    def peak(self) -> int:
+        """The largest value of all images of 16 bits."""
+        return int(self.peaks.max(initial=0))
+
+    def lasting_digests(self) -> Bytes:
+        """The digests, zeros where a file is refused for this preprocessing's sake: another one may read it."""
+        refused = [row for row, reason in self.reasons.items() if decode.BEYOND in reason]
+        digests = self.digests.copy()
+        digests[refused] = 0
+        return digests
 
     def read(self, pool: Executor, rows: range, pixels: Bytes) -> int:
         """Read `rows` into the first rows of `pixels`; returns how many are readable."""
@@ -217,7 +232,7 @@ class _Reader:
 
     def _load(self, row: int) -> Bytes | None:
         if self.states and self.states.unchanged[row]:
-            self.digests[row] = self.states.digests[row]
+            self.digests[row], self.peaks[row] = self.states.digests[row], self.states.peaks[row]
             if row in self.states.reasons:
                 self.reasons[row] = self.states.reasons[row]
                 return None
@@ -230,11 +245,13 @@ class _Reader:
             return None
         self.digests[row] = np.frombuffer(hashlib.sha256(content).digest(), np.uint8)
         pixels = self._find_cached(row)
-        if pixels is None:
-            pixels, reason, *_ = decode.decode_bytes(content, self.preprocessing)
-            self.decoded[row] = True
-            if reason:
-                self.reasons[row] = reason
+        if pixels is not None:
+            self.peaks[row] = decode.read_peak(content)
+            return pixels
+        pixels, reason, _, _, self.peaks[row] = decode.decode_bytes(content, self.preprocessing)
+        self.decoded[row] = True
+        if reason:
+            self.reasons[row] = reason
         return pixels
 
     def _find_cached(self, row: int) -> Bytes | None:
@@ -253,6 +270,7 @@ class _UnfinishedFile:
         self.done = self.readable = 0
         self.reasons: dict[int, str] = {}
         self.digests = np.empty((0, DIGEST), np.uint8)
+        self.peaks: dict[int, int] = {}
         self.superseded: str | None = None  # key of what an earlier attempt on other file states left
         if not self._resume():
             shutil.rmtree(folder, ignore_errors=True)
@@ -264,6 +282,7 @@ class _UnfinishedFile:
             state = json.loads((self.folder / "begun.json").read_text())
             done, readable = int(state["done"]), int(state["readable"])
             reasons = {int(row): str(reason) for row, reason in state["reasons"].items()}
+            peaks = {int(row): int(peak) for row, peak in state["peaks"].items()}
             if pixels.stat().st_size < readable * self.row_bytes or digests.stat().st_size < done * DIGEST:
                 return False
             os.truncate(pixels, readable * self.row_bytes)
@@ -275,17 +294,18 @@ class _UnfinishedFile:
                 return False
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return False
-        self.done, self.readable, self.reasons, self.digests = done, readable, reasons, stored
+        self.done, self.readable, self.reasons, self.digests, self.peaks = done, readable, reasons, stored, peaks
         return True
 
-    def append(self, pixels: Bytes, digests: Bytes, reasons: Mapping[int, str]) -> None:
+    def append(self, pixels: Bytes, digests: Bytes, reasons: Mapping[int, str], peaks: Mapping[int, int]) -> None:
         for name, rows in (("pixels", pixels), ("digests", digests)):
             with (self.folder / name).open("ab") as file:
                 file.write(np.ascontiguousarray(rows).data)
                 file.flush()
                 os.fsync(file.fileno())
         self.done, self.readable = self.done + len(digests), self.readable + len(pixels)
-        state = {"signature": self.signature, "done": self.done, "readable": self.readable, "reasons": reasons}
+        state = {"signature": self.signature, "done": self.done, "readable": self.readable}
+        state |= {"reasons": reasons, "peaks": peaks}
         write_json(self.folder / "begun.json", state)
 
     def finish(self, digests: Bytes, order: NDArray[np.int64]) -> str:
@@ -311,13 +331,15 @@ def _resume_reading(file: _UnfinishedFile, reader: _Reader) -> None:
     size, count = reader.preprocessing.size, len(reader.paths)
     reader.digests[: file.done] = file.digests
     reader.reasons.update(file.reasons)
+    reader.peaks[list(file.peaks)] = list(file.peaks.values())
     shard = max(1, SHARD // file.row_bytes)
     with decode.thread_pool() as pool:
         for start in range(file.done, count, shard):
             rows = range(start, min(start + shard, count))
             pixels = np.empty((len(rows), size, size, 3), np.uint8)
             filled = reader.read(pool, rows, pixels)
-            file.append(pixels[:filled], reader.digests[rows.start : rows.stop], reader.reasons)
+            peaks = {row: int(reader.peaks[row]) for row in np.flatnonzero(reader.peaks).tolist()}
+            file.append(pixels[:filled], reader.digests[rows.start : rows.stop], reader.reasons, peaks)
 
 
 def _load_into_memory(
@@ -335,7 +357,8 @@ def _load_into_memory(
     rows = _arrange(arrange, reader.digests, reader.reasons)
     order = _positions(rows, reader.reasons, len(paths))
     ordered = pixels[order] if (order != np.arange(filled)).any() else pixels[:filled]
-    return LoadedPixels(torch.from_numpy(ordered), reader.digests, reader.reasons, int(reader.decoded.sum()), None)
+    pixels, decoded = torch.from_numpy(ordered), int(reader.decoded.sum())
+    return LoadedPixels(pixels, reader.digests, reader.reasons, decoded, None, reader.peak())
 
 
 def _arrange(arrange: Arrange | None, digests: Bytes, reasons: Mapping[int, str]) -> Sequence[int]:

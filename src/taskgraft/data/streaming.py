@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taskgraft.data import decode, tar_shards
-from taskgraft.data.layouts import TEXT_SUFFIXES, Skipped, list_folder
+from taskgraft.data.layouts import Skipped, find_side_files, list_folder
 from taskgraft.data.transforms import Preprocessing, resize
 from taskgraft.errors import DataError, require
 from taskgraft.results.files import escape_surrogates
@@ -56,7 +56,7 @@ class MediaListing(NamedTuple):
 def find_media(paths: Iterable[str | Path]) -> MediaListing:
     """Find images and videos: files in the given order, folders sorted and recursively, tar archives by member.
 
-    A path that is given twice counts once. Text, hidden files and links that leave a folder are skipped.
+    A path that is given twice counts once. Hidden files and side files are skipped; links are followed.
 
     Raises:
         DataError: a path does not exist, or an archive is damaged.
@@ -78,21 +78,29 @@ def find_media(paths: Iterable[str | Path]) -> MediaListing:
 
 
 def _walk(root: Path, skipped: Skipped) -> Iterator[Path]:
-    """All files below a folder, sorted; linked folders are not entered, so that no circle of them is walked."""
-    stack = [root]
+    """All files below a folder, sorted; a linked folder is entered once, so that no circle of links is walked."""
+    stack, entered = [root], {os.path.realpath(root)}
     while stack:
         skipped_here: Skipped = []
         folders = []
-        for path in list_folder(stack.pop(), root, skipped_here):
+        paths = list(list_folder(stack.pop(), root, skipped_here))
+        side_files = find_side_files(path.name for path in paths)
+        for path in paths:
             if not path.is_dir():
-                if path.suffix.lower() not in TEXT_SUFFIXES:
+                if path.name not in side_files or path.suffix.lower() in {*VIDEO_SUFFIXES, tar_shards.SUFFIX}:
                     yield path
-            elif path.is_symlink():
-                skipped_here.append((path.relative_to(root).as_posix(), "a link to a folder"))
+            elif path.is_symlink() and _is_entered(os.path.realpath(path), entered):
+                skipped_here.append((path.relative_to(root).as_posix(), "a link to a folder that is read anyway"))
             else:
+                entered.add(os.path.realpath(path))
                 folders.append(path)
         skipped += [(escape_surrogates(str(root / path)), reason) for path, reason in skipped_here]
         stack += reversed(folders)
+
+
+def _is_entered(folder: str, entered: set[str]) -> bool:
+    """Whether a folder was entered, or contains one that was: a link up."""
+    return any(other == folder or other.startswith(folder.rstrip(os.sep) + os.sep) for other in entered)
 
 
 def _expand_archives(files: Iterable[Path], skipped: Skipped) -> Iterator[Path]:

@@ -47,6 +47,7 @@ def load_task_data(
     cache: Path | None,
     callbacks: Callbacks,
     classes: Sequence[str] | None = None,
+    find_bits: bool = False,
 ) -> TaskData:
     """Load the images of the new task and of old tasks.
 
@@ -61,6 +62,8 @@ def load_task_data(
         cache: cache folder, or None.
         callbacks: progress.
         classes: class names of `task`, where it exists already and gets more images.
+        find_bits: find how many bits 16-bit files of the new task use, where the preprocessing does not say; the old
+            tasks' files are then read alike.
 
     Raises:
         DataError: images cannot be used, or belong to no old task.
@@ -68,11 +71,16 @@ def load_task_data(
 
     def open_(path: Path, task: str, classes: Sequence[str] | None, **options: Any) -> Dataset:
         progress = partial(callbacks.progress, f"reading {path.name}")
-        return open_images(
+        dataset = open_images(
             path, task, preprocessing, seed=seed, classes=classes, cache_folder=cache, progress=progress, **options
         )
+        for line in describe_exclusions(dataset):
+            callbacks.info(f"{escape_surrogates(path.name)}: {line}")
+        return dataset
 
-    new = open_(data, task, classes, others=[other for other in tasks if other.name != task])
+    others = [other for other in tasks if other.name != task]
+    new = open_(data, task, classes, others=others, find_bits=find_bits)
+    preprocessing = preprocessing._replace(bits=new.bits)
     if new.train is None or new.val is None:
         missing = "training" if new.train is None else "validation"
         raise DataError(f"{data}: there are no {missing} images; add some")
@@ -129,6 +137,15 @@ def concat_images(sets: Sequence[Images]) -> Images | None:
     }
     names = tuple(name for images in sets for name in images.names)
     return Images(torch.cat([images.pixels for images in sets]), labels, names, sets[0].mean, sets[0].std)
+
+
+def describe_exclusions(dataset: Dataset) -> list[str]:
+    """Describe in a few lines what was left out of a dataset and what was assumed of it."""
+    lines = list(dataset.notes)
+    if dataset.excluded:
+        path, reason = dataset.excluded[0]
+        lines.append(f"{len(dataset.excluded)} file(s) left out, first {escape_surrogates(path)!r} ({reason})")
+    return lines
 
 
 def describe_dataset(path: Path, dataset: Dataset) -> dict[str, Any]:

@@ -28,8 +28,10 @@ MIN_CROP_PCT = 0.01  # less would enlarge the image without bounds
 MAX_STATISTIC = 1e6  # of a mean or standard deviation; those of pixels lie between 0 and 1
 SYNTAX = (
     "a size such as 96, a crop (squash, center, center:0.875, border), a filter (bilinear, bicubic, …), "
-    "a normalization (imagenet, half, none, or mean=R,G,B std=R,G,B)"
+    "a normalization (imagenet, half, none, or mean=R,G,B std=R,G,B), the bits that 16-bit files use (12bit, …)"
 )
+DEPTHS = {f"{bits}bit": bits for bits in range(8, 17)}
+FOUND_DEPTHS = (8, 10, 12)  # what is taken for a camera's depth; more is dark at worst, and all 16 may be meant
 
 
 class Preprocessing(NamedTuple):
@@ -37,7 +39,8 @@ class Preprocessing(NamedTuple):
 
     `size` in pixels (square). `crop`: "squash" resizes the whole image, aspect not kept; "center" resizes the
     short side to size / crop_pct and cuts the middle; "border" fits the image in and pads with black.
-    `mean` and `std` apply to values scaled to [0, 1].
+    `mean` and `std` apply to values scaled to [0, 1]. `bits`: how many bits of a channel 16-bit files use: a camera's
+    10 or 12 are white at 1023 or 4095; None = no such file was seen, and all 16 count.
     """
 
     size: int = 224
@@ -46,11 +49,17 @@ class Preprocessing(NamedTuple):
     interpolation: str = "bicubic"
     mean: tuple[float, ...] = NORMS["imagenet"][0]
     std: tuple[float, ...] = NORMS["imagenet"][1]
+    bits: int | None = None
 
     def to_text(self) -> str:
         """Format as the line that `parse_preprocessing` reads."""
         crop = f"{self.crop}:{self.crop_pct}" if self.crop == "center" else self.crop
-        return f"{self.size} {crop} {self.interpolation} {self.normalization()}"
+        depth = f" {self.bits}bit" if self.bits else ""
+        return f"{self.size} {crop} {self.interpolation} {self.normalization()}{depth}"
+
+    def white(self) -> int:
+        """Return the value of a 16-bit file that is white."""
+        return 2 ** (self.bits or 16) - 1
 
     def normalization(self) -> str:
         """Format mean and standard deviation, by name where they have one."""
@@ -67,7 +76,8 @@ class Preprocessing(NamedTuple):
         norm = {"none": "not normalized", "half": "normalized to -1..1", "imagenet": "normalized as for ImageNet"}.get(
             self.normalization(), f"normalized with {self.normalization()}"
         )
-        return f"{region}, at {self.size} × {self.size} px, {self.interpolation}, {norm}"
+        depth = f", 16-bit files read as {self.bits} bits" if self.bits else ""
+        return f"{region}, at {self.size} × {self.size} px, {self.interpolation}, {norm}{depth}"
 
 
 def parse_preprocessing(text: str, default: Preprocessing) -> Preprocessing:
@@ -90,6 +100,8 @@ def parse_preprocessing(text: str, default: Preprocessing) -> Preprocessing:
             fields["interpolation"] = word
         elif word in NORMS:
             fields["mean"], fields["std"] = NORMS[word]
+        elif word in DEPTHS:
+            fields["bits"] = DEPTHS[word]
         elif name in ("mean", "std") and value:
             fields[name] = _parse_triple(value, text)
         else:
@@ -161,6 +173,11 @@ def to_timm(preprocessing: Preprocessing) -> dict[str, Any]:
         "mean": list(preprocessing.mean),
         "std": list(preprocessing.std),
     }
+
+
+def find_bits(peak: int) -> int | None:
+    """Find how many bits 16-bit files use, from the brightest value of all of them; None for 0, no such file."""
+    return next((bits for bits in FOUND_DEPTHS if peak < 2**bits), 16) if peak else None
 
 
 def resize(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:

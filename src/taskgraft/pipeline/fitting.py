@@ -14,6 +14,7 @@ from taskgraft.models.inference import imprint_added_classes
 from taskgraft.pipeline import measuring
 from taskgraft.pipeline.opening import Opened
 from taskgraft.pipeline.parent_check import build_tensor_cache, predict_parent
+from taskgraft.training.loop import check_batch_size
 from taskgraft.training.trainer import Evaluation, Fitted, Trainer, resolve_config
 from taskgraft.types import Callbacks, Memoize, Memory, TrainingData
 
@@ -58,6 +59,8 @@ def fit(
         images.new.train, images.old, opened.views, config.augment, config.seed, score, trial_cache, tensor_cache,
         opened.unlabeled if composition.has_teacher(opened.plan) else None, opened.teacher,
     )  # fmt: skip
+    method = composition.build(opened.plan)
+    check_batch_size(opened.child, method, sources, config)
     config = resolve_config(out, opened.child, sources, config, cache, opened.list_settings(), command, callbacks)
     if until is None:  # a search's trials train on the images of the models that it selects
         distributed.broadcast(lambda: write_split_lists(out, images.new))
@@ -66,7 +69,7 @@ def fit(
     return Trainer(
         out,
         opened.child,
-        composition.build(opened.plan),
+        method,
         sources,
         config,
         lambda classifier: evaluate(opened, classifier),

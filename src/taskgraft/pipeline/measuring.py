@@ -11,11 +11,12 @@ import numpy as np
 from taskgraft import calibration, metrics
 from taskgraft.bundle import Bundle
 from taskgraft.data.dataset import Dataset, open_images
-from taskgraft.data.task_images import TaskData, match_task
+from taskgraft.data.task_images import TaskData, describe_exclusions, match_task
 from taskgraft.errors import InputError
 from taskgraft.models.classifier import Classifier, inherited_parameters, old_class_counts
 from taskgraft.models.inference import predict
 from taskgraft.quantification.task_card import describe_for_quantification
+from taskgraft.results.files import escape_surrogates
 from taskgraft.results.predictions import Predictions
 from taskgraft.results.record import TaskResult
 from taskgraft.types import Callbacks, Memoize, Task
@@ -45,6 +46,8 @@ def open_labeled(
         data, labeled.name, bundle.preprocessing, seed=0, classes=labeled.classes, cache_folder=cache, as_split="val",
         progress=lambda done, total: callbacks.progress(f"reading {data.name}", done, total),
     )  # fmt: skip
+    for line in describe_exclusions(images):
+        callbacks.info(f"{escape_surrogates(data.name)}: {line}")
     return labeled, images
 
 
@@ -122,6 +125,7 @@ def compute_task_results(sets: Mapping[str, Predictions], newest: str) -> tuple[
         added_to="" if name == newest else newest,
         **{"child": metrics.bootstrap_interval(metrics.correct(sets["new"], newest)), **from_teacher},
         test=metrics.bootstrap_interval(metrics.correct(sets["test"], newest)) if "test" in sets else None,
+        **_measure_balance(sets["new"], newest),
     )
     return (*old, new)
 
@@ -142,11 +146,22 @@ def _compare(parent: Predictions, child: Predictions, task: str) -> dict[str, An
     return {name: metrics.bootstrap_interval(values) for name, values in intervals.items()}
 
 
+def _measure_balance(predictions: Predictions, task: str) -> dict[str, Any]:
+    balance = metrics.class_balance(predictions, task)
+    return {
+        "chance": balance.chance,
+        "majority": balance.majority,
+        "balanced": balance.balanced if balance.uneven else None,
+        "never_predicted": balance.never_predicted,
+    }
+
+
 def _compute_old_result(task: str, classes: tuple[str, ...], sets: Mapping[str, Predictions]) -> TaskResult:
     child, parent = sets.get("old"), sets.get("old-parent")
     accuracies: dict[str, Any] = {}
     if child is not None and task in child.labels:
         accuracies["child"] = metrics.bootstrap_interval(metrics.correct(child, task))
+        accuracies |= _measure_balance(child, task)
         if parent is not None:
             accuracies |= _compare(parent, child, task)
     same = metrics.agreement(sets["new-parent"], sets["new"], task)

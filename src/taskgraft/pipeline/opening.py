@@ -142,8 +142,9 @@ def _open_extension(request: Request, cache: Path | None, callbacks: Callbacks) 
         callbacks.info(f"parent: {line}")
     images = distributed.main_process_first(lambda: load_task_data(
         request.data, request.task, old_tasks, parent.preprocessing, classes=classes, old=request.old,
-        old_val=request.old_val, seed=config.seed, cache=cache, callbacks=callbacks,
+        old_val=request.old_val, seed=config.seed, cache=cache, callbacks=callbacks, find_bits=True,
     ))  # fmt: skip
+    parent = replace(parent, preprocessing=parent.preprocessing._replace(bits=images.new.bits))
     if child is None:
         new_task = images.new.tasks[0]
         for task in old_tasks:
@@ -230,8 +231,9 @@ def _open_training(request: TrainingRequest, cache: Path | None, callbacks: Call
         callbacks.info(describe_preprocessing(preprocessing, origin))
     images = distributed.main_process_first(lambda: load_task_data(
         request.data, request.task, (), preprocessing, old=None, old_val=(), seed=config.seed, cache=cache,
-        callbacks=callbacks,
+        callbacks=callbacks, find_bits=True,
     ))  # fmt: skip
+    preprocessing = preprocessing._replace(bits=images.new.bits)
     task = images.new.tasks[0]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seeding.derive(config.seed, "weights"))

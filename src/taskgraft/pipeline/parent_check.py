@@ -5,12 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from taskgraft import metrics
 from taskgraft.errors import InputError
-from taskgraft.metrics import wilson_interval
+from taskgraft.metrics import chance_accuracy, wilson_interval
 from taskgraft.models.tensor_cache import memoize_in
 from taskgraft.pipeline import measuring
 from taskgraft.pipeline.opening import Opened
@@ -49,7 +46,7 @@ def check_parent(opened: Opened, cache: Path | None, callbacks: Callbacks, *, st
         labels = sets["old"].labels[task]
         count = int((labels >= 0).sum())
         callbacks.info(f"{role}: {task} {accuracy:.1%} on {count} validation images")
-        chance = compute_chance_accuracy(labels, len(sets["old"].classes[task]))
+        chance = chance_accuracy(labels, len(sets["old"].classes[task]))
         if wilson_interval(accuracy, count, ONE_SIDED).low > chance:
             continue
         if accuracy >= chance + NEAR_CHANCE * (1 - chance):
@@ -85,14 +82,3 @@ def build_tensor_cache(opened: Opened, cache: Path | None) -> Memoize | None:
     hardware = precision.describe_hardware(next(parent.classifier.parameters()).device)
     identity = {**versions(), **hardware, **parent.model_args}
     return memoize_in(cache / "tensors", parent.arch, *(f"{name} {value}" for name, value in sorted(identity.items())))
-
-
-def compute_chance_accuracy(labels: NDArray[np.int64], classes: int) -> float:
-    """Return the accuracy of always predicting the most frequent class; 1 / classes where all images are of one class.
-
-    Args:
-        labels: Class of each image [N], -1 = not labeled.
-        classes: Number of classes.
-    """
-    counts = np.unique(labels[labels >= 0], return_counts=True)[1]
-    return float(counts.max() / counts.sum()) if len(counts) > 1 else 1 / classes

@@ -173,6 +173,7 @@ def _write_notes(
         for task in tasks
         if task.test
     ]
+    notes += [f"{task.name}: {balance}" for task in tasks if (balance := report.describe_balance(task))]
     notes += [
         f"the parent is near chance on {task.name}: check the preprocessing and the order of its class names"
         for task in tasks

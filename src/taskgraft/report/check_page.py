@@ -67,6 +67,7 @@ def format_check(result: Mapping[str, Any]) -> list[str]:
     for label, counts in classes.items():
         lines.append(f"  {label:<{width}}  " + "  ".join(f"{split} {counts[split]:>5}" for split in splits))
     lines += [_format_finding(finding, result[finding.key]) for finding in FINDINGS if result[finding.key]]
+    lines += result["notes"]
     lines += [f"{fmt.pluralize(len(files), 'image')}: {remark}" for remark, files in result["remarks"].items()]
     lines += [*_describe_balance(result), *_describe_sizes(result), *_describe_model_match(result["against"])]
     lines += [f"manifest: {result['manifest']} (use it as DATA)"] if result["manifest"] else []

@@ -104,7 +104,8 @@ def render_run(
 def _describe_change(task: TaskResult) -> str:
     if task.new and task.child:
         baseline = "" if task.separate is None else f"; a single-task model reaches {fmt.percent(task.separate)} %"
-        return f"95 % CI {fmt.bounds(task.child)}{baseline}"
+        balance = summary.describe_balance(task)
+        return f"95 % CI {fmt.bounds(task.child)}{balance and f'; {balance}'}{baseline}"
     if task.identical and task.forgetting is not None:
         return "predictions bit-identical to the parent's"
     if task.forgetting is not None:

@@ -74,8 +74,23 @@ def loss_of(task: TaskResult) -> float:
 
 
 def is_at_chance(task: TaskResult) -> bool:
-    """Return whether a task's accuracy is indistinguishable from guessing one of its classes."""
-    return task.child is not None and task.child.low <= 1 / len(task.classes)
+    """Return whether a task's accuracy is indistinguishable from always predicting its most frequent class."""
+    return task.child is not None and task.child.low <= _chance_of(task)
+
+
+def _chance_of(task: TaskResult) -> float:
+    return 1 / max(2, len(task.classes)) if task.chance is None else task.chance
+
+
+def describe_balance(task: TaskResult) -> str:
+    """Describe what accuracy hides of a task: balanced accuracy where classes are uneven, classes never predicted."""
+    texts = []
+    if task.balanced is not None:
+        texts.append(f"balanced accuracy {fmt.percent(task.balanced)}")
+    if task.never_predicted:
+        more = f" and {len(task.never_predicted) - MAX_NAMED} more" if len(task.never_predicted) > MAX_NAMED else ""
+        texts.append(f"never predicted: {', '.join(task.never_predicted[:MAX_NAMED])}{more}")
+    return "; ".join(texts)
 
 
 def describe_flops(record: Record) -> str:
@@ -121,7 +136,9 @@ def _describe_result(record: Record) -> str:
         texts.append(f"{fmt.pluralize(len(measured) - MAX_NAMED, 'other old task')} lost less")
     new = new_task(record)
     if new.new:
-        texts.append(_describe_change(new) if new.parent else f"{new.name} {_percent(new.child)}")
+        text = _describe_change(new) if new.parent else f"{new.name} {_percent(new.child)}"
+        balance = describe_balance(new)
+        texts.append(f"{text} ({balance})" if balance else text)
     if unknown:
         texts.append(f"{_name_some(unknown)} not measured (no old validation images)")
     texts.append("no Score" if record.score is None else f"Score {fmt.percent(record.score)} at step {record.step}")
@@ -145,7 +162,7 @@ def _percent(accuracy: Interval | None) -> str:
 def _describe_judgement(record: Record) -> str:
     old, new = _compared_tasks(record), new_task(record)
     if is_at_chance(new):
-        return f"{new.name} not learned: accuracy is indistinguishable from chance"
+        return f"{new.name} not learned: accuracy is indistinguishable from {_describe_chance(new)}"
     if not old:
         return f"learned: {new.name} {fmt.estimate(new.child)}"
     unknown = [task for task in old if task.forgetting is None]
@@ -169,6 +186,14 @@ def _describe_loss(old: Sequence[TaskResult]) -> str:
         f"no significant forgetting on {worst.name} (95 % CI rules out a loss of more than "
         f"{fmt.percent(loss.high)} points; {images})"
     )
+
+
+def _describe_chance(task: TaskResult) -> str:
+    """What a task that is not learned is no better than: the most frequent class, or any where all are as frequent."""
+    chance = _chance_of(task)
+    if not task.majority or chance <= 1 / max(2, len(task.classes)) + 0.005:
+        return "chance"
+    return f"always predicting {task.majority!r} ({fmt.percent(chance)} %)"
 
 
 def _describe_agreement(tasks: Sequence[TaskResult], flag: str) -> str:

@@ -53,6 +53,10 @@ class TaskResult(BaseModel):
     agreement: Interval | None = None  # same class as the parent on the new task's validation images
     test: Interval | None = None  # on a test split, used once and not for selection
     identical: bool = False  # its logits are the parent's, bit for bit, on every validation image
+    chance: float | None = None  # accuracy of always predicting the most frequent class, on the child's images
+    majority: str = ""  # that class
+    balanced: float | None = None  # the child's mean accuracy over classes, where these are uneven
+    never_predicted: tuple[str, ...] = ()  # classes with images that the child predicts for none
     separate: float | None = None  # accuracy of a model trained for this task alone, where there is one
 
 

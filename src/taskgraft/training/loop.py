@@ -20,7 +20,7 @@ from taskgraft.models.eval_mode import eval_mode
 from taskgraft.models.inference import cached_features, compute_once, imprint_added_classes
 from taskgraft.training import penalties
 from taskgraft.training.checkpoints import TrainState
-from taskgraft.training.micro_batching import BatchForward
+from taskgraft.training.micro_batching import BatchForward, batchnorm_errors
 from taskgraft.types import Batch, Memory, Outputs, Params, Step, Teacher, TrainingData, Update
 
 OnStep = Callable[[TrainState, dict[str, float]], bool]  # (state, terms of the objective if logged) -> stop?
@@ -51,6 +51,22 @@ def start(
 def prepare(classifier: Classifier, method: Method, sources: TrainingData, config: TrainingConfig) -> TrainState:
     """Build a state with an empty memory, into which a checkpoint can be restored. Arguments as of `start`."""
     return _build_state(_adapt(classifier, method, sources), {}, config)
+
+
+def check_batch_size(classifier: Classifier, method: Method, sources: TrainingData, config: TrainingConfig) -> None:
+    """Check that BatchNorm works with the images of one pass, before anything is written. Arguments as of `start`.
+
+    Raises:
+        InputError: A pass has one image, and a BatchNorm layer in training mode needs more.
+    """
+    adds_images = method.mix is not None or sources.unlabeled is not None
+    if config.batch_size // config.micro_batches > 1 or distributed.world_size() > 1 or adds_images:
+        return
+    classifier = _adapt(classifier, method, sources).train()
+    set_frozen_to_eval(classifier, config.norm)
+    batch = data.build_batch(sources, 0, config.batch_size, next(classifier.parameters()).device)
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), batchnorm_errors():
+        classifier(batch.images[:1])
 
 
 def fit(

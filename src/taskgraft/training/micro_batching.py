@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 
 import torch
@@ -89,12 +90,23 @@ class BatchForward:
             distributed.sync_batchnorm(),
         ):
             torch.manual_seed(seeding.derive(config.seed, "forward", self._step, *position))
-            try:
+            with batchnorm_errors():
                 return self._model(images)
-            except ValueError as error:  # a layer of torch, once the image has shrunk to one pixel
-                if "more than 1 value per channel" not in str(error):
-                    raise
-                raise InputError(
-                    "BatchNorm cannot compute statistics from a single image: set --batch-size and --micro-batches so "
-                    "that each pass has at least 2 images, or use --norm frozen"
-                ) from error
+
+
+@contextmanager
+def batchnorm_errors() -> Iterator[None]:
+    """Turn the error of a BatchNorm layer that gets a single value into one of the settings.
+
+    Raises:
+        InputError: A layer in training mode got one image that has shrunk to one pixel.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise InputError(
+            "BatchNorm cannot compute statistics from a single image: set --batch-size and --micro-batches so that "
+            "each pass has at least 2 images, or use --norm frozen"
+        ) from error

@@ -16,7 +16,7 @@ import torch
 from taskgraft import losses
 from taskgraft.config import Precision, Softmax, TrainingConfig
 from taskgraft.data import build_batch
-from taskgraft.models.classifier import Classifier
+from taskgraft.models.classifier import Classifier, set_frozen_to_eval
 from taskgraft.results.files import fingerprint, write_json
 from taskgraft.types import Batch, TrainingData
 
@@ -129,6 +129,8 @@ def _benchmark(
     for name in CANDIDATES:
         if name not in notes:
             model = copy.deepcopy(classifier).train()
+            if config.batch_size == 1:  # BatchNorm may refuse one image, which methods that freeze it allow
+                set_frozen_to_eval(model, norm="frozen")
             if name != "fp32":
                 model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
             candidates[name] = partial(_time_step, model, batch, name, config.softmax)
