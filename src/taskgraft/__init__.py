@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from taskgraft.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from taskgraft.bundle import Bundle, open_parent
+    from taskgraft.bundle import Bundle, Prediction, open_parent
     from taskgraft.commands.calibrate import calibrate
     from taskgraft.commands.check import check
     from taskgraft.commands.compare import Variant, compare
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 # Public names by module, imported when first used, so that `import taskgraft` does not wait for torch.
 _NAMES = {
-    "bundle": ("Bundle", "open_parent"),
+    "bundle": ("Bundle", "Prediction", "open_parent"),
     "commands.calibrate": ("calibrate",),
     "commands.check": ("check",),
     "commands.compare": ("Variant", "compare"),
@@ -72,10 +72,10 @@ _MODULES = {name: module for module, names in _NAMES.items() for name in names}
 
 __all__ = [
     "Bundle", "Callbacks", "CheckpointError", "Classifier", "DataError", "Extension", "Images", "InputError",
-    "MissingDependency", "Request", "SearchConfig", "Task", "TaskgraftError", "TrainingConfig", "TrainingError",
-    "Variant", "WorkerConfig", "calibrate", "check", "compare", "compress", "demo", "distribution", "doctor",
-    "evaluate", "export", "extend", "grow", "learn", "load", "merge", "open_parent", "predict", "predict_files",
-    "predict_to", "serve", "train", "tune", "wrap",
+    "MissingDependency", "Prediction", "Request", "SearchConfig", "Task", "TaskgraftError", "TrainingConfig",
+    "TrainingError", "Variant", "WorkerConfig", "calibrate", "check", "compare", "compress", "demo", "distribution",
+    "doctor", "evaluate", "export", "extend", "grow", "learn", "load", "merge", "open_parent", "predict",
+    "predict_files", "predict_to", "serve", "train", "tune", "wrap",
 ]  # fmt: skip
 
 
