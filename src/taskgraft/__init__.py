@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     from taskgraft.pipeline.learn import learn
     from taskgraft.pipeline.request import Request
     from taskgraft.pipeline.run import Extension, load
+    from taskgraft.regularizers.distillation import LwF
+    from taskgraft.regularizers.importance import fisher_diagonal
+    from taskgraft.regularizers.weights import EWC, L2SP, MAS, SI
     from taskgraft.tuning.search_config import SearchConfig, WorkerConfig
     from taskgraft.types import Callbacks, Images, Task
 
@@ -65,17 +68,61 @@ _NAMES = {
     "pipeline.learn": ("learn",),
     "pipeline.request": ("Request",),
     "pipeline.run": ("Extension", "load"),
+    "regularizers.distillation": ("LwF",),
+    "regularizers.importance": ("fisher_diagonal",),
+    "regularizers.weights": ("EWC", "L2SP", "MAS", "SI"),
     "tuning.search_config": ("SearchConfig", "WorkerConfig"),
     "types": ("Callbacks", "Images", "Task"),
 }
 _MODULES = {name: module for module, names in _NAMES.items() for name in names}
 
 __all__ = [
-    "Bundle", "Callbacks", "CheckpointError", "Classifier", "DataError", "Extension", "Images", "InputError",
-    "MissingDependency", "Prediction", "Request", "SearchConfig", "Task", "TaskgraftError", "TrainingConfig",
-    "TrainingError", "Variant", "WorkerConfig", "calibrate", "check", "compare", "compress", "demo", "distribution",
-    "doctor", "evaluate", "export", "extend", "grow", "learn", "load", "merge", "open_parent", "predict",
-    "predict_files", "predict_to", "serve", "train", "tune", "wrap",
+    "EWC",
+    "L2SP",
+    "MAS",
+    "SI",
+    "Bundle",
+    "Callbacks",
+    "CheckpointError",
+    "Classifier",
+    "DataError",
+    "Extension",
+    "Images",
+    "InputError",
+    "LwF",
+    "MissingDependency",
+    "Prediction",
+    "Request",
+    "SearchConfig",
+    "Task",
+    "TaskgraftError",
+    "TrainingConfig",
+    "TrainingError",
+    "Variant",
+    "WorkerConfig",
+    "calibrate",
+    "check",
+    "compare",
+    "compress",
+    "demo",
+    "distribution",
+    "doctor",
+    "evaluate",
+    "export",
+    "extend",
+    "fisher_diagonal",
+    "grow",
+    "learn",
+    "load",
+    "merge",
+    "open_parent",
+    "predict",
+    "predict_files",
+    "predict_to",
+    "serve",
+    "train",
+    "tune",
+    "wrap",
 ]  # fmt: skip
 
 

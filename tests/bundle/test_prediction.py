@@ -74,7 +74,7 @@ def test_joint_softmax_answers_one_task(bundle: Bundle) -> None:
     classifier = grow(parent(), NEW)
     classifier.softmax = "joint"
     with torch.no_grad():
-        classifier.linears()[1].bias += 100
+        classifier.linears()[1].bias.add_(100)
     result = replace(bundle, classifier=classifier).predict(PIXELS)
     assert result.labels["shape"] == [None] * 6
     assert None not in result.labels["paint"]

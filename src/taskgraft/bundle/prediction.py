@@ -137,10 +137,9 @@ def predict_images(
     return Prediction(names, classes, labels, probabilities)
 
 
-def _list_items(images: ImageLike | Sequence[ImageLike]) -> list[ImageLike]:
-    if isinstance(images, np.ndarray) and images.ndim == 4:
-        images = list(images)
-    items = list(images) if isinstance(images, list | tuple) else [images]
+def _list_items(images: Any) -> list[ImageLike]:
+    several = isinstance(images, list | tuple) or (isinstance(images, np.ndarray) and images.ndim == 4)
+    items: list[Any] = list(images) if several else [images]
     if not items:
         raise InputError("predict: the list of images is empty; give at least one")
     return items
