@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     )
     from taskgraft.models.classifier import Classifier, grow, wrap
     from taskgraft.models.inference import predict
+    from taskgraft.pipeline.estimator import Extender
     from taskgraft.pipeline.learn import learn
     from taskgraft.pipeline.request import Request
     from taskgraft.pipeline.run import Extension, load
@@ -65,6 +66,7 @@ _NAMES = {
     "errors": ("CheckpointError", "DataError", "InputError", "MissingDependency", "TaskgraftError", "TrainingError"),
     "models.classifier": ("Classifier", "grow", "wrap"),
     "models.inference": ("predict",),
+    "pipeline.estimator": ("Extender",),
     "pipeline.learn": ("learn",),
     "pipeline.request": ("Request",),
     "pipeline.run": ("Extension", "load"),
@@ -86,6 +88,7 @@ __all__ = [
     "CheckpointError",
     "Classifier",
     "DataError",
+    "Extender",
     "Extension",
     "Images",
     "InputError",

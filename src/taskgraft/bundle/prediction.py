@@ -17,7 +17,7 @@ from torch import Tensor
 from taskgraft import metrics
 from taskgraft.data import decode
 from taskgraft.data.transforms import Preprocessing
-from taskgraft.errors import DataError, InputError, first_line, require
+from taskgraft.errors import DataError, InputError, require
 from taskgraft.models import inference
 from taskgraft.models.classifier import Classifier
 from taskgraft.results.predictions import Predictions
@@ -117,7 +117,9 @@ def predict_images(
     if batch_size < 1:
         raise InputError(f"batch_size {batch_size} is too small; give 1 or more")
     if isinstance(images, Tensor):
-        batches = [_predict_tensor(classifier, _check_tensor(images, preprocessing.size), batch_size)]
+        batch = _check_tensor(images, preprocessing.size)
+        inference.check_inputs(classifier, batch)
+        batches = [inference.predict(classifier, batch, batch_size)]
     else:
         items = _list_items(images)
         names = [_find_name(item, number) for number, item in enumerate(items)]  # before anything is decoded
@@ -137,11 +139,28 @@ def predict_images(
     return Prediction(names, classes, labels, probabilities)
 
 
+def read_images(images: ImageLike | Sequence[ImageLike], preprocessing: Preprocessing) -> Images:
+    """Decode images at hand, all of them into memory, without labels.
+
+    Args:
+        images: A path, a Pillow image, pixels [H, W, C] or [N, H, W, C] as uint8, or a list of those.
+        preprocessing: Their size and normalization.
+
+    Raises:
+        InputError: Something else was given.
+        DataError: An image cannot be read.
+    """
+    items = _list_items(images)
+    names = [_find_name(item, number) for number, item in enumerate(items)]
+    batches = list(_decode_batches(items, names, preprocessing, inference.BATCH_SIZE))
+    return batches[0]._replace(pixels=torch.cat([batch.pixels for batch in batches]), names=tuple(names))
+
+
 def _list_items(images: Any) -> list[ImageLike]:
     several = isinstance(images, list | tuple) or (isinstance(images, np.ndarray) and images.ndim == 4)
     items: list[Any] = list(images) if several else [images]
     if not items:
-        raise InputError("predict: the list of images is empty; give at least one")
+        raise InputError("the list of images is empty; give at least one")
     return items
 
 
@@ -159,11 +178,11 @@ def _find_name(item: Any, number: int) -> str:
         if item.dtype == np.uint8 and (item.ndim == 2 or (item.ndim == 3 and item.shape[2] in (1, 3, 4))):
             return str(number)
         raise InputError(
-            f"predict: image {number} is an array {list(item.shape)} of {item.dtype}; give [H, W, C] of uint8 with 1, "
+            f"image {number} is an array {list(item.shape)} of {item.dtype}; give [H, W, C] of uint8 with 1, "
             "3 or 4 channels, or a preprocessed float tensor [B, 3, H, W]"
         )
     raise InputError(
-        f"predict: image {number} is of type {type(item).__name__}; give a path, a Pillow image, a uint8 array "
+        f"image {number} is of type {type(item).__name__}; give a path, a Pillow image, a uint8 array "
         "[H, W, C], a list of those, or a preprocessed tensor [B, 3, H, W]"
     )
 
@@ -180,7 +199,7 @@ def _decode_batches(
                 image = files[row].result() if row in files else _decode(items[row], preprocessing)
                 if image.pixels is None:
                     raise DataError(
-                        f"predict: image {names[row]}: {image.reason}; leave it out, or use taskgraft.predict_files, "
+                        f"image {names[row]}: {image.reason}; leave it out, or use taskgraft.predict_files, "
                         "which gives the reason in its place and reads folders and videos too"
                     )
                 pixels.append(image.pixels)
@@ -200,25 +219,13 @@ def _decode(item: ImageLike, preprocessing: Preprocessing) -> decode.Decoded:
     return decode.decode_image(item, preprocessing)
 
 
-def _check_tensor(images: Tensor, size: int) -> Tensor:
+def _check_tensor(images: Tensor, size: int) -> Images:
     if images.dim() != 4 or images.shape[1] != 3 or not images.is_floating_point() or not len(images):
         raise InputError(
-            f"predict: a tensor {list(images.shape)} of {str(images.dtype).removeprefix('torch.')}; give a "
+            f"a tensor {list(images.shape)} of {str(images.dtype).removeprefix('torch.')}; give a "
             f"preprocessed float tensor [B, 3, {size}, {size}], or pixels as a uint8 array [H, W, C]"
         )
     broken = int((~torch.isfinite(images)).flatten(1).any(1).sum())
     if broken:
-        raise InputError(f"predict: {broken} of {len(images)} images have values that are not finite; leave them out")
-    return images
-
-
-def _predict_tensor(classifier: Classifier, images: Tensor, batch_size: int) -> Predictions:
-    try:
-        return inference.predict(classifier, Images(images, {}, tuple(map(str, range(len(images))))), batch_size)
-    except torch.OutOfMemoryError:
-        raise
-    except (AssertionError, RuntimeError) as error:  # a network that takes one size only
-        raise InputError(
-            f"predict: the model cannot take a tensor {list(images.shape)} ({first_line(error)}); give images of the "
-            "size in bundle.preprocessing"
-        ) from error
+        raise InputError(f"{broken} of {len(images)} images have values that are not finite; leave them out")
+    return Images(images, {}, tuple(map(str, range(len(images)))))

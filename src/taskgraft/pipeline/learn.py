@@ -13,7 +13,7 @@ from taskgraft.methods import composition
 from taskgraft.methods.presets import DEFAULT_METHOD
 from taskgraft.methods.protocol import Method
 from taskgraft.models.classifier import Classifier, newest_task
-from taskgraft.models.inference import balance_added_classes
+from taskgraft.models.inference import balance_added_classes, check_inputs
 from taskgraft.results.record import StepMetrics
 from taskgraft.training import loop
 from taskgraft.training.checkpoints import TrainState
@@ -70,11 +70,14 @@ def learn(
         The trained classifier in eval mode, the memory for the next task, and the logged steps.
 
     Raises:
-        InputError: A setting is not allowed, the method lacks what it needs, or the images have another form.
+        InputError: A setting is not allowed, the method lacks what it needs, or the images have another form
+            or do not fit the classifier.
     """
     composed = composition.build(method) if isinstance(method, str) else method
     task = next(task for task in classifier.tasks if task.name == newest_task(classifier))
-    sources = TrainingData(as_images(images, task), old, config.views, config.augment, config.seed, score)
+    examples = as_images(images, task)
+    check_inputs(classifier, examples)
+    sources = TrainingData(examples, old, config.views, config.augment, config.seed, score)
     config = replace(validate(config), precision="fp32" if config.precision == "auto" else config.precision)
     past = dict(memory or {})
     classifier = copy.deepcopy(classifier)
