@@ -241,6 +241,8 @@ def test_lwf_compares_with_the_teacher_as_it_was() -> None:
     torch.testing.assert_close(LwF(teacher, scale="T2")(logits, X), 4 / 3 * expected)
     assert repr(keep) == "LwF(Sequential, strength=3, temperature=2, scale='none')"
     several = TwoHeads().eval()
+    one = {"old": several(X)["old"]}
+    assert float(LwF(several, tasks=["old"])(one, X).detach()) < 1e-6
     assert float(LwF(several)({**several(X), "third": logits}, X).detach()) < 1e-6
 
 
@@ -284,6 +286,7 @@ class Mixing(nn.Module):
         ),
         (lambda: EWC(network(), importance={"4.bias": -torch.ones(3)}), "is negative or not finite; give what fisher"),
         (lambda: SI(network(), damping=0.0), "damping 0.0 is out of range; give a number above 0"),
+        (lambda: LwF(TwoHeads(), tasks=["third"])(X, X), "the teacher has no output 'third'; it has old, new"),
         (lambda: LwF(network(), temperature=0.0), "give a temperature above 0"),
         (lambda: LwF(network(), scale="T"), "scale 'T' does not exist; give 'none' or 'T2'"),  # type: ignore[arg-type]
         (

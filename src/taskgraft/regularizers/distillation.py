@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -27,13 +27,20 @@ class LwF:
         strength: Factor of the loss.
         temperature: T, above 0.
         scale: "none" or "T2".
+        tasks: The teacher's outputs to keep, where it has several; None = all.
 
     Raises:
         InputError: A setting is out of range.
     """
 
     def __init__(
-        self, teacher: nn.Module, *, strength: float = 1.0, temperature: float = 2.0, scale: losses.Scale = "none"
+        self,
+        teacher: nn.Module,
+        *,
+        strength: float = 1.0,
+        temperature: float = 2.0,
+        scale: losses.Scale = "none",
+        tasks: Collection[str] | None = None,
     ) -> None:
         if not temperature > 0 or not strength >= 0:
             raise InputError(
@@ -44,6 +51,7 @@ class LwF:
         self.teacher = copy.deepcopy(teacher).requires_grad_(False)
         self.strength, self.temperature = strength, temperature
         self.scale: losses.Scale = scale
+        self.tasks = None if tasks is None else tuple(tasks)
 
     def __call__(self, logits: Tensor | Mapping[str, Tensor], images: Tensor) -> Tensor:
         """Compute the loss of a batch; a scalar, differentiable by `logits`.
@@ -60,7 +68,11 @@ class LwF:
         if device != images.device:
             self.teacher.to(images.device)
         with eval_mode(self.teacher), torch.no_grad():
-            targets = name_outputs(self.teacher(images))
+            answers = name_outputs(self.teacher(images))
+        missing = [task for task in self.tasks or () if task not in answers]
+        if missing:
+            raise InputError(f"the teacher has no output {missing[0]!r}; it has {', '.join(answers)}")
+        targets = answers if self.tasks is None else {task: answers[task] for task in self.tasks}
         student = name_outputs(logits)
         terms = []
         for name, target in targets.items():
