@@ -263,8 +263,8 @@ class Mixing(nn.Module):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: EWC(network()), "give either a loader to measure on, or importance="),
-        (lambda: EWC(network(), X, importance={}), "give either a loader to measure on, or importance="),
+        (lambda: EWC(network()), "there is neither a loader nor an importance; give a loader to measure on, or"),
+        (lambda: EWC(network(), X, importance={}), "there is both a loader and an importance; give a loader"),
         (lambda: EWC(network(), X, strength=-1.0), "strength -1.0 is out of range; give a number that is not negative"),
         (lambda: EWC(network(), []), "the loader has no batches; give one with images"),
         (lambda: EWC(network(), [X.numpy()]), r"batches of a ndarray; give \(inputs, labels\) with float inputs"),

@@ -60,25 +60,27 @@ def as_pixels(values: Any) -> Tensor:
     """
     if isinstance(values, np.ndarray):
         if values.dtype.kind not in "fu" or not (values.dtype == np.uint8 or values.dtype.kind == "f"):
-            raise InputError(_wrong_inputs(values))
+            raise _wrong_inputs(values)
         values = torch.from_numpy(np.ascontiguousarray(values))
     if not isinstance(values, Tensor) or not values.dim():
         raise InputError(f"inputs are a {type(values).__name__}; give an array or tensor with one input in each row")
     if values.dtype == torch.uint8:
         if values.dim() != 4 or values.shape[3] not in (1, 3):
-            raise InputError(_wrong_inputs(values))
+            raise _wrong_inputs(values)
         return values
     if not values.is_floating_point() or values.dim() < 2:
-        raise InputError(_wrong_inputs(values))
+        raise _wrong_inputs(values)
     broken = int((~torch.isfinite(values)).flatten(1).any(1).sum())
     if broken:
         raise InputError(f"{broken} of {len(values)} inputs have values that are not finite; leave them out")
     return values.float()
 
 
-def _wrong_inputs(values: Tensor | NDArray[Any]) -> str:
+def _wrong_inputs(values: Tensor | NDArray[Any]) -> InputError:
     kind = str(values.dtype).removeprefix("torch.")
-    return f"inputs are {list(values.shape)} of {kind}; give uint8 pixels [N, H, W, 3] or float inputs [N, ...]"
+    return InputError(
+        f"inputs are {list(values.shape)} of {kind}; give uint8 pixels [N, H, W, 3] or float inputs [N, ...]"
+    )
 
 
 def _iterate(dataset: Dataset[Any]) -> Iterable[Any]:

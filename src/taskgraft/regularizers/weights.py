@@ -332,5 +332,6 @@ def _check_given(
     loader: Loader | None, parameters: Collection[str] | None, importance: Mapping[str, Tensor] | None
 ) -> Params:
     if importance is None or loader is not None:
-        raise InputError("give either a loader to measure on, or importance= that was measured before")
+        what = "both a loader and" if loader is not None else "neither a loader nor"
+        raise InputError(f"there is {what} an importance; give a loader to measure on, or importance= measured before")
     return {name: value for name, value in importance.items() if parameters is None or name in parameters}
