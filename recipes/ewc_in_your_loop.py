@@ -1,6 +1,6 @@
 """EWC in a training loop of your own.
 
-A network of plain torch learns scikit-learn's digits, then the same digits with their pixels permuted. One line
+A network of plain torch learns scikit-learn's digits 0 to 4, then the same digits with their pixels permuted. One line
 measures what the old digits need, exactly, and one term in the loss holds it. Needs scikit-learn.
 
     python recipes/ewc_in_your_loop.py
@@ -31,9 +31,9 @@ def train(model: nn.Module, x: Tensor, y: Tensor, penalty: Callable[[], Tensor],
 def main(strength: float = 300.0, steps: int = 100) -> dict[str, float]:
     """Accuracy on the old and on the permuted digits, after learning the one and then the other."""
     torch.manual_seed(0)
-    x, y = (torch.from_numpy(values) for values in load_digits(return_X_y=True))
+    x, y = (torch.from_numpy(values) for values in load_digits(n_class=5, return_X_y=True))
     x, permuted = x.float() / 16, x[:, torch.randperm(64)].float() / 16
-    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 5))
     train(model, x, y, lambda: torch.zeros(()), steps)
     train(model, permuted, y, taskgraft.EWC(model, (x, y), strength=strength), steps)
     return {name: float((model(data).argmax(1) == y).float().mean()) for name, data in (("old", x), ("new", permuted))}

@@ -268,6 +268,7 @@ class Mixing(nn.Module):
         (lambda: EWC(network(), X, strength=-1.0), "strength -1.0 is out of range; give a number that is not negative"),
         (lambda: EWC(network(), []), "the loader has no batches; give one with images"),
         (lambda: EWC(network(), [X.numpy()]), r"batches of a ndarray; give \(inputs, labels\) with float inputs"),
+        (lambda: EWC(network(), X / 0), "the loader gives inputs that are not finite; leave them out"),
         (lambda: EWC(network(), [X, Y]), r"batches of a tensor of torch.int64; give \(inputs, labels\)"),
         (lambda: EWC(network(), [X[:4], X[:4, :, :5]]), r"several shapes \(\(3, 6, 6\), \(3, 5, 6\)\); resize them"),
         (lambda: EWC(network(), X, labels="empirical"), "a class index for each image and the output.*; give them, or"),

@@ -5,6 +5,10 @@ Omega_j = max(0, sum over steps of -gradient_j * movement_j / ((total movement_j
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from torch import Tensor
+
 from taskgraft import pytree
 from taskgraft.types import Params, Update
 
@@ -18,7 +22,7 @@ def add_to_path(path: Params, update: Update) -> None:
                 block.addcmul_(gradient_block, (old - new).div_(update.scale))
 
 
-def path_importance(path: Params, start: Params, now: Params, damping: float) -> Params:
+def path_importance(path: Params, start: Params, now: Mapping[str, Tensor], damping: float) -> Params:
     """Return the importance of each parameter from its path and its movement from `start` to `now`.
 
     Args:

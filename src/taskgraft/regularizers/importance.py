@@ -194,6 +194,8 @@ def _split_batch(batch: Any) -> Block:
     if not isinstance(inputs, Tensor) or not inputs.is_floating_point() or not inputs.dim():
         kind = f"a tensor of {inputs.dtype}" if isinstance(inputs, Tensor) else f"a {type(inputs).__name__}"
         raise InputError(f"the loader gives batches of {kind}; give (inputs, labels) with float inputs [B, ...]")
+    if not bool(torch.isfinite(inputs).all()):
+        raise InputError("the loader gives inputs that are not finite; leave them out")
     return Block(inputs, labels)
 
 
