@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import taskgraft
 from taskgraft import EWC, L2SP, MAS, SI, InputError, LwF, fisher_diagonal
@@ -251,6 +252,16 @@ class Nested(nn.Module):
         return x, x
 
 
+class Pictures(Dataset[Any]):
+    """As a torchvision dataset without a transform."""
+
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, row: int) -> tuple[Image.Image, int]:
+        return Image.new("RGB", (6, 6)), row
+
+
 class Mixing(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -268,6 +279,10 @@ class Mixing(nn.Module):
         (lambda: EWC(network(), X, strength=-1.0), "strength -1.0 is out of range; give a number that is not negative"),
         (lambda: EWC(network(), []), "the loader has no batches; give one with images"),
         (lambda: EWC(network(), [X.numpy()]), r"batches of a ndarray; give \(inputs, labels\) with float inputs"),
+        (
+            lambda: EWC(network(), Pictures()),
+            "the Dataset gives no batches: default_collate: .*; add a transform to fl",
+        ),
         (lambda: EWC(network(), X / 0), "the loader gives inputs that are not finite; leave them out"),
         (lambda: EWC(network(), [X, Y]), r"batches of a tensor of torch.int64; give \(inputs, labels\)"),
         (lambda: EWC(network(), [X[:4], X[:4, :, :5]]), r"several shapes \(\(3, 6, 6\), \(3, 5, 6\)\); resize them"),

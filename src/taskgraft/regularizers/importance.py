@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from taskgraft import distributed
 from taskgraft.curvature import fisher
 from taskgraft.curvature.labels import Labels
-from taskgraft.errors import InputError
+from taskgraft.errors import InputError, first_line
 from taskgraft.models.eval_mode import eval_mode
 from taskgraft.regularizers.outputs import OUTPUT, NamedOutputs
 from taskgraft.types import Params
@@ -169,7 +169,7 @@ def _check_tasks(network: NamedOutputs, inputs: Tensor, tasks: Collection[str] |
 def _read_blocks(loader: Loader, limit: int | None, device: torch.device) -> Iterator[Block]:
     """Yield the batches of a loader, small ones joined, up to `limit` images."""
     if isinstance(loader, Dataset):
-        loader = DataLoader(loader, batch_size=BLOCK)
+        loader = _batch(loader)
     pending: list[Block] = []
     left = limit
     for batch in [loader] if isinstance(loader, tuple | Tensor) else loader:
@@ -185,6 +185,15 @@ def _read_blocks(loader: Loader, limit: int | None, device: torch.device) -> Ite
             break
     if pending:
         yield _join(pending)
+
+
+def _batch(dataset: Dataset[Any]) -> Iterator[Any]:
+    try:
+        yield from DataLoader(dataset, batch_size=BLOCK)
+    except (TypeError, RuntimeError) as error:  # Pillow images, or tensors of several sizes
+        raise InputError(
+            f"the Dataset gives no batches: {first_line(error)}; add a transform to float tensors of one size"
+        ) from error
 
 
 def _split_batch(batch: Any) -> Block:
