@@ -23,6 +23,7 @@ SECTIONS = {
     "exports": "Exporting",
     "serving": "Serving",
     "cli": "The command line",
+    "regularizers": "Penalties in your own training loop",
 }
 OTHERS = "Running a command"
 EXIT_CODES = {

@@ -60,9 +60,9 @@ def _trained() -> tuple[taskgraft.Classifier, dict[str, taskgraft.Classifier]]:
     first = taskgraft.wrap(net, "6", [OLD])
     points = _points(1500, 2)
     names = tuple(map(str, range(1500)))
-    parent, _ = taskgraft.learn(
+    parent = taskgraft.learn(
         first, taskgraft.Images(points, {"A": _above(points)}, names), method="finetune", config=RUN
-    )
+    ).classifier
     points = _points(1500, 3)
     images = taskgraft.Images(points, {"B": _inside(points)}, names)
     grown = taskgraft.grow(parent, NEW, seed=0)

@@ -6,7 +6,10 @@ import ast
 from pathlib import Path
 
 RECIPES = Path(__file__).parents[1] / "recipes"
-ORDER = ("timm_model", "hugging_face", "no_pictures", "chain", "cluster_search")
+ORDER = (
+    "timm_model", "hugging_face", "no_pictures", "chain", "cluster_search", "ewc_in_your_loop", "lwf_in_your_loop",
+    "fisher", "heads_on_a_module", "grid_search",
+)  # fmt: skip
 
 
 def page() -> str:

@@ -92,7 +92,7 @@ def train(digits: Digits, strength: float, lr: float, tasks: int, seed: int) -> 
             seed=1000 * seed + task,
         )
         images = Images(digits.x_train[:, order], {DIGIT.name: digits.y_train}, ("",) * len(digits.x_train))
-        classifier, memory = learn(classifier, images, method=method, config=config, memory=memory)
+        classifier, memory, _ = learn(classifier, images, method=method, config=config, memory=memory)
     return [accuracy(classifier, DIGIT.name, digits.x_test[:, order], digits.y_test) for order in orders]
 
 
@@ -123,7 +123,7 @@ def train_gpm(digits: Digits, seed: int) -> list[float]:
             seed=1000 * seed + task,
         )
         images = Images(x_train[:, order], {DIGIT.name: digits.y_train[6000:]}, ("",) * len(x_train))
-        classifier, memory = learn(
+        classifier, memory, _ = learn(
             classifier, images, method="gpm(threshold=0.99, first=0.95)", config=config, memory=memory
         )
     return [accuracy(classifier, DIGIT.name, x_test[:, order], digits.y_test) for order in orders]

@@ -127,7 +127,7 @@ def train(digits: Digits, variant: str, strength: float, seed: int) -> list[floa
         classifier = grow(classifier, task, seed) if classifier else wrap(mlp(2, seed), "4", [task])
         pixels, labels = part(digits.x_train, digits.y_train, classes)
         images = Images(pixels, {task.name: labels}, ("",) * len(pixels))
-        classifier, memory = learn(classifier, images, method=method, config=config, memory=memory)
+        classifier, memory, _ = learn(classifier, images, method=method, config=config, memory=memory)
     assert classifier is not None
     tests = [part(digits.x_test, digits.y_test, classes) for classes in order]
     return [accuracy(classifier, f"task{number}", *test) for number, test in enumerate(tests)]

@@ -82,7 +82,7 @@ def train(digits: Digits, variant: str, strength: float, seed: int) -> list[floa
         task = Task(f"task{number}", tuple(str(int(label)) for label in classes))
         classifier = grow(classifier, task, seed) if classifier else wrap(mlp(2, seed), "4", [task])
         images = Images(pixels, {task.name: labels}, ("",) * len(pixels))
-        classifier, memory = learn(
+        classifier, memory, _ = learn(
             classifier, images, method=METHODS[variant].format(repr(strength)), config=config, memory=memory
         )
     assert classifier is not None

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from taskgraft.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from taskgraft.bundle import Bundle, open_parent
+    from taskgraft.bundle import Bundle, Prediction, open_parent
     from taskgraft.commands.calibrate import calibrate
     from taskgraft.commands.check import check
     from taskgraft.commands.compare import Variant, compare
@@ -34,15 +34,19 @@ if TYPE_CHECKING:
     )
     from taskgraft.models.classifier import Classifier, grow, wrap
     from taskgraft.models.inference import predict
+    from taskgraft.pipeline.estimator import Extender
     from taskgraft.pipeline.learn import learn
     from taskgraft.pipeline.request import Request
     from taskgraft.pipeline.run import Extension, load
+    from taskgraft.regularizers.distillation import LwF
+    from taskgraft.regularizers.importance import fisher_diagonal
+    from taskgraft.regularizers.weights import EWC, L2SP, MAS, SI
     from taskgraft.tuning.search_config import SearchConfig, WorkerConfig
     from taskgraft.types import Callbacks, Images, Task
 
 # Public names by module, imported when first used, so that `import taskgraft` does not wait for torch.
 _NAMES = {
-    "bundle": ("Bundle", "open_parent"),
+    "bundle": ("Bundle", "Prediction", "open_parent"),
     "commands.calibrate": ("calibrate",),
     "commands.check": ("check",),
     "commands.compare": ("Variant", "compare"),
@@ -62,20 +66,66 @@ _NAMES = {
     "errors": ("CheckpointError", "DataError", "InputError", "MissingDependency", "TaskgraftError", "TrainingError"),
     "models.classifier": ("Classifier", "grow", "wrap"),
     "models.inference": ("predict",),
+    "pipeline.estimator": ("Extender",),
     "pipeline.learn": ("learn",),
     "pipeline.request": ("Request",),
     "pipeline.run": ("Extension", "load"),
+    "regularizers.distillation": ("LwF",),
+    "regularizers.importance": ("fisher_diagonal",),
+    "regularizers.weights": ("EWC", "L2SP", "MAS", "SI"),
     "tuning.search_config": ("SearchConfig", "WorkerConfig"),
     "types": ("Callbacks", "Images", "Task"),
 }
 _MODULES = {name: module for module, names in _NAMES.items() for name in names}
 
 __all__ = [
-    "Bundle", "Callbacks", "CheckpointError", "Classifier", "DataError", "Extension", "Images", "InputError",
-    "MissingDependency", "Request", "SearchConfig", "Task", "TaskgraftError", "TrainingConfig", "TrainingError",
-    "Variant", "WorkerConfig", "calibrate", "check", "compare", "compress", "demo", "distribution", "doctor",
-    "evaluate", "export", "extend", "grow", "learn", "load", "merge", "open_parent", "predict", "predict_files",
-    "predict_to", "serve", "train", "tune", "wrap",
+    "EWC",
+    "L2SP",
+    "MAS",
+    "SI",
+    "Bundle",
+    "Callbacks",
+    "CheckpointError",
+    "Classifier",
+    "DataError",
+    "Extender",
+    "Extension",
+    "Images",
+    "InputError",
+    "LwF",
+    "MissingDependency",
+    "Prediction",
+    "Request",
+    "SearchConfig",
+    "Task",
+    "TaskgraftError",
+    "TrainingConfig",
+    "TrainingError",
+    "Variant",
+    "WorkerConfig",
+    "calibrate",
+    "check",
+    "compare",
+    "compress",
+    "demo",
+    "distribution",
+    "doctor",
+    "evaluate",
+    "export",
+    "extend",
+    "fisher_diagonal",
+    "grow",
+    "learn",
+    "load",
+    "merge",
+    "open_parent",
+    "predict",
+    "predict_files",
+    "predict_to",
+    "serve",
+    "train",
+    "tune",
+    "wrap",
 ]  # fmt: skip
 
 

@@ -44,7 +44,7 @@ def lived(chain: tuple[str, ...], folder: Path | None) -> list[Classifier]:
     model, memory, result = parent(), {}, []
     for number, text in enumerate(chain):
         task = Task(f"task {number}", ("red", "green", "blue", "grey"))
-        model, memory = learn(
+        model, memory, _ = learn(
             grow(model, task, number), make_images(20, task, number), method=text, config=RUN, memory=memory,
         )  # fmt: skip
         if folder:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -39,3 +40,11 @@ def test_task_name_must_be_a_file_name(name: str) -> None:
 def test_settings_out_of_range(change: dict) -> None:
     with pytest.raises(TaskgraftError, match=next(iter(change))):
         validate(replace(TrainingConfig(), **change))
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_what_is_in_memory_is_no_path(place: int) -> None:
+    given: list[Any] = ["parent", "images"]
+    given[place] = [1, 2]
+    with pytest.raises(TaskgraftError, match=rf"{('parent', 'data')[place]} is a list; give a path .* taskgraft.learn"):
+        Request(given[0], given[1], "paint")

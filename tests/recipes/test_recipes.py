@@ -13,7 +13,9 @@ from types import ModuleType
 import pytest
 import timm
 import torch
+import torchvision
 from torch import nn
+from torch.utils.data import DataLoader
 
 from taskgraft import SearchConfig, TrainingConfig, WorkerConfig, open_parent
 from toys import NEW, OLD, write_folder
@@ -44,7 +46,7 @@ def shape(old_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_programs_are_short_and_complete() -> None:
     programs = sorted(RECIPES.glob("*.py"))
-    assert len(programs) == 5
+    assert len(programs) == 10
     for path in programs:
         text = path.read_text(encoding="utf-8")
         assert len(text.splitlines()) <= 80, path
@@ -147,3 +149,36 @@ def test_cluster_search(
     )  # fmt: skip
     assert "score" in bundles
     assert [task.name for task in open_parent(str(bundles["score"])).classifier.tasks] == ["shape", "paint"]
+
+
+@pytest.mark.parametrize("name", ["ewc", "lwf"])
+def test_penalties_in_a_loop_of_ones_own(name: str) -> None:
+    pytest.importorskip("sklearn")
+    program = {"ewc": recipe("ewc_in_your_loop"), "lwf": recipe("lwf_in_your_loop")}[name]
+    (plain, _), (kept, new) = program.main(strength=0.0).values(), program.main().values()
+    assert kept > plain + 0.1
+    assert min(kept, new) > 0.8
+
+
+def test_fisher_of_a_torchvision_model(tmp_path: Path) -> None:
+    images = torchvision.datasets.FakeData(5, (3, 40, 40), transform=torchvision.transforms.ToTensor())
+    model = torchvision.models.resnet18(num_classes=4)
+    means = recipe("fisher").main(model, DataLoader(images, batch_size=2), str(tmp_path / "fisher.pt"))
+    assert means.keys() == dict(model.named_parameters()).keys()
+    assert list(means.values()) == sorted(means.values(), reverse=True)
+    assert torch.load(tmp_path / "fisher.pt").keys() == means.keys()
+
+
+def test_heads_on_a_module(capsys: pytest.CaptureFixture[str]) -> None:
+    images = torchvision.datasets.FakeData(12, (3, 16, 16), 4, torchvision.transforms.ToTensor())
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    child = recipe("heads_on_a_module").main(net, "4", OLD, NEW, images, RUN)
+    assert child.tasks == (OLD, NEW)
+    assert "'distill'" in capsys.readouterr().out
+
+
+def test_grid_search() -> None:
+    pytest.importorskip("sklearn")
+    found = recipe("grid_search").main(steps=20)
+    assert found["tasks"] == ["low", "high"]
+    assert found["accuracy"] > 0.8

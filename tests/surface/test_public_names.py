@@ -21,3 +21,13 @@ def test_what_a_notebook_shows_fits_a_line(plain: Path) -> None:
     assert repr(run).startswith("Extension(shape ")
     assert repr(run).endswith(f"%; {plain})")
     assert len(repr(run)) < 200
+
+
+def test_finished_run_predicts_and_is_a_path(plain: Path, old_folder: Path) -> None:
+    run = taskgraft.load(plain)
+    image = next(old_folder.rglob("*.png"))
+    assert [task.name for task in run.tasks] == list(run.predict(image).labels) == ["shape", "paint"]
+    assert taskgraft.open_parent(run).source == str(plain)
+    shown = run._repr_html_()
+    assert shown.count("<tr>") == 3
+    assert "report.html" in shown

@@ -1,6 +1,7 @@
-"""The folder that a model is stored in: open any checkpoint, write and read bundles."""
+"""The folder that a model is stored in: open any checkpoint, write and read bundles, predict images at hand."""
 
 from taskgraft.bundle.format import Bundle, read_bundle, write_bundle
 from taskgraft.bundle.loaders import open_parent
+from taskgraft.bundle.prediction import ImageLike, Prediction
 
-__all__ = ["Bundle", "open_parent", "read_bundle", "write_bundle"]
+__all__ = ["Bundle", "ImageLike", "Prediction", "open_parent", "read_bundle", "write_bundle"]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -25,11 +26,13 @@ from taskgraft.bundle.architecture import (
     describe_extra,
     describe_heads,
 )
+from taskgraft.bundle.prediction import ImageLike, Prediction, predict_images
 from taskgraft.bundle.weights import load_safetensors, load_weights, require_finite
 from taskgraft.config import Softmax
 from taskgraft.data import transforms
 from taskgraft.data.transforms import Preprocessing
 from taskgraft.errors import CheckpointError, first_line
+from taskgraft.models import inference
 from taskgraft.models.classifier import Classifier, merge_heads, wrap
 from taskgraft.results.files import atomic, digest, write_json
 from taskgraft.types import Memory, Task
@@ -77,6 +80,33 @@ class Bundle:
         """Name what it is and what it answers; the network would fill pages."""
         tasks = ", ".join(f"{task.name} ({len(task.classes)})" for task in self.classifier.tasks)
         return f"Bundle({self.arch}, tasks: {tasks}; from {self.source})"
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """The tasks that it answers, oldest first."""
+        return self.classifier.tasks
+
+    def predict(
+        self,
+        images: ImageLike | torch.Tensor | Sequence[ImageLike],
+        *,
+        raw: bool = False,
+        batch_size: int = inference.BATCH_SIZE,
+    ) -> Prediction:
+        """Predict every task for images at hand, on the device that the classifier is on; modes are restored.
+
+        Args:
+            images: A path, a Pillow image, pixels [H, W, C] or [N, H, W, C] as uint8, a list of those, or a float
+                tensor [B, 3, H, W], which is used as it is. All but a tensor are decoded as in training.
+            raw: Do not calibrate the probabilities by the temperatures of the task cards.
+            batch_size: Images that are held in memory and run at once.
+
+        Raises:
+            InputError: Something else was given.
+            DataError: An image cannot be read; `predict_files` goes on, and reads folders and videos too.
+        """
+        temperatures = {task.name: 1.0 if raw else self.temperature(task) for task in self.tasks}
+        return predict_images(self.classifier, self.preprocessing, temperatures, images, batch_size)
 
     def temperature(self, task: Task) -> float:
         """Return the temperature on a task's card; 1 without one, or if the card is for other classes."""

@@ -1,6 +1,7 @@
-"""How much each parameter matters: the diagonal Fisher information and the sensitivity of the outputs.
+"""How much each parameter matters: Fisher information, sensitivity of the outputs, part in lowering the loss.
 
-`fisher` measures both from per-sample gradients. It asks `probe` which parameters have a rule, records a forward pass
-with `tape`, and adds up per-sample gradients by `layer_rules` and `per_sample_sums`; `fallback` handles the other
-parameters with torch.func, and `labels` says over which labels the expectation is taken.
+`fisher` measures the first two from per-sample gradients. It asks `probe` which parameters have a rule, records a
+forward pass with `tape`, and adds up per-sample gradients by `layer_rules` and `per_sample_sums`; `fallback` handles
+the other parameters with torch.func, and `labels` says over which labels the expectation is taken. `path_integral` adds
+up what training itself shows.
 """

@@ -49,6 +49,7 @@ def fisher_diagonal(
     targets: Mapping[str, Tensor] | None = None,
     draws: int = 1,
     seed: int = 0,
+    first: int = 0,
     chunk: int | None = None,
 ) -> Params:
     """Measure F_jj = mean_i E_c[(∂ log p_c(x_i)/∂θ_j)²] with the model in eval mode, summed over `tasks`.
@@ -64,6 +65,7 @@ def fisher_diagonal(
         targets: Task -> int64 [count], -1 where unlabeled; the mean is over the task's labeled images.
         draws: Labels drawn per image and task, each a hash of (seed, task, image, draw).
         seed: Random seed of the draws.
+        first: Number of the first image, for its draws, where a larger set is measured in parts.
         chunk: Images per forward pass; None chooses by the size of the activations. Affects rounding only.
 
     Returns:
@@ -76,6 +78,7 @@ def fisher_diagonal(
     _check_labels(count, tasks, labels, softmax, targets, draws)
 
     def cotangents(outputs: Outputs, start: int) -> list[Cotangent]:
+        start += first if labels == "sampled" else 0  # targets are those of this part
         z = {task: outputs[task].detach().cpu().double() for task in tasks}
         if softmax == "per-task":
             p = {task: logits.softmax(1) for task, logits in z.items()}

@@ -122,24 +122,14 @@ def decode_bytes(content: bytes, preprocessing: Preprocessing | None, max_pixels
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             width, height = image.size
-            reason = _check_size(width, height, max_pixels)
-            scaled_width, scaled_height = 0, 0
-            if preprocessing and not reason:
-                scaled_width, scaled_height = compute_scaled_size(width, height, preprocessing)
-                if scaled_width * scaled_height > MAX_PIXELS:
-                    target = f"{scaled_width}x{scaled_height}"
-                    reason = f"{width}x{height} would be resized to {target}: more than {MAX_PIXELS} pixels"
+            reason = _check_size(width, height, preprocessing, max_pixels)
             if reason:
                 return Decoded(None, reason, width, height)
             if preprocessing and image.format == "JPEG":
+                scaled_width, scaled_height = compute_scaled_size(width, height, preprocessing)
                 image.draft(None, (OVERSAMPLING * scaled_width, OVERSAMPLING * scaled_height))
             image.load()
-            peak, white = find_peak(image), (preprocessing or Preprocessing()).white()
-            if peak > white and preprocessing and preprocessing.bits:
-                return Decoded(None, f"its value {peak} {BEYOND} {preprocessing.bits} bits", width, height, peak)
-            rgb = convert_to_rgb(image, white)
-            pixels = None if preprocessing is None else np.asarray(resize(rgb, preprocessing))
-            return Decoded(pixels, None, width, height, peak)
+            return _convert(image, preprocessing, (width, height))
     except Image.DecompressionBombError:
         return Decoded(None, f"more than {max_pixels} pixels")
     except UnidentifiedImageError:
@@ -148,6 +138,32 @@ def decode_bytes(content: bytes, preprocessing: Preprocessing | None, max_pixels
         return Decoded(None, "not an image in a known format (" + ", ".join(FORMATS) + ")")
     except Exception as error:  # Pillow's decoders raise anything on damaged files; each is a reason, none a crash
         return Decoded(None, f"damaged: {type(error).__name__}: {str(error)[:120]}")
+
+
+def decode_image(image: Image.Image, preprocessing: Preprocessing) -> Decoded:
+    """Check, convert and resize an image that Pillow has opened, by the same rules; the image is not changed.
+
+    Args:
+        image: its current frame is used. A JPEG is decoded at full scale.
+        preprocessing: size and crop.
+    """
+    width, height = image.size
+    reason = _check_size(width, height, preprocessing, MAX_PIXELS)
+    if reason:
+        return Decoded(None, reason, width, height)
+    try:
+        return _convert(image, preprocessing, (width, height))
+    except Exception as error:  # it may be read from its file only now, and that file be damaged
+        return Decoded(None, f"damaged: {type(error).__name__}: {str(error)[:120]}", width, height)
+
+
+def _convert(image: Image.Image, preprocessing: Preprocessing | None, size: tuple[int, int]) -> Decoded:
+    """Convert and resize an image; `size` is that of the original."""
+    peak, white = find_peak(image), (preprocessing or Preprocessing()).white()
+    if peak > white and preprocessing and preprocessing.bits:
+        return Decoded(None, f"its value {peak} {BEYOND} {preprocessing.bits} bits", *size, peak)
+    rgb = convert_to_rgb(image, white)
+    return Decoded(None if preprocessing is None else np.asarray(resize(rgb, preprocessing)), None, *size, peak)
 
 
 def read_peak(content: bytes) -> int:
@@ -183,13 +199,17 @@ def convert_to_rgb(image: Image.Image, white: int = 65535) -> Image.Image:
     return image.convert("RGB")
 
 
-def _check_size(width: int, height: int, max_pixels: int) -> str | None:
+def _check_size(width: int, height: int, preprocessing: Preprocessing | None, max_pixels: int) -> str | None:
     if width * height > max_pixels:
         return f"{width}x{height} is more than {max_pixels} pixels"
     if min(width, height) < MIN_SIDE:
         return f"{width}x{height} is smaller than {MIN_SIDE} pixels"
     if max(width, height) / min(width, height) > MAX_ASPECT:
         return f"{width}x{height} is longer than {MAX_ASPECT:g} times its width"
+    scaled_width, scaled_height = compute_scaled_size(width, height, preprocessing) if preprocessing else (0, 0)
+    if scaled_width * scaled_height > MAX_PIXELS:
+        target = f"{scaled_width}x{scaled_height}"
+        return f"{width}x{height} would be resized to {target}: more than {MAX_PIXELS} pixels"
     return None
 
 

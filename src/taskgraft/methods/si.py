@@ -7,8 +7,8 @@ from typing import Annotated
 
 import torch
 
-from taskgraft import pytree
 from taskgraft.config import Implicit, Range
+from taskgraft.curvature import path_integral
 from taskgraft.errors import InputError
 from taskgraft.methods import anchored
 from taskgraft.methods.protocol import Method, Settings, Traits
@@ -57,19 +57,13 @@ class Si(Settings):
             return {"si": Quadratic(*anchored.anchor_and_importance(memory), self.strength, self.implicit)}
 
         def observe(memory: Memory, update: Update) -> Memory:
-            for name, gradient in update.gradient.items():
-                if name in memory["path"]:
-                    after, before = update.after[name], update.before[name]
-                    for block, gradient_block, new, old in pytree.blocks(memory["path"][name], gradient, after, before):
-                        block.addcmul_(gradient_block, (old - new).div_(update.scale))
+            path_integral.add_to_path(memory["path"], update)
             return memory
 
         def finish(classifier: Classifier, memory: Memory, sources: TrainingData) -> tuple[Classifier, Memory]:
-            importance = {}
             now = dict(classifier.named_parameters())
-            for name, path in memory["path"].items():
-                moved = now[name].detach() - memory["start"][name]
-                importance[name] = (path / (moved.square() + self.damping)).clamp(min=0)
+            importance = path_integral.path_importance(memory["path"], memory["start"], now, self.damping)
+            for name in importance:
                 importance[name] += memory.get("importance", {}).get(name, 0.0)
             return classifier, {"importance": importance}
 

@@ -146,7 +146,7 @@ def wrap(
     return Classifier(net, heads, tasks, softmax, head_specs=specs)
 
 
-def grow(classifier: Classifier, task: Task, seed: int) -> Classifier:
+def grow(classifier: Classifier, task: Task, seed: int = 0) -> Classifier:
     """Return a copy with a head for a new task; old weights and old logits stay bit-identical.
 
     Args:

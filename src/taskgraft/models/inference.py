@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from taskgraft import data, distributed, pytree
 from taskgraft.allocator import keep_freed_memory
 from taskgraft.config import Precision
+from taskgraft.errors import InputError, first_line
 from taskgraft.models.classifier import Classifier, connect_newest_head, newest_task, old_class_counts
 from taskgraft.models.eval_mode import eval_mode
 from taskgraft.models.tensor_cache import MAX_FILE_SIZE, tensor_digest
@@ -65,6 +66,24 @@ def compute_logits(classifier: Classifier, images: Tensor) -> Outputs:
     with eval_mode(classifier), torch.inference_mode():
         outputs: Outputs = classifier(images.to(next(classifier.parameters()).device))
     return outputs
+
+
+def check_inputs(classifier: Classifier, images: Images) -> None:
+    """Run the classifier on one image, in eval mode; modes are restored.
+
+    Raises:
+        InputError: It cannot take inputs of this shape.
+    """
+    sample = image_reader(images, classifier)(0, 1)
+    try:
+        compute_logits(classifier, sample)
+    except torch.OutOfMemoryError:
+        raise
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise InputError(
+            f"the model cannot take inputs of shape {list(sample.shape[1:])}: {first_line(error)}; give them as it was "
+            "trained on"
+        ) from error
 
 
 def compute_features(

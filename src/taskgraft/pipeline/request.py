@@ -20,6 +20,19 @@ from taskgraft.types import PathLike, as_path, as_paths
 TASK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _-]{0,63}")  # it becomes a file name
 
 
+def _require_path(value: Any, name: str) -> str:
+    """Return a path as text.
+
+    Raises:
+        InputError: It is an object in memory.
+    """
+    if not isinstance(value, str | os.PathLike):
+        raise InputError(
+            f"{name} is a {type(value).__name__}; give a path or a name, or use taskgraft.learn for what is in memory"
+        )
+    return os.fspath(value)
+
+
 @dataclass(init=False, frozen=True)  # hashable: a search caches what it opens by request
 class Request:
     """An extension of a trained classifier. Equal requests on equal data give equal children.
@@ -79,7 +92,8 @@ class Request:
         """
         method = method or (INTO_METHOD if into else DEFAULT_METHOD)
         self.__dict__.update(  # a frozen dataclass refuses assignment
-            parent=os.fspath(parent), data=Path(data), task=task, method=method, config=config, old=as_path(old),
+            parent=_require_path(parent, "parent"), data=Path(_require_path(data, "data")), task=task, method=method,
+            config=config, old=as_path(old),
             old_val=as_paths(old_val), arch=arch, labels=as_path(labels), preprocessing=preprocessing,
             parent_task=parent_task, into=into, check_parent=check_parent, unlabeled=as_paths(unlabeled),
         )  # fmt: skip

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+from torch import Tensor
+
 from taskgraft import distributed
-from taskgraft.bundle import Bundle, read_bundle
+from taskgraft.bundle import Bundle, ImageLike, Prediction, read_bundle
 from taskgraft.data.dataset import describe_changes
 from taskgraft.data.task_images import TaskData
 from taskgraft.errors import InputError, TaskgraftError
-from taskgraft.models.inference import predict
+from taskgraft.models.inference import BATCH_SIZE, predict
 from taskgraft.pipeline import fitting, measuring, recording
 from taskgraft.pipeline.compression import open_compression
 from taskgraft.pipeline.merging import open_merge
@@ -21,9 +24,10 @@ from taskgraft.pipeline.parent_check import check_parent
 from taskgraft.pipeline.request import CompressionRequest, MergeRequest, Request, TrainingRequest
 from taskgraft.results.predictions import Predictions, load_predictions
 from taskgraft.results.record import Record, Stopwatch
+from taskgraft.results.tables import html_table
 from taskgraft.training import run_folder
 from taskgraft.training.trainer import Fitted
-from taskgraft.types import Callbacks, PathLike
+from taskgraft.types import Callbacks, PathLike, Task
 
 
 class Extension(NamedTuple):
@@ -45,6 +49,35 @@ class Extension(NamedTuple):
         """Name the folder and what every task reaches; all predictions would fill pages."""
         rates = [f"{task.name} {task.child.mean:.1%}" if task.child else task.name for task in self.record.tasks]
         return f"Extension({', '.join(rates)}; {self.out})"
+
+    def _repr_html_(self) -> str:
+        rates = [
+            [task.name, *(f"{part.mean:.1%}" if part else "–" for part in (task.parent, task.child, task.agreement))]
+            for task in self.record.tasks
+        ]
+        columns = ["task", "accuracy of the parent", "accuracy", "agreement with the parent"]
+        return html_table(f"{self.record.method}: {self.out / 'report.html'}", columns, rates)
+
+    def __fspath__(self) -> str:
+        """Return the folder, so that a run can be given wherever a model is: the parent of the next extension."""
+        return str(self.out)
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """The tasks that the child answers, oldest first."""
+        return self.bundle.tasks
+
+    def predict(
+        self, images: ImageLike | Tensor | Sequence[ImageLike], *, raw: bool = False, batch_size: int = BATCH_SIZE
+    ) -> Prediction:
+        """Predict every task with the child, see `Bundle.predict`.
+
+        Args:
+            images: Paths, Pillow images, uint8 arrays or a preprocessed tensor.
+            raw: Do not calibrate the probabilities by the temperatures of the task cards.
+            batch_size: Images that are held in memory and run at once.
+        """
+        return self.bundle.predict(images, raw=raw, batch_size=batch_size)
 
 
 def run(
