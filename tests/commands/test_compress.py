@@ -155,7 +155,8 @@ def test_a_student_starts_between_the_shared_weights_and_the_branch(branched: Pa
     assert missing == []  # the branch's head fits: its stages are a copy of the student's
     for mine, given in zip(student.classifier.linears(), teacher.classifier.linears(), strict=True):
         assert torch.equal(mine.weight, given.weight)
-    shared, branch = teacher.classifier.backbone.state_dict(), teacher.classifier.extras[0].net.state_dict()
+    shared = teacher.classifier.backbone.state_dict()
+    branch = teacher.classifier.extras[0].get_submodule("net").state_dict()
     moved = 0
     for name, value in student.classifier.backbone.state_dict().items():
         if not value.is_floating_point():
