@@ -390,7 +390,7 @@ BEHAVIORS = [
         "many kinds of checkpoint; what was inferred is printed",
         check_checkpoint_formats,
         (
-            "tests/bundle/test_weights.py::test_containers_are_searched",
+            "tests/bundle/test_matching.py::test_entries_are_searched",
             "tests/bundle/test_loaders.py::test_timm_folder",
         ),
         "torchvision's weights where timm has the same network; transformers' folders from Python: "

@@ -203,7 +203,7 @@ def test_pickle_is_opened_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         assert result[1:] == bare[1:]
     monkeypatch.undo()
     torch.save({**state, "state_dict": {"x": torch.zeros(1)}}, file)
-    assert set(weights.load_pickle(file, cache)[0]) == {"x"}
+    assert set(weights.load_pickle(file, cache)[0]["state_dict"]) == {"x"}
 
 
 def test_head_steps_with_cache_are_bit_identical(tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def test_keyboard_operates_the_page(server: Running, image_files: list[Path], pa
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.id") == "files"
     choosers: list = []
-    page.on("filechooser", choosers.append)
+    page.on("filechooser", lambda chooser: choosers.append(chooser))
     for _ in range(60):  # Chromium drops keys, on a slow machine for seconds, until it has painted a page
         page.keyboard.press("Space")
         page.wait_for_timeout(500)

@@ -51,7 +51,7 @@ BASE = (
 # What those modules import of extras, each where a user asks for it.
 ASKED = {
     "taskgraft.bundle.prediction": {"pandas"},
-    "taskgraft.data.layouts": {"pyarrow"},
+    "taskgraft.data.tables": {"pyarrow"},
     "taskgraft.data.streaming": {"av"},
     "taskgraft.pipeline.tracking": {"accelerate"},
     "taskgraft.methods.lora": {"peft"},

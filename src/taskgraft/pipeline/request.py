@@ -88,7 +88,7 @@ class Request:
     ) -> None:
         """Convert paths; `old_val` and `unlabeled` are one path or several. See the class for the arguments.
 
-        No method is the default one, "branch", or "frozen" where classes are added to an old task.
+        No method is the default one, or that for adding classes to an old task (`methods/presets.py`).
         """
         method = method or (INTO_METHOD if into else DEFAULT_METHOD)
         self.__dict__.update(  # a frozen dataclass refuses assignment
