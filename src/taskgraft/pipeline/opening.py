@@ -164,8 +164,8 @@ def _without_training(opened: Opened, callbacks: Callbacks) -> Opened:
     if not sees_only_added_classes(opened.child, train, opened.images.old):
         return opened
     note = (
-        "no image of an old class: the weights of the added classes are the mean features of their images, and nine in "
-        "ten of these are given to them; how many old images they take is measured by --old-val alone"
+        "no image of an old class: the weights of the added classes are made from the features of their images, of "
+        "which six in ten are given to them; how many old images they take is measured by --old-val alone"
     )
     callbacks.info(note)
     is_frozen = all(settings.traits.freezes_old and not settings.traits.attaches for settings in opened.plan.values())
