@@ -83,6 +83,7 @@ def test_one_added_class_without_old_images_takes_few_of_them(
     assert old.child.mean >= 0.5  # three classes of noise leave little room for a fourth; all of it was lost before
     assert new.child.mean >= 0.25
     assert done.record.config["steps"] == 1
+    assert "--steps 30" in done.record.reproduce_command  # another method would need them
     assert any(line.startswith("no image of an old class") for line in lines)
     assert done.record.notes
     assert old.agreement is None  # no validation image shows an old class: nothing to agree on

@@ -54,7 +54,7 @@ def describe_run(
     assert images.train is not None
     assert images.val is not None
     opened = check_parent(opened, None, callbacks, strict=state == "new")
-    config = opened.request.config
+    config = opened.config
     sources = TrainingData(images.train, opened.images.old, opened.views, config.augment, config.seed)
     config, reason = precision.choose_precision(opened.child, sources, config, None)
     blank = loop.prepare(opened.child, composition.build(opened.plan), sources, config)

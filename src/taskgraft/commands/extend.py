@@ -44,7 +44,7 @@ def extend(
         data: Images of the new task.
         out: Run folder and bundle to write; a finished run of the same request is read, not repeated.
         task: Name of the task to learn.
-        method: Method in its notation, such as "distill + wise"; none = the default one, of which `into` has its own.
+        method: Method in its notation, such as "distill + wise"; empty = the default, which differs with `into`.
         config: Training settings.
         unlabeled: Images without labels, half of every batch, for methods with a teacher: folders, files or archives.
         old: Sample of old training images, for the methods that use one.

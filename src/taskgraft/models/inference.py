@@ -169,9 +169,11 @@ def sees_only_added_classes(classifier: Classifier, new: Images, old: Images | N
     """Whether the newest head adds classes to an old task of which no image is there."""
     task = newest_task(classifier)
     old_classes = old_class_counts(classifier).get(task, 0)
+    if not old_classes:
+        return False
     labels = new.labels[task]
     saw_old = bool(((labels >= 0) & (labels < old_classes)).any()) or (old is not None and task in old.labels)
-    return bool(old_classes) and not saw_old and bool((labels >= old_classes).any())
+    return not saw_old and bool((labels >= old_classes).any())
 
 
 def imprint_added_classes(classifier: Classifier, sources: TrainingData) -> None:

@@ -45,7 +45,7 @@ def fit(
     """
     opened = predict_parent(opened, cache)
     opened = _place_images(opened)
-    images, config = opened.images, opened.request.config
+    images, config = opened.images, opened.config
     assert images.new.train is not None
     tensor_cache = build_tensor_cache(opened, cache)
     opened.child.softmax = config.softmax

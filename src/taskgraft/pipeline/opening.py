@@ -22,7 +22,7 @@ from taskgraft.methods import composition, notation
 from taskgraft.methods.presets import RECORDERS
 from taskgraft.methods.protocol import Plan
 from taskgraft.models.classifier import Classifier, grow, widen, wrap
-from taskgraft.models.inference import sees_only_added_classes
+from taskgraft.models.inference import RECALL, sees_only_added_classes
 from taskgraft.pipeline.measuring import name_result
 from taskgraft.pipeline.request import MergeRequest, Request, TrainingRequest, validate_request
 from taskgraft.pipeline.usefulness import describe_usefulness
@@ -78,6 +78,17 @@ class Opened:
         if isinstance(self.request, MergeRequest):
             return ""
         return name_result(self.request.task, [task.name for task in self.old_tasks])
+
+    @property
+    def config(self) -> TrainingConfig:
+        """The training settings of the run: those of the request, with one step where training could change nothing."""
+        config, train = self.request.config, self.images.new.train
+        assert train is not None
+        if not sees_only_added_classes(self.child, train, self.images.old):
+            return config
+        frozen = all(settings.traits.freezes_old and not settings.traits.attaches for settings in self.plan.values())
+        has_one_class = self.child.linears()[-1].out_features == 1  # which has nothing to be told from
+        return replace(config, steps=1, head_steps=0, warmup_steps=0) if frozen or has_one_class else config
 
     @property
     def views(self) -> int:
@@ -153,25 +164,22 @@ def _open_extension(request: Request, cache: Path | None, callbacks: Callbacks) 
                     f"these classes already exist in task {task.name}; use --into {task.name} if they are the same"
                 )
         child = grow(parent.classifier, new_task, config.seed)
-    opened = _without_training(Opened(request, plan, parent, old_tasks, child, images), callbacks)
+    opened = _note_imprinting(Opened(request, plan, parent, old_tasks, child, images), callbacks)
     return with_unlabeled(opened, request, cache, callbacks)
 
 
-def _without_training(opened: Opened, callbacks: Callbacks) -> Opened:
-    """Say how classes are added where no old image is there, and leave out training that could change nothing."""
-    train, config = opened.images.new.train, opened.request.config
+def _note_imprinting(opened: Opened, callbacks: Callbacks) -> Opened:
+    """Say how classes are added where no old image is there."""
+    train = opened.images.new.train
     assert train is not None
     if not sees_only_added_classes(opened.child, train, opened.images.old):
         return opened
     note = (
-        "no image of an old class: the weights of the added classes are made from the features of their images, of "
-        "which six in ten are given to them; how many old images they take is measured by --old-val alone"
+        "no image of an old class: the weights of the added classes are made from the features of their images, and a "
+        f"bias assigns {RECALL:.0%} of these to them; only --old-val tells how many old images they take"
     )
     callbacks.info(note)
-    is_frozen = all(settings.traits.freezes_old and not settings.traits.attaches for settings in opened.plan.values())
-    if is_frozen or opened.child.linears()[-1].out_features == 1:  # one class has nothing to be told from
-        config = replace(config, steps=1, head_steps=0, warmup_steps=0)
-    return replace(opened, request=replace(opened.request, config=config), notes=(*opened.notes, note))
+    return replace(opened, notes=(*opened.notes, note))
 
 
 def with_unlabeled(opened: Opened, request: Request, cache: Path | None, callbacks: Callbacks) -> Opened:

@@ -88,7 +88,7 @@ class Request:
     ) -> None:
         """Convert paths; `old_val` and `unlabeled` are one path or several. See the class for the arguments.
 
-        No method is the default one, or that for adding classes to an old task (`methods/presets.py`).
+        An empty `method` is `presets.DEFAULT_METHOD`, or `presets.INTO_METHOD` with `into`.
         """
         method = method or (INTO_METHOD if into else DEFAULT_METHOD)
         self.__dict__.update(  # a frozen dataclass refuses assignment
