@@ -1,4 +1,4 @@
-"""Split MNIST as in Hsu et al. 2018, task-incremental: L2, EWC online, SI, MAS, LwF, GPM, and no method.
+"""Split MNIST as in Hsu et al. 2018, task-incremental: L2, EWC online, SI, MAS, LwF, and no method.
 
 Repeats rows of table 2 of "Re-evaluating continual learning scenarios" (code: GT-RIPL/Continual-Learning-Benchmark).
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from taskgraft.config import Range
+from taskgraft.curvature.per_sample_sums import Geometry, pad_same
 from taskgraft.methods.protocol import Method, Settings, Traits
 from taskgraft.models.classifier import Classifier, inherited_parameters
 from taskgraft.models.eval_mode import eval_mode
@@ -157,12 +158,11 @@ def _patches(
     groups: int = 1,
 ) -> Tensor:
     """Return what each output position of a convolution reads, as [G, n, d]."""
-    size = weight.shape[2:]
-    if padding == "same":
-        reach = [d * (k - 1) for k, d in zip(size, _pair(dilation), strict=True)]
-        input = F.pad(input, (reach[1] // 2, reach[1] - reach[1] // 2, reach[0] // 2, reach[0] - reach[0] // 2))
     border = (0, 0) if isinstance(padding, str) else _pair(padding)
-    columns = F.unfold(input, size, dilation=_pair(dilation), padding=border, stride=_pair(stride))
+    geometry = Geometry((weight.shape[2], weight.shape[3]), _pair(stride), border, _pair(dilation))
+    if padding == "same":
+        input = pad_same(input, geometry)
+    columns = F.unfold(input, geometry.kernel, geometry.dilation, geometry.padding, geometry.stride)
     return columns.unflatten(1, (groups, -1)).permute(1, 0, 3, 2).flatten(1, 2)
 
 
