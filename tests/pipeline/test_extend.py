@@ -76,6 +76,16 @@ def test_equal_runs_are_bit_identical(alice: Path, new_folder: Path, old_folder:
     assert (tmp_path / "one/metrics.jsonl").read_bytes() != (tmp_path / "three/metrics.jsonl").read_bytes()
 
 
+def test_epochs_are_kept_in_record_and_command(alice: Path, new_folder: Path, old_folder: Path, tmp_path: Path) -> None:
+    config = TrainingConfig(epochs=0.5, batch_size=8, head_steps=0, precision="fp32")
+    child = extend(alice, new_folder, old_folder, tmp_path / "both", config=config, method="finetune")
+    images = child.record.data["new"]["images"]["train"]
+    assert child.record.history[-1].step == child.record.config["steps"] == -(-images // 16)
+    assert ("steps", str(-(-images // 16)), f"0.5 epochs of {images} images") in child.record.settings
+    assert "--epochs 0.5" in child.record.reproduce_command
+    assert "--steps" not in child.record.reproduce_command
+
+
 METHOD = ("--method", "distill + ewc(images=16)", "--eval-every", "1")
 
 
