@@ -118,8 +118,9 @@ class TrainingConfig:
     eval_every: Annotated[int, Range(1, 1000, at_least=1)] = field(
         default=50, metadata={"help": "Steps between evaluations on the validation images"}
     )
-    early_stopping: Annotated[int, Range(0, 100, at_least=0, searched=False)] = field(
-        default=0, metadata={"help": "Stop after this many evaluations without a better mean accuracy; 0 = never"}
+    patience: Annotated[int, Range(0, 100, at_least=0, searched=False)] = field(
+        default=0,
+        metadata={"help": "Early stopping: evaluations without a better mean accuracy before the run ends; 0 = never"},
     )
     log_every: Annotated[int, Range(1, 1000, at_least=1)] = field(
         default=50, metadata={"help": "Steps between logged losses"}
