@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import pytest
 
-from taskgraft.config import TRAIN_DEFAULTS, Range, TrainingConfig, lr_at, options, validate
+from taskgraft.config import TRAIN_DEFAULTS, Range, TrainingConfig, lr_at, options, resolve_steps, validate
 from taskgraft.errors import TaskgraftError
 
 
@@ -74,6 +74,22 @@ def test_a_rule_in_words() -> None:
     assert Range(1, 8).rule() == "must be at least 1 (usual values: 1 to 8)"
     assert [Range(1, 8, above=0).allows(value) for value in (-1, 0, 1e-9, 99)] == [False, False, True, True]
     assert [Range(1, 8).allows(value) for value in (0.9, 1, 99)] == [False, True, True]
+
+
+def test_epochs_become_steps_once_the_images_are_counted() -> None:
+    def steps(epochs: float, images: int, batch_size: int) -> int:
+        return resolve_steps(TrainingConfig(steps=7, epochs=epochs), images, batch_size).steps
+
+    assert [steps(1, 100, 10), steps(1, 101, 10), steps(0.5, 100, 10), steps(0.001, 10, 10)] == [10, 11, 5, 1]
+    assert steps(0.1, 300, 10) == 3, "0.1 * 300 / 10 is a little above 3"
+    assert steps(0, 100, 10) == 7
+
+
+def test_steps_and_epochs_are_not_both_given() -> None:
+    validate(TrainingConfig(epochs=2))
+    validate(replace(TRAIN_DEFAULTS, epochs=2), TRAIN_DEFAULTS)
+    with pytest.raises(TaskgraftError, match=r"^steps 50 and epochs 2: give one of them$"):
+        validate(TrainingConfig(steps=50, epochs=2))
 
 
 def test_the_rate_is_a_formula_of_the_step() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import sys
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from taskgraft.errors import InputError
@@ -68,6 +68,9 @@ class TrainingConfig:
     steps: Annotated[int, Range(100, 10000, log=True, at_least=1)] = field(
         default=1200, metadata={"help": "Number of training steps"}
     )
+    epochs: Annotated[float, Range(1, 100, at_least=0, searched=False)] = field(
+        default=0.0, metadata={"help": "Passes over the training images, instead of a number of steps; 0 = none"}
+    )
     batch_size: Annotated[int, Range(8, 256, log=True, at_least=1)] = field(
         default=32, metadata={"help": "Images per step"}
     )
@@ -115,8 +118,9 @@ class TrainingConfig:
     eval_every: Annotated[int, Range(1, 1000, at_least=1)] = field(
         default=50, metadata={"help": "Steps between evaluations on the validation images"}
     )
-    early_stopping: Annotated[int, Range(0, 100, at_least=0, searched=False)] = field(
-        default=0, metadata={"help": "Stop after this many evaluations without a better mean accuracy; 0 = never"}
+    patience: Annotated[int, Range(0, 100, at_least=0, searched=False)] = field(
+        default=0,
+        metadata={"help": "Early stopping: evaluations without a better mean accuracy before the run ends; 0 = never"},
     )
     log_every: Annotated[int, Range(1, 1000, at_least=1)] = field(
         default=50, metadata={"help": "Steps between logged losses"}
@@ -153,6 +157,20 @@ COMPRESSION_DEFAULTS = TrainingConfig(
     augment="resized-crop+flip",
     eval_every=100,
 )
+
+
+def resolve_steps(config: TrainingConfig, images: int, batch_size: int) -> TrainingConfig:
+    """Replace the steps by those that the epochs come to, where epochs are set; at least one, rounded up.
+
+    Args:
+        config: Training settings.
+        images: Number of training images.
+        batch_size: How many of them a step takes.
+    """
+    if not config.epochs:
+        return config
+    steps = math.ceil(config.epochs * images / batch_size - 1e-9)  # 0.1 * 300 / 10 is a little above 3
+    return replace(config, steps=max(1, steps))
 
 
 def lr_at(config: TrainingConfig, step: int) -> float:
@@ -223,17 +241,23 @@ def parse_duration(text: str, flag: str) -> float:
     return seconds
 
 
-def validate(config: TrainingConfig) -> TrainingConfig:
+def validate(config: TrainingConfig, defaults: TrainingConfig = TrainingConfig()) -> TrainingConfig:
     """Check that every setting is legal.
+
+    Args:
+        config: Training settings.
+        defaults: The settings that apply where nothing is set.
 
     Returns:
         The same config.
 
     Raises:
-        InputError: A value is illegal; the message names the setting and the rule.
+        InputError: A value is illegal, or two settings contradict each other; the message names them and the rule.
     """
     for name, option in options(TrainingConfig).items():
         reason = option.violation(getattr(config, name))
         if reason:
             raise InputError(f"{name} {getattr(config, name)!r}: {reason}")
+    if config.epochs and config.steps != defaults.steps:
+        raise InputError(f"steps {config.steps} and epochs {config.epochs:g}: give one of them")
     return config

@@ -187,7 +187,7 @@ def test_tasks_of_one_name_with_other_classes_are_refused(
 def test_training_stops_early_when_agreement_no_longer_rises(
     alice: Path, painter: Path, camera: Path, tmp_path: Path
 ) -> None:
-    config = replace(CONFIG, steps=60, eval_every=2, early_stopping=2, lr=1e-9)
+    config = replace(CONFIG, steps=60, eval_every=2, patience=2, lr=1e-9)
     child = taskgraft.merge(alice, painter, tmp_path / "one", images=camera, config=config)
     assert child.record.history[-1].step < 20
     assert child.record.step < child.record.history[-1].step

@@ -240,7 +240,7 @@ FAULTS = [
                        f"{FORWARD}::test_out_of_memory_with_single_images"),
           "there are no loader processes and no shared memory that could fail: images are decoded in threads"),
     Fault(8, "one of two processes is killed, or hangs",
-          "all go on from the last checkpoint; --patience bounds the wait",
+          "all go on from the last checkpoint; --heartbeat-timeout bounds the wait",
           tests=(f"{COMMAND}::test_killed_process_is_restarted",
                   f"{EQUAL}::test_failure_of_one_process_stops_all")),
     Fault(9, "another number of processes on --resume", "the same run, up to the rounding of sums",

@@ -16,7 +16,7 @@ import torch
 
 import taskgraft
 from forks import run_cli, start_cli
-from taskgraft import TaskgraftError, TrainingConfig, data
+from taskgraft import TaskgraftError, TrainingConfig, data, report
 from taskgraft.bundle import open_parent
 from taskgraft.data.dataset import open_images
 from taskgraft.models.inference import predict
@@ -74,6 +74,37 @@ def test_equal_runs_are_bit_identical(alice: Path, new_folder: Path, old_folder:
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
     extend(alice, new_folder, old_folder, tmp_path / "three", config=TrainingConfig(**{**vars(CONFIG), "seed": 1}))
     assert (tmp_path / "one/metrics.jsonl").read_bytes() != (tmp_path / "three/metrics.jsonl").read_bytes()
+
+
+def test_epochs_are_kept_in_record_and_command(alice: Path, new_folder: Path, old_folder: Path, tmp_path: Path) -> None:
+    config = TrainingConfig(epochs=0.5, batch_size=8, head_steps=0, precision="fp32")
+    child = extend(alice, new_folder, old_folder, tmp_path / "both", config=config, method="finetune")
+    images = child.record.data["new"]["images"]["train"]
+    assert child.record.history[-1].step == child.record.config["steps"] == -(-images // 16)
+    assert ("steps", str(-(-images // 16)), f"0.5 epochs of {images} images") in child.record.settings
+    assert "--epochs 0.5" in child.record.reproduce_command
+    assert "--steps" not in child.record.reproduce_command
+
+
+def test_patience_ends_the_run_at_the_step_it_says(
+    alice: Path, new_folder: Path, old_folder: Path, tmp_path: Path
+) -> None:
+    """Nothing is learned at such a rate, so the first evaluation is the best; what came before the stop is the same."""
+    config = TrainingConfig(**{**vars(CONFIG), "lr": 1e-9, "eval_every": 1, "head_steps": 0})
+    whole = extend(alice, new_folder, old_folder, tmp_path / "whole", config=config, method="finetune")
+    lines: list[str] = []
+    config = TrainingConfig(**{**vars(config), "patience": 3})
+    child = extend(
+        alice, new_folder, old_folder, tmp_path / "stopped", config=config, method="finetune",
+        callbacks=taskgraft.Callbacks(info=lines.append),
+    )  # fmt: skip
+    assert child.record.history == whole.record.history[:5]
+    assert (tmp_path / "stopped/model.safetensors").read_bytes() == (tmp_path / "whole/model.safetensors").read_bytes()
+    sentence = "stopped early at step 4 of 12: no evaluation since step 1 was better (--patience 3)"
+    assert sentence in lines
+    assert sentence in child.record.notes
+    assert "stopped early at step 4 of 12" in report.summarize_run(child.record).cost
+    assert not any("stopped early" in note for note in whole.record.notes)
 
 
 METHOD = ("--method", "distill + ewc(images=16)", "--eval-every", "1")

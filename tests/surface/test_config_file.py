@@ -97,6 +97,23 @@ def test_errors_are_one_line(name: str, text: str | None, message: str, tmp_path
         assert message in err
 
 
+def test_steps_and_epochs_are_not_both_set(tmp_path: Path, run) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text("steps = 1200\n")
+    extend = ("extend", "alice", "data", "out", "--task", "paint")
+    for words in ((*extend, "--steps", "1200", "--epochs", "2"), (*extend, "--epochs", "2", "--config", file)):
+        code, _, err = run(*words)
+        assert (code, err) == (2, "taskgraft: --steps and --epochs: give one of them\n")
+    file.write_text("steps = 1200\nepochs = 0.0\n")
+    assert run("config", "extend", file)[0] == 0, "the template names both"
+
+
+def test_amp_is_another_word_for_bf16(tmp_path: Path, run) -> None:
+    code, _, err = run("train", tmp_path / "data", tmp_path / "out", "--amp", "--precision", "fp32")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "--amp is --precision bf16, but --precision fp32 was given" in err
+
+
 def test_unknown_command_is_refused(run) -> None:
     code, _, err = run("config", "extnd")
     assert code == 2

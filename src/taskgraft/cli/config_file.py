@@ -39,10 +39,20 @@ def apply(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) ->
     argument = arguments.get("--config", None)
     if argument is not None and argument.tokens:
         fill(app, commands, arguments, Path(argument.tokens[-1].value))
+    _check_length(arguments)
     for argument in arguments:
         for token in argument.tokens:
             if argument.hint is int and "." in token.value:  # cyclopts would round it
                 raise InputError(f"{argument.name} {token.value}: give a whole number")
+
+
+def _check_length(arguments: ArgumentCollection) -> None:
+    """Raise InputError where both --steps and --epochs are set, even to the default of --steps."""
+    steps, epochs = (arguments.get(name, None) for name in ("--steps", "--epochs"))
+    if steps is None or epochs is None or not steps.tokens or not epochs.tokens:
+        return
+    if epochs.tokens[-1].value.strip("0.") != "":
+        raise InputError("--steps and --epochs: give one of them")
 
 
 def fill(app: App, commands: tuple[str, ...], arguments: ArgumentCollection, file: Path) -> None:
@@ -58,6 +68,7 @@ def fill(app: App, commands: tuple[str, ...], arguments: ArgumentCollection, fil
             hint = did_you_mean(key, names) or f"see taskgraft config {commands[-1]}"
             raise InputError(f"{file}: unknown setting {key!r}; {hint}")
     Dict({commands[-1]: values}, source=str(file))(app, commands, arguments)
+    _check_length(arguments)
 
 
 def _read_file(file: Path) -> dict[str, Any]:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import shlex
 import sys
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 from cyclopts.validators import Number
 
 from taskgraft.config import TrainingConfig
+from taskgraft.errors import InputError
 
 # The panels of a command's help, in this order.
 PANEL_NAMES = ("Options", "Data", "Method", "Training", "Search", "Limits", "Model", "Hardware", "Output")
@@ -85,23 +88,66 @@ class ParentOptions(ModelOptions):
 
 @Parameter(name="*", group=HARDWARE)
 @dataclass(frozen=True)
-class ProcessOptions:
+class HardwareOptions:
+    """What a command runs on.
+
+    Attributes:
+        device: Device to compute on: auto (a GPU if there is one), cpu, cuda, cuda:1 or mps
+        workers: Threads that decode images; 0 = one per core
+        amp: Mixed precision; the same as --precision bf16
+    """
+
+    device: str = "auto"
+    workers: Annotated[int, Parameter(validator=Number(gte=0))] = 0
+    amp: Annotated[bool, Parameter(group=TRAINING)] = False
+
+
+@Parameter(name="*", group=HARDWARE)
+@dataclass(frozen=True)
+class ProcessOptions(HardwareOptions):
     """Several processes that train one model.
 
     Attributes:
         gpus: Processes to train with, one per GPU (on CPU if there are no GPUs)
         max_restarts: Automatic restarts from the last checkpoint after a process died (with --gpus)
-        patience: Heartbeat timeout in seconds (with --gpus)
+        heartbeat_timeout: Seconds without a sign of life after which a process counts as dead (with --gpus)
     """
 
     gpus: Annotated[int, Parameter(name=("--gpus", "--processes"), validator=Number(gte=1))] = 1
     max_restarts: Annotated[int, Parameter(validator=Number(gte=0))] = 3
-    patience: Annotated[float, Parameter(validator=Number(gte=1))] = 300.0
+    heartbeat_timeout: Annotated[float, Parameter(validator=Number(gte=1))] = 300.0
 
 
 NO_MODEL_OPTIONS = ModelOptions()
 NO_PARENT_OPTIONS = ParentOptions()
 ONE_PROCESS = ProcessOptions()
+ANY_HARDWARE = HardwareOptions()
+
+
+@contextmanager
+def on_hardware(options: HardwareOptions) -> Iterator[None]:
+    """Use the device and the number of decoding threads that the options name.
+
+    Raises:
+        InputError: There is no such device.
+    """
+    from taskgraft import distributed
+    from taskgraft.data import decode
+
+    with distributed.use_device(options.device), decode.use_workers(options.workers):
+        yield
+
+
+def training_config(config: Any, options: HardwareOptions) -> TrainingConfig:
+    """Return the training settings of a command, with what --amp stands for.
+
+    Raises:
+        InputError: --amp and --precision contradict each other.
+    """
+    config = TrainingConfig(**asdict(config))
+    if options.amp and config.precision not in ("auto", "bf16"):
+        raise InputError(f"--amp is --precision bf16, but --precision {config.precision} was given; give one of them")
+    return replace(config, precision="bf16") if options.amp else config
 
 
 def cache_folder(value: str) -> Path | None:

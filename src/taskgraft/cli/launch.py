@@ -29,11 +29,11 @@ def is_main_process() -> bool:
 
 
 @contextmanager
-def joined(patience: float) -> Iterator[bool]:
+def joined(heartbeat_timeout: float) -> Iterator[bool]:
     """Join the group of processes if a launcher started this one.
 
     Args:
-        patience: Heartbeat timeout in seconds.
+        heartbeat_timeout: Seconds without a heartbeat after which a process counts as dead.
 
     Yields:
         Whether the launcher has restarted the group, so that the run has to resume.
@@ -43,7 +43,7 @@ def joined(patience: float) -> Iterator[bool]:
         return
     from taskgraft import distributed
 
-    with distributed.join_group(patience, _abort):
+    with distributed.join_group(heartbeat_timeout, _abort):
         yield int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
@@ -73,18 +73,19 @@ def is_lost_peer(error: Exception) -> bool:
     )  # fmt: skip
 
 
-def launch(count: int, restarts: int) -> int:
+def launch(count: int, restarts: int, device: str = "auto") -> int:
     """Run the current command in several processes.
 
     Args:
         count: Number of processes.
         restarts: Restarts of the whole group after one process has died.
+        device: The value of --device.
 
     Returns:
         The exit code.
 
     Raises:
-        InputError: There are fewer GPUs than processes.
+        InputError: There are fewer GPUs than processes, or one GPU was named for all of them.
         ResultError: A process died, and the restarts are used up.
     """
     import torch
@@ -92,7 +93,9 @@ def launch(count: int, restarts: int) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    available = torch.cuda.device_count()
+    if ":" in device:
+        raise InputError(f"--device {device}: {count} processes need a GPU each; give cuda, or leave --gpus out")
+    available = 0 if device == "cpu" else torch.cuda.device_count()
     if 0 < available < count:
         raise InputError(f"--gpus {count}: this machine has {available}; give at most that many")
     for name in ("torch.distributed", "torch.distributed.elastic"):

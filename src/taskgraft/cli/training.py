@@ -47,7 +47,8 @@ def _session(
     from taskgraft.pipeline.tracking import tracked
 
     with (
-        launch.joined(processes.patience) as restarted,
+        launch.joined(processes.heartbeat_timeout) as restarted,
+        flags.on_hardware(processes),
         console.show_progress() as callbacks,
         tracked(track or "", out, asdict(config), callbacks) as callbacks,
     ):
@@ -106,11 +107,11 @@ def train(
         preprocessing: Preprocessing such as '96 squash bilinear imagenet'
     """
     if processes.gpus > 1 and not launch.is_worker():
-        return launch.launch(processes.gpus, processes.max_restarts)
+        return launch.launch(processes.gpus, processes.max_restarts, processes.device)
     with console.importing():
         from taskgraft.commands.train import train
 
-    config = TrainingConfig(**asdict(config))
+    config = flags.training_config(config, processes)
     with _session(out, config, processes, track) as (restarted, callbacks):
         run = train(
             data, out, task=task, model=model, weights=weights, preprocessing=preprocessing, config=config, keep=keep,
@@ -158,13 +159,15 @@ def extend(
         dry_run: Validate the inputs, print settings, memory and time, and write nothing
     """
     if processes.gpus > 1 and not launch.is_worker():
-        return launch.launch(processes.gpus, processes.max_restarts)
+        return launch.launch(processes.gpus, processes.max_restarts, processes.device)
     if bool(task) == bool(into):
         raise InputError(
             "no task, or two: give --task NAME for a new task, or --into TASK to add classes to an existing one"
         )
     if method != "auto" and (budget or max_forgetting or jobs > 1):
         raise InputError("--budget, --max-forgetting and --jobs need --method auto; add it, or leave them out")
+    if jobs > 1 and processes.device != "auto":
+        raise InputError("--device and --jobs: workers choose a GPU for themselves; leave one of them out")
     if dry_run and (method == "auto" or one_backbone):
         raise InputError("--dry-run supports neither --method auto nor --one-backbone; leave them out")
     if method == "auto" and one_backbone:
@@ -173,11 +176,12 @@ def extend(
         from taskgraft.commands.extend import run_on_one_backbone
         from taskgraft.pipeline.run import run
 
+    config = flags.training_config(config, processes)
     request = _build_request(parent, data, task or into, method, config, options, into=bool(into))
     if dry_run:
         from taskgraft.commands.dry_run import describe_run
 
-        with console.show_progress() as callbacks:
+        with flags.on_hardware(processes), console.show_progress() as callbacks:
             console.print_results(*describe_run(request, out, callbacks=callbacks))
         return
     with _session(out, config, processes, track) as (restarted, callbacks):
@@ -234,11 +238,11 @@ def compress(
         no_parent_check: Continue even if the model is no better than chance on --old-val
     """
     if processes.gpus > 1 and not launch.is_worker():
-        return launch.launch(processes.gpus, processes.max_restarts)
+        return launch.launch(processes.gpus, processes.max_restarts, processes.device)
     with console.importing():
         from taskgraft.commands.compress import compress
 
-    config = TrainingConfig(**asdict(config))
+    config = flags.training_config(config, processes)
     with _session(out, config, processes, track) as (restarted, callbacks):
         run = compress(
             model, data, out, unlabeled=unlabeled or (), old_val=old_val or (), method=method, student=student,
@@ -287,11 +291,11 @@ def merge(
         no_parent_check: Continue even if the models are no better than chance on --val
     """
     if processes.gpus > 1 and not launch.is_worker():
-        return launch.launch(processes.gpus, processes.max_restarts)
+        return launch.launch(processes.gpus, processes.max_restarts, processes.device)
     with console.importing():
         from taskgraft.commands.merge import merge
 
-    config = TrainingConfig(**asdict(config))
+    config = flags.training_config(config, processes)
     with _session(out, config, processes, track) as (restarted, callbacks):
         run = merge(
             model, other, out, images=images, val=val or (), method=method, student=student, ancestor=ancestor,
@@ -316,6 +320,7 @@ def compare(
     separate: Annotated[float, Parameter(group=flags.TRAINING, validator=Number(gte=0))] = 4.0,
     options: flags.ParentOptions = flags.NO_PARENT_OPTIONS,
     cache: flags.Cache = "",
+    hardware: flags.HardwareOptions = flags.ANY_HARDWARE,
     settings_file: flags.SettingsFile = None,
 ) -> None:
     """Compare methods and learning rates over several seeds.
@@ -336,8 +341,9 @@ def compare(
         numbers = [float(text) for text in lrs.split(",") if text.strip()]
     except ValueError as error:
         raise InputError(f"--lrs {lrs!r}: give numbers separated by commas, such as 0.01,0.001") from error
+    config = flags.training_config(config, hardware)
     request = _build_request(parent, data, task, presets.BASELINE, config, options, into=False)
-    with console.show_progress() as callbacks:
+    with flags.on_hardware(hardware), console.show_progress() as callbacks:
         comparison = compare(
             request, variants([name for name in methods.split(";") if name.strip()], numbers, config), out, seeds=seeds,
             separate=separate, cache=flags.cache_folder(cache), command=flags.command_line(), callbacks=callbacks,

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from taskgraft.results.record import Comparison, Record, VariantResult
 from taskgraft.training import run_folder
 from taskgraft.types import Callbacks, PathLike, as_path
 
+EPOCH = 1000  # images of an epoch, for the share of a run in the progress of all
 SEPARATE = 4.0  # steps of the single-task model as a multiple of a variant's
 
 
@@ -34,7 +35,12 @@ class Variant(NamedTuple):
 
     @property
     def images(self) -> int:
-        """How many images a run with one seed trains on, which its time is roughly proportional to."""
+        """How many images a run with one seed trains on, which its time is roughly proportional to.
+
+        With epochs it is a number that is proportional to them: the images are counted once they are opened.
+        """
+        if self.config.epochs:
+            return max(1, round(self.config.epochs * EPOCH))
         return self.config.steps * self.config.batch_size
 
 
@@ -174,7 +180,7 @@ class _Runs:
     def _count_images(self, variant: Variant):
         def progress(what: str, done: int, total: int) -> None:
             if what == "training":
-                images = self._images + done * variant.config.batch_size
+                images = self._images + done * variant.images // total
                 self.callbacks.progress(variant.label, images, self.total)
             else:  # reading images, which may take long
                 self.callbacks.progress(what, done, total)
@@ -189,10 +195,14 @@ def _build_single_task(request: Request, variants: Sequence[Variant], times: flo
         request.config,
         softmax="per-task",
         schedule="cosine",
-        steps=round(times * request.config.steps),
+        **_multiply_length(request.config, times),
         lr=max([request.config.lr, *lrs]),
     )
     return Variant(f"a model for {request.task} alone", presets.BASELINE, config)
+
+
+def _multiply_length(config: TrainingConfig, times: float) -> dict[str, Any]:
+    return {"epochs": times * config.epochs} if config.epochs else {"steps": round(times * config.steps)}
 
 
 def _add_single_task(record: Record, single_task: Sequence[float]) -> Record:

@@ -58,7 +58,8 @@ def describe_run(
     sources = TrainingData(images.train, opened.images.old, opened.views, config.augment, config.seed)
     config, reason = precision.choose_precision(opened.child, sources, config, None)
     blank = loop.prepare(opened.child, composition.build(opened.plan), sources, config)
-    settings = recording.explain_settings(config, TrainingConfig(), {"precision": reason})
+    reasons = {"precision": reason, **({"steps": epochs} if (epochs := opened.describe_epochs()) else {})}
+    settings = recording.explain_settings(config, TrainingConfig(), reasons)
     width = max(len(f"{name} = {value}") for name, value, _ in settings)
     old = len(opened.images.old_val.pixels) if opened.images.old_val else 0
     seconds = config.steps * measure_step_seconds(blank, opened, sources, config)

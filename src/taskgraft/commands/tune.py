@@ -17,6 +17,7 @@ from taskgraft.pipeline import tracking
 from taskgraft.pipeline.opening import Opened, change_method, open_request
 from taskgraft.pipeline.parent_check import check_parent
 from taskgraft.pipeline.request import Request
+from taskgraft.report import formatting as fmt
 from taskgraft.results.files import write_json, write_text
 from taskgraft.results.search import SearchResult
 from taskgraft.training import loop, precision, run_folder
@@ -73,11 +74,17 @@ def tune(
     sampler.check_sampler(search_config.sampler)
     tracking.check(search_config.track)
     _check_grid(searched, search_config)
+    if "epochs" in searched.dimensions:
+        raise InputError("--space epochs: trials are compared by their steps; list values of steps instead")
     method, config = space.apply(searched, space.grid(searched, 1)[0])
     if request.unlabeled:  # opened with a method that can use them, wherever there is one
         methods = [method, *(space.apply(searched, point)[0] for point in space.grid(searched, 2))]
         method = next((name for name in methods if composition.has_teacher(notation.parse(name))), method)
     opened = open_request(replace(request, method=method, config=config), cache, callbacks)
+    if epochs := opened.describe_epochs():  # rungs are steps
+        searched = searched._replace(config=replace(searched.config, steps=opened.config.steps, epochs=0.0))
+        opened = change_method(opened, opened.method, replace(config, steps=opened.config.steps, epochs=0.0))
+        callbacks.info(f"every trial trains for {fmt.pluralize(searched.config.steps, 'step')}: {epochs}")
     opened = check_parent(opened, cache, callbacks)
     _check_folder(out)
     with run_folder.lock(out):

@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,6 +45,8 @@ SUFFIXES = {
     ".gif": "GIF", ".tif": "TIFF", ".tiff": "TIFF", ".ppm": "PPM", ".pgm": "PPM", ".pbm": "PPM", ".pnm": "PPM",
     ".avif": "AVIF",
 }  # fmt: skip
+
+_workers: ContextVar[int] = ContextVar("workers", default=0)
 
 
 class Decoded(NamedTuple):
@@ -97,9 +100,24 @@ def describe_failure(path: Path, error: OSError) -> str:
 
 
 @contextmanager
+def use_workers(count: int) -> Iterator[None]:
+    """Choose how many threads decode images inside the block; 0 = one for each core."""
+    token = _workers.set(count)
+    try:
+        yield
+    finally:
+        _workers.reset(token)
+
+
+def count_workers() -> int:
+    """Return the number of threads that decode images."""
+    return _workers.get() or os.cpu_count() or 1
+
+
+@contextmanager
 def thread_pool() -> Iterator[ThreadPoolExecutor]:
-    """A thread for each core, without Pillow's warnings about what the rules already decide."""
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool, warnings.catch_warnings():
+    """A thread for each core, or as many as `use_workers` says, without Pillow's warnings about what rules decide."""
+    with ThreadPoolExecutor(count_workers()) as pool, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield pool
 

@@ -127,7 +127,7 @@ def stream_images(items: Sequence[MediaFile], preprocessing: Preprocessing, ever
     with decode.thread_pool() as pool:
         try:
             while True:
-                while len(queue) < PREFETCH * (os.cpu_count() or 1) and (item := next(remaining, None)):
+                while len(queue) < PREFETCH * decode.count_workers() and (item := next(remaining, None)):
                     future = None if item.is_video else pool.submit(decode.decode_file, item.path, preprocessing)
                     queue.append((item, future))
                 if not queue:

@@ -15,6 +15,7 @@ from taskgraft.distributed.group import (
     local_slice,
     main_process_first,
     rank,
+    use_device,
     world_size,
 )
 
@@ -30,5 +31,6 @@ __all__ = [
     "main_process_first",
     "rank",
     "sync_batchnorm",
+    "use_device",
     "world_size",
 ]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import timedelta
 from itertools import pairwise
 from typing import Any, TypeVar
@@ -14,22 +16,26 @@ import torch.distributed as dist
 from torch import Tensor
 
 from taskgraft.distributed.heartbeat import monitor
-from taskgraft.errors import TaskgraftError
+from taskgraft.errors import InputError, TaskgraftError
 
 BUCKET = 25 * 2**20  # bytes of gradients in one all-reduce
 TIMEOUT = timedelta(days=1)  # one process may read images for hours while the others wait
 
+DEVICE_NAME = re.compile(r"cpu|cuda(:\d+)?|mps")
+
 T = TypeVar("T")
+
+_device: ContextVar[torch.device | None] = ContextVar("device", default=None)
 
 
 @contextmanager
-def join_group(patience: float, on_timeout: Callable[[int], None]) -> Iterator[None]:
+def join_group(heartbeat_timeout: float, on_timeout: Callable[[int], None]) -> Iterator[None]:
     """Join the processes that torchrun (or `taskgraft --gpus N`) started; a single process does nothing.
 
     Uses NCCL with one GPU per process, otherwise gloo.
 
     Args:
-        patience: Seconds without a heartbeat after which a process counts as dead.
+        heartbeat_timeout: Seconds without a heartbeat after which a process counts as dead.
         on_timeout: Called with the rank of such a process, for which the others would wait forever.
     """
     if "LOCAL_RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) == 1:
@@ -44,14 +50,61 @@ def join_group(patience: float, on_timeout: Callable[[int], None]) -> Iterator[N
     backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"  # gloo for objects and CPU tensors
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=TIMEOUT)
     try:
-        with monitor(store.clone(), rank, world_size, patience, on_timeout):
+        with monitor(store.clone(), rank, world_size, heartbeat_timeout, on_timeout):
             yield
     finally:
         dist.destroy_process_group()
 
 
+@contextmanager
+def use_device(name: str) -> Iterator[None]:
+    """Choose what `device` returns inside the block.
+
+    Args:
+        name: "auto", "cpu", "cuda", "cuda:N" or "mps".
+
+    Raises:
+        InputError: There is no such device, or this process was given another GPU.
+    """
+    chosen = _open_device(name)
+    if chosen is not None and chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    token = _device.set(chosen)
+    try:
+        yield
+    finally:
+        _device.reset(token)
+
+
+def _open_device(name: str) -> torch.device | None:
+    """Return a device that exists, with its number; None for "auto"."""
+    if name == "auto":
+        return None
+    if not DEVICE_NAME.fullmatch(name):
+        raise InputError(f"--device {name!r}: give one of auto, cpu, cuda, cuda:N (such as cuda:1), mps")
+    kind, _, number = name.partition(":")
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise InputError("--device mps: this machine has no Apple GPU that torch can use; give cpu")
+    if kind == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if not count:
+            raise InputError(f"--device {name}: torch {torch.__version__} finds no GPU here; give cpu")
+        if number and world_size() > 1:
+            raise InputError(f"--device {name}: each process has a GPU of its own; give cuda, or leave --gpus out")
+        if number and int(number) >= count:
+            raise InputError(f"--device {name}: this machine has {count} GPU(s); give cuda:0 to cuda:{count - 1}")
+        return torch.device("cuda", int(number) if number else torch.cuda.current_device())
+    return torch.device(kind)
+
+
 def device() -> torch.device:
-    """Return this process's GPU, or the CPU if there is none (CUDA_VISIBLE_DEVICES selects)."""
+    """Return the device of `use_device`, else this process's GPU, or the CPU if there is none.
+
+    CUDA_VISIBLE_DEVICES selects, too.
+    """
+    chosen = _device.get()
+    if chosen is not None:
+        return chosen
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 

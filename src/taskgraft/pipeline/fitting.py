@@ -64,6 +64,8 @@ def fit(
     config = resolve_config(out, opened.child, sources, config, cache, opened.list_settings(), command, callbacks)
     if until is None:  # a search's trials train on the images of the models that it selects
         distributed.broadcast(lambda: write_split_lists(out, images.new))
+    if config.patience and not selection_tasks(opened):
+        callbacks.info("--patience: not every old task has validation images, so no step counts as better than another")
     if config.softmax == "joint" and opened.old_tasks:
         callbacks.info("joint softmax: for reproduction only, since the new task suppresses the old ones")
     return Trainer(

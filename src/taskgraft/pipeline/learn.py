@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from taskgraft.config import TrainingConfig, lr_at, validate
+from taskgraft.config import TrainingConfig, lr_at, resolve_steps, validate
 from taskgraft.data.in_memory import Examples, as_images
 from taskgraft.methods import composition
 from taskgraft.methods.presets import DEFAULT_METHOD
@@ -78,7 +78,8 @@ def learn(
     examples = as_images(images, task)
     check_inputs(classifier, examples)
     sources = TrainingData(examples, old, config.views, config.augment, config.seed, score)
-    config = replace(validate(config), precision="fp32" if config.precision == "auto" else config.precision)
+    config = resolve_steps(validate(config), len(examples.pixels), config.batch_size)
+    config = replace(config, precision="fp32" if config.precision == "auto" else config.precision)
     past = dict(memory or {})
     classifier = copy.deepcopy(classifier)
     classifier.softmax = config.softmax

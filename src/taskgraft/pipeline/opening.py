@@ -13,7 +13,7 @@ from taskgraft import distributed, seeding
 from taskgraft.bundle import Bundle, open_parent
 from taskgraft.bundle.architecture import create_network, image_size_args
 from taskgraft.bundle.loaders import describe_origin, describe_preprocessing
-from taskgraft.config import TrainingConfig, validate
+from taskgraft.config import TrainingConfig, resolve_steps, validate
 from taskgraft.data import transforms
 from taskgraft.data.task_images import TaskData, load_task_data, read_class_names
 from taskgraft.data.unlabeled import load_unlabeled
@@ -81,8 +81,11 @@ class Opened:
 
     @property
     def config(self) -> TrainingConfig:
-        """The training settings of the run: those of the request, with one step where training could change nothing."""
-        config, train = self.request.config, self.images.new.train
+        """The training settings of the run: those of the request, with the number of steps that its epochs come to.
+
+        Where training could change nothing, there is one step.
+        """
+        config, train = self._steps_resolved, self.images.new.train
         assert train is not None
         if not sees_only_added_classes(self.child, train, self.images.old):
             return config
@@ -94,8 +97,22 @@ class Opened:
     def views(self) -> int:
         """The number of fixed views of an image that training reaches; methods compute no more per view."""
         assert self.images.new.train is not None
-        config, count = self.request.config, len(self.images.new.train.pixels)
+        config, count = self._steps_resolved, len(self.images.new.train.pixels)
         return min(config.views, -(-config.steps * config.batch_size // count))
+
+    @property
+    def _steps_resolved(self) -> TrainingConfig:
+        assert self.images.new.train is not None
+        config, halved = self.request.config, self.unlabeled is not None and composition.has_teacher(self.plan)
+        size = config.batch_size - config.batch_size // 2 if halved else config.batch_size
+        return resolve_steps(config, len(self.images.new.train.pixels), size)
+
+    def describe_epochs(self) -> str:
+        """Describe where the number of steps comes from; "" where it was given, or there is nothing to train."""
+        epochs, train = self.request.config.epochs, self.images.new.train
+        assert train is not None
+        counts = epochs and self.config.steps == self._steps_resolved.steps
+        return f"{epochs:g} epochs of {len(train.pixels):,} images" if counts else ""
 
     def list_settings(self) -> dict[str, Any]:
         """Return what must be equal for a run to be the same run."""
@@ -222,7 +239,7 @@ def change_method(opened: Opened, method: str, config: TrainingConfig) -> Opened
 
 
 def _open_training(request: TrainingRequest, cache: Path | None, callbacks: Callbacks) -> Opened:
-    config = validate(request.config)
+    config = validate(request.config, request.default_config)
     plan = notation.parse(request.keep) if request.keep else {}
     unsuitable = [name for name, settings in plan.items() if not settings.traits.records]
     if unsuitable:

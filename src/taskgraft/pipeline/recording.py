@@ -66,6 +66,8 @@ def build_record(
         parent_history = run_folder.read_metrics(parent.folder) if parent.folder else []
     run = run_folder.read(out)
     reasons = {"precision": run["resolved"]["reason"]}
+    if opened.describe_epochs():
+        reasons["steps"] = opened.describe_epochs()
     if config.micro_batches > request.config.micro_batches:
         reasons["micro_batches"] = "out of memory with fewer"
     return Record(
@@ -88,7 +90,7 @@ def build_record(
         versions=versions(),
         baselines=opened.baselines,
         one_backbone=not len(classifier.extras),
-        notes=tuple(_write_notes(opened, tasks, memory, run.get("environment_changes", []))),
+        notes=tuple(_write_notes(opened, fitted, tasks, memory, run.get("environment_changes", []))),
         reproduce_command=request.build_command(out),
     )
 
@@ -161,11 +163,15 @@ def _describe_parent(opened: Opened) -> dict[str, Any]:
 
 
 def _write_notes(
-    opened: Opened, tasks: Sequence[TaskResult], memory: Memory, environment_changes: Sequence[str]
+    opened: Opened,
+    fitted: Fitted,
+    tasks: Sequence[TaskResult],
+    memory: Memory,
+    environment_changes: Sequence[str],
 ) -> list[str]:
     """Return what a reader must know before believing the numbers."""
     images = opened.images
-    notes = list(opened.notes)
+    notes = [*opened.notes, *([fitted.stopped_early] if fitted.stopped_early else [])]
     notes += [f"{name}: {note}" for name, description in images.described.items() for note in description["notes"]]
     notes += [
         f"{task.name} reaches {task.test.mean:.1%} (95 % interval {task.test.low:.1%} to {task.test.high:.1%}) on "

@@ -296,4 +296,4 @@ def validate_request(request: R) -> tuple[R, Plan]:
                 f"task name {name!r} is not allowed: use up to 64 letters, digits, spaces, - and _, beginning with a "
                 "letter or digit"
             )
-    return replace(request, method=notation.show(plan), config=validate(request.config)), plan
+    return replace(request, method=notation.show(plan), config=validate(request.config, request.default_config)), plan

@@ -81,11 +81,11 @@ def _flag_name(setting: str) -> str:
 
 
 def config_flags(config: Mapping[str, Any], defaults: TrainingConfig = TrainingConfig()) -> list[Flag]:  # noqa: B008 - immutable
-    """Return the flags of the settings in `config` that differ from `defaults`."""
+    """Return the flags of the settings in `config` that differ from `defaults`; steps only where no epochs are set."""
     return [
         (_flag_name(name), None if config[name] is True else str(config[name]))
         for name in options(TrainingConfig)
-        if name in config and config[name] != getattr(defaults, name)
+        if name in config and config[name] != getattr(defaults, name) and not (name == "steps" and config.get("epochs"))
     ]
 
 
@@ -149,9 +149,12 @@ def try_method(record: Record, method: str) -> str:
 
 
 def teach_longer(record: Record) -> str:
-    """Propose the same compression or merge with twice as many steps, in another folder."""
+    """Propose the same compression or merge with twice as many steps, or epochs, in another folder."""
     command = _extension(record)
-    return str(command.with_out(f"{command.out}-longer").with_flags(("--steps", str(2 * record.config["steps"]))))
+    length = "epochs" if record.config.get("epochs") else "steps"
+    return str(
+        command.with_out(f"{command.out}-longer").with_flags((_flag_name(length), str(2 * record.config[length])))
+    )
 
 
 def extend_further(record: Record) -> str:

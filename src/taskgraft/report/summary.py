@@ -209,12 +209,20 @@ def _describe_agreement(tasks: Sequence[TaskResult], flag: str) -> str:
 
 def _describe_cost(record: Record) -> str:
     added, parent = record.parameters["added"], record.parameters["parent"]
-    text = f"cost: {fmt.duration(record.seconds['total'])}, {fmt.pluralize(abs(added), 'parameter')}"
+    text = f"cost: {fmt.duration(record.seconds['total'])}{_describe_stop(record)}"
+    text += f", {fmt.pluralize(abs(added), 'parameter')}"
     if not parent:
         return text
     flops, change = describe_flops(record), "fewer" if added < 0 else "added"
     text += f" {change} ({fmt.fraction(abs(added), parent)} of the parent's){flops and f'; {flops}'}"
     return text if record.one_backbone else f"{text}; one plain backbone instead: taskgraft compress"
+
+
+def _describe_stop(record: Record) -> str:
+    """Where a run stopped early, with a leading space."""
+    last, steps = record.history[-1].step if record.history else 0, record.config.get("steps", 0)
+    stopped = record.config.get("patience") and last < steps
+    return f" (stopped early at step {last:,} of {steps:,})" if stopped else ""
 
 
 def _describe_baseline(record: Record) -> str:

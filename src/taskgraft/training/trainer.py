@@ -39,6 +39,16 @@ class Fitted:
     config: TrainingConfig  # with as many micro-batches as memory required
     sources: TrainingData
 
+    @property
+    def stopped_early(self) -> str:
+        """Describe where and why training ended before its last step; "" where it did not."""
+        if self.state.step >= self.config.steps or not self.config.patience:
+            return ""
+        return (
+            f"stopped early at step {self.state.step} of {self.config.steps}: no evaluation since step {self.step} was "
+            f"better (--patience {self.config.patience})"
+        )
+
 
 def resolve_config(
     out: Path,
@@ -143,15 +153,18 @@ class Trainer:
         if step != state.step:
             weights = {name: value.clone() for name, value in load_file(self._best_file).items()}
             state.classifier.load_state_dict(weights)
-        return Fitted(state, tuple(self.lines), step, self.config, self.sources)
+        fitted = Fitted(state, tuple(self.lines), step, self.config, self.sources)
+        if self.until is None and fitted.stopped_early:
+            self.callbacks.info(fitted.stopped_early)
+        return fitted
 
     def _stops_early(self) -> bool:
         """Whether too many evaluations brought nothing better; a search's trial stops where the search says so."""
         best = self._score()
-        if not self.config.early_stopping or self.until is not None or best is None:
+        if not self.config.patience or self.until is not None or best is None:
             return False
         since = sum(bool(line.accuracy or line.agreement) for line in self.lines if line.step > best[1])
-        return since >= self.config.early_stopping
+        return since >= self.config.patience
 
     def _start(self) -> TrainState:
         """Build the state before the first step, equal in all processes; evaluate and save it."""
