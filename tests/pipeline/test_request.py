@@ -42,9 +42,11 @@ def test_settings_out_of_range(change: dict) -> None:
         validate(replace(TrainingConfig(), **change))
 
 
-@pytest.mark.parametrize("place", [0, 1])
-def test_what_is_in_memory_is_no_path(place: int) -> None:
-    given: list[Any] = ["parent", "images"]
-    given[place] = [1, 2]
-    with pytest.raises(TaskgraftError, match=rf"{('parent', 'data')[place]} is a list; give a path .* taskgraft.learn"):
-        Request(given[0], given[1], "paint")
+def test_what_is_neither_a_path_nor_a_model_is_refused() -> None:
+    given: Any = [1, 2]
+    with pytest.raises(
+        TaskgraftError, match=r"parent is a list; give a path or a name, a Bundle, or make a Classifier"
+    ):
+        Request(given, "images", "paint")
+    with pytest.raises(TaskgraftError, match=r"data gives a int; give one of pairs \(image, class\)"):
+        Request("parent", given, "paint")

@@ -5,6 +5,7 @@ A child with side networks is more than that: its tensors have taskgraft's own n
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from typing import Annotated, Any, TypeVar
 
 import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 
 from taskgraft import pytree
 from taskgraft.bundle import digests
@@ -42,7 +43,7 @@ FORMAT = 1
 MAX_JSON_BYTES = 64 * 2**20  # 100,000 class names with their rows take a tenth
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class Bundle:
     """An opened model with its metadata.
 
@@ -219,19 +220,27 @@ def write_bundle(folder: Path, bundle: Bundle, *, method: str, parent: dict[str,
         method: notation of the method that trained it.
         parent: what it was extended from, as plain values.
     """
-    classifier = bundle.classifier
-    if len(classifier.extras):
-        tensors = dict(classifier.state_dict())
-    else:
-        weight, bias = merge_heads(classifier)
-        layer = {f"{bundle.head}.weight": weight, f"{bundle.head}.bias": bias}
-        tensors = {**classifier.backbone.state_dict(), **layer}
-    _save_tensors(folder / "model.safetensors", tensors)
+    _save_tensors(folder / "model.safetensors", _list_tensors(bundle))
     if bundle.memory:
         _save_tensors(folder / "memory.safetensors", dict(pytree.flatten(bundle.memory)))
     for task, card in bundle.cards.items():
         write_card(folder, task, card)
     write_json(folder / "config.json", _describe(bundle, method, parent))  # last: with it the bundle is complete
+
+
+def compute_digest(bundle: Bundle) -> str:
+    """Compute the SHA-256 that `model.safetensors` has when the bundle is written."""
+    return hashlib.sha256(save(_make_contiguous(_list_tensors(bundle)), {"format": "pt"})).hexdigest()
+
+
+def _list_tensors(bundle: Bundle) -> dict[str, torch.Tensor]:
+    """The tensors of model.safetensors: timm's names, or with side networks taskgraft's own."""
+    classifier = bundle.classifier
+    if len(classifier.extras):
+        return dict(classifier.state_dict())
+    weight, bias = merge_heads(classifier)
+    layer = {f"{bundle.head}.weight": weight, f"{bundle.head}.bias": bias}
+    return {**classifier.backbone.state_dict(), **layer}
 
 
 def write_card(folder: Path, task: str, card: dict[str, Any]) -> None:
@@ -276,8 +285,11 @@ def _describe(bundle: Bundle, method: str, parent: dict[str, Any]) -> dict[str, 
 
 def _save_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     with atomic(path) as temporary:
-        contiguous = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-        save_file(contiguous, temporary, {"format": "pt"})
+        save_file(_make_contiguous(tensors), temporary, {"format": "pt"})
+
+
+def _make_contiguous(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
 
 
 # ---- reading -------------------------------------------------------------------------------------------------------

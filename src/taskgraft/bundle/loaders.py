@@ -21,6 +21,7 @@ from torch import nn
 
 from taskgraft.bundle.architecture import create_network, create_untrusted, find_head, image_size_args, require_arch
 from taskgraft.bundle.format import Bundle, read_bundle, read_json
+from taskgraft.bundle.in_memory import copy_bundle
 from taskgraft.bundle.matching import Fit, fit_network, wrap_transformers
 from taskgraft.bundle.weights import INDEX, Weights, list_shards, load_weights
 from taskgraft.data import transforms
@@ -42,7 +43,7 @@ SUFFIXES = (".pth", ".pt", ".tar", ".bin", ".safetensors", ".ckpt")
 
 
 def open_parent(
-    source: PathLike,
+    source: PathLike | Bundle,
     *,
     arch: str | None = None,
     labels: PathLike | None = None,
@@ -54,7 +55,8 @@ def open_parent(
     """Open a trained classifier. Nothing is ever loaded with names or shapes left over.
 
     Args:
-        source: a bundle, a timm folder (also as `local-dir:FOLDER`), a timm name, `hf-hub:NAME`, or a file of weights.
+        source: a bundle, a timm folder (also as `local-dir:FOLDER`), a timm name, `hf-hub:NAME`, or a file of weights;
+            a Bundle in memory is copied, with the weights that it has now.
         arch: the timm name of the architecture; a file of weights needs it unless it names its own.
         labels: a file of class names, one per line in index order or JSON; needed where the source has none.
         preprocessing: what to change of the preprocessing, such as "96 squash bilinear imagenet".
@@ -67,22 +69,11 @@ def open_parent(
         InputError: class names are missing, or `labels` cannot be used.
         SetupError: weights cannot be downloaded.
     """
-    source, cache = os.fspath(source), as_path(cache)
-    path = Path(source.removeprefix("local-dir:"))
     names, form = read_labels(Path(labels)) if labels else ((), "")
-    config = read_json(path / "config.json") if (path / "config.json").is_file() else {}
-    if "taskgraft" in config:
-        bundle = read_bundle(path)
-    elif path.is_dir():
-        bundle = _open_folder(path, config, names, task, unnamed)
-    elif path.suffix in SUFFIXES or path.exists():
-        bundle = _open_file(path, arch, names, task, preprocessing, unnamed, cache)
-    elif source.startswith("hf-hub:") or timm.is_model(source):
-        bundle = _open_pretrained(source, names, task, unnamed)
+    if isinstance(source, Bundle):
+        bundle = copy_bundle(source)
     else:
-        matches = difflib.get_close_matches(source, timm.list_models(), n=1)
-        hint = f"; did you mean the timm model {matches[0]!r}?" if matches else ""
-        raise CheckpointError(f"parent {source!r} is not a file, folder or timm model{hint}")
+        bundle = _open_path(os.fspath(source), arch, names, task, preprocessing, unnamed, as_path(cache))
     if preprocessing:
         bundle = replace(
             bundle,
@@ -91,6 +82,30 @@ def open_parent(
         )
     note = describe_preprocessing(bundle.preprocessing, bundle.preprocessing_source)
     return replace(bundle, notes=(*bundle.notes, *([form] if form else []), note))
+
+
+def _open_path(
+    source: str,
+    arch: str | None,
+    names: tuple[str, ...],
+    task: str,
+    preprocessing: str | None,
+    unnamed: bool,
+    cache: Path | None,
+) -> Bundle:
+    path = Path(source.removeprefix("local-dir:"))
+    config = read_json(path / "config.json") if (path / "config.json").is_file() else {}
+    if "taskgraft" in config:
+        return read_bundle(path)
+    if path.is_dir():
+        return _open_folder(path, config, names, task, unnamed)
+    if path.suffix in SUFFIXES or path.exists():
+        return _open_file(path, arch, names, task, preprocessing, unnamed, cache)
+    if source.startswith("hf-hub:") or timm.is_model(source):
+        return _open_pretrained(source, names, task, unnamed)
+    matches = difflib.get_close_matches(source, timm.list_models(), n=1)
+    hint = f"; did you mean the timm model {matches[0]!r}?" if matches else ""
+    raise CheckpointError(f"parent {source!r} is not a file, folder or timm model{hint}")
 
 
 def describe_origin(preprocessing: str | None, default: str) -> str:

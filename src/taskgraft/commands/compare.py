@@ -99,6 +99,7 @@ def compare(
         TaskgraftError: Bad input.
     """
     out, labels = Path(out), [variant.label for variant in variants]
+    request.require_paths("compare")
     if not variants:
         raise InputError("nothing to compare; name at least one method")
     if len(set(labels)) != len(labels):
@@ -133,7 +134,7 @@ def compare(
     flags = [("--seeds", str(seeds)), *([("--separate", f"{separate:g}")] if separate != SEPARATE else [])]
     comparison = Comparison(
         command=command,
-        title=f"{request.task} added to {Path(request.parent).name}",
+        title=f"{request.task} added to {Path(request.parent_name).name}",
         variants=results,
         separate={request.task: tuple(single_task)} if single_task else {},
         failures=tuple(runs.failures),

@@ -9,22 +9,22 @@ from pathlib import Path
 from taskgraft.config import COMPRESSION_DEFAULTS, TrainingConfig
 from taskgraft.errors import InputError
 from taskgraft.methods import composition
-from taskgraft.pipeline.request import CompressionRequest, Request, validate_request
+from taskgraft.pipeline.request import CompressionRequest, DataLike, ParentLike, Request, validate_request
 from taskgraft.pipeline.run import Extension, run
 from taskgraft.types import Callbacks, PathLike, as_path
 
 
 def extend(
-    parent: PathLike,
-    data: PathLike,
+    parent: ParentLike,
+    data: DataLike,
     out: PathLike,
     *,
     task: str,
     method: str = "",
     config: TrainingConfig = TrainingConfig(),  # noqa: B008 - immutable
     unlabeled: PathLike | Iterable[PathLike] = (),
-    old: PathLike | None = None,
-    old_val: PathLike | Iterable[PathLike] = (),
+    old: DataLike | None = None,
+    old_val: DataLike | Iterable[DataLike] = (),
     arch: str | None = None,
     labels: PathLike | None = None,
     preprocessing: str | None = None,
@@ -40,15 +40,18 @@ def extend(
     """Extend a trained classifier with a new task.
 
     Args:
-        parent: Bundle, file of weights, timm folder or timm name.
-        data: Images of the new task.
+        parent: Bundle, file of weights, timm folder or timm name; a Bundle in memory, a run, or a timm network that
+            `wrap` made a Classifier of. What is in memory is not changed.
+        data: Images of the new task: a folder, table or archive; a torchvision or other Dataset of (image, class); a
+            Dataset or DatasetDict of Hugging Face; a DataLoader; a pair (images, labels); or a dictionary of those by
+            split. Images are paths, Pillow images or 8-bit pixels; the model's preprocessing is applied to them.
         out: Run folder and bundle to write; a finished run of the same request is read, not repeated.
         task: Name of the task to learn.
         method: Method in its notation, such as "distill + wise"; empty = the default, which differs with `into`.
         config: Training settings.
         unlabeled: Images without labels, half of every batch, for methods with a teacher: folders, files or archives.
-        old: Sample of old training images, for the methods that use one.
-        old_val: Old validation images, one folder for each old task that has any.
+        old: Sample of old training images, for the methods that use one; as `data`.
+        old_val: Old validation images, as `data`; a list where several old tasks have some.
         arch: timm name of the parent's architecture, for a file that does not say.
         labels: File with the parent's class names, for a file that does not have them.
         preprocessing: The parent's preprocessing, where it differs from what the model says.

@@ -66,4 +66,5 @@ def merge(
         model, other, images, method=method, config=config, student=student, ancestor=ancestor, old_val=val,
         arch=arch, labels=labels, preprocessing=preprocessing, check_parent=check_parent,
     )  # fmt: skip
+    request.require_paths("merge")
     return run(request, Path(out), cache=as_path(cache), resume=resume, command=command, callbacks=callbacks)

@@ -69,6 +69,7 @@ def tune(
             complete.
     """
     start, out, cache = time.monotonic(), Path(out), as_path(cache)
+    request.require_paths("tune")
     run_folder.check_location(out, request.list_sources())
     limits = validate(search_config, worker_config)
     sampler.check_sampler(search_config.sampler)

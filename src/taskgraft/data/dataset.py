@@ -18,7 +18,8 @@ from taskgraft import seeding
 from taskgraft.data import decode, file_index, pixel_cache, transforms
 from taskgraft.data.class_names import find_matches
 from taskgraft.data.file_index import PackedNames
-from taskgraft.data.layouts import Entry, Listing, list_images
+from taskgraft.data.labeled_images import ImageSource, LabeledImages, list_source
+from taskgraft.data.layouts import Entry, Listing
 from taskgraft.data.transforms import Preprocessing
 from taskgraft.errors import DataError
 from taskgraft.results.files import atomic, escape_surrogates, fingerprint
@@ -63,7 +64,7 @@ class Dataset(NamedTuple):
 
 
 def open_images(
-    data: Path,
+    data: ImageSource,
     task: str,
     preprocessing: Preprocessing,
     *,
@@ -78,10 +79,10 @@ def open_images(
     """List, decode, verify and split the images at a data path.
 
     With a cache folder, files that have not changed are neither opened nor decoded again, and pixels, names and labels
-    are mapped from there.
+    are mapped from there. Images in memory are decoded each time.
 
     Args:
-        data: folder, tar archive or table.
+        data: folder, tar archive or table; or images in memory.
         task: name of the task that the labels belong to.
         preprocessing: how images are brought to size and normalized.
         seed: decides which images become validation images, where there are none.
@@ -99,7 +100,7 @@ def open_images(
     """
     find_bits = find_bits and not preprocessing.bits
     reader = _DatasetReader(data, task, preprocessing, seed, classes, tuple(others), as_split, find_bits, progress)
-    if cache_folder is None:
+    if cache_folder is None or isinstance(data, LabeledImages):
         return reader.read()[0]
     options = [
         str(data.resolve()),
@@ -125,7 +126,7 @@ def open_images(
 class _DatasetReader:
     """The arguments of `open_images`, and the steps from a listing to a dataset."""
 
-    data: Path
+    data: ImageSource
     task: str
     preprocessing: Preprocessing
     seed: int
@@ -137,7 +138,7 @@ class _DatasetReader:
 
     def read(self, cache: Path | None = None, name: str = "") -> tuple[Dataset, str | None]:
         """The dataset, and the key of its pixels in the cache."""
-        listing = list_images(self.data, self.task, tuple(other.name for other in self.others))
+        listing = list_source(self.data, self.task, tuple(other.name for other in self.others))
         entries = self._select(listing.entries)
         splits: list[str] = []
 
@@ -155,6 +156,7 @@ class _DatasetReader:
                 name=name,
                 arrange=arrange,
                 progress=self.progress,
+                read=self.data.read if isinstance(self.data, LabeledImages) else None,
             )
 
         loaded, bits = load(self.preprocessing), self.preprocessing.bits
@@ -165,7 +167,7 @@ class _DatasetReader:
                 loaded = load(self.preprocessing._replace(bits=bits))
         notes = [*listing.notes, *_describe_bits(loaded.peak, bits, found, chosen=self.find_bits)]
         tasks = (
-            Task(self.task, self._check_classes(entries, splits)),
+            Task(self.task, self._check_classes(entries, splits, listing.classes)),
             *(other for other in self.others if any(other.name in entry.labels for entry in entries)),
         )
         sets: dict[str, Images | None] = {}
@@ -221,8 +223,10 @@ class _DatasetReader:
             splits[row] = split
         return splits
 
-    def _check_classes(self, entries: Sequence[Entry], splits: Sequence[str]) -> tuple[str, ...]:
-        """The classes of the task, after comparing those of every split with them."""
+    def _check_classes(
+        self, entries: Sequence[Entry], splits: Sequence[str], ordered: Sequence[str]
+    ) -> tuple[str, ...]:
+        """The classes of the task, after comparing those of every split with them; in the order of the source."""
         present: dict[str, set[str]] = {split: set() for split in SPLITS}
         for entry, split in zip(entries, splits, strict=True):
             if split and self.task in entry.labels:
@@ -242,7 +246,8 @@ class _DatasetReader:
                 f"{self.data}: {len(expected)} class ({', '.join(sorted(expected))}), but a classifier needs two; "
                 "add images of another"
             )
-        return tuple(sorted(expected))
+        place = {name: number for number, name in enumerate(ordered)}
+        return tuple(sorted(expected, key=lambda name: (place.get(name, len(place)), name)))
 
     def _build_images(self, pixels: Tensor, entries: Sequence[Entry], tasks: Sequence[Task]) -> Images:
         labels = {}

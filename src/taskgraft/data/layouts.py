@@ -67,6 +67,7 @@ class Listing(NamedTuple):
         layout: the recognized layout, in words.
         missing: (path, reason) of images that are named but do not exist; they count among those that cannot be used.
         notes: what was assumed.
+        classes: class names in the order that the source gives them; empty = sorted by name.
     """
 
     root: Path
@@ -75,6 +76,7 @@ class Listing(NamedTuple):
     layout: str
     missing: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
 
 
 def list_images(data: Path, task: str, columns: tuple[str, ...] = ()) -> Listing:

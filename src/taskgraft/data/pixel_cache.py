@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from filelock import FileLock
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from taskgraft.data import decode, file_index
@@ -34,6 +35,7 @@ from taskgraft.results.files import atomic, fingerprint, flush, write_json
 Progress = Callable[[int, int], None]
 Bytes = NDArray[np.uint8]
 Arrange = Callable[[Bytes, Mapping[int, str]], Sequence[int]]
+Read = Callable[[str], bytes | Image.Image | str]  # name -> an encoded file, an image, or why there is neither
 GROUP = 8  # images that a thread takes at a time, since handing one over costs time
 BLOCK = 1024  # images that the pool is given at a time, since it accepts all of them at once
 SHARD = 64 * 2**20  # bytes of pixels after which finished work is safe: seconds of decoding
@@ -70,6 +72,7 @@ def load_pixels(
     name: str = "unnamed",
     arrange: Arrange | None = None,
     progress: Progress | None = None,
+    read: Read | None = None,
 ) -> LoadedPixels:
     """Decode image files to uint8 pixels, in memory or in the cache, or map them from the cache.
 
@@ -81,12 +84,13 @@ def load_pixels(
         name: name of the unfinished file in the cache, from `lock_data`.
         arrange: returns the order of the readable rows for (digests, reasons); by default that of `paths`.
         progress: called with (images done, images in total).
+        read: reads the image of a name among `paths` that is no file, without a cache.
 
     Raises:
         SetupError: the cache cannot be written.
     """
     if cache is None:
-        return _load_into_memory(root, paths, preprocessing, arrange, progress)
+        return _load_into_memory(root, paths, preprocessing, arrange, progress, read)
     states = file_index.look_up(cache, root, paths)
     folder = geometry_folder(cache, preprocessing)
     if states.unchanged.all():
@@ -195,9 +199,11 @@ class _Reader:
         progress: Progress | None,
         states: FileStates | None = None,
         cached: _ContentIndex | None = None,
+        read: Read | None = None,
     ) -> None:
         self.root, self.paths, self.preprocessing, self.progress = root, paths, preprocessing, progress
         self.states, self.cached = states, cached
+        self.read_content = read or (lambda path: decode.read_bytes(root / path))
         self.digests = np.zeros((len(paths), DIGEST), np.uint8)
         self.decoded = np.zeros(len(paths), bool)
         self.peaks = np.zeros(len(paths), np.int64)
@@ -239,16 +245,22 @@ class _Reader:
             pixels = self._find_cached(row)
             if pixels is not None:
                 return pixels
-        content = decode.read_bytes(self.root / self.paths[row])
+        content = self.read_content(self.paths[row])
         if isinstance(content, str):
             self.decoded[row], self.reasons[row] = True, content
             return None
+        if isinstance(content, Image.Image):
+            self.digests[row] = np.frombuffer(_digest_image(content), np.uint8)
+            return self._keep(row, decode.decode_image(content, self.preprocessing))
         self.digests[row] = np.frombuffer(hashlib.sha256(content).digest(), np.uint8)
         pixels = self._find_cached(row)
         if pixels is not None:
             self.peaks[row] = decode.read_peak(content)
             return pixels
-        pixels, reason, _, _, self.peaks[row] = decode.decode_bytes(content, self.preprocessing)
+        return self._keep(row, decode.decode_bytes(content, self.preprocessing))
+
+    def _keep(self, row: int, image: decode.Decoded) -> Bytes | None:
+        pixels, reason, _, _, self.peaks[row] = image
         self.decoded[row] = True
         if reason:
             self.reasons[row] = reason
@@ -348,8 +360,9 @@ def _load_into_memory(
     preprocessing: Preprocessing,
     arrange: Arrange | None,
     progress: Progress | None,
+    read: Read | None,
 ) -> LoadedPixels:
-    reader, size, filled = _Reader(root, paths, preprocessing, progress), preprocessing.size, 0
+    reader, size, filled = _Reader(root, paths, preprocessing, progress, read=read), preprocessing.size, 0
     pixels = np.empty((len(paths), size, size, 3), np.uint8)
     with decode.thread_pool() as pool:
         for start in range(0, len(paths), BLOCK):
@@ -359,6 +372,11 @@ def _load_into_memory(
     ordered = pixels[order] if (order != np.arange(filled)).any() else pixels[:filled]
     pixels, decoded = torch.from_numpy(ordered), int(reader.decoded.sum())
     return LoadedPixels(pixels, reader.digests, reader.reasons, decoded, None, reader.peak())
+
+
+def _digest_image(image: Image.Image) -> bytes:
+    """SHA-256 of the pixels of an image in memory, and of their form."""
+    return hashlib.sha256(f"{image.mode} {image.size}\n".encode() + image.tobytes()).digest()
 
 
 def _arrange(arrange: Arrange | None, digests: Bytes, reasons: Mapping[int, str]) -> Sequence[int]:

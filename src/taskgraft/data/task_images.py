@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from taskgraft.data.dataset import SPLITS, Dataset, count_classes, open_images
-from taskgraft.data.layouts import list_images
+from taskgraft.data.labeled_images import ImageSource, list_source
 from taskgraft.data.transforms import Preprocessing
 from taskgraft.errors import DataError
 from taskgraft.results.files import escape_surrogates
@@ -36,13 +36,13 @@ class TaskData(NamedTuple):
 
 
 def load_task_data(
-    data: Path,
+    data: ImageSource,
     task: str,
     tasks: Sequence[Task],
     preprocessing: Preprocessing,
     *,
-    old: Path | None,
-    old_val: Sequence[Path],
+    old: ImageSource | None,
+    old_val: Sequence[ImageSource],
     seed: int,
     cache: Path | None,
     callbacks: Callbacks,
@@ -52,7 +52,7 @@ def load_task_data(
     """Load the images of the new task and of old tasks.
 
     Args:
-        data: data path of the new task.
+        data: data path of the new task, or its images in memory; the same for the other images.
         task: its name.
         tasks: the tasks of the parent; the class names at a path decide which of them it belongs to.
         preprocessing: the model's.
@@ -69,7 +69,7 @@ def load_task_data(
         DataError: images cannot be used, or belong to no old task.
     """
 
-    def open_(path: Path, task: str, classes: Sequence[str] | None, **options: Any) -> Dataset:
+    def open_(path: ImageSource, task: str, classes: Sequence[str] | None, **options: Any) -> Dataset:
         progress = partial(callbacks.progress, f"reading {path.name}")
         dataset = open_images(
             path, task, preprocessing, seed=seed, classes=classes, cache_folder=cache, progress=progress, **options
@@ -96,12 +96,12 @@ def load_task_data(
     return TaskData(new, concat_images(old_images["train"]), concat_images(old_images["val"]), described)
 
 
-def read_class_names(path: Path, task: str) -> tuple[str, ...]:
+def read_class_names(path: ImageSource, task: str) -> tuple[str, ...]:
     """List the class names that the images at a path have for a task, sorted."""
-    return tuple(sorted({entry.labels[task] for entry in list_images(path, task).entries if task in entry.labels}))
+    return tuple(sorted({entry.labels[task] for entry in list_source(path, task).entries if task in entry.labels}))
 
 
-def match_task(path: Path, tasks: Sequence[Task]) -> Task:
+def match_task(path: ImageSource, tasks: Sequence[Task]) -> Task:
     """Find the old task whose class names the images at a path have.
 
     Raises:
@@ -115,7 +115,7 @@ def match_task(path: Path, tasks: Sequence[Task]) -> Task:
     failure = None
     for task in tasks:
         try:
-            names = {entry.labels.get(task.name) for entry in list_images(path, task.name).entries}
+            names = {entry.labels.get(task.name) for entry in list_source(path, task.name).entries}
         except DataError as error:  # a table may have a column for some tasks alone
             failure = error
             continue
@@ -148,7 +148,7 @@ def describe_exclusions(dataset: Dataset) -> list[str]:
     return lines
 
 
-def describe_dataset(path: Path, dataset: Dataset) -> dict[str, Any]:
+def describe_dataset(path: ImageSource, dataset: Dataset) -> dict[str, Any]:
     """Describe a dataset for the record: source, counts, fingerprint and what was excluded."""
     task = dataset.tasks[0]
     sets: dict[str, Images | None] = {split: getattr(dataset, split) for split in SPLITS}

@@ -153,7 +153,7 @@ def _describe_parent(opened: Opened) -> dict[str, Any]:
     }
     if isinstance(request, Request):
         description |= {
-            "source": escape_surrogates(request.parent),
+            "source": escape_surrogates(request.parent_name),
             "preprocessing": parent.preprocessing.to_text(),
             "lineage": list(parent.lineage),
             **({"files": digests.compute(parent.folder)} if parent.folder else {}),

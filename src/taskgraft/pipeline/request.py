@@ -4,33 +4,53 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from taskgraft.bundle import Bundle, describe_classifier
 from taskgraft.config import COMPRESSION_DEFAULTS, TRAIN_DEFAULTS, TrainingConfig, validate
+from taskgraft.data.labeled_images import ImageSource, LabeledImages, as_source
 from taskgraft.errors import InputError
 from taskgraft.methods import composition, notation
 from taskgraft.methods.presets import COMPRESSION, DEFAULT_METHOD, INTO_METHOD
 from taskgraft.methods.protocol import Plan
+from taskgraft.models.classifier import Classifier
 from taskgraft.report import commands
 from taskgraft.types import PathLike, as_path, as_paths
 
 TASK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _-]{0,63}")  # it becomes a file name
 
 
-def _require_path(value: Any, name: str) -> str:
-    """Return a path as text.
+ParentLike = PathLike | Bundle | Classifier
+DataLike = Any  # whatever `as_source` takes
+
+
+def _as_parent(value: Any) -> str | Bundle:
+    """Return a path or name as text, and a model in memory as a bundle.
 
     Raises:
-        InputError: It is an object in memory.
+        InputError: It is something else, or a network that a bundle cannot describe.
     """
-    if not isinstance(value, str | os.PathLike):
+    if isinstance(value, str | os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, Classifier):
+        return describe_classifier(value)
+    if not isinstance(value, Bundle):
         raise InputError(
-            f"{name} is a {type(value).__name__}; give a path or a name, or use taskgraft.learn for what is in memory"
+            f"parent is a {type(value).__name__}; give a path or a name, a Bundle, or make a Classifier of it by "
+            "taskgraft.wrap"
         )
-    return os.fspath(value)
+    return value
+
+
+def _as_sources(value: Any, what: str) -> tuple[ImageSource, ...]:
+    """Return one source of images or several: a list, or a tuple of paths alone, are several."""
+    is_several = isinstance(value, tuple) and all(isinstance(one, str | os.PathLike | LabeledImages) for one in value)
+    if is_several or isinstance(value, list | Iterator):
+        return tuple(as_source(one, what) for one in value)
+    return (as_source(value, what),)
 
 
 @dataclass(init=False, frozen=True)  # hashable: a search caches what it opens by request
@@ -38,8 +58,8 @@ class Request:
     """An extension of a trained classifier. Equal requests on equal data give equal children.
 
     Attributes:
-        parent: Bundle, file of weights, timm folder or timm name.
-        data: Images of the new task.
+        parent: Bundle, file of weights, timm folder or timm name; or a Bundle in memory, as a wrapped network becomes.
+        data: Images of the new task: a path, or images in memory. The same for `old` and `old_val`.
         task: Name of the task to learn.
         method: Method in its notation.
         config: Training settings.
@@ -54,13 +74,13 @@ class Request:
         unlabeled: Images without labels, which methods with a teacher learn from: folders, files or archives.
     """
 
-    parent: str
-    data: Path
+    parent: str | Bundle
+    data: ImageSource
     task: str
     method: str
     config: TrainingConfig
-    old: Path | None
-    old_val: tuple[Path, ...]
+    old: ImageSource | None
+    old_val: tuple[ImageSource, ...]
     arch: str | None
     labels: Path | None
     preprocessing: str | None
@@ -71,13 +91,13 @@ class Request:
 
     def __init__(
         self,
-        parent: PathLike,
-        data: PathLike,
+        parent: ParentLike,
+        data: DataLike,
         task: str,
         method: str = "",
         config: TrainingConfig = TrainingConfig(),  # noqa: B008 - immutable
-        old: PathLike | None = None,
-        old_val: PathLike | Iterable[PathLike] = (),
+        old: DataLike | None = None,
+        old_val: DataLike | Iterable[DataLike] = (),
         arch: str | None = None,
         labels: PathLike | None = None,
         preprocessing: str | None = None,
@@ -86,16 +106,16 @@ class Request:
         check_parent: bool = True,
         unlabeled: PathLike | Iterable[PathLike] = (),
     ) -> None:
-        """Convert paths; `old_val` and `unlabeled` are one path or several. See the class for the arguments.
+        """Convert paths and what is in memory; `old_val` and `unlabeled` are one path or several. See the class.
 
         An empty `method` is `presets.DEFAULT_METHOD`, or `presets.INTO_METHOD` with `into`.
         """
         method = method or (INTO_METHOD if into else DEFAULT_METHOD)
         self.__dict__.update(  # a frozen dataclass refuses assignment
-            parent=_require_path(parent, "parent"), data=Path(_require_path(data, "data")), task=task, method=method,
-            config=config, old=as_path(old),
-            old_val=as_paths(old_val), arch=arch, labels=as_path(labels), preprocessing=preprocessing,
-            parent_task=parent_task, into=into, check_parent=check_parent, unlabeled=as_paths(unlabeled),
+            parent=_as_parent(parent), data=as_source(data), task=task, method=method, config=config,
+            old=None if old is None else as_source(old, "old"), old_val=_as_sources(old_val, "old_val"), arch=arch,
+            labels=as_path(labels), preprocessing=preprocessing, parent_task=parent_task, into=into,
+            check_parent=check_parent, unlabeled=as_paths(unlabeled),
         )  # fmt: skip
 
     @property
@@ -103,12 +123,45 @@ class Request:
         """The training settings that apply where nothing is set."""
         return TrainingConfig()
 
+    @property
+    def parent_name(self) -> str:
+        """The path or name of the parent; of a model in memory what it was made from."""
+        return self.parent if isinstance(self.parent, str) else self.parent.source
+
+    @property
+    def is_in_memory(self) -> bool:
+        """Whether the model or some images are in memory, so that no command can name them."""
+        return isinstance(self.parent, Bundle) or any(
+            isinstance(source, LabeledImages) for source in (self.data, self.old, *self.old_val)
+        )
+
+    def require_paths(self, what: str) -> None:
+        """Check that everything has a path, for what starts the same extension again and again.
+
+        Args:
+            what: Who asks, for the message.
+
+        Raises:
+            InputError: The model or some images are in memory.
+        """
+        if self.is_in_memory:
+            raise InputError(
+                f"{what} names its parent and images in commands, and some are in memory here; give paths: write a "
+                "model by save_pretrained, and images as a folder or a table"
+            )
+
     def list_sources(self) -> tuple[Path, ...]:
         """Return the files and folders that images are read from."""
-        return (self.data, *([self.old] if self.old else []), *self.old_val, *self.unlabeled)
+        sources = (self.data, self.old, *self.old_val, *self.unlabeled)
+        return tuple(source for source in sources if isinstance(source, Path))
 
     def build_command(self, out: Path) -> str:
-        """Return the `taskgraft extend` command that reproduces this request in `out`; defaults are left out."""
+        """Return the `taskgraft extend` command that reproduces this request in `out`; defaults are left out.
+
+        Of what is in memory it is the call in Python, in which the objects are named by what they are.
+        """
+        if self.is_in_memory:
+            return self._build_call("extend", out)
         values = [
             ("--into" if self.into else "--task", self.task),
             ("--method", self.method),
@@ -123,7 +176,31 @@ class Request:
         flags: list[commands.Flag] = [(flag, str(value)) for flag, value in values if value]
         flags += commands.config_flags(asdict(self.config))
         flags += [] if self.check_parent else [("--no-parent-check", None)]
-        return str(commands.Command("extend", (self.parent, str(self.data), str(out)), tuple(flags)))
+        return str(commands.Command("extend", (self.parent_name, str(self.data), str(out)), tuple(flags)))
+
+    def _build_call(self, function: str, out: Path) -> str:
+        """The call in Python: texts are quoted, and objects in memory stand in angle brackets."""
+
+        def show(value: object) -> str:
+            if isinstance(value, tuple):
+                return f"[{', '.join(map(show, value))}]"
+            if isinstance(value, LabeledImages | Bundle):
+                return f"<{value!r}>"
+            return repr(value if isinstance(value, bool) else str(value))
+
+        changed = {
+            name: value for name, value in asdict(self.config).items() if value != getattr(self.default_config, name)
+        }
+        options = {
+            "task": self.task if function == "extend" else "", "method": self.method, "old": self.old,
+            "old_val": self.old_val, "unlabeled": self.unlabeled, "arch": self.arch, "labels": self.labels,
+            "preprocessing": self.preprocessing, "into": self.into,
+        }  # fmt: skip
+        words = [show(self.parent), show(self.data), f"out={str(out)!r}"]
+        words += [f"{name}={show(value)}" for name, value in options.items() if value]
+        words += ["check_parent=False"] if not self.check_parent else []
+        words += [f"config=TrainingConfig({', '.join(f'{n}={v!r}' for n, v in changed.items())})"] if changed else []
+        return f"taskgraft.{function}({', '.join(words)})"
 
 
 @dataclass(init=False, frozen=True)
@@ -138,8 +215,8 @@ class CompressionRequest(Request):
 
     def __init__(
         self,
-        parent: PathLike,
-        data: PathLike,
+        parent: ParentLike,
+        data: DataLike,
         task: str = "",
         method: str = COMPRESSION,
         config: TrainingConfig = COMPRESSION_DEFAULTS,
@@ -157,6 +234,8 @@ class CompressionRequest(Request):
 
     def build_command(self, out: Path) -> str:
         """Return the `taskgraft compress` command that reproduces this request in `out`; defaults are left out."""
+        if self.is_in_memory:
+            return self._build_call("compress", out)
         values = [
             ("--method", self.method if self.method != COMPRESSION else None),
             *(("--old-val", path) for path in self.old_val),
@@ -169,7 +248,7 @@ class CompressionRequest(Request):
         flags: list[commands.Flag] = [(flag, str(value)) for flag, value in values if value]
         flags += commands.config_flags(asdict(self.config), COMPRESSION_DEFAULTS)
         flags += [] if self.check_parent else [("--no-parent-check", None)]
-        return str(commands.Command("compress", (self.parent, str(self.data), str(out)), tuple(flags)))
+        return str(commands.Command("compress", (self.parent_name, str(self.data), str(out)), tuple(flags)))
 
 
 @dataclass(init=False, frozen=True)
@@ -226,7 +305,7 @@ class MergeRequest(Request):
         flags: list[commands.Flag] = [(flag, str(value)) for flag, value in values if value]
         flags += commands.config_flags(asdict(self.config), COMPRESSION_DEFAULTS)
         flags += [] if self.check_parent else [("--no-parent-check", None)]
-        return str(commands.Command("merge", (self.parent, self.other, str(out)), tuple(flags)))
+        return str(commands.Command("merge", (self.parent_name, self.other, str(out)), tuple(flags)))
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,7 @@ def collect(
     assert isinstance(request, Request)
     return SearchResult(
         command=command,
-        title=f"{request.task} added to {Path(request.parent).name}",
+        title=f"{request.task} added to {Path(request.parent_name).name}",
         tasks=(*(task.name for task in opened.parent.classifier.tasks), request.task),
         proxy=not fitting.selection_tasks(opened),
         before=baseline.accuracy,
