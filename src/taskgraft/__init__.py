@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from taskgraft.commands.extend import extend
     from taskgraft.commands.merge import merge
     from taskgraft.commands.predict import predict_files, predict_to
+    from taskgraft.commands.remove import Removed, remove
     from taskgraft.commands.serve import serve
     from taskgraft.commands.train import train
     from taskgraft.commands.tune import tune
@@ -59,6 +60,7 @@ _NAMES = {
     "commands.extend": ("extend",),
     "commands.merge": ("merge",),
     "commands.predict": ("predict_files", "predict_to"),
+    "commands.remove": ("Removed", "remove"),
     "commands.serve": ("serve",),
     "commands.train": ("train",),
     "commands.tune": ("tune",),
@@ -95,6 +97,7 @@ __all__ = [
     "LwF",
     "MissingDependency",
     "Prediction",
+    "Removed",
     "Request",
     "SearchConfig",
     "Task",
@@ -122,6 +125,7 @@ __all__ = [
     "predict",
     "predict_files",
     "predict_to",
+    "remove",
     "serve",
     "train",
     "tune",

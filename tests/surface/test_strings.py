@@ -81,6 +81,12 @@ def merged() -> None:
     assert [task.name for task in done.record.tasks] == ["shape", "paint"]
 
 
+def removed() -> None:
+    less = taskgraft.remove("shapes_bundle", "fewer", task="shape", classes="thin")
+    again = taskgraft.remove("shapes.safetensors", "same", task="parent", classes=["thin"], **FOREIGN)
+    assert [len(task.classes) for task in (*less.bundle.tasks, *again.bundle.tasks)] == [2, 2]
+
+
 def compared() -> None:
     request = Request("shapes_bundle", "paints", "paint", config=RUN, old_val="shapes/val")
     result = taskgraft.compare(request, variants(["finetune"], [], RUN), "table", seeds=1, separate=0, cache="cache")
@@ -159,7 +165,8 @@ def served() -> None:
 
 # What calls which of the public functions; `demo` takes minutes and is only asked what it would do first.
 CALLS = {
-    extended: {"extend", "load"}, compressed: {"compress"}, merged: {"merge"}, compared: {"compare"}, tuned: {"tune"},
+    extended: {"extend", "load"}, compressed: {"compress"}, merged: {"merge"}, removed: {"remove"},
+    compared: {"compare"}, tuned: {"tune"},
     trained: {"train"}, looked: {"check"}, measured: {"evaluate", "calibrate"},
     answered: {"predict_files", "predict_to"}, counted: {"distribution"}, exported: {"export"},
     opened: {"open_parent", "load"}, served: {"serve"},

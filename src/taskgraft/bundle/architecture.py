@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import timm
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import nn
 
 from taskgraft.config import Softmax
@@ -19,6 +19,7 @@ from taskgraft.errors import CheckpointError, first_line
 from taskgraft.models import feature_points
 from taskgraft.models.classifier import Classifier, HeadSpec
 from taskgraft.models.side_networks import Ladder, Pooled, Tail
+from taskgraft.models.trimmed_linear import TrimmedLinear
 from taskgraft.types import Task
 
 MAX_ARGUMENT = 100_000  # largest number among a network's arguments; the widest layers have some thousands
@@ -113,12 +114,24 @@ def image_size_args(arch: str, preprocessing: Preprocessing) -> dict[str, Any]:
 
 
 class HeadShape(BaseModel):
-    """A head as config.json describes it: its task, its rows, and the feature columns [start, stop) that it reads."""
+    """A head as config.json describes it: its task, its rows, and the feature columns [start, stop) that it reads.
+
+    Of a head from which classes were removed also how many rows it had, and which of them are left.
+    """
 
     model_config = ConfigDict(extra="forbid")
     task: str
     rows: int = Field(ge=1, le=100_000)
     columns: tuple[int, int]
+    full: int = Field(default=0, ge=0, le=100_000)
+    places: list[Annotated[int, Field(ge=0)]] = []
+
+    @model_validator(mode="after")
+    def _places_fit(self) -> HeadShape:
+        pairs = zip(self.places, [*self.places[1:], self.full], strict=True)
+        if self.places and (len(self.places) != self.rows or any(place >= after for place, after in pairs)):
+            raise ValueError("its places are not those of its rows")
+        return self
 
 
 class ExtraShape(BaseModel):
@@ -137,9 +150,22 @@ class ExtraShape(BaseModel):
 def describe_heads(classifier: Classifier) -> list[HeadShape]:
     """Describe the heads, oldest first."""
     return [
-        HeadShape(task=spec.task, rows=head.out_features, columns=(spec.start, spec.stop))
+        HeadShape(
+            task=spec.task,
+            rows=head.out_features,
+            columns=(spec.start, spec.stop),
+            **({"full": head.full, "places": head.places.tolist()} if isinstance(head, TrimmedLinear) else {}),
+        )
         for spec, head in zip(classifier.head_specs, classifier.linears(), strict=True)
     ]
+
+
+def restore_places(classifier: Classifier, heads: Sequence[HeadShape]) -> Classifier:
+    """Let the heads from which classes were removed compute the others as before; changes the classifier."""
+    for number, (shape, head) in enumerate(zip(heads, classifier.linears(), strict=False)):
+        if shape.places:
+            classifier.heads[number] = TrimmedLinear(head.weight, head.bias, shape.places, shape.full)
+    return classifier
 
 
 def describe_extra(extra: nn.Module) -> ExtraShape:
@@ -199,7 +225,7 @@ def build_classifier(
             )
     linears = [nn.Linear(shape.columns[1] - shape.columns[0], shape.rows) for shape in heads]
     specs = [HeadSpec(shape.task, *shape.columns) for shape in heads]
-    return Classifier(backbone, linears, tasks, softmax, extras=modules, head_specs=specs)
+    return Classifier(backbone, linears, tasks, softmax, extras=modules, head_specs=specs, width=layer.in_features)
 
 
 def _build_extra(net: nn.Module, extra: ExtraShape) -> nn.Module:

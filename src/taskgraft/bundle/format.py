@@ -26,6 +26,7 @@ from taskgraft.bundle.architecture import (
     create_untrusted,
     describe_extra,
     describe_heads,
+    restore_places,
 )
 from taskgraft.bundle.prediction import ImageLike, Prediction, predict_images
 from taskgraft.bundle.weights import load_safetensors, load_weights, require_finite
@@ -258,7 +259,7 @@ def _describe(bundle: Bundle, method: str, parent: dict[str, Any]) -> dict[str, 
     return {
         "architecture": bundle.arch,
         "num_classes": row,
-        "num_features": classifier.linears()[0].in_features,
+        "num_features": classifier.width,
         "label_names": [name for task in classifier.tasks for name in task.classes],
         "model_args": bundle.model_args,
         "pretrained_cfg": {
@@ -271,7 +272,7 @@ def _describe(bundle: Bundle, method: str, parent: dict[str, Any]) -> dict[str, 
             "tasks": tasks,
             "softmax": classifier.softmax,
             "head": bundle.head,
-            "heads": [shape.model_dump(mode="json") for shape in describe_heads(classifier)],
+            "heads": [shape.model_dump(mode="json", exclude_defaults=True) for shape in describe_heads(classifier)],
             "extras": [describe_extra(extra).model_dump(mode="json") for extra in classifier.extras],
             "plain_timm": not len(classifier.extras),
             "parent": parent,
@@ -382,8 +383,9 @@ def _load_classifier(folder: Path, config: _Config, tasks: list[Task], tensors: 
     except RuntimeError as error:
         raise _mismatch(folder, str(error).splitlines()[-1].strip()[:200]) from error
     if isinstance(model, Classifier):
-        return model
-    return wrap(net, section.head, tasks, section.softmax, [(shape.task, shape.rows) for shape in section.heads])
+        return restore_places(model, section.heads)
+    sizes = [(shape.task, shape.rows) for shape in section.heads]
+    return restore_places(wrap(net, section.head, tasks, section.softmax, sizes), section.heads)
 
 
 def _check_sizes(folder: Path, section: _Taskgraft, tensors: dict[str, torch.Tensor]) -> None:

@@ -87,13 +87,12 @@ def build_student(
 
 def _find_branches(classifier: Classifier) -> dict[int, Params]:
     """Weights of the backbone's copies of some stages, by the first of the features' columns that they compute."""
-    width = classifier.linears()[0].in_features  # the oldest head reads the backbone's features
     stops = {spec.start: spec.stop for spec in classifier.head_specs}
-    branches, start = {}, width
+    branches, start = {}, classifier.width
     for extra in classifier.extras:
         if start not in stops:  # a head that reads several side networks: where each begins is not known
             break
-        if isinstance(extra, Tail) and stops[start] - start == width:
+        if isinstance(extra, Tail) and stops[start] - start == classifier.width:
             branches[start] = pytree.state(extra.net)
         start = stops[start]
     return branches

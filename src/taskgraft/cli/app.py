@@ -51,6 +51,7 @@ COMMANDS = {
         training.extend: "extend demo-run/alice demo-run/data/paints both --task paint --old-val demo-run/data/makes",
         training.compress: "compress both demo-run/data/paints one --old-val demo-run/data/makes",
         training.merge: "merge demo-run/alice one merged --images demo-run/data/paints --val demo-run/data/makes",
+        training.remove: "remove demo-run/alice fewer --task make --classes bus cabrio",
         training.compare: "compare demo-run/alice demo-run/data/paints table --task paint "
         f"--old-val demo-run/data/makes --methods '{presets.BASELINE}; {presets.SINGLE_BACKBONE}'",
         training.tune: "tune demo-run/alice demo-run/data/paints search --task paint "

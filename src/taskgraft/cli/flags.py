@@ -21,7 +21,7 @@ PANEL_NAMES = ("Options", "Data", "Method", "Training", "Search", "Limits", "Mod
 PANELS = tuple(Group(name, sort_key=index) for index, name in enumerate(PANEL_NAMES))
 OPTIONS, DATA, METHOD, TRAINING, SEARCH, LIMITS, MODEL, HARDWARE, OUTPUT = PANELS
 
-_SOURCES = "a bundle (the OUT of train or extend), a weights file, a timm folder or a timm model name"
+_SOURCES = "a bundle (the OUT of train, extend or remove), a weights file, a timm folder or a timm model name"
 Model = Annotated[str, Parameter(help=f"Model: {_SOURCES}")]
 Parent = Annotated[str, Parameter(help=f"Model to extend: {_SOURCES}")]
 Data = Annotated[

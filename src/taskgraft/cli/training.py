@@ -1,4 +1,4 @@
-"""Commands that train: train, extend, compress, merge, compare, tune, demo."""
+"""Commands that make models: train, extend, compress, merge, remove, compare, tune, demo."""
 
 from __future__ import annotations
 
@@ -304,6 +304,40 @@ def merge(
             callbacks=callbacks,
         )  # fmt: skip
         _print_run(run)
+
+
+def remove(
+    model: flags.Model,
+    out: Annotated[Path, Parameter(help="Folder to write the model to, which must not exist")],
+    /,
+    *,
+    task: Annotated[str, Parameter(group=flags.DATA)],
+    classes: Annotated[
+        list[str] | None, Parameter(group=flags.DATA, consume_multiple=True, show_default="the whole task")
+    ] = None,
+    options: flags.ModelOptions = flags.NO_MODEL_OPTIONS,
+) -> None:
+    """Remove a task, or some of its classes, from a model.
+
+    Nothing is trained. Everything that is left answers bit for bit as before.
+
+    Args:
+        task: Task to remove, or to remove --classes from
+        classes: Classes to remove, one or several; the others stay
+    """
+    with console.importing():
+        from taskgraft.commands.remove import remove
+
+    with console.show_progress() as callbacks:
+        done = remove(model, out, task=task, classes=classes or (), callbacks=callbacks, **asdict(options))
+    left = ", ".join(f"{item.name} ({len(item.classes)})" for item in done.bundle.tasks)
+    gone = ", ".join(done.classes[:10]) + (" …" if len(done.classes) > 10 else "")
+    console.print_results(
+        f"removed: {task}: {gone}" if classes else f"removed: {task} ({len(done.classes)} classes)",
+        f"left, with the same logits to the bit: {left}",
+        *(f"  {note}" for note in done.notes),
+        f"model: {out}",
+    )
 
 
 def compare(

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
-import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from taskgraft import exports
 from taskgraft.bundle import open_parent
-from taskgraft.errors import InputError
 from taskgraft.exports import timm_folder, verify
 from taskgraft.exports.signature import ExportConfig, clean_name, describe
-from taskgraft.results.files import write_json
+from taskgraft.results.files import publish_folder, require_absent, temporary_folder, write_json
 from taskgraft.types import Callbacks, PathLike, as_path, as_paths
 from taskgraft.version import __version__
 
@@ -85,8 +82,7 @@ def export(
     out = Path(out)
     config = ExportConfig(format, precision, uint8_input, clean_name(name or Path(model).name, "model"))
     file_format = exports.check_format(config)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out} already exists; choose another folder or remove it")
+    require_absent(out)
     bundle = open_parent(model, arch=arch, labels=labels, preprocessing=preprocessing, task=parent_task)
     for note in bundle.notes:
         callbacks.info(f"model: {note}")
@@ -99,7 +95,7 @@ def export(
     if samples.calibration is not None:
         count = len(samples.calibration.pixels)
         calibration = verify.prepare_inputs(samples.calibration, 0, count, uint8=uint8_input)
-    with _temporary_folder(out) as folder:
+    with temporary_folder(out) as folder:
         callbacks.info(f"writing {format} ({precision})")
         file_format.write(bundle, config, folder, calibration)
         checks = verify.compare(bundle.classifier, samples.images, file_format.load(folder), uint8=uint8_input)
@@ -134,9 +130,7 @@ def export(
         }
         write_json(folder / "export.json", comparison)
         if not refused or keep:
-            if out.is_dir():
-                out.rmdir()  # empty, as checked above; fails if it no longer is
-            os.replace(folder, out)
+            publish_folder(folder, out)
     return ExportResult(out, checks, refused, description)
 
 
@@ -146,20 +140,3 @@ def _package_versions() -> dict[str, str]:
         with suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
     return versions
-
-
-@contextmanager
-def _temporary_folder(out: Path) -> Iterator[Path]:
-    """A folder next to `out` to write into; removed at the end, unless it was renamed."""
-    folder = out.with_name(f".{out.name}.{os.getpid()}")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        folder.mkdir()
-    except OSError as error:
-        raise InputError(
-            f"cannot write {out}: {error.strerror}; choose another folder or fix its permissions"
-        ) from error
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

@@ -47,8 +47,12 @@ class Classifier(nn.Module):
         *,
         extras: Sequence[nn.Module] = (),
         head_specs: Sequence[HeadSpec] | None = None,
+        width: int | None = None,
     ) -> None:
-        """`head_specs` describes each head; without it there is one head per task, which reads all features."""
+        """`head_specs` describes each head; without it there is one head per task, which reads all features.
+
+        `width` is the number of the backbone's own features; without it the first head reads them all.
+        """
         super().__init__()
         self.backbone = backbone
         self.extras = nn.ModuleList(extras)
@@ -58,6 +62,7 @@ class Classifier(nn.Module):
         if head_specs is None:
             head_specs = [HeadSpec(task.name, 0, head.in_features) for task, head in zip(tasks, heads, strict=True)]
         self.head_specs = tuple(head_specs)
+        self.width = width or heads[0].in_features
         self.inherited_extras = len(self.extras)  # how many are older than the newest head
         self._points_only: list[fx.GraphModule] = []  # in a list: its submodules belong to the backbone
 
@@ -165,7 +170,7 @@ def grow(classifier: Classifier, task: Task, seed: int = 0) -> Classifier:
         )
     if len(task.classes) < 2:
         raise InputError(f"task {task.name!r} has {len(task.classes)} class, but at least two are needed; add one")
-    spec = HeadSpec(task.name, 0, classifier.linears()[0].in_features)  # the oldest head reads the backbone's features
+    spec = HeadSpec(task.name, 0, classifier.width)
     return _add_head(classifier, task.classes, spec, (*classifier.tasks, task), seed)
 
 

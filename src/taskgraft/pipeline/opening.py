@@ -263,7 +263,7 @@ def _open_training(request: TrainingRequest, cache: Path | None, callbacks: Call
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seeding.derive(config.seed, "weights"))
         if source:
-            head = torch.nn.Linear(source.classifier.linears()[0].in_features, len(task.classes))
+            head = torch.nn.Linear(source.classifier.width, len(task.classes))
             classifier = Classifier(source.classifier.backbone, [head], [task], config.softmax)
             bundle = replace(
                 source, classifier=classifier, preprocessing=preprocessing, memory={}, cards={}, folder=None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,6 +44,44 @@ def _default_mode(path: Path) -> int:
     finally:
         os.close(handle)
         probe.unlink()
+
+
+def require_absent(folder: Path) -> None:
+    """Check that a folder does not exist, or is empty.
+
+    Raises:
+        InputError: It has files, or is one.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} already exists; choose another folder or remove it")
+
+
+@contextmanager
+def temporary_folder(folder: Path) -> Iterator[Path]:
+    """Yield a folder to write into, next to `folder`; removed at the end, unless `publish_folder` has renamed it.
+
+    Raises:
+        InputError: It cannot be created.
+    """
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir()
+    except OSError as error:
+        raise InputError(
+            f"cannot write {folder}: {error.strerror}; choose another folder or fix its permissions"
+        ) from error
+    try:
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def publish_folder(temporary: Path, folder: Path) -> None:
+    """Rename a finished folder to where it belongs, which must be absent or empty."""
+    if folder.is_dir():
+        folder.rmdir()  # fails if it is no longer empty
+    os.replace(temporary, folder)
 
 
 def flush(path: Path) -> None:
