@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from taskgraft.commands.merge import merge
     from taskgraft.commands.predict import predict_files, predict_to
     from taskgraft.commands.serve import serve
+    from taskgraft.commands.sign import sign, verify_signature
     from taskgraft.commands.train import train
     from taskgraft.commands.tune import tune
     from taskgraft.config import TrainingConfig
@@ -60,6 +61,7 @@ _NAMES = {
     "commands.merge": ("merge",),
     "commands.predict": ("predict_files", "predict_to"),
     "commands.serve": ("serve",),
+    "commands.sign": ("sign", "verify_signature"),
     "commands.train": ("train",),
     "commands.tune": ("tune",),
     "config": ("TrainingConfig",),
@@ -123,8 +125,10 @@ __all__ = [
     "predict_files",
     "predict_to",
     "serve",
+    "sign",
     "train",
     "tune",
+    "verify_signature",
     "wrap",
 ]  # fmt: skip
 
