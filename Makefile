@@ -22,7 +22,7 @@ LINT := .venv/ready-lint
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-fast test-gpu coverage mutants kills fuzz lock sbom lint bench docs release-check clean
+.PHONY: help demo test test-fast test-gpu coverage mutants kills fuzz lock audit sbom lint bench docs release-check clean
 
 help:
 	@echo "make demo           train, extend and report on drawn cars, into $(OUT)/ (OUT=folder)"
@@ -38,6 +38,7 @@ help:
 	@echo "make docs           the documentation into build/docs/; every warning is an error"
 	@echo "make release-check  the archives, and the wheel in an empty environment under the surface tests"
 	@echo "make lock           requirements.lock: the pins with the hashes of their archives"
+	@echo "make audit          published defects of the pinned packages, from PyPI's advisory database (needs the network)"
 	@echo "make sbom           the software bill of materials of the environment (CycloneDX), as build/sbom.json"
 	@echo "make clean          remove the environment, caches and demo-run/"
 
@@ -70,6 +71,13 @@ fuzz: .venv/ready-fuzz
 # Needs the network; the environment's own Python and platform decide which archives are named.
 lock: $(BASE)
 	$(BIN)/python tests/write_lock.py
+
+# In an environment of its own: what audits changes nothing of what is audited.
+audit:
+	@test -n "$(PYTHON)" || { echo "taskgraft needs Python 3.11 or newer with venv; none was found" >&2; exit 3; }
+	$(PYTHON) -m venv --clear build/audit
+	build/audit/bin/python -m pip install --quiet --disable-pip-version-check 'pip-audit==2.10.1'
+	build/audit/bin/pip-audit --requirement requirements.lock --require-hashes --disable-pip --strict $(ARGS)
 
 sbom: .venv/ready-sbom
 	mkdir -p build

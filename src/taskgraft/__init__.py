@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from taskgraft.commands.predict import predict_files, predict_to
     from taskgraft.commands.remove import Removed, remove
     from taskgraft.commands.serve import serve
+    from taskgraft.commands.sign import sign, verify_signature
     from taskgraft.commands.train import train
     from taskgraft.commands.tune import tune
     from taskgraft.config import TrainingConfig
@@ -62,6 +63,7 @@ _NAMES = {
     "commands.predict": ("predict_files", "predict_to"),
     "commands.remove": ("Removed", "remove"),
     "commands.serve": ("serve",),
+    "commands.sign": ("sign", "verify_signature"),
     "commands.train": ("train",),
     "commands.tune": ("tune",),
     "config": ("TrainingConfig",),
@@ -127,8 +129,10 @@ __all__ = [
     "predict_to",
     "remove",
     "serve",
+    "sign",
     "train",
     "tune",
+    "verify_signature",
     "wrap",
 ]  # fmt: skip
 

@@ -19,7 +19,7 @@ TRAINING = ("train", "extend", "compress", "merge", "compare", "tune")
 OPENING = (*TRAINING, "evaluate", "predict", "distribution", "export", "serve", "check")
 # The commands that use each room of the package.
 USERS = {
-    "bundle": OPENING,
+    "bundle": (*OPENING, "sign", "verify"),
     "cli": tuple(COMMANDS),
     "commands": tuple(COMMANDS),
     "data": (*TRAINING, "evaluate", "calibrate", "check", "predict", "distribution"),

@@ -10,9 +10,11 @@ import sys
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
@@ -21,19 +23,6 @@ PACKAGE = ROOT / "src" / "taskgraft"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
-# The lowest version without a known weakness that matters here, and which one it was.
-FLOORS = {
-    "torch": ("2.10", "CVE-2025-32434, CVE-2026-24747: weights_only=True could be got round"),
-    "pillow": ("12.3", "decoders that wrote out of bounds"),
-    "jinja2": ("3.1.6", "CVE-2025-27516: templates that left their sandbox"),
-    "filelock": ("3.20.1", "CVE-2025-68146: a lock file that is a link"),
-    "starlette": ("0.49.1", "CVE-2025-62727: Range headers of quadratic cost"),
-    "python-multipart": ("0.0.27", "CVE-2026-42561: parts with endless headers"),
-    "h11": ("0.16", "CVE-2025-43859: chunks that a proxy reads otherwise"),
-    "onnx": ("1.19", "CVE-2025-51480: files written outside their folder"),
-    "pyarrow": ("21", "CVE-2023-47248: code run by a file"),
-    "ray": ("2.54", "CVE-2023-48022, CVE-2026-27482: jobs of strangers"),
-}
 # What the modules of an extra may import when they are imported, since nothing else imports them unasked.
 TUNING = ("tuning.study", "tuning.sampler", "tuning.coordinator", "tuning.outcome", "commands.tune", "commands.auto")
 HOMES = {"taskgraft.serving": "serve", **{f"taskgraft.{name}": "tune" for name in TUNING}}
@@ -82,16 +71,43 @@ def requirements() -> dict[str, list[Requirement]]:
     return {extra: [Requirement(line) for line in lines] for extra, lines in groups.items()}
 
 
-def test_lower_bounds_are_above_known_defects() -> None:
-    seen = set()
-    for extra, lines in requirements().items():
-        for line in lines:
-            if line.name in FLOORS:
-                seen.add(line.name)
-                bound = next(part.version for part in line.specifier if part.operator == ">=")
-                assert Version(bound) >= Version(FLOORS[line.name][0]), f"[{extra}] {line}: {FLOORS[line.name][1]}"
-            assert line.url is None
-    assert seen == set(FLOORS)
+class Advisory(NamedTuple):
+    """A row of the table in docs/security.md."""
+
+    package: str
+    identifier: str
+    affected: SpecifierSet
+
+
+def advisories() -> list[Advisory]:
+    text = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
+    section = text.partition("## Known defects of libraries\n")[2].partition("\n## ")[0]
+    rows = [[cell.strip() for cell in line.strip("| ").split("|")] for line in section.splitlines() if line[:2] == "| "]
+    return [Advisory(row[0].strip("`"), row[1], SpecifierSet(row[2])) for row in rows[1:]]
+
+
+def test_no_version_with_a_known_defect_is_admitted() -> None:
+    """A bound that is lowered, or an advisory added to the table without raising the bound, fails here."""
+    known = advisories()
+    assert len(known) > 15
+    for advisory in known:
+        assert re.match(r"(CVE-\d{4}-\d{4,}|GHSA(-\w{4}){3}|PYSEC-\d{4}-\d+)", advisory.identifier), advisory
+        found = [(extra, line) for extra, lines in requirements().items() for line in lines]
+        bounds = [
+            (extra, next(part.version for part in line.specifier if part.operator == ">="))
+            for extra, line in found
+            if line.name == advisory.package
+        ]
+        assert bounds, f"{advisory.package} is not required any more: take its rows out of docs/security.md"
+        for extra, bound in bounds:
+            place = f"[{extra}] {advisory.package}>={bound} admits {advisory.identifier} ({advisory.affected})"
+            assert Version(bound) not in advisory.affected, place
+            assert all(part.operator != "<" or Version(bound) >= Version(part.version) for part in advisory.affected)
+        assert Version(pins()[canonicalize_name(advisory.package)]) not in advisory.affected
+
+
+def test_no_requirement_is_an_address() -> None:
+    assert [line for lines in requirements().values() for line in lines if line.url is not None] == []
 
 
 def test_every_requirement_has_a_lower_bound() -> None:

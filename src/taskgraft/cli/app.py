@@ -68,6 +68,8 @@ COMMANDS = {
     "Inspect": {
         inspection.check: "check demo-run/data/makes --group '^(.)' --write-manifest demo-run/data/initials.csv",
         inspection.report: "report demo-run/alice",
+        inspection.sign: "sign demo-run/alice --key alice.key --new-key",
+        inspection.verify: "verify demo-run/alice --key alice.key.pub",
         inspection.methods: f"methods {presets.EXAMPLE_METHOD}",
         inspection.doctor: "doctor",
         config_file.config: "config extend",

@@ -23,6 +23,7 @@ OPTIONS, DATA, METHOD, TRAINING, SEARCH, LIMITS, MODEL, HARDWARE, OUTPUT = PANEL
 
 _SOURCES = "a bundle (the OUT of train, extend or remove), a weights file, a timm folder or a timm model name"
 Model = Annotated[str, Parameter(help=f"Model: {_SOURCES}")]
+Bundle = Annotated[Path, Parameter(help="A bundle: the OUT folder of train or extend")]
 Parent = Annotated[str, Parameter(help=f"Model to extend: {_SOURCES}")]
 Data = Annotated[
     Path, Parameter(help="Labeled images: one folder per class, optionally below train/ and val/, or a CSV table")

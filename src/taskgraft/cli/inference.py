@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 Every = Annotated[
     str, Parameter(group=flags.DATA, help="Time between the frames taken from a video, such as 0.5s or 40ms")
 ]
-Bundle = Annotated[Path, Parameter(help="A bundle: the OUT folder of train or extend")]
 LabeledTask = Annotated[
     str | None,
     Parameter(group=flags.DATA, help="Task that the labels belong to; inferred from the class names by default"),
@@ -156,7 +155,7 @@ def distribution(
 
 
 def calibrate(
-    model: Bundle,
+    model: flags.Bundle,
     data: Annotated[Path, Parameter(help="Labeled images that the model was not trained on")],
     /,
     *,
@@ -307,6 +306,9 @@ def serve(
     port: Annotated[int, Parameter(validator=Number(gte=0, lte=65535))] = 8000,
     token: Annotated[str | None, Parameter(env_var="TASKGRAFT_TOKEN")] = None,
     insecure: bool = False,
+    require_signature: Annotated[
+        Path | None, Parameter(group=flags.MODEL, env_var="TASKGRAFT_REQUIRE_SIGNATURE")
+    ] = None,
     backend: Annotated[Literal["torch", "onnx"], Parameter(group=flags.HARDWARE)] = "torch",
     name: Annotated[str | None, Parameter(show_default="the last part of MODEL")] = None,
     trial: bool = False,
@@ -321,6 +323,7 @@ def serve(
         port: Port to listen on; 0 = any free port
         token: Token that clients must send as Authorization: Bearer TOKEN
         insecure: Allow other machines to connect without a token
+        require_signature: Public key; refuse a model that its owner has not signed, or that was altered since
         backend: Inference backend
         name: Name of the model in requests
         trial: Smoke test: load the model, predict one image, exit
@@ -329,8 +332,9 @@ def serve(
 
     with console.show_progress() as callbacks:
         description = serve(
-            model, host=host, port=port, token=token or None, insecure=insecure, backend=backend, name=name,
-            limits=limits, trial=trial, callbacks=callbacks, **asdict(options),
+            model, host=host, port=port, token=token or None, insecure=insecure,
+            require_signature=require_signature, backend=backend, name=name, limits=limits, trial=trial,
+            callbacks=callbacks, **asdict(options),
         )  # fmt: skip
     if trial:
         tasks = ", ".join(f"{task['name']} ({len(task['classes'])} classes)" for task in description["tasks"])

@@ -1,4 +1,4 @@
-"""Commands that inspect images, results, methods and the machine: check, report, methods, doctor."""
+"""Commands that inspect images, results, bundles and the machine: check, report, sign, verify, methods, doctor."""
 
 from __future__ import annotations
 
@@ -83,6 +83,45 @@ def report(
     else:
         raise InputError(f"{folder} contains no finished run, comparison or search; give the OUT folder of one")
     console.print_results(*summary, f"report: {folder}/report.html")
+
+
+def sign(
+    bundle: flags.Bundle,
+    /,
+    *,
+    key: Annotated[Path, Parameter(help="Private key: Ed25519, in PEM")],
+    new_key: bool = False,
+    password: Annotated[str | None, Parameter(env_var="TASKGRAFT_KEY_PASSWORD")] = None,
+) -> None:
+    """Sign a bundle, so that others can verify who made it.
+
+    Writes signature.json into the bundle. Whatever changes the bundle later, such as calibrate, needs a new signature.
+
+    Args:
+        new_key: Create the key first, and the public key as KEY.pub
+        password: Password of an encrypted key; a new key is encrypted with it
+    """
+    from taskgraft.commands.sign import sign
+
+    fingerprint = sign(bundle, key, new_key=new_key, password=password or None)
+    created = [f"keys: {key} (keep it secret) and {key}.pub (give it to those who verify)"] if new_key else []
+    console.print_results(*created, f"{bundle}: signed by {fingerprint}")
+
+
+def verify(
+    bundle: flags.Bundle,
+    /,
+    *,
+    key: Annotated[Path, Parameter(help="Public key of those who may have signed it, in PEM")],
+) -> None:
+    """Verify the signature of a bundle.
+
+    Exits 2 if it is not signed, signed by another key, or altered since. `evaluate --verify` runs the model as well.
+    """
+    from taskgraft.commands.sign import verify_signature
+
+    fingerprint = verify_signature(bundle, key)
+    console.print_results(f"{bundle}: signed by {fingerprint}, unchanged")
 
 
 def methods(name: Annotated[str | None, Parameter(help="Show the settings of this method")] = None, /) -> None:

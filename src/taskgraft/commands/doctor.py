@@ -29,6 +29,7 @@ EXTRAS = {
     "parquet": ("pyarrow",),
     "ray": ("optuna", "psycopg", "ray"),
     "serve": ("fastapi", "starlette", "uvicorn", "h11", "python_multipart", "prometheus_client"),
+    "sign": ("cryptography",),
     "track": ("accelerate", "tensorboard"),
     "tune": ("optuna", "psycopg"),
     "video": ("av",),

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from taskgraft.bundle import Bundle, open_parent
+from taskgraft.commands.sign import verify_signature
 from taskgraft.errors import require
 from taskgraft.serving.limits import Limits, validate_limits
 from taskgraft.types import Callbacks, PathLike
@@ -25,6 +26,7 @@ def serve(
     port: int = 8000,
     token: str | None = None,
     insecure: bool = False,
+    require_signature: PathLike | None = None,
     backend: str = "torch",
     name: str | None = None,
     limits: Limits = Limits(),  # noqa: B008 - immutable
@@ -43,6 +45,7 @@ def serve(
         port: port to listen on; 0 picks a free one.
         token: what clients must send as a bearer token.
         insecure: allow other machines without a token.
+        require_signature: public key; only a bundle that its owner signed is opened (see `sign`).
         backend: "torch" or "onnx".
         name: name of the model in URLs; by default the last part of `model`.
         limits: limits on requests.
@@ -58,7 +61,7 @@ def serve(
 
     Raises:
         InputError: an illegal option, a weak token, or a public host without one.
-        CheckpointError: the model cannot be opened.
+        CheckpointError: the model cannot be opened, or its signature is not that of the required key.
         SetupError: the port is in use, or a decoding process did not start.
         MissingDependency: a package that serving needs is not installed.
         ResultError: ONNX Runtime and the model disagree.
@@ -69,6 +72,9 @@ def serve(
 
     validate_limits(limits)
     local_only = check_access(host, token, insecure=insecure)
+    if require_signature is not None:  # before anything of the model is interpreted
+        fingerprint = verify_signature(model, require_signature)
+        callbacks.info(f"model: signed by {require_signature} ({fingerprint})")
     with open_socket(host, port) as listener, ThreadPoolExecutor(1, "model") as thread:
 
         def load() -> tuple[Bundle, ServedModel]:
