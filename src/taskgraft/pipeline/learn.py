@@ -91,6 +91,7 @@ def learn(
         return False
 
     state = loop.fit(loop.start(classifier, composed, sources, past, config), composed, sources, config, log)
+    loop.keep_average(state)
     classifier, new_memory = state.classifier, {}
     if composed.finish:
         classifier, new_memory = composed.finish(classifier, state.memory, sources)
