@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+from sklearn.utils.class_weight import compute_class_weight
 from torch import Tensor
 
 from taskgraft import losses
+from taskgraft.config import Softmax
 from taskgraft.types import Quadratic
 
 TEMPERATURES = (0.5, 1.0, 2.0, 4.0, 8.0)
@@ -203,3 +206,26 @@ def test_matched_logits_are_a_fraction_of_the_teachers() -> None:
     assert float(losses.logit_matching(10 * logits, 10 * teacher, ten)) == pytest.approx(error / size, rel=1e-5)
     assert float(losses.logit_matching(teacher + 3, teacher, scale)) == pytest.approx(0, abs=1e-6)
     assert float(losses.logit_matching(torch.zeros(6, 5), teacher, scale)) == pytest.approx(1, rel=1e-5)
+
+
+@pytest.mark.parametrize("softmax", ["per-task", "joint"])
+def test_smoothing_and_weights_match_torch(softmax: Softmax) -> None:
+    outputs, target = {"a": noise(6, 3), "b": noise(6, 4, seed=1)}, torch.tensor([0, 3, 1, -1, 2, 2])
+    weights = torch.tensor([0.5, 2.0, 1.0, 4.0])
+    found = losses.cross_entropy(outputs, {"b": target}, softmax, smoothing=0.1, weights={"b": weights})
+    logits, shift = (outputs["b"], 0) if softmax == "per-task" else (torch.cat([outputs["a"], outputs["b"]], 1), 3)
+    weights = weights if softmax == "per-task" else torch.cat([torch.ones(3), weights])
+    rows = target >= 0
+    expected = torch.nn.functional.cross_entropy(
+        logits[rows], target[rows] + shift, weights, label_smoothing=0.1, reduction="sum"
+    )
+    assert float(found) == pytest.approx(float(expected) / 5, rel=1e-6)
+
+
+def test_balanced_weights_are_those_of_scikit_learn() -> None:
+    labels = torch.tensor([0] * 6 + [1] * 3 + [3, -1])
+    found = losses.balanced_weights(labels, 4)
+    expected = compute_class_weight("balanced", classes=np.array([0, 1, 3]), y=labels[labels >= 0].numpy())
+    assert found[[0, 1, 3]].tolist() == pytest.approx(expected.tolist())
+    assert found[2] == 1, "a class without images has old ones elsewhere, which count as they are"
+    assert float(found[labels[labels >= 0]].mean()) == pytest.approx(1)

@@ -13,7 +13,7 @@ from taskgraft.errors import InputError
 Softmax = Literal["per-task", "joint"]
 Precision = Literal["auto", "fp32", "fp32-channels-last", "bf16"]
 Implicit = Literal["auto", True, False]
-Augment = Literal["none", "shift", "shift+flip", "crop+flip", "resized-crop+flip"]
+Augment = Literal["none", "shift", "shift+flip", "crop+flip", "resized-crop+flip", "randaugment"]
 LARGEST = sys.float_info.max  # also refuses NaN, infinities, and integers that no float can hold
 UNITS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}  # seconds
 
@@ -114,7 +114,27 @@ class TrainingConfig:
     views: Annotated[int, Range(1, 64, at_least=0)] = field(
         default=8, metadata={"help": "Fixed augmented copies per image; 0 = fresh augmentation every epoch"}
     )
-    augment: Augment = field(default="shift+flip", metadata={"help": "Data augmentation"})
+    augment: Augment = field(
+        default="shift+flip", metadata={"help": "Data augmentation; randaugment = shift+flip and two random operations"}
+    )
+    label_smoothing: Annotated[float, Range(0, 0.2, at_least=0, at_most=0.99, searched=False)] = field(
+        default=0.0, metadata={"help": "Fraction of a label that is spread over all classes"}
+    )
+    class_weights: Literal["none", "balanced"] = field(
+        default="none", metadata={"help": "Weights of classes in the loss; balanced = by the inverse of their images"}
+    )
+    mixup: Annotated[float, Range(0, 1, at_least=0, at_most=100, searched=False)] = field(
+        default=0.0, metadata={"help": "Blend pairs of images and labels by shares from Beta(mixup, mixup); 0 = off"}
+    )
+    cutmix: Annotated[float, Range(0, 1, at_least=0, at_most=100, searched=False)] = field(
+        default=0.0, metadata={"help": "Paste pieces into images, with shares from Beta(cutmix, cutmix); 0 = off"}
+    )
+    layer_decay: Annotated[float, Range(0.5, 1, above=0, at_most=1, searched=False)] = field(
+        default=1.0, metadata={"help": "Factor of the learning rate from each layer to the one below; 1 = off"}
+    )
+    ema: Annotated[float, Range(0.9, 0.9999, at_least=0, at_most=0.999999, searched=False)] = field(
+        default=0.0, metadata={"help": "Evaluate and keep a moving average of the weights with this decay; 0 = off"}
+    )
     eval_every: Annotated[int, Range(1, 1000, at_least=1)] = field(
         default=50, metadata={"help": "Steps between evaluations on the validation images"}
     )

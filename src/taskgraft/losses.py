@@ -5,7 +5,7 @@ Shapes: B images, K classes of a task.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -18,13 +18,23 @@ from taskgraft.types import Outputs, Params, Quadratic
 Scale = Literal["T2", "none"]
 
 
-def cross_entropy(outputs: Outputs, labels: Mapping[str, Tensor], softmax: Softmax) -> Tensor:
+def cross_entropy(
+    outputs: Outputs,
+    labels: Mapping[str, Tensor],
+    softmax: Softmax,
+    *,
+    smoothing: float = 0.0,
+    weights: Mapping[str, Tensor] | None = None,
+) -> Tensor:
     """Compute the cross-entropy of each labeled task, summed over tasks; a scalar.
 
     Args:
         outputs: Task -> logits [B, K].
         labels: Task -> [B] int64; rows with -1 do not count.
         softmax: "per-task" for a softmax per task, "joint" for one over the outputs of all tasks.
+        smoothing: Fraction of each label that is spread evenly over the classes of its softmax (Szegedy et al. 2016).
+        weights: Task -> weight [K] of each class, 1 for tasks that are left out. Their mean over images should be 1:
+            the loss is divided by the number of images, not by the sum of their weights.
 
     Raises:
         ValueError: There are no labels.
@@ -38,12 +48,36 @@ def cross_entropy(outputs: Outputs, labels: Mapping[str, Tensor], softmax: Softm
             logits, shifted = outputs[task].float(), target
         else:
             logits, shifted = joint, torch.where(labeled, target + starts[task], target)
-        summed = F.cross_entropy(logits, shifted, ignore_index=-1, reduction="sum")
+        weight = _weights_of(outputs, [*outputs] if joint is not None else [task], weights)
+        summed = F.cross_entropy(logits, shifted, weight, ignore_index=-1, reduction="sum", label_smoothing=smoothing)
         mean = summed / labeled.sum().clamp(min=1)
         total = mean if total is None else total + mean
     if total is None:
         raise ValueError("a batch without labels has no cross-entropy: give at least one task's labels")
     return total
+
+
+def balanced_weights(labels: Tensor, count: int) -> Tensor:
+    """Compute weights of classes by which each counts as much as any other: images / (classes * images of the class).
+
+    Args:
+        labels: [N] int64; -1 does not count.
+        count: Number of classes; one without images has the weight 1.
+
+    Returns:
+        [K] float, whose mean over the images is 1.
+    """
+    images = torch.bincount(labels[labels >= 0], minlength=count).float()
+    present = images > 0
+    return torch.where(present, images.sum() / (present.sum() * images.clamp(min=1)), 1.0)
+
+
+def _weights_of(outputs: Outputs, tasks: Sequence[str], weights: Mapping[str, Tensor] | None) -> Tensor | None:
+    """The weights of the classes of tasks, side by side; None without weights."""
+    if weights is None:
+        return None
+    device, counts = next(iter(outputs.values())).device, {task: outputs[task].shape[1] for task in tasks}
+    return torch.cat([weights.get(task, torch.ones(count)).to(device)[-count:] for task, count in counts.items()])
 
 
 def restrict_to_added(outputs: Outputs, labels: Mapping[str, Tensor], task: str, width: int) -> tuple[Outputs, Params]:

@@ -102,12 +102,16 @@ class Batch(NamedTuple):
         rows: [B] row of each image in `TrainingData.new`; MIXED_IN for images that a method added with their labels,
             UNLABELED for images without labels and for blends of several images.
         view: [B] which fixed view each image is.
+        partners: The labels of the images that these were blended with, as `labels`; None where none were.
+        share: How much `labels` count, the rest being `partners`.
     """
 
     images: Tensor
     labels: dict[str, Tensor]
     rows: Tensor
     view: Tensor
+    partners: dict[str, Tensor] | None = None
+    share: float = 1.0
 
 
 class Step(NamedTuple):

@@ -147,3 +147,16 @@ def test_float_inputs_pass_through() -> None:
     batch = build_batch(TrainingData(images, None, 2, "crop+flip", 0), 1, 4)
     assert torch.equal(batch.images, values[batch.rows])
     assert torch.equal(batch.labels["x"], batch.rows)
+
+
+def test_randaugment_leaves_global_generators_alone() -> None:
+    data = make_data(augment="randaugment")
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    whole = build_views(data, np.arange(COUNT), np.zeros(COUNT, np.int64))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(build_views(data, index(6), index(0))[0], whole[6]), "an image's view depends on no other's"
+    plain = build_views(make_data(augment="shift+flip"), np.arange(COUNT), np.zeros(COUNT, np.int64))
+    changed = [not torch.equal(one, other) for one, other in zip(whole, plain, strict=True)]
+    assert sum(changed) > COUNT // 2
+    assert whole.isfinite().all()

@@ -2,6 +2,7 @@
 
 from taskgraft.data.augmentation import append_images, augment, batch_indices, build_batch, build_views, normalize
 from taskgraft.data.dataset import Dataset, open_images
+from taskgraft.data.mixing import blend, mix_batch
 from taskgraft.data.placement import place, take, to_device
 from taskgraft.data.transforms import Preprocessing
 
@@ -11,8 +12,10 @@ __all__ = [
     "append_images",
     "augment",
     "batch_indices",
+    "blend",
     "build_batch",
     "build_views",
+    "mix_batch",
     "normalize",
     "open_images",
     "place",

@@ -19,7 +19,7 @@ from taskgraft.data.placement import take, to_device
 from taskgraft.types import UNLABELED, Batch, Images, TrainingData
 
 CPU = torch.device("cpu")
-AUGMENT = ("none", "shift", "shift+flip", "crop+flip", "resized-crop+flip")
+AUGMENT = ("none", "shift", "shift+flip", "crop+flip", "resized-crop+flip", "randaugment")
 SHIFT = 16  # a shift moves at most size / SHIFT pixels each way
 MIN_CROP = 0.7  # a crop keeps at least this fraction of the side
 MIN_AREA, ASPECT = 0.35, 4 / 3  # a resized crop keeps this fraction of the area; its aspect changes at most so much
@@ -63,12 +63,22 @@ def append_images(batch: Batch, images: Tensor, labels: Mapping[str, Tensor], ro
         row: MIXED_IN or UNLABELED.
     """
     count, added = len(batch.images), len(images)
-    merged = {}
-    for task in sorted({*batch.labels, *labels}):
-        new = batch.labels.get(task, torch.full((count,), -1))
-        merged[task] = torch.cat([new, labels.get(task, torch.full((added,), -1)).cpu()])
+
+    def merge(present: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        merged = {}
+        for task in sorted({*present, *labels}):
+            new = present.get(task, torch.full((count,), -1))
+            merged[task] = torch.cat([new, labels.get(task, torch.full((added,), -1)).cpu()])
+        return merged
+
     rows, view = torch.cat([batch.rows, torch.full((added,), row)]), torch.cat([batch.view, torch.full((added,), -1)])
-    return Batch(torch.cat([batch.images, to_device(images, batch.images.device)]), merged, rows, view)
+    return batch._replace(
+        images=torch.cat([batch.images, to_device(images, batch.images.device)]),
+        labels=merge(batch.labels),
+        rows=rows,
+        view=view,
+        partners=None if batch.partners is None else merge(batch.partners),
+    )
 
 
 def _unlabeled_views(sources: TrainingData, step: int, count: int, device: torch.device) -> Tensor:
@@ -127,6 +137,12 @@ def augment(
     if augment == "none" or images.pixels.dtype != torch.uint8:
         return _normalize(images, take(images.pixels, rows))
     kinds = augment.split("+")
+    if "randaugment" in kinds:
+        from taskgraft.data.randaugment import randaugment
+
+        fill = [255 * mean for mean in images.mean]
+        images = images._replace(pixels=randaugment(take(images.pixels, rows), index, view, key, fill))
+        rows, kinds = torch.arange(len(rows)), ["shift", "flip"]
     height, width = images.pixels.shape[1:3]
     flip = (seeding.uniform(key, index, view, 2) < 0.5) & ("flip" in kinds)
     x, y = (seeding.uniform(key, index, view, axis) for axis in (0, 1))

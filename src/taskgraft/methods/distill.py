@@ -125,20 +125,13 @@ def _blend(batch: Batch, rng: np.random.Generator) -> Batch:
     own = torch.nonzero(batch.rows != MIXED_IN).flatten()
     images, others = (data.take(batch.images, rows) for rows in (own, own[torch.from_numpy(rng.permutation(len(own)))]))
     share, cut = rng.random(), rng.random() < 0.5 and images.dim() == 4
-    if cut:
-        sizes = [round(side * (1 - share) ** 0.5) for side in images.shape[2:]]
-        top, left = (int(rng.integers(0, side - size + 1)) for side, size in zip(images.shape[2:], sizes, strict=True))
-        images[:, :, top : top + sizes[0], left : left + sizes[1]] = others[
-            :, :, top : top + sizes[0], left : left + sizes[1]
-        ]
-    else:
-        images = share * images + (1 - share) * others
+    images, _ = data.blend(images, others, share, cut, rng)
     blended = batch.images.index_copy(0, data.to_device(own, batch.images.device), images)
     rows = torch.where(batch.rows == MIXED_IN, batch.rows, UNLABELED)
     labels = {
         task: torch.where((rows == UNLABELED).to(target.device), -1, target) for task, target in batch.labels.items()
     }
-    return batch._replace(images=blended, labels=labels, rows=rows)
+    return batch._replace(images=blended, labels=labels, rows=rows, partners=None, share=1.0)
 
 
 def _recorded_logits(step: Step, memory: Memory) -> Outputs:

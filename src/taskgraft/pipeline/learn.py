@@ -114,6 +114,7 @@ def learn(
         return False
 
     state = loop.fit(loop.start(grown, composed, sources, past, config), composed, sources, config, log)
+    loop.keep_average(state)
     child, new_memory = state.classifier, {}
     if composed.finish:
         child, new_memory = composed.finish(child, state.memory, sources)

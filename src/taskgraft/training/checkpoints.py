@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from timm.utils import ModelEmaV3
 from torch import Tensor
 
 from taskgraft import pytree
@@ -21,6 +22,7 @@ from taskgraft.types import Memory
 
 KEEP = 2  # checkpoints: the newest, and the one before in case the newest turns out damaged
 FILES = ("model", "optimizer", "memory")
+AVERAGE = "average"  # of the weights, in runs that have one
 BEST = "best.safetensors"
 
 
@@ -33,10 +35,17 @@ class TrainState:
     classifier: Classifier
     optimizer: torch.optim.Optimizer
     memory: Memory
+    average: ModelEmaV3 | None = None
+
+    @property
+    def kept(self) -> Classifier:
+        """The classifier that is evaluated, selected and published: the average of the weights, where there is one."""
+        return self.classifier if self.average is None else self.average.module
 
     def tensors(self) -> list[Tensor]:
-        """Return the tensors of classifier and memory, not copied."""
-        return [*self.classifier.state_dict().values(), *dict(pytree.flatten(self.memory)).values()]
+        """Return the tensors of classifier, average and memory, not copied."""
+        average = [] if self.average is None else self.average.module.state_dict().values()
+        return [*self.classifier.state_dict().values(), *average, *dict(pytree.flatten(self.memory)).values()]
 
 
 def save(folder: Path, state: TrainState, best: Path | None = None) -> Path:
@@ -56,6 +65,8 @@ def save(folder: Path, state: TrainState, best: Path | None = None) -> Path:
     partial.mkdir(parents=True)
     memory = dict(pytree.flatten(state.memory))
     contents = {"model": pytree.state(state.classifier), "optimizer": _pack(state.optimizer), "memory": memory}
+    if state.average is not None:
+        contents[AVERAGE] = pytree.state(state.average.module)
     for name, tensors in contents.items():
         path = partial / f"{name}.safetensors"
         save_file({key: value.contiguous() for key, value in tensors.items()}, path)
@@ -102,6 +113,8 @@ def restore(path: Path, state: TrainState) -> TrainState:
     device = next(state.classifier.parameters()).device
     state.classifier.load_state_dict(_load(path / "model.safetensors"), strict=True)
     _unpack(state.optimizer, _load(path / "optimizer.safetensors"))
+    if state.average is not None:
+        state.average.module.load_state_dict(_load(path / f"{AVERAGE}.safetensors"), strict=True)
     manifest = json.loads((path / "manifest.json").read_text())
     memory = _load(path / "memory.safetensors")
     params = dict(state.classifier.named_parameters())
@@ -109,7 +122,7 @@ def restore(path: Path, state: TrainState) -> TrainState:
         key: _match_layout(value if key in manifest["cpu"] else value.to(device), params.get(key.rsplit("/", 1)[-1]))
         for key, value in memory.items()
     }
-    return TrainState(manifest["seed"], manifest["step"], state.classifier, state.optimizer, pytree.unflatten(memory))
+    return replace(state, seed=manifest["seed"], step=manifest["step"], memory=pytree.unflatten(memory))
 
 
 def restore_best(path: Path, best: Path) -> None:

@@ -6,8 +6,10 @@ import copy
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
+from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from taskgraft import data, distributed, losses, seeding
@@ -20,6 +22,7 @@ from taskgraft.models.eval_mode import eval_mode
 from taskgraft.models.inference import cached_features, compute_once, imprint_added_classes
 from taskgraft.training import penalties
 from taskgraft.training.checkpoints import TrainState
+from taskgraft.training.layer_decay import compute_lr_scales
 from taskgraft.training.micro_batching import BatchForward, batchnorm_errors
 from taskgraft.types import Batch, Memory, Outputs, Params, Step, Teacher, TrainingData, Update
 
@@ -42,15 +45,16 @@ def start(
     Raises:
         InputError: No parameter is left to train.
     """
+    original = classifier
     classifier = train_head(_adapt(classifier, method, sources), sources, config)
     imprint_added_classes(classifier, sources)
     memory = method.remember(classifier, sources, past) if method.remember else {}
-    return _build_state(classifier, memory, config)
+    return _build_state(classifier, original, memory, config)
 
 
 def prepare(classifier: Classifier, method: Method, sources: TrainingData, config: TrainingConfig) -> TrainState:
     """Build a state with an empty memory, into which a checkpoint can be restored. Arguments as of `start`."""
-    return _build_state(_adapt(classifier, method, sources), {}, config)
+    return _build_state(_adapt(classifier, method, sources), classifier, {}, config)
 
 
 def check_batch_size(classifier: Classifier, method: Method, sources: TrainingData, config: TrainingConfig) -> None:
@@ -127,6 +131,9 @@ def train_step(
     set_frozen_to_eval(classifier, config.norm)
     device = next(classifier.parameters()).device
     batch = data.build_batch(sources, step, config.batch_size, device)
+    rows = batch.rows
+    if config.mixup or config.cutmix:
+        batch = data.mix_batch(batch, config.mixup, config.cutmix, seeding.generator(state.seed, "mixup", step))
     if method.mix:
         batch = method.mix(batch, memory, seeding.generator(state.seed, "mix", step))
     images = batch.images[distributed.local_slice(len(batch.images))]  # of this process
@@ -135,7 +142,11 @@ def train_step(
 
     model = _choose_heads(classifier, method, batch, config)
     forward = BatchForward(classifier, model, images, len(batch.images), config, step)
-    terms = {"data": _compute_data_loss(classifier, forward.outputs, batch.labels, config)}
+    terms = {"data": _compute_data_loss(classifier, forward.outputs, batch.labels, sources, config)}
+    if batch.partners is not None:
+        partners = {task: data.to_device(target, device) for task, target in batch.partners.items()}
+        of_partners = _compute_data_loss(classifier, forward.outputs, partners, sources, config)
+        terms["data"] = batch.share * terms["data"] + (1 - batch.share) * of_partners
     if method.response:
         predict, teach = _build_predict(classifier, batch.images, images, config, sources.teacher)
         terms |= method.response(
@@ -168,19 +179,21 @@ def train_step(
     if _must_wait(device, method):
         if not bool(is_finite):
             what = "gradient" if bool(torch.isfinite(loss)) else "loss"
-            raise _explain_not_finite(step + 1, lr, sources, batch.rows.tolist(), what)
+            raise _explain_not_finite(step + 1, lr, sources, rows.tolist(), what)
     else:
         check_finite(state, sources, config)
         keep = _skip_if_not_finite(state.optimizer, is_finite)
     for group in state.optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("lr_scale", 1.0)
     state.optimizer.step()
-    penalties.step_towards(params, on_weights.values(), lr, keep)
+    penalties.step_towards(params, on_weights.values(), lr, keep, _find_lr_scales(state.optimizer, params))
     if method.project:
         _restrict(params, before, method.project, memory)
     if method.observe:
         after = {name: value.detach() for name, value in params.items()}
         memory = method.observe(memory, Update(before, after, gradient, 1.0 if explicit else scale))
+    if state.average is not None:
+        state.average.update(classifier, step + 1)
     values = {name: value.item() for name, value in terms.items()} if logged else {}
     return replace(state, step=step + 1, memory=memory), values
 
@@ -215,7 +228,8 @@ def train_head(classifier: Classifier, sources: TrainingData, config: TrainingCo
     for step in range(config.head_steps):
         rows = torch.from_numpy(seeding.generator(config.seed, "warmup", step).integers(0, len(features), size))
         labels = {task: sources.new.labels[task][rows].to(features.device)}
-        loss = _compute_data_loss(classifier, classifier.logits(features[rows.to(features.device)]), labels, config)
+        outputs = classifier.logits(features[rows.to(features.device)])
+        loss = _compute_data_loss(classifier, outputs, labels, sources, config)
         optimizer.zero_grad()
         loss.backward(inputs=list(head.parameters()))
         optimizer.step()
@@ -223,11 +237,13 @@ def train_head(classifier: Classifier, sources: TrainingData, config: TrainingCo
 
 
 def _compute_data_loss(
-    classifier: Classifier, outputs: Outputs, labels: dict[str, Tensor], config: TrainingConfig
+    classifier: Classifier, outputs: Outputs, labels: dict[str, Tensor], sources: TrainingData, config: TrainingConfig
 ) -> Tensor:
-    task = newest_task(classifier)
+    task, weights = newest_task(classifier), None
+    if config.class_weights == "balanced":
+        weights = {task: losses.balanced_weights(sources.new.labels[task], outputs[task].shape[1])}
     outputs, labels = losses.restrict_to_added(outputs, labels, task, old_class_counts(classifier).get(task, 0))
-    return losses.cross_entropy(outputs, labels, config.softmax)
+    return losses.cross_entropy(outputs, labels, config.softmax, smoothing=config.label_smoothing, weights=weights)
 
 
 def _adapt(classifier: Classifier, method: Method, sources: TrainingData) -> Classifier:
@@ -235,19 +251,50 @@ def _adapt(classifier: Classifier, method: Method, sources: TrainingData) -> Cla
     return method.adapt(classifier, sources) if method.adapt else classifier
 
 
-def _build_state(classifier: Classifier, memory: Memory, config: TrainingConfig) -> TrainState:
+def _build_state(classifier: Classifier, original: Classifier, memory: Memory, config: TrainingConfig) -> TrainState:
     if config.precision != "fp32":
         classifier = classifier.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    trainable = [value for value in classifier.parameters() if value.requires_grad]
-    if not trainable:
+    params: Params = {name: value for name, value in classifier.named_parameters() if value.requires_grad}
+    if not params:
         raise InputError("no trainable parameters: all are frozen; choose a method that trains some")
+    trainable: list[Any] = list(params.values())
+    lr_scales = compute_lr_scales(original, params, config.layer_decay)
+    if lr_scales:
+        trainable = [
+            {"params": [params[name] for name in params if lr_scales[name] == scale], "lr_scale": scale}
+            for scale in sorted(set(lr_scales.values()))
+        ]
     if config.optimizer == "sgd":
         optimizer: torch.optim.Optimizer = torch.optim.SGD(
             trainable, config.lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=True
         )
     else:
         optimizer = torch.optim.AdamW(trainable, config.lr, weight_decay=config.weight_decay, fused=True)
-    return TrainState(config.seed, 0, classifier, optimizer, memory)
+    return TrainState(config.seed, 0, classifier, optimizer, memory, _build_average(classifier, config))
+
+
+def _build_average(classifier: Classifier, config: TrainingConfig) -> ModelEmaV3 | None:
+    """Build the moving average of the weights, whose decay rises to its value in the first steps; None without."""
+    if not config.ema:
+        return None
+    average = ModelEmaV3(classifier, decay=config.ema, use_warmup=True)
+    for mine, theirs in zip(average.module.parameters(), classifier.parameters(), strict=True):
+        mine.requires_grad_(theirs.requires_grad)  # by which evaluations know what training cannot change
+    return average
+
+
+def keep_average(state: TrainState) -> None:
+    """Replace the weights of the classifier by their average, if there is one, in place: training has ended."""
+    if state.average is not None:
+        state.classifier.load_state_dict(state.average.module.state_dict())
+
+
+def _find_lr_scales(optimizer: torch.optim.Optimizer, params: Params) -> dict[str, float] | None:
+    """Return the factor of the learning rate of each parameter by name; None where all have the same."""
+    if len(optimizer.param_groups) == 1:
+        return None
+    scales = {id(value): group["lr_scale"] for group in optimizer.param_groups for value in group["params"]}
+    return {name: scales[id(value)] for name, value in params.items()}
 
 
 def _choose_heads(

@@ -49,14 +49,30 @@ def add_gradients(params: Params, penalties: Collection[Quadratic]) -> None:
                     gradient.addcmul_(value - target, weight, value=item.strength)
 
 
-def step_towards(params: Params, penalties: Collection[Quadratic], lr: float, keep: Tensor | None = None) -> None:
+def step_towards(
+    params: Params,
+    penalties: Collection[Quadratic],
+    lr: float,
+    keep: Tensor | None = None,
+    lr_scales: Mapping[str, float] | None = None,
+) -> None:
     """Take the proximal step theta <- (theta + sum_k a_k anchor_k) / (1 + sum_k a_k), a = lr * strength * importance.
 
     Written as theta + sum_k a_k / (1 + sum a) * (anchor_k - theta): exact where nothing has moved. Stable for any
     strength. With one penalty this is the minimizer of |theta' - theta|^2 / (2 lr) + its quadratic. Explicit penalties
-    are skipped. With `keep`, 1.0 or 0.0 on the device of the parameters, the step counts or does not.
+    are skipped. With `keep`, 1.0 or 0.0 on the device of the parameters, the step counts or does not. `lr_scales` has a
+    factor of the learning rate for each parameter.
     """
     implicit = [item for item in penalties if item.implicit]
+    if lr_scales:
+        for scale in sorted(set(lr_scales.values())):
+            chosen = {name: value for name, value in params.items() if lr_scales[name] == scale}
+            parts = [
+                item._replace(anchor={name: anchor for name, anchor in item.anchor.items() if name in chosen})
+                for item in implicit
+            ]
+            step_towards(chosen, parts, lr * scale, keep)
+        return
     with torch.no_grad():
         if len(implicit) == 1:
             _step_towards_one(params, implicit[0], lr, keep)

@@ -153,6 +153,8 @@ class Trainer:
         if step != state.step:
             weights = {name: value.clone() for name, value in load_file(self._best_file).items()}
             state.classifier.load_state_dict(weights)
+        else:
+            loop.keep_average(state)
         fitted = Fitted(state, tuple(self.lines), step, self.config, self.sources)
         if self.until is None and fitted.stopped_early:
             self.callbacks.info(fitted.stopped_early)
@@ -200,7 +202,7 @@ class Trainer:
         last = state.step in (self.config.steps, self.until)
         evaluated = state.step % self.config.eval_every == 0 or last
         if terms or evaluated:
-            evaluation = self.evaluate(state.classifier) if evaluated else Evaluation({}, {})
+            evaluation = self.evaluate(state.kept) if evaluated else Evaluation({}, {})
             lr = lr_at(self.config, state.step - 1)
             line = StepMetrics(step=state.step, lr=lr, terms=terms, **evaluation._asdict())
             best = self._score()
@@ -209,7 +211,7 @@ class Trainer:
                 run_folder.append_metrics(self.out, line)
                 if self._score() != best:
                     with atomic(self._best_file) as partial:
-                        weights = pytree.state(state.classifier)
+                        weights = pytree.state(state.kept)
                         save_file({name: value.contiguous() for name, value in weights.items()}, partial)
             self.callbacks.on_metrics(line)
             self.callbacks.info(_format_metrics(line, self.config.steps))
