@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,9 @@ from taskgraft.bundle import open_parent
 from taskgraft.config import COMPRESSION_DEFAULTS
 from taskgraft.errors import InputError
 from taskgraft.models.inference import compute_logits
+from taskgraft.pipeline.merging import open_merge
+from taskgraft.pipeline.request import MergeRequest
+from taskgraft.types import Callbacks
 from toys import NEW, OLD, make_images, write_folder
 
 pytestmark = pytest.mark.usefixtures("no_charts")
@@ -222,3 +226,20 @@ def test_one_backbone_is_one_flag(alice: Path, new_folder: Path, old_folder: Pat
         taskgraft.extend(
             alice, new_folder, tmp_path / "no", task="paint", method="distill", config=config, one_backbone=True
         )
+
+
+def test_small_folders_count_as_much_as_large_ones(alice: Path, painter: Path, camera: Path, tmp_path: Path) -> None:
+    """A task that only a few images show is not drowned by the other's; the record counts each image once."""
+    few = tmp_path / "few"
+    few.mkdir()
+    for file in sorted((camera / "paints").rglob("*.png"))[:12]:
+        (few / file.name).write_bytes(file.read_bytes())
+    lines: list[str] = []
+    request = MergeRequest(str(alice), str(painter), (camera / "shapes", few), config=CONFIG)
+    opened = open_merge(request, None, Callbacks(info=lines.append))
+    train = opened.images.new.train
+    assert train is not None
+    counts = Counter(Path(name).is_relative_to(few) for name in train.names)
+    assert abs(counts[True] - counts[False]) <= 1, counts
+    assert "images of smaller folders are shown more often, so that all folders count the same" in lines
+    assert opened.images.described["new"]["images"]["train"] == len(set(train.names)) < len(train.names)

@@ -6,8 +6,10 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import cycle, islice
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from taskgraft import data, distributed, pytree
@@ -33,6 +35,7 @@ from taskgraft.types import Callbacks, Images, Params, Task
 
 HELD_OUT, MAX_HELD_OUT = 0.1, 1000  # fraction and number of the images on which agreement is measured
 COMPARED = 200  # images on which two models that share a task are compared
+MAX_REPEATS = 8  # times that an image of a smaller folder stands in an epoch
 
 
 def open_merge(request: MergeRequest, cache: Path | None, callbacks: Callbacks) -> Opened:
@@ -158,16 +161,17 @@ def _load_images(
         raise DataError(f"--images {request.data}: one image, but some are held out to measure agreement; add images")
     fraction = min(HELD_OUT, MAX_HELD_OUT / count)
     splits = split_by_content(sets.digests, [""] * count, fraction, request.config.seed)
-    train, val = (
-        sets.images.select(torch.tensor([row for row, split in enumerate(splits) if split == name]))
-        for name in ("train", "val")
-    )
-    unlabeled = {tasks[-1].name: torch.full((len(train.pixels),), -1)}
+    rows = {name: [row for row, split in enumerate(splits) if split == name] for name in ("train", "val")}
     parts = list(sets.described.values())
+    repeated = _balance(rows["train"], [part["images"]["train"] for part in parts])
+    if len(repeated) > len(rows["train"]):
+        callbacks.info("images of smaller folders are shown more often, so that all folders count the same")
+    train, val = (sets.images.select(torch.tensor(chosen)) for chosen in (repeated, rows["val"]))
+    unlabeled = {tasks[-1].name: torch.full((len(train.pixels),), -1)}
     described = {
         "source": ", ".join(part["source"] for part in parts),
         "fingerprint": fingerprint([part["fingerprint"] for part in parts]),
-        "images": {"train": len(train.pixels), "val": len(val.pixels)},
+        "images": {"train": len(rows["train"]), "val": len(val.pixels)},
         "counts": {},
         "excluded": [item for part in parts for item in part["excluded"]],
         "excluded_count": sum(part["excluded_count"] for part in parts),
@@ -189,6 +193,23 @@ def _load_images(
         labeled.append(opened.val)
         descriptions[f"val: {task.name}"] = describe_dataset(path, opened)
     return TaskData(dataset, None, concat_images(labeled), descriptions)
+
+
+def _balance(rows: Sequence[int], sizes: Sequence[int]) -> list[int]:
+    """Repeat the rows of smaller folders until all are equally large, or MAX_REPEATS times.
+
+    A task of which only a small folder shows images is otherwise drowned: in a batch of 32 it had two of them.
+
+    Args:
+        rows: Images to train on, as positions in the set of all.
+        sizes: How many images of that set each folder has, in order.
+    """
+    folders: list[list[int]] = [[] for _ in sizes]
+    ends = np.cumsum(sizes)
+    for row in rows:
+        folders[int(np.searchsorted(ends, row, side="right"))].append(row)
+    largest = max(map(len, folders))
+    return [row for own in folders if own for row in islice(cycle(own), min(largest, MAX_REPEATS * len(own)))]
 
 
 def _measure_baselines(opened: Opened, models: Sequence[Bundle], cache: Path | None) -> dict[str, dict[str, float]]:
