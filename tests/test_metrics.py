@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import numpy as np
 import pytest
+from sklearn.metrics import f1_score, top_k_accuracy_score
 
 from taskgraft import metrics
 from taskgraft.results.predictions import Predictions
@@ -83,6 +85,31 @@ def test_accuracy_without_labels() -> None:
         metrics.accuracy(empty, "a")
     with pytest.raises(ValueError, match=r"^an interval needs at least one value$"):
         metrics.bootstrap_interval(np.array([]))
+
+
+def test_macro_f1_is_that_of_scikit_learn() -> None:
+    rng = np.random.default_rng(0)
+    labels, logits = rng.integers(-1, 4, 60), rng.normal(size=(60, 6)).astype(np.float32)
+    labels[labels == 2] = 3  # a class that no image has
+    found = Predictions({"t": tuple("abcdef")}, "per-task", tuple(map(str, range(60))), {"t": labels}, {"t": logits})
+    rows = labels >= 0
+    expected = f1_score(labels[rows], logits[rows].argmax(1), average="macro")
+    assert metrics.macro_f1(found, "t") == pytest.approx(expected)
+    with pytest.raises(ValueError, match="no image is labeled"):
+        metrics.macro_f1(found._replace(labels={"t": np.full(60, -1)}), "t")
+
+
+@pytest.mark.parametrize("softmax", ["per-task", "joint"])
+def test_top_5_is_that_of_scikit_learn(softmax: Literal["per-task", "joint"]) -> None:
+    rng = np.random.default_rng(0)
+    logits = {"old": rng.normal(size=(80, 12)).astype(np.float32), "new": rng.normal(size=(80, 3)).astype(np.float32)}
+    labels = rng.integers(0, 12, 80)
+    classes = {"old": tuple("abcdefghijkl"), "new": ("x", "y", "z")}
+    found = Predictions(classes, softmax, tuple(map(str, range(80))), {"old": labels}, logits)
+    scores = logits["old"] if softmax == "per-task" else np.concatenate([*logits.values()], axis=1)
+    expected = top_k_accuracy_score(labels, scores, k=5, labels=range(scores.shape[1]))
+    assert metrics.top_5(found, "old") == pytest.approx(expected)
+    assert metrics.top_5(found._replace(labels={"new": labels % 3}), "new") is None, "guessing among three is no feat"
 
 
 def test_agreement() -> None:

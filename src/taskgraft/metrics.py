@@ -16,6 +16,7 @@ from taskgraft.results.record import Interval, StepMetrics
 
 RESAMPLES = 2000  # percentile intervals move by less than a tenth of their width beyond this
 UNEVEN = 1.5  # times as many images in the largest class as in the smallest, from which balanced accuracy is shown
+TOP_5_CLASSES = 10  # from which top-5 accuracy is shown: with fewer, guessing is right more often than not
 BINS = 15  # of the expected calibration error, as in Guo et al. 2017
 
 # Student's t, 97.5 %, by degrees of freedom: three to ten seeds are the usual case
@@ -200,6 +201,34 @@ def class_balance(predictions: Predictions, task: str) -> ClassBalance:
         uneven=bool(counts[present].max() > UNEVEN * counts[present].min()),
         never_predicted=tuple(names[row] for row in present if not confusion[:, row].any()),
     )
+
+
+def macro_f1(predictions: Predictions, task: str) -> float:
+    """Return the mean F1 over the classes that have images or are predicted, as scikit-learn's macro average.
+
+    Raises:
+        ValueError: No image is labeled for the task.
+    """
+    confusion = confusion_matrix(predictions, task)
+    if not confusion.any():
+        raise ValueError(f"no image is labeled for task {task!r}: nothing to measure")
+    hits, total = confusion.diagonal(), confusion.sum(axis=1) + confusion[:, :-1].sum(axis=0)
+    return float((2 * hits[total > 0] / total[total > 0]).mean())
+
+
+def top_5(predictions: Predictions, task: str) -> float | None:
+    """Return how often the right class is among the five highest; None for fewer than `TOP_5_CLASSES` classes.
+
+    Under a joint softmax the classes of all tasks compete for the five places, as for `predicted_classes`.
+    """
+    logits, labels = predictions.logits[task], predictions.labels[task]
+    if logits.shape[1] < TOP_5_CLASSES or not (labels >= 0).any():
+        return None
+    joint = predictions.softmax != "per-task" and task != list(predictions.logits)[-1]
+    rivals = np.concatenate(list(predictions.logits.values()), axis=1) if joint else logits
+    rows = np.flatnonzero(labels >= 0)
+    higher = (rivals[rows] > logits[rows, labels[rows]][:, None]).sum(axis=1)
+    return float((higher < 5).mean())
 
 
 def gap(score: float, separate: Mapping[str, float]) -> float:

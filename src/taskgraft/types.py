@@ -177,11 +177,13 @@ class Callbacks(NamedTuple):
         info: Called with a line of information.
         progress: Called with the activity, the steps that are done, and the number of all steps.
         on_metrics: Called with each line of the metrics once it is on disk.
+        status: Called with a few words on how training goes, to be shown beside the progress.
     """
 
     info: Callable[[str], None] = lambda line: None
     progress: Callable[[str, int, int], None] = lambda what, done, total: None
     on_metrics: Callable[[Any], None] = lambda line: None
+    status: Callable[[str], None] = lambda text: None
 
 
 @overload

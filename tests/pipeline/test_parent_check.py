@@ -146,6 +146,9 @@ def test_compare_reports_parent_once(alice: Path, new_folder: Path, old_folder: 
     assert len([line for line in lines if line.startswith("parent: preprocessing ")]) == 1
     assert len([line for line in lines if line.startswith("parent: shape ")]) == 1
     assert not [line for line in lines if line.startswith("step ")]
+    results = [line for line in lines if line.startswith("  shape ")]
+    assert len(results) == 2, "what each run reached is said while the others go on"
+    assert all("; paint " in line and "; Score " in line for line in results)
 
 
 def test_few_images_only_warn(alice: Path, new_folder: Path, old_folder: Path, tmp_path: Path) -> None:

@@ -23,3 +23,29 @@ def test_time_left_is_estimated_from_the_current_run(
         "about 20.0 minutes left",
         "about 40.0 minutes left",
     ]
+
+
+def test_tables_are_colored_on_a_terminal_and_plain_elsewhere(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = (["Configuration", "Score (%)"], [["[b]ewc", "80.1"], ["finetune", "70.0"]], 0)
+    console.print_table(*table, plain="| Configuration |", below=["± is …"])
+    assert capsys.readouterr().out == "| Configuration |\n"
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "80")
+    console.print_table(*table, plain="| Configuration |", below=["± is …"])
+    text = capsys.readouterr().out
+    assert "\x1b[1;32m[b]ewc" in text, "the best row stands out, and a label is no markup"
+    assert "finetune" in text
+    assert text.endswith("± is …\n")
+
+
+def test_progress_says_how_training_goes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    now = 0.0
+    monkeypatch.setattr(console.time, "monotonic", lambda: now)
+    with console.show_progress() as callbacks:
+        callbacks.progress("training", 1, 100)
+        callbacks.status("lr 0.001  150 images/s  paint 81.2%")
+        now = 20.0
+        callbacks.progress("training", 50, 100)
+    assert capsys.readouterr().err.endswith("left (lr 0.001  150 images/s  paint 81.2%)\n")

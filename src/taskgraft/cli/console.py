@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -52,11 +52,17 @@ def show_progress(brief: bool = False) -> Iterator[Callbacks]:
         return
     console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     if not console.is_terminal:
-        yield Callbacks(info=print_message) if brief else Callbacks(info=print_message, progress=PlainProgress())
+        plain = PlainProgress()
+        callbacks = Callbacks(info=print_message, progress=plain, status=plain.show_status)
+        yield Callbacks(info=print_message) if brief else callbacks
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+        TextColumn("{task.fields[status]}", style="cyan"),
+    )  # fmt: skip
     with Progress(*columns, console=console, transient=True) as progress:
-        callbacks = Callbacks(progress=BarProgress(progress))
+        bar = BarProgress(progress)
+        callbacks = Callbacks(progress=bar, status=bar.show_status)
         yield callbacks if brief else callbacks._replace(info=progress.console.print)
 
 
@@ -74,6 +80,35 @@ def print_results(*lines: str) -> None:
         print("\n".join(lines), flush=True)
 
 
+def print_table(
+    head: Sequence[str], rows: Sequence[Sequence[str]], best: int | None, *, plain: str, below: Sequence[str] = ()
+) -> None:
+    """Print a table: in colors on a terminal, as Markdown elsewhere.
+
+    Args:
+        head: Title of each column.
+        rows: Cells of each row; the first is its name, the others are numbers.
+        best: The row to highlight, if any.
+        plain: What is printed where there is no terminal.
+        below: Lines below the table, on a terminal.
+    """
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal or not is_main_process():
+        print_results(plain)
+        return
+    table = Table(header_style="bold cyan")
+    for number, title in enumerate(head):
+        table.add_column(Text(title), justify="right" if number else "left")
+    for number, row in enumerate(rows):
+        table.add_row(*map(Text, row), style="bold green" if number == best else None)
+    console.print(table)
+    print_results(*below)
+
+
 def print_json(value: object) -> None:
     """Print JSON on stdout, indented."""
     print_results(json.dumps(value, indent=2, ensure_ascii=False))
@@ -85,6 +120,7 @@ class PlainProgress:
     def __init__(self) -> None:
         self.last_line = time.monotonic()
         self.activities: dict[str, tuple[float, int, int]] = {}  # name -> start time, first step, latest step
+        self.status = ""
 
     def __call__(self, what: str, done: int, total: int) -> None:
         """Report that `done` of `total` steps are done."""
@@ -101,7 +137,11 @@ class PlainProgress:
             from taskgraft.report import formatting as fmt
 
             remaining = f", about {fmt.duration((total - done) * (now - start) / (done - first))} left"
-        print_message(f"{what}: {done} of {total}{remaining}")
+        print_message(f"{what}: {done} of {total}{remaining}{self.status and f' ({self.status})'}")
+
+    def show_status(self, text: str) -> None:
+        """Add this to the following lines."""
+        self.status = text
 
 
 class BarProgress:
@@ -109,7 +149,7 @@ class BarProgress:
 
     def __init__(self, progress: Progress) -> None:
         self.progress = progress
-        self.total = 0
+        self.total, self.status = 0, ""
 
     def __call__(self, what: str, done: int, total: int) -> None:
         """Report that `done` of `total` steps are done."""
@@ -120,5 +160,5 @@ class BarProgress:
         if done >= total:
             return
         self.total = total
-        bar = bars[0] if bars else self.progress.add_task(what, total=total)
-        self.progress.update(bar, description=what, completed=done)
+        bar = bars[0] if bars else self.progress.add_task(what, total=total, status=self.status)
+        self.progress.update(bar, description=what, completed=done, status=self.status)

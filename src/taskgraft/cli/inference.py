@@ -226,9 +226,11 @@ def evaluate(
         f"  balanced accuracy {result['balanced_accuracy']:.1%}; always predicting {result['majority']!r} gives "
         f"{result['chance']:.1%} accuracy"
     )
+    top_5 = "" if result["top_5_accuracy"] is None else f", top-5 accuracy {result['top_5_accuracy']:.1%}"
     console.print_results(
         f"{result['task']}: accuracy {result['accuracy']:.1%} on {result['images']} images (95 % interval "
         f"{result['low']:.1%} to {result['high']:.1%}), calibration error {result['calibration_error']:.3f}",
+        f"  macro-F1 {result['macro_f1']:.1%}{top_5}",
         *([balance] if result["uneven"] else []),
         *([f"  never predicted: {', '.join(result['never_predicted'])}"] if result["never_predicted"] else []),
         *(f"  worst: {name} {accuracy:.0%} of {count}" for name, accuracy, count in result["worst"]),

@@ -22,6 +22,7 @@ from taskgraft.tuning.search_config import SearchConfig, WorkerConfig
 if TYPE_CHECKING:
     from taskgraft.pipeline.request import Request
     from taskgraft.pipeline.run import Extension
+    from taskgraft.results.record import Comparison
     from taskgraft.types import Callbacks
 
     FromScratch = Compression = TrainingConfig
@@ -74,6 +75,13 @@ def _print_run(run: Extension) -> None:
 
     summary = report.summarize_run(run.record).to_lines()
     console.print_results(*summary, f"model and report: {run.out}/report.html")
+
+
+def _print_comparison(comparison: Comparison) -> None:
+    from taskgraft import report
+
+    table, remarks = report.list_comparison_rows(comparison), report.list_comparison_remarks(comparison)
+    console.print_table(*table, plain=report.format_comparison_table(comparison), below=remarks)
 
 
 def train(
@@ -382,8 +390,8 @@ def compare(
             request, variants([name for name in methods.split(";") if name.strip()], numbers, config), out, seeds=seeds,
             separate=separate, cache=flags.cache_folder(cache), command=flags.command_line(), callbacks=callbacks,
         )  # fmt: skip
+    _print_comparison(comparison)
     console.print_results(
-        report.format_comparison_table(comparison),
         *report.summarize_comparison(comparison).to_lines(),
         f"table, figures and report: {out}/report.html",
     )
@@ -457,8 +465,8 @@ def demo(
     if not shutil.which(program):
         as_module = sys.argv[0].endswith("__main__.py")
         program = f"{sys.executable} -m taskgraft.cli" if as_module else sys.argv[0]
+    _print_comparison(comparison)
     console.print_results(
-        report.format_comparison_table(comparison),
         *(f"figure: {path.resolve()}" for path in sorted(folder.glob("figure[123].png"))),
         "",
         *report.summarize_comparison(comparison).to_lines(),

@@ -16,6 +16,7 @@ from taskgraft.errors import InputError, TrainingError
 from taskgraft.methods import composition, notation, presets
 from taskgraft.pipeline.request import Request
 from taskgraft.pipeline.run import Extension, run
+from taskgraft.report import formatting as fmt
 from taskgraft.report.commands import build_compare_command
 from taskgraft.results.files import write_text
 from taskgraft.results.record import Comparison, Record, VariantResult
@@ -164,7 +165,9 @@ class _Runs:
         callbacks = self.callbacks._replace(info=self._info, progress=self._count_images(variant))
         try:
             command = request.build_command(folder)
-            return run(request, folder, cache=self.cache, resume=True, command=command, callbacks=callbacks)
+            extension = run(request, folder, cache=self.cache, resume=True, command=command, callbacks=callbacks)
+            self.callbacks.info(f"  {_describe(extension.record)}")
+            return extension
         except TrainingError as error:  # any other error is the same for all
             self.failures.append((f"{label}, seed {seed}", str(error)))
             self.callbacks.info(f"failed: {error}")
@@ -187,6 +190,14 @@ class _Runs:
                 self.callbacks.progress(what, done, total)
 
         return progress
+
+
+def _describe(record: Record) -> str:
+    """What a run reached, in a line."""
+    texts = [f"{task.name} {fmt.estimate(task.child)}" for task in record.tasks if task.child]
+    if record.score is not None:
+        texts.append(f"Score {fmt.percent(record.score)}")
+    return f"{'; '.join(texts)}; {fmt.duration(record.seconds['total'])}"
 
 
 def _build_single_task(request: Request, variants: Sequence[Variant], times: float) -> Variant:

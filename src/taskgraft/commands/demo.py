@@ -99,7 +99,7 @@ def demo(
     request = Request(out / "alice", paints, "paint", BASELINE, DEFAULT_CONFIG, old=sample, old_val=makes)
     return compare(
         request, VARIANTS, out / "comparison", seeds=seeds, separate=SEPARATE, cache=cache, command=command,
-        callbacks=Callbacks(progress.info, progress.compare, callbacks.on_metrics),
+        callbacks=Callbacks(progress.info, progress.compare, callbacks.on_metrics, callbacks.status),
     )  # fmt: skip
 
 

@@ -43,7 +43,8 @@ def evaluate(
         callbacks: Progress callbacks.
 
     Returns:
-        "accuracy" with its 95 % interval "low" and "high", "calibration_error", the five "worst" classes (name,
+        "accuracy" with its 95 % interval "low" and "high", "macro_f1", "top_5_accuracy" (None for few classes),
+        "calibration_error", the five "worst" classes (name,
         accuracy, images), the accuracy "chance" of always predicting the "majority" class, "balanced_accuracy" over
         classes, which differs where they are "uneven", the classes "never_predicted", number of "images", "task", and
         "excluded" images with reasons.
@@ -80,6 +81,8 @@ def evaluate(
         "accuracy": accuracy.mean,
         "low": accuracy.low,
         "high": accuracy.high,
+        "macro_f1": metrics.macro_f1(predictions, owner.name),
+        "top_5_accuracy": metrics.top_5(predictions, owner.name),
         "calibration_error": metrics.expected_calibration_error(
             predictions.logits[owner.name], predictions.labels[owner.name]
         ),

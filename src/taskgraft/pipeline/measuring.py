@@ -152,6 +152,8 @@ def _measure_balance(predictions: Predictions, task: str) -> dict[str, Any]:
         "chance": balance.chance,
         "majority": balance.majority,
         "balanced": balance.balanced if balance.uneven else None,
+        "macro_f1": metrics.macro_f1(predictions, task),
+        "top_5": metrics.top_5(predictions, task),
         "never_predicted": balance.never_predicted,
     }
 

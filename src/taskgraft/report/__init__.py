@@ -4,7 +4,13 @@ Nothing here needs torch; matplotlib and jinja2 are imported when something is d
 """
 
 from taskgraft.report.check_page import format_check, render_check
-from taskgraft.report.comparison_page import format_comparison_table, render_comparison, write_comparison_report
+from taskgraft.report.comparison_page import (
+    format_comparison_table,
+    list_comparison_remarks,
+    list_comparison_rows,
+    render_comparison,
+    write_comparison_report,
+)
 from taskgraft.report.distribution_page import format_distribution, render_distribution, write_distribution_figure
 from taskgraft.report.evaluation_page import render_evaluation
 from taskgraft.report.page import write_page
@@ -22,6 +28,8 @@ __all__ = [
     "format_model_card",
     "format_search_table",
     "learned_name",
+    "list_comparison_remarks",
+    "list_comparison_rows",
     "load_thumbnails",
     "render_check",
     "render_comparison",

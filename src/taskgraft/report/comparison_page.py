@@ -82,6 +82,18 @@ def render_comparison(comparison: Comparison) -> str:
     )
 
 
+def list_comparison_rows(comparison: Comparison) -> tuple[list[str], list[list[str]], int | None]:
+    """List the cells of the comparison's table: the head, the rows, and the number of the best row."""
+    rows = summary.build_rows(comparison)
+    cells = [[row.label, *_format_row(row)] for row in rows]
+    return ["Configuration", *TABLE_HEAD], cells, summary.find_best(rows)
+
+
+def list_comparison_remarks(comparison: Comparison) -> list[str]:
+    """List what a reader must know to read the table correctly."""
+    return _list_remarks(comparison, summary.build_rows(comparison))
+
+
 def format_comparison_table(comparison: Comparison) -> str:
     """Format the comparison as a Markdown table with intervals, the best configuration in bold, and remarks."""
     rows = summary.build_rows(comparison)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from taskgraft import metrics
 from taskgraft.report import formatting as fmt
 from taskgraft.report.charts import MARKERS, Axis, Box, Chart, Curve, Panel, Style
 from taskgraft.report.error_analysis import OTHER_TASK, Bin, ErrorAnalysis, analyze_errors, group_examples
@@ -61,6 +62,8 @@ def render_evaluation(
         data=data,
         task=task,
         accuracy=accuracy,
+        macro_f1=metrics.macro_f1(predictions, task),
+        top_5=metrics.top_5(predictions, task),
         analysis=analysis,
         errors=[build_task_errors(0, analysis, GalleryBuilder(get_thumbnail, 1))] if analysis else [],
         calibration=build_calibration(analyses),

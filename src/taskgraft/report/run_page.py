@@ -129,16 +129,18 @@ def _list_costs(record: Record) -> list[str]:
 
 
 def _build_task_table(record: Record) -> Table:
-    rows = []
+    rows, top_5 = [], any(task.top_5 is not None for task in record.tasks)
     for task in record.tasks:
         images = task.child or task.parent
         rows.append((
             f"{task.name} (new)" if task.new else task.name, str(len(task.classes)),
             f"{images.n:,}" if images else fmt.MISSING, fmt.estimate(task.parent), fmt.estimate(task.child),
             fmt.use_minus_signs(fmt.change(task.forgetting)), fmt.estimate(task.agreement), fmt.percent(task.separate),
+            fmt.percent(task.macro_f1), *([fmt.percent(task.top_5)] if top_5 else []),
         ))  # fmt: skip
     head = (
         "Task", "Classes", "Images", "Parent (%)", "Child (%)", "Change (points)", "Agreement (%)", "Single-task (%)",
+        "Macro-F1 (%)", *(["Top-5 (%)"] if top_5 else []),
     )  # fmt: skip
     caption = "Validation accuracy with 95 % confidence intervals (bootstrap over images, paired for the change)"
     return Table(caption, head, rows)

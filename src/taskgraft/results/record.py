@@ -56,6 +56,8 @@ class TaskResult(BaseModel):
     chance: float | None = None  # accuracy of always predicting the most frequent class, on the child's images
     majority: str = ""  # that class
     balanced: float | None = None  # the child's mean accuracy over classes, where these are uneven
+    macro_f1: float | None = None  # of the child, over classes
+    top_5: float | None = None  # how often the right class is among the child's five highest, where there are many
     never_predicted: tuple[str, ...] = ()  # classes with images that the child predicts for none
     separate: float | None = None  # accuracy of a model trained for this task alone, where there is one
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -129,6 +130,8 @@ class Trainer:
         self.evaluate, self.evaluate_start = evaluate, evaluate_start or evaluate
         self.lines: list[StepMetrics] = []
         self._best_file = out / "state" / checkpoints.BEST
+        self._mark = (time.perf_counter(), 0)  # when the speed was last measured, and at which step
+        self._rates = ""
 
     def fit(self) -> Fitted:
         """Train to the last step, and restore the weights of the best one.
@@ -138,6 +141,7 @@ class Trainer:
         """
         state = self._resume() or self._start()
         while True:
+            self._mark = (time.perf_counter(), state.step)
             try:
                 if not self._stops_early():
                     state = loop.fit(state, self.method, self.sources, self.config, self._on_step, self.until)
@@ -202,6 +206,7 @@ class Trainer:
         last = state.step in (self.config.steps, self.until)
         evaluated = state.step % self.config.eval_every == 0 or last
         if terms or evaluated:
+            speed = self._measure_speed(state.step)
             evaluation = self.evaluate(state.kept) if evaluated else Evaluation({}, {})
             lr = lr_at(self.config, state.step - 1)
             line = StepMetrics(step=state.step, lr=lr, terms=terms, **evaluation._asdict())
@@ -214,11 +219,19 @@ class Trainer:
                         weights = pytree.state(state.kept)
                         save_file({name: value.contiguous() for name, value in weights.items()}, partial)
             self.callbacks.on_metrics(line)
-            self.callbacks.info(_format_metrics(line, self.config.steps))
+            self._rates = _format_accuracies(line) or self._rates
+            self.callbacks.info(_format_metrics(line, self.config.steps, speed))
+            self.callbacks.status("  ".join(filter(None, (f"lr {lr:.2g}", f"{speed:.0f} images/s", self._rates))))
+            self._mark = (time.perf_counter(), state.step)
         if distributed.is_main_process() and (state.step % self.config.save_every == 0 or last):
             checkpoints.save(self.out / "state", state, self._best_file)
         self.callbacks.progress("training", state.step, self.config.steps)
         return evaluated and self._stops_early()
+
+    def _measure_speed(self, step: int) -> float:
+        """Return the images trained on per second since the last logged step, without evaluations."""
+        start, first = self._mark
+        return (step - first) * self.config.batch_size / max(time.perf_counter() - start, 1e-9)
 
     def _score(self) -> tuple[float, int] | None:
         """Return the best mean accuracy so far and its step."""
@@ -241,9 +254,13 @@ class Trainer:
         self.callbacks.info(f"out of memory: batches of {config.batch_size} now run in {count} micro-batches")
 
 
-def _format_metrics(line: StepMetrics, steps: int) -> str:
-    """Format the metrics of a step as one line, such as 'step 1/40  loss 0.486  shape 81.2%'."""
+def _format_accuracies(line: StepMetrics) -> str:
+    return " ".join(f"{task} {value:.1%}" for task, value in line.accuracy.items())
+
+
+def _format_metrics(line: StepMetrics, steps: int, speed: float) -> str:
+    """Format a step's metrics as one line, such as 'step 1/40  lr 0.001  150 images/s  loss 0.486  paint 81.2%'."""
+    rates = f"lr {line.lr:.2g}  {speed:.0f} images/s"
     terms = " ".join(f"{'loss' if name == 'data' else name} {value:.3f}" for name, value in line.terms.items())
-    accuracy = " ".join(f"{task} {value:.1%}" for task, value in line.accuracy.items())
     agreement = " ".join(f"{task} agreement {value:.1%}" for task, value in line.agreement.items())
-    return "  ".join(filter(None, (f"step {line.step}/{steps}", terms, accuracy, agreement)))
+    return "  ".join(filter(None, (f"step {line.step}/{steps}", rates, terms, _format_accuracies(line), agreement)))
