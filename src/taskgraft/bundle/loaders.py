@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import difflib
 import os
-import socket
-import urllib.request
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import timm
-from huggingface_hub import constants
 from timm.data import ImageNetInfo, infer_imagenet_subset
 from torch import nn
 
+from taskgraft.bundle import hub
 from taskgraft.bundle.architecture import create_network, create_untrusted, find_head, image_size_args, require_arch
 from taskgraft.bundle.format import Bundle, read_bundle, read_json
 from taskgraft.bundle.in_memory import copy_bundle
@@ -101,11 +97,56 @@ def _open_path(
         return _open_folder(path, config, names, task, unnamed)
     if path.suffix in SUFFIXES or path.exists():
         return _open_file(path, arch, names, task, preprocessing, unnamed, cache)
-    if source.startswith("hf-hub:") or timm.is_model(source):
+    if source.startswith(hub.PREFIX):
+        return _open_hub(source, names, task, unnamed)
+    if timm.is_model(source):
         return _open_pretrained(source, names, task, unnamed)
     matches = difflib.get_close_matches(source, timm.list_models(), n=1)
     hint = f"; did you mean the timm model {matches[0]!r}?" if matches else ""
     raise CheckpointError(f"parent {source!r} is not a file, folder or timm model{hint}")
+
+
+def from_pretrained(
+    name: PathLike,
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    labels: PathLike | None = None,
+    preprocessing: str | None = None,
+    task: str = "parent",
+) -> Bundle:
+    """Open a model from the Hugging Face Hub or from a folder: a bundle, as `push_to_hub` leaves it, or another model.
+
+    Args:
+        name: A repository of the Hub, as user/name, or a folder.
+        revision: Branch, tag or commit of the repository.
+        token: Access token; None = that of `hf auth login` or HF_TOKEN.
+        labels: As for `open_parent`, like the next two.
+        preprocessing: What to change of the preprocessing.
+        task: The name of the task of a model without task names.
+
+    Raises:
+        CheckpointError: The model cannot be opened.
+        InputError: Class names are missing, or a folder was given with a revision.
+        SetupError: There is no such repository or no access to it, or no network.
+    """
+    source = os.fspath(name)
+    if Path(source.removeprefix("local-dir:")).exists():
+        if revision:
+            raise InputError(f"{source} is a folder, and revision={revision!r} is of a repository; leave one out")
+    else:
+        source = f"{hub.PREFIX}{source.removeprefix(hub.PREFIX)}" + (f"@{revision}" if revision else "")
+        if token:
+            hub.fetch_model(source, token)  # into the cache, from which it is opened
+    return open_parent(source, labels=labels, preprocessing=preprocessing, task=task)
+
+
+def _open_hub(source: str, names: tuple[str, ...], task: str, unnamed: bool) -> Bundle:
+    """Open a repository: a bundle if it holds one, else the model of timm that it names."""
+    file = hub.fetch_config(source)
+    if file and "taskgraft" in read_json(file):
+        return replace(read_bundle(hub.fetch_model(source)), source=source)
+    return _open_pretrained(source, names, task, unnamed)
 
 
 def describe_origin(preprocessing: str | None, default: str) -> str:
@@ -227,7 +268,7 @@ def _open_pretrained(source: str, labels: tuple[str, ...], task: str, unnamed: b
 def _download(source: str) -> nn.Module:
     """A pretrained timm network, from the hub or its cache."""
     try:
-        with _offline_without_network(), warnings.catch_warnings():
+        with hub.offline_without_network(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return timm.create_model(source, pretrained=True)
     except Exception as error:  # timm and the hub's client raise anything
@@ -236,21 +277,6 @@ def _download(source: str) -> nn.Module:
             f"cannot download the weights of {source!r} ({type(error).__name__}: {reason}); without a network "
             "give a local folder (local-dir:FOLDER) or a file of weights with --arch"
         ) from error
-
-
-@contextmanager
-def _offline_without_network() -> Iterator[None]:
-    """Put the hub's client in offline mode where its host cannot be resolved: else it retries for up to a minute."""
-    before = constants.HF_HUB_OFFLINE
-    try:
-        if not urllib.request.getproxies():  # a proxy resolves the name itself
-            socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, None)
-    except OSError:
-        constants.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = before
 
 
 def _class_names(
