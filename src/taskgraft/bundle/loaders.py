@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import tempfile
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
@@ -19,7 +20,8 @@ from taskgraft.bundle.architecture import create_network, create_untrusted, find
 from taskgraft.bundle.format import Bundle, read_bundle, read_json
 from taskgraft.bundle.in_memory import copy_bundle
 from taskgraft.bundle.matching import Fit, fit_network, wrap_transformers
-from taskgraft.bundle.weights import INDEX, Weights, list_shards, load_weights
+from taskgraft.bundle.transformers_models import ARCHITECTURES, convert, name_architecture, read_preprocessor
+from taskgraft.bundle.weights import INDEX, Weights, list_shards, load_weights, require_finite
 from taskgraft.data import transforms
 from taskgraft.data.class_names import parse_class_names, read_labels
 from taskgraft.data.transforms import Preprocessing
@@ -144,8 +146,11 @@ def from_pretrained(
 def _open_hub(source: str, names: tuple[str, ...], task: str, unnamed: bool) -> Bundle:
     """Open a repository: a bundle if it holds one, else the model of timm that it names."""
     file = hub.fetch_config(source)
-    if file and "taskgraft" in read_json(file):
+    config = read_json(file) if file else {}
+    if "taskgraft" in config:
         return replace(read_bundle(hub.fetch_model(source)), source=source)
+    if name_architecture(config):
+        return replace(_open_folder(hub.fetch_model(source), config, names, task, unnamed), source=source)
     return _open_pretrained(source, names, task, unnamed)
 
 
@@ -217,27 +222,27 @@ def _sets_size(preprocessing: str | None) -> bool:
 
 def _open_folder(path: Path, config: dict[str, Any], labels: tuple[str, ...], task: str, unnamed: bool) -> Bundle:
     file, arch = path / "config.json", str(config.get("architecture", ""))
+    kind = name_architecture(config)
+    if kind in ARCHITECTURES:
+        return _open_transformers(path, config, labels, task, unnamed)
     if not arch:
-        kinds = config.get("architectures")
-        if isinstance(kinds, list) and kinds:
+        if kind:
             raise CheckpointError(
-                f"{file} names no timm architecture, but {str(kinds[0])[:60]} of Hugging Face transformers; "
+                f"{file} names no timm architecture, but {kind} of Hugging Face transformers; "
                 f"{wrap_transformers(str(path))}"
             )
         raise CheckpointError(f"{file} is missing or names no timm architecture; give the weights file with --arch")
-    files = [path / name for name in WEIGHT_FILES if (path / name).is_file()]
-    if not files:
-        raise CheckpointError(f"{path} has neither model.safetensors nor pytorch_model.bin; add the weights")
-    weights = load_weights(files[0])
+    weight_file = _find_weights(path)
+    weights = load_weights(weight_file)
     model_args = {} if config.get("model_args") is None else config["model_args"]  # transformers write null
     if isinstance(model_args, dict):  # timm writes the number of classes here too; a child has another
         model_args = {name: value for name, value in model_args.items() if name != "num_classes"}
     rows = _count_rows(weights, arch) or 1
     net = create_untrusted(file, arch, rows, model_args)
     head = find_head(net, arch)
-    found = fit_network(files[0], weights, net, arch, head, headless=unnamed)
+    found = fit_network(weight_file, weights, net, arch, head, headless=unnamed)
     stored = {key: config[key] for key in ("label_names", "id2label", "label2id") if config.get(key)}
-    names, note = _class_names(files[0], labels, stored, found.rows, unnamed)
+    names, note = _class_names(weight_file, labels, stored, found.rows, unnamed)
     if len(names) != rows:
         net = create_untrusted(file, arch, len(names), model_args)
     notes = [*_load(net, found), *note]
@@ -247,7 +252,54 @@ def _open_folder(path: Path, config: dict[str, Any], labels: tuple[str, ...], ta
     default = transforms.from_timm(net.pretrained_cfg)  # pyright: ignore[reportArgumentType]
     preprocessing = transforms.from_timm({**transforms.to_timm(default), **changes}, str(file))
     origin = f"from {file}" if changes else f"timm's default for {arch}, since {file} has none"
-    return Bundle(wrap(net, head, [Task(task, names)]), preprocessing, {}, str(path), _digest(files[0]), arch, head,
+    return Bundle(wrap(net, head, [Task(task, names)]), preprocessing, {}, str(path), _digest(weight_file), arch, head,
+                  tuple(notes), model_args=model_args, preprocessing_source=origin)  # fmt: skip
+
+
+def describe_transformers(model: nn.Module) -> Bundle:
+    """Describe an image classifier of Hugging Face transformers, such as AutoModelForImageClassification gives.
+
+    Raises:
+        CheckpointError: timm has no network of the same computation.
+    """
+    saved: Any = model
+    with tempfile.TemporaryDirectory() as folder:
+        saved.save_pretrained(folder)  # under the names that files have, which are those that are converted
+        bundle = open_parent(folder)
+    origin = f"timm's default for {bundle.arch}, since a model has none"
+    source = f"a {type(model).__name__} in memory"
+    return replace(bundle, source=source, preprocessing_source=origin)
+
+
+def _find_weights(folder: Path) -> Path:
+    files = [folder / name for name in WEIGHT_FILES if (folder / name).is_file()]
+    if not files:
+        raise CheckpointError(f"{folder} has neither model.safetensors nor pytorch_model.bin; add the weights")
+    return files[0]
+
+
+def _open_transformers(path: Path, config: dict[str, Any], labels: tuple[str, ...], task: str, unnamed: bool) -> Bundle:
+    """Open a folder of Hugging Face transformers whose network is in timm too."""
+    file, weight_file = path / "config.json", _find_weights(path)
+    arch, model_args, tensors = convert(file, config, load_weights(weight_file).entries[""])
+    require_finite(weight_file, tensors)
+    net = create_untrusted(file, arch, 1, model_args)
+    head = find_head(net, arch)
+    found = fit_network(weight_file, Weights({"": tensors}, {}, {}), net, arch, head, headless=unnamed)
+    stored = {key: config[key] for key in ("id2label", "label2id") if config.get(key)}
+    names, note = _class_names(weight_file, labels, stored, found.rows, unnamed)
+    net = create_untrusted(file, arch, len(names), model_args)
+    origin = f"timm's default for {arch}, since {path} has no preprocessor_config.json"
+    preprocessing = transforms.from_timm(net.pretrained_cfg)  # pyright: ignore[reportArgumentType]
+    preprocessing = preprocessing._replace(size=model_args.get("img_size", preprocessing.size))
+    notes = [f"{name_architecture(config)} of transformers, converted to timm's {arch} of the same sizes"]
+    if (path / "preprocessor_config.json").is_file():
+        processor = path / "preprocessor_config.json"
+        changes, assumed = read_preprocessor(processor, read_json(processor))
+        preprocessing = transforms.from_timm(changes, str(processor))
+        notes, origin = [*notes, *assumed], f"from {processor}"
+    notes += [*_load(net, found), *note]
+    return Bundle(wrap(net, head, [Task(task, names)]), preprocessing, {}, str(path), _digest(weight_file), arch, head,
                   tuple(notes), model_args=model_args, preprocessing_source=origin)  # fmt: skip
 
 
