@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from taskgraft.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from taskgraft.bundle import Bundle, Prediction, open_parent
+    from taskgraft.bundle import Bundle, Prediction, from_pretrained, open_parent
     from taskgraft.commands.calibrate import calibrate
     from taskgraft.commands.check import check
     from taskgraft.commands.compare import Variant, compare
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 # Public names by module, imported when first used, so that `import taskgraft` does not wait for torch.
 _NAMES = {
-    "bundle": ("Bundle", "Prediction", "open_parent"),
+    "bundle": ("Bundle", "Prediction", "from_pretrained", "open_parent"),
     "commands.calibrate": ("calibrate",),
     "commands.check": ("check",),
     "commands.compare": ("Variant", "compare"),
@@ -119,6 +119,7 @@ __all__ = [
     "export",
     "extend",
     "fisher_diagonal",
+    "from_pretrained",
     "grow",
     "learn",
     "load",

@@ -242,9 +242,9 @@ def test_other_layouts_are_named_with_the_layer_to_wrap(tmp_path: Path) -> None:
     model = TORCHVISION.mobilenet_v3_small(num_classes=3)
     with pytest.raises(CheckpointError, match=r"has the names of torchvision.*taskgraft\.wrap\(net, 'classifier\.3'"):
         opened(tmp_path, model.state_dict(), "mobilenetv3_small_100")
-    config = {"architectures": ["ViTForImageClassification"], "model_type": "vit"}
+    config = {"architectures": ["BeitForImageClassification"], "model_type": "beit"}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match=r"but ViTForImageClassification of Hugging Face transformers; wrap it"):
+    with pytest.raises(CheckpointError, match=r"but BeitForImageClassification of Hugging Face transformers; wrap it"):
         open_parent(tmp_path)
 
 

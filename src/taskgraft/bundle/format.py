@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -18,7 +19,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from safetensors.torch import save, save_file
 
 from taskgraft import pytree
-from taskgraft.bundle import digests
+from taskgraft.bundle import digests, hub, model_card
 from taskgraft.bundle.architecture import (
     ExtraShape,
     HeadShape,
@@ -33,11 +34,12 @@ from taskgraft.bundle.weights import load_safetensors, load_weights, require_fin
 from taskgraft.config import Softmax
 from taskgraft.data import transforms
 from taskgraft.data.transforms import Preprocessing
-from taskgraft.errors import CheckpointError, first_line
+from taskgraft.errors import CheckpointError, InputError, first_line
 from taskgraft.models import inference
 from taskgraft.models.classifier import Classifier, merge_heads, wrap
-from taskgraft.results.files import atomic, digest, write_json
-from taskgraft.types import Memory, Task
+from taskgraft.results.files import atomic, digest, write_json, write_text
+from taskgraft.results.record import Record, load_record
+from taskgraft.types import Memory, PathLike, Task
 
 Model = TypeVar("Model", bound=BaseModel)
 FORMAT = 1
@@ -109,6 +111,79 @@ class Bundle:
         """
         temperatures = {task.name: 1.0 if raw else self.temperature(task) for task in self.tasks}
         return predict_images(self.classifier, self.preprocessing, temperatures, images, batch_size)
+
+    def save_pretrained(self, folder: PathLike, *, memory: bool = True) -> Path:
+        """Write the model into a folder that `from_pretrained` opens, with a model card; also one changed in memory.
+
+        Args:
+            folder: The folder, new or without a model.
+            memory: Whether to write what methods need at the next extension, which may hold old images.
+
+        Returns:
+            The folder.
+
+        Raises:
+            InputError: The folder holds a model already, or cannot be written.
+        """
+        folder = Path(folder)
+        if not (folder.is_dir() or not folder.exists()) or (folder / "config.json").exists():
+            raise InputError(f"{folder} is a file or holds a model already; choose another folder")
+        self._write_shared(folder, str(folder.resolve()), memory)
+        return folder
+
+    def push_to_hub(
+        self,
+        repo: str,
+        *,
+        private: bool | None = None,
+        revision: str | None = None,
+        token: str | None = None,
+        memory: bool = False,
+        message: str = "Upload a taskgraft bundle",
+    ) -> str:
+        """Upload the model to the Hugging Face Hub, with a model card; `from_pretrained` opens it from there.
+
+        Args:
+            repo: Name of the repository, as user/name; it is made if there is none.
+            private: Whether a new repository is private; None = as the account's settings say.
+            revision: Branch; None = main.
+            token: Access token; None = that of `hf auth login` or HF_TOKEN.
+            memory: Whether to upload what methods need at the next extension, which may hold old images.
+            message: Message of the commit.
+
+        Returns:
+            The address of the repository.
+
+        Raises:
+            InputError: The name is not one of a repository.
+            SetupError: There is no login or no right to write, or no network.
+        """
+        with tempfile.TemporaryDirectory() as temporary:
+            self._write_shared(Path(temporary), repo, memory)
+            return hub.upload_folder(
+                Path(temporary), repo, private=private, revision=revision, token=token, message=message
+            )
+
+    def _write_shared(self, folder: Path, name: str, memory: bool) -> None:
+        """Write the model and its card, without what its run left and the folders that it was made in."""
+        method, parent, record = "none", {"source": self.source, "digest": self.digest}, None
+        if self.folder is not None and compute_digest(self) == self.digest:  # else they are of other weights
+            origin = read_json(self.folder / "config.json").get("taskgraft")
+            if isinstance(origin, dict):
+                method, parent = origin.get("method", method), origin.get("parent", parent)
+            file = self.folder / "record.json"
+            record = load_record(Record, file) if file.is_file() else None
+        lineage = tuple(
+            {**entry, "parent": model_card.strip_paths(entry["parent"])} if "parent" in entry else entry
+            for entry in self.lineage
+        )
+        shared = replace(self, memory=self.memory if memory else {}, lineage=lineage)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_text(folder / "README.md", model_card.format_card(self, record, name, bool(shared.memory)))
+            write_bundle(folder, shared, method=method, parent=model_card.strip_paths(parent))
+        except OSError as error:
+            raise InputError(f"{folder} cannot be written: {error.strerror}; choose another folder") from error
 
     def temperature(self, task: Task) -> float:
         """Return the temperature on a task's card; 1 without one, or if the card is for other classes."""

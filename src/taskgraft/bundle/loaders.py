@@ -4,26 +4,24 @@ from __future__ import annotations
 
 import difflib
 import os
-import socket
-import urllib.request
+import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import timm
-from huggingface_hub import constants
 from timm.data import ImageNetInfo, infer_imagenet_subset
 from torch import nn
 
+from taskgraft.bundle import hub
 from taskgraft.bundle.architecture import create_network, create_untrusted, find_head, image_size_args, require_arch
 from taskgraft.bundle.format import Bundle, read_bundle, read_json
 from taskgraft.bundle.in_memory import copy_bundle
 from taskgraft.bundle.matching import Fit, fit_network, wrap_transformers
-from taskgraft.bundle.weights import INDEX, Weights, list_shards, load_weights
+from taskgraft.bundle.transformers_models import ARCHITECTURES, convert, name_architecture, read_preprocessor
+from taskgraft.bundle.weights import INDEX, Weights, list_shards, load_weights, require_finite
 from taskgraft.data import transforms
 from taskgraft.data.class_names import parse_class_names, read_labels
 from taskgraft.data.transforms import Preprocessing
@@ -101,11 +99,59 @@ def _open_path(
         return _open_folder(path, config, names, task, unnamed)
     if path.suffix in SUFFIXES or path.exists():
         return _open_file(path, arch, names, task, preprocessing, unnamed, cache)
-    if source.startswith("hf-hub:") or timm.is_model(source):
+    if source.startswith(hub.PREFIX):
+        return _open_hub(source, names, task, unnamed)
+    if timm.is_model(source):
         return _open_pretrained(source, names, task, unnamed)
     matches = difflib.get_close_matches(source, timm.list_models(), n=1)
     hint = f"; did you mean the timm model {matches[0]!r}?" if matches else ""
     raise CheckpointError(f"parent {source!r} is not a file, folder or timm model{hint}")
+
+
+def from_pretrained(
+    name: PathLike,
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    labels: PathLike | None = None,
+    preprocessing: str | None = None,
+    task: str = "parent",
+) -> Bundle:
+    """Open a model from the Hugging Face Hub or from a folder: a bundle, as `push_to_hub` leaves it, or another model.
+
+    Args:
+        name: A repository of the Hub, as user/name, or a folder.
+        revision: Branch, tag or commit of the repository.
+        token: Access token; None = that of `hf auth login` or HF_TOKEN.
+        labels: As for `open_parent`, like the next two.
+        preprocessing: What to change of the preprocessing.
+        task: The name of the task of a model without task names.
+
+    Raises:
+        CheckpointError: The model cannot be opened.
+        InputError: Class names are missing, or a folder was given with a revision.
+        SetupError: There is no such repository or no access to it, or no network.
+    """
+    source = os.fspath(name)
+    if Path(source.removeprefix("local-dir:")).exists():
+        if revision:
+            raise InputError(f"{source} is a folder, and revision={revision!r} is of a repository; leave one out")
+    else:
+        source = f"{hub.PREFIX}{source.removeprefix(hub.PREFIX)}" + (f"@{revision}" if revision else "")
+        if token:
+            hub.fetch_model(source, token)  # into the cache, from which it is opened
+    return open_parent(source, labels=labels, preprocessing=preprocessing, task=task)
+
+
+def _open_hub(source: str, names: tuple[str, ...], task: str, unnamed: bool) -> Bundle:
+    """Open a repository: a bundle if it holds one, else the model of timm that it names."""
+    file = hub.fetch_config(source)
+    config = read_json(file) if file else {}
+    if "taskgraft" in config:
+        return replace(read_bundle(hub.fetch_model(source)), source=source)
+    if name_architecture(config):
+        return replace(_open_folder(hub.fetch_model(source), config, names, task, unnamed), source=source)
+    return _open_pretrained(source, names, task, unnamed)
 
 
 def describe_origin(preprocessing: str | None, default: str) -> str:
@@ -176,27 +222,27 @@ def _sets_size(preprocessing: str | None) -> bool:
 
 def _open_folder(path: Path, config: dict[str, Any], labels: tuple[str, ...], task: str, unnamed: bool) -> Bundle:
     file, arch = path / "config.json", str(config.get("architecture", ""))
+    kind = name_architecture(config)
+    if kind in ARCHITECTURES:
+        return _open_transformers(path, config, labels, task, unnamed)
     if not arch:
-        kinds = config.get("architectures")
-        if isinstance(kinds, list) and kinds:
+        if kind:
             raise CheckpointError(
-                f"{file} names no timm architecture, but {str(kinds[0])[:60]} of Hugging Face transformers; "
+                f"{file} names no timm architecture, but {kind} of Hugging Face transformers; "
                 f"{wrap_transformers(str(path))}"
             )
         raise CheckpointError(f"{file} is missing or names no timm architecture; give the weights file with --arch")
-    files = [path / name for name in WEIGHT_FILES if (path / name).is_file()]
-    if not files:
-        raise CheckpointError(f"{path} has neither model.safetensors nor pytorch_model.bin; add the weights")
-    weights = load_weights(files[0])
+    weight_file = _find_weights(path)
+    weights = load_weights(weight_file)
     model_args = {} if config.get("model_args") is None else config["model_args"]  # transformers write null
     if isinstance(model_args, dict):  # timm writes the number of classes here too; a child has another
         model_args = {name: value for name, value in model_args.items() if name != "num_classes"}
     rows = _count_rows(weights, arch) or 1
     net = create_untrusted(file, arch, rows, model_args)
     head = find_head(net, arch)
-    found = fit_network(files[0], weights, net, arch, head, headless=unnamed)
+    found = fit_network(weight_file, weights, net, arch, head, headless=unnamed)
     stored = {key: config[key] for key in ("label_names", "id2label", "label2id") if config.get(key)}
-    names, note = _class_names(files[0], labels, stored, found.rows, unnamed)
+    names, note = _class_names(weight_file, labels, stored, found.rows, unnamed)
     if len(names) != rows:
         net = create_untrusted(file, arch, len(names), model_args)
     notes = [*_load(net, found), *note]
@@ -206,7 +252,54 @@ def _open_folder(path: Path, config: dict[str, Any], labels: tuple[str, ...], ta
     default = transforms.from_timm(net.pretrained_cfg)  # pyright: ignore[reportArgumentType]
     preprocessing = transforms.from_timm({**transforms.to_timm(default), **changes}, str(file))
     origin = f"from {file}" if changes else f"timm's default for {arch}, since {file} has none"
-    return Bundle(wrap(net, head, [Task(task, names)]), preprocessing, {}, str(path), _digest(files[0]), arch, head,
+    return Bundle(wrap(net, head, [Task(task, names)]), preprocessing, {}, str(path), _digest(weight_file), arch, head,
+                  tuple(notes), model_args=model_args, preprocessing_source=origin)  # fmt: skip
+
+
+def describe_transformers(model: nn.Module) -> Bundle:
+    """Describe an image classifier of Hugging Face transformers, such as AutoModelForImageClassification gives.
+
+    Raises:
+        CheckpointError: timm has no network of the same computation.
+    """
+    saved: Any = model
+    with tempfile.TemporaryDirectory() as folder:
+        saved.save_pretrained(folder)  # under the names that files have, which are those that are converted
+        bundle = open_parent(folder)
+    origin = f"timm's default for {bundle.arch}, since a model has none"
+    source = f"a {type(model).__name__} in memory"
+    return replace(bundle, source=source, preprocessing_source=origin)
+
+
+def _find_weights(folder: Path) -> Path:
+    files = [folder / name for name in WEIGHT_FILES if (folder / name).is_file()]
+    if not files:
+        raise CheckpointError(f"{folder} has neither model.safetensors nor pytorch_model.bin; add the weights")
+    return files[0]
+
+
+def _open_transformers(path: Path, config: dict[str, Any], labels: tuple[str, ...], task: str, unnamed: bool) -> Bundle:
+    """Open a folder of Hugging Face transformers whose network is in timm too."""
+    file, weight_file = path / "config.json", _find_weights(path)
+    arch, model_args, tensors = convert(file, config, load_weights(weight_file).entries[""])
+    require_finite(weight_file, tensors)
+    net = create_untrusted(file, arch, 1, model_args)
+    head = find_head(net, arch)
+    found = fit_network(weight_file, Weights({"": tensors}, {}, {}), net, arch, head, headless=unnamed)
+    stored = {key: config[key] for key in ("id2label", "label2id") if config.get(key)}
+    names, note = _class_names(weight_file, labels, stored, found.rows, unnamed)
+    net = create_untrusted(file, arch, len(names), model_args)
+    origin = f"timm's default for {arch}, since {path} has no preprocessor_config.json"
+    preprocessing = transforms.from_timm(net.pretrained_cfg)  # pyright: ignore[reportArgumentType]
+    preprocessing = preprocessing._replace(size=model_args.get("img_size", preprocessing.size))
+    notes = [f"{name_architecture(config)} of transformers, converted to timm's {arch} of the same sizes"]
+    if (path / "preprocessor_config.json").is_file():
+        processor = path / "preprocessor_config.json"
+        changes, assumed = read_preprocessor(processor, read_json(processor))
+        preprocessing = transforms.from_timm(changes, str(processor))
+        notes, origin = [*notes, *assumed], f"from {processor}"
+    notes += [*_load(net, found), *note]
+    return Bundle(wrap(net, head, [Task(task, names)]), preprocessing, {}, str(path), _digest(weight_file), arch, head,
                   tuple(notes), model_args=model_args, preprocessing_source=origin)  # fmt: skip
 
 
@@ -227,7 +320,7 @@ def _open_pretrained(source: str, labels: tuple[str, ...], task: str, unnamed: b
 def _download(source: str) -> nn.Module:
     """A pretrained timm network, from the hub or its cache."""
     try:
-        with _offline_without_network(), warnings.catch_warnings():
+        with hub.offline_without_network(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return timm.create_model(source, pretrained=True)
     except Exception as error:  # timm and the hub's client raise anything
@@ -236,21 +329,6 @@ def _download(source: str) -> nn.Module:
             f"cannot download the weights of {source!r} ({type(error).__name__}: {reason}); without a network "
             "give a local folder (local-dir:FOLDER) or a file of weights with --arch"
         ) from error
-
-
-@contextmanager
-def _offline_without_network() -> Iterator[None]:
-    """Put the hub's client in offline mode where its host cannot be resolved: else it retries for up to a minute."""
-    before = constants.HF_HUB_OFFLINE
-    try:
-        if not urllib.request.getproxies():  # a proxy resolves the name itself
-            socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, None)
-    except OSError:
-        constants.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = before
 
 
 def _class_names(

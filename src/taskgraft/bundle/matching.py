@@ -334,7 +334,8 @@ def _describe_foreign(path: Path, tensors: Params) -> CheckpointError | None:
         )
     if _any(TRANSFORMERS, tensors):
         return CheckpointError(
-            f"{path} has the names of Hugging Face transformers, not of timm; {wrap_transformers('FOLDER', layer)}"
+            f"{path} has the names of Hugging Face transformers, not of timm; give the folder that it lies in, whose "
+            f"config.json has the sizes, or {wrap_transformers('FOLDER', layer)}"
         )
     if _any(ULTRALYTICS, tensors):
         return CheckpointError(f"{path} has the names of Ultralytics, which timm does not have; {wrap_in_python()}")

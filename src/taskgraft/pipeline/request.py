@@ -9,7 +9,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from taskgraft.bundle import Bundle, describe_classifier
+from torch import nn
+
+from taskgraft.bundle import Bundle, describe_classifier, describe_transformers
 from taskgraft.config import COMPRESSION_DEFAULTS, TRAIN_DEFAULTS, TrainingConfig, validate
 from taskgraft.data.labeled_images import ImageSource, LabeledImages, as_source
 from taskgraft.errors import InputError
@@ -23,7 +25,7 @@ from taskgraft.types import PathLike, as_path, as_paths
 TASK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _-]{0,63}")  # it becomes a file name
 
 
-ParentLike = PathLike | Bundle | Classifier
+ParentLike = PathLike | Bundle | Classifier | nn.Module  # of modules those of transformers, with an Auto class
 DataLike = Any  # whatever `as_source` takes
 
 
@@ -37,6 +39,8 @@ def _as_parent(value: Any) -> str | Bundle:
         return os.fspath(value)
     if isinstance(value, Classifier):
         return describe_classifier(value)
+    if isinstance(value, nn.Module) and type(value).__module__.startswith("transformers."):
+        return describe_transformers(value)
     if not isinstance(value, Bundle):
         raise InputError(
             f"parent is a {type(value).__name__}; give a path or a name, a Bundle, or make a Classifier of it by "
