@@ -23,6 +23,7 @@ USERS = {
     "cli": tuple(COMMANDS),
     "commands": tuple(COMMANDS),
     "data": (*TRAINING, "evaluate", "calibrate", "check", "predict", "distribution"),
+    "distributed": TRAINING,
     "exports": ("export",),
     "methods": TRAINING,
     "models": TRAINING,
