@@ -6,6 +6,7 @@ import dataclasses
 import subprocess
 import sys
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +14,14 @@ import pytest
 import torch
 
 from taskgraft import data, losses, pytree
+from taskgraft.config import TrainingConfig
 from taskgraft.methods import composition, notation, registry
 from taskgraft.methods.composition import compose
-from taskgraft.models.classifier import grow
+from taskgraft.models.classifier import Classifier, grow
 from taskgraft.models.inference import predict
 from taskgraft.training import checkpoints as states
 from taskgraft.training import loop
-from taskgraft.types import Memory
+from taskgraft.types import Memory, Params
 from toys import (
     NEW,
     OLD,
@@ -100,6 +102,58 @@ def test_strength_0_equals_finetune(text: str, optimizer: str, softmax: str) -> 
 def test_positive_strength_differs_from_finetune() -> None:
     free = weights(run_steps("finetune"))
     assert not any(equal(weights(run_steps(text)), free) for text in [*WITH_STRENGTH, SUMS[0]])
+
+
+# ---- defaults: those of the training settings but for the number of steps, and a parent whose logits are not all small
+
+
+DEFAULTS = replace(RUN, optimizer="adamw", lr=TrainingConfig().lr, steps=12)
+
+
+def trained_parent() -> Classifier:
+    model = parent()
+    with torch.no_grad():
+        model.linears()[0].weight.mul_(10)
+    return model
+
+
+@cache
+def finetuned() -> Params:
+    return {
+        name: value.detach() for name, value in run_to_end("finetune", DEFAULTS, trained_parent())[0].named_parameters()
+    }
+
+
+def distance(left: Params, right: Params) -> float:
+    """Over what is inherited from the parent, whatever else a child has."""
+    names = dict(trained_parent().named_parameters())
+    return sum(float((left[name] - right[name]).square().sum()) for name in names) ** 0.5
+
+
+@pytest.mark.parametrize("name", sorted(registry.METHODS.keys() - {"finetune"}))
+def test_defaults_differ_from_finetune(name: str) -> None:
+    """By 1 % of the way that fine-tuning goes: a default that is too weak to matter is a bug."""
+    child = dict(run_to_end(name, DEFAULTS, trained_parent())[0].named_parameters())
+    assert distance(child, finetuned()) > 0.01 * distance(finetuned(), dict(trained_parent().named_parameters()))
+
+
+@pytest.mark.parametrize("name", ["l2sp", "ewc", "mas", "si"])
+def test_default_penalties_hold_what_they_penalize(name: str) -> None:
+    start, method, images = start_run(name, DEFAULTS, trained_parent())
+    assert method.weight is not None
+    (penalty,) = method.weight(dict(start.classifier.named_parameters()), start.memory).values()
+
+    def penalized(params: Params) -> float:
+        parts = (
+            (params[name] - anchor).square() * (penalty.importance or {}).get(name, 1.0)
+            for name, anchor in penalty.anchor.items()
+        )
+        return sum(float(part.sum()) for part in parts)
+
+    child = loop.fit(start, method, images, DEFAULTS).classifier
+    assert penalized({name: value.detach() for name, value in child.named_parameters()}) < 0.998 * penalized(
+        finetuned()
+    )
 
 
 def test_huge_strength_pins_ewc_weights() -> None:

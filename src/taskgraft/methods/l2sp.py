@@ -20,7 +20,7 @@ class L2sp(Settings):
 
     traits = Traits(uses_weights=True)
 
-    strength: Annotated[float, Range(1e-3, 1e2, log=True, at_least=0)] = 0.1
+    strength: Annotated[float, Range(1e-1, 1e3, log=True, at_least=0)] = 30.0
     implicit: Implicit = "auto"
 
     def build(self) -> Method:
