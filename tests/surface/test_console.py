@@ -49,3 +49,15 @@ def test_progress_says_how_training_goes(monkeypatch: pytest.MonkeyPatch, capsys
         now = 20.0
         callbacks.progress("training", 50, 100)
     assert capsys.readouterr().err.endswith("left (lr 0.001  150 images/s  paint 81.2%)\n")
+
+
+def test_the_bar_says_how_training_goes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "160")
+    with console.show_progress() as callbacks:
+        callbacks.progress("training", 1, 100)
+        callbacks.status("lr 0.001  150 images/s  paint 81.2%")
+        callbacks.progress("training", 50, 100)
+    text = capsys.readouterr().err
+    assert "training" in text
+    assert "lr 0.001  150 images/s  paint 81.2%" in text

@@ -162,3 +162,9 @@ class BarProgress:
         self.total = total
         bar = bars[0] if bars else self.progress.add_task(what, total=total, status=self.status)
         self.progress.update(bar, description=what, completed=done, status=self.status)
+
+    def show_status(self, text: str) -> None:
+        """Show this beside the bar."""
+        self.status = text
+        for bar in self.progress.task_ids:
+            self.progress.update(bar, status=text)

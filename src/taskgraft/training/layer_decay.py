@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from typing import Any
 
 from timm.models import group_parameters
 
@@ -38,7 +39,8 @@ def compute_lr_scales(original: Classifier, names: Iterable[str], decay: float) 
             f"--layer-decay: {type(network).__name__} does not say which layers lie above which (timm's networks do, "
             "until a method adds a side network); leave it out"
         )
-    depths: dict[str, int] = group_parameters(network, network.group_matcher(), reverse=True)  # pyright: ignore
+    found: Any = group_parameters(network, network.group_matcher(), reverse=True)  # pyright: ignore
+    depths: dict[str, int] = dict(found)
     modules = {name.rpartition(".")[0]: depth for name, depth in depths.items()}
     top = max(modules.values(), default=0) + 1
     scales = {name: decay ** (top - _find_depth(name, depths, modules, top)) for name in names}
