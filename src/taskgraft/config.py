@@ -154,6 +154,9 @@ COMPRESSION_DEFAULTS = TrainingConfig(
     eval_every=100,
 )
 
+# Defaults of `refresh`: the head is there already, and the weights move little.
+REFRESH_DEFAULTS = TrainingConfig(steps=300, lr=3e-4, warmup_steps=20, head_steps=0, norm="frozen", views=0)
+
 
 def lr_at(config: TrainingConfig, step: int) -> float:
     """Return the learning rate after `step` completed steps; a function of the step, so that no checkpoint stores it.

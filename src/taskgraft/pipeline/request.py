@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from taskgraft.config import COMPRESSION_DEFAULTS, TRAIN_DEFAULTS, TrainingConfig, validate
+from taskgraft.config import COMPRESSION_DEFAULTS, REFRESH_DEFAULTS, TRAIN_DEFAULTS, TrainingConfig, validate
 from taskgraft.errors import InputError
 from taskgraft.methods import composition, notation
-from taskgraft.methods.presets import COMPRESSION, DEFAULT_METHOD, INTO_METHOD
+from taskgraft.methods.presets import COMPRESSION, DEFAULT_METHOD, INTO_METHOD, REFRESH, REFRESH_UNMEASURED
 from taskgraft.methods.protocol import Plan
 from taskgraft.report import commands
 from taskgraft.types import PathLike, as_path, as_paths
@@ -227,6 +227,53 @@ class MergeRequest(Request):
         flags += commands.config_flags(asdict(self.config), COMPRESSION_DEFAULTS)
         flags += [] if self.check_parent else [("--no-parent-check", None)]
         return str(commands.Command("merge", (self.parent, self.other, str(out)), tuple(flags)))
+
+
+@dataclass(init=False, frozen=True)
+class RefreshRequest(Request):
+    """A task learns new images of the classes that it has: an extension whose task and classes the parent knows."""
+
+    def __init__(
+        self,
+        parent: PathLike,
+        data: PathLike,
+        task: str = "",
+        method: str = "",
+        config: TrainingConfig = REFRESH_DEFAULTS,
+        **options: Any,
+    ) -> None:
+        """See `Request` for the other arguments; without a task, the classes in `data` decide it.
+
+        An empty `method` is `presets.REFRESH`, or `presets.REFRESH_UNMEASURED` without old validation images.
+        """
+        measured = bool(as_paths(options.get("old_val", ())))
+        super().__init__(parent, data, task, method or self._default_method(measured), config, **options)
+
+    @staticmethod
+    def _default_method(measured: bool) -> str:
+        return REFRESH if measured else REFRESH_UNMEASURED
+
+    @property
+    def default_config(self) -> TrainingConfig:
+        """The training settings that apply where nothing is set."""
+        return REFRESH_DEFAULTS
+
+    def build_command(self, out: Path) -> str:
+        """Return the `taskgraft refresh` command that reproduces this request in `out`; defaults are left out."""
+        values = [
+            ("--task", self.task),
+            ("--method", self.method if self.method != self._default_method(bool(self.old_val)) else None),
+            *(("--old-val", path) for path in self.old_val),
+            *(("--unlabeled", path) for path in self.unlabeled),
+            ("--arch", self.arch),
+            ("--labels", self.labels),
+            ("--preprocessing", self.preprocessing),
+            ("--parent-task", self.parent_task if self.parent_task != "parent" else None),
+        ]
+        flags: list[commands.Flag] = [(flag, str(value)) for flag, value in values if value]
+        flags += commands.config_flags(asdict(self.config), REFRESH_DEFAULTS)
+        flags += [] if self.check_parent else [("--no-parent-check", None)]
+        return str(commands.Command("refresh", (self.parent, str(self.data), str(out)), tuple(flags)))
 
 
 @dataclass(frozen=True)
