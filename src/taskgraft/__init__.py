@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from taskgraft.commands.extend import extend
     from taskgraft.commands.merge import merge
     from taskgraft.commands.predict import predict_files, predict_to
+    from taskgraft.commands.refresh import refresh
     from taskgraft.commands.remove import Removed, remove
     from taskgraft.commands.serve import serve
     from taskgraft.commands.sign import sign, verify_signature
@@ -61,6 +62,7 @@ _NAMES = {
     "commands.extend": ("extend",),
     "commands.merge": ("merge",),
     "commands.predict": ("predict_files", "predict_to"),
+    "commands.refresh": ("refresh",),
     "commands.remove": ("Removed", "remove"),
     "commands.serve": ("serve",),
     "commands.sign": ("sign", "verify_signature"),
@@ -128,6 +130,7 @@ __all__ = [
     "predict",
     "predict_files",
     "predict_to",
+    "refresh",
     "remove",
     "serve",
     "sign",

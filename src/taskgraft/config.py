@@ -178,6 +178,9 @@ COMPRESSION_DEFAULTS = TrainingConfig(
     eval_every=100,
 )
 
+# Defaults of `refresh`: the head is there already, and the weights move little.
+REFRESH_DEFAULTS = TrainingConfig(steps=300, lr=3e-4, warmup_steps=20, head_steps=0, norm="frozen", views=0)
+
 
 def resolve_steps(config: TrainingConfig, images: int, batch_size: int) -> TrainingConfig:
     """Replace the steps by those that the epochs come to, where epochs are set; at least one, rounded up.

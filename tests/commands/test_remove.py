@@ -20,7 +20,7 @@ from taskgraft.data.transforms import NORMS, Preprocessing
 from taskgraft.errors import InputError
 from taskgraft.models.classifier import Classifier
 from taskgraft.models.inference import compute_logits, predict
-from taskgraft.models.removal import keep_classes, prune_memory
+from taskgraft.models.restructuring import prune_memory, restructure
 from taskgraft.pipeline.measuring import build_task_card
 from taskgraft.results.predictions import save_predictions
 from taskgraft.types import Task
@@ -172,10 +172,10 @@ def test_memory_follows_what_is_left(models: dict[str, Path], tmp_path: Path) ->
 
 def test_memory_of_a_branch_takes_the_names_of_the_backbone(models: dict[str, Path]) -> None:
     classifier = open_parent(models["branch"]).classifier
-    removal = keep_classes(classifier, {"shape": ()})
+    restructured = restructure(classifier, {"shape": ()})
     memory = {name: value.detach() for name, value in classifier.named_parameters()}
-    pruned = prune_memory(memory, classifier, removal)
-    left = dict(removal.classifier.named_parameters())
+    pruned = prune_memory(memory, classifier, restructured)
+    left = dict(restructured.classifier.named_parameters())
     assert pruned.keys() == left.keys()
     assert all(torch.equal(pruned[name], value) for name, value in left.items())
 

@@ -23,6 +23,7 @@ from taskgraft.methods import presets
 from taskgraft.version import __version__
 
 STOPPED, TERMINATED = 130, 143  # exit codes after SIGINT and SIGTERM, as in shells
+RESUMABLE = ("train", "extend", "refresh", "compress", "merge")  # with --resume
 RERUN_RESUMES = ("tune", "compare", "demo")  # without --resume
 
 
@@ -51,6 +52,7 @@ COMMANDS = {
         training.extend: "extend demo-run/alice demo-run/data/paints both --task paint --old-val demo-run/data/makes",
         training.compress: "compress both demo-run/data/paints one --old-val demo-run/data/makes",
         training.merge: "merge demo-run/alice one merged --images demo-run/data/paints --val demo-run/data/makes",
+        training.refresh: "refresh demo-run/alice demo-run/data/makes again --old-val demo-run/data/makes",
         training.remove: "remove demo-run/alice fewer --task make --classes bus cabrio",
         training.compare: "compare demo-run/alice demo-run/data/paints table --task paint "
         f"--old-val demo-run/data/makes --methods '{presets.BASELINE}; {presets.SINGLE_BACKBONE}'",
@@ -117,7 +119,7 @@ def how_to_continue(arguments: list[str]) -> str:
     command = next((argument for argument in arguments if not argument.startswith("-")), "")
     if command in RERUN_RESUMES or "auto" in arguments or "--method=auto" in arguments:
         return "rerun the same command to resume"
-    resumable = command in ("train", "extend") or any(argument.startswith("--out") for argument in arguments)
+    resumable = command in RESUMABLE or any(argument.startswith("--out") for argument in arguments)
     return "rerun with --resume to continue" if resumable else "nothing was saved"
 
 

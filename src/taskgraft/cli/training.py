@@ -1,4 +1,4 @@
-"""Commands that make models: train, extend, compress, merge, remove, compare, tune, demo."""
+"""Commands that make models: train, extend, refresh, compress, merge, remove, compare, tune, demo."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from taskgraft.cli import console, flags, launch
-from taskgraft.config import COMPRESSION_DEFAULTS, TRAIN_DEFAULTS, TrainingConfig
+from taskgraft.config import COMPRESSION_DEFAULTS, REFRESH_DEFAULTS, TRAIN_DEFAULTS, TrainingConfig
 from taskgraft.errors import InputError, require
 from taskgraft.methods import presets
 from taskgraft.tuning.search_config import SearchConfig, WorkerConfig
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from taskgraft.results.record import Comparison
     from taskgraft.types import Callbacks
 
-    FromScratch = Compression = TrainingConfig
+    FromScratch = Compression = Refresh = TrainingConfig
 else:  # the same fields, so that the help shows the defaults of these commands
 
     def _with_defaults(name: str, defaults: TrainingConfig) -> type:
@@ -38,6 +38,7 @@ else:  # the same fields, so that the help shows the defaults of these commands
 
     FromScratch = _with_defaults("FromScratch", TRAIN_DEFAULTS)
     Compression = _with_defaults("Compression", COMPRESSION_DEFAULTS)
+    Refresh = _with_defaults("Refresh", REFRESH_DEFAULTS)
 
 
 @contextmanager
@@ -310,6 +311,56 @@ def merge(
             arch=arch, labels=labels, preprocessing=preprocessing, check_parent=not no_parent_check, config=config,
             cache=flags.cache_folder(cache), resume=resume or restarted, command=flags.command_line(),
             callbacks=callbacks,
+        )  # fmt: skip
+        _print_run(run)
+
+
+def refresh(
+    model: flags.Model,
+    data: flags.Data,
+    out: flags.Out,
+    /,
+    *,
+    config: Annotated[Refresh, Parameter(name="*", group=flags.TRAINING)] = Refresh(),
+    task: Annotated[str, Parameter(group=flags.DATA, show_default="the one whose classes DATA has")] = "",
+    old_val: Annotated[list[Path] | None, Parameter(group=flags.DATA)] = None,
+    unlabeled: Annotated[list[Path] | None, Parameter(group=flags.DATA)] = None,
+    method: Annotated[
+        str,
+        Parameter(
+            group=flags.METHOD, show_default=f"{presets.REFRESH}; {presets.REFRESH_UNMEASURED} without --old-val"
+        ),
+    ] = "",
+    no_parent_check: Annotated[bool, Parameter(group=flags.MODEL)] = False,
+    options: flags.ModelOptions = flags.NO_MODEL_OPTIONS,
+    cache: flags.Cache = "",
+    processes: flags.ProcessOptions = flags.ONE_PROCESS,
+    track: flags.Track = None,
+    resume: flags.Resume = False,
+    settings_file: flags.SettingsFile = None,
+) -> int | None:
+    """Teach a task new images of classes that it has: another camera, another season.
+
+    The old images are not needed. To add classes or a task, use extend.
+
+    Args:
+        task: Task to refresh
+        old_val: Validation images of the old kind, to measure what is lost; repeat for each task
+        unlabeled: Images without labels, such as a day of the new camera; repeat for more
+        method: Method, or a sum of methods, against forgetting; see `taskgraft methods`
+        no_parent_check: Continue even if the model is no better than chance on --old-val
+    """
+    if processes.gpus > 1 and not launch.is_worker():
+        return launch.launch(processes.gpus, processes.max_restarts)
+    with console.importing():
+        from taskgraft.commands.refresh import refresh
+
+    config = TrainingConfig(**asdict(config))
+    with _session(out, config, processes, track) as (restarted, callbacks):
+        run = refresh(
+            model, data, out, task=task, old_val=old_val or (), unlabeled=unlabeled or (), method=method,
+            check_parent=not no_parent_check, config=config, cache=flags.cache_folder(cache),
+            resume=resume or restarted, command=flags.command_line(), callbacks=callbacks, **asdict(options),
         )  # fmt: skip
         _print_run(run)
 

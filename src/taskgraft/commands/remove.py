@@ -12,7 +12,7 @@ import numpy as np
 from taskgraft.bundle import Bundle, digests, open_parent, read_bundle, write_bundle
 from taskgraft.data.class_names import find_matches
 from taskgraft.errors import InputError
-from taskgraft.models.removal import Removal, keep_classes, prune_memory
+from taskgraft.models.restructuring import Restructured, prune_memory, restructure
 from taskgraft.pipeline import measuring
 from taskgraft.results.files import (
     escape_surrogates,
@@ -89,7 +89,7 @@ def remove(
         for note in bundle.notes:
             callbacks.info(f"model: {note}")
     kept = _find_kept(bundle.tasks, task, (classes,) if isinstance(classes, str) else tuple(classes))
-    removal = keep_classes(bundle.classifier, {task: kept})
+    restructured = restructure(bundle.classifier, {task: kept})
     before = next(item for item in bundle.tasks if item.name == task)
     gone = tuple(name for row, name in enumerate(before.classes) if row not in kept)
     cards, notes = _revise_cards(bundle, before, kept)
@@ -101,8 +101,8 @@ def remove(
     }
     remaining = replace(
         bundle,
-        classifier=removal.classifier,
-        memory=prune_memory(bundle.memory, bundle.classifier, removal),
+        classifier=restructured.classifier,
+        memory=prune_memory(bundle.memory, bundle.classifier, restructured),
         cards=cards,
         lineage=(*bundle.lineage, _build_lineage_entry(origin, task, gone if kept else None)),
     )
@@ -110,7 +110,7 @@ def remove(
         write_bundle(folder, remaining, method="remove", parent=origin)
         digests.write(folder, {"parent": bundle.digest})
         publish_folder(folder, out)
-    notes += [*_describe_side_networks(bundle, removal), *_describe_memory(bundle, remaining)]
+    notes += [*_describe_side_networks(bundle, restructured), *_describe_memory(bundle, remaining)]
     return Removed(read_bundle(out), out, task, gone, tuple(notes))
 
 
@@ -199,11 +199,12 @@ def _select_predictions(folder: Path | None, task: Task, kept: Sequence[int]) ->
     )
 
 
-def _describe_side_networks(bundle: Bundle, removal: Removal) -> list[str]:
-    if removal.branch is not None:
+def _describe_side_networks(bundle: Bundle, restructured: Restructured) -> list[str]:
+    if restructured.branch is not None:
         return ["its own last stages took the place of the shared ones: the model is one plain network now"]
-    count = len(bundle.classifier.extras) - len(removal.extras)
-    return [f"{count} side network{'s' * (count > 1)} that only {next(iter(removal.kept))} used went too"] * bool(count)
+    count = len(bundle.classifier.extras) - len(restructured.extras)
+    task = next(iter(restructured.kept))
+    return [f"{count} side network{'s' * (count > 1)} that only {task} used went too"] * bool(count)
 
 
 def _describe_memory(before: Bundle, after: Bundle) -> list[str]:

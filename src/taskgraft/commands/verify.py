@@ -72,8 +72,11 @@ def verify(
 
 def _compare_results(record: Record, predictions: dict[str, Predictions]) -> list[str]:
     """Describe the results of the record that differ from those of the stored predictions."""
-    newest = record.tasks[-1].added_to or record.tasks[-1].name
-    computed = {result.name: result for result in measuring.compute_task_results(predictions, newest)}
+    last = record.tasks[-1]
+    results = measuring.compute_task_results(
+        predictions, last.refreshes or last.added_to or last.name, refreshed=bool(last.refreshes)
+    )
+    computed = {result.name: result for result in results}
     differences = []
     for task in record.tasks:
         for field in ("parent", "child", "forgetting", "agreement", "test"):

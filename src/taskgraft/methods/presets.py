@@ -10,6 +10,8 @@ BASELINE = "finetune"  # protects nothing: what every other method is compared w
 BASELINE_LABEL = "baseline"  # how tables and charts call it
 SINGLE_BACKBONE = "distill"  # suggested where the child must remain a plain network
 COMPRESSION = "distill(strength=12, teacher=live, loss=logits, blend=0.5)"  # how `compress` teaches one backbone
+REFRESH = "distill(strength=0.3) + wise"  # how `refresh` learns new images of a task: docs/using.md
+REFRESH_UNMEASURED = "distill(strength=0.3)"  # where no old image can choose how far to go back
 SEARCHED = "distill + wise"  # what `tune` searches when no method is given
 COMPARED = (BASELINE, "distill", DEFAULT_METHOD)  # what `compare` compares when no methods are given
 

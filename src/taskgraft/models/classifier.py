@@ -191,7 +191,10 @@ def widen(classifier: Classifier, task: str, classes: Sequence[str], seed: int) 
         raise InputError(f"--into {task!r}: the model has no such task; it has {', '.join(tasks)}")
     added = tuple(name for name in classes if name not in tasks[task].classes)
     if not added:
-        raise InputError(f"--into {task!r}: the model already has all {len(classes)} classes; give images of new ones")
+        raise InputError(
+            f"--into {task!r}: the model already has all {len(classes)} classes; give images of new ones, or teach it "
+            "these images by taskgraft refresh"
+        )
     if classifier.softmax == "joint":
         raise InputError("--into needs one softmax per task; leave --softmax joint out")
     tasks[task] = tasks[task]._replace(classes=(*tasks[task].classes, *added))

@@ -104,9 +104,12 @@ def evaluate(opened: Opened, classifier: Classifier, tensor_cache: Memoize | Non
         tensor_cache: Stores features for later runs: for a classifier that has not been trained yet.
     """
     parent = opened.parent_predictions or {}
-    old = parent.get("old") if measuring.old_outputs_are_frozen(classifier) else None
+    frozen = not opened.is_refresh and measuring.old_outputs_are_frozen(classifier)
+    old = parent.get("old") if frozen else None
     sets = measuring.predict_validation(classifier, opened.images, old, tensor_cache)
     agreement = measuring.compute_agreements(parent["new"], sets["new"]) if parent else {}
+    if opened.is_refresh:  # its answers to the new images are meant to change
+        agreement.pop(opened.request.task, None)
     new = {opened.result_name: metrics.accuracy(sets["new"], opened.request.task)} if opened.result_name else {}
     return Evaluation({**measuring.compute_accuracies(sets), **new}, agreement)
 
@@ -132,6 +135,6 @@ def selection_tasks(opened: Opened) -> list[str]:
     """
     old = [task.name for task in opened.old_tasks]
     measured = measuring.compute_accuracies(opened.parent_predictions or {})
-    if len(measured) < len(old) and not opened.teacher:
+    if len(measured) < len(old) and (opened.is_refresh or not opened.teacher):
         return []
     return [*old, *([opened.result_name] if opened.result_name else [])]

@@ -98,13 +98,16 @@ def old_outputs_are_frozen(classifier: Classifier) -> bool:
     return separate and not any(value.requires_grad for value in inherited_parameters(classifier).values())
 
 
-def compute_task_results(sets: Mapping[str, Predictions], newest: str) -> tuple[TaskResult, ...]:
+def compute_task_results(
+    sets: Mapping[str, Predictions], newest: str, *, refreshed: bool = False
+) -> tuple[TaskResult, ...]:
     """Compute the results of each task; classes that were added to an old task have a result of their own.
 
     Args:
         sets: The child's predictions on the new task's validation images ("new"), on old ones ("old") and on test
             images ("test"), and the parent's ("new-parent", "old-parent"), as far as they exist.
         newest: The task that was learned.
+        refreshed: Whether it is an old task that learned new images: those have a result of their own.
 
     Returns:
         Results of the old tasks, then of the new one, which has those of the parent too where it knew all its classes:
@@ -114,15 +117,19 @@ def compute_task_results(sets: Mapping[str, Predictions], newest: str) -> tuple[
     if newest not in sets["new"].labels:  # a merge, whose images have no labels
         return tuple(_compute_old_result(task, classes, sets) for task, classes in parent.items())
     from_teacher = _compare(sets["new-parent"], sets["new"], newest) if is_taught(sets, newest) else {}
-    if from_teacher:
+    if from_teacher and not refreshed:
         del parent[newest]
-    old = [_compute_old_result(task, classes, sets) for task, classes in parent.items()]
-    name = name_result(newest, parent)
+    old = [
+        _compute_old_result(task, classes, sets, measures_agreement=not refreshed or task != newest)
+        for task, classes in parent.items()
+    ]
+    name = name_result(newest, parent, refreshed=refreshed)
     new = TaskResult(
         name=name,
-        classes=sets["new"].classes[newest][len(parent.get(newest, ())) :],
+        classes=sets["new"].classes[newest][0 if refreshed else len(parent.get(newest, ())) :],
         new=True,
-        added_to="" if name == newest else newest,
+        added_to="" if name == newest or refreshed else newest,
+        refreshes=newest if refreshed else "",
         **{"child": metrics.bootstrap_interval(metrics.correct(sets["new"], newest)), **from_teacher},
         test=metrics.bootstrap_interval(metrics.correct(sets["test"], newest)) if "test" in sets else None,
         **_measure_balance(sets["new"], newest),
@@ -135,14 +142,17 @@ def is_taught(sets: Mapping[str, Predictions], newest: str) -> bool:
     return "new-parent" in sets and sets["new-parent"].classes.get(newest) == sets["new"].classes[newest]
 
 
-def name_result(newest: str, old_tasks: Collection[str]) -> str:
-    """Return what results of the new images are called: by the task, or by its added classes where the task is old."""
+def name_result(newest: str, old_tasks: Collection[str], *, refreshed: bool = False) -> str:
+    """Return what results of the new images are called: by the task, and by what is new of it where the task is old."""
+    if refreshed:
+        return f"{newest}, new images"
     return f"{newest}, added classes" if newest in old_tasks else newest
 
 
 def _compare(parent: Predictions, child: Predictions, task: str) -> dict[str, Any]:
     before, after = metrics.correct(parent, task), metrics.correct(child, task)
-    intervals = {"parent": before, "child": after, "forgetting": before - after}
+    flips = before * (1 - after)
+    intervals = {"parent": before, "child": after, "forgetting": before - after, "negative_flips": flips}
     return {name: metrics.bootstrap_interval(values) for name, values in intervals.items()}
 
 
@@ -158,7 +168,9 @@ def _measure_balance(predictions: Predictions, task: str) -> dict[str, Any]:
     }
 
 
-def _compute_old_result(task: str, classes: tuple[str, ...], sets: Mapping[str, Predictions]) -> TaskResult:
+def _compute_old_result(
+    task: str, classes: tuple[str, ...], sets: Mapping[str, Predictions], *, measures_agreement: bool = True
+) -> TaskResult:
     child, parent = sets.get("old"), sets.get("old-parent")
     accuracies: dict[str, Any] = {}
     if child is not None and task in child.labels:
@@ -172,14 +184,19 @@ def _compute_old_result(task: str, classes: tuple[str, ...], sets: Mapping[str, 
         name=task,
         classes=classes,
         new=False,
-        agreement=metrics.bootstrap_interval(same) if len(same) else None,
+        agreement=metrics.bootstrap_interval(same) if len(same) and measures_agreement else None,
         identical=all(np.array_equal(child.logits[task], parent.logits[task]) for child, parent in pairs),
         **accuracies,
     )
 
 
 def build_task_cards(
-    cards: Mapping[str, dict[str, Any]], images: TaskData, sets: Mapping[str, Predictions], newest: str
+    cards: Mapping[str, dict[str, Any]],
+    images: TaskData,
+    sets: Mapping[str, Predictions],
+    newest: str,
+    *,
+    refreshed: bool = False,
 ) -> dict[str, dict[str, Any]]:
     """Build the child's task cards.
 
@@ -188,6 +205,7 @@ def build_task_cards(
         images: Images of the run.
         sets: Predictions by set, as of `compute_task_results`.
         newest: The task that was learned.
+        refreshed: Whether it is an old task that learned new images.
 
     Returns:
         The parent's cards, one for the new task, and new ones of old tasks that could be measured better on the child.
@@ -195,9 +213,9 @@ def build_task_cards(
     child_cards = dict(cards)
     predictions, measured_on = sets["new"], "new validation images, when it was learned"
     widened = "new-parent" in sets and newest in sets["new-parent"].classes and not is_taught(sets, newest)
-    if widened and "old" in sets and newest in sets["old"].labels:
+    if (widened or refreshed) and "old" in sets and newest in sets["old"].labels:
         predictions = _concatenate(sets["old"], sets["new"], newest)
-        measured_on = "old and new validation images, when classes were added"
+        measured_on = f"old and new validation images, when {'it was refreshed' if refreshed else 'classes were added'}"
     counts = dict(cards.get(newest, {}).get("train_counts", {})) | images.described["new"]["counts"]
     counts = {name: count for name, count in counts.items() if count}
     if newest in predictions.labels:

@@ -24,7 +24,7 @@ from taskgraft.methods.protocol import Plan
 from taskgraft.models.classifier import Classifier, grow, widen, wrap
 from taskgraft.models.inference import RECALL, sees_only_added_classes
 from taskgraft.pipeline.measuring import name_result
-from taskgraft.pipeline.request import MergeRequest, Request, TrainingRequest, validate_request
+from taskgraft.pipeline.request import MergeRequest, RefreshRequest, Request, TrainingRequest, validate_request
 from taskgraft.pipeline.usefulness import describe_usefulness
 from taskgraft.results.files import fingerprint
 from taskgraft.results.predictions import Predictions
@@ -77,7 +77,12 @@ class Opened:
         """The name of the results on the new images; empty for a merge, whose images have no labels."""
         if isinstance(self.request, MergeRequest):
             return ""
-        return name_result(self.request.task, [task.name for task in self.old_tasks])
+        return name_result(self.request.task, [task.name for task in self.old_tasks], refreshed=self.is_refresh)
+
+    @property
+    def is_refresh(self) -> bool:
+        """Whether the new images are of classes that the task has already."""
+        return isinstance(self.request, RefreshRequest)
 
     @property
     def config(self) -> TrainingConfig:

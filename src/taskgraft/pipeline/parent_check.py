@@ -39,9 +39,9 @@ def check_parent(opened: Opened, cache: Path | None, callbacks: Callbacks, *, st
     sets = opened.parent_predictions
     assert sets is not None
     role = "teacher" if opened.student else "parent"
-    if opened.student and opened.result_name:
+    if (opened.student and opened.result_name) or opened.is_refresh:
         accuracy, count = metrics.accuracy(sets["new"], opened.request.task), len(sets["new"].ids)
-        callbacks.info(f"teacher: {opened.request.task} {accuracy:.1%} on {count} validation images")
+        callbacks.info(f"{role}: {opened.result_name} {accuracy:.1%} on {count} validation images")
     for task, accuracy in measuring.compute_accuracies(sets).items():
         labels = sets["old"].labels[task]
         count = int((labels >= 0).sum())

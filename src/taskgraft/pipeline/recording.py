@@ -53,7 +53,7 @@ def build_record(
         The record; flops and latency only of an extension.
     """
     request, parent, config = opened.request, opened.parent, fitted.config
-    tasks = measuring.compute_task_results(sets, request.task)
+    tasks = measuring.compute_task_results(sets, request.task, refreshed=opened.is_refresh)
     accuracies = [task.child.mean for task in tasks if task.child]
     size = sum(value.numel() for value in classifier.parameters())
     old_size, flops, latency, parent_history = 0, {}, {}, []
@@ -179,6 +179,13 @@ def _write_notes(
         for task in tasks
         if task.test
     ]
+    if opened.is_refresh:
+        notes += [
+            f"{task.name}: {task.negative_flips.mean:.1%} of {task.negative_flips.n} images were right before and are "
+            "wrong now (negative flips)"
+            for task in tasks
+            if task.negative_flips
+        ]
     notes += [f"{task.name}: {balance}" for task in tasks if (balance := report.describe_balance(task))]
     notes += [
         f"the parent is near chance on {task.name}: check the preprocessing and the order of its class names"

@@ -12,11 +12,11 @@ from typing import Any, TypeVar
 from torch import nn
 
 from taskgraft.bundle import Bundle, describe_classifier, describe_transformers
-from taskgraft.config import COMPRESSION_DEFAULTS, TRAIN_DEFAULTS, TrainingConfig, validate
+from taskgraft.config import COMPRESSION_DEFAULTS, REFRESH_DEFAULTS, TRAIN_DEFAULTS, TrainingConfig, validate
 from taskgraft.data.labeled_images import ImageSource, LabeledImages, as_source
 from taskgraft.errors import InputError
 from taskgraft.methods import composition, notation
-from taskgraft.methods.presets import COMPRESSION, DEFAULT_METHOD, INTO_METHOD
+from taskgraft.methods.presets import COMPRESSION, DEFAULT_METHOD, INTO_METHOD, REFRESH, REFRESH_UNMEASURED
 from taskgraft.methods.protocol import Plan
 from taskgraft.models.classifier import Classifier
 from taskgraft.report import commands
@@ -310,6 +310,55 @@ class MergeRequest(Request):
         flags += commands.config_flags(asdict(self.config), COMPRESSION_DEFAULTS)
         flags += [] if self.check_parent else [("--no-parent-check", None)]
         return str(commands.Command("merge", (self.parent_name, self.other, str(out)), tuple(flags)))
+
+
+@dataclass(init=False, frozen=True)
+class RefreshRequest(Request):
+    """A task learns new images of the classes that it has: an extension whose task and classes the parent knows."""
+
+    def __init__(
+        self,
+        parent: ParentLike,
+        data: DataLike,
+        task: str = "",
+        method: str = "",
+        config: TrainingConfig = REFRESH_DEFAULTS,
+        **options: Any,
+    ) -> None:
+        """See `Request` for the other arguments; without a task, the classes in `data` decide it.
+
+        An empty `method` is `presets.REFRESH`, or `presets.REFRESH_UNMEASURED` without old validation images.
+        """
+        measured = bool(_as_sources(options.get("old_val", ()), "old_val"))
+        super().__init__(parent, data, task, method or self._default_method(measured), config, **options)
+
+    @staticmethod
+    def _default_method(measured: bool) -> str:
+        return REFRESH if measured else REFRESH_UNMEASURED
+
+    @property
+    def default_config(self) -> TrainingConfig:
+        """The training settings that apply where nothing is set."""
+        return REFRESH_DEFAULTS
+
+    def build_command(self, out: Path) -> str:
+        """Return the `taskgraft refresh` command that reproduces this request in `out`; defaults are left out."""
+        if self.is_in_memory:
+            return self._build_call("refresh", out)
+        values = [
+            ("--task", self.task),
+            ("--method", self.method if self.method != self._default_method(bool(self.old_val)) else None),
+            *(("--old-val", path) for path in self.old_val),
+            *(("--unlabeled", path) for path in self.unlabeled),
+            ("--arch", self.arch),
+            ("--labels", self.labels),
+            ("--preprocessing", self.preprocessing),
+            ("--parent-task", self.parent_task if self.parent_task != "parent" else None),
+        ]
+        flags: list[commands.Flag] = [(flag, str(value)) for flag, value in values if value]
+        flags += commands.config_flags(asdict(self.config), REFRESH_DEFAULTS)
+        flags += [] if self.check_parent else [("--no-parent-check", None)]
+        return str(commands.Command("refresh", (self.parent_name, str(self.data), str(out)), tuple(flags)))
 
 
 @dataclass(frozen=True)

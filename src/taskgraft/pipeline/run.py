@@ -21,7 +21,8 @@ from taskgraft.pipeline.compression import open_compression
 from taskgraft.pipeline.merging import open_merge
 from taskgraft.pipeline.opening import Opened, open_request
 from taskgraft.pipeline.parent_check import check_parent
-from taskgraft.pipeline.request import CompressionRequest, MergeRequest, Request, TrainingRequest
+from taskgraft.pipeline.refreshing import open_refresh
+from taskgraft.pipeline.request import CompressionRequest, MergeRequest, RefreshRequest, Request, TrainingRequest
 from taskgraft.results.predictions import Predictions, load_predictions
 from taskgraft.results.record import Record, Stopwatch
 from taskgraft.results.tables import html_table
@@ -108,6 +109,8 @@ def run(
         opened = open_merge(request, cache, callbacks)
     elif isinstance(request, CompressionRequest):
         opened = open_compression(request, cache, callbacks)
+    elif isinstance(request, RefreshRequest):
+        opened = open_refresh(request, cache, callbacks)
     else:
         opened = open_request(request, cache, callbacks)
     settings = opened.list_settings()
@@ -166,7 +169,7 @@ def _conclude(opened: Opened, fitted: Fitted, out: Path, command: str, stopwatch
         source=str(out),
         folder=out,
         lineage=(*parent.lineage, recording.build_lineage_entry(record)) if opened.old_tasks else parent.lineage,
-        cards=measuring.build_task_cards(parent.cards, images, sets, request.task),
+        cards=measuring.build_task_cards(parent.cards, images, sets, request.task, refreshed=opened.is_refresh),
     )
 
     def publish() -> None:

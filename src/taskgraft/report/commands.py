@@ -16,10 +16,12 @@ SWITCHES = ("--no-parent-check", "--deterministic")
 ARGUMENTS = {
     "train": ("DATA", "OUT"),
     "extend": ("PARENT", "DATA", "OUT"),
+    "refresh": ("MODEL", "DATA", "OUT"),
     "compress": ("MODEL", "DATA", "OUT"),
     "merge": ("MODEL", "OTHER", "OUT"),
     "compare": ("PARENT", "DATA", "OUT"),
 }
+EXTENDING = ("extend", "refresh", "compress", "merge")  # a model that there is
 SEEDS = 3  # the minimum for a comparison
 
 
@@ -112,7 +114,7 @@ def build_compare_command(extend: str, variants: Sequence[VariantResult], *flags
 
 def _extension(record: Record) -> Command:
     """The `extend` or `compress` of a record, with placeholders where it is not known."""
-    command = parse_command(record.reproduce_command, ("extend", "compress", "merge"))
+    command = parse_command(record.reproduce_command, EXTENDING)
     return command or Command("extend", ARGUMENTS["extend"], (("--task", "NAME"),))
 
 
@@ -157,9 +159,15 @@ def teach_longer(record: Record) -> str:
     )
 
 
+def refresh_gently(record: Record) -> str:
+    """Propose the same refresh at a third of the learning rate, in another folder."""
+    command = _extension(record)
+    return str(command.with_out(f"{command.out}-gentle").with_flags(("--lr", f"{record.config['lr'] / 3:.2g}")))
+
+
 def extend_further(record: Record) -> str:
     """Propose to teach the model of a run another task."""
-    command = parse_command(record.reproduce_command, ("extend", "compress", "merge", "train"))
+    command = parse_command(record.reproduce_command, (*EXTENDING, "train"))
     return _extend_from(command.out if command else "OUT")
 
 
@@ -169,7 +177,7 @@ def _extend_from(model: str) -> str:
 
 def list_follow_ups(record: Record) -> list[tuple[str, str]]:
     """List what can be done with a finished run: purpose and command; empty where its folder is not known."""
-    command = parse_command(record.reproduce_command, ("extend", "compress", "merge", "train"))
+    command = parse_command(record.reproduce_command, (*EXTENDING, "train"))
     if command is None:
         return []
     out = command.out

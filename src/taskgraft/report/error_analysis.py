@@ -79,14 +79,15 @@ def analyze_errors(task: TaskResult, predictions: Mapping[str, Predictions]) -> 
         The analysis, compared with the parent where its predictions on the same images are known; None without
         labeled images.
     """
-    name = task.added_to or task.name
+    name = task.refreshes or task.added_to or task.name
     for key in ("new", "old") if task.new else ("old", "new"):
         child, parent = predictions.get(key), predictions.get(f"{key}-parent")
         if child is None or name not in child.logits or name not in child.labels:
             continue
         labels = child.labels[name]
         if (labels >= 0).any() and (task.new or labels.max() < len(task.classes)):
-            comparable = not task.new and parent is not None and name in parent.logits and parent.ids == child.ids
+            has_before = not task.new or bool(task.refreshes)
+            comparable = has_before and parent is not None and name in parent.logits and parent.ids == child.ids
             return _analyze(name, key, child, parent if comparable else None)._replace(task=task.name)
     return None
 

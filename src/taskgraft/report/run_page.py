@@ -47,7 +47,10 @@ def render_run(
     learned = [new] if new.new else []
     detailed = [task for task in record.tasks if task.new or task in old[:MAX_DETAILED]]
     analyses = {
-        task.name: analysis for task in detailed if (analysis := error_analysis.analyze_errors(task, predictions))
+        task.name: analysis
+        for task in detailed
+        if not (new.refreshes == task.name and task.child is None)  # the labels are those of the new images
+        and (analysis := error_analysis.analyze_errors(task, predictions))
     }
     galleries = GalleryBuilder(get_thumbnail, len(detailed))
     changes = []

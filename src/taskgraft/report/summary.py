@@ -59,7 +59,7 @@ def learned_name(record: Record) -> str:
 def is_taught(record: Record) -> bool:
     """Return whether the parent already had all tasks, so that the run was a compression or a merge."""
     new = new_task(record)
-    return not new.new or new.parent is not None
+    return not new.new or (new.parent is not None and not new.refreshes)
 
 
 def old_name(record: Record) -> str:
@@ -124,6 +124,9 @@ def _judge(record: Record) -> Status:
         return "poor"
     if None in losses:
         return "unknown"
+    new = new_task(record)
+    if new.refreshes and new.forgetting and new.forgetting.high >= 0:
+        return "mixed"
     return "mixed" if any(loss.mean > SMALL_LOSS and loss.low > 0 for loss in losses if loss) else "good"
 
 
@@ -165,10 +168,21 @@ def _describe_judgement(record: Record) -> str:
         return f"{new.name} not learned: accuracy is indistinguishable from {_describe_chance(new)}"
     if not old:
         return f"learned: {new.name} {fmt.estimate(new.child)}"
+    if new.refreshes:
+        old = list(old_tasks(record))
     unknown = [task for task in old if task.forgetting is None]
     agreement = [_describe_agreement(unknown, "--old-val" if new.new else "--val")] if unknown else []
     measured = [_describe_loss([task for task in old if task.forgetting])] if len(unknown) < len(old) else []
-    return "; ".join(measured + agreement)
+    return "; ".join(measured + agreement + [_describe_gain(new)] * bool(new.refreshes))
+
+
+def _describe_gain(new: TaskResult) -> str:
+    """What a refresh changed on the new images."""
+    loss = new.forgetting
+    assert loss is not None
+    if loss.high < 0:
+        return f"the new images gained {fmt.percent(-loss.mean)} points"
+    return "the new images lost accuracy" if loss.low > 0 else "no significant gain on the new images"
 
 
 def _describe_loss(old: Sequence[TaskResult]) -> str:
@@ -202,7 +216,7 @@ def _describe_agreement(tasks: Sequence[TaskResult], flag: str) -> str:
         return f"{text}; predictions on the new images are bit-identical to the parent's"
     agreements = [(task.agreement.mean, task.name) for task in tasks if task.agreement]
     if not agreements:
-        return f"{text}; images of added classes say nothing about it"
+        return f"{text}; the new images say nothing about it"
     agreement, name = min(agreements)
     return f"{text}; agreement with the parent on {name} is {fmt.percent(agreement)} %, which is only a proxy"
 
@@ -266,6 +280,11 @@ def _propose_next(record: Record, status: Status) -> tuple[str, str]:
         return "add another task", commands.extend_further(record)
     if status == "good":
         return "use the model", commands.use_model(record)
+    if new_task(record).refreshes:
+        loses = any(loss_of(task) > SMALL_LOSS for task in old_tasks(record))
+        if loses:
+            return "lose less, at a lower rate", commands.refresh_gently(record)
+        return "teach it longer", commands.teach_longer(record)
     if is_taught(record):  # which `compare` does not repeat
         return "teach it longer", commands.teach_longer(record)
     if new_task(record).added_to:  # `compare` cannot add classes to an old task

@@ -47,9 +47,11 @@ class TaskResult(BaseModel):
     classes: tuple[str, ...]
     new: bool
     added_to: str = ""  # the old task that these classes were added to; empty for a task of its own
+    refreshes: str = ""  # the old task that these new images are of; empty for a new task
     parent: Interval | None = None
     child: Interval | None = None
     forgetting: Interval | None = None  # parent - child, paired over images
+    negative_flips: Interval | None = None  # right in the parent and wrong in the child
     agreement: Interval | None = None  # same class as the parent on the new task's validation images
     test: Interval | None = None  # on a test split, used once and not for selection
     identical: bool = False  # its logits are the parent's, bit for bit, on every validation image

@@ -1,4 +1,4 @@
-"""Removing tasks and classes from a classifier: what is left answers with the bits that it had."""
+"""Removing tasks and classes from a classifier, or moving a task to its end: what is left keeps its bits."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from taskgraft.types import Memory
 NUMBERED = re.compile(r"(heads|extras)\.(\d+)\.(.*)")  # a parameter of a head or side network
 
 
-class Removal(NamedTuple):
-    """What is left of a classifier.
+class Restructured(NamedTuple):
+    """What is left of a classifier, in its new order.
 
     Attributes:
         classifier: The classifier that is left.
@@ -49,7 +49,7 @@ class Removal(NamedTuple):
         return f"{kind}.{remaining.index(number)}.{rest}" if number in remaining else None
 
 
-def keep_classes(classifier: Classifier, kept: Mapping[str, Sequence[int]]) -> Removal:
+def restructure(classifier: Classifier, kept: Mapping[str, Sequence[int]], last: str = "") -> Restructured:
     """Remove classes from a copy of a classifier, and what only they needed.
 
     The logits of the other classes stay bit-identical. Side networks that no remaining head reads go too. Where all
@@ -58,17 +58,19 @@ def keep_classes(classifier: Classifier, kept: Mapping[str, Sequence[int]]) -> R
     Args:
         classifier: The classifier; not changed.
         kept: For each task that loses classes, the numbers of those that stay, ascending; none removes the task.
+        last: A task whose heads, and side networks that only these read, become the newest.
     """
     left = copy.deepcopy(classifier)
     counts = {task.name: len(task.classes) for task in classifier.tasks}
     heads = _remaining_rows(classifier, kept)
+    heads = {number: heads[number] for number in sorted(heads, key=lambda i: classifier.head_specs[i].task == last)}
     specs = {number: classifier.head_specs[number] for number in heads}
     spans = _list_spans(classifier)
-    used = [
-        number
+    readers = {
+        number: {spec.task for spec in specs.values() if spec.start < stop and start < spec.stop}
         for number, (start, stop) in enumerate(spans)
-        if any(spec.start < stop and start < spec.stop for spec in specs.values())
-    ]
+    }
+    used = sorted((number for number in readers if readers[number]), key=lambda number: readers[number] == {last})
     branch = next(
         (
             number
@@ -85,14 +87,18 @@ def keep_classes(classifier: Classifier, kept: Mapping[str, Sequence[int]]) -> R
         specs = {number: HeadSpec(spec.task, 0, classifier.width) for number, spec in specs.items()}
         used = []
     else:
-        dropped = [span for number, span in enumerate(spans) if number not in used]
+        starts, start = {0: 0}, classifier.width  # of the backbone's features, then of each side network's: old -> new
+        for number in used:
+            starts[spans[number][0]] = start
+            start += spans[number][1] - spans[number][0]
         for number, spec in specs.items():
-            before = sum(stop - start for start, stop in dropped if stop <= spec.start)
-            specs[number] = spec._replace(start=spec.start - before, stop=spec.stop - before)
+            moved = starts[spec.start] - spec.start
+            specs[number] = spec._replace(start=spec.start + moved, stop=spec.stop + moved)
     linears = left.linears()
     left.heads = nn.ModuleList(trim(linears[number], rows) for number, rows in heads.items())
     left.extras = nn.ModuleList(left.extras[number] for number in used)
-    left.head_specs, left.inherited_extras = tuple(specs.values()), len(used)
+    left.head_specs = tuple(specs.values())
+    left.inherited_extras = sum(readers[number] != {last} for number in used)
     left._points_only = []
     left.tasks = tuple(
         task._replace(classes=tuple(task.classes[row] for row in kept.get(task.name, range(counts[task.name]))))
@@ -100,10 +106,10 @@ def keep_classes(classifier: Classifier, kept: Mapping[str, Sequence[int]]) -> R
         if kept.get(task.name, (0,))
     )
     numbers = {task: tuple(rows) for task, rows in kept.items()}
-    return Removal(left, heads, tuple(used), branch, counts, numbers)
+    return Restructured(left, heads, tuple(used), branch, counts, numbers)
 
 
-def prune_memory(memory: Memory, classifier: Classifier, removal: Removal) -> Memory:
+def prune_memory(memory: Memory, classifier: Classifier, restructured: Restructured) -> Memory:
     """Return what methods remember without what belongs to removed classes.
 
     Tensors follow the parameters that they are named after; stored images that are labeled for nothing else go. An
@@ -111,24 +117,24 @@ def prune_memory(memory: Memory, classifier: Classifier, removal: Removal) -> Me
 
     Args:
         memory: Nested dictionaries of tensors.
-        classifier: The classifier before the removal.
-        removal: What was removed.
+        classifier: The classifier before the restructured.
+        restructured: What was removed.
     """
     if "pixels" in memory and isinstance(memory.get("labels"), dict):
-        return _prune_images(memory, removal)
-    branch = None if removal.branch is None else classifier.extras[removal.branch]
+        return _prune_images(memory, restructured)
+    branch = None if restructured.branch is None else classifier.extras[restructured.branch]
     names = frozenset(branch.net.state_dict()) if isinstance(branch, Tail) else frozenset[str]()
     shapes = {name: value.shape for name, value in classifier.named_parameters()}
     pruned: Memory = {}
     for name, value in memory.items():
         if not isinstance(value, Tensor):
-            pruned |= {name: rest} if (rest := prune_memory(value, classifier, removal)) else {}
+            pruned |= {name: rest} if (rest := prune_memory(value, classifier, restructured)) else {}
             continue
-        new = removal.rename(name, names)
+        new = restructured.rename(name, names)
         if new is not None:
             match = NUMBERED.fullmatch(name)
             by_row = match is not None and match[1] == "heads" and value.shape == shapes.get(name)
-            pruned[new] = value[list(removal.heads[int(match[2])])] if match and by_row else value
+            pruned[new] = value[list(restructured.heads[int(match[2])])] if match and by_row else value
     return pruned
 
 
@@ -159,15 +165,15 @@ def _list_spans(classifier: Classifier) -> list[tuple[int, int]]:
     return spans
 
 
-def _prune_images(memory: Memory, removal: Removal) -> Memory:
+def _prune_images(memory: Memory, restructured: Restructured) -> Memory:
     """Return stored images without the labels of removed classes, and without images that have no other."""
     labels: dict[str, Tensor] = {}
     for task, target in memory["labels"].items():
-        if task not in removal.kept:
+        if task not in restructured.kept:
             labels[task] = target
-        elif removal.kept[task]:
-            numbers = torch.full((removal.counts[task] + 1,), -1)  # the last is that of -1: no label
-            numbers[list(removal.kept[task])] = torch.arange(len(removal.kept[task]))
+        elif restructured.kept[task]:
+            numbers = torch.full((restructured.counts[task] + 1,), -1)  # the last is that of -1: no label
+            numbers[list(restructured.kept[task])] = torch.arange(len(restructured.kept[task]))
             labels[task] = numbers[target]
     if not labels:
         return {}
