@@ -91,9 +91,12 @@ def test_proposals_after_a_refresh_repeat_it(alice: Path, night: Path, tmp_path:
     """Without old images nothing goes back; what went wrong decides what is proposed."""
     done = taskgraft.refresh(alice, night, tmp_path / "out", config=FEW)
     assert done.record.method == "distill(strength=0.3)"
-    assert "images say nothing about it" in summarize_run(done.record).judgement
     assert "refresh" in summarize_run(done.record).command
     old, new = done.record.tasks
+    learned = new.model_copy(update={"chance": 0.0})
+    judgement = summarize_run(done.record.model_copy(update={"tasks": (old, learned)})).judgement
+    assert "forgetting of shape unknown" in judgement
+    assert "images say nothing about it" in judgement
     lost, gained = Interval(mean=0.2, low=0.1, high=0.3, n=9), Interval(mean=-0.3, low=-0.4, high=-0.2, n=9)
     held = lost.model_copy(update={"mean": 0.0, "low": 0.0})
     for loss, change, flag in ((lost, gained, "--lr"), (held, held, "--steps")):

@@ -44,6 +44,7 @@ LESS = ["--steps", "2", "--batch-size", "4", "--eval-every", "1", "--precision",
 FEW = {"train": LESS, "extend": [*LESS, "--head-steps", "2"], "compare": [*LESS, "--head-steps", "2", "--seeds", "1"]}
 FEW |= {
     "compress": FEW["extend"],
+    "refresh": FEW["extend"],
     "merge": LESS,
     "tune": [*FEW["extend"], "--trials", "2"],
     "serve": ["--trial", "--port", "0"],

@@ -16,6 +16,8 @@ from taskgraft.config import TrainingConfig
 from taskgraft.data import open_images
 from taskgraft.errors import TaskgraftError
 from taskgraft.models.classifier import widen, wrap
+from taskgraft.pipeline.measuring import compute_task_results
+from taskgraft.report.summary import is_at_chance
 from taskgraft.results.predictions import Predictions
 from taskgraft.types import Task
 from toys import NEW, OLD, write_folder
@@ -125,6 +127,20 @@ def test_agreement_counts_answers_that_an_added_class_takes() -> None:
     wide = np.concatenate([logits, np.array([[0.0], [3.0], [0.0], [3.0]])], 1)
     child = Predictions({"t": ("a", "b", "c")}, "per-task", ids, {"t": labels}, {"t": wide})
     assert metrics.agreement(parent, child, "t").tolist() == [1.0, 0.0, 1.0]  # the last shows the added class
+
+
+def test_half_of_two_added_classes_is_learned() -> None:
+    """Always answering one of them would be as often right, and would lose every old class: it is no chance level."""
+    labels = np.arange(80) % 2 + 3
+    logits = np.zeros((80, 5), np.float32)
+    logits[np.arange(80), np.where(np.arange(80) % 4 < 2, labels, 0)] = 1.0  # half are given to an old class
+    parent = Predictions({"t": ("a", "b", "c")}, "per-task", tuple(map(str, range(80))), {}, {"t": logits[:, :3]})
+    child = parent._replace(classes={"t": tuple("abcde")}, labels={"t": labels}, logits={"t": logits})
+    _, new = compute_task_results({"new": child, "new-parent": parent}, "t")
+    assert new.added_to == "t"
+    assert new.child
+    assert new.child.mean == 0.5
+    assert not is_at_chance(new)
 
 
 def test_widened_model_learns_another_task(

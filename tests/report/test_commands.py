@@ -7,6 +7,7 @@ import re
 import shlex
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,7 +15,7 @@ from cli_parsing import parse, parse_line, values_of
 from fake_results import fake_comparison, fake_record
 from taskgraft import report
 from taskgraft.config import TrainingConfig
-from taskgraft.pipeline.request import Request
+from taskgraft.pipeline.request import CompressionRequest, MergeRequest, RefreshRequest, Request
 from taskgraft.report import commands
 from taskgraft.results.record import Comparison, Interval, Record
 
@@ -95,6 +96,52 @@ def test_proposals_after_a_run(start: str, status: str) -> None:
         assert summary.command == "taskgraft extend alice bob both-distill --into make --method distill"
     if start == "config" and status in ("mixed", "poor"):
         assert "--task colour" in summary.command
+
+
+FOREIGN: dict[str, Any] = {
+    "arch": "resnet18", "labels": "my labels.txt", "preprocessing": "96 squash", "check_parent": False,
+}  # fmt: skip
+REQUESTS = {
+    "unlabeled": Request("al ice", "bob's", "car colour", "distill", old_val="my cars", unlabeled="day 'one'"),
+    "joint, stopped early": Request(
+        "a", "b", "colour", "ewc(strength=30) + distill", TrainingConfig(softmax="joint", early_stopping=3, seed=2)
+    ),
+    "into": Request("a", "b", "car colour", into=True, old_val=["v", "w"], **FOREIGN),
+    "refresh": RefreshRequest("al ice", "bob's", "car colour", old_val="my cars", unlabeled="day 'one'"),
+    "refresh of a weights file": RefreshRequest("cars.pth", "-b", "colour", "lwf", parent_task="colour", **FOREIGN),
+    "compress": CompressionRequest("al ice", "bob's", "car colour", old_val="my cars", student="resnet18", **FOREIGN),
+    "merge": MergeRequest("al ice", "-b", ["day 'one'", "c"], "make", ancestor="alice", old_val="my cars", **FOREIGN),
+}
+
+
+@pytest.mark.parametrize("state", ["good", "mixed", "poor", "unknown", "not learned", "one backbone"])
+@pytest.mark.parametrize("start", REQUESTS)
+def test_every_state_of_every_run_proposes_commands_that_parse(start: str, state: str) -> None:
+    request = REQUESTS[start]
+    record = with_status(fake_record(), state if state in (*LOSSES, "unknown") else "good")
+    old, new = record.tasks
+    if start == "into":
+        new = new.model_copy(update={"name": "make, added classes", "added_to": "make"})
+    if isinstance(request, RefreshRequest | CompressionRequest):  # the parent knows the task
+        new = new.model_copy(update={"parent": new.child, "forgetting": old.forgetting or LOSSES["good"]})
+    if isinstance(request, RefreshRequest):
+        new = new.model_copy(update={"name": "make, new images", "refreshes": "make"})
+    if isinstance(request, MergeRequest):
+        new = new.model_copy(update={"new": False, "parent": new.child, "forgetting": old.forgetting})
+    if state == "not learned":
+        new = new.model_copy(update={"child": Interval(mean=0.1, low=0.0, high=0.2, n=20)})
+    command = request.build_command(Path("my 'out'"))
+    record = record.model_copy(
+        update={
+            "tasks": (old, new), "reproduce_command": command, "method": request.method,
+            "one_backbone": state != "one backbone" or isinstance(request, MergeRequest),
+        }
+    )  # fmt: skip
+    proposed = [command, report.summarize_run(record).command, *(text for _, text in commands.list_follow_ups(record))]
+    assert len(proposed) >= 8
+    assert parse_line(proposed[0]) == shlex.split(command)[1]
+    for text in proposed:
+        parse_line(text)
 
 
 @pytest.mark.parametrize("start", ["trailing slashes", "quotes"])

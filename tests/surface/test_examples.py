@@ -17,6 +17,7 @@ FEW = shlex.split("--steps 2 --batch-size 4 --head-steps 2 --eval-every 1 --prec
 FLAGS = {
     "train": [*FEW, "--model", "test_resnet"],
     "extend": [*FEW, "--no-parent-check"],  # the parent below has hardly been trained
+    "refresh": [*FEW, "--no-parent-check"],
     "compress": [*FEW, "--no-parent-check"],
     "merge": [*FEW[:4], *FEW[6:], "--no-parent-check"],
     "compare": [*FEW, "--seeds", "1", "--no-parent-check"],

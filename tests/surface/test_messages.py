@@ -15,7 +15,7 @@ from taskgraft.cli.app import how_to_continue
 
 ROOT = Path(__file__).parents[2]
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
-TRAINING = ("train", "extend", "compress", "merge", "compare", "tune")
+TRAINING = ("train", "extend", "refresh", "compress", "merge", "compare", "tune")
 OPENING = (*TRAINING, "evaluate", "predict", "distribution", "export", "serve", "check")
 # The commands that use each room of the package.
 USERS = {
@@ -89,6 +89,9 @@ def test_the_commands_in_texts_are_understood() -> None:
         ("extend a b c --task x", "rerun with --resume to continue"),
         ("--debug extend a b c --task x", "rerun with --resume to continue"),
         ("extend a b c --task x --method auto", "rerun the same command to resume"),
+        ("compress a b c", "rerun with --resume to continue"),
+        ("merge a b c --images d", "rerun with --resume to continue"),
+        ("refresh a b c", "rerun with --resume to continue"),
         ("compare a b c --task x", "rerun the same command to resume"),
         ("tune a b c --task x", "rerun the same command to resume"),
         ("demo", "rerun the same command to resume"),

@@ -81,6 +81,12 @@ def merged() -> None:
     assert [task.name for task in done.record.tasks] == ["shape", "paint"]
 
 
+def refreshed() -> None:
+    config = replace(RUN, norm="frozen", views=0)
+    done = taskgraft.refresh("shapes_bundle", "shapes", "later", old_val="shapes/val", config=config, cache="cache")
+    assert [task.name for task in done.record.tasks] == ["shape", "shape, new images"]
+
+
 def removed() -> None:
     less = taskgraft.remove("shapes_bundle", "fewer", task="shape", classes="thin")
     again = taskgraft.remove("shapes.safetensors", "same", task="parent", classes=["thin"], **FOREIGN)
@@ -165,7 +171,8 @@ def served() -> None:
 
 # What calls which of the public functions; `demo` takes minutes and is only asked what it would do first.
 CALLS = {
-    extended: {"extend", "load"}, compressed: {"compress"}, merged: {"merge"}, removed: {"remove"},
+    extended: {"extend", "load"}, compressed: {"compress"}, merged: {"merge"}, refreshed: {"refresh"},
+    removed: {"remove"},
     compared: {"compare"}, tuned: {"tune"},
     trained: {"train"}, looked: {"check"}, measured: {"evaluate", "calibrate"},
     answered: {"predict_files", "predict_to"}, counted: {"distribution"}, exported: {"export"},

@@ -181,9 +181,9 @@ def _select_predictions(folder: Path | None, task: Task, kept: Sequence[int]) ->
         for name, one in sets.items()
         if name in ("old", "new") and task.name in one.labels and one.classes.get(task.name) == task.classes
     ]
-    renumbered = np.full(len(task.classes) + 1, -1)  # the last is that of -1: no label
+    renumbered = np.full(len(task.classes) + 1, -1, np.int64)  # the last is that of -1: no label
     renumbered[list(kept)] = np.arange(len(kept))
-    labels = np.concatenate([renumbered[one.labels[task.name]] for one in usable]) if usable else np.empty(0)
+    labels = np.concatenate([renumbered[one.labels[task.name]] for one in usable]) if usable else np.empty(0, np.int64)
     if not (labels >= 0).any():
         return None
     logits = np.concatenate([one.logits[task.name][:, list(kept)] for one in usable])

@@ -134,6 +134,8 @@ def compute_task_results(
         test=metrics.bootstrap_interval(metrics.correct(sets["test"], newest)) if "test" in sets else None,
         **_measure_balance(sets["new"], newest),
     )
+    if new.added_to:  # answering always one of them would lose all old classes: guessing is among all
+        new = new.model_copy(update={"chance": 1 / len(sets["new"].classes[newest]), "majority": ""})
     return (*old, new)
 
 

@@ -173,7 +173,7 @@ def _describe_judgement(record: Record) -> str:
     unknown = [task for task in old if task.forgetting is None]
     agreement = [_describe_agreement(unknown, "--old-val" if new.new else "--val")] if unknown else []
     measured = [_describe_loss([task for task in old if task.forgetting])] if len(unknown) < len(old) else []
-    return "; ".join(measured + agreement + [_describe_gain(new)] * bool(new.refreshes))
+    return "; ".join(measured + agreement + ([_describe_gain(new)] if new.refreshes else []))
 
 
 def _describe_gain(new: TaskResult) -> str:
