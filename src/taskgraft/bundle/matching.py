@@ -338,8 +338,8 @@ def _describe_foreign(path: Path, tensors: Params, arch: str) -> CheckpointError
     layer = linear[-1].removesuffix(".weight") if linear else "LAYER"
     if _is_torchvision(tensors):
         return CheckpointError(
-            f"{path} has the names of torchvision, but is not what {arch} is there; give the right --arch (those that are "
-            f"converted: {', '.join(sorted(torchvision_models.TWINS))}), or "
+            f"{path} has the names of torchvision, but is not what {arch} is there; give the right --arch "
+            f"(those that are converted: {', '.join(sorted(torchvision_models.TWINS))}), or "
             f"{wrap_in_python(layer)}, with a net of torchvision.models that has loaded the file"
         )
     if _any(TRANSFORMERS, tensors):
