@@ -2,7 +2,7 @@
 
 A folder with `config.json` and safetensors, as `save_pretrained` leaves it, goes in; the same with the new classes
 behind the old ones comes out. transformers' models answer with an object and not with a tensor, so a small module
-stands between. Needs `pip install transformers`. (A folder that names a timm architecture is opened by
+stands between. Needs `pip install transformers`. (ViT, DeiT, Swin, ConvNeXt, ResNet and models of timm are opened by
 `taskgraft extend` itself.)
 
     python recipes/hugging_face.py MODEL_FOLDER PICTURES OUT

@@ -238,10 +238,31 @@ def test_torchvision_of_the_same_layout_loads_as_it_is(tmp_path: Path) -> None:
     assert_same(opened(tmp_path, {"model": model.state_dict(), "args": args}, None), model)
 
 
+@pytest.mark.parametrize(
+    ("builder", "arch"),
+    [
+        ("mobilenet_v3_small", "mobilenetv3_small_100"),
+        ("mobilenet_v2", "mobilenetv2_100"),
+        pytest.param("swin_t", "swin_tiny_patch4_window7_224", marks=pytest.mark.slow),
+    ],
+)
+def test_torchvision_of_another_layout_is_converted(builder: str, arch: str, tmp_path: Path) -> None:
+    model = TORCHVISION.get_model(builder, weights=None, num_classes=3).eval()
+    with torch.no_grad():
+        for value in model.state_dict().values():
+            if value.is_floating_point() and value.dim() == 1:
+                value.add_(torch.rand_like(value) * 0.1)  # no two tensors of a shape are equal
+    bundle = opened(tmp_path, {"model": model.state_dict()}, arch)
+    images = torch.randn(1, 3, 224, 224)
+    with torch.inference_mode():
+        torch.testing.assert_close(bundle.classifier.eval()(images)["parent"], model(images), rtol=1e-3, atol=1e-4)
+    assert f"weights of torchvision, converted to timm's {arch}: the outputs of both agree" in bundle.notes
+
+
 def test_other_layouts_are_named_with_the_layer_to_wrap(tmp_path: Path) -> None:
     model = TORCHVISION.mobilenet_v3_small(num_classes=3)
     with pytest.raises(CheckpointError, match=r"has the names of torchvision.*taskgraft\.wrap\(net, 'classifier\.3'"):
-        opened(tmp_path, model.state_dict(), "mobilenetv3_small_100")
+        opened(tmp_path, model.state_dict(), "mobilenetv2_100")
     config = {"architectures": ["BeitForImageClassification"], "model_type": "beit"}
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match=r"but BeitForImageClassification of Hugging Face transformers; wrap it"):

@@ -14,6 +14,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from taskgraft.bundle import torchvision_models
 from taskgraft.bundle.weights import Weights, require_finite
 from taskgraft.errors import CheckpointError
 from taskgraft.types import Params
@@ -114,7 +115,7 @@ def fit_network(path: Path, weights: Weights, net: nn.Module, arch: str, head: s
         for candidate in candidates:
             if convert and fits:
                 break
-            attempt = _convert(candidate, net, arch) if convert else candidate
+            attempt = _convert(candidate, net, arch, head) if convert else candidate
             result = _judge(path, attempt, net, arch, head, headless) if attempt else None
             if isinstance(result, Fit):
                 fits.append((attempt or candidate, result))
@@ -182,8 +183,13 @@ def _list_prefixes(names: Mapping[str, Any], anchor: str) -> list[str]:
     return list(dict.fromkeys([*prefixes[:MAX_PREFIXES], *found[:MAX_PREFIXES]]))
 
 
-def _convert(candidate: _Candidate, net: nn.Module, arch: str) -> _Candidate | None:
-    """Bring an older layout into timm's own, as timm does when it downloads weights; None where it cannot."""
+def _convert(candidate: _Candidate, net: nn.Module, arch: str, head: str) -> _Candidate | None:
+    """Bring another layout into timm's own: torchvision's, or an older one by timm's reader; None where it cannot."""
+    found = (
+        torchvision_models.convert(candidate.tensors, net, arch, head) if _is_torchvision(candidate.tensors) else None
+    )
+    if found is not None:
+        return candidate._replace(tensors=found, original=candidate.tensors)
     module = sys.modules[timm.models.model_entrypoint(arch).__module__]
     convert: Callable[..., Any] | None = next((vars(module)[n] for n in FILTERS if n in vars(module)), None)
     if convert is None or not candidate.tensors:
@@ -271,6 +277,9 @@ def _describe_conversion(candidate: _Candidate, net: nn.Module, arch: str, notes
     tensors, original = candidate.tensors, candidate.original
     if original is None:
         return None
+    if _is_torchvision(original):
+        notes.append(f"weights of torchvision, converted to timm's {arch}: the outputs of both agree")
+        return None
     if tensors.keys() - original.keys():
         notes.append(f"names and layout converted by timm's own reader of {arch}")
     adapted = [name for name in tensors if name in original and tensors[name].shape != original[name].shape]
@@ -305,7 +314,7 @@ def _describe_mismatch(
     same = sum(name in tensors for name in expected)
     equal = sum(_shape(tensors.get(name)) == _shape(value) for name, value in expected.items())
     rank = (int(2 * same >= len(expected)), equal)
-    if not rank[0] and (foreign := _describe_foreign(path, tensors)):
+    if not rank[0] and (foreign := _describe_foreign(path, tensors, arch)):
         return _Failure(candidate, rank, foreign)
     listed = ", ".join(
         f"{name} ({_shape(tensors.get(name))} in the file, {_shape(expected.get(name))} in {arch})"
@@ -323,14 +332,15 @@ def _describe_mismatch(
     return _Failure(candidate, rank, error)
 
 
-def _describe_foreign(path: Path, tensors: Params) -> CheckpointError | None:
+def _describe_foreign(path: Path, tensors: Params, arch: str) -> CheckpointError | None:
     """Say which other program's names these are, and how its network is wrapped; None for none that is known."""
     linear = [name for name in sorted(tensors, key=_natural) if CLASSIFIER.match(name) and tensors[name].dim() == 2]
     layer = linear[-1].removesuffix(".weight") if linear else "LAYER"
-    if _any(TORCHVISION, tensors):
+    if _is_torchvision(tensors):
         return CheckpointError(
-            f"{path} has the names of torchvision, which timm has under others (ResNets, DenseNets, RegNets and VGGs "
-            f"load as they are); {wrap_in_python(layer)}, with a net of torchvision.models that has loaded the file"
+            f"{path} has the names of torchvision, but is not what {arch} is there; give the right --arch "
+            f"(those that are converted: {', '.join(sorted(torchvision_models.TWINS))}), or "
+            f"{wrap_in_python(layer)}, with a net of torchvision.models that has loaded the file"
         )
     if _any(TRANSFORMERS, tensors):
         return CheckpointError(
@@ -353,6 +363,10 @@ def wrap_transformers(folder: str, layer: str = "classifier") -> str:
         f"{wrap_in_python(f'model.{layer}')}, with a net whose forward(x) returns self.model(x).logits and whose "
         f"self.model is AutoModelForImageClassification.from_pretrained({folder!r})"
     )
+
+
+def _is_torchvision(tensors: Params) -> bool:
+    return _any(TORCHVISION, tensors)
 
 
 def _any(pattern: re.Pattern[str], names: Mapping[str, Any] | Sequence[str]) -> bool:
