@@ -158,6 +158,18 @@ def exported() -> None:
     taskgraft.export("shapes.safetensors", "more", format="safetensors", check=["shapes/val"], **FOREIGN)
 
 
+def signed() -> None:
+    pytest.importorskip("cryptography")
+    shutil.copytree("shapes_bundle", "signed_bundle")
+    fingerprint = taskgraft.sign("signed_bundle", "me.key", new_key=True)
+    assert taskgraft.verify_signature("signed_bundle", "me.key.pub") == fingerprint
+
+
+def shared() -> None:
+    taskgraft.open_parent("shapes_bundle").save_pretrained("shared")
+    assert taskgraft.from_pretrained("shared").source == "shared"
+
+
 def opened() -> None:
     assert taskgraft.open_parent("shapes.safetensors", **FOREIGN).source == "shapes.safetensors"
     assert taskgraft.open_parent("shapes_bundle").folder == Path("shapes_bundle")
@@ -176,7 +188,8 @@ CALLS = {
     compared: {"compare"}, tuned: {"tune"},
     trained: {"train"}, looked: {"check"}, measured: {"evaluate", "calibrate"},
     answered: {"predict_files", "predict_to"}, counted: {"distribution"}, exported: {"export"},
-    opened: {"open_parent", "load"}, served: {"serve"},
+    signed: {"sign", "verify_signature"}, shared: {"from_pretrained"}, opened: {"open_parent", "load"},
+    served: {"serve"},
 }  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.metadata
 import re
 import shutil
 import subprocess
@@ -46,8 +47,7 @@ ASKED = {
     "taskgraft.methods.lora": {"peft"},
 }
 FRAMES = {"pandas"}  # of no extra: who asks for a DataFrame has it, and else is told its name
-# Required, though imported by a requirement only: it has to be of torch's release.
-PAIRED = {"torchvision", "yaml"}  # and yaml, for --config files
+PAIRED = {"yaml"}  # required, though imported by a requirement only: it reads --config files
 # Where the name that is imported is not the name that is installed.
 IMPORTED = {
     "python-multipart": ("multipart", "python_multipart"), "optuna": ("optuna", "sqlalchemy"),
@@ -144,8 +144,14 @@ def modules_of(extra: str) -> set[str]:
 
 
 def optional() -> set[str]:
-    """The top names of all extras' packages that users may not have."""
-    always = {line.name for line in requirements()[""]}
+    """The top names of all extras' packages that users may not have: not those that a requirement brings along."""
+    always = set[str]()
+    pending = [line.name for line in requirements()[""]]
+    while pending:
+        if (name := canonicalize_name(pending.pop())) not in always:
+            always.add(name)
+            lines = map(Requirement, importlib.metadata.requires(name) or ())
+            pending += [line.name for line in lines if line.marker is None or line.marker.evaluate({"extra": ""})]
     return {
         name for extra in requirements() if extra not in {"", *DEVELOPERS} for name in modules_of(extra)
     } - always - {"taskgraft"}  # fmt: skip
