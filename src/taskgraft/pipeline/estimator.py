@@ -133,7 +133,7 @@ class Extender(_Estimator):
         images = _read(X, bundle)._replace(labels={self.task: torch.from_numpy(target.astype(np.int64))})
         grown = grow(parent.classifier if isinstance(parent, Bundle) else parent, task, config.seed)
         learned = learn(grown, images, method=self.method, config=config, memory=bundle.memory if bundle else None)
-        self.classifier_, self.memory_, self.history_ = learned[:3]
+        self.classifier_, self.memory_, self.history_ = learned
         self.bundle_ = bundle and replace(
             bundle, classifier=self.classifier_, memory=self.memory_, folder=None, digest="",
             source=f"{bundle.source} with {self.task}",

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from taskgraft.bundle import Bundle
 from taskgraft.bundle.format import compute_digest
@@ -28,8 +28,9 @@ from taskgraft.training.checkpoints import TrainState
 from taskgraft.types import Callbacks, Images, TrainingData
 
 
-class Learned(NamedTuple):
-    """A trained classifier.
+@dataclass(frozen=True, repr=False)
+class Learned:
+    """A trained classifier; it unpacks into classifier, memory and history.
 
     Attributes:
         classifier: The classifier, in eval mode.
@@ -42,6 +43,10 @@ class Learned(NamedTuple):
     memory: dict[str, Any]
     history: tuple[StepMetrics, ...]
     bundle: Bundle | None = None
+
+    def __iter__(self) -> Iterator[Any]:
+        """Iterate over classifier, memory and history."""
+        return iter((self.classifier, self.memory, self.history))
 
     def __repr__(self) -> str:
         """Name the tasks and how the loss went; the network would fill pages."""
