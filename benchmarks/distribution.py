@@ -1,16 +1,18 @@
-"""Class shares of samples with shifted shares: naive counts against corrected ones, and how often intervals hold.
+"""Class prevalences of samples with shifted prevalences: naive counts, corrected ones, and how often intervals hold.
 
-    .venv/bin/python benchmarks/distribution.py CHILD [--draws 200]
+    .venv/bin/python benchmarks/distribution.py CHILD [--draws 20] [--first 1000]
 
 CHILD is the folder of an extension of cars (task "model", measured on its 873 validation images) with colours (task
-"colour", 358): its predictions.npz is all that is read. In each draw the images are halved by class; the task card
-is measured on one half, the sample is drawn from the other, by one of two schemes:
+"colour", 358): its predictions.npz is all that is read. Makes are the first words of the models' names. Cells are:
 
-- "drawn": shares p from a symmetric Dirichlet, 500 images with replacement (an image may return: few are there);
-- "thinned": each class is kept with its own probability, no image returns; about 90 of 180, or 150 of 436.
+- "halves", 50 and 200 images: the images are halved by class; the task card is measured on one half, the sample is
+  drawn from the other with replacement;
+- "simulated", 500 and 2,000 images, for which there are too few real ones: card and sample are drawn from the logits of
+  all images by class, with Gaussian noise of 0.5 of their own.
 
-Errors are those of the shares against the sample's own labels (what the footage shows) and against p (what it is a
-sample of); coverage is of p. Makes are the first words of the models' names. CPU seconds, no image is opened.
+Prevalences: those of the card ("none"), or from a symmetric Dirichlet of 10 (a slight shift), 1, 0.3 and 0.1. Errors
+are of the prevalence that the sample was drawn with; coverage is of the 95 % intervals, over classes and draws. The
+rule of "auto" was chosen on other draws (seeds of their own). CPU seconds, no image is opened.
 """
 
 from __future__ import annotations
@@ -24,33 +26,30 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from taskgraft import seeding
 from taskgraft.pipeline.measuring import build_task_card
 from taskgraft.quantification import Sample, estimate_prevalence
 from taskgraft.results.predictions import Predictions, load_predictions
 from taskgraft.results.record import versions
 
 RESULTS = Path(__file__).parent / "results" / "distribution.json"
-SIZE = 500
-FRAMES = 12  # of a simulated track
-SEEN = 0.01  # classes with at least this share are also reported alone
-ESTIMATORS = ("naive", "pacc", "emq")
+NOISE = 0.5  # of simulated logits
+SEEN = 0.01  # classes with at least this prevalence are also reported alone
+ESTIMATORS = ("naive", "pacc", "emq", "auto")
+SHIFTS = (0.0, 10.0, 1.0, 0.3, 0.1)  # concentration of the Dirichlet; 0 = the card's own prevalences
 
 
-class Case(NamedTuple):
-    """A task, a way to draw, and from where."""
+class Cell(NamedTuple):
+    """A task, where its images come from, how many are drawn, and how far their prevalences are shifted."""
 
-    name: str
     task: str
-    scheme: str  # "drawn", "thinned" or "tracks"
+    source: str  # "halves" or "simulated"
+    images: int
     concentration: float
 
 
-def part(predictions: Predictions, task: str, rows: NDArray[np.int64]) -> Predictions:
-    return Predictions(
-        {task: predictions.classes[task]}, predictions.softmax, tuple(predictions.ids[row] for row in rows),
-        {task: predictions.labels[task][rows]}, {task: predictions.logits[task][rows]},
-    )  # fmt: skip
+def build(predictions: Predictions, task: str, labels: NDArray[np.int64], logits: NDArray[np.float32]) -> Predictions:
+    names = tuple(str(number) for number in range(len(labels)))
+    return Predictions({task: predictions.classes[task]}, "per-task", names, {task: labels}, {task: logits})
 
 
 def makes(predictions: Predictions) -> Predictions:
@@ -73,96 +72,88 @@ def halved(labels: NDArray[np.int64], rng: np.random.Generator) -> tuple[NDArray
     return np.flatnonzero(first & (labels >= 0)), np.flatnonzero(~first & (labels >= 0))
 
 
-def drawn(
-    case: Case, labels: NDArray[np.int64], size: int, rng: np.random.Generator
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
-    """Places in `labels` that are sampled, the unit of each, and the shares p that they are a sample of."""
-    have = np.bincount(labels, minlength=size)
-    if case.scheme == "thinned":
-        chance = rng.random(size) ** 2
-        chance /= chance[have > 0].max()
-        rows = np.flatnonzero(rng.random(len(labels)) < chance[labels])
-        return rows, np.arange(len(rows)), have * chance / (have * chance).sum()
-    shares = rng.dirichlet(np.full(size, case.concentration)) * (have > 0)
-    shares /= shares.sum()
-    preprocessing = rng.choice(size, SIZE, p=shares)
-    rows = np.array([rng.choice(np.flatnonzero(labels == k)) for k in preprocessing])
-    if case.scheme == "drawn":
-        return rows, np.arange(SIZE), shares
-    return np.repeat(rows, FRAMES), np.repeat(np.arange(SIZE), FRAMES), shares
+def draw_logits(
+    logits: NDArray[np.float32], labels: NDArray[np.int64], wanted: NDArray[np.int64], noise: float,
+    rng: np.random.Generator,
+) -> NDArray[np.float32]:  # fmt: skip
+    """Logits of a random image of each wanted class, with noise of their own."""
+    order = np.argsort(labels, kind="stable")
+    counts = np.bincount(labels, minlength=logits.shape[1])
+    starts = np.cumsum(counts) - counts
+    rows = order[starts[wanted] + (rng.random(len(wanted)) * counts[wanted]).astype(int)]
+    return (logits[rows] + noise * rng.normal(size=(len(wanted), logits.shape[1]))).astype("f4")
 
 
-def frames_of(logits: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
-    """Frames of a track: the image's logits with a little noise of their own."""
-    return logits + rng.normal(0, 0.3, logits.shape).astype("f4")
-
-
-def run(case: Case, predictions: Predictions, draws: int) -> dict[str, dict[str, float]]:
-    """Means over draws of each estimator's errors and coverage."""
-    task, size = case.task, len(predictions.classes[case.task])
+def run(cell: Cell, predictions: Predictions, draws: range) -> dict[str, dict[str, float]]:
+    """Means over draws of each estimator's error, coverage and width."""
+    task, size = cell.task, len(predictions.classes[cell.task])
+    labeled = predictions.labels[task] >= 0
+    labels, logits = predictions.labels[task][labeled], predictions.logits[task][labeled]
     found: dict[str, list[tuple[float, ...]]] = {}
-    for draw in range(draws):
-        rng = seeding.generator(draw, "distribution benchmark", case.name)
-        known, rest = halved(predictions.labels[task], rng)
-        made = build_task_card(part(predictions, task, known), task, {}, "one half")
-        places, unit, shares = drawn(case, predictions.labels[task][rest], size, rng)
-        sampled = part(predictions, task, rest[places])
-        if case.scheme == "tracks":
-            sampled = sampled._replace(logits={task: frames_of(sampled.logits[task], rng)})
-        real = np.bincount(sampled.labels[task], minlength=size) / len(places)
-        ways = ESTIMATORS if case.scheme != "tracks" else ("emq", "emq, frames as images")
-        for way in ways:
-            own = np.arange(len(unit)) if way.endswith("images") else unit
-            weights = np.full(len(own), 1 / len(own))
-            kind = "track" if len(own) > own.max() + 1 else "image"
-            result = estimate_prevalence(Sample(sampled, own, weights, kind), task, made, way.split(",")[0])  # pyright: ignore
-            share, low, high = (np.array([getattr(one, key) for one in result.classes]) for key in
-                                ("share", "low", "high"))  # fmt: skip
-            held = (low <= shares + 1e-9) & (shares <= high + 1e-9)
-            inside = (low <= real + 1e-9) & (real <= high + 1e-9)
-            seen = shares >= SEEN
-            found.setdefault(way, []).append(
+    for draw in draws:
+        rng = np.random.default_rng([draw, size, cell.images, int(100 * cell.concentration)])
+        if cell.source == "halves":
+            known, rest = halved(labels, rng)
+            card_labels, card_logits = labels[known], logits[known]
+            pool, noise = (logits[rest], labels[rest]), 0.0
+        else:
+            card_labels = rng.choice(labels, len(labels))
+            card_logits = draw_logits(logits, labels, card_labels, NOISE, rng)
+            pool, noise = (logits, labels), NOISE
+        card = build_task_card(build(predictions, task, card_labels, card_logits), task, {}, "a half")
+        prevalence = np.bincount(pool[1], minlength=size) / len(pool[1])
+        if cell.concentration:
+            prevalence = rng.dirichlet(np.full(size, cell.concentration)) * (prevalence > 0)
+            prevalence /= prevalence.sum()
+        wanted = rng.choice(size, cell.images, p=prevalence)
+        sampled = build(predictions, task, wanted, draw_logits(*pool, wanted, noise, rng))
+        unit, weights = np.arange(cell.images), np.full(cell.images, 1 / cell.images)
+        for name in ESTIMATORS:
+            result = estimate_prevalence(Sample(sampled, unit, weights, "image"), task, card, name)
+            estimate, low, high = (
+                np.array([getattr(one, key) for one in result.classes]) for key in ("prevalence", "low", "high")
+            )
+            held = (low <= prevalence + 1e-9) & (prevalence <= high + 1e-9)
+            seen = prevalence >= SEEN
+            found.setdefault(name, []).append(
                 (
-                    np.abs(share - real).mean(),
-                    np.abs(share - shares).mean(),
-                    held.mean(),
-                    held[seen].mean() if seen.any() else np.nan,
-                    inside.mean(),
-                    (high - low)[seen].mean(),
-                    result.effective_size,
+                    100 * np.abs(estimate - prevalence).mean(),
+                    100 * held.mean(),
+                    100 * held[seen].mean() if seen.any() else np.nan,
+                    100 * (high - low)[seen].mean() if seen.any() else np.nan,
                 )
             )
-    keys = ("error_sample", "error_p", "coverage", "coverage_seen", "coverage_sample", "width_seen", "effective")
+    keys = ("error", "coverage", "coverage_seen", "width_seen")
     return {
-        way: dict(zip(keys, (round(float(value), 4) for value in np.nanmean(rows, axis=0)), strict=True))
-        for way, rows in found.items()
+        name: dict(zip(keys, (round(float(value), 3) for value in np.nanmean(rows, axis=0)), strict=True))
+        for name, rows in found.items()
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("child", type=Path)
-    parser.add_argument("--draws", type=int, default=200)
-    parser.add_argument("--only", default="")
+    parser.add_argument("--draws", type=int, default=20)
+    parser.add_argument("--first", type=int, default=1000, help="seed of the first draw")
+    parser.add_argument("--tasks", default="colour,make,model")
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     sets = load_predictions(arguments.child / "predictions.npz")
     sources = {"colour": sets["new"], "make": makes(sets["old"]), "model": sets["old"]}
-    schemes = [("drawn", 0.1), ("drawn", 0.3), ("drawn", 1.0), ("thinned", 0.0), ("tracks", 0.3)]
-    results = {}
-    for task, predictions in sources.items():
-        for scheme, concentration in schemes:
-            name = f"{task}, {scheme}" + (f", Dirichlet({concentration})" if concentration else "")
-            if arguments.only not in name or (scheme == "tracks" and task == "model"):
-                continue
-            begun = time.process_time()
-            results[name] = run(Case(name, task, scheme, concentration), predictions, arguments.draws)
-            print(f"{name}: {time.process_time() - begun:.0f} s", flush=True)
-            for way, numbers in results[name].items():
-                print(f"  {way:<24}", numbers, flush=True)
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    text = {"draws": arguments.draws, "versions": versions(), "results": results}
-    arguments.out.write_text(json.dumps(text, indent=1) + "\n")
+    content = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
+    results = content.get("cells", {})
+    for task in arguments.tasks.split(","):
+        for source, sizes in {"halves": (50, 200), "simulated": (500, 2000)}.items():
+            for cell in [Cell(task, source, images, shift) for images in sizes for shift in SHIFTS]:
+                begun = time.process_time()
+                shift = f"Dirichlet {cell.concentration:g}" if cell.concentration else "no shift"
+                name = f"{task}, {source}, {cell.images} images, {shift}"
+                values = run(cell, sources[task], range(arguments.first, arguments.first + arguments.draws))
+                results[name] = {"draws": arguments.draws, **values}
+                print(f"{name}: {time.process_time() - begun:.0f} s", values, flush=True)
+                arguments.out.parent.mkdir(parents=True, exist_ok=True)
+                text = {"first": arguments.first, "versions": versions(), "cells": results}
+                arguments.out.write_text(json.dumps(text, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -143,7 +143,7 @@ def test_bad_tables_are_refused(alice: Path, tmp_path: Path, text: str, reason: 
         (["--task", "colour"], "no task 'colour'; it has shape"),
         (["--joint", "shape"], "give two tasks separated by a comma"),
         (["--joint", "shape,shape"], "give different ones"),
-        (["--estimator", "best"], 'Choose from: "emq", "pacc", "naive"'),
+        (["--estimator", "best"], 'Choose from: "auto", "emq", "pacc", "naive"'),
         (["--block", "0"], "seconds above 0"),
     ],
 )

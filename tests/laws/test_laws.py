@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -124,10 +125,10 @@ def finetuned() -> Params:
     }
 
 
-def distance(left: Params, right: Params) -> float:
+def distance(left: Mapping[str, torch.Tensor], right: Mapping[str, torch.Tensor]) -> float:
     """Over what is inherited from the parent, whatever else a child has."""
     names = dict(trained_parent().named_parameters())
-    return sum(float((left[name] - right[name]).square().sum()) for name in names) ** 0.5
+    return sum(float((left[name] - right[name]).detach().square().sum()) for name in names) ** 0.5
 
 
 @pytest.mark.parametrize("name", sorted(registry.METHODS.keys() - {"finetune"}))

@@ -44,7 +44,7 @@ def column(result: TaskPrevalence, name: str) -> np.ndarray:
 WANTED = np.array([0.75, 0.15, 0.1, 0.0])
 
 
-@pytest.mark.parametrize("estimator", ["emq", "pacc"])
+@pytest.mark.parametrize("estimator", ["auto", "emq", "pacc"])
 def test_intervals_hold_what_they_promise_and_errors_are_halved(estimator: Any) -> None:
     held, errors, counted = [], [], []
     for seed in range(25):
@@ -59,6 +59,27 @@ def test_intervals_hold_what_they_promise_and_errors_are_halved(estimator: Any) 
         counted.append(np.abs(column(result, "naive") - WANTED).mean())
     assert 0.9 <= np.mean(held) <= 1.0
     assert np.mean(errors) < 0.5 * np.mean(counted)
+
+
+def test_counts_stand_where_nothing_has_shifted() -> None:
+    """The model's errors cancel there, and a correction would add its own noise."""
+    even = np.full(SIZE, 0.25)
+    wrong: dict[str, list[float]] = {"auto": [], "naive": [], "emq": []}
+    for seed in range(10):
+        labels = np.random.default_rng(seed).choice(SIZE, 108, p=even)
+        sample, card = alone(answers(labels, 3000 + seed)), card_of(seed, 80)
+        for estimator, errors in wrong.items():
+            result = estimate_prevalence(sample, "kind", card, estimator)  # pyright: ignore[reportArgumentType]
+            errors.append(float(np.abs(column(result, "prevalence") - even).mean()))
+            if estimator == "auto" and np.allclose(column(result, "prevalence"), column(result, "naive"), atol=0.002):
+                assert any("no more than chance" in note for note in result.notes)
+    assert np.mean(wrong["auto"]) < 1.05 * np.mean(wrong["naive"]) < np.mean(wrong["emq"])
+
+
+def test_a_small_sample_is_said() -> None:
+    labels = np.random.default_rng(0).choice(SIZE, 12)
+    result = estimate_prevalence(alone(answers(labels, 1)), "kind", card_of())
+    assert any("12 images for 4 classes" in note for note in result.notes)
 
 
 def test_frames_of_a_track_are_not_independent() -> None:
@@ -168,7 +189,7 @@ def test_answers_lost_to_another_task_are_counted_as_lost() -> None:
     assert column(result, "prevalence") == pytest.approx(np.full(4, 0.25), abs=0.03)
 
 
-@pytest.mark.parametrize("estimator", ["emq", "pacc", "naive"])
+@pytest.mark.parametrize("estimator", ["auto", "emq", "pacc", "naive"])
 def test_pairs_have_intervals(estimator: Any) -> None:
     rng = np.random.default_rng(4)
     joint = np.zeros((SIZE, SIZE))

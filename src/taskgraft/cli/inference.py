@@ -119,7 +119,7 @@ def distribution(
     ],
     task: Annotated[list[str] | None, Parameter(group=flags.DATA, show_default="all")] = None,
     joint: Annotated[list[str] | None, Parameter(group=flags.DATA)] = None,
-    estimator: Literal["emq", "pacc", "naive"] = "emq",
+    estimator: Literal["auto", "emq", "pacc", "naive"] = "auto",
     block: float = 10.0,
     every: Every = "0.5s",
     out: Annotated[Path | None, Parameter(group=flags.OUTPUT)] = None,
@@ -134,7 +134,7 @@ def distribution(
     Args:
         task: Task to estimate; may be repeated
         joint: Two tasks such as make,color, to estimate the prevalence of pairs; may be repeated
-        estimator: Estimator; naive counts predictions without any correction
+        estimator: Estimator; auto corrects as far as the counts differ from the task card's, naive not at all
         block: Bootstrap block length of videos in seconds
         out: Folder for distribution.json, distribution.png and distribution.html
     """

@@ -44,7 +44,7 @@ def distribution(
     *,
     tasks: Sequence[str] = (),
     joint: Sequence[tuple[str, str]] = (),
-    estimator: Estimator = "emq",
+    estimator: Estimator = "auto",
     block: float = 10.0,
     out: PathLike | None = None,
     callbacks: Callbacks = Callbacks(),  # noqa: B008 - immutable
@@ -59,7 +59,7 @@ def distribution(
             images are resampled for the intervals.
         tasks: Tasks to estimate; empty = all.
         joint: Pairs of tasks whose joint prevalence is estimated as well.
-        estimator: "emq", "pacc" or "naive".
+        estimator: "auto", "emq", "pacc" or "naive".
         block: Seconds of video that are resampled as one.
         out: Folder for distribution.json, distribution.png and distribution.html; None = none.
         callbacks: Progress callbacks.

@@ -23,11 +23,12 @@ from taskgraft.quantification.task_card import CardData, OODCheck, check_ood
 from taskgraft.results.predictions import Predictions
 
 Floats = NDArray[np.float64]
-Estimator = Literal["emq", "pacc", "naive"]
+Estimator = Literal["auto", "emq", "pacc", "naive"]
 
 REPLICATES = 400  # a limit then moves by about a tenth of the interval's width from seed to seed
 PAIR_REPLICATES = 100
 MIN_UNITS = 20
+MIN_PER_CLASS = 5  # images of the sample, below which most classes have wide intervals
 
 
 class ClassPrevalence(BaseModel):
@@ -100,11 +101,12 @@ class _Inputs(NamedTuple):
     posteriors: Floats  # [N, K]
     predicted: Floats  # [N, K + 1], one-hot; the last column is lost to another task
     estimator: str
+    correction: float  # how much of the correction "auto" applies, from 0 to 1
     notes: tuple[str, ...]
 
 
 def estimate_prevalence(
-    sample: Sample, task: str, card: Mapping[str, Any] | None, estimator: Estimator = "emq"
+    sample: Sample, task: str, card: Mapping[str, Any] | None, estimator: Estimator = "auto"
 ) -> TaskPrevalence:
     """Estimate the class prevalences of one task, counted and corrected, with 95 % intervals.
 
@@ -114,7 +116,8 @@ def estimate_prevalence(
         sample: the predictions.
         task: its name.
         card: its task card; without one the counts stand uncorrected.
-        estimator: "emq" (expectation maximization), "pacc" (adjusted counts), or "naive".
+        estimator: "emq" (expectation maximization), "pacc" (adjusted counts), "naive", or "auto": the mean of the first
+            two where the counts differ from the card's by more than chance, and the counts where they do not.
     """
     inputs = _prepare(sample, task, card, estimator)
     rng = seeding.generator(0, "distribution", task)
@@ -151,12 +154,12 @@ def _prepare(sample: Sample, task: str, card: Mapping[str, Any] | None, estimato
         notes.append(
             "no task card for these classes, so the counts are not corrected; create one with `taskgraft calibrate`"
         )
-    elif data is not None and estimator == "emq" and data.temperature is None:
+    elif data is not None and estimator in ("auto", "emq") and data.temperature is None:
         allowed = "acc"
         notes.append(
             "the task card has no temperature (an old card), so counts are adjusted by its confusion matrix (ACC)"
         )
-    elif data is not None and estimator == "pacc" and data.rates is None:
+    elif data is not None and estimator in ("auto", "pacc") and data.rates is None:
         allowed = "acc"
         notes.append(
             "the task card has no mean posteriors (an old card), so counts are adjusted by its confusion matrix (ACC)"
@@ -165,10 +168,23 @@ def _prepare(sample: Sample, task: str, card: Mapping[str, Any] | None, estimato
         few = int((data.counts.sum(axis=1) < 5).sum())
         if few:
             notes.append(f"{few} of {len(classes)} classes have fewer than 5 images on the card")
+    if len(sample.unit) < MIN_PER_CLASS * len(classes):
+        notes.append(
+            f"{len(sample.unit)} images for {len(classes)} classes: few are seen more than a few times, and their "
+            "intervals are wide"
+        )
     temperature = data.temperature if data and data.temperature else 1.0
     predicted = np.zeros((len(sample.unit), len(classes) + 1))
     predicted[np.arange(len(predicted)), predicted_classes(predictions, task)] = 1  # -1 is the last column
-    return _Inputs(data, probabilities(predictions.logits[task], temperature), predicted, allowed, tuple(notes))
+    correction = 1.0
+    if data is not None and allowed == "auto":
+        effective = 1 / float(np.square(np.bincount(sample.unit, sample.weights)).sum())
+        shift = cards.measure_shift((sample.weights @ predicted)[:-1], data.counts, effective)
+        correction = cards.weigh_correction(shift)
+        if correction < 0.5:
+            notes.append("the counts differ from those on the task card by no more than chance, so they stand")
+    posteriors = probabilities(predictions.logits[task], temperature)
+    return _Inputs(data, posteriors, predicted, allowed, correction, tuple(notes))
 
 
 def _estimate(
@@ -182,6 +198,8 @@ def _estimate(
     data = inputs.card
     if data is None or inputs.estimator == "naive":
         return (weights @ inputs.predicted[rows])[:, :-1]
+    if inputs.estimator == "auto":
+        return _estimate_gated(inputs, data, rows, weights, point, rng)
     if inputs.estimator == "emq":
         if point is None or rng is None:
             return estimate_emq(inputs.posteriors[rows], data.prior, weights)
@@ -196,9 +214,26 @@ def _estimate(
     return estimate_adjusted(rates, predicted - cards.draw_card_errors(counts, point, len(weights), rng), 500, 1e-7)
 
 
+def _estimate_gated(
+    inputs: _Inputs, data: CardData, rows: Any, weights: Floats, point: Floats | None, rng: np.random.Generator | None
+) -> Floats:
+    """The counts, moved by `correction` towards the mean of EMQ and PACC, whose errors have different causes."""
+    naive = (weights @ inputs.predicted[rows])[:, :-1]
+    posteriors, counts = inputs.posteriors[rows], _card_counts(data, "pacc")
+    rates, observed = cards.smooth_rates(counts)[0], weights @ posteriors
+    if point is None or rng is None:
+        maximized, adjusted = estimate_emq(posteriors, data.prior, weights), estimate_adjusted(rates, observed)
+    else:
+        errors = cards.draw_card_errors(counts, point, len(weights), rng)  # the same for both: they share the card
+        start_near = np.tile(0.95 * point + 0.05 * data.prior, (len(weights), 1))
+        maximized = estimate_emq(posteriors, data.prior, weights, start_near, 150, 1e-5) - errors
+        adjusted = estimate_adjusted(rates, observed - errors, 500, 1e-7)
+    return naive + inputs.correction * ((maximized + adjusted) / 2 - naive)
+
+
 def _card_counts(data: CardData, estimator: str) -> Floats:
     """The card's images by true class and output: posteriors [K, K] for PACC, predicted classes [K, K + 1] for ACC."""
-    if estimator == "pacc" and data.rates is not None:
+    if estimator in ("auto", "pacc") and data.rates is not None:
         return data.counts.sum(axis=1, keepdims=True) * data.rates
     return data.counts
 
@@ -207,7 +242,7 @@ def estimate_joint_prevalence(
     sample: Sample,
     tasks: tuple[str, str],
     cards_of: Mapping[str, Mapping[str, Any]],
-    estimator: Estimator = "emq",
+    estimator: Estimator = "auto",
 ) -> JointPrevalence:
     """Estimate the prevalences of pairs of classes of two tasks, counted and corrected, with 95 % intervals.
 
@@ -232,7 +267,8 @@ def estimate_joint_prevalence(
             draws.append(_estimate_joint(chosen, first, second, draw.rows, weights, point).ravel())
     replicates = np.array(draws)
     if chosen != "naive":
-        replicates += _draw_joint_errors(first, second, chosen, point, rng)
+        correction = max(first.correction, second.correction)
+        replicates += correction * _draw_joint_errors(first, second, chosen, point, rng)
     units = int(sample.unit.max()) + 1
     effective = bootstrap.effective_sample_size(
         naive.ravel(), np.array(naive_replicates), scale, units, len(sample.unit)
@@ -256,6 +292,10 @@ def _estimate_joint(
 ) -> Floats:
     if first.card is None or second.card is None or estimator == "naive":
         return _count_joint(first, second, rows, weights)
+    if estimator == "auto":
+        naive = _count_joint(first, second, rows, weights)
+        both = [_estimate_joint(name, first, second, rows, weights, point) for name in ("emq", "pacc")]
+        return naive + max(first.correction, second.correction) * (sum(both) / 2 - naive)
     if estimator == "emq":
         start = np.outer(first.card.prior, second.card.prior)
         start_near = start if point is None else 0.95 * point + 0.05 * start

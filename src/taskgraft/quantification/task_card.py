@@ -17,6 +17,7 @@ Floats = NDArray[np.float64]
 LOW_FRACTION = 0.05  # of the card's images have an energy below its `energy_level`
 OOD_FACTOR = 3.0  # times LOW_FRACTION: so many images of low energy are not chance, nor another mix of classes
 DIGITS = 5
+CLEAR_SHIFT = 3.0  # times the distance that chance explains, at which half of a correction is applied (measured)
 
 
 class CardData(NamedTuple):
@@ -117,6 +118,27 @@ def draw_card_errors(counts: Floats, prevalence: Floats, replicates: int, rng: n
         drawn = rng.standard_gamma(rates[k] * sums[k] + 1e-9, size=(replicates, counts.shape[1]))
         errors += prevalence[k] * (drawn / drawn.sum(axis=1, keepdims=True) - rates[k])
     return errors
+
+
+def measure_shift(counted: Floats, counts: Floats, effective_size: float) -> float:
+    """Return the squared distance of counted prevalences [K] from the card's, relative to that of chance.
+
+    About 1 where sample and card have the same prevalence, whatever the errors of the model.
+
+    Args:
+        counted: the naive counts of the sample, as fractions.
+        counts: the card's images by true and predicted class [K, K + 1].
+        effective_size: the effective number of images of the sample.
+    """
+    total = counts.sum()
+    expected = counts.sum(axis=0)[:-1] / total
+    chance = float((expected * (1 - expected)).sum()) * (1 / effective_size + 1 / total)
+    return float(np.square(counted - expected).sum()) / max(chance, 1e-12)
+
+
+def weigh_correction(shift: float) -> float:
+    """Return how much of a correction to apply, from 0 (no shift: the model's errors cancel) to 1 (a clear shift)."""
+    return shift**4 / (shift**4 + CLEAR_SHIFT**4)
 
 
 class OODCheck(BaseModel):

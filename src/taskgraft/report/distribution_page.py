@@ -15,6 +15,7 @@ MAX_PLOTTED = 25  # classes of a chart, the most frequent ones
 MAX_PRINTED = 20  # classes of a task on the terminal
 PREVALENCE = Axis("prevalence (%)", 0)
 ESTIMATORS = {
+    "auto": "corrected where the counts differ from the task card's by more than chance (mean of EMQ and PACC)",
     "emq": "corrected by expectation-maximization (EMQ) on calibrated probabilities",
     "pacc": "corrected by probabilistic adjusted classify and count (PACC)",
     "acc": "corrected by adjusted classify and count (ACC)",
