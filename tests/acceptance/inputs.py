@@ -83,7 +83,7 @@ def check_demo(workspace: Workspace) -> str:
     figures = [Path(line.removeprefix("figure: ")) for line in lines if line.startswith("figure: ")]
     assert [path.name for path in figures if path.is_file()] == ["figure1.png", "figure2.png", "figure3.png"]
     assert sum(line.startswith("| ") for line in lines) == 1 + len(short), "a row for each arrangement"
-    assert 10 <= len(output.stderr.splitlines()) <= 16, "a dozen plain lines where there is no terminal"
+    assert 18 <= len(output.stderr.splitlines()) <= 26, "two dozen plain lines where there is no terminal"
     next_ = shlex.split(next_line.removeprefix("next, try the model: "))
     done = workspace.run(*next_[1:])  # the command runs as it stands
     assert done.code == 0, done.stderr

@@ -104,7 +104,7 @@ FOREIGN: dict[str, Any] = {
 REQUESTS = {
     "unlabeled": Request("al ice", "bob's", "car colour", "distill", old_val="my cars", unlabeled="day 'one'"),
     "joint, stopped early": Request(
-        "a", "b", "colour", "ewc(strength=30) + distill", TrainingConfig(softmax="joint", early_stopping=3, seed=2)
+        "a", "b", "colour", "ewc(strength=30) + distill", TrainingConfig(softmax="joint", patience=3, seed=2)
     ),
     "into": Request("a", "b", "car colour", into=True, old_val=["v", "w"], **FOREIGN),
     "refresh": RefreshRequest("al ice", "bob's", "car colour", old_val="my cars", unlabeled="day 'one'"),
