@@ -67,7 +67,9 @@ def _trained() -> tuple[taskgraft.Classifier, dict[str, taskgraft.Classifier]]:
     images = taskgraft.Images(points, {"B": _inside(points)}, names)
     grown = taskgraft.grow(parent, NEW, seed=0)
     methods = {"finetune": "finetune", "ewc": "ewc(strength=300)", "distill": "distill(strength=4)"}
-    return parent, {name: taskgraft.learn(grown, images, method=text, config=RUN)[0] for name, text in methods.items()}
+    return parent, {
+        name: taskgraft.learn(grown, images, method=text, config=RUN).classifier for name, text in methods.items()
+    }
 
 
 def _answers(model: taskgraft.Classifier, task: str, points: Tensor) -> np.ndarray:
@@ -85,7 +87,7 @@ def _boundaries(parent: taskgraft.Classifier, children: dict[str, taskgraft.Clas
         rows[0, column].set_title(f"{name}\n{rows[0, column].get_title()}", color=ink, fontsize=10)
         if name == "the parent":
             rows[1, column].axis("off")
-            rows[1, column].text(0, 0, "task B is\nnot learnt yet", ha="center", va="center", color=ink)
+            rows[1, column].text(0, 0, "task B is\nnot learned yet", ha="center", va="center", color=ink)
         else:
             _regions(rows[1, column], model, "B", _inside)
             rows[1, column].set_title(rows[1, column].get_title(), color=ink, fontsize=10)
