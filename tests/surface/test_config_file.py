@@ -108,8 +108,13 @@ def test_steps_and_epochs_are_not_both_set(tmp_path: Path, run) -> None:
     assert run("config", "extend", file)[0] == 0, "the template names both"
 
 
-def test_amp_is_another_word_for_bf16(tmp_path: Path, run) -> None:
-    code, _, err = run("train", tmp_path / "data", tmp_path / "out", "--amp", "--precision", "fp32")
+@pytest.mark.parametrize(
+    ("command", "more"), {"train": (), "extend": ("--task", "b"), "compress": (), "refresh": ()}.items()
+)
+def test_amp_is_another_word_for_bf16(command: str, more: tuple[str, ...], tmp_path: Path, run) -> None:
+    paths = [tmp_path / name for name in ("data", "out")]
+    models = () if command == "train" else (tmp_path / "model",)
+    code, _, err = run(command, *models, *paths, *more, "--amp", "--precision", "fp32")
     assert (code, err.count("\n")) == (2, 1)
     assert "--amp is --precision bf16, but --precision fp32 was given" in err
 

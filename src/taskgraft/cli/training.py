@@ -351,11 +351,11 @@ def refresh(
         no_parent_check: Continue even if the model is no better than chance on --old-val
     """
     if processes.gpus > 1 and not launch.is_worker():
-        return launch.launch(processes.gpus, processes.max_restarts)
+        return launch.launch(processes.gpus, processes.max_restarts, processes.device)
     with console.importing():
         from taskgraft.commands.refresh import refresh
 
-    config = TrainingConfig(**asdict(config))
+    config = flags.training_config(config, processes)
     with _session(out, config, processes, track) as (restarted, callbacks):
         run = refresh(
             model, data, out, task=task, old_val=old_val or (), unlabeled=unlabeled or (), method=method,
