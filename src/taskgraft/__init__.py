@@ -82,6 +82,7 @@ _NAMES = {
     "tuning.search_config": ("SearchConfig", "WorkerConfig"),
     "types": ("Callbacks", "Images", "Task"),
 }
+_SUBMODULES = ("losses", "methods")  # of which users need several names
 _MODULES = {name: module for module, names in _NAMES.items() for name in names}
 
 __all__ = [
@@ -148,8 +149,10 @@ def __dir__() -> list[str]:
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first used."""
-    if name not in _MODULES:
-        raise AttributeError(f"module 'taskgraft' has no attribute {name!r}")
     import importlib
 
+    if name in _SUBMODULES:
+        return importlib.import_module(f"taskgraft.{name}")
+    if name not in _MODULES:
+        raise AttributeError(f"module 'taskgraft' has no attribute {name!r}")
     return getattr(importlib.import_module(f"taskgraft.{_MODULES[name]}"), name)

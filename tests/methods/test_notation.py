@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import tomllib
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -11,8 +12,9 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from taskgraft import methods
 from taskgraft.config import Option, TrainingConfig, options
-from taskgraft.errors import TaskgraftError
+from taskgraft.errors import InputError, TaskgraftError
 from taskgraft.methods import presets
 from taskgraft.methods.compatibility import conflict
 from taskgraft.methods.composition import acting, build, interpolations, notes, requires
@@ -216,3 +218,29 @@ def test_plan_helpers() -> None:
     ]  # fmt: skip
     assert interpolations(parse("wise(weight=0.5)")) == {}
     assert notes(parse("ewc"), {}, {}, has_old=False) != notes(parse("ewc"), {}, {}, has_old=True) == []
+
+
+def test_objects_are_their_notation() -> None:
+    several = methods.Ewc(strength=30) + methods.Distill(temperature=4, teacher="live") + methods.Wise()
+    assert str(several) == "ewc(strength=30) + distill(temperature=4, teacher=live) + wise"
+    assert parse(several) == parse(str(several))
+    assert show(parse(several)) == str(several)
+    ewc, distill, wise = methods.Ewc(), methods.Distill(), methods.Wise()
+    assert ewc + (distill + wise) == (ewc + distill) + wise
+    assert parse(methods.Branch()) == parse("branch")
+    assert {kind.name(): kind for kind in METHODS.values()} == METHODS
+    assert {kind.__name__ for kind in METHODS.values()} == set(methods.__all__) <= set(dir(methods))
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        (methods.Ewc(strength=-1), "strength"),
+        (methods.Ewc() + methods.Ewc(), "names 'ewc' twice"),
+        (3, "method is a int; give its notation"),
+        (methods.Ewc, "method is a type; give its notation"),
+    ],
+)
+def test_objects_are_checked_as_their_notation_is(method: Any, message: str) -> None:
+    with pytest.raises(InputError, match=re.escape(message)):
+        parse(method)

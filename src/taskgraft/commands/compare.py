@@ -14,6 +14,7 @@ from taskgraft import report
 from taskgraft.config import TrainingConfig
 from taskgraft.errors import InputError, TrainingError
 from taskgraft.methods import composition, notation, presets
+from taskgraft.methods.protocol import MethodLike
 from taskgraft.pipeline.request import Request
 from taskgraft.pipeline.run import Extension, run
 from taskgraft.report import formatting as fmt
@@ -45,11 +46,11 @@ class Variant(NamedTuple):
         return self.config.steps * self.config.batch_size
 
 
-def variants(methods: Sequence[str], lrs: Sequence[float], config: TrainingConfig) -> list[Variant]:
+def variants(methods: Sequence[MethodLike], lrs: Sequence[float], config: TrainingConfig) -> list[Variant]:
     """Combine methods and learning rates.
 
     Args:
-        methods: Methods in their notation.
+        methods: Methods in their notation or as objects.
         lrs: Learning rates; none = that of `config`.
         config: Training settings.
 

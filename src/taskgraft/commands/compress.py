@@ -7,6 +7,7 @@ from pathlib import Path
 
 from taskgraft.config import COMPRESSION_DEFAULTS, TrainingConfig
 from taskgraft.methods.presets import COMPRESSION
+from taskgraft.methods.protocol import MethodLike
 from taskgraft.pipeline.request import CompressionRequest
 from taskgraft.pipeline.run import Extension, run
 from taskgraft.types import Callbacks, PathLike, as_path
@@ -19,7 +20,7 @@ def compress(
     *,
     unlabeled: PathLike | Iterable[PathLike] = (),
     student: str | None = None,
-    method: str = COMPRESSION,
+    method: MethodLike = COMPRESSION,
     config: TrainingConfig = COMPRESSION_DEFAULTS,
     old_val: PathLike | Iterable[PathLike] = (),
     arch: str | None = None,

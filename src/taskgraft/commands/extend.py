@@ -9,6 +9,7 @@ from pathlib import Path
 from taskgraft.config import COMPRESSION_DEFAULTS, TrainingConfig
 from taskgraft.errors import InputError
 from taskgraft.methods import composition
+from taskgraft.methods.protocol import MethodLike
 from taskgraft.pipeline.request import CompressionRequest, DataLike, ParentLike, Request, validate_request
 from taskgraft.pipeline.run import Extension, run
 from taskgraft.types import Callbacks, PathLike, as_path
@@ -20,7 +21,7 @@ def extend(
     out: PathLike,
     *,
     task: str,
-    method: str = "",
+    method: MethodLike = "",
     config: TrainingConfig = TrainingConfig(),  # noqa: B008 - immutable
     unlabeled: PathLike | Iterable[PathLike] = (),
     old: DataLike | None = None,
@@ -47,7 +48,8 @@ def extend(
             split. Images are paths, Pillow images or 8-bit pixels; the model's preprocessing is applied to them.
         out: Run folder and bundle to write; a finished run of the same request is read, not repeated.
         task: Name of the task to learn.
-        method: Method in its notation, such as "distill + wise"; empty = the default, which differs with `into`.
+        method: Method in its notation, such as "distill + wise", or as objects of `taskgraft.methods`; empty = the
+            default, which differs with `into`.
         config: Training settings.
         unlabeled: Images without labels, half of every batch, for methods with a teacher: folders, files or archives.
         old: Sample of old training images, for the methods that use one; as `data`.

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from taskgraft.config import COMPRESSION_DEFAULTS, TrainingConfig
 from taskgraft.methods.presets import COMPRESSION
+from taskgraft.methods.protocol import MethodLike
 from taskgraft.pipeline.request import MergeRequest
 from taskgraft.pipeline.run import Extension, run
 from taskgraft.types import Callbacks, PathLike, as_path
@@ -24,7 +25,7 @@ def merge(
     arch: str | None = None,
     labels: PathLike | None = None,
     preprocessing: str | None = None,
-    method: str = COMPRESSION,
+    method: MethodLike = COMPRESSION,
     config: TrainingConfig = COMPRESSION_DEFAULTS,
     check_parent: bool = True,
     cache: PathLike | None = None,

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from taskgraft.config import REFRESH_DEFAULTS, TrainingConfig
+from taskgraft.methods.protocol import MethodLike
 from taskgraft.pipeline.request import RefreshRequest
 from taskgraft.pipeline.run import Extension, run
 from taskgraft.types import Callbacks, PathLike, as_path
@@ -19,7 +20,7 @@ def refresh(
     task: str = "",
     old_val: PathLike | Iterable[PathLike] = (),
     unlabeled: PathLike | Iterable[PathLike] = (),
-    method: str = "",
+    method: MethodLike = "",
     config: TrainingConfig = REFRESH_DEFAULTS,
     arch: str | None = None,
     labels: PathLike | None = None,

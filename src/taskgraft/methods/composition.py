@@ -12,16 +12,16 @@ from taskgraft.config import TrainingConfig
 from taskgraft.errors import InputError
 from taskgraft.methods.notation import parse
 from taskgraft.methods.presets import BASELINE_LABEL
-from taskgraft.methods.protocol import Method, Plan
+from taskgraft.methods.protocol import Method, MethodLike, Plan
 from taskgraft.models.classifier import Classifier
 from taskgraft.types import Batch, Memory, Params, Quadratic, Step, Terms, TrainingData, Update
 
 T = TypeVar("T")
 
 
-def build(method: Plan | str) -> Method:
+def build(method: Plan | MethodLike) -> Method:
     """Return the one method that a plan or a notation describes."""
-    plan = parse(method) if isinstance(method, str) else method
+    plan = method if isinstance(method, dict) else parse(method)
     return compose({name: settings.build() for name, settings in plan.items()})
 
 

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import ast
-import dataclasses
 import difflib
-import re
 from typing import Any
 
 from taskgraft.config import options
 from taskgraft.errors import InputError
 from taskgraft.methods.compatibility import conflict
 from taskgraft.methods.presets import EXAMPLE
-from taskgraft.methods.protocol import Plan, Settings
+from taskgraft.methods.protocol import MethodLike, Plan, Settings, Sum
 from taskgraft.methods.registry import ALIASES, METHODS
 
 MAX_LENGTH = 2000  # characters of a notation: every method with every setting takes half of it
 
 
-def parse(text: str) -> Plan:
-    """Parse a notation such as `ewc(strength=30) + distill`.
+def parse(method: MethodLike) -> Plan:
+    """Parse a notation such as `ewc(strength=30) + distill`, or the same as objects.
 
     Returns:
         Method name -> settings, in the order in which the methods act.
@@ -27,6 +25,7 @@ def parse(text: str) -> Plan:
     Raises:
         InputError: A wrong name, setting or value, or methods that cannot be combined; the message says what to write.
     """
+    text = as_text(method)
     if len(text) > MAX_LENGTH:  # also bounds how deep expressions are nested, which readers follow by recursion
         raise InputError(f"method {text[:60]!r}… is longer than {MAX_LENGTH} characters; write for example {EXAMPLE!r}")
     text = text.strip()
@@ -48,15 +47,21 @@ def parse(text: str) -> Plan:
 
 def show(plan: Plan) -> str:
     """Return the notation that `parse` reads back; settings at their defaults are left out."""
-    terms = []
-    for name, settings in plan.items():
-        changed = [
-            f"{field.name}={_show_value(getattr(settings, field.name))}"
-            for field in dataclasses.fields(settings)
-            if getattr(settings, field.name) != field.default
-        ]
-        terms.append(f"{name}({', '.join(changed)})" if changed else name)
-    return " + ".join(terms)
+    return str(Sum(tuple(plan.values())))
+
+
+def as_text(method: MethodLike) -> str:
+    """Return the notation of a method, which may be given as objects: `Ewc(strength=30) + Distill()`.
+
+    Raises:
+        InputError: It is something else.
+    """
+    if not isinstance(method, str | Settings | Sum):
+        raise InputError(
+            f"method is a {type(method).__name__}; give its notation, for example {EXAMPLE!r}, or the same as objects "
+            "of taskgraft.methods"
+        )
+    return str(method)
 
 
 def _split_sum(node: ast.expr, text: str) -> list[ast.expr]:
@@ -109,10 +114,3 @@ def read_value(node: ast.expr) -> Any:
         return ast.literal_eval(node)
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         return None
-
-
-def _show_value(value: Any) -> str:
-    if not isinstance(value, float):
-        return str(value)
-    short = f"{value:g}" if float(f"{value:g}") == value else repr(value)
-    return re.sub(r"e\+?(-?)0*", r"e\1", short)  # 1e6, not 1e+06

@@ -1,10 +1,12 @@
-"""What a method is: up to eight functions that training calls, and settings that declare its traits."""
+"""What a method is: up to eight functions that training calls, and settings that declare its traits and add up."""
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 
@@ -51,9 +53,27 @@ class Traits(NamedTuple):
 
 @dataclass(frozen=True)
 class Settings:
-    """Base of a method's hyper-parameters: a frozen dataclass whose fields all have defaults."""
+    """Base of a method's hyper-parameters: a frozen dataclass whose fields all have defaults.
+
+    `Ewc(strength=30) + Distill()` is several methods, and `str` gives their notation.
+    """
 
     traits: ClassVar[Traits] = Traits()
+
+    def __add__(self, other: Settings | Sum) -> Sum:
+        """Combine with other methods."""
+        return Sum((self,)) + other
+
+    def __str__(self) -> str:
+        """Return the notation, without the settings that are at their defaults."""
+        values = {field: getattr(self, field.name) for field in dataclasses.fields(self)}
+        changed = [f"{field.name}={_show_value(value)}" for field, value in values.items() if value != field.default]
+        return f"{self.name()}({', '.join(changed)})" if changed else self.name()
+
+    @classmethod
+    def name(cls) -> str:
+        """Return the method's name in the notation."""
+        return cls.__name__.lower()
 
     def build(self) -> Method:
         """Return the method's functions under these settings."""
@@ -87,3 +107,30 @@ class Settings:
 
 
 Plan = dict[str, Settings]  # name -> settings, in the order in which they act
+
+
+@dataclass(frozen=True)
+class Sum:
+    """Several methods, in the order in which they act."""
+
+    terms: tuple[Settings, ...]
+
+    def __add__(self, other: Settings | Sum) -> Sum:
+        """Combine with other methods, which act after these."""
+        if not isinstance(other, Settings | Sum):
+            return NotImplemented
+        return Sum((*self.terms, *(other.terms if isinstance(other, Sum) else (other,))))
+
+    def __str__(self) -> str:
+        """Return the notation."""
+        return " + ".join(map(str, self.terms))
+
+
+MethodLike = str | Settings | Sum  # the notation, or the objects that it describes
+
+
+def _show_value(value: Any) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    short = f"{value:g}" if float(f"{value:g}") == value else repr(value)
+    return re.sub(r"e\+?(-?)0*", r"e\1", short)  # 1e6, not 1e+06

@@ -21,6 +21,7 @@ from taskgraft.config import TrainingConfig
 from taskgraft.data.in_memory import as_pixels
 from taskgraft.errors import InputError
 from taskgraft.methods.presets import DEFAULT_METHOD
+from taskgraft.methods.protocol import MethodLike
 from taskgraft.models.classifier import Classifier, grow
 from taskgraft.models.inference import check_inputs, predict
 from taskgraft.pipeline.learn import learn
@@ -73,7 +74,7 @@ class Extender(_Estimator):
         model: What to extend, never changed: a path or name as for `open_parent`, a Bundle, or a Classifier (`wrap`
             makes one of any module).
         task: Name of the new task.
-        method: How the old tasks are kept, in the notation.
+        method: How the old tasks are kept, in the notation or as objects.
         steps: Number of training steps; None = that of `config`, as for the next two.
         batch_size: Images per step.
         lr: Peak learning rate.
@@ -86,7 +87,7 @@ class Extender(_Estimator):
         model: PathLike | Bundle | Classifier,
         *,
         task: str = "task",
-        method: str = DEFAULT_METHOD,
+        method: MethodLike = DEFAULT_METHOD,
         steps: int | None = None,
         batch_size: int | None = None,
         lr: float | None = None,

@@ -18,7 +18,7 @@ from taskgraft.data.task_images import describe_exclusions
 from taskgraft.errors import InputError
 from taskgraft.methods import composition
 from taskgraft.methods.presets import DEFAULT_METHOD
-from taskgraft.methods.protocol import Method
+from taskgraft.methods.protocol import Method, MethodLike
 from taskgraft.models.classifier import Classifier, grow, newest_task
 from taskgraft.models.inference import check_inputs, imprint_added_classes
 from taskgraft.pipeline.request import DataLike
@@ -61,7 +61,7 @@ def learn(
     images: Examples | DataLike,
     *,
     task: str = "",
-    method: str | Method = DEFAULT_METHOD,
+    method: MethodLike | Method = DEFAULT_METHOD,
     config: TrainingConfig = TrainingConfig(),  # noqa: B008 - immutable
     memory: Mapping[str, Any] | None = None,
     old: Images | None = None,
@@ -80,7 +80,7 @@ def learn(
             DataLoader of batches; the last two are read into memory once. uint8 pixels [N, H, W, C] are scaled to
             [0, 1] (`Images` has a mean and a standard deviation too), float inputs [N, ...] are used as they are.
         task: For a Bundle: the name of the new task. Empty = its newest task, which has not been trained yet.
-        method: How forgetting of the older tasks is prevented: in the notation, or composed.
+        method: How forgetting of the older tasks is prevented: in the notation, as objects, or composed.
         config: Training settings; precision "auto" is fp32 here.
         memory: What the last `learn` returned; that of a Bundle is used without it.
         old: Sample of old images, for the methods that use one.
@@ -95,7 +95,7 @@ def learn(
             or do not fit the classifier.
         DataError: For a Bundle: images cannot be used.
     """
-    composed = composition.build(method) if isinstance(method, str) else method
+    composed = method if isinstance(method, Method) else composition.build(method)
     if isinstance(classifier, Bundle):
         bundle, past = classifier, dict(classifier.memory if memory is None else memory)
         grown, images = _add_task(bundle, images, task, config, callbacks)

@@ -17,7 +17,7 @@ from taskgraft.data.labeled_images import ImageSource, LabeledImages, as_source
 from taskgraft.errors import InputError
 from taskgraft.methods import composition, notation
 from taskgraft.methods.presets import COMPRESSION, DEFAULT_METHOD, INTO_METHOD, REFRESH, REFRESH_UNMEASURED
-from taskgraft.methods.protocol import Plan
+from taskgraft.methods.protocol import MethodLike, Plan
 from taskgraft.models.classifier import Classifier
 from taskgraft.report import commands
 from taskgraft.types import PathLike, as_path, as_paths
@@ -65,7 +65,7 @@ class Request:
         parent: Bundle, file of weights, timm folder or timm name; or a Bundle in memory, as a wrapped network becomes.
         data: Images of the new task: a path, or images in memory. The same for `old` and `old_val`.
         task: Name of the task to learn.
-        method: Method in its notation.
+        method: Method in its notation; given as objects, it becomes that.
         config: Training settings.
         old: Sample of old training images, for methods that use one.
         old_val: Old validation images, one folder for each old task that has any.
@@ -98,7 +98,7 @@ class Request:
         parent: ParentLike,
         data: DataLike,
         task: str,
-        method: str = "",
+        method: MethodLike = "",
         config: TrainingConfig = TrainingConfig(),  # noqa: B008 - immutable
         old: DataLike | None = None,
         old_val: DataLike | Iterable[DataLike] = (),
@@ -114,7 +114,7 @@ class Request:
 
         An empty `method` is `presets.DEFAULT_METHOD`, or `presets.INTO_METHOD` with `into`.
         """
-        method = method or (INTO_METHOD if into else DEFAULT_METHOD)
+        method = notation.as_text(method or (INTO_METHOD if into else DEFAULT_METHOD))
         self.__dict__.update(  # a frozen dataclass refuses assignment
             parent=_as_parent(parent), data=as_source(data), task=task, method=method, config=config,
             old=None if old is None else as_source(old, "old"), old_val=_as_sources(old_val, "old_val"), arch=arch,
@@ -222,7 +222,7 @@ class CompressionRequest(Request):
         parent: ParentLike,
         data: DataLike,
         task: str = "",
-        method: str = COMPRESSION,
+        method: MethodLike = COMPRESSION,
         config: TrainingConfig = COMPRESSION_DEFAULTS,
         student: str | None = None,
         **options: Any,
@@ -275,7 +275,7 @@ class MergeRequest(Request):
         other: PathLike,
         images: PathLike | Iterable[PathLike] = (),
         task: str = "",
-        method: str = COMPRESSION,
+        method: MethodLike = COMPRESSION,
         config: TrainingConfig = COMPRESSION_DEFAULTS,
         student: str | None = None,
         ancestor: PathLike | None = None,
@@ -321,7 +321,7 @@ class RefreshRequest(Request):
         parent: ParentLike,
         data: DataLike,
         task: str = "",
-        method: str = "",
+        method: MethodLike = "",
         config: TrainingConfig = REFRESH_DEFAULTS,
         **options: Any,
     ) -> None:
