@@ -157,7 +157,7 @@ def test_many_images_take_no_more_work_and_give_the_same_width() -> None:
     labels = np.arange(4000) % SIZE
     few, many = answers(labels, 0), answers(np.tile(labels, 3), 1)
     known = card_of(count=4000)
-    narrow, wide = (estimate_prevalence(alone(logits), "kind", known) for logits in (many, few))
+    narrow, wide = (estimate_prevalence(alone(logits), "kind", known, "pacc") for logits in (many, few))
     ratio = (column(narrow, "high") - column(narrow, "low")).mean() / (
         column(wide, "high") - column(wide, "low")
     ).mean()

@@ -101,7 +101,7 @@ class _Inputs(NamedTuple):
     posteriors: Floats  # [N, K]
     predicted: Floats  # [N, K + 1], one-hot; the last column is lost to another task
     estimator: str
-    correction: float  # how much of the correction "auto" applies, from 0 to 1
+    correction: float  # how much of the correction is applied, from 0 to 1: less than 1 only by "auto"
     notes: tuple[str, ...]
 
 
@@ -110,7 +110,8 @@ def estimate_prevalence(
 ) -> TaskPrevalence:
     """Estimate the class prevalences of one task, counted and corrected, with 95 % intervals.
 
-    The interval resamples units, and adds the uncertainty of the card, which was measured on few images.
+    The interval resamples units, adds the uncertainty of the card, which was measured on few images, and what "auto"
+    leaves uncorrected of the counts' bias.
 
     Args:
         sample: the predictions.
@@ -123,14 +124,20 @@ def estimate_prevalence(
     rng = seeding.generator(0, "distribution", task)
     weights, scale = sample.weights[None], bootstrap.deviation_scale(sample.unit)
     naive = (weights @ inputs.predicted)[0, :-1]
-    prevalence = _estimate(inputs, slice(None), weights, None)[0]
+    correction = _estimate(inputs, slice(None), weights, None)[0] - naive
+    prevalence = naive + inputs.correction * correction
     draws, naive_replicates = [], []
     for draw in bootstrap.resample(sample.unit, sample.weights, REPLICATES, rng):
         naive_replicates.append((draw.weights @ inputs.predicted[draw.rows])[:, :-1])
         draws.append(_estimate(inputs, draw.rows, draw.weights, prevalence, rng))
+    counted = np.concatenate(naive_replicates)
+    replicates = counted + inputs.correction * (np.concatenate(draws) - counted)
+    # The part of the correction that is not applied may be bias that stays, or noise: it counts as uncertainty.
+    left = (1 - inputs.correction) * np.abs(correction)
+    replicates += left * rng.normal(size=replicates.shape) / scale
     units = int(sample.unit.max()) + 1
-    effective = bootstrap.effective_sample_size(naive, np.concatenate(naive_replicates), scale, units, len(sample.unit))
-    low, high = bootstrap.confidence_limits(prevalence, np.concatenate(draws), scale, effective)
+    effective = bootstrap.effective_sample_size(naive, counted, scale, units, len(sample.unit))
+    low, high = bootstrap.confidence_limits(prevalence, replicates, scale, effective)
     classes = sample.predictions.classes[task]
     return TaskPrevalence(
         task=task,
@@ -199,7 +206,7 @@ def _estimate(
     if data is None or inputs.estimator == "naive":
         return (weights @ inputs.predicted[rows])[:, :-1]
     if inputs.estimator == "auto":
-        return _estimate_gated(inputs, data, rows, weights, point, rng)
+        return _estimate_mean(inputs, data, rows, weights, point, rng)
     if inputs.estimator == "emq":
         if point is None or rng is None:
             return estimate_emq(inputs.posteriors[rows], data.prior, weights)
@@ -214,11 +221,10 @@ def _estimate(
     return estimate_adjusted(rates, predicted - cards.draw_card_errors(counts, point, len(weights), rng), 500, 1e-7)
 
 
-def _estimate_gated(
+def _estimate_mean(
     inputs: _Inputs, data: CardData, rows: Any, weights: Floats, point: Floats | None, rng: np.random.Generator | None
 ) -> Floats:
-    """The counts, moved by `correction` towards the mean of EMQ and PACC, whose errors have different causes."""
-    naive = (weights @ inputs.predicted[rows])[:, :-1]
+    """The mean of EMQ and PACC, whose errors have different causes."""
     posteriors, counts = inputs.posteriors[rows], _card_counts(data, "pacc")
     rates, observed = cards.smooth_rates(counts)[0], weights @ posteriors
     if point is None or rng is None:
@@ -228,7 +234,7 @@ def _estimate_gated(
         start_near = np.tile(0.95 * point + 0.05 * data.prior, (len(weights), 1))
         maximized = estimate_emq(posteriors, data.prior, weights, start_near, 150, 1e-5) - errors
         adjusted = estimate_adjusted(rates, observed - errors, 500, 1e-7)
-    return naive + inputs.correction * ((maximized + adjusted) / 2 - naive)
+    return (maximized + adjusted) / 2
 
 
 def _card_counts(data: CardData, estimator: str) -> Floats:
