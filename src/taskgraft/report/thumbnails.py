@@ -110,11 +110,12 @@ class GalleryBuilder:
     Args:
         get_thumbnail: Returns the images.
         tasks: Number of tasks.
+        reserved: Images that the page shows elsewhere.
     """
 
-    def __init__(self, get_thumbnail: GetThumbnail, tasks: int) -> None:
+    def __init__(self, get_thumbnail: GetThumbnail, tasks: int, reserved: int = 0) -> None:
         self._get_thumbnail = get_thumbnail
-        self._max_images = MAX_IMAGES // max(2, tasks) // 3
+        self._max_images = (MAX_IMAGES - reserved) // max(2, tasks) // 3
 
     def build(
         self,
