@@ -46,7 +46,7 @@ class ThumbnailMaker:
             return None
         made = self._made.setdefault(name, {})
         if row not in made:
-            made[row] = _encode(np.asarray(images.pixels[row]))
+            made[row] = encode_thumbnail(np.asarray(images.pixels[row]))
         return made[row]
 
     def save(self, folder: Path) -> None:
@@ -56,7 +56,8 @@ class ThumbnailMaker:
         )
 
 
-def _encode(pixels: np.ndarray) -> str:
+def encode_thumbnail(pixels: np.ndarray) -> str:
+    """Encode an image [H, W, 3] uint8 as the data URI of a JPEG of at most MAX_SIDE pixels."""
     from PIL import Image
 
     image = Image.fromarray(pixels)
