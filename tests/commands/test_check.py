@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import io
 import json
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fake_results import PageReader
 from taskgraft.commands.check import check
 from taskgraft.errors import TaskgraftError
 from taskgraft.report.check_page import FINDINGS
@@ -156,12 +158,22 @@ def test_nothing_is_changed_in_a_folder_that_nobody_may_write(data: Path, tmp_pa
 
 def test_the_page_holds_what_was_found(data: Path, tmp_path: Path) -> None:
     shutil.copy(data / "train/bus/1.png", data / "val/bus/<i>leak.png")
+    saved(data, "val/van/again.jpg", 103, quality=40)  # 103 is train/van/3.png
     page = tmp_path / "pages" / "check.html"
     check(data, html=page)
     text = page.read_text(encoding="utf-8")
     assert "Identical images are in two splits" in text
     assert "val/bus/&lt;i&gt;leak.png" in text
     assert "<i>leak" not in text
+    shown = PageReader(text).images()
+    assert [attrs["alt"] for attrs in shown[:4]] == [
+        "train/bus/1.png", "val/bus/<i>leak.png", "train/van/3.png", "val/van/again.jpg",
+    ]  # fmt: skip
+    assert [attrs["alt"].split("/")[1] for attrs in shown[4:]] == ["bus"] * 12 + ["van"] * 12  # the contact sheet
+    for attrs in shown:
+        small = Image.open(io.BytesIO(base64.b64decode(attrs["src"].removeprefix("data:image/jpeg;base64,"))))
+        difference = np.asarray(small, float) - np.asarray(Image.open(data / attrs["alt"]).convert("RGB"), float)
+        assert np.abs(difference.mean((0, 1))).max() < 4, attrs["alt"]  # JPEG is slightly off
     check(data, html=page)  # a page of ours is made anew
     (tmp_path / "mine.html").write_text("<p>mine")
     with pytest.raises(TaskgraftError, match="is not a taskgraft page"):

@@ -20,8 +20,10 @@ axe = pytest.importorskip("axe_playwright_python.sync_playwright")
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")]
 
 SIZES = {"phone": {"width": 390, "height": 844}, "wide": {"width": 1280, "height": 900}}
+MAX_HEIGHT = {"phone": 6000, "wide": 4000}  # of a page as it opens, in pixels
 AXE_RULES = ["wcag2a", "wcag2aa", "wcag21aa", "wcag22aa", "best-practice"]
 AXE_PAGES = {("run", "dark"), ("comparison", "light"), ("check", "light"), ("search", "dark")}  # seconds per page
+FOLDS = "[...document.querySelectorAll('.folded')]"
 PAGES = ("run", "blind", "comparison", "search", "check")
 
 
@@ -58,6 +60,8 @@ def test_page_is_drawn_and_accessible(browser: Any, folder: Path, name: str, siz
     page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
     page.on("request", lambda request: requests.append(request.url))
     page.goto((folder / f"{name}.html").as_uri())
+    assert page.evaluate("document.documentElement.scrollHeight") <= MAX_HEIGHT[size]
+    page.evaluate("document.querySelectorAll('.folded').forEach((fold) => (fold.open = true))")
     visible = (
         "[...document.querySelectorAll('.plot')].map((p) => [...p.children].filter((c) => c.checkVisibility()).length)"
     )
@@ -84,13 +88,26 @@ def test_printed_page(browser: Any, folder: Path) -> None:
     page.goto((folder / "run.html").as_uri())
     page.emulate_media(media="print")
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
-    for hidden in ("nav", "details", ".copy", ".slim"):
+    for hidden in ("nav", "details:not(.folded)", ".copy", ".slim"):
         assert not page.evaluate(f"[...document.querySelectorAll('{hidden}')].some((one) => one.checkVisibility())")
+    assert page.evaluate(f"{FOLDS}.every((fold) => !fold.open && fold.querySelector('section').checkVisibility())")
     inks = page.evaluate("[...document.querySelectorAll('.plot text')].map((one) => getComputedStyle(one).fill)")
     colors = theme.PRINT
     channels = [[int(colors[name][at : at + 2], 16) for at in (1, 3, 5)] for name in ("ink", "muted")]
     assert set(inks) == {f"rgb({red}, {green}, {blue})" for red, green, blue in channels}
     assert page.evaluate("document.documentElement.scrollWidth") <= page.viewport_size["width"]
+    context.close()
+
+
+@pytest.mark.parametrize("scripted", [True, False], ids=["script", "no script"])
+def test_folded_sections_open_for_links(browser: Any, folder: Path, scripted: bool) -> None:
+    context = browser.new_context(java_script_enabled=scripted)
+    page = context.new_page()
+    page.goto(f"{(folder / 'run.html').as_uri()}#calibration")
+    playwright.expect(page.locator("#calibration")).to_be_visible()
+    playwright.expect(page.locator("#errors")).to_be_hidden()
+    page.locator("nav a[href='#errors']").click()
+    playwright.expect(page.locator("#errors")).to_be_visible()
     context.close()
 
 

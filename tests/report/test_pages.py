@@ -22,6 +22,7 @@ from fake_results import COLORS, HOSTILE, MAKES, PageReader, fake_comparison, fa
 from taskgraft import metrics, report
 from taskgraft.commands.evaluate import evaluate
 from taskgraft.errors import TaskgraftError
+from taskgraft.report.sample_strip import build_sample_strip
 from taskgraft.report.thumbnails import no_thumbnail
 from taskgraft.results.record import Comparison, Record, StepMetrics
 
@@ -178,6 +179,30 @@ def test_negative_flips_are_listed(pages: dict[str, str]) -> None:
     assert [row[0] for row in rows] == expected[:200]
 
 
+def test_samples_are_at_even_intervals_with_the_answers_of_both_tasks() -> None:
+    sets = fake_sets()
+    sets["old"].labels["make"][:] = -1  # then the parent's answers stand in for labels
+    strip = build_sample_strip(sets, ["make", "colour"], lambda name, row: f"{name} {row}")
+    assert [image.source for image in strip] == [
+        *(f"new {row}" for row in (50, 150, 250, 350)), *(f"old {row}" for row in (62, 187, 312, 437)),
+    ]  # fmt: skip
+    for image in strip:
+        name, row = image.source.split()
+        for answer in image.answers:
+            child, parent = (int(sets[key].logits[answer.task][int(row)].argmax()) if answer.task in sets[key].logits
+                             else None for key in (name, f"{name}-parent"))  # fmt: skip
+            classes = MAKES if answer.task == "make" else COLORS
+            assert answer.predicted == classes[child or 0]
+            if (name, answer.task) == ("new", "colour"):
+                truth = COLORS[sets["new"].labels["colour"][int(row)]]
+                right = answer.predicted == truth
+                expected = ("right", "") if right else ("wrong", f"true: {truth}")
+            else:
+                expected = ("", f"parent: {classes[parent]}" if parent not in (None, child) else "")
+            assert (answer.verdict, answer.note) == expected
+    assert not build_sample_strip(sets, ["make", "colour"], no_thumbnail)
+
+
 def test_diverged_run_has_a_page() -> None:
     record = fake_record()
     broken = record.history[0].model_copy(update={"terms": {"cross-entropy": math.nan, "ewc": math.inf}})
@@ -230,7 +255,7 @@ def test_run_page_has_all_sections(forgetful: Path) -> None:
     )
     assert len(page.encode()) < MAX_BYTES
     assert [attrs["id"] for tag, attrs in reader.tags if tag == "section" and "id" in attrs] == [
-        "tasks", "curves", "errors", "flips", "calibration", "lineage", "settings", "data", "reproduce",
+        "samples", "tasks", "curves", "errors", "flips", "calibration", "lineage", "settings", "data", "reproduce",
     ]  # fmt: skip
     assert {"Result", "Accuracy", "Cost", "Next step"} <= {text.strip() for text in reader.text}
     for task in record.tasks:
@@ -251,7 +276,7 @@ def test_thumbnails_show_the_named_images(forgetful: Path, new_folder: Path, old
     tasks = set()
     for attrs in PageReader((forgetful / "report.html").read_text(encoding="utf-8")).images():
         name, text = attrs["alt"].split(": ", 1)
-        assert re.fullmatch(r"(true .+, (predicted|now) .+|before .+, true .+)", text), text
+        assert re.fullmatch(r"(true .+, (predicted|now) .+|before .+, true .+|shape .+, paint .+)", text), text
         small = Image.open(io.BytesIO(base64.b64decode(attrs["src"].removeprefix("data:image/jpeg;base64,"))))
         assert max(small.size) <= 128
         folders = {"paint": new_folder, "shape": old_folder}

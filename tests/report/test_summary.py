@@ -7,8 +7,8 @@ import pytest
 
 from fake_results import MAKES, PageReader, fake_comparison, fake_record
 from taskgraft import metrics, report
-from taskgraft.report import formatting
-from taskgraft.report.summary import Summary
+from taskgraft.report import charts, formatting
+from taskgraft.report.summary import Summary, find_target
 from taskgraft.results.record import Comparison, Interval, Record
 
 
@@ -69,7 +69,9 @@ def test_formatting() -> None:
 
 
 def test_table_matches_the_records(comparison, table):
-    for variant, row in zip(comparison.variants, table[1:], strict=True):
+    strongest = comparison.variants[1]  # of the two rows of plain fine-tuning
+    ordered = [strongest, *(variant for variant in comparison.variants if variant is not strongest)]
+    for variant, row in zip(ordered, table[1:], strict=True):
         old = [record.tasks[0].child.mean for record in variant.records]
         new = [record.tasks[1].child.mean for record in variant.records]
         scores = [record.score for record in variant.records]
@@ -92,6 +94,41 @@ def test_markdown_table_agrees_with_the_page(comparison, table, pages):
     row = next(row for row in table if row[0] == best.label)
     assert [cell.strip(" *") for cell in bold[0].split("|")[2:7]] == [cell.replace("−", "-") for cell in row[1:6]]
     assert pages["comparison"].count('class="best"') == 1
+
+
+def test_rows_have_latency_and_resolved_settings_as_their_runs_recorded_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(charts, "render_svg", lambda *args: "<svg></svg>")  # they take most of the time
+    comparison = fake_comparison(3)
+    first = comparison.variants[0]
+    records = tuple(
+        record.model_copy(
+            update={"latency": {"child": seconds, "parent": 0.01}, "config": record.config | {"precision": precision}}
+        )
+        for record, seconds, precision in zip(
+            first.records, (0.0123, 0.9, 0.002), ("fp32", "bf16", "fp32"), strict=True
+        )
+    )
+    variants = (first.model_copy(update={"records": records}), *comparison.variants[1:])
+    reader = PageReader(report.render_comparison(comparison.model_copy(update={"variants": variants})))
+    column = reader.table("Old tasks: make.")[0].index("Latency (ms)")
+    assert {row[0]: row[column] for row in reader.table("Old tasks: make.")[1:]} == {
+        variant.label: "12.3" if variant is variants[0] else "–"
+        for variant in variants  # older records have none
+    }
+    assert "the parent's: 10.0 ms" in reader.plain_text
+    head, *rows = reader.table("What differs between the configurations")
+    assert head[1:4] == ["Method", "lr", "precision"]
+    assert {row[0]: row[3] for row in rows} == {
+        variant.label: "fp32 or bf16" if variant is variants[0] else "–" for variant in variants
+    }
+    assert "lr, precision differ" in reader.plain_text
+
+
+def test_scatter_marks_two_separate_models(comparison: Comparison, pages: dict[str, str]) -> None:
+    target = "two separate models: 87.0 % old, 95.5 % new"
+    assert target in PageReader(pages["comparison"]).tooltips("tradeoff-plot")
+    assert PageReader(pages["comparison"]).table("Final accuracy")[-1] == ["two separate models", "87.0", "95.5"]
+    assert find_target(comparison.model_copy(update={"separate": {}})) is None
 
 
 def test_markdown_table_escapes_labels() -> None:

@@ -37,7 +37,7 @@ def check(
         min_images: Drop classes with fewer training images
         drop_leaks: Leave training images that are also in val or test out of --write-manifest
         write_manifest: Write the remaining images as a CSV table
-        html: Write a page with the findings
+        html: Write a page with the findings, images that look alike, and a contact sheet
         against: Model whose class names and input size are compared with the dataset
         arch: timm architecture of a weights file
         labels: Class names of a weights file, one per line in index order or JSON, if it has none

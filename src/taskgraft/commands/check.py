@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from taskgraft import report
 from taskgraft.data import class_names, decode, near_duplicates
 from taskgraft.data.dataset import MAX_EXCLUDED
 from taskgraft.data.layouts import Entry, list_images, write_manifest
-from taskgraft.data.transforms import find_bits
+from taskgraft.data.transforms import Preprocessing, find_bits
 from taskgraft.errors import InputError
 from taskgraft.results.files import escape_surrogates
 from taskgraft.types import Callbacks, PathLike, Task, as_path
 
 MIN_CLASS_SIZE = 10  # training images of a class under which nobody learns it well
 MAX_IMBALANCE = 20.0  # times as many images in the largest class as in the smallest, from which it is reported
+MAX_SAMPLES, THUMBNAIL_SIDE = 24, 128  # images on the page's contact sheet; pixels that JPEGs are decoded to at least
 MIN_SIDE = 32  # pixels of the shorter side under which little can be seen
 
 
@@ -107,7 +110,8 @@ def check(
     if manifest:
         write_manifest(manifest, listing.root, _without_leaks(entries, images) if drop_leaks else entries, task)
     if html:
-        report.write_page(html, report.render_check(result))
+        picture = _make_thumbnails(listing.root, readable, bits)
+        report.write_page(html, report.render_check(result, _sample_images(readable), picture))
     return {**result, "lines": report.format_check(result)}
 
 
@@ -137,6 +141,41 @@ def _check_images(
     if bits is None and found not in (None, 16):
         return _check_images(root, entries, task, data, callbacks, found)
     return images, found
+
+
+def _sample_images(images: Sequence[_CheckedImage]) -> list[tuple[str, str]]:
+    """Class and path of MAX_SAMPLES images at even intervals in each class, of some classes where there are more."""
+    paths: dict[str, list[str]] = defaultdict(list)
+    for image in images:
+        paths[image.label].append(escape_surrogates(image.path))
+    labels = _spread(sorted(paths), MAX_SAMPLES)
+    each = MAX_SAMPLES // max(1, len(labels))
+    return [(label, path) for label in labels for path in _spread(paths[label], each)]
+
+
+def _spread(items: Sequence[str], count: int) -> list[str]:
+    """At most `count` items, at even intervals."""
+    count = min(count, len(items))
+    return [items[(2 * i + 1) * len(items) // (2 * count)] for i in range(count)]
+
+
+def _make_thumbnails(root: Path, images: Sequence[_CheckedImage], bits: int | None) -> Callable[[str], str | None]:
+    """Return a function from an image's path, as findings give it, to its thumbnail, in its own proportions."""
+    paths = {escape_surrogates(image.path): root / image.path for image in images}
+
+    def make(path: str) -> str | None:
+        content = decode.read_bytes(paths[path])
+        if isinstance(content, str):
+            return None
+        try:
+            with Image.open(io.BytesIO(content), formats=decode.FORMATS) as image:
+                image.draft(None, (2 * THUMBNAIL_SIDE, 2 * THUMBNAIL_SIDE))
+                rgb = decode.convert_to_rgb(image, Preprocessing(bits=bits).white())
+        except Exception:  # it was read a moment ago, so it has been changed since; the page goes without it
+            return None
+        return report.encode_thumbnail(np.asarray(rgb))
+
+    return make
 
 
 def _count_classes(images: Sequence[_CheckedImage]) -> dict[str, Any]:

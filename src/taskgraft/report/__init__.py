@@ -17,11 +17,12 @@ from taskgraft.report.page import write_page
 from taskgraft.report.run_page import format_model_card, render_run
 from taskgraft.report.search_page import format_search_table, render_search, summarize_search, write_search_report
 from taskgraft.report.summary import describe_balance, learned_name, summarize_comparison, summarize_run
-from taskgraft.report.thumbnails import ThumbnailMaker, load_thumbnails
+from taskgraft.report.thumbnails import ThumbnailMaker, encode_thumbnail, load_thumbnails
 
 __all__ = [
     "ThumbnailMaker",
     "describe_balance",
+    "encode_thumbnail",
     "format_check",
     "format_comparison_table",
     "format_distribution",

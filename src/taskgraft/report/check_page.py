@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from taskgraft.report import formatting as fmt
@@ -12,6 +12,8 @@ from taskgraft.report.page import Figure, Table, build_long_table, render
 MAX_EXAMPLES = 3  # of a finding on the terminal
 MAX_NAMED_BARS = 40  # classes with their names beside the bars
 MAX_TOOLTIPS = 200
+PICTURED = ("conflicts", "leaks", "near_conflicts", "near_leaks", "near_duplicates")  # findings shown as images
+MAX_PICTURED = 4  # groups of a finding that are shown as images, and images of a group
 
 
 class Finding(NamedTuple):
@@ -92,22 +94,46 @@ def _list_cells(items: Any) -> list[tuple[str, ...]]:
     return [row if len(row) <= 6 else (*row[:5], f"and {len(row) - 5} more") for row in cells]
 
 
-def render_check(result: Mapping[str, Any]) -> str:
-    """Render the same as a page.
+class Tile(NamedTuple):
+    """An image as a data URI, with its path and what is written below it."""
+
+    source: str
+    path: str
+    text: str
+
+
+def render_check(
+    result: Mapping[str, Any],
+    samples: Sequence[tuple[str, str]] = (),
+    get_thumbnail: Callable[[str], str | None] = lambda path: None,
+) -> str:
+    """Render the same as a page, with images.
 
     Args:
         result: What `check` returns.
+        samples: Class and path of the images on the contact sheet.
+        get_thumbnail: Returns the image at a path of `samples` or `result` as a data URI; None = it is not shown.
 
     Returns:
         One offline HTML page.
     """
     against, remarks = result["against"], result["remarks"]
+    groups = {finding.key: result[finding.key] if finding.key in PICTURED else [] for finding in FINDINGS}
+    shown = [*groups["near_conflicts"], *groups["near_leaks"]]  # and not once more
+    groups["near_duplicates"] = [group for group in groups["near_duplicates"] if group[:2] not in shown]
+    sheet = [Tile(uri, path, label) for label, path in samples if (uri := get_thumbnail(path))]
     return render(
         "check.html.j2",
         result=result,
         total=sum(result["images"].values()),
         leaks=len(result["leaks"]) + len(result["near_leaks"]),
-        findings=[_build_finding(finding, result[finding.key]) for finding in FINDINGS if result[finding.key]],
+        findings=[
+            (*_build_finding(finding, result[finding.key]), _build_tiles(groups[finding.key], get_thumbnail))
+            for finding in FINDINGS
+            if result[finding.key]
+        ],
+        sheet=sheet,
+        sheet_classes=len({tile.text for tile in sheet}),
         class_counts=_build_class_figure(result["classes"], list(result["images"])),
         balance=_describe_balance(result),
         sizes=_describe_sizes(result),
@@ -129,6 +155,15 @@ def _build_finding(finding: Finding, items: Any) -> tuple[str, Table]:
     head = finding.head if len(finding.head) == width else ("",) * width
     rows = [(*row, *[""] * (width - len(row))) for row in rows]
     return _count(finding, items), build_long_table(finding.title, head, rows)
+
+
+def _build_tiles(groups: Sequence[Sequence[str]], get_thumbnail: Callable[[str], str | None]) -> list[list[Tile]]:
+    """The first groups of similar images; those of which fewer than two can be shown are left out."""
+    tiles = [
+        [Tile(uri, path, path) for path in group[:MAX_PICTURED] if (uri := get_thumbnail(path))]
+        for group in groups[:MAX_PICTURED]
+    ]
+    return [group for group in tiles if len(group) > 1]
 
 
 def _build_class_figure(classes: Mapping[str, Mapping[str, int]], splits: Sequence[str]) -> Figure:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from math import isnan
 from pathlib import Path
 
+from taskgraft.methods.presets import is_baseline
 from taskgraft.report import charts, figures, summary
 from taskgraft.report import formatting as fmt
 from taskgraft.report.page import Figure, Table, build_line_figure, build_pairs_table, render
@@ -14,8 +15,8 @@ from taskgraft.results.files import write_text
 from taskgraft.results.record import Comparison, VariantResult
 
 TABLE_HEAD = (
-    "Score (%)", "Old tasks (%)", "New task (%)", "Forgetting (points)", "Below two separate models (points)",
-    "Agreement (%)", "Parameters", "FLOPs",
+    "Score (%)", "Old tasks (%)", "New task (%)", "Forgetting (points)", "Gap to two models (points)",
+    "Agreement (%)", "Parameters", "FLOPs", "Latency (ms)",
 )  # fmt: skip
 
 
@@ -36,15 +37,17 @@ def render_comparison(comparison: Comparison) -> str:
     Returns:
         One offline HTML page.
     """
-    variants = comparison.variants
-    rows = summary.build_rows(comparison)
+    variants, ordered = comparison.variants, summary.put_baseline_first(comparison)  # charts keep the given order
+    rows, target = summary.build_rows(ordered), summary.find_target(comparison)
     best = summary.find_best(rows)
     records = [record for variant in variants for record in variant.records]
     names = (summary.old_name(records[0]), summary.new_task(records[0]).name) if records else ("old tasks", "new task")
-    tradeoff = figures.build_tradeoff_chart(rows, *names)
+    tradeoff = figures.build_tradeoff_chart(summary.build_rows(comparison), *names, target)
     losses = [
         figures.build_loss_chart(f"loss{i}", variant.label, variant.records) for i, variant in enumerate(variants)
     ]
+    reference = figures.build_reference_figures(comparison)
+    differing, shared = _build_settings(ordered.variants)
     return render(
         "comparison.html.j2",
         comparison=comparison,
@@ -54,8 +57,10 @@ def render_comparison(comparison: Comparison) -> str:
         table_data=_build_table(rows, best, *names),
         remarks=_list_remarks(comparison, rows),
         agreement=any(row.agreement for row in rows),
-        figures=[build_line_figure(chart) for chart in figures.build_reference_figures(comparison)],
-        tradeoff=None if tradeoff is None else Figure(tradeoff, [_build_tradeoff_table(rows, *names)]),
+        parent_latency=summary.median_latency(records, "parent"),
+        baselines=[build_line_figure(chart, "small") for chart in reference if chart.key != figures.OVERVIEW],
+        overview=[build_line_figure(chart) for chart in reference if chart.key == figures.OVERVIEW],
+        tradeoff=None if tradeoff is None else Figure(tradeoff, [_build_tradeoff_table(rows, *names, target)]),
         losses=[build_line_figure(chart, "small") for chart in losses if chart is not None],
         bands=figures.describe_bands(max((variant.records for variant in variants), key=len, default=())),
         failures=build_pairs_table("Failed runs", ("Configuration", "Reason"), comparison.failures),
@@ -64,7 +69,8 @@ def render_comparison(comparison: Comparison) -> str:
             ("Configuration", "Note"),
             dict.fromkeys((v.label, note) for v in variants for record in v.records for note in record.notes),
         ),
-        settings=_build_settings(variants),
+        settings=[differing, shared],
+        settings_gist=_summarize_settings(ordered.variants),
         run_commands=_build_commands(comparison),
         details=[
             build_pairs_table(
@@ -84,7 +90,7 @@ def render_comparison(comparison: Comparison) -> str:
 
 def list_comparison_rows(comparison: Comparison) -> tuple[list[str], list[list[str]], int | None]:
     """List the cells of the comparison's table: the head, the rows, and the number of the best row."""
-    rows = summary.build_rows(comparison)
+    rows = summary.build_rows(summary.put_baseline_first(comparison))
     cells = [[row.label, *_format_row(row)] for row in rows]
     return ["Configuration", *TABLE_HEAD], cells, summary.find_best(rows)
 
@@ -96,7 +102,7 @@ def list_comparison_remarks(comparison: Comparison) -> list[str]:
 
 def format_comparison_table(comparison: Comparison) -> str:
     """Format the comparison as a Markdown table with intervals, the best configuration in bold, and remarks."""
-    rows = summary.build_rows(comparison)
+    rows = summary.build_rows(summary.put_baseline_first(comparison))
     best = summary.find_best(rows)
     lines = ["| Configuration | " + " | ".join(TABLE_HEAD) + " |", "|---|" + "---:|" * len(TABLE_HEAD)]
     for i, row in enumerate(rows):
@@ -113,6 +119,7 @@ def _format_row(row: Row) -> list[str]:
     return [
         *(fmt.MISSING if mean is None else str(mean) for mean in means),
         *(fmt.MISSING if ratio is None else f"{ratio:.2f}x" for ratio in ratios),
+        fmt.MISSING if row.latency is None else f"{1000 * row.latency:.1f}",
     ]
 
 
@@ -123,6 +130,8 @@ def _list_remarks(comparison: Comparison, rows: Sequence[Row]) -> list[str]:
     if fewest < MIN_SEEDS:
         seeds = fmt.pluralize(fewest, "seed")
         remarks = [f"Only {seeds}: a comparison needs at least three; differences may be chance."]
+    if len(rows) > 1 and any(is_baseline(row.method) for row in rows):
+        remarks.append("First row: the strongest plain fine-tuning, the baseline that the others have to beat.")
     if any(row.seeds and row.score is None for row in rows):
         remarks.append(
             "Old-task accuracy is unknown without old validation images (--old-val DIR), so there is no Score. "
@@ -148,11 +157,12 @@ def _build_table(rows: Sequence[Row], best: int | None, old: str, new: str) -> T
     return Table(caption, ("Configuration", *(TABLE_HEAD[i] for i in columns)), cells, bold=best)
 
 
-def _build_tradeoff_table(rows: Sequence[Row], old: str, new: str) -> Table:
+def _build_tradeoff_table(rows: Sequence[Row], old: str, new: str, target: tuple[float, float] | None) -> Table:
     caption = "Final accuracy, with 95 % t-intervals over seeds"
     if any(row.old and isnan(row.old.half_width) for row in rows):
         caption = "Final accuracy"
     cells = [(row.label, str(row.old), str(row.new)) for row in rows if row.old and row.new]
+    cells += [(figures.TARGET, *map(fmt.percent, target))] if target else []
     return Table(caption, ("Configuration", f"{old} (%)", f"{new} (%)"), cells)
 
 
@@ -166,23 +176,28 @@ def _build_commands(comparison: Comparison) -> Table:
     return Table("Command of each run", ("Configuration", "Seed", "Command"), rows, (0, 2), (2,))
 
 
-def _build_settings(variants: Sequence[VariantResult]) -> list[Table]:
+def _summarize_settings(variants: Sequence[VariantResult]) -> str:
+    differing = list(summary.find_differing_settings(variants))
+    return f"{', '.join(differing)} {'differs' if len(differing) == 1 else 'differ'}" if differing else "all the same"
+
+
+def _build_settings(variants: Sequence[VariantResult]) -> tuple[Table, Table]:
     """What differs between configurations, and what they share with the reason for it."""
     differing = summary.find_differing_settings(variants)
-    configs = [dict(fmt.flatten(variant.config)) for variant in variants]
+    configs = [summary.resolve_settings(variant) for variant in variants]
     record = next((record for variant in variants for record in variant.records), None)
     reasons = {name: reason for name, _, reason in record.settings} if record else {}
     rows = []
     for i, variant in enumerate(variants):
-        steps = ", ".join(f"{record.step} (seed {record.seed})" for record in variant.records) or fmt.MISSING
+        steps = ", ".join(str(record.step) for record in variant.records) or fmt.MISSING
         rows.append((variant.label, variant.method, *(column[i] for column in differing.values()), steps))
     shared = [
         (name, value, reasons.get(name, ""))
         for name, value in (configs[0].items() if configs else ())
-        if name != "seed" and name not in differing
+        if name not in differing
     ]
     head = ("Configuration", "Method", *differing, "Selected step of each seed")
-    return [
-        Table("Differing settings", head, rows, range(len(head)), (1,)),
-        Table("Shared settings", ("Setting", "Value", "Reason"), shared, (0, 1, 2)),
-    ]
+    return (
+        Table("What differs between the configurations", head, rows, range(len(head)), (1,)),
+        Table("Settings that all configurations share", ("Setting", "Value", "Reason"), shared, (0, 1, 2)),
+    )

@@ -15,6 +15,8 @@ from taskgraft.results.record import Comparison, Record, StepMetrics, VariantRes
 TASK_A = Style("red", "-", "o")  # old, in the colors of the reference experiment
 TASK_B = Style("blue", "-", "s")  # new
 OLD_COLORS = charts.SERIES[1:6]  # of further old tasks beside a blue new one
+OVERVIEW = "figure3"  # key of the figure of all configurations
+TARGET = "two separate models"
 ACCURACY = Axis("accuracy (%)", -2, 102)
 
 
@@ -85,11 +87,20 @@ def _build_overview_chart(variants: Sequence[VariantResult]) -> Chart | None:
     caption = f"All configurations, from the same parent. {describe_bands(longest)}{_describe_before(before)}"
     mark, text = (0, "task B starts") if start < 0 else (None, "")
     panels = tuple(panel for panel in panels if panel.curves)
-    return Chart("figure3", "Figure 3: all configurations", caption, panels, step_axis(start, end), mark, text)
+    return Chart(OVERVIEW, "Figure 3: all configurations", caption, panels, step_axis(start, end), mark, text)
 
 
-def build_tradeoff_chart(rows: Sequence[Row], old: str, new: str) -> Chart | None:
-    """Build the scatter plot of old against new accuracy, a marker per configuration; None without accuracies."""
+def build_tradeoff_chart(
+    rows: Sequence[Row], old: str, new: str, target: tuple[float, float] | None = None
+) -> Chart | None:
+    """Build the scatter plot of old against new accuracy, a marker per configuration; None without accuracies.
+
+    Args:
+        rows: The configurations.
+        old: Name of the old tasks.
+        new: Name of the new task.
+        target: Old and new accuracy of two separate models, if known: a cross.
+    """
     curves = []
     for row, style in zip(rows, charts.choose_styles([row.method for row in rows]), strict=True):
         if row.old is None or row.new is None:
@@ -102,7 +113,12 @@ def build_tradeoff_chart(rows: Sequence[Row], old: str, new: str) -> Chart | Non
     if not curves:
         return None
     caption = "Higher and further right is better. Bars are 95 % t-intervals over seeds, which need at least two."
-    panel = Panel("", Axis(f"{new}: accuracy (%)"), tuple(curves), height=380)
+    if target is not None:
+        x, y = (100 * value for value in target)
+        tooltip = f"{TARGET}: {fmt.percent(target[0])} % old, {fmt.percent(target[1])} % new"
+        curves.append(Curve(TARGET, Style("ink", "", "+"), [x], [y], hollow=True, size=16, tooltips=(tooltip,)))
+        caption += f" Cross: the target, two separate models: the parent, and a model trained for {new} alone."
+    panel = Panel("", Axis(f"{new}: accuracy (%)"), tuple(curves), height=330)
     x = Axis(f"{old}: accuracy (%)")
     return Chart("tradeoff-plot", "Final accuracy of every configuration", caption, (panel,), x, kind="Scatter plot")
 

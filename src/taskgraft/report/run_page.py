@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ from taskgraft.report import formatting as fmt
 from taskgraft.report.error_analysis import ErrorAnalysis, Example
 from taskgraft.report.evaluation_page import build_calibration, build_task_errors
 from taskgraft.report.page import Table, build_line_figure, build_long_table, build_pairs_table, render
+from taskgraft.report.sample_strip import SampleImage, build_sample_strip
 from taskgraft.report.summary import is_at_chance, loss_of, new_task, old_name, old_tasks
 from taskgraft.report.thumbnails import Gallery, GalleryBuilder, GetThumbnail, no_thumbnail
 from taskgraft.results.predictions import Predictions
@@ -19,11 +20,13 @@ from taskgraft.results.record import Record, TaskResult
 
 MAX_DETAILED = 6  # old tasks with figures and images of their own; no browser would open a page of a hundred
 MAX_BARS = 4  # old tasks on the first screen
+MAX_SAMPLED = 2  # old tasks whose predictions are shown below the sample images
 
 
 class Changes(NamedTuple):
-    """Images whose prediction changed: how many there are, examples, the full list."""
+    """Images whose prediction changed: how many there are, also in a few words; examples; the full list."""
 
+    gist: str
     text: str
     gallery: Gallery | None
     table: Table
@@ -52,7 +55,9 @@ def render_run(
         if not (new.refreshes == task.name and task.child is None)  # the labels are those of the new images
         and (analysis := error_analysis.analyze_errors(task, predictions))
     }
-    galleries = GalleryBuilder(get_thumbnail, len(detailed))
+    sampled = [task.refreshes or task.added_to or task.name for task in (*old[:MAX_SAMPLED], new)]
+    samples = build_sample_strip(predictions, list(dict.fromkeys(sampled)), get_thumbnail)
+    galleries = GalleryBuilder(get_thumbnail, len(detailed), len(samples))
     changes = []
     for task in detailed:
         if task.new:
@@ -78,6 +83,8 @@ def render_run(
         more_bars=len(old) - MAX_BARS,
         max_detailed=MAX_DETAILED if len(old) > MAX_DETAILED else 0,
         cost=_list_costs(record),
+        samples=samples,
+        sample_caption=_describe_samples(samples),
         tasks=_build_task_table(record),
         baselines=_build_baseline_table(record),
         curves=[
@@ -101,7 +108,38 @@ def render_run(
         data_lists=_build_data_lists(record),
         follow_ups=commands.list_follow_ups(record),
         measurements=_build_measurements(record),
+        gists=_summarize_sections(record, list(analyses.values()), changes),
     )
+
+
+def _describe_samples(samples: Sequence[SampleImage]) -> str:
+    verdicts = {answer.verdict for image in samples for answer in image.answers}
+    marks = " ✓ and ✗: right and wrong, where the image is labeled for the task." if verdicts - {""} else ""
+    parent = " The parent's prediction is given where it differs and there is no label." if "" in verdicts else ""
+    return f"Validation images at even intervals, not chosen by their predictions.{marks}{parent}"
+
+
+def _summarize_sections(
+    record: Record, analyses: Sequence[ErrorAnalysis], changes: Sequence[Changes]
+) -> dict[str, str]:
+    """One line for each folded section."""
+    wrong = [f"{a.task}: {len(a.errors):,} of {fmt.pluralize(int(a.counts.sum()), 'image')} wrong" for a in analyses]
+    errors = [f"{a.task} {fmt.percent(a.ece)} points" for a in analyses]
+    chosen = [reason for _, _, reason in record.settings if reason != "default"]
+    sets = [
+        f"{name}: {fmt.pluralize(sum(images.values()), 'image')}"
+        for name, data in record.data.items()
+        if (images := data.get("images"))
+    ]
+    return {
+        "errors": "; ".join(wrong),
+        "flips": "; ".join(change.gist for change in changes if change.gist),
+        "calibration": f"expected calibration error: {', '.join(errors)}",
+        "lineage": fmt.pluralize(len(_list_lineage(record)), "step"),
+        "settings": f"{len(chosen)} chosen, {fmt.pluralize(len(record.settings) - len(chosen), 'default')}",
+        "data": "; ".join([*sets, f"parent {_model_name(record.parent)}"]),
+        "reproduce": "commands, parameters, time, latency, versions",
+    }
 
 
 def _describe_change(task: TaskResult) -> str:
@@ -165,12 +203,13 @@ def _build_baseline_table(record: Record) -> Table | None:
 
 def _build_flips(analysis: ErrorAnalysis, galleries: GalleryBuilder) -> list[Changes]:
     negative, positive = analysis.negative_flips, analysis.positive_flips
+    gist = f"{analysis.task}: {len(negative):,} right before and wrong now, {len(positive):,} the other way round"
     return [
         _build_changes(
             f"{analysis.task}: negative flips (right before, wrong now)", negative, analysis.set_name, ("true", "now"),
             ("Image", "True class and parent's prediction", "Child's prediction"), galleries,
             f"{analysis.task}: {fmt.pluralize(len(negative), 'image')} right before and wrong now, "
-            f"{fmt.pluralize(len(positive), 'image')} wrong before and right now.",
+            f"{fmt.pluralize(len(positive), 'image')} wrong before and right now.", gist,
         ),
         _build_changes(
             f"{analysis.task}: positive flips (wrong before, right now)", positive, analysis.set_name,
@@ -185,7 +224,7 @@ def _build_disagreement(task: TaskResult, predictions: Mapping[str, Predictions]
         f"{task.name}: changed predictions on the new images", examples, "new", ("parent", "child"),
         ("Image", "Parent", "Child"), galleries,
         f"{task.name}: the new images are not labeled for this task. Child and parent predict different classes on "
-        f"{fmt.pluralize(len(examples), 'image')}.",
+        f"{fmt.pluralize(len(examples), 'image')}.", f"{task.name}: {len(examples):,} on the new images",
     )  # fmt: skip
 
 
@@ -197,9 +236,10 @@ def _build_changes(
     head: tuple[str, str, str],
     galleries: GalleryBuilder,
     text: str = "",
+    gist: str = "",
 ) -> Changes:
     rows = [(example.image, example.first, example.second) for example in examples]
-    return Changes(text, galleries.build(title, labels, set_name, examples), build_long_table(title, head, rows))
+    return Changes(gist, text, galleries.build(title, labels, set_name, examples), build_long_table(title, head, rows))
 
 
 # ---- lineage, settings, data -----------------------------------------------------------------------------------
@@ -226,7 +266,11 @@ def _list_lineage(record: Record) -> list[tuple[str, list[str]]]:
         lines = [f"{'trained' if method == 'train' else f'with {method}'}: {values or 'not measured'}"]
         if model is not None:  # no file can hold its own digest
             lines += [f"saved as {_model_name(model)}", *_list_digest(model)]
-        steps.append((f"Learned {task}{' (this run)' if model is None else ''}", lines))
+        if model is not None or not summary.is_taught(record):
+            title = f"Learned {task}"
+        else:  # the parent had all tasks
+            title = f"Moved {', '.join(one.name for one in record.tasks)} to one backbone"
+        steps.append((f"{title}{' (this run)' if model is None else ''}", lines))
     return steps
 
 
@@ -245,7 +289,8 @@ def _build_lineage_table(record: Record) -> Table | None:
         return None
     names = dict.fromkeys(name for _, _, accuracy in learned for name in accuracy)
     rows = [(name, *(fmt.percent(accuracy.get(name)) for _, _, accuracy in learned)) for name in names]
-    head = ("Task", *(f"after {task}" for task, _, _ in learned))
+    heads = [f"after {task}" for task, _, _ in learned]
+    head = ("Task", *heads[:-1], "this run" if heads[-1] in heads[:-1] else heads[-1])
     return Table("Accuracy (%) of each task after each step, where it was measured", head, rows)
 
 

@@ -17,7 +17,6 @@ from taskgraft.results.search import Candidate, SearchResult, SelectedModel, Tri
 
 LOG_RATIO = 20  # values further apart than this are drawn on a logarithmic axis
 MAX_CURVES = 12  # learning curves, those of the best trials
-MAX_OPEN_TRIALS = 60  # rows of the table of trials that stands open
 SYMBOLS = {"score": "*", "new": "s", "old": "^"}  # markers of the selected models by their goal
 OPTIMA_HEAD = ("Configuration", "Optimum", "Learning rate", "Score", "Old", "New", "Step", "Trials")
 
@@ -88,7 +87,6 @@ def render_search(search: SearchResult) -> str:
         One offline HTML page.
     """
     best = search.choices[0]
-    trials = _build_trials_table(search)
     optima_head = [f"{name} (%)" if name in ("Old", "New") else name for name in OPTIMA_HEAD]
     return render(
         "search.html.j2",
@@ -103,8 +101,7 @@ def render_search(search: SearchResult) -> str:
         importance=_build_importance_figure(search),
         space=build_pairs_table("Search space", ("Setting", "Values"), search.space.items()),
         learning_curves=build_line_figure(_build_learning_curves(search)),
-        trials=trials,
-        trials_open=len(trials.rows) <= MAX_OPEN_TRIALS,
+        trials=_build_trials_table(search),
         costs=_build_cost_tables(search),
     )
 

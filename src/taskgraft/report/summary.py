@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from math import inf, isnan
+from statistics import median
 from typing import Literal, NamedTuple
 
 from taskgraft import metrics
@@ -324,6 +325,7 @@ class Row(NamedTuple):
     added: int | None  # parameters
     parameter_ratio: float | None  # child / parent
     flops_ratio: float | None  # of one image, child / parent
+    latency: float | None  # seconds of one forward pass on one image, the median over runs
 
     @property
     def rank(self) -> float:
@@ -338,6 +340,26 @@ class Row(NamedTuple):
 def build_rows(comparison: Comparison) -> tuple[Row, ...]:
     """Build a row for each configuration, in their order."""
     return tuple(_build_row(comparison, variant) for variant in comparison.variants)
+
+
+def put_baseline_first(comparison: Comparison) -> Comparison:
+    """Return the comparison with the strongest plain fine-tuning first: what the other configurations must beat."""
+    rows = build_rows(comparison)
+    baselines = [i for i, row in enumerate(rows) if is_baseline(row.method)]
+    if not baselines:
+        return comparison
+    first = max(baselines, key=lambda i: rows[i].rank)
+    variants = comparison.variants
+    return comparison.model_copy(update={"variants": (variants[first], *variants[:first], *variants[first + 1 :])})
+
+
+def find_target(comparison: Comparison) -> tuple[float, float] | None:
+    """Return the accuracies of two separate models: the parent's on old tasks, a single-task model's on the new one."""
+    records = [record for variant in comparison.variants for record in variant.records]
+    old = _over_seeds(_mean_over_old_tasks(record, "parent") for record in records)
+    trained = [values for record in records[:1] for values in comparison.separate.get(new_task(record).name, ())]
+    new = _over_seeds(trained or [new_task(record).separate for record in records])
+    return (old.mean, new.mean) if old and new else None
 
 
 def find_best(rows: Sequence[Row]) -> int | None:
@@ -364,7 +386,14 @@ def _build_row(comparison: Comparison, variant: VariantResult) -> Row:
         added=records[0].parameters["added"] if records else None,
         parameter_ratio=_ratio(records[0].parameters) if records else None,
         flops_ratio=_ratio(records[0].flops) if records else None,
+        latency=median_latency(records, "child"),
     )
+
+
+def median_latency(records: Sequence[Record], model: Literal["child", "parent"]) -> float | None:
+    """Return the median over runs of the seconds that one forward pass takes; None where no run measured it."""
+    measured = [record.latency[model] for record in records if model in record.latency]
+    return median(measured) if measured else None
 
 
 def _single_task_accuracies(comparison: Comparison, variant: VariantResult) -> Sequence[float | None]:
@@ -392,11 +421,18 @@ def _over_seeds(values: Iterable[float | None]) -> SeedMean | None:
 
 
 def find_differing_settings(variants: Sequence[VariantResult]) -> dict[str, list[str]]:
-    """Return the settings in which configurations differ, each with its values in their order."""
-    configs = [dict(fmt.flatten(variant.config)) for variant in variants]
+    """Return the resolved settings in which configurations differ, each with its values in their order."""
+    configs = [resolve_settings(variant) for variant in variants]
     names = dict.fromkeys(name for config in configs for name in config if name != "seed")
     values = {name: [config.get(name, fmt.MISSING) for config in configs] for name in names}
     return {name: column for name, column in values.items() if len(set(column)) > 1}
+
+
+def resolve_settings(variant: VariantResult) -> dict[str, str]:
+    """Return the settings that the runs of a configuration used, as text: with what "auto" and epochs came to."""
+    runs = [dict(fmt.flatten(record.config)) for record in variant.records] or [dict(fmt.flatten(variant.config))]
+    names = dict.fromkeys(name for run in runs for name in run if name != "seed")
+    return {name: " or ".join(dict.fromkeys(run.get(name, fmt.MISSING) for run in runs)) for name in names}
 
 
 def summarize_comparison(comparison: Comparison) -> Summary:

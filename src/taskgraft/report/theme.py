@@ -15,6 +15,7 @@ COLORS = {
     "line": ("#d9dde1", "#363c43", "#bbbbbb"),
     "paper": ("#ffffff", "#15181c", "#ffffff"),
     "raised": ("#f6f7f8", "#1d2126", "#ffffff"),
+    "shade": ("#c3c9d0", "#000000", "#ffffff"),  # at the edge of what scrolls
     "tint": ("#eaf4fb", "#1b2a36", "#f0f0f0"),
     "link": ("#00629b", "#7cc4f5", "#000000"),
     "on": ("#ffffff", "#10202c", "#ffffff"),  # text on a "link" background

@@ -46,7 +46,7 @@ class ThumbnailMaker:
             return None
         made = self._made.setdefault(name, {})
         if row not in made:
-            made[row] = _encode(np.asarray(images.pixels[row]))
+            made[row] = encode_thumbnail(np.asarray(images.pixels[row]))
         return made[row]
 
     def save(self, folder: Path) -> None:
@@ -56,7 +56,8 @@ class ThumbnailMaker:
         )
 
 
-def _encode(pixels: np.ndarray) -> str:
+def encode_thumbnail(pixels: np.ndarray) -> str:
+    """Encode an image [H, W, 3] uint8 as the data URI of a JPEG of at most MAX_SIDE pixels."""
     from PIL import Image
 
     image = Image.fromarray(pixels)
@@ -110,11 +111,12 @@ class GalleryBuilder:
     Args:
         get_thumbnail: Returns the images.
         tasks: Number of tasks.
+        reserved: Images that the page shows elsewhere.
     """
 
-    def __init__(self, get_thumbnail: GetThumbnail, tasks: int) -> None:
+    def __init__(self, get_thumbnail: GetThumbnail, tasks: int, reserved: int = 0) -> None:
         self._get_thumbnail = get_thumbnail
-        self._max_images = MAX_IMAGES // max(2, tasks) // 3
+        self._max_images = (MAX_IMAGES - reserved) // max(2, tasks) // 3
 
     def build(
         self,

@@ -1,4 +1,25 @@
 "use strict";
+// folded sections open for a link to what is inside and for printing, in browsers that do not do so by themselves
+(() => {
+  const openTarget = () => {
+    let id = location.hash.slice(1);
+    try {
+      id = decodeURIComponent(id);
+    } catch {} // not encoded
+    const fold = id && document.getElementById(id)?.closest("details:not([open])");
+    if (!fold) return;
+    fold.open = true;
+    document.getElementById(id).scrollIntoView();
+  };
+  addEventListener("hashchange", openTarget);
+  openTarget();
+  let opened = [];
+  addEventListener("beforeprint", () => {
+    opened = [...document.querySelectorAll("details.folded:not([open])")];
+    opened.forEach((fold) => (fold.open = true));
+  });
+  addEventListener("afterprint", () => opened.forEach((fold) => (fold.open = false)));
+})();
 // a copy button beside every command, where the browser allows it
 (() => {
   const addButton = (block) => {
