@@ -254,9 +254,16 @@ METHODS = [
 
 
 TOGETHER = [
-    Mutant("gradients are not added up", "training/loop.py",
-           "    distributed.all_reduce(value.grad for value in params.values() if value.grad is not None)\n", "",
+    Mutant("gradients are not added up", "distributed/gradients.py", "    exchange.finish()\n", "",
            "parallel test_two_processes_equal_one"),
+    Mutant("gradients travel after the backward pass", "distributed/gradients.py",
+           "        while len(self._sent) < len(self._buckets) and not self._missing[len(self._sent)]:\n",
+           "        while False:\n", "parallel test_gradients_travel"),
+    Mutant("each process sends its buckets in an order of its own", "distributed/gradients.py",
+           "in used][::-1])", "in used][:: -1 if dist.get_rank() else 1])", "parallel test_gradients_travel"),
+    Mutant("the sum of each micro-batch travels", "training/micro_batching.py",
+           "is_last = index + 1 == len(self._micro_batches)", "is_last = True",
+           "parallel test_micro_batches_of_three"),
     Mutant("each process has statistics of its own", "training/micro_batching.py",
            "        distributed.sync_batchnorm(),\n", "",
            "parallel test_two_processes_equal_one"),

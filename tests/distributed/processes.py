@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from taskgraft import TaskgraftError, distributed, pytree
+from taskgraft.distributed import group
 from taskgraft.distributed.heartbeat import monitor
 from taskgraft.errors import SetupError
 from taskgraft.models import inference
@@ -57,6 +60,58 @@ def after_three_steps() -> dict[str, Tensor]:
     state, method, images = start_run("distill")
     state = loop.fit(state, method, images, RUN, until=3)
     return {**pytree.state(state.classifier), **dict(pytree.flatten(state.memory))}
+
+
+def in_micro_batches() -> dict[str, Tensor]:
+    """After two steps in micro-batches, with BatchNorm's statistics frozen and moving; batches divide unevenly."""
+    result: dict[str, Tensor] = {}
+    for norm in ("frozen", "train"):
+        config = replace(RUN, micro_batches=3, norm=norm)
+        state, method, images = start_run("distill", config)
+        state = loop.fit(state, method, images, config, until=2)
+        result |= {f"{norm} {name}": value for name, value in pytree.state(state.classifier).items()}
+    return result
+
+
+def of_three() -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+    return after_three_steps(), in_micro_batches(), logits_and_features()
+
+
+class Towers(nn.Module):
+    """Two towers of more than a bucket each: one layer is used twice, one never, and one is frozen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.first, self.left, self.right = nn.Linear(8, 600), nn.Linear(600, 600), nn.Linear(600, 600)
+            self.unused, self.frozen = nn.Linear(600, 600), nn.Linear(600, 600).requires_grad_(False)
+
+    def forward(self, values: Tensor, left_first: bool) -> Tensor:
+        hidden = self.first(values).tanh()
+        branches = [lambda: self.left(self.left(hidden).tanh()), lambda: self.frozen(self.right(hidden).tanh())]
+        outputs = [branch() for branch in (branches if left_first else branches[::-1])]
+        return torch.stack(outputs).sum()
+
+
+def towers() -> tuple[dict[str, Tensor | None], dict[str, Tensor | None], int]:
+    """Sums of gradients that arrive in another order in each process, and sums formed afterwards; how many travelled
+    before the last gradient was there."""
+    model, images = Towers(), torch.linspace(-1, 1, 56).view(7, 8)[distributed.local_slice(7)]
+    left_first = distributed.rank() == 0
+    model(images, left_first).backward()
+    distributed.all_reduce([value.grad for value in model.parameters() if value.grad is not None])
+    expected = {name: value.grad for name, value in model.named_parameters()}
+    model.zero_grad(set_to_none=True)
+    sent, early = [], []
+    send, group.BUCKET = dist.all_reduce, 2**20
+    model.first.weight.register_hook(lambda grad: early.append(len(sent)))
+    dist.all_reduce = lambda *args, **options: (sent.append(1), send(*args, **options))[1]
+    loss = model(images, left_first)
+    with distributed.sum_gradients(model.parameters(), [loss]):
+        loss.backward()
+    dist.all_reduce = send
+    return {name: value.grad for name, value in model.named_parameters()}, expected, early[0]
 
 
 def logits_and_features() -> dict[str, Tensor]:

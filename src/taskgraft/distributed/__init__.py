@@ -4,6 +4,7 @@ Without a process group, every function here does nothing and costs nothing.
 """
 
 from taskgraft.distributed.batchnorm import sync_batchnorm
+from taskgraft.distributed.gradients import sum_gradients
 from taskgraft.distributed.group import (
     all_gather,
     all_reduce,
@@ -30,6 +31,7 @@ __all__ = [
     "local_slice",
     "main_process_first",
     "rank",
+    "sum_gradients",
     "sync_batchnorm",
     "use_device",
     "world_size",

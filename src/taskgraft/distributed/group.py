@@ -166,7 +166,7 @@ def all_reduce(tensors: Iterable[Tensor]) -> None:
     """Replace each tensor by its sum over all processes, in place."""
     if world_size() == 1:
         return
-    for bucket in _buckets(tensors):
+    for bucket in split_into_buckets(tensors):
         flat = torch.cat([value.reshape(-1) for value in bucket])
         dist.all_reduce(flat)
         for value, total in zip(bucket, flat.split([value.numel() for value in bucket]), strict=True):
@@ -201,14 +201,16 @@ class _Gather(torch.autograd.Function):
         return gradients[0][ctx.rows], None
 
 
-def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
-    """Yield groups of about BUCKET bytes of consecutive tensors of one type and device."""
+def split_into_buckets(tensors: Iterable[Tensor], first: int = BUCKET) -> Iterator[list[Tensor]]:
+    """Yield groups of consecutive tensors of one type and device: about `first` bytes, then about BUCKET each."""
     bucket: list[Tensor] = []
+    size, limit = 0, first
     for value in tensors:
         compatible = not bucket or (value.dtype, value.device) == (bucket[0].dtype, bucket[0].device)
-        if bucket and (not compatible or sum(tensor.nbytes for tensor in bucket) + value.nbytes > BUCKET):
+        if bucket and (not compatible or size + value.nbytes > limit):
             yield bucket
-            bucket = []
+            bucket, size, limit = [], 0, BUCKET
         bucket.append(value)
+        size += value.nbytes
     if bucket:
         yield bucket

@@ -156,7 +156,6 @@ def train_step(
     state.optimizer.zero_grad(set_to_none=True)
     forward.backward(loss)
     params: Params = {name: value for name, value in classifier.named_parameters() if value.requires_grad}
-    distributed.all_reduce(value.grad for value in params.values() if value.grad is not None)
 
     on_weights = penalties.choose_form(method.weight(params, memory), config) if method.weight else {}
     logged = step == 0 or (step + 1) % config.log_every == 0 or step + 1 == config.steps

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import pairwise
 
 import torch
@@ -41,20 +41,22 @@ class BatchForward:
         """Run the forward pass.
 
         Args:
-            classifier: The module whose buffers (BatchNorm's statistics) must move once per batch.
+            classifier: The module whose buffers (BatchNorm's statistics) must move once per batch, and whose parameters
+                get the gradient.
             model: What computes the logits: the classifier, or some of its heads.
             images: This process's images of the batch, on its device.
             count: Number of images of the whole batch.
             config: Training settings.
             step: The step, which decides dropout.
         """
-        self._model, self._config, self._step = model, config, step
+        self._classifier, self._model, self._config, self._step = classifier, model, config, step
         self._micro_batches: list[Tensor] = []
         if config.micro_batches == 1:
             self._leaves = self._run(images, 0)
         else:
-            bounds = [len(images) * index // config.micro_batches for index in range(config.micro_batches + 1)]
-            self._micro_batches = [images[start:stop] for start, stop in pairwise(bounds) if stop > start]
+            passes = max(1, min(config.micro_batches, count // distributed.world_size()))  # as many in every process
+            bounds = [len(images) * index // passes for index in range(passes + 1)]
+            self._micro_batches = [images[start:stop] for start, stop in pairwise(bounds)]
             buffers = {name: value.clone() for name, value in classifier.named_buffers()}
             with torch.no_grad():
                 outputs = [self._run(batch, index) for index, batch in enumerate(self._micro_batches)]
@@ -66,19 +68,26 @@ class BatchForward:
         self.outputs = {task: distributed.all_gather(leaf, count) for task, leaf in self._leaves.items()}
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradient of a scalar loss of `outputs` to the parameters."""
+        """Add the gradient of a scalar loss of `outputs`, summed over all processes, to the parameters."""
+        if not self._micro_batches:
+            with self._exchange([loss]):
+                loss.backward()
+            return
         loss.backward()
         start = 0
         for index, batch in enumerate(self._micro_batches):
-            logits = self._run(batch, index)
-            tasks = [
-                task for task, leaf in self._leaves.items() if leaf.grad is not None and logits[task].requires_grad
-            ]
-            torch.autograd.backward(
-                [logits[task] for task in tasks],
-                [self._leaves[task].grad[start : start + len(batch)] for task in tasks],  # pyright: ignore
-            )
+            outputs = self._run(batch, index)
+            tasks = [task for task, leaf in self._leaves.items() if leaf.grad is not None]
+            tasks = [task for task in tasks if outputs[task].requires_grad]
+            logits = [outputs[task] for task in tasks]
+            gradients = [self._leaves[task].grad[start : start + len(batch)] for task in tasks]  # pyright: ignore
+            is_last = index + 1 == len(self._micro_batches)  # their sum has to travel only once
+            with self._exchange(logits) if is_last else nullcontext():
+                torch.autograd.backward(logits, gradients)
             start += len(batch)
+
+    def _exchange(self, outputs: Sequence[Tensor]) -> AbstractContextManager[None]:
+        return distributed.sum_gradients(self._classifier.parameters(), outputs)
 
     def _run(self, images: Tensor, index: int) -> Outputs:
         """Run the model on micro-batch `index`; dropout is seeded by step, process and micro-batch."""
