@@ -9,9 +9,12 @@ import pytest
 import torch
 
 from taskgraft import data, distributed
+from taskgraft.bundle import Bundle
 from taskgraft.curvature import fisher
 from taskgraft.data.augmentation import AUGMENT
 from taskgraft.data.placement import place
+from taskgraft.data.transforms import Preprocessing
+from taskgraft.serving.model import load_model
 from taskgraft.training import checkpoints, loop
 from toys import NEW, OLD, RUN, digest, make_data, make_images, parent, start_run, weights
 
@@ -89,3 +92,12 @@ def test_the_fisher_is_exact(network: str) -> None:
 def test_unlabeled_images_come_to_the_device() -> None:
     sources = make_data()._replace(unlabeled=make_images(9, NEW, 8))
     assert data.build_batch(sources, 0, 8, DEVICE).images.device.type == DEVICE.type
+
+
+def test_a_server_answers_as_on_the_processor() -> None:
+    bundle = Bundle(parent(), Preprocessing(32, "squash", 1.0, "bilinear"), {}, "here", "0", "test_resnet", "fc")
+    pixels = make_images(5, OLD, 3).pixels.numpy()
+    expected = load_model(bundle, "torch").run(pixels)
+    bundle.classifier.to(DEVICE)
+    for task, logits in load_model(bundle, "torch").run(pixels).items():
+        torch.testing.assert_close(torch.from_numpy(logits), torch.from_numpy(expected[task]), rtol=1e-3, atol=1e-4)

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
 
+from cli_parsing import COMMANDS, flags_of
 from taskgraft import InputError, distributed
+from taskgraft.cli import main
 from taskgraft.data import decode
 
 
@@ -46,3 +51,69 @@ def test_as_many_threads_decode_as_were_asked_for() -> None:
     with decode.use_workers(3), decode.thread_pool() as pool:
         assert pool._max_workers == 3
     assert decode.count_workers() == os.cpu_count(), "outside it there is one for each core"
+
+
+WORDS = {  # a command line up to its flags; nothing that it names is opened before the device is
+    "train": "x y", "extend": "x y z --task t", "compress": "x y z", "merge": "x y z --images i", "refresh": "x y z",
+    "compare": "x y z --task t", "tune": "x y z --task t", "demo": "x", "predict": "x y", "distribution": "x y",
+    "evaluate": "x y", "calibrate": "x y", "serve": "x",
+}  # fmt: skip
+DECODING = {*WORDS, "check", "export"}  # those of serve are processes
+
+
+def test_every_command_that_computes_or_decodes_says_where() -> None:
+    assert {name for name in COMMANDS if "--device" in flags_of(name)} == set(WORDS)
+    assert {name for name in COMMANDS if "--workers" in flags_of(name)} == DECODING
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
+    """The exit code of a command."""
+    monkeypatch.setattr(sys, "argv", ["taskgraft", *map(str, words)])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert isinstance(end.value.code, int)
+    return end.value.code
+
+
+@pytest.mark.parametrize("name", WORDS)
+def test_a_command_on_a_missing_device_is_refused(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, name, *WORDS[name].split(), "--device", "tpu") == 2
+    assert capsys.readouterr().err == (
+        "taskgraft: --device 'tpu': give one of auto, cpu, cuda, cuda:N (such as cuda:1), mps\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        ("tune x y z --task t --device cpu --jobs 2", "--device and --jobs: workers choose a device for themselves"),
+        ("tune x y z --task t --device cpu --ray local", "--device and --ray: workers choose a device for themselves"),
+        ("predict x y --out o.csv --device cpu --ray local", "--device and --ray: workers choose a device"),
+        ("serve x --device mps --backend onnx", "--device mps: --backend onnx computes on the CPU"),
+    ],
+)
+def test_a_device_for_what_runs_elsewhere_is_refused(
+    words: str, reason: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, *words.split()) == 2
+    assert reason in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["predict", "distribution", "evaluate", "check"])
+def test_a_command_decodes_with_the_threads_that_it_was_given(
+    name: str, alice: Path, old_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[int] = []
+
+    class Pool(ThreadPoolExecutor):
+        def __init__(self, count: int) -> None:
+            threads.append(count)
+            super().__init__(count)
+
+    monkeypatch.setattr(decode, "ThreadPoolExecutor", Pool)
+    words = (old_folder / "val",) if name == "check" else (alice, old_folder / "val")
+    cache = ("--cache", "none") if name == "evaluate" else ()
+    run(monkeypatch, name, *words, "--workers", "3", *cache)
+    assert set(threads) == {3}

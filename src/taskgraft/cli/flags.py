@@ -38,6 +38,12 @@ Cache = Annotated[
     ),
 ]
 BatchSize = Annotated[int, Parameter(group=HARDWARE, help="Images per forward pass", validator=Number(gte=1))]
+Device = Annotated[
+    str, Parameter(group=HARDWARE, help="Device to compute on: auto (a GPU if there is one), cpu, cuda, cuda:1 or mps")
+]
+Workers = Annotated[
+    int, Parameter(group=HARDWARE, help="Threads that decode images; 0 = one per core", validator=Number(gte=0))
+]
 Track = Annotated[
     Literal["tensorboard", "mlflow", "wandb"] | None, Parameter(group=OUTPUT, help="Also log to this tracker")
 ]
@@ -89,17 +95,22 @@ class ParentOptions(ModelOptions):
 
 @Parameter(name="*", group=HARDWARE)
 @dataclass(frozen=True)
-class HardwareOptions:
-    """What a command runs on.
+class DeviceOptions:
+    """What a command computes on, and decodes with."""
+
+    device: Device = "auto"
+    workers: Workers = 0
+
+
+@Parameter(name="*", group=HARDWARE)
+@dataclass(frozen=True)
+class HardwareOptions(DeviceOptions):
+    """What a command trains on.
 
     Attributes:
-        device: Device to compute on: auto (a GPU if there is one), cpu, cuda, cuda:1 or mps
-        workers: Threads that decode images; 0 = one per core
         amp: Mixed precision; the same as --precision bf16
     """
 
-    device: str = "auto"
-    workers: Annotated[int, Parameter(validator=Number(gte=0))] = 0
     amp: Annotated[bool, Parameter(group=TRAINING)] = False
 
 
@@ -123,10 +134,11 @@ NO_MODEL_OPTIONS = ModelOptions()
 NO_PARENT_OPTIONS = ParentOptions()
 ONE_PROCESS = ProcessOptions()
 ANY_HARDWARE = HardwareOptions()
+ANY_DEVICE = DeviceOptions()
 
 
 @contextmanager
-def on_hardware(options: HardwareOptions) -> Iterator[None]:
+def on_hardware(options: DeviceOptions) -> Iterator[None]:
     """Use the device and the number of decoding threads that the options name.
 
     Raises:
@@ -137,6 +149,12 @@ def on_hardware(options: HardwareOptions) -> Iterator[None]:
 
     with distributed.use_device(options.device), decode.use_workers(options.workers):
         yield
+
+
+def refuse_device(options: DeviceOptions, flag: str) -> None:
+    """Raise InputError if a device is named for what other processes do, which `flag` starts."""
+    if options.device != "auto":
+        raise InputError(f"--device and {flag}: workers choose a device for themselves; leave one of them out")
 
 
 def training_config(config: Any, options: HardwareOptions) -> TrainingConfig:

@@ -47,6 +47,7 @@ def predict(
     resume: Annotated[bool, Parameter(group=flags.OUTPUT)] = False,
     batch_size: flags.BatchSize = 32,
     ray: Annotated[str | None, Parameter(group=flags.HARDWARE)] = None,
+    hardware: flags.DeviceOptions = flags.ANY_DEVICE,
     options: flags.ModelOptions = flags.NO_MODEL_OPTIONS,
 ) -> int:
     """Predict all tasks for images and videos.
@@ -61,6 +62,8 @@ def predict(
         resume: Continue an interrupted run into --out
         ray: Distribute the work over a Ray cluster: its address, or local
     """
+    if ray:
+        flags.refuse_device(hardware, "--ray")
     with console.importing():
         from taskgraft.commands import predict as commands
 
@@ -75,7 +78,7 @@ def predict(
         "batch_size": batch_size,
         **asdict(options),
     }
-    with console.show_progress() as callbacks:
+    with flags.on_hardware(hardware), console.show_progress() as callbacks:
         if out is None:
             done = _print_rows(commands.predict_files(model, files, callbacks=callbacks, **settings))
         elif ray:
@@ -125,6 +128,7 @@ def distribution(
     out: Annotated[Path | None, Parameter(group=flags.OUTPUT)] = None,
     as_json: flags.Json = False,
     batch_size: flags.BatchSize = 32,
+    hardware: flags.DeviceOptions = flags.ANY_DEVICE,
     options: flags.ModelOptions = flags.NO_MODEL_OPTIONS,
 ) -> None:
     """Estimate class prevalence with 95 % intervals.
@@ -142,7 +146,7 @@ def distribution(
     from taskgraft.commands.distribution import distribution
 
     pairs = [_parse_pair(text) for text in joint or ()]
-    with console.show_progress() as callbacks:
+    with flags.on_hardware(hardware), console.show_progress() as callbacks:
         estimate = distribution(
             model, _expand_stdin(paths), tasks=task or (), joint=pairs, estimator=estimator, block=block, out=out,
             callbacks=callbacks, every=parse_duration(every, "--every"), batch_size=batch_size, **asdict(options),
@@ -161,6 +165,7 @@ def calibrate(
     *,
     task: LabeledTask = None,
     cache: flags.Cache = "",
+    hardware: flags.DeviceOptions = flags.ANY_DEVICE,
     as_json: flags.Json = False,
 ) -> None:
     """Calibrate the probabilities of a task.
@@ -169,7 +174,7 @@ def calibrate(
     """
     from taskgraft.commands.calibrate import calibrate
 
-    with console.show_progress() as callbacks:
+    with flags.on_hardware(hardware), console.show_progress() as callbacks:
         card = calibrate(model, data, task=task, cache=flags.cache_folder(cache), callbacks=callbacks)
     fit = card["calibration"]
     if as_json:
@@ -196,6 +201,7 @@ def evaluate(
     html: Annotated[Path | None, Parameter(group=flags.OUTPUT)] = None,
     as_json: flags.Json = False,
     cache: flags.Cache = "",
+    hardware: flags.DeviceOptions = flags.ANY_DEVICE,
     options: flags.ModelOptions = flags.NO_MODEL_OPTIONS,
 ) -> int:
     """Evaluate a model on labeled images.
@@ -209,13 +215,13 @@ def evaluate(
     if verify and html:
         raise InputError("--verify writes no page; leave --html out")
     if verify:
-        return _verify(model, data, cache, as_json)
+        return _verify(model, data, cache, hardware, as_json)
     if data is None:
         raise InputError("evaluate needs labeled images; give DATA, or --verify to check a bundle without images")
     with console.importing():
         from taskgraft.commands.evaluate import evaluate
 
-    with console.show_progress() as callbacks:
+    with flags.on_hardware(hardware), console.show_progress() as callbacks:
         result = evaluate(
             model, data, task=task, html=html, cache=flags.cache_folder(cache), callbacks=callbacks, **asdict(options)
         )
@@ -239,10 +245,10 @@ def evaluate(
     return 0
 
 
-def _verify(model: str, data: Path | None, cache: str, as_json: bool) -> int:
+def _verify(model: str, data: Path | None, cache: str, hardware: flags.DeviceOptions, as_json: bool) -> int:
     from taskgraft.commands.verify import verify
 
-    with console.show_progress() as callbacks:
+    with flags.on_hardware(hardware), console.show_progress() as callbacks:
         result = verify(model, data, cache=flags.cache_folder(cache), callbacks=callbacks)
     lines = result.pop("lines")
     if as_json:
@@ -265,6 +271,7 @@ def export(
     name: Annotated[str | None, Parameter(show_default="the last part of MODEL")] = None,
     as_json: flags.Json = False,
     cache: flags.Cache = "",
+    workers: flags.Workers = 0,
     options: flags.ModelOptions = flags.NO_MODEL_OPTIONS,
 ) -> int:
     """Export a model to another format or runtime.
@@ -282,7 +289,7 @@ def export(
     from taskgraft.commands.export import export
     from taskgraft.exports import verify
 
-    with console.show_progress() as callbacks:
+    with flags.on_hardware(flags.DeviceOptions(workers=workers)), console.show_progress() as callbacks:
         result = export(
             model, out, format=format, precision=precision, uint8_input=uint8_input, check=check or (), keep=keep,
             name=name, cache=flags.cache_folder(cache), callbacks=callbacks, **asdict(options),
@@ -312,6 +319,7 @@ def serve(
         Path | None, Parameter(group=flags.MODEL, env_var="TASKGRAFT_REQUIRE_SIGNATURE")
     ] = None,
     backend: Annotated[Literal["torch", "onnx"], Parameter(group=flags.HARDWARE)] = "torch",
+    device: flags.Device = "auto",
     name: Annotated[str | None, Parameter(show_default="the last part of MODEL")] = None,
     trial: bool = False,
     options: flags.ModelOptions = flags.NO_MODEL_OPTIONS,
@@ -332,7 +340,9 @@ def serve(
     """
     from taskgraft.commands.serve import serve
 
-    with console.show_progress() as callbacks:
+    if backend == "onnx" and device not in ("auto", "cpu"):
+        raise InputError(f"--device {device}: --backend onnx computes on the CPU; leave one of them out")
+    with flags.on_hardware(flags.DeviceOptions(device)), console.show_progress() as callbacks:
         description = serve(
             model, host=host, port=port, token=token or None, insecure=insecure,
             require_signature=require_signature, backend=backend, name=name, limits=limits, trial=trial,

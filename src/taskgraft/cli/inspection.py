@@ -23,6 +23,7 @@ def check(
     write_manifest: Annotated[Path | None, Parameter(group=flags.OUTPUT)] = None,
     html: Annotated[Path | None, Parameter(group=flags.OUTPUT)] = None,
     as_json: flags.Json = False,
+    workers: flags.Workers = 0,
     against: Annotated[str | None, Parameter(group=flags.MODEL)] = None,
     arch: Annotated[str | None, Parameter(group=flags.MODEL)] = None,
     labels: Annotated[Path | None, Parameter(group=flags.MODEL)] = None,
@@ -44,7 +45,7 @@ def check(
     """
     from taskgraft.commands.check import check
 
-    with console.show_progress() as callbacks:
+    with flags.on_hardware(flags.DeviceOptions(workers=workers)), console.show_progress() as callbacks:
         result = check(
             data, task, group=group, min_images=min_images, manifest=write_manifest, drop_leaks=drop_leaks,
             against=against, arch=arch, labels=labels, html=html, callbacks=callbacks,

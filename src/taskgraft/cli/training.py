@@ -175,8 +175,8 @@ def extend(
         )
     if method != "auto" and (budget or max_forgetting or jobs > 1):
         raise InputError("--budget, --max-forgetting and --jobs need --method auto; add it, or leave them out")
-    if jobs > 1 and processes.device != "auto":
-        raise InputError("--device and --jobs: workers choose a GPU for themselves; leave one of them out")
+    if jobs > 1:
+        flags.refuse_device(processes, "--jobs")
     if dry_run and (method == "auto" or one_backbone):
         raise InputError("--dry-run supports neither --method auto nor --one-backbone; leave them out")
     if method == "auto" and one_backbone:
@@ -462,6 +462,7 @@ def tune(
     space: Annotated[str, Parameter(group=flags.SEARCH)] = "",
     options: flags.ParentOptions = flags.NO_PARENT_OPTIONS,
     cache: flags.Cache = "",
+    hardware: flags.HardwareOptions = flags.ANY_HARDWARE,
     settings_file: flags.SettingsFile = None,
 ) -> None:
     """Tune methods and training settings.
@@ -473,13 +474,16 @@ def tune(
         space: Ranges of training settings, such as 'lr=1e-4..1e-2'
     """
     require("tune", "optuna", what="tune")
+    if worker_config.jobs > 1 or worker_config.ray:
+        flags.refuse_device(hardware, "--ray" if worker_config.ray else "--jobs")
     with console.importing():
         from taskgraft import report
         from taskgraft.commands.tune import tune
         from taskgraft.tuning.space import parse
 
+    config = flags.training_config(config, hardware)
     request = _build_request(parent, data, task, presets.BASELINE, config, options, into=False)
-    with console.show_progress() as callbacks:
+    with flags.on_hardware(hardware), console.show_progress() as callbacks:
         search = tune(
             request, parse(method, space, config), out, search_config=search_config, worker_config=worker_config,
             cache=flags.cache_folder(cache), command=flags.command_line(), callbacks=callbacks,
@@ -493,6 +497,7 @@ def demo(
     *,
     seeds: Annotated[int, Parameter(validator=Number(gte=1))] = 1,
     cache: flags.Cache = "",
+    hardware: flags.DeviceOptions = flags.ANY_DEVICE,
 ) -> None:
     """Reproduce the reference experiment on synthetic cars, offline and within minutes.
 
@@ -505,7 +510,7 @@ def demo(
         from taskgraft import report
         from taskgraft.commands.demo import demo
 
-    with console.show_progress(brief=True) as callbacks:
+    with flags.on_hardware(hardware), console.show_progress(brief=True) as callbacks:
         comparison = demo(
             out, seeds=seeds, cache=flags.cache_folder(cache), command=flags.command_line(), callbacks=callbacks
         )

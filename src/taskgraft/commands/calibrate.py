@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from taskgraft import distributed
 from taskgraft.bundle import read_bundle
 from taskgraft.bundle.format import read_json, write_card
 from taskgraft.calibration import MIN_IMAGES
@@ -45,6 +46,7 @@ def calibrate(
             f"{model} is not a bundle, so it has no task card to update; give the OUT folder of train or extend"
         )
     bundle = read_bundle(folder)
+    bundle.classifier.to(distributed.device())
     owner, dataset = measuring.open_labeled(bundle, data, task, as_path(cache), callbacks)
     count = 0 if dataset.val is None else len(dataset.val.pixels)
     if dataset.val is None or count < MIN_IMAGES:

@@ -18,7 +18,7 @@ from filelock import FileLock
 from taskgraft import distributed
 from taskgraft.bundle import open_parent
 from taskgraft.commands.prediction_files import Row, RowFormat, check_suffix, write_rows
-from taskgraft.data import streaming
+from taskgraft.data import decode, streaming
 from taskgraft.data.streaming import MediaFile, StreamedImage
 from taskgraft.errors import InputError, require
 from taskgraft.models import inference
@@ -274,7 +274,8 @@ def predict_on_ray(
         task: Any = ray.remote(max_retries=3)(_predict_shard)
         common = {"resume": True, "chunk_size": chunk_size, **options}
         summaries = ray.get([
-            task.remote(Path.cwd(), model, paths, out, shard=(number, shards), **common) for number in range(shards)
+            task.remote(Path.cwd(), decode.chosen_workers(), model, paths, out, shard=(number, shards), **common)
+            for number in range(shards)
         ])  # fmt: skip
     except RayTaskError as error:  # the worker's own error, for the same message as without Ray
         raise error.cause from error
@@ -283,10 +284,11 @@ def predict_on_ray(
     return max(summaries, key=lambda summary: (summary.done, summary.predicted + summary.unreadable))
 
 
-def _predict_shard(folder: Path, *arguments: Any, **options: Any) -> Summary:
-    """The work of one Ray worker; relative paths start at the folder of the driver."""
+def _predict_shard(folder: Path, threads: int, *arguments: Any, **options: Any) -> Summary:
+    """The work of one Ray worker, with decoding threads as the driver; relative paths start at the driver's folder."""
     os.chdir(folder)
-    return predict_to(*arguments, **options)
+    with decode.use_workers(threads):
+        return predict_to(*arguments, **options)
 
 
 def list_media(paths: Iterable[PathLike], callbacks: Callbacks) -> tuple[MediaFile, ...]:

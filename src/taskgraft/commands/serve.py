@@ -7,6 +7,9 @@ import io
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+import torch
+
+from taskgraft import distributed
 from taskgraft.bundle import Bundle, open_parent
 from taskgraft.commands.sign import verify_signature
 from taskgraft.errors import require
@@ -76,9 +79,11 @@ def serve(
         fingerprint = verify_signature(model, require_signature)
         callbacks.info(f"model: signed by {require_signature} ({fingerprint})")
     with open_socket(host, port) as listener, ThreadPoolExecutor(1, "model") as thread:
+        device = distributed.device() if backend == "torch" else torch.device("cpu")  # the choice is of this thread
 
         def load() -> tuple[Bundle, ServedModel]:
             bundle = open_parent(model, arch=arch, labels=labels, preprocessing=preprocessing, task=parent_task)
+            bundle.classifier.to(device)
             return bundle, load_model(bundle, backend, name, thread)
 
         bundle, served = thread.submit(load).result()
@@ -87,7 +92,7 @@ def serve(
         if trial:
             asyncio.run(_predict_one_image(served, bundle, limits))
         else:
-            callbacks.info(f"serving {served.name} ({backend}): tasks {', '.join(served.classes)}")
+            callbacks.info(f"serving {served.name} ({backend} on {device}): tasks {', '.join(served.classes)}")
             serve_model(
                 served, bundle.preprocessing, limits, listener, token=token, local_only=local_only, callbacks=callbacks
             )

@@ -10,6 +10,7 @@ from typing import Any
 
 from taskgraft import report
 from taskgraft.commands.dry_run import measure_step_seconds
+from taskgraft.data import decode
 from taskgraft.errors import InputError
 from taskgraft.methods import composition, notation
 from taskgraft.methods.protocol import Method
@@ -97,7 +98,8 @@ def tune(
         store = StudyStore(
             storage, search_config.study or out.resolve().name, _identity(plan, opened, search_config, out)
         )
-        context = Context(opened.request, out, cache, not search_config.no_share, search_config.track)
+        shared, threads = not search_config.no_share, decode.chosen_workers()
+        context = Context(opened.request, out, cache, shared, search_config.track, threads)
         with open_executor(context, opened, worker_config, callbacks) as executor:
             spent = _seconds_spent(store, plan) / executor.workers
             deadline = None if limits.budget is None else start + max(0.0, limits.budget - spent)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from taskgraft import distributed
 from taskgraft.bundle import Bundle, digests, read_bundle
 from taskgraft.data.dataset import Dataset, open_images
 from taskgraft.data.task_images import concat_images
@@ -48,7 +49,9 @@ def verify(
     folder = Path(str(model).removeprefix("local-dir:"))
     files, run = digests.compare(folder), load(folder)
     results = _compare_results(run.record, run.predictions)
-    predictions = _compare_predictions(read_bundle(folder), run.record, run.predictions, data, cache, callbacks)
+    bundle = read_bundle(folder)
+    bundle.classifier.to(distributed.device())
+    predictions = _compare_predictions(bundle, run.record, run.predictions, data, cache, callbacks)
     changed = [f"{name} has changed" for name in files.changed] + [f"{name} is missing" for name in files.missing]
     changed += [f"{name} is not listed" for name in files.added]
     intact = not changed and not results and all(entry["same"] is not False for entry in predictions)

@@ -109,6 +109,11 @@ def use_workers(count: int) -> Iterator[None]:
         _workers.reset(token)
 
 
+def chosen_workers() -> int:
+    """Return what `use_workers` says, for processes that are started from here; 0 = one for each core."""
+    return _workers.get()
+
+
 def count_workers() -> int:
     """Return the number of threads that decode images."""
     return _workers.get() or os.cpu_count() or 1

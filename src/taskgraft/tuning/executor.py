@@ -23,6 +23,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from taskgraft.data import decode
 from taskgraft.errors import SetupError, TaskgraftError, TrainingError, require
 from taskgraft.pipeline.opening import Opened, open_request
 from taskgraft.pipeline.parent_check import predict_parent
@@ -239,7 +240,8 @@ def _train_remotely(context: Context, job: Job, seconds_left: float | None, thre
     torch.set_num_threads(threads)
     deadline = None if seconds_left is None else time.monotonic() + seconds_left  # each machine has its own clock
     try:
-        return train_trial(context, job, _open_once(context.request, context.cache), deadline, Callbacks())
+        with decode.use_workers(context.decoding_threads):
+            return train_trial(context, job, _open_once(context.request, context.cache), deadline, Callbacks())
     except TaskgraftError as error:
         return error
 

@@ -42,6 +42,7 @@ class Context:
         cache: Cache of decoded pixels; None = in memory only.
         share: Whether trials share what they compute alike.
         track: Experiment tracker; empty = none.
+        decoding_threads: Threads that decode images in each worker; 0 = one for each core.
     """
 
     request: Request
@@ -49,6 +50,7 @@ class Context:
     cache: Path | None
     share: bool
     track: str
+    decoding_threads: int = 0
 
 
 class Job(NamedTuple):
