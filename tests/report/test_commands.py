@@ -96,6 +96,9 @@ def test_proposals_after_a_run(start: str, status: str) -> None:
         assert summary.command == "taskgraft extend alice bob both-distill --into make --method distill"
     if start == "config" and status in ("mixed", "poor"):
         assert "--task colour" in summary.command
+    if STARTED[start] and start != "into" and status in ("mixed", "poor"):  # one backbone that forgot
+        assert summary.command.endswith("--one-backbone")
+        assert "--method" not in summary.command
 
 
 FOREIGN: dict[str, Any] = {

@@ -144,6 +144,12 @@ def compare_methods(record: Record) -> str:
     return str(command.with_out(f"{command.out}-compared").with_flags(("--seeds", str(SEEDS))))
 
 
+def extend_on_one_backbone(record: Record) -> str:
+    """Propose the same extension by the default method, whose child is then compressed, in another folder."""
+    command = _extension(record).without_flags("--method").with_flags(("--one-backbone", None))
+    return str(command.with_out(f"{command.out}-plain"))
+
+
 def try_method(record: Record, method: str) -> str:
     """Propose the same extension by another method, in another folder."""
     command = _extension(record).with_flags(("--method", method))
