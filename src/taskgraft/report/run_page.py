@@ -114,9 +114,7 @@ def render_run(
 
 def _describe_samples(samples: Sequence[SampleImage]) -> str:
     verdicts = {answer.verdict for image in samples for answer in image.answers}
-    marks = (
-        " ✓ and ✗ mark right and wrong predictions of tasks that the image is labeled for." if verdicts - {""} else ""
-    )
+    marks = " ✓ and ✗ mark right and wrong predictions, where the image has a label." if verdicts - {""} else ""
     parent = " Without a label, the parent's prediction is shown if it differs." if "" in verdicts else ""
     return f"Evenly spaced validation images, not selected by their predictions.{marks}{parent}"
 
