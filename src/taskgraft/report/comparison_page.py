@@ -131,7 +131,7 @@ def _list_remarks(comparison: Comparison, rows: Sequence[Row]) -> list[str]:
         seeds = fmt.pluralize(fewest, "seed")
         remarks = [f"Only {seeds}: a comparison needs at least three; differences may be chance."]
     if len(rows) > 1 and any(is_baseline(row.method) for row in rows):
-        remarks.append("First row: the strongest plain fine-tuning, the baseline that the others have to beat.")
+        remarks.append("The first row is the best plain fine-tuning: the baseline to beat.")
     if any(row.seeds and row.score is None for row in rows):
         remarks.append(
             "Old-task accuracy is unknown without old validation images (--old-val DIR), so there is no Score. "

@@ -112,12 +112,12 @@ def build_tradeoff_chart(
         ))  # fmt: skip
     if not curves:
         return None
-    caption = "Higher and further right is better. Bars are 95 % t-intervals over seeds, which need at least two."
+    caption = "Up and to the right is better. Bars are 95 % t-intervals over seeds, which need at least two."
     if target is not None:
         x, y = (100 * value for value in target)
         tooltip = f"{TARGET}: {fmt.percent(target[0])} % old, {fmt.percent(target[1])} % new"
         curves.append(Curve(TARGET, Style("ink", "", "+"), [x], [y], hollow=True, size=16, tooltips=(tooltip,)))
-        caption += f" Cross: the target, two separate models: the parent, and a model trained for {new} alone."
+        caption += f" The cross is the target: two separate models, the parent and one trained for {new} alone."
     panel = Panel("", Axis(f"{new}: accuracy (%)"), tuple(curves), height=330)
     x = Axis(f"{old}: accuracy (%)")
     return Chart("tradeoff-plot", "Final accuracy of every configuration", caption, (panel,), x, kind="Scatter plot")

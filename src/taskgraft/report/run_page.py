@@ -114,9 +114,9 @@ def render_run(
 
 def _describe_samples(samples: Sequence[SampleImage]) -> str:
     verdicts = {answer.verdict for image in samples for answer in image.answers}
-    marks = " ✓ and ✗: right and wrong, where the image is labeled for the task." if verdicts - {""} else ""
-    parent = " The parent's prediction is given where it differs and there is no label." if "" in verdicts else ""
-    return f"Validation images at even intervals, not chosen by their predictions.{marks}{parent}"
+    marks = " ✓ and ✗ mark right and wrong predictions, where the image has a label." if verdicts - {""} else ""
+    parent = " Without a label, the parent's prediction is shown if it differs." if "" in verdicts else ""
+    return f"Evenly spaced validation images, not selected by their predictions.{marks}{parent}"
 
 
 def _summarize_sections(
@@ -127,7 +127,7 @@ def _summarize_sections(
     errors = [f"{a.task} {fmt.percent(a.ece)} points" for a in analyses]
     chosen = [reason for _, _, reason in record.settings if reason != "default"]
     sets = [
-        f"{name}: {fmt.pluralize(sum(images.values()), 'image')}"
+        f"{name} ({fmt.pluralize(sum(images.values()), 'image')})"
         for name, data in record.data.items()
         if (images := data.get("images"))
     ]
@@ -137,7 +137,7 @@ def _summarize_sections(
         "calibration": f"expected calibration error: {', '.join(errors)}",
         "lineage": fmt.pluralize(len(_list_lineage(record)), "step"),
         "settings": f"{len(chosen)} chosen, {fmt.pluralize(len(record.settings) - len(chosen), 'default')}",
-        "data": "; ".join([*sets, f"parent {_model_name(record.parent)}"]),
+        "data": ", ".join([*sets, f"parent {_model_name(record.parent)}"]),
         "reproduce": "commands, parameters, time, latency, versions",
     }
 
@@ -159,7 +159,7 @@ def _describe_change(task: TaskResult) -> str:
 def _list_costs(record: Record) -> list[str]:
     added, parent = record.parameters["added"], record.parameters["parent"]
     change = "fewer" if added < 0 else "added"
-    extra = f" {change}, {fmt.fraction(abs(added), parent)} of the parent's" if parent else ""
+    extra = f" {change} ({fmt.fraction(abs(added), parent)} of the parent's)" if parent else ""
     lines = [f"{fmt.pluralize(abs(added), 'parameter')}{extra}"]
     if flops := summary.describe_flops(record):
         lines.append(flops)
@@ -269,7 +269,7 @@ def _list_lineage(record: Record) -> list[tuple[str, list[str]]]:
         if model is not None or not summary.is_taught(record):
             title = f"Learned {task}"
         else:  # the parent had all tasks
-            title = f"Moved {', '.join(one.name for one in record.tasks)} to one backbone"
+            title = f"{' and '.join(one.name for one in record.tasks)} on one backbone"
         steps.append((f"{title}{' (this run)' if model is None else ''}", lines))
     return steps
 

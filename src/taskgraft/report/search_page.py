@@ -186,7 +186,7 @@ def _build_front_chart(search: SearchResult) -> Chart:
     y = Axis(f"{search.tasks[-1]}: accuracy (%)")
     x = Axis(f"{_old_names(search)}: {'agreement with the parent' if search.proxy else 'accuracy'} (%)")
     caption = (
-        "Higher and further right is better. Bars are 95 % confidence intervals over images; trials stopped early are "
+        "Up and to the right is better. Bars are 95 % confidence intervals over images; trials stopped early are "
         "hollow."
     )
     panel = Panel("", y, tuple(curve for curve in curves if curve.x), height=480)
