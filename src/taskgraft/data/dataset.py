@@ -366,7 +366,7 @@ def load_snapshot(path: Path, signature: str, folder: Path, preprocessing: Prepr
     columns, metadata = stored
     geometry = pixel_cache.geometry_folder(folder, preprocessing._replace(bits=metadata["bits"]))
     total = sum(metadata["sizes"].values())
-    pixels = pixel_cache.map_pixels(geometry, metadata["key"], total, preprocessing.size)
+    pixels = pixel_cache.map_pixels(geometry, metadata["key"], total, preprocessing)
     if pixels is None:
         return None
     tasks = tuple(Task(name, tuple(classes)) for name, classes in metadata["tasks"])

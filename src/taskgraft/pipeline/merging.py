@@ -17,7 +17,7 @@ from taskgraft.bundle import Bundle, open_parent
 from taskgraft.bundle.student import build_student
 from taskgraft.data.dataset import Dataset, open_images, split_by_content
 from taskgraft.data.task_images import TaskData, concat_images, describe_dataset, match_task
-from taskgraft.data.transforms import Preprocessing
+from taskgraft.data.transforms import CHANNELS, Preprocessing
 from taskgraft.data.unlabeled import load_unlabeled
 from taskgraft.errors import DataError, InputError
 from taskgraft.metrics import agreement
@@ -62,6 +62,9 @@ def open_merge(request: MergeRequest, cache: Path | None, callbacks: Callbacks) 
             raise InputError(f"{model.source} has one softmax for all its tasks; only models with one per task merge")
         model.classifier.to(distributed.device()).requires_grad_(False)
     first, second = models
+    if first.preprocessing.channels != second.preprocessing.channels:
+        described = [f"{model.source} takes {CHANNELS[model.preprocessing.channels]} images" for model in models]
+        raise InputError(f"{' and '.join(described)}; models merge that take images of one kind")
     shared = _list_shared_tasks(first, second)
     teacher = _join_models(first, second)
     tasks = teacher.classifier.tasks
@@ -137,7 +140,7 @@ def _join_models(first: Bundle, second: Bundle) -> Bundle:
     ]
     device = distributed.device()
     classifiers = [model.classifier for model in (first, second)]
-    blank = torch.zeros(1, 3, here.size, here.size, device=device)
+    blank = torch.zeros(1, here.channels, here.size, here.size, device=device)
     classifier = join(classifiers, [conversion.to(device) for conversion in conversions], blank)
     return replace(
         first,

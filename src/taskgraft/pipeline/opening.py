@@ -11,7 +11,7 @@ import torch
 
 from taskgraft import distributed, seeding
 from taskgraft.bundle import Bundle, open_parent
-from taskgraft.bundle.architecture import create_network, image_size_args
+from taskgraft.bundle.architecture import create_network, input_args
 from taskgraft.bundle.loaders import describe_origin, describe_preprocessing
 from taskgraft.config import TrainingConfig, resolve_steps, validate
 from taskgraft.data import transforms
@@ -255,6 +255,8 @@ def _open_training(request: TrainingRequest, cache: Path | None, callbacks: Call
     source = _open_weights(request, callbacks) if request.weights else None
     preprocessing = source.preprocessing if source else create_network(model, 2)[2]
     if request.preprocessing:
+        if not source and (channels := transforms.find_channels(request.preprocessing)):
+            preprocessing = preprocessing.with_channels(channels)
         preprocessing = transforms.parse_preprocessing(request.preprocessing, preprocessing)
     if not source:  # `open_parent` reports that of the weights
         origin = describe_origin(request.preprocessing, f"timm's default for {model}")
@@ -274,7 +276,7 @@ def _open_training(request: TrainingRequest, cache: Path | None, callbacks: Call
                 source, classifier=classifier, preprocessing=preprocessing, memory={}, cards={}, folder=None
             )
         else:
-            model_args = image_size_args(model, preprocessing)
+            model_args = input_args(model, preprocessing)
             network, head, _ = create_network(model, len(task.classes), **model_args)
             classifier, digest = wrap(network, head, [task], config.softmax), fingerprint([model, str(config.seed)])
             bundle = Bundle(classifier, preprocessing, {}, model, digest, model, head, model_args=model_args)
