@@ -223,6 +223,14 @@ def find_bits(peak: int) -> int | None:
     return next((bits for bits in FOUND_DEPTHS if peak < 2**bits), 16) if peak else None
 
 
+def describe_bits(peak: int, bits: int) -> str:
+    """Say what was found of 16-bit files that do not use all of their bits."""
+    return (
+        f"the largest value of the 16-bit images is {peak}: read as {bits} bits, in predict and serve too; "
+        "--preprocessing 16bit reads them as they are"
+    )
+
+
 def resize(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
     """Resize and crop an RGB or gray image to [size, size] with Pillow's filters."""
     size, resample = preprocessing.size, FILTERS[preprocessing.interpolation]

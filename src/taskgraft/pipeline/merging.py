@@ -27,7 +27,7 @@ from taskgraft.models.ensemble import Conversion, join
 from taskgraft.models.inference import predict, sample_evenly
 from taskgraft.pipeline import measuring
 from taskgraft.pipeline.compression import answer, fit_heads, require_teaching
-from taskgraft.pipeline.opening import Opened
+from taskgraft.pipeline.opening import Opened, with_bits
 from taskgraft.pipeline.request import MergeRequest, validate_request
 from taskgraft.pipeline.usefulness import describe_usefulness
 from taskgraft.results.files import fingerprint
@@ -70,11 +70,16 @@ def open_merge(request: MergeRequest, cache: Path | None, callbacks: Callbacks) 
     tasks = teacher.classifier.tasks
     request, plan = validate_request(replace(request, task=tasks[-1].name))
     require_teaching(request, plan)
-    images = distributed.main_process_first(lambda: _load_images(request, tasks, first.preprocessing, cache, callbacks))
+    bits, other_bits = (model.preprocessing.bits for model in models)
+    prepared = first.preprocessing._replace(bits=bits or other_bits)
+    images = distributed.main_process_first(lambda: _load_images(request, tasks, prepared, cache, callbacks))
     assert images.new.train is not None
+    first, teacher = with_bits(first, images.new.bits), with_bits(teacher, images.new.bits)
+    if bits and other_bits and bits != other_bits:
+        callbacks.info(f"16-bit files are read as {bits} bits, but {second.source} was trained with {other_bits}")
     if shared:
         callbacks.info(_compare_shared(shared, first, second, images.new.train))
-    if second.preprocessing != first.preprocessing:
+    if with_bits(second, images.new.bits).preprocessing != first.preprocessing:
         callbacks.info(
             f"images are prepared as for {first.source} ('{first.preprocessing.to_text()}'); {second.source} sees them "
             f"resized and normalized for it, not cropped ('{second.preprocessing.to_text()}')"
@@ -182,8 +187,9 @@ def _load_images(
     }
     dataset = Dataset(
         (tasks[-1],), train._replace(labels=unlabeled), val, None, (), "images without labels",
-        described["fingerprint"], count, (),
+        described["fingerprint"], count, (), sets.bits,
     )  # fmt: skip
+    preprocessing = preprocessing._replace(bits=sets.bits)
     labeled, descriptions = [], {"new": described}
     for path in request.old_val:
         task = match_task(path, tasks)
