@@ -39,7 +39,7 @@ class Images(NamedTuple):
     """Images at training size with their labels.
 
     Attributes:
-        pixels: [N, H, W, 3] uint8 (maybe memory-mapped), or [N, ...] float inputs that are used as they are.
+        pixels: [N, H, W, C] uint8 (maybe memory-mapped), or [N, ...] float inputs that are used as they are.
         labels: Task name -> [N] int64, -1 where an image is not labeled for it.
         names: Name of each image.
         mean: Subtracted from each channel of values scaled to [0, 1].

@@ -6,12 +6,16 @@ import argparse
 import json
 import os
 import pickle
+import pkgutil
 import signal
 import subprocess
 import sys
 import warnings
 from collections import OrderedDict, defaultdict, deque
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from enum import Enum
+from fractions import Fraction
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -146,16 +150,59 @@ def test_code_in_a_pickle_is_named_and_not_run(tmp_path: Path, monkeypatch: pyte
     assert not trap.exists()
 
 
+class Level(Enum):
+    """Written by its value."""
+
+    HIGH = "high"
+
+
+class Slots:
+    """Written as two dictionaries."""
+
+    __slots__ = ("model",)
+
+
+@dataclass
 class Settings:
-    """Data, but of a class that only its own code can read."""
+    """Of a class that only its own program has, such as hyperparameters in a file of Lightning."""
+
+    arch: str
+    level: Level
+    classes: tuple[str, ...]
+    inner: Slots
 
 
-def test_classes_of_other_programs_are_named_in_full(tmp_path: Path) -> None:
-    path = save(tmp_path / "x.pt", {"state_dict": TENSORS, "config": Settings()})
+def test_settings_of_a_programs_own_class_are_read_without_its_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inner = Slots()
+    inner.model = "resnet34"
+    config = Settings("resnet18", Level.HIGH, ("cat", "dog"), inner)
+    monkeypatch.setattr(Settings, "__setstate__", lambda self, state: pytest.fail("its code ran"), raising=False)
+    loaded = load_weights(save(tmp_path / "x.ckpt", {"state_dict": TENSORS, "hyper_parameters": {"config": config}}))
+    assert equal(loaded.entries["state_dict"], TENSORS)
+    assert loaded.texts["hyper_parameters.config.arch"] == "resnet18"
+    assert loaded.texts["hyper_parameters.config.inner.model"] == "resnet34"
+    assert loaded.class_names == {"hyper_parameters.config.classes": ["cat", "dog"]}
+
+
+@pytest.mark.parametrize("name", ["os.system", "builtins.eval", "subprocess.Popen"])
+def test_a_program_beside_settings_is_not_stood_in_for(tmp_path: Path, name: str) -> None:
+    class Call:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return pkgutil.resolve_name(name), ("1",)
+
+    path = save(tmp_path / "x.pt", {"state_dict": TENSORS, "config": Slots(), "x": Call()})
+    with pytest.raises(CheckpointError, match="would run code from the file"):
+        load_weights(path)
+
+
+def test_classes_of_python_are_named_in_full(tmp_path: Path) -> None:
+    path = save(tmp_path / "x.pt", {"state_dict": TENSORS, "share": Fraction(1, 3)})
     with pytest.raises(CheckpointError) as caught:
         load_weights(path)
     assert str(caught.value) == (
-        f"{path} was not loaded because that would run code from the file ({__name__}.Settings); if you trust it, save "
+        f"{path} was not loaded because that would run code from the file (fractions.Fraction); if you trust it, save "
         "only the weights: torch.save(torch.load('x.pt', weights_only=False)['state_dict'], 'weights.pth'), or where "
         "it was saved, torch.save(model.state_dict(), …)"
     )

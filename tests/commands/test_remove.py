@@ -209,11 +209,17 @@ def test_a_weights_file_and_the_command_line(tmp_path: Path) -> None:
     state = parent().backbone.state_dict() | {"fc.weight": torch.randn(3, 96), "fc.bias": torch.randn(3)}
     torch.save(state, tmp_path / "shapes.pth")
     (tmp_path / "labels.txt").write_text("\n".join(OLD.classes))
-    done = run_cli(
+    command = (
         "remove", "shapes.pth", "less", "--task", "shape", "--parent-task", "shape", "--classes", "thin",
         "--arch", "test_resnet", "--labels", "labels.txt", "--preprocessing", "32 squash bilinear half",
-        cwd=tmp_path, check=True,
     )  # fmt: skip
+    tried = run_cli(*command, "--dry-run", cwd=tmp_path, check=True)
+    assert tried.stdout.splitlines() == [
+        "would be removed: shape: thin", "left, with the same logits to the bit: shape (2)",
+        "nothing was written to less",
+    ]  # fmt: skip
+    assert not (tmp_path / "less").exists()
+    done = run_cli(*command, cwd=tmp_path, check=True)
     assert done.stdout.splitlines() == [
         "removed: shape: thin", "left, with the same logits to the bit: shape (2)", "model: less",
     ]  # fmt: skip

@@ -74,6 +74,31 @@ def test_the_bits_of_16_bit_files_are_a_word() -> None:
     assert parse_preprocessing(twelve.to_text(), Preprocessing(96)) == twelve
 
 
+GRAY = Preprocessing(28, "squash", 1.0, "bilinear", (0.5,), (0.25,))
+
+
+def test_one_number_is_for_gray_images() -> None:
+    assert GRAY.to_text() == "28 squash bilinear mean=0.5 std=0.25"
+    assert parse_preprocessing(GRAY.to_text(), GRAY._replace(size=8)) == GRAY
+    assert parse_preprocessing("imagenet", GRAY) == GRAY._replace(mean=(0.449,), std=(0.226,)), "as timm averages them"
+    assert from_timm(to_timm(GRAY)) == GRAY
+    assert to_timm(GRAY)["input_size"] == [1, 28, 28]
+    assert from_timm({"mean": [0.5], "std": [0.25]}).with_channels(3).std == (0.25,) * 3, "as timm repeats them"
+
+
+@pytest.mark.parametrize(
+    ("line", "default", "message"),
+    [
+        ("mean=0.5 std=0.5", Preprocessing(), "mean has 1 number, but the network takes RGB images; give 3"),
+        ("std=0.5", Preprocessing(), "std has 1 number"),
+        ("mean=0,0,0 std=1,1,1", GRAY, "mean has 3 numbers, but the network takes gray images; give 1"),
+    ],
+)
+def test_a_normalization_for_other_channels_is_refused(line: str, default: Preprocessing, message: str) -> None:
+    with pytest.raises(TaskgraftError, match=message):
+        parse_preprocessing(line, default)
+
+
 @pytest.mark.parametrize(
     ("peak", "bits"), [(0, None), (255, 8), (1000, 10), (1024, 12), (4095, 12), (4096, 16), (65535, 16)]
 )

@@ -45,7 +45,12 @@ def one(data: bytes) -> None:
     header, _, body = data.partition(b"\n")
     try:
         request = v2_protocol.parse_request(
-            body, header.decode("latin-1") or None, size=SIZE, max_batch=MAX_BATCH, outputs=["logits_a", "label_a"]
+            body,
+            header.decode("latin-1") or None,
+            size=SIZE,
+            channels=3,
+            max_batch=MAX_BATCH,
+            outputs=["logits_a", "label_a"],
         )
         count = request.batch_size
         assert 1 <= count <= MAX_BATCH

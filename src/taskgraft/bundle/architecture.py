@@ -12,6 +12,7 @@ import timm
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import nn
 
+from taskgraft.bundle.channels import RGB, count_channels
 from taskgraft.config import Softmax
 from taskgraft.data import transforms
 from taskgraft.data.transforms import Preprocessing
@@ -42,7 +43,9 @@ def create_network(arch: str, num_classes: int, **model_args: Any) -> tuple[nn.M
     """
     require_arch(arch)
     net = timm.create_model(arch, num_classes=num_classes, **model_args)
-    return net, find_head(net, arch), transforms.from_timm(net.pretrained_cfg)  # pyright: ignore[reportArgumentType]
+    config: Any = net.pretrained_cfg
+    preprocessing = transforms.from_timm(config).with_channels(count_channels(config, model_args))
+    return net, find_head(net, arch), preprocessing
 
 
 def require_arch(arch: str) -> None:
@@ -105,12 +108,13 @@ def find_head(net: nn.Module, arch: str) -> str:
     return name
 
 
-def image_size_args(arch: str, preprocessing: Preprocessing) -> dict[str, Any]:
-    """Return the timm arguments that an input size needs: networks of fixed size, such as ViTs, are built for it."""
+def input_args(arch: str, preprocessing: Preprocessing) -> dict[str, Any]:
+    """Return the timm arguments that an input needs: its channels, if not RGB, and the size of a fixed-size network."""
+    channels = {} if preprocessing.channels == RGB else {"in_chans": preprocessing.channels}
     config = timm.get_pretrained_cfg(arch) if timm.is_model(arch) else None
     if config is None or not config.fixed_input_size or config.input_size[-1] == preprocessing.size:
-        return {}
-    return {"img_size": preprocessing.size}
+        return channels
+    return {"img_size": preprocessing.size, **channels}
 
 
 class HeadShape(BaseModel):

@@ -29,6 +29,7 @@ from taskgraft.bundle.architecture import (
     describe_heads,
     restore_places,
 )
+from taskgraft.bundle.channels import count_channels, require_channels
 from taskgraft.bundle.prediction import ImageLike, Prediction, predict_images
 from taskgraft.bundle.weights import load_safetensors, load_weights, require_finite
 from taskgraft.config import Softmax
@@ -101,7 +102,7 @@ class Bundle:
 
         Args:
             images: A path, a Pillow image, pixels [H, W, C] or [N, H, W, C] as uint8, a list of those, or a float
-                tensor [B, 3, H, W], which is used as it is. All but a tensor are decoded as in training.
+                tensor [B, C, H, W], which is used as it is. All but a tensor are decoded as in training.
             raw: Do not calibrate the probabilities by the temperatures of the task cards.
             batch_size: Images that are held in memory and run at once.
 
@@ -395,7 +396,7 @@ def read_bundle(folder: Path) -> Bundle:
     require_finite(folder / "model.safetensors", tensors)
     return Bundle(
         classifier=_load_classifier(folder, config, tasks, tensors),
-        preprocessing=transforms.from_timm(config.pretrained_cfg, str(file))._replace(bits=config.taskgraft.bits),
+        preprocessing=_read_preprocessing(file, config),
         memory=_read_memory(folder / "memory.safetensors"),
         source=str(folder),
         digest=digest(folder / "model.safetensors"),
@@ -408,6 +409,14 @@ def read_bundle(folder: Path) -> Bundle:
         folder=folder,
         preprocessing_source=f"from {file}",
     )
+
+
+def _read_preprocessing(file: Path, config: _Config) -> Preprocessing:
+    channels = require_channels(file, count_channels(config.pretrained_cfg, config.model_args))
+    preprocessing = transforms.from_timm(config.pretrained_cfg, str(file))
+    if preprocessing.channels != channels:
+        raise _damaged(file, f"mean and std are for {preprocessing.channels} channels, its network is for {channels}")
+    return preprocessing._replace(bits=config.taskgraft.bits)
 
 
 def _read_card(path: Path) -> dict[str, Any]:

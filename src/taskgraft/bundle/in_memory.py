@@ -11,8 +11,10 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from taskgraft.bundle.channels import count_channels
 from taskgraft.bundle.format import Bundle, compute_digest
 from taskgraft.data import transforms
+from taskgraft.data.transforms import Preprocessing
 from taskgraft.errors import CheckpointError
 from taskgraft.models.classifier import Classifier
 from taskgraft.models.eval_mode import eval_mode
@@ -48,8 +50,10 @@ def describe_classifier(classifier: Classifier) -> Bundle:
     side = _find_image_size(backbone)
     preprocessing = preprocessing._replace(size=side or preprocessing.size)
     rows = sum(len(task.classes) for task in classifier.tasks)
-    for model_args in [{}, *([{"img_size": side}] if side else [])]:
-        if _rebuilds(classifier, arch, head, rows, model_args, preprocessing.size):
+    sizes = [{}, *([{"img_size": side}] if side else [])]
+    for model_args in [{**size, **channels} for channels in ({}, {"in_chans": 1}) for size in sizes]:
+        preprocessing = preprocessing.with_channels(count_channels(config, model_args))
+        if _rebuilds(classifier, arch, head, rows, model_args, preprocessing):
             break
     else:
         raise CheckpointError(
@@ -78,7 +82,12 @@ def _find_image_size(backbone: nn.Module) -> int | None:
 
 
 def _rebuilds(
-    classifier: Classifier, arch: str, head: str, rows: int, model_args: Mapping[str, Any], size: int
+    classifier: Classifier,
+    arch: str,
+    head: str,
+    rows: int,
+    model_args: Mapping[str, Any],
+    preprocessing: Preprocessing,
 ) -> bool:
     """Whether timm builds a network with the same tensors and the same outputs, bit for bit."""
     backbone = classifier.backbone
@@ -87,13 +96,13 @@ def _rebuilds(
         net.set_submodule(head, nn.Identity())
         net.load_state_dict(backbone.state_dict(), strict=True)
         net.to(next(backbone.parameters()))
-        return all(torch.equal(left, right) for left, right in _compare(net, backbone, size))
+        return all(torch.equal(left, right) for left, right in _compare(net, backbone, preprocessing))
     except (RuntimeError, TypeError, AttributeError, AssertionError):
         return False
 
 
-def _compare(left: nn.Module, right: nn.Module, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    generator = torch.Generator().manual_seed(0)
-    images = torch.rand(1, 3, size, size, generator=generator).to(next(right.parameters()))
+def _compare(left: nn.Module, right: nn.Module, preprocessing: Preprocessing) -> Iterator[tuple[Tensor, Tensor]]:
+    generator, size = torch.Generator().manual_seed(0), preprocessing.size
+    images = torch.rand(1, preprocessing.channels, size, size, generator=generator).to(next(right.parameters()))
     with torch.inference_mode(), eval_mode(left), eval_mode(right):
         yield left(images), right(images)

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import timm
@@ -16,7 +17,8 @@ from timm.data import ImageNetInfo, infer_imagenet_subset
 from torch import nn
 
 from taskgraft.bundle import hub
-from taskgraft.bundle.architecture import create_network, create_untrusted, find_head, image_size_args, require_arch
+from taskgraft.bundle.architecture import create_network, create_untrusted, find_head, input_args, require_arch
+from taskgraft.bundle.channels import RGB, count_channels, find_channels, require_channels
 from taskgraft.bundle.format import Bundle, read_bundle, read_json
 from taskgraft.bundle.in_memory import copy_bundle
 from taskgraft.bundle.matching import Fit, fit_network, wrap_transformers
@@ -151,7 +153,8 @@ def _open_hub(source: str, names: tuple[str, ...], task: str, unnamed: bool) -> 
         return replace(read_bundle(hub.fetch_model(source)), source=source)
     if name_architecture(config):
         return replace(_open_folder(hub.fetch_model(source), config, names, task, unnamed), source=source)
-    return _open_pretrained(source, names, task, unnamed)
+    model_args = config.get("model_args")
+    return _open_pretrained(source, names, task, unnamed, model_args if isinstance(model_args, dict) else {})
 
 
 def describe_origin(preprocessing: str | None, default: str) -> str:
@@ -186,15 +189,17 @@ def _open_file(
     require_arch(arch)
     rows = _count_rows(weights, arch) or 1
     net, head, default = create_network(arch, rows)
-    origin = f"timm's default for {arch}, since a file of weights has none"
+    channels = require_channels(path, find_channels(weights, net))
+    origin = f"timm's default for {arch}, since a file of weights has none{_describe_average(default, channels)}"
+    default = default.with_channels(channels)
 
     def fit(default: Preprocessing) -> tuple[nn.Module, dict[str, Any], Fit]:
-        model_args = image_size_args(arch, transforms.parse_preprocessing(preprocessing or "", default))
+        model_args = input_args(arch, transforms.parse_preprocessing(preprocessing or "", default))
         sized = create_network(arch, rows, **model_args)[0] if model_args else net
         return sized, model_args, fit_network(path, weights, sized, arch, head, headless=unnamed)
 
     net, model_args, found = fit(default)
-    if found.image_size and not _sets_size(preprocessing):
+    if found.image_size and "size" not in transforms.list_fields(preprocessing or ""):
         default = default._replace(size=found.image_size)
         origin += f", but for the size {found.image_size} of its positional embeddings"
         net, model_args, found = fit(default)
@@ -215,9 +220,9 @@ def _find_arch(weights: Weights) -> tuple[str, str]:
     return "", ""
 
 
-def _sets_size(preprocessing: str | None) -> bool:
-    sizes = {transforms.parse_preprocessing(preprocessing or "", Preprocessing(size=size)).size for size in (8, 16)}
-    return len(sizes) == 1
+def _describe_average(preprocessing: Preprocessing, channels: int) -> str:
+    """Say that a normalization of three channels becomes one of one channel."""
+    return ", averaged for one channel" if channels < preprocessing.channels else ""
 
 
 def _open_folder(path: Path, config: dict[str, Any], labels: tuple[str, ...], task: str, unnamed: bool) -> Bundle:
@@ -239,6 +244,10 @@ def _open_folder(path: Path, config: dict[str, Any], labels: tuple[str, ...], ta
         model_args = {name: value for name, value in model_args.items() if name != "num_classes"}
     rows = _count_rows(weights, arch) or 1
     net = create_untrusted(file, arch, rows, model_args)
+    channels = require_channels(file, model_args.get("in_chans") or find_channels(weights, net))
+    if channels != RGB and "in_chans" not in model_args:
+        model_args = {**model_args, "in_chans": channels}
+        net = create_untrusted(file, arch, rows, model_args)
     head = find_head(net, arch)
     found = fit_network(weight_file, weights, net, arch, head, headless=unnamed)
     stored = {key: config[key] for key in ("label_names", "id2label", "label2id") if config.get(key)}
@@ -252,6 +261,8 @@ def _open_folder(path: Path, config: dict[str, Any], labels: tuple[str, ...], ta
     default = transforms.from_timm(net.pretrained_cfg)  # pyright: ignore[reportArgumentType]
     preprocessing = transforms.from_timm({**transforms.to_timm(default), **changes}, str(file))
     origin = f"from {file}" if changes else f"timm's default for {arch}, since {file} has none"
+    origin += _describe_average(preprocessing, channels)
+    preprocessing = preprocessing.with_channels(channels)
     return Bundle(wrap(net, head, [Task(task, names)]), preprocessing, {}, str(path), _digest(weight_file), arch, head,
                   tuple(notes), model_args=model_args, preprocessing_source=origin)  # fmt: skip
 
@@ -283,6 +294,8 @@ def _open_transformers(path: Path, config: dict[str, Any], labels: tuple[str, ..
     file, weight_file = path / "config.json", _find_weights(path)
     arch, model_args, tensors = convert(file, config, load_weights(weight_file).entries[""])
     require_finite(weight_file, tensors)
+    channels = require_channels(file, config.get("num_channels", RGB))
+    model_args = model_args if channels == RGB else {**model_args, "in_chans": channels}
     net = create_untrusted(file, arch, 1, model_args)
     head = find_head(net, arch)
     found = fit_network(weight_file, Weights({"": tensors}, {}, {}), net, arch, head, headless=unnamed)
@@ -298,12 +311,17 @@ def _open_transformers(path: Path, config: dict[str, Any], labels: tuple[str, ..
         changes, assumed = read_preprocessor(processor, read_json(processor))
         preprocessing = transforms.from_timm(changes, str(processor))
         notes, origin = [*notes, *assumed], f"from {processor}"
+    origin += _describe_average(preprocessing, channels)
+    preprocessing = preprocessing.with_channels(channels)
     notes += [*_load(net, found), *note]
     return Bundle(wrap(net, head, [Task(task, names)]), preprocessing, {}, str(path), _digest(weight_file), arch, head,
                   tuple(notes), model_args=model_args, preprocessing_source=origin)  # fmt: skip
 
 
-def _open_pretrained(source: str, labels: tuple[str, ...], task: str, unnamed: bool) -> Bundle:
+def _open_pretrained(
+    source: str, labels: tuple[str, ...], task: str, unnamed: bool, model_args: Mapping[str, Any] = MappingProxyType({})
+) -> Bundle:
+    """Open what timm downloads; `model_args` are those of a repository's config.json, which timm follows by itself."""
     net = _download(source)
     arch = str(net.pretrained_cfg["architecture"])  # pyright: ignore
     head = find_head(net, arch)
@@ -311,10 +329,15 @@ def _open_pretrained(source: str, labels: tuple[str, ...], task: str, unnamed: b
     imagenet = tuple(ImageNetInfo(subset).label_names()) if subset and not unnamed else ()
     rows = int(net.get_submodule(head).out_features)  # pyright: ignore[reportArgumentType]
     names, _ = _class_names(source, labels or imagenet, {}, rows, unnamed)
-    preprocessing = transforms.from_timm(net.pretrained_cfg)  # pyright: ignore[reportArgumentType]
+    config: Any = net.pretrained_cfg
+    channels = require_channels(source, count_channels(config, model_args))
+    preprocessing = transforms.from_timm(config)
+    origin = f"from timm's {source}{_describe_average(preprocessing, channels)}"
+    preprocessing = preprocessing.with_channels(channels)
+    own = {name: value for name, value in model_args.items() if name != "num_classes"}
     digest = fingerprint(f"{name} {value.sum().item()}" for name, value in net.state_dict().items())
     return Bundle(wrap(net, head, [Task(task, names)]), preprocessing, {}, source, digest, arch, head,
-                  preprocessing_source=f"from timm's {source}")  # fmt: skip
+                  model_args={**input_args(arch, preprocessing), **own}, preprocessing_source=origin)  # fmt: skip
 
 
 def _download(source: str) -> nn.Module:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from taskgraft.bundle import torchvision_models
-from taskgraft.bundle.weights import Weights, require_finite
+from taskgraft.bundle.weights import Weights, require_finite, sort_naturally
 from taskgraft.errors import CheckpointError
 from taskgraft.types import Params
 
@@ -297,7 +297,7 @@ def _describe_conversion(candidate: _Candidate, net: nn.Module, arch: str, notes
 
 
 def _describe_head(path: Path, arch: str, head: str, tensors: Params) -> CheckpointError:
-    names = sorted(tensors, key=_natural)
+    names = sorted(tensors, key=sort_naturally)
     layers = [name.removesuffix(".weight") for name in names if name.endswith(".weight") and tensors[name].dim() == 2]
     return CheckpointError(
         f"{path} is the same backbone as {arch} with another head ({_enumerate(names)}), not one linear layer; "
@@ -334,7 +334,9 @@ def _describe_mismatch(
 
 def _describe_foreign(path: Path, tensors: Params, arch: str) -> CheckpointError | None:
     """Say which other program's names these are, and how its network is wrapped; None for none that is known."""
-    linear = [name for name in sorted(tensors, key=_natural) if CLASSIFIER.match(name) and tensors[name].dim() == 2]
+    linear = [
+        name for name in sorted(tensors, key=sort_naturally) if CLASSIFIER.match(name) and tensors[name].dim() == 2
+    ]
     layer = linear[-1].removesuffix(".weight") if linear else "LAYER"
     if _is_torchvision(tensors):
         return CheckpointError(
@@ -374,13 +376,8 @@ def _any(pattern: re.Pattern[str], names: Mapping[str, Any] | Sequence[str]) -> 
 
 
 def _enumerate(names: Mapping[str, Any] | Sequence[str]) -> str:
-    first = sorted(names, key=_natural)[:4]
+    first = sorted(names, key=sort_naturally)[:4]
     return ", ".join(first) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-
-
-def _natural(name: str) -> list[str]:
-    """A key that sorts numbers in names by their value."""
-    return [part.zfill(9) if part.isdigit() else part for part in name.split(".")]
 
 
 def _shape(value: Tensor | None) -> str:

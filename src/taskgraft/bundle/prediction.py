@@ -107,7 +107,7 @@ def predict_images(
         preprocessing: How images become its input.
         temperatures: Task -> temperature of its probabilities.
         images: A path, a Pillow image, pixels [H, W, C] or [N, H, W, C] as uint8, a list of those, or a preprocessed
-            float tensor [B, 3, H, W], which is used as it is.
+            float tensor [B, C, H, W], which is used as it is.
         batch_size: Images that are held in memory and run at once.
 
     Raises:
@@ -117,7 +117,7 @@ def predict_images(
     if batch_size < 1:
         raise InputError(f"batch_size {batch_size} is too small; give 1 or more")
     if isinstance(images, Tensor):
-        batch = _check_tensor(images, preprocessing.size)
+        batch = _check_tensor(images, preprocessing)
         inference.check_inputs(classifier, batch)
         batches = [inference.predict(classifier, batch, batch_size)]
     else:
@@ -219,11 +219,12 @@ def _decode(item: ImageLike, preprocessing: Preprocessing) -> decode.Decoded:
     return decode.decode_image(item, preprocessing)
 
 
-def _check_tensor(images: Tensor, size: int) -> Images:
-    if images.dim() != 4 or images.shape[1] != 3 or not images.is_floating_point() or not len(images):
+def _check_tensor(images: Tensor, preprocessing: Preprocessing) -> Images:
+    channels, size = preprocessing.channels, preprocessing.size
+    if images.dim() != 4 or images.shape[1] != channels or not images.is_floating_point() or not len(images):
         raise InputError(
             f"a tensor {list(images.shape)} of {str(images.dtype).removeprefix('torch.')}; give a "
-            f"preprocessed float tensor [B, 3, {size}, {size}], or pixels as a uint8 array [H, W, C]"
+            f"preprocessed float tensor [B, {channels}, {size}, {size}], or pixels as a uint8 array [H, W, C]"
         )
     broken = int((~torch.isfinite(images)).flatten(1).any(1).sum())
     if broken:

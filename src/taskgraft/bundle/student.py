@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from taskgraft import pytree, seeding
-from taskgraft.bundle.architecture import create_network, image_size_args
+from taskgraft.bundle.architecture import create_network, input_args
 from taskgraft.bundle.format import Bundle
 from taskgraft.models import weight_merging
 from taskgraft.models.classifier import Classifier
@@ -40,7 +40,7 @@ def build_student(
         CheckpointError: timm has no such architecture.
     """
     classifier = teacher.classifier
-    options = image_size_args(arch, teacher.preprocessing) if arch else teacher.model_args
+    options = input_args(arch, teacher.preprocessing) if arch else teacher.model_args
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seeding.derive(seed, "student"))
         network, head, _ = create_network(arch or teacher.arch, 2, **options)

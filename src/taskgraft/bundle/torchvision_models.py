@@ -58,12 +58,22 @@ def convert(tensors: Params, net: nn.Module, arch: str, head: str) -> Params | N
     try:
         with torch.device("meta"):
             other = build(twin, num_classes=len(classifier))
+            _adapt_stem(other, tensors)
         other.load_state_dict(tensors, strict=True, assign=True)
         converted = _pair(other.state_dict(), net.state_dict())  # a file need not keep their order
         net.load_state_dict({**net.state_dict(), **converted})
         return converted if _agree(net, other) else None
     except (RuntimeError, KeyError, ValueError, NotImplementedError):
         return None
+
+
+def _adapt_stem(net: nn.Module, tensors: Params) -> None:
+    """Give the first convolution as many channels as in a file, which may be for gray images."""
+    name, stem = next((name, layer) for name, layer in net.named_modules() if isinstance(layer, nn.Conv2d))
+    stored = tensors.get(f"{name}.weight")
+    if stored is not None and stored.dim() == 4:
+        stem.in_channels = stored.shape[1]
+        stem.weight = nn.Parameter(torch.empty_like(stem.weight[:, :1]).expand(-1, stored.shape[1], -1, -1))
 
 
 def _pair(tensors: Params, names: Params) -> Params:
@@ -90,7 +100,8 @@ def _form(value: Tensor) -> tuple[int, ...]:
 
 def _agree(net: nn.Module, other: nn.Module) -> bool:
     size = int(net.pretrained_cfg["input_size"][-1])  # pyright: ignore
-    images = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0))
+    channels = next(layer.in_channels for layer in other.modules() if isinstance(layer, nn.Conv2d))
+    images = torch.rand(1, channels, size, size, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode(), eval_mode(net, other):
         left, right = net(images).float(), other(images).float()
     return bool(((left - right).abs() <= TOLERANCE * (right.std(correction=0) + 1e-6)).all())

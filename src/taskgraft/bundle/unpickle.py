@@ -6,6 +6,7 @@ taskgraft, so that it starts as fast as torch does. Its memory, time and files a
 
 from __future__ import annotations
 
+import _compat_pickle
 import argparse
 import datetime
 import json
@@ -26,7 +27,7 @@ from numpy._core import multiarray
 from safetensors.torch import save
 from torch import Tensor
 
-RULES = "3"  # part of the cache key: raise it when the same pickle would give other tensors or texts
+RULES = "4"  # part of the cache key: raise it when the same pickle would give other tensors or texts
 OK, REFUSED = b"+", b"-"
 LENGTH = struct.Struct("<Q")
 MEMORY_FACTOR, MEMORY_SPARE = 6, 2**30  # bytes beyond a bare torch: a multiple of the file's size, and a constant
@@ -41,6 +42,9 @@ CLASS_NAMES = re.compile(
     re.IGNORECASE,
 )
 MODULES = ("torch.nn.", "torchvision.models.", "timm.models.", "ultralytics.nn.", "transformers.models.")
+# Packages whose classes and functions are never stood in for: Python's own, by their names today and in Python 2, where
+# exploits are found, and those whose objects are networks.
+KNOWN = {*sys.stdlib_module_names, *_compat_pickle.IMPORT_MAPPING, *(name.partition(".")[0] for name in MODULES)}
 
 
 class Refused(Exception):
@@ -60,6 +64,26 @@ def plain_dict(*_: Any) -> dict[Any, Any]:
 def plain_list(items: Any = (), *_: Any) -> list[Any]:
     """Stand in for deque."""
     return list(items)
+
+
+class StandIn(dict[Any, Any]):
+    """Stands in for an object of a class that only another program has, such as its settings: the fields are kept.
+
+    Nothing of that class is imported, so that none of its code runs.
+    """
+
+    def __new__(cls, *_: Any) -> StandIn:
+        """Ignore what its class would have been created with."""
+        return super().__new__(cls)
+
+    def __init__(self, *_: Any) -> None:
+        """Start without fields, which are set afterwards."""
+        super().__init__()
+
+    def __setstate__(self, state: Any) -> None:
+        """Keep the fields; those of __slots__ are the second of two dictionaries."""
+        for fields in state if isinstance(state, tuple) else (state,):
+            self.update(fields if isinstance(fields, dict) else {})
 
 
 PATHS = ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath", "Path", "PurePath")
@@ -111,9 +135,7 @@ def convert(path: Path) -> bytes:
 def load_safely(path: Path) -> dict[str, Any]:
     """Load the top level of a pickle by torch's restricted unpickler; raises Refused."""
     try:
-        with warnings.catch_warnings(), torch.serialization.safe_globals(DATA):
-            warnings.simplefilter("ignore")  # of old formats, which are read all the same
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = _load_with_stand_ins(path)
     except pickle.UnpicklingError as error:
         raise Refused(_describe_code(path, error)) from error
     except Exception as error:  # the reader raises anything on damaged files; none of it is a crash
@@ -130,14 +152,35 @@ def load_safely(path: Path) -> dict[str, Any]:
     return {str(key): value for key, value in checkpoint.items()}
 
 
-def _describe_code(path: Path, error: pickle.UnpicklingError) -> str:
-    """Say which classes or functions a pickle needs, and how the weights get out of it."""
-    found = re.findall(r"GLOBAL ([\w.]+)", str(error))
+def _load_with_stand_ins(path: Path) -> Any:
+    """Load a pickle; where all that it needs are classes of other programs, these are stood in for."""
+
+    def load(allowed: list[Callable[..., Any] | tuple[Callable[..., Any], str]]) -> Any:
+        with warnings.catch_warnings(), torch.serialization.safe_globals(allowed):
+            warnings.simplefilter("ignore")  # of old formats, which are read all the same
+            return torch.load(path, map_location="cpu", weights_only=True)
+
+    try:
+        return load(DATA)
+    except pickle.UnpicklingError:
+        names = _list_unknown(path)
+        if not names or any(name.partition(".")[0] in KNOWN for name in names):
+            raise
+        return load([*DATA, *((StandIn, name) for name in names)])
+
+
+def _list_unknown(path: Path) -> set[str]:
+    """List the classes and functions that a pickle needs beside data; none for old formats and damaged files."""
     try:
         with torch.serialization.safe_globals(DATA):
-            found = sorted({*found, *torch.serialization.get_unsafe_globals_in_checkpoint(str(path))})
-    except Exception:  # of old formats and damaged files, of which the first name is known
-        pass
+            return set(torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
+    except Exception:  # the reader raises anything on damaged files
+        return set()
+
+
+def _describe_code(path: Path, error: pickle.UnpicklingError) -> str:
+    """Say which classes or functions a pickle needs, and how the weights get out of it."""
+    found = sorted({*re.findall(r"GLOBAL ([\w.]+)", str(error)), *_list_unknown(path)})
     if not found:
         reason = str(error).rpartition("WeightsUnpickler error: ")[2].strip().partition("\n")[0]
         return f"is not a valid PyTorch checkpoint: {reason[:160]}; copy it again, or save only model.state_dict()"

@@ -115,6 +115,11 @@ def load_safetensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} is not a valid safetensors file: {error}; copy it again") from error
 
 
+def sort_naturally(name: str) -> list[str]:
+    """Return a key that sorts numbers in names by their value."""
+    return [part.zfill(9) if part.isdigit() else part for part in name.split(".")]
+
+
 def require_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Check that all values are finite and of a common floating-point type.
 

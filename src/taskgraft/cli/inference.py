@@ -281,7 +281,7 @@ def export(
     Args:
         format: Format to export to
         precision: Numeric precision; int8 is for onnx and triton
-        uint8_input: Accept uint8 pixels [B, H, W, 3], and normalize them in the exported graph
+        uint8_input: Accept uint8 pixels [B, H, W, C], and normalize them in the exported graph
         check: Labeled images to compare on; repeat for each task
         keep: Keep the files even if the predictions differ too much
         name: Name of the model in a Triton repository

@@ -375,6 +375,7 @@ def remove(
         list[str] | None, Parameter(group=flags.DATA, consume_multiple=True, show_default="the whole task")
     ] = None,
     options: flags.ModelOptions = flags.NO_MODEL_OPTIONS,
+    dry_run: Annotated[bool, Parameter(group=flags.OUTPUT)] = False,
 ) -> None:
     """Remove a task, or some of its classes, from a model.
 
@@ -383,19 +384,23 @@ def remove(
     Args:
         task: Task to remove, or to remove --classes from
         classes: Classes to remove, one or several; the others stay
+        dry_run: Print what would be removed and what would be left, and write nothing
     """
     with console.importing():
         from taskgraft.commands.remove import remove
 
     with console.show_progress() as callbacks:
-        done = remove(model, out, task=task, classes=classes or (), callbacks=callbacks, **asdict(options))
+        done = remove(
+            model, out, task=task, classes=classes or (), dry_run=dry_run, callbacks=callbacks, **asdict(options)
+        )
     left = ", ".join(f"{item.name} ({len(item.classes)})" for item in done.bundle.tasks)
+    verb = "would be removed" if dry_run else "removed"
     gone = ", ".join(done.classes[:10]) + (" …" if len(done.classes) > 10 else "")
     console.print_results(
-        f"removed: {task}: {gone}" if classes else f"removed: {task} ({len(done.classes)} classes)",
+        f"{verb}: {task}: {gone}" if classes else f"{verb}: {task} ({len(done.classes)} classes)",
         f"left, with the same logits to the bit: {left}",
         *(f"  {note}" for note in done.notes),
-        f"model: {out}",
+        f"nothing was written to {out}" if dry_run else f"model: {out}",
     )
 
 

@@ -59,7 +59,7 @@ def export(
         out: folder to write; must not exist or be empty.
         format: "onnx", "triton", "openvino", "pt2" or "safetensors".
         precision: "fp32", "int8-dynamic" or "int8-static" (onnx and triton).
-        uint8_input: take pixels [B, S, S, 3] uint8 and normalize them in the graph.
+        uint8_input: take pixels [B, S, S, C] uint8 and normalize them in the graph.
         check: labeled images to compare on; by default those of the model's record, else synthetic ones.
         keep: leave the files even where the difference is too large.
         name: name of the model in a Triton repository; by default the last part of `model`.

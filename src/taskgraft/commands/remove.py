@@ -30,7 +30,7 @@ class Removed(NamedTuple):
     """A model from which a task or classes were removed.
 
     Attributes:
-        bundle: The model that is left, as read from `out`.
+        bundle: The model that is left, as read from `out`; in memory after a dry run.
         out: Its folder.
         task: The task that is gone, or that lost classes.
         classes: The classes that are gone.
@@ -58,6 +58,7 @@ def remove(
     labels: PathLike | None = None,
     preprocessing: str | None = None,
     parent_task: str = "parent",
+    dry_run: bool = False,
     callbacks: Callbacks = Callbacks(),  # noqa: B008 - immutable
 ) -> Removed:
     """Remove a task, or some of its classes, from a model. Nothing is trained, and no image is needed.
@@ -73,6 +74,7 @@ def remove(
         labels: Its class names.
         preprocessing: Its preprocessing.
         parent_task: Name of its task.
+        dry_run: Only check everything; the result is in memory, and nothing is written.
         callbacks: `info` is called with what was inferred.
 
     Returns:
@@ -106,11 +108,13 @@ def remove(
         cards=cards,
         lineage=(*bundle.lineage, _build_lineage_entry(origin, task, gone if kept else None)),
     )
+    notes += [*_describe_side_networks(bundle, restructured), *_describe_memory(bundle, remaining)]
+    if dry_run:
+        return Removed(replace(remaining, folder=None), out, task, gone, tuple(notes))
     with temporary_folder(out) as folder:
         write_bundle(folder, remaining, method="remove", parent=origin)
         digests.write(folder, {"parent": bundle.digest})
         publish_folder(folder, out)
-    notes += [*_describe_side_networks(bundle, restructured), *_describe_memory(bundle, remaining)]
     return Removed(read_bundle(out), out, task, gone, tuple(notes))
 
 

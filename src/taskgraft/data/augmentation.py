@@ -100,13 +100,13 @@ def build_views(
         device: where they are wanted.
 
     Returns:
-        [B, 3, H, W] float, normalized.
+        [B, C, H, W] float, normalized.
     """
     return augment(sources.new, index, view, sources.augment, seeding.derive(sources.seed, "view"), device)
 
 
 def normalize(images: Images, start: int, stop: int, device: torch.device = CPU) -> Tensor:
-    """Normalize images start..stop without augmentation, on `device`: [stop - start, 3, H, W] float."""
+    """Normalize images start..stop without augmentation, on `device`: [stop - start, C, H, W] float."""
     return _normalize(images, to_device(images.pixels[start:stop], device))
 
 
@@ -129,7 +129,7 @@ def augment(
         device: where the views are computed and stay.
 
     Returns:
-        [B, 3, H, W] float.
+        [B, C, H, W] float.
     """
     rows = torch.from_numpy(index)
     if images.pixels.device != device:  # the bytes of this batch alone

@@ -264,10 +264,7 @@ def _describe_bits(peak: int, bits: int | None, found: int | None, *, chosen: bo
     if found in (None, 16):
         return
     if chosen:
-        yield (
-            f"the largest value of the 16-bit images is {peak}: read as {found} bits, in predict and serve too; "
-            "--preprocessing 16bit reads them as they are"
-        )
+        yield transforms.describe_bits(peak, found)
     elif bits is None:
         yield (
             f"the largest value of the 16-bit images is {peak} of 65535, so they are nearly black; --preprocessing "
@@ -366,7 +363,7 @@ def load_snapshot(path: Path, signature: str, folder: Path, preprocessing: Prepr
     columns, metadata = stored
     geometry = pixel_cache.geometry_folder(folder, preprocessing._replace(bits=metadata["bits"]))
     total = sum(metadata["sizes"].values())
-    pixels = pixel_cache.map_pixels(geometry, metadata["key"], total, preprocessing.size)
+    pixels = pixel_cache.map_pixels(geometry, metadata["key"], total, preprocessing)
     if pixels is None:
         return None
     tasks = tuple(Task(name, tuple(classes)) for name, classes in metadata["tasks"])

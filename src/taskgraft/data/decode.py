@@ -1,6 +1,7 @@
-"""Decodes image files to RGB pixels by fixed rules; the only place where images are opened.
+"""Decodes image files to RGB or gray pixels by fixed rules; the only place where images are opened.
 
-Rules: decoded by content, not by name; EXIF orientation applied; gray, palette and CMYK converted to RGB;
+Rules: decoded by content, not by name; EXIF orientation applied; gray, palette and CMYK converted to RGB, and from
+there to gray (Pillow's "L", before resizing, as timm does) where the network takes one channel;
 transparency composited on white; 16-bit scaled to 8 from the bits that the model's preprocessing names; the first
 frame of an animation; float images refused, since nobody knows their range; a JPEG that is far larger than needed is
 decoded at a half, a quarter or an eighth of its scale, as long as that leaves OVERSAMPLING times the final size. A
@@ -50,7 +51,7 @@ _workers: ContextVar[int] = ContextVar("workers", default=0)
 
 
 class Decoded(NamedTuple):
-    """A decoded image [H, W, 3] uint8, or the reason why there is none; size of the original in pixels.
+    """A decoded image [H, W, C] uint8, or the reason why there is none; size of the original in pixels.
 
     `peak` is the largest value of an image of 16 bits, 0 for others.
     """
@@ -186,7 +187,14 @@ def _convert(image: Image.Image, preprocessing: Preprocessing | None, size: tupl
     if peak > white and preprocessing and preprocessing.bits:
         return Decoded(None, f"its value {peak} {BEYOND} {preprocessing.bits} bits", *size, peak)
     rgb = convert_to_rgb(image, white)
-    return Decoded(None if preprocessing is None else np.asarray(resize(rgb, preprocessing)), None, *size, peak)
+    return Decoded(None if preprocessing is None else to_pixels(rgb, preprocessing), None, *size, peak)
+
+
+def to_pixels(rgb: Image.Image, preprocessing: Preprocessing) -> NDArray[np.uint8]:
+    """Resize and crop an upright RGB image to pixels [size, size, C] of as many channels as the network takes."""
+    if preprocessing.channels == 1:
+        return np.asarray(resize(rgb.convert("L"), preprocessing))[:, :, None]
+    return np.asarray(resize(rgb, preprocessing))
 
 
 def read_peak(content: bytes) -> int:

@@ -47,7 +47,7 @@ class LoadedPixels(NamedTuple):
     """The images of N files at training size.
 
     Attributes:
-        pixels: [M, size, size, 3] uint8: the M readable files, in order.
+        pixels: [M, size, size, C] uint8: the M readable files, in order.
         digests: [N, 32] SHA-256 of the contents, zeros where a file could not be opened.
         reasons: why the other files cannot be used, by row.
         decoded: how many images this call decoded.
@@ -96,13 +96,13 @@ def load_pixels(
     if states.unchanged.all():
         rows = _arrange(arrange, states.digests, states.reasons)
         key = _key_of(states.digests[rows])
-        pixels = map_pixels(folder, key, len(rows), preprocessing.size)
+        pixels = map_pixels(folder, key, len(rows), preprocessing)
         if pixels is not None:
             return LoadedPixels(pixels, states.digests, states.reasons, 0, key, int(states.peaks.max(initial=0)))
     with _writing(cache):
         folder.mkdir(parents=True, exist_ok=True)
-        file = _UnfinishedFile(folder / f"{name}.begun", states.signature(), preprocessing.size**2 * 3)
-        reader = _Reader(root, paths, preprocessing, progress, states, _ContentIndex(folder, preprocessing.size))
+        file = _UnfinishedFile(folder / f"{name}.begun", states.signature(), _count_bytes(preprocessing))
+        reader = _Reader(root, paths, preprocessing, progress, states, _ContentIndex(folder, preprocessing))
         _resume_reading(file, reader)
         if not states.unchanged.all():
             file_index.store(cache, root, states, reader.lasting_digests(), reader.peaks, reader.reasons)
@@ -110,7 +110,7 @@ def load_pixels(
         key = file.finish(reader.digests[rows], _positions(rows, reader.reasons, len(paths)))
         if file.superseded not in (None, key):
             _remove(folder, file.superseded)
-        pixels = map_pixels(folder, key, len(rows), preprocessing.size)
+        pixels = map_pixels(folder, key, len(rows), preprocessing)
         if pixels is None:
             raise OSError(f"{key} was removed before it was used")
     return LoadedPixels(pixels, reader.digests, reader.reasons, int(reader.decoded.sum()), key, reader.peak())
@@ -133,21 +133,32 @@ def lock_data(cache: Path, data: Path) -> Iterator[str]:
 def geometry_folder(cache: Path, preprocessing: Preprocessing) -> Path:
     """Folder of the files of one geometry and version of the decoding rules; pixels are cached before normalization."""
     bits = None if preprocessing.bits == 16 else preprocessing.bits  # the same pixels
-    geometry = preprocessing._replace(mean=(0.0,) * 3, std=(1.0,) * 3, bits=bits).to_text()
+    channels = preprocessing.channels
+    geometry = preprocessing._replace(mean=(0.0,) * channels, std=(1.0,) * channels, bits=bits).to_text()
     return cache / "pixels" / fingerprint([decode.VERSION, geometry])[:16]
 
 
-def map_pixels(folder: Path, key: str, count: int, size: int) -> Tensor | None:
-    """Map a complete file: [count, size, size, 3] uint8, copied on write; None if there is none of this length."""
+def map_pixels(folder: Path, key: str, count: int, preprocessing: Preprocessing) -> Tensor | None:
+    """Map a complete file: [count, size, size, C] uint8, copied on write; None if there is none of this length."""
+    shape = _shape_of(count, preprocessing)
     if not count:
-        return torch.empty((0, size, size, 3), dtype=torch.uint8)
+        return torch.empty(shape, dtype=torch.uint8)
     file = folder / f"{key}.u8"
     try:
-        if file.stat().st_size != count * size * size * 3 or not file.with_suffix(".npy").exists():
+        if file.stat().st_size != count * _count_bytes(preprocessing) or not file.with_suffix(".npy").exists():
             return None
-        return torch.from_numpy(_map_bytes(file).reshape(count, size, size, 3))
+        return torch.from_numpy(_map_bytes(file).reshape(shape))
     except OSError:
         return None
+
+
+def _shape_of(count: int, preprocessing: Preprocessing) -> tuple[int, int, int, int]:
+    return count, preprocessing.size, preprocessing.size, preprocessing.channels
+
+
+def _count_bytes(preprocessing: Preprocessing) -> int:
+    """The bytes of an image's pixels."""
+    return preprocessing.size**2 * preprocessing.channels
 
 
 def _map_bytes(path: Path) -> Bytes:
@@ -161,7 +172,7 @@ def _map_bytes(path: Path) -> Bytes:
 class _ContentIndex:
     """All images in the complete files of one geometry, by the digest of their contents."""
 
-    def __init__(self, folder: Path, size: int) -> None:
+    def __init__(self, folder: Path, preprocessing: Preprocessing) -> None:
         self.files: list[Bytes] = []
         digests, locations = [], []
         for path in sorted(folder.glob("*.npy")):
@@ -169,7 +180,7 @@ class _ContentIndex:
                 stored = np.load(path)
             except (OSError, ValueError, EOFError):
                 continue
-            pixels = map_pixels(folder, path.stem, len(stored), size)
+            pixels = map_pixels(folder, path.stem, len(stored), preprocessing)
             if pixels is not None and len(stored):
                 digests.append(stored)
                 locations.append(np.stack([np.full(len(stored), len(self.files)), np.arange(len(stored))], axis=1))
@@ -340,7 +351,7 @@ class _UnfinishedFile:
 
 def _resume_reading(file: _UnfinishedFile, reader: _Reader) -> None:
     """Read what the file lacks, shard by shard."""
-    size, count = reader.preprocessing.size, len(reader.paths)
+    count = len(reader.paths)
     reader.digests[: file.done] = file.digests
     reader.reasons.update(file.reasons)
     reader.peaks[list(file.peaks)] = list(file.peaks.values())
@@ -348,7 +359,7 @@ def _resume_reading(file: _UnfinishedFile, reader: _Reader) -> None:
     with decode.thread_pool() as pool:
         for start in range(file.done, count, shard):
             rows = range(start, min(start + shard, count))
-            pixels = np.empty((len(rows), size, size, 3), np.uint8)
+            pixels = np.empty(_shape_of(len(rows), reader.preprocessing), np.uint8)
             filled = reader.read(pool, rows, pixels)
             peaks = {row: int(reader.peaks[row]) for row in np.flatnonzero(reader.peaks).tolist()}
             file.append(pixels[:filled], reader.digests[rows.start : rows.stop], reader.reasons, peaks)
@@ -362,8 +373,8 @@ def _load_into_memory(
     progress: Progress | None,
     read: Read | None,
 ) -> LoadedPixels:
-    reader, size, filled = _Reader(root, paths, preprocessing, progress, read=read), preprocessing.size, 0
-    pixels = np.empty((len(paths), size, size, 3), np.uint8)
+    reader, filled = _Reader(root, paths, preprocessing, progress, read=read), 0
+    pixels = np.empty(_shape_of(len(paths), preprocessing), np.uint8)
     with decode.thread_pool() as pool:
         for start in range(0, len(paths), BLOCK):
             filled += reader.read(pool, range(start, min(start + BLOCK, len(paths))), pixels[filled:])

@@ -16,7 +16,7 @@ from taskgraft import seeding
 OPERATIONS_PER_IMAGE, MAGNITUDE = 2, 9 / 30  # torchvision's defaults: two operations at magnitude 9 of 30
 FIRST_DRAW = 10  # number of the first random draw; those below belong to `augmentation`
 
-Operation = Callable[[Tensor, float, list[float]], Tensor]  # (image [3, H, W] uint8, sign, fill) -> image
+Operation = Callable[[Tensor, float, list[float]], Tensor]  # (image [C, H, W] uint8, sign, fill) -> image
 
 
 def _affine(image: Tensor, fill: list[float], *, angle: float = 0.0, move: tuple[float, float] = (0, 0),
@@ -56,14 +56,14 @@ def randaugment(
     not depend on what was drawn before.
 
     Args:
-        pixels: [B, H, W, 3] uint8.
+        pixels: [B, H, W, C] uint8.
         index: [B] images.
         view: [B] number of each image's view.
         key: Seed, as `seeding.derive` gives it.
         fill: Color of what moves in from outside, 0 to 255.
 
     Returns:
-        [B, H, W, 3] uint8.
+        [B, H, W, C] uint8.
     """
     images = list(pixels.permute(0, 3, 1, 2))
     for draw in range(FIRST_DRAW, FIRST_DRAW + 2 * OPERATIONS_PER_IMAGE, 2):

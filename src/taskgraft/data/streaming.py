@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from taskgraft.data import decode, tar_shards
 from taskgraft.data.layouts import Skipped, find_side_files, list_folder
-from taskgraft.data.transforms import Preprocessing, resize
+from taskgraft.data.transforms import Preprocessing
 from taskgraft.errors import DataError, require
 from taskgraft.results.files import escape_surrogates
 
@@ -38,7 +38,7 @@ class MediaFile(NamedTuple):
 
 
 class StreamedImage(NamedTuple):
-    """An image or frame [H, W, 3] uint8, or the reason why there is none; `seconds` into the video for its frames."""
+    """An image or frame [H, W, C] uint8, or the reason why there is none; `seconds` into the video for its frames."""
 
     name: str
     pixels: NDArray[np.uint8] | None
@@ -207,7 +207,7 @@ def _convert_frame(frame: Any, preprocessing: Preprocessing) -> NDArray[np.uint8
     image = decode.convert_to_rgb(frame.to_image())
     if frame.rotation % 360:  # degrees by which a player turns it counter-clockwise
         image = image.rotate(frame.rotation, expand=True)
-    return np.asarray(resize(image, preprocessing))
+    return decode.to_pixels(image, preprocessing)
 
 
 def _declared_length(stream: Any, container: Any) -> float:

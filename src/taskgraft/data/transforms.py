@@ -28,9 +28,11 @@ MIN_CROP_PCT = 0.01  # less would enlarge the image without bounds
 MAX_STATISTIC = 1e6  # of a mean or standard deviation; those of pixels lie between 0 and 1
 SYNTAX = (
     "a size such as 96, a crop (squash, center, center:0.875, border), a filter (bilinear, bicubic, …), "
-    "a normalization (imagenet, half, none, or mean=R,G,B std=R,G,B), the bits that 16-bit files use (12bit, …)"
+    "a normalization (imagenet, half, none, mean=R,G,B std=R,G,B, or for gray mean=L std=L), the bits that 16-bit "
+    "files use (12bit, …)"
 )
 DEPTHS = {f"{bits}bit": bits for bits in range(8, 17)}
+CHANNELS = {1: "gray", 3: "RGB"}  # that a network may take
 FOUND_DEPTHS = (8, 10, 12)  # what is taken for a camera's depth; more is dark at worst, and all 16 may be meant
 
 
@@ -39,7 +41,8 @@ class Preprocessing(NamedTuple):
 
     `size` in pixels (square). `crop`: "squash" resizes the whole image, aspect not kept; "center" resizes the
     short side to size / crop_pct and cuts the middle; "border" fits the image in and pads with black.
-    `mean` and `std` apply to values scaled to [0, 1]. `bits`: how many bits of a channel 16-bit files use: a camera's
+    `mean` and `std` apply to values scaled to [0, 1]; of one number each, they are for a network that takes gray images
+    in one channel. `bits`: how many bits of a channel 16-bit files use: a camera's
     10 or 12 are white at 1023 or 4095; None = no such file was seen, and all 16 count.
     """
 
@@ -50,6 +53,15 @@ class Preprocessing(NamedTuple):
     mean: tuple[float, ...] = NORMS["imagenet"][0]
     std: tuple[float, ...] = NORMS["imagenet"][1]
     bits: int | None = None
+
+    @property
+    def channels(self) -> int:
+        """The number of channels of the input: 3 for RGB, 1 for gray."""
+        return len(self.mean)
+
+    def with_channels(self, channels: int) -> Preprocessing:
+        """Return it for a network of another number of channels, as timm's loaders do: they average mean and std."""
+        return self._replace(mean=_adapt(self.mean, channels), std=_adapt(self.std, channels))
 
     def to_text(self) -> str:
         """Format as the line that `parse_preprocessing` reads."""
@@ -76,16 +88,45 @@ class Preprocessing(NamedTuple):
         norm = {"none": "not normalized", "half": "normalized to -1..1", "imagenet": "normalized as for ImageNet"}.get(
             self.normalization(), f"normalized with {self.normalization()}"
         )
+        gray = ", in gray" if self.channels == 1 else ""
         depth = f", 16-bit files read as {self.bits} bits" if self.bits else ""
-        return f"{region}, at {self.size} × {self.size} px, {self.interpolation}, {norm}{depth}"
+        return f"{region}, at {self.size} × {self.size} px{gray}, {self.interpolation}, {norm}{depth}"
 
 
 def parse_preprocessing(text: str, default: Preprocessing) -> Preprocessing:
     """Parse a line such as '96 squash bilinear imagenet'; what it leaves out is as in `default`.
 
     Raises:
-        DataError: a word is not a size, crop, filter or normalization.
+        DataError: a word is not a size, crop, filter or normalization, or the normalization is for another number of
+            channels than that of `default`.
     """
+    fields = _parse_fields(text, default.channels)
+    preprocessing = default._replace(**fields)
+    for name in ("mean", "std"):
+        count = len(getattr(preprocessing, name))
+        if count != default.channels:
+            raise DataError(
+                f"preprocessing {text!r}: {name} has {count} number{'s' * (count > 1)}, but the network takes "
+                f"{CHANNELS[default.channels]} images; give {default.channels}"
+            )
+    if min(preprocessing.std) <= 0:
+        raise DataError(f"preprocessing {text!r}: std is not above 0; give numbers above 0")
+    return preprocessing
+
+
+def find_channels(text: str) -> int | None:
+    """Find how many channels a line's mean or standard deviation is for; None where it gives no numbers."""
+    fields = _parse_fields(text, 0)
+    return next((count for name in ("mean", "std") if (count := len(fields.get(name, ())))), None)
+
+
+def list_fields(text: str) -> set[str]:
+    """List the fields of a `Preprocessing` that a line sets."""
+    return set(_parse_fields(text, 3))
+
+
+def _parse_fields(text: str, channels: int) -> dict[str, Any]:
+    """Parse the fields that a line sets; names of normalizations are for the given number of channels."""
     fields: dict[str, Any] = {}
     for word in text.split():
         name, _, value = word.partition("=")
@@ -99,23 +140,21 @@ def parse_preprocessing(text: str, default: Preprocessing) -> Preprocessing:
         elif word in FILTERS:
             fields["interpolation"] = word
         elif word in NORMS:
-            fields["mean"], fields["std"] = NORMS[word]
+            fields["mean"], fields["std"] = (_adapt(values, channels) for values in NORMS[word])
         elif word in DEPTHS:
             fields["bits"] = DEPTHS[word]
         elif name in ("mean", "std") and value:
-            fields[name] = _parse_triple(value, text)
+            fields[name] = _parse_statistics(value, text)
         else:
             raise DataError(f"preprocessing {text!r}: {word!r} is not understood; write {SYNTAX}")
-    preprocessing = default._replace(**fields)
-    if min(preprocessing.std) <= 0:
-        raise DataError(f"preprocessing {text!r}: std is not above 0; give three numbers above 0")
-    return preprocessing
+    return fields
 
 
 def is_complete(text: str) -> bool:
     """Whether a line sets every field, so that nothing is taken from a default."""
-    other = Preprocessing(8, "border", MIN_CROP_PCT, "nearest", (MAX_STATISTIC,) * 3, (MAX_STATISTIC,) * 3)
-    return parse_preprocessing(text, Preprocessing()).to_text() == parse_preprocessing(text, other).to_text()
+    fields = _parse_fields(text, 3)
+    is_cropped = "crop_pct" in fields or fields.get("crop") in ("squash", "border")
+    return is_cropped and fields.keys() >= {"size", "crop", "interpolation", "mean", "std"}
 
 
 def from_timm(config: Mapping[str, Any], source: str = "timm") -> Preprocessing:
@@ -136,8 +175,8 @@ def from_timm(config: Mapping[str, Any], source: str = "timm") -> Preprocessing:
     is_valid = {
         "input_size": _is_shape(input_size) and 8 <= input_size[-1] <= MAX_SIZE,
         "crop_pct": isinstance(crop_pct, int | float) and MIN_CROP_PCT <= crop_pct <= 1,
-        "mean": _is_triple(mean),
-        "std": _is_triple(std) and min(std) > 0,
+        "mean": _are_statistics(mean),
+        "std": _are_statistics(std) and min(std) > 0,
     }
     for name, valid in is_valid.items():
         if not valid:
@@ -150,7 +189,7 @@ def from_timm(config: Mapping[str, Any], source: str = "timm") -> Preprocessing:
         crop_pct=float(crop_pct),
         interpolation=str(interpolation) if interpolation in list(FILTERS) else default.interpolation,
         mean=tuple(mean),
-        std=tuple(std),
+        std=_adapt(tuple(std), len(mean)),
     )
 
 
@@ -158,15 +197,19 @@ def _is_shape(value: Any) -> bool:
     return isinstance(value, list | tuple) and len(value) == 3 and all(type(side) is int for side in value)
 
 
-def _is_triple(values: Any) -> bool:
+def _are_statistics(values: Any) -> bool:
     are_numbers = isinstance(values, list | tuple) and all(isinstance(value, int | float) for value in values)
-    return are_numbers and len(values) == 3 and all(abs(value) <= MAX_STATISTIC for value in values)
+    return are_numbers and len(values) in CHANNELS and all(abs(value) <= MAX_STATISTIC for value in values)
+
+
+def _adapt(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
+    return values if len(values) == channels else (sum(values) / len(values),) * channels
 
 
 def to_timm(preprocessing: Preprocessing) -> dict[str, Any]:
     """Convert to keys of timm's `pretrained_cfg`, so that timm's own transforms do the same."""
     return {
-        "input_size": [3, preprocessing.size, preprocessing.size],
+        "input_size": [preprocessing.channels, preprocessing.size, preprocessing.size],
         "interpolation": preprocessing.interpolation,
         "crop_pct": preprocessing.crop_pct if preprocessing.crop == "center" else 1.0,
         "crop_mode": preprocessing.crop,
@@ -180,8 +223,16 @@ def find_bits(peak: int) -> int | None:
     return next((bits for bits in FOUND_DEPTHS if peak < 2**bits), 16) if peak else None
 
 
+def describe_bits(peak: int, bits: int) -> str:
+    """Say what was found of 16-bit files that do not use all of their bits."""
+    return (
+        f"the largest value of the 16-bit images is {peak}: read as {bits} bits, in predict and serve too; "
+        "--preprocessing 16bit reads them as they are"
+    )
+
+
 def resize(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
-    """Resize and crop an RGB image to [size, size] with Pillow's filters."""
+    """Resize and crop an RGB or gray image to [size, size] with Pillow's filters."""
     size, resample = preprocessing.size, FILTERS[preprocessing.interpolation]
     width, height = compute_scaled_size(*image.size, preprocessing)
     if preprocessing.crop == "squash":
@@ -206,13 +257,16 @@ def _join(values: tuple[float, ...]) -> str:
     return ",".join(map(str, values))  # every digit: the line must read back as the same preprocessing
 
 
-def _parse_triple(text: str, line: str) -> tuple[float, ...]:
+def _parse_statistics(text: str, line: str) -> tuple[float, ...]:
     try:
         values = tuple(map(float, text.split(",")))
     except ValueError:
         values = ()
-    if len(values) != 3 or not all(abs(value) <= MAX_STATISTIC for value in values):
-        raise DataError(f"preprocessing {line!r}: {text!r} is not three numbers; write them as in 0.485,0.456,0.406")
+    if len(values) not in CHANNELS or not all(abs(value) <= MAX_STATISTIC for value in values):
+        raise DataError(
+            f"preprocessing {line!r}: {text!r} is not three numbers, or one for gray; write them as in "
+            "0.485,0.456,0.406"
+        )
     return values
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taskgraft.bundle import Bundle
+from taskgraft.data.transforms import CHANNELS
 from taskgraft.results.record import Record, load_record
 from taskgraft.version import __version__
 
@@ -70,6 +71,7 @@ def describe_outputs(bundle: Bundle) -> list[Output]:
 def describe(bundle: Bundle, config: ExportConfig) -> dict[str, Any]:
     """Describe an exported file in JSON values: all one needs to use it without taskgraft."""
     preprocessing, size = bundle.preprocessing, bundle.preprocessing.size
+    channels, colors = preprocessing.channels, CHANNELS[preprocessing.channels]
     return {
         "format": FORMAT_VERSION,
         "made_by": f"taskgraft {__version__}",
@@ -79,8 +81,8 @@ def describe(bundle: Bundle, config: ExportConfig) -> dict[str, Any]:
         "input": {
             "name": config.input_name,
             "type": "uint8" if config.uint8 else "float32",
-            "shape": ["batch", size, size, 3] if config.uint8 else ["batch", 3, size, size],
-            "meaning": "RGB pixels, top row first" if config.uint8 else "(RGB / 255 - mean) / std",
+            "shape": ["batch", size, size, channels] if config.uint8 else ["batch", channels, size, size],
+            "meaning": f"{colors} pixels, top row first" if config.uint8 else f"({colors} / 255 - mean) / std",
         },
         "preprocessing": {
             **preprocessing._asdict(),

@@ -23,7 +23,7 @@ MAX_BATCH = 4096
 
 
 class LogitsOfImages(nn.Module):
-    """Normalized images [B, 3, S, S] float32 -> logits [B, K] of each task, as a tuple."""
+    """Normalized images [B, C, S, S] float32 -> logits [B, K] of each task, as a tuple."""
 
     def __init__(self, classifier: Classifier) -> None:
         """Wrap a classifier, which is used as it is."""
@@ -36,7 +36,7 @@ class LogitsOfImages(nn.Module):
 
 
 class LogitsOfPixels(LogitsOfImages):
-    """Pixels [B, S, S, 3] uint8 -> logits [B, K] of each task; the graph includes the normalization."""
+    """Pixels [B, S, S, C] uint8 -> logits [B, K] of each task; the graph includes the normalization."""
 
     scale: Tensor
     offset: Tensor
@@ -55,13 +55,13 @@ class LogitsOfPixels(LogitsOfImages):
 def capture(bundle: Bundle, *, uint8: bool) -> ExportedProgram:
     """Capture a copy of the model on the CPU, in eval mode, for any batch size."""
     classifier, preprocessing = copy.deepcopy(bundle.classifier).cpu().eval(), bundle.preprocessing
-    size = preprocessing.size
+    size, channels = preprocessing.size, preprocessing.channels
     # an example of one image would fix the batch at one (pytorch issue 148886)
     if uint8:
         net: nn.Module = LogitsOfPixels(classifier, preprocessing.mean, preprocessing.std)
-        example = torch.zeros(2, size, size, 3, dtype=torch.uint8)
+        example = torch.zeros(2, size, size, channels, dtype=torch.uint8)
     else:
-        net, example = LogitsOfImages(classifier), torch.zeros(2, 3, size, size)
+        net, example = LogitsOfImages(classifier), torch.zeros(2, channels, size, size)
     shapes = ({0: Dim("batch", min=1, max=MAX_BATCH)},)
     with torch.no_grad():
         return torch.export.export(net.eval(), (example,), dynamic_shapes=shapes)

@@ -113,18 +113,19 @@ def collect_images(
 
 
 def synthetic_images(bundle: Bundle) -> Images:
-    """Coarse colored patches with noise, [64, S, S, 3] uint8, the same every time."""
-    size, rng = bundle.preprocessing.size, seeding.generator(0, "synthetic")
-    cells = rng.integers(0, 256, (SYNTHETIC_IMAGES, 6, 6, 3))
+    """Coarse colored or gray patches with noise, [64, S, S, C] uint8, the same every time."""
+    size, channels = bundle.preprocessing.size, bundle.preprocessing.channels
+    rng = seeding.generator(0, "synthetic")
+    cells = rng.integers(0, 256, (SYNTHETIC_IMAGES, 6, 6, channels))
     index = np.arange(size) * 6 // size
-    noisy = cells[:, index][:, :, index] + rng.normal(0, 20, (SYNTHETIC_IMAGES, size, size, 3))
+    noisy = cells[:, index][:, :, index] + rng.normal(0, 20, (SYNTHETIC_IMAGES, size, size, channels))
     pixels = torch.from_numpy(noisy.clip(0, 255).astype(np.uint8))
     names = tuple(f"synthetic {number}" for number in range(SYNTHETIC_IMAGES))
     return Images(pixels, {}, names, bundle.preprocessing.mean, bundle.preprocessing.std)
 
 
 def prepare_inputs(images: Images, start: int, stop: int, *, uint8: bool) -> NDArray[Any]:
-    """The input of an exported file: pixels [B, S, S, 3] uint8, or normalized images [B, 3, S, S] float32."""
+    """The input of an exported file: pixels [B, S, S, C] uint8, or normalized images [B, C, S, S] float32."""
     batch = images.pixels[start:stop] if uint8 else data.normalize(images, start, stop)
     return np.ascontiguousarray(batch.numpy())
 

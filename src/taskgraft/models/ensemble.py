@@ -14,7 +14,7 @@ from taskgraft.types import Task
 
 
 class Conversion(nn.Module):
-    """Images [B, 3, H, W] that were prepared for one model -> for another: other size, mean and standard deviation."""
+    """Images [B, C, H, W] that were prepared for one model -> for another: other size, mean and standard deviation."""
 
     scale: Tensor
     shift: Tensor

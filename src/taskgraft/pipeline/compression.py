@@ -11,16 +11,15 @@ import torch
 from torch import Tensor
 
 from taskgraft import distributed
-from taskgraft.bundle import open_parent
 from taskgraft.bundle.student import build_student
-from taskgraft.data.task_images import load_task_data, match_task
+from taskgraft.data.task_images import match_task
 from taskgraft.errors import InputError
 from taskgraft.methods import composition
 from taskgraft.methods.protocol import Plan
 from taskgraft.models.classifier import Classifier
 from taskgraft.models.eval_mode import eval_mode
 from taskgraft.models.inference import compute_features, predict, sample_evenly
-from taskgraft.pipeline.opening import Opened, with_unlabeled
+from taskgraft.pipeline.opening import Opened, load_images, open_model, with_unlabeled
 from taskgraft.pipeline.request import CompressionRequest, Request, validate_request
 from taskgraft.types import Callbacks, Images, Outputs, Teacher
 
@@ -39,11 +38,7 @@ def open_compression(request: CompressionRequest, cache: Path | None, callbacks:
     Raises:
         TaskgraftError: A value, the model or the images cannot be used.
     """
-    teacher = open_parent(
-        request.parent, arch=request.arch, labels=request.labels, preprocessing=request.preprocessing, cache=cache
-    )
-    for line in teacher.notes:
-        callbacks.info(f"teacher: {line}")
+    teacher = open_model(request, "teacher", cache, callbacks)
     tasks = tuple(teacher.classifier.tasks)
     task = match_task(request.data, tasks)
     request, plan = validate_request(replace(request, task=task.name))
@@ -54,10 +49,7 @@ def open_compression(request: CompressionRequest, cache: Path | None, callbacks:
         )
     teacher.classifier.to(distributed.device()).requires_grad_(False)
     others = tuple(other for other in tasks if other.name != task.name)
-    images = distributed.main_process_first(lambda: load_task_data(
-        request.data, task.name, others, teacher.preprocessing, classes=task.classes, old=None,
-        old_val=request.old_val, seed=request.config.seed, cache=cache, callbacks=callbacks,
-    ))  # fmt: skip
+    images, teacher = load_images(request, teacher, others, task.classes, cache, callbacks)
     student, missing = build_student(teacher, tasks, task.name, request.student, request.config.seed)
 
     def prepare(opened: Opened) -> Opened:

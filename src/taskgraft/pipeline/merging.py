@@ -17,7 +17,7 @@ from taskgraft.bundle import Bundle, open_parent
 from taskgraft.bundle.student import build_student
 from taskgraft.data.dataset import Dataset, open_images, split_by_content
 from taskgraft.data.task_images import TaskData, concat_images, describe_dataset, match_task
-from taskgraft.data.transforms import Preprocessing
+from taskgraft.data.transforms import CHANNELS, Preprocessing
 from taskgraft.data.unlabeled import load_unlabeled
 from taskgraft.errors import DataError, InputError
 from taskgraft.metrics import agreement
@@ -27,7 +27,7 @@ from taskgraft.models.ensemble import Conversion, join
 from taskgraft.models.inference import predict, sample_evenly
 from taskgraft.pipeline import measuring
 from taskgraft.pipeline.compression import answer, fit_heads, require_teaching
-from taskgraft.pipeline.opening import Opened
+from taskgraft.pipeline.opening import Opened, with_bits
 from taskgraft.pipeline.request import MergeRequest, validate_request
 from taskgraft.pipeline.usefulness import describe_usefulness
 from taskgraft.results.files import fingerprint
@@ -62,16 +62,24 @@ def open_merge(request: MergeRequest, cache: Path | None, callbacks: Callbacks) 
             raise InputError(f"{model.source} has one softmax for all its tasks; only models with one per task merge")
         model.classifier.to(distributed.device()).requires_grad_(False)
     first, second = models
+    if first.preprocessing.channels != second.preprocessing.channels:
+        described = [f"{model.source} takes {CHANNELS[model.preprocessing.channels]} images" for model in models]
+        raise InputError(f"{' and '.join(described)}; models merge that take images of one kind")
     shared = _list_shared_tasks(first, second)
     teacher = _join_models(first, second)
     tasks = teacher.classifier.tasks
     request, plan = validate_request(replace(request, task=tasks[-1].name))
     require_teaching(request, plan)
-    images = distributed.main_process_first(lambda: _load_images(request, tasks, first.preprocessing, cache, callbacks))
+    bits, other_bits = (model.preprocessing.bits for model in models)
+    prepared = first.preprocessing._replace(bits=bits or other_bits)
+    images = distributed.main_process_first(lambda: _load_images(request, tasks, prepared, cache, callbacks))
     assert images.new.train is not None
+    first, teacher = with_bits(first, images.new.bits), with_bits(teacher, images.new.bits)
+    if bits and other_bits and bits != other_bits:
+        callbacks.info(f"16-bit files are read as {bits} bits, but {second.source} was trained with {other_bits}")
     if shared:
         callbacks.info(_compare_shared(shared, first, second, images.new.train))
-    if second.preprocessing != first.preprocessing:
+    if with_bits(second, images.new.bits).preprocessing != first.preprocessing:
         callbacks.info(
             f"images are prepared as for {first.source} ('{first.preprocessing.to_text()}'); {second.source} sees them "
             f"resized and normalized for it, not cropped ('{second.preprocessing.to_text()}')"
@@ -137,7 +145,7 @@ def _join_models(first: Bundle, second: Bundle) -> Bundle:
     ]
     device = distributed.device()
     classifiers = [model.classifier for model in (first, second)]
-    blank = torch.zeros(1, 3, here.size, here.size, device=device)
+    blank = torch.zeros(1, here.channels, here.size, here.size, device=device)
     classifier = join(classifiers, [conversion.to(device) for conversion in conversions], blank)
     return replace(
         first,
@@ -179,8 +187,9 @@ def _load_images(
     }
     dataset = Dataset(
         (tasks[-1],), train._replace(labels=unlabeled), val, None, (), "images without labels",
-        described["fingerprint"], count, (),
+        described["fingerprint"], count, (), sets.bits,
     )  # fmt: skip
+    preprocessing = preprocessing._replace(bits=sets.bits)
     labeled, descriptions = [], {"new": described}
     for path in request.old_val:
         task = match_task(path, tasks)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import torch
 
 from taskgraft import distributed, seeding
 from taskgraft.bundle import Bundle, open_parent
-from taskgraft.bundle.architecture import create_network, image_size_args
+from taskgraft.bundle.architecture import create_network, input_args
 from taskgraft.bundle.loaders import describe_origin, describe_preprocessing
 from taskgraft.config import TrainingConfig, resolve_steps, validate
 from taskgraft.data import transforms
@@ -154,14 +154,7 @@ def open_request(request: Request | TrainingRequest, cache: Path | None, callbac
 
 def _open_extension(request: Request, cache: Path | None, callbacks: Callbacks) -> Opened:
     request, plan = validate_request(request)
-    parent = open_parent(
-        request.parent,
-        arch=request.arch,
-        labels=request.labels,
-        preprocessing=request.preprocessing,
-        task=request.parent_task,
-        cache=cache,
-    )
+    parent = open_model(request, "parent", cache, callbacks)
     parent.classifier.to(distributed.device())
     old_tasks, config = tuple(parent.classifier.tasks), request.config
     if request.into:
@@ -171,13 +164,7 @@ def _open_extension(request: Request, cache: Path | None, callbacks: Callbacks) 
         if request.task in [task.name for task in old_tasks]:
             grow(parent.classifier, Task(request.task, ("", "")), 0)  # raises, before images are read
         child, classes = None, None
-    for line in parent.notes:
-        callbacks.info(f"parent: {line}")
-    images = distributed.main_process_first(lambda: load_task_data(
-        request.data, request.task, old_tasks, parent.preprocessing, classes=classes, old=request.old,
-        old_val=request.old_val, seed=config.seed, cache=cache, callbacks=callbacks, find_bits=True,
-    ))  # fmt: skip
-    parent = replace(parent, preprocessing=parent.preprocessing._replace(bits=images.new.bits))
+    images, parent = load_images(request, parent, old_tasks, classes, cache, callbacks)
     if child is None:
         new_task = images.new.tasks[0]
         for task in old_tasks:
@@ -188,6 +175,67 @@ def _open_extension(request: Request, cache: Path | None, callbacks: Callbacks) 
         child = grow(parent.classifier, new_task, config.seed)
     opened = _note_imprinting(Opened(request, plan, parent, old_tasks, child, images), callbacks)
     return with_unlabeled(opened, request, cache, callbacks)
+
+
+def open_model(request: Request, role: str, cache: Path | None, callbacks: Callbacks) -> Bundle:
+    """Open the model that a request names, and say what was inferred.
+
+    Args:
+        request: The request.
+        role: What the model is in it, for these lines.
+        cache: Folder of decoded pixels; None = in memory only.
+        callbacks: `info` is called with the lines.
+
+    Raises:
+        TaskgraftError: The model cannot be opened.
+    """
+    model = open_parent(
+        request.parent,
+        arch=request.arch,
+        labels=request.labels,
+        preprocessing=request.preprocessing,
+        task=request.parent_task,
+        cache=cache,
+    )
+    for line in model.notes:
+        callbacks.info(f"{role}: {line}")
+    return model
+
+
+def load_images(
+    request: Request,
+    model: Bundle,
+    tasks: Sequence[Task],
+    classes: Sequence[str] | None,
+    cache: Path | None,
+    callbacks: Callbacks,
+) -> tuple[TaskData, Bundle]:
+    """Load the labeled images of a request.
+
+    Args:
+        request: The request, whose task is known.
+        model: The model that they are prepared for.
+        tasks: Tasks that other images may belong to.
+        classes: Class names of the request's task, where it exists already.
+        cache: Folder of decoded pixels; None = in memory only.
+        callbacks: Progress callbacks.
+
+    Returns:
+        The images, and the model with the bits of 16-bit files in its preprocessing.
+
+    Raises:
+        DataError: Images cannot be used.
+    """
+    images = distributed.main_process_first(lambda: load_task_data(
+        request.data, request.task, tasks, model.preprocessing, classes=classes, old=request.old,
+        old_val=request.old_val, seed=request.config.seed, cache=cache, callbacks=callbacks, find_bits=True,
+    ))  # fmt: skip
+    return images, with_bits(model, images.new.bits)
+
+
+def with_bits(model: Bundle, bits: int | None) -> Bundle:
+    """Return a model whose preprocessing says how many bits 16-bit files use."""
+    return replace(model, preprocessing=model.preprocessing._replace(bits=bits))
 
 
 def _note_imprinting(opened: Opened, callbacks: Callbacks) -> Opened:
@@ -217,14 +265,22 @@ def with_unlabeled(opened: Opened, request: Request, cache: Path | None, callbac
             f"--unlabeled: {request.method} has no teacher, so it cannot learn from images without labels; add distill "
             "to --method, or leave --unlabeled out"
         )
-    unlabeled, _, described = distributed.main_process_first(
+    unlabeled, _, described, bits = distributed.main_process_first(
         lambda: load_unlabeled(request.unlabeled, opened.parent.preprocessing, cache, callbacks)
     )
+    parent, student = with_bits(opened.parent, bits), opened.student and with_bits(opened.student, bits)
     images = opened.images._replace(described={**opened.images.described, **described})
     notes = describe_usefulness(opened.parent.classifier, unlabeled, "the unlabeled images")
     for note in notes:
         callbacks.info(note)
-    return replace(opened, images=images, unlabeled=unlabeled, notes=(*opened.notes, *notes))
+    return replace(
+        opened,
+        parent=parent,
+        student=student,
+        images=images,
+        unlabeled=unlabeled,
+        notes=(*opened.notes, *notes),
+    )
 
 
 def change_method(opened: Opened, method: str, config: TrainingConfig) -> Opened:
@@ -255,6 +311,8 @@ def _open_training(request: TrainingRequest, cache: Path | None, callbacks: Call
     source = _open_weights(request, callbacks) if request.weights else None
     preprocessing = source.preprocessing if source else create_network(model, 2)[2]
     if request.preprocessing:
+        if not source and (channels := transforms.find_channels(request.preprocessing)):
+            preprocessing = preprocessing.with_channels(channels)
         preprocessing = transforms.parse_preprocessing(request.preprocessing, preprocessing)
     if not source:  # `open_parent` reports that of the weights
         origin = describe_origin(request.preprocessing, f"timm's default for {model}")
@@ -274,7 +332,7 @@ def _open_training(request: TrainingRequest, cache: Path | None, callbacks: Call
                 source, classifier=classifier, preprocessing=preprocessing, memory={}, cards={}, folder=None
             )
         else:
-            model_args = image_size_args(model, preprocessing)
+            model_args = input_args(model, preprocessing)
             network, head, _ = create_network(model, len(task.classes), **model_args)
             classifier, digest = wrap(network, head, [task], config.softmax), fingerprint([model, str(config.seed)])
             bundle = Bundle(classifier, preprocessing, {}, model, digest, model, head, model_args=model_args)

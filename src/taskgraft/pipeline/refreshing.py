@@ -10,16 +10,15 @@ import torch
 from torch import nn
 
 from taskgraft import distributed
-from taskgraft.bundle import open_parent
 from taskgraft.data.class_names import find_matches
 from taskgraft.data.labeled_images import ImageSource
-from taskgraft.data.task_images import TaskData, load_task_data, match_task, read_class_names
+from taskgraft.data.task_images import TaskData, match_task, read_class_names
 from taskgraft.errors import InputError
 from taskgraft.methods.protocol import Plan
 from taskgraft.models.classifier import Classifier, freeze
 from taskgraft.models.restructuring import prune_memory, restructure
 from taskgraft.pipeline.compression import answer
-from taskgraft.pipeline.opening import Opened, with_unlabeled
+from taskgraft.pipeline.opening import Opened, load_images, open_model, with_unlabeled
 from taskgraft.pipeline.request import RefreshRequest, validate_request
 from taskgraft.types import Callbacks, Memory, Task
 
@@ -40,12 +39,7 @@ def open_refresh(request: RefreshRequest, cache: Path | None, callbacks: Callbac
     Raises:
         TaskgraftError: A value, the model or the images cannot be used.
     """
-    parent = open_parent(
-        request.parent, arch=request.arch, labels=request.labels, preprocessing=request.preprocessing,
-        task=request.parent_task, cache=cache,
-    )  # fmt: skip
-    for line in parent.notes:
-        callbacks.info(f"parent: {line}")
+    parent = open_model(request, "parent", cache, callbacks)
     tasks = tuple(parent.tasks)
     task = _find_task(request, tasks)
     request, plan = validate_request(replace(request, task=task.name))
@@ -59,12 +53,7 @@ def open_refresh(request: RefreshRequest, cache: Path | None, callbacks: Callbac
     child, memory = _join_heads(restructured.classifier, task.name, memory)
     parent.classifier.requires_grad_(False)
     child.requires_grad_(True)
-    parent = replace(parent, memory=memory)
-    images = distributed.main_process_first(lambda: load_task_data(
-        request.data, task.name, tasks, parent.preprocessing, classes=task.classes, old=None,
-        old_val=request.old_val, seed=request.config.seed, cache=cache, callbacks=callbacks, find_bits=True,
-    ))  # fmt: skip
-    parent = replace(parent, preprocessing=parent.preprocessing._replace(bits=images.new.bits))
+    images, parent = load_images(request, replace(parent, memory=memory), tasks, task.classes, cache, callbacks)
     notes = [*_describe_missing(images, task)]
     if child.inherited_extras < len(child.extras):
         freeze(child)

@@ -113,6 +113,7 @@ def run(
         opened = open_refresh(request, cache, callbacks)
     else:
         opened = open_request(request, cache, callbacks)
+    opened = _note_augmentation(opened, callbacks)
     settings = opened.list_settings()
     state = distributed.broadcast(
         lambda: run_folder.inspect(out, settings, resume, lambda: describe_changes(out, opened.images.new))
@@ -131,6 +132,15 @@ def run(
             if distributed.is_main_process():
                 run_folder.discard(out)
             raise
+
+
+def _note_augmentation(opened: Opened, callbacks: Callbacks) -> Opened:
+    """Say which operations of an augmentation have no effect on gray images."""
+    if opened.parent.preprocessing.channels > 1 or opened.config.augment != "randaugment":
+        return opened
+    note = "randaugment: the images are gray, so that its changes of saturation have no effect"
+    callbacks.info(note)
+    return replace(opened, notes=(*opened.notes, note))
 
 
 def load(out: PathLike) -> Extension:

@@ -32,7 +32,7 @@ class ThumbnailMaker:
     """Makes thumbnails on request and remembers them, so that they can be stored with the page that shows them.
 
     Args:
-        sets: Named `Images`, such as "new" and "old", with `pixels` [N, H, W, 3] uint8; None for a set without images.
+        sets: Named `Images`, such as "new" and "old", with `pixels` [N, H, W, C] uint8; None for a set without images.
     """
 
     def __init__(self, sets: Mapping[str, Any]) -> None:
@@ -60,7 +60,7 @@ def encode_thumbnail(pixels: np.ndarray) -> str:
     """Encode an image [H, W, 3] uint8 as the data URI of a JPEG of at most MAX_SIDE pixels."""
     from PIL import Image
 
-    image = Image.fromarray(pixels)
+    image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
     image.thumbnail((MAX_SIDE, MAX_SIDE))
     file = io.BytesIO()
     image.save(file, format="JPEG", quality=QUALITY, optimize=True)

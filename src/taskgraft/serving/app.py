@@ -18,6 +18,7 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 
+from taskgraft.data.transforms import CHANNELS
 from taskgraft.report import theme
 from taskgraft.serving import schemas, v2_protocol
 from taskgraft.serving.middleware import Guard, error_response
@@ -241,7 +242,12 @@ async def _infer(service: Service, request: Request) -> Response:
     task_of = {name: task for task, names in model.outputs.items() for name in names}
     async with service.read_body(request) as body:
         length = request.headers.get(LENGTH_HEADER)
-        limits = {"size": model.size, "max_batch": service.limits.max_batch, "outputs": task_of}
+        limits = {
+            "size": model.size,
+            "channels": model.channels,
+            "max_batch": service.limits.max_batch,
+            "outputs": task_of,
+        }
         if len(body) > LARGE_BODY:
             parsed = await asyncio.to_thread(v2_protocol.parse_request, body, length, **limits)
         else:
@@ -266,25 +272,28 @@ async def _infer(service: Service, request: Request) -> Response:
 
 
 def _describe_tensors(model: ServedModel, max_batch: int) -> schemas.ModelMetadata:
-    size = model.size
-    pixels = {"meaning": "RGB pixels at the model's input size, top row first", "instead_of": FILES}
+    shape = [-1, model.size, model.size, model.channels]
+    pixels = {
+        "meaning": f"{CHANNELS[model.channels]} pixels at the model's input size, top row first",
+        "instead_of": FILES,
+    }
     files = {"meaning": "encoded images (JPEG, PNG, …); base64 in JSON", "instead_of": PIXELS}
     outputs = []
     for task, classes in model.classes.items():
         names, count = model.outputs[task], len(classes)
         details = {"task": task, "classes": list(classes), "temperature": model.temperatures[task]}
-        for name, datatype, shape, parameters in (
+        for name, datatype, sides, parameters in (
             (names.logits, "FP32", [-1, count], details),
             (names.probabilities, "FP32", [-1, count], {"task": task}),
             (names.label, "BYTES", [-1], {"task": task}),
         ):
-            outputs.append(schemas.TensorMetadata(name=name, datatype=datatype, shape=shape, parameters=parameters))
+            outputs.append(schemas.TensorMetadata(name=name, datatype=datatype, shape=sides, parameters=parameters))
     return schemas.ModelMetadata(
         name=model.name,
         versions=[MODEL_VERSION],
         platform="taskgraft",
         inputs=[
-            schemas.TensorMetadata(name=PIXELS, datatype="UINT8", shape=[-1, size, size, 3], parameters=pixels),
+            schemas.TensorMetadata(name=PIXELS, datatype="UINT8", shape=shape, parameters=pixels),
             schemas.TensorMetadata(name=FILES, datatype="BYTES", shape=[-1], parameters=files),
         ],
         outputs=outputs,

@@ -20,7 +20,7 @@ AVERAGED_IMAGES = 32  # images over which the time per image is averaged: smooth
 
 @dataclass(frozen=True)
 class _Request:
-    pixels: NDArray[np.uint8]  # [n, S, S, 3]
+    pixels: NDArray[np.uint8]  # [n, S, S, C]
     logits: asyncio.Future[Logits]
 
 
@@ -73,7 +73,7 @@ class Batcher:
         self._last_answer = now
 
     async def predict(self, pixels: NDArray[np.uint8]) -> Logits:
-        """Queue pixels [n, S, S, 3] and wait for the logits [n, K] of each task; HTTPException 503 on timeout."""
+        """Queue pixels [n, S, S, C] and wait for the logits [n, K] of each task; HTTPException 503 on timeout."""
         request = _Request(pixels, asyncio.get_running_loop().create_future())
         self._queue.put_nowait(request)
         try:

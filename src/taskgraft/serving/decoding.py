@@ -84,7 +84,7 @@ class DecoderPool:
             self.idle.put_nowait(self._start_worker())
 
     async def decode(self, data: bytes) -> NDArray[np.uint8]:
-        """Decode the bytes of an image file to pixels [S, S, 3].
+        """Decode the bytes of an image file to pixels [S, S, C].
 
         Raises:
             HTTPException: status 422 for anything that is not an image or too expensive, 503 if all workers are busy.
@@ -109,8 +109,8 @@ class DecoderPool:
         self.idle.put_nowait(worker)
         if status_and_data[:1] == REJECTED:
             raise HTTPException(422, f"not a usable image: {status_and_data[1:].decode('utf-8', 'replace')}")
-        size = self.preprocessing.size
-        return np.frombuffer(status_and_data, np.uint8, offset=1).reshape(size, size, 3)
+        size, channels = self.preprocessing.size, self.preprocessing.channels
+        return np.frombuffer(status_and_data, np.uint8, offset=1).reshape(size, size, channels)
 
     def close(self) -> None:
         """Stop the idle workers; the others end with this process, which closes their pipes."""

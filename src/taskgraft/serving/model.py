@@ -26,7 +26,7 @@ from taskgraft.version import __version__
 BACKENDS = ("torch", "onnx")
 
 Logits = dict[str, NDArray[np.float32]]  # task -> [B, K]
-Run = Callable[[NDArray[np.uint8]], Logits]  # pixels [B, S, S, 3] -> logits
+Run = Callable[[NDArray[np.uint8]], Logits]  # pixels [B, S, S, C] -> logits
 
 
 class TaskPrediction(NamedTuple):
@@ -54,8 +54,9 @@ class ServedModel:
 
     Attributes:
         name: its name in URLs.
-        run: pixels [B, S, S, 3] -> logits of each task.
+        run: pixels [B, S, S, C] -> logits of each task.
         size: side S of its input in pixels.
+        channels: channels C of its input.
         softmax: "per-task" or "joint".
         classes: task -> class names in index order.
         temperatures: task -> temperature of the calibrated softmax.
@@ -68,6 +69,7 @@ class ServedModel:
     name: str
     run: Run
     size: int
+    channels: int
     softmax: str
     classes: dict[str, tuple[str, ...]]
     temperatures: dict[str, float]
@@ -111,6 +113,7 @@ def load_model(
         name=name,
         run=_torch_backend(bundle) if backend == "torch" else _onnx_backend(bundle),
         size=bundle.preprocessing.size,
+        channels=bundle.preprocessing.channels,
         softmax=bundle.classifier.softmax,
         classes={out.task: out.classes for out in outputs},
         temperatures={out.task: out.temperature for out in outputs},

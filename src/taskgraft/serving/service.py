@@ -147,7 +147,7 @@ class Service:
         return count
 
     async def decode(self, files: Sequence[bytes]) -> NDArray[np.uint8]:
-        """Decode image files to pixels [n, S, S, 3]; HTTPException for the first file that cannot be used."""
+        """Decode image files to pixels [n, S, S, C]; HTTPException for the first file that cannot be used."""
         results = await asyncio.gather(*map(self.decoders.decode, files), return_exceptions=True)
         images = []
         for number, result in enumerate(results, 1):
@@ -159,7 +159,7 @@ class Service:
         return np.stack(images)
 
     async def predict(self, pixels: NDArray[np.uint8]) -> dict[str, TaskPrediction]:
-        """Predict every task for pixels [n, S, S, 3]; HTTPException 503 on timeout."""
+        """Predict every task for pixels [n, S, S, C]; HTTPException 503 on timeout."""
         return self.model.interpret(await self.batcher.predict(pixels))
 
 

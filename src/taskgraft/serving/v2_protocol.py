@@ -12,6 +12,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import math
 import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -54,7 +55,7 @@ class RequestedOutput(NamedTuple):
 
 
 class InferenceRequest(NamedTuple):
-    """A parsed request: either `pixels` [B, S, S, 3] uint8, or B encoded image files."""
+    """A parsed request: either `pixels` [B, S, S, C] uint8, or B encoded image files."""
 
     id: str | None
     pixels: NDArray[np.uint8] | None
@@ -77,7 +78,7 @@ class OutputTensor(NamedTuple):
 
 
 def parse_request(
-    body: bytes, json_length: str | None, *, size: int, max_batch: int, outputs: Collection[str]
+    body: bytes, json_length: str | None, *, size: int, channels: int, max_batch: int, outputs: Collection[str]
 ) -> InferenceRequest:
     """Parse the body of an inference request.
 
@@ -85,6 +86,7 @@ def parse_request(
         body: JSON, and binary tensors behind it.
         json_length: the header Inference-Header-Content-Length; None where all of the body is JSON.
         size: side S of the model's input in pixels.
+        channels: its channels C.
         max_batch: maximum number of images.
         outputs: names of the model's outputs.
 
@@ -105,14 +107,14 @@ def parse_request(
     requested = _requested_outputs(message, outputs)
     pixels, files = None, []
     if tensor.datatype == "UINT8" and tensor.name == PIXELS:
-        pixels = _parse_pixels(tensor, data, size, max_batch)
+        pixels = _parse_pixels(tensor, data, (size, size, channels), max_batch)
     elif tensor.datatype == "BYTES" and tensor.name in (PIXELS, FILES):
         files = _parse_files(tensor, data, max_batch)
     else:
         raise HTTPException(
             400,
             f"unsupported input {tensor.name!r} of type {tensor.datatype}; "
-            f"use {PIXELS!r} UINT8 [B, {size}, {size}, 3] or {FILES!r} BYTES [B]",
+            f"use {PIXELS!r} UINT8 [B, {size}, {size}, {channels}] or {FILES!r} BYTES [B]",
         )
     return InferenceRequest(message.id, pixels, files, requested)
 
@@ -209,16 +211,17 @@ def _check_batch(count: int, max_batch: int) -> None:
         raise HTTPException(422, f"{count} images in one request; the limit is {max_batch}")
 
 
-def _parse_pixels(tensor: _Input, data: bytes | None, size: int, max_batch: int) -> NDArray[np.uint8]:
+def _parse_pixels(tensor: _Input, data: bytes | None, image: tuple[int, ...], max_batch: int) -> NDArray[np.uint8]:
     shape = tuple(tensor.shape)
-    if len(shape) != 4 or shape[1:] != (size, size, 3) or shape[0] < 1:
+    if len(shape) != 4 or shape[1:] != image or shape[0] < 1:
+        expected = ", ".join(map(str, image))
         raise HTTPException(
-            400, f"input {tensor.name!r}: shape {tensor.shape} must be [B, {size}, {size}, 3] with B at least 1"
+            400, f"input {tensor.name!r}: shape {tensor.shape} must be [B, {expected}] with B at least 1"
         )
     _check_batch(shape[0], max_batch)
     if data is None:
         data = _bytes_of_numbers(tensor)
-    count = shape[0] * size * size * 3
+    count = math.prod(shape)
     if len(data) != count:
         raise HTTPException(400, f"input {tensor.name!r}: shape {tensor.shape} needs {count} values, got {len(data)}")
     return np.frombuffer(data, np.uint8).reshape(shape).copy()  # torch needs it writable
