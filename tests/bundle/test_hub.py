@@ -179,6 +179,20 @@ def test_timm_models_of_the_hub_open_as_before(hub: dict[str, Files], tmp_path: 
     assert torch.equal(found.classifier.linears()[0].weight, net.state_dict()["fc.weight"])
 
 
+def test_what_a_timm_model_of_the_hub_was_built_with_stays_in_its_bundle(hub: dict[str, Files], tmp_path: Path) -> None:
+    net = timm.create_model("test_vit", num_classes=3, img_size=32, in_chans=1)
+    options = {"img_size": 32, "in_chans": 1}
+    timm.models.save_for_hf(
+        net, str(tmp_path / "timm"), model_args=options, model_config={"label_names": list(OLD.classes)}
+    )
+    hub["them/gray"] = {path.name: path.read_bytes() for path in (tmp_path / "timm").iterdir()}
+    found = taskgraft.open_parent("hf-hub:them/gray", preprocessing="32 squash")
+    assert found.tasks == (Task("parent", OLD.classes),)
+    again = taskgraft.open_parent(found.save_pretrained(tmp_path / "again"))
+    assert again.preprocessing.to_text() == "32 squash bicubic mean=0.5 std=0.5"
+    assert torch.equal(again.classifier.linears()[0].weight, net.state_dict()["head.weight"])
+
+
 @pytest.mark.parametrize(
     ("repo", "options", "message"),
     [

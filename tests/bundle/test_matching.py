@@ -180,6 +180,21 @@ def test_a_backbone_alone_is_not_a_parent_but_a_start(tmp_path: Path) -> None:
     assert torch.equal(backbone.get_parameter("layer1.0.conv1.weight"), tensors["layer1.0.conv1.weight"])
 
 
+def test_heads_of_a_network_that_compares_images_are_left_out_of_a_start(tmp_path: Path) -> None:
+    """As DINO and SimCLR save them: a backbone beside, or with, a head of several layers."""
+    backbone = {name: value for name, value in state().items() if not name.startswith("fc.")}
+    head = {"head.mlp.0.weight": torch.ones(9, 9), "head.last_layer.weight_g": torch.ones(5, 1)}
+    dino = {"teacher": {**prefixed("backbone.", backbone), **head}, "epoch": 3}
+    simclr = {"state_dict": {**backbone, "fc.0.weight": torch.ones(256, 256), "fc.2.weight": torch.ones(128, 256)}}
+    for checkpoint, name in ((dino, "head.mlp.0.weight"), (simclr, "fc.2.weight")):
+        bundle = opened(tmp_path, checkpoint, labels=None, unnamed=True)
+        assert torch.equal(bundle.classifier.backbone.get_parameter("layer1.0.conv1.weight"),
+                           backbone["layer1.0.conv1.weight"])  # fmt: skip
+        assert any(note.startswith("left out, not of the network") and name in note for note in bundle.notes)
+    with pytest.raises(CheckpointError, match=r"another head \(layer1\.1\.conv1"):  # of a deeper network
+        opened(tmp_path, {**backbone, "layer1.1.conv1.weight": torch.ones(2, 2)}, labels=None, unnamed=True)
+
+
 @pytest.mark.parametrize("name", ["neck.weight", "layer1.0.ema.weight"])
 def test_layers_that_the_network_lacks_are_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(CheckpointError, match=rf"1 tensors differ, first {name}.*it is {ARCH} with layers of its own"):

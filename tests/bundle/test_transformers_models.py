@@ -45,6 +45,16 @@ def make(kind: str, **changes: Any) -> Any:
     return model
 
 
+def test_a_model_for_gray_images_is_opened(tmp_path: Path) -> None:
+    model = make("ViT", num_channels=1)
+    model.save_pretrained(tmp_path)
+    bundle, images = taskgraft.open_parent(tmp_path), torch.randn(3, 1, 64, 64)
+    with torch.inference_mode():
+        expected, found = model(pixel_values=images).logits, bundle.classifier.eval()(images)["parent"]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert bundle.preprocessing.channels == 1
+
+
 @pytest.mark.parametrize("kind", SIZES)
 def test_logits_are_those_of_transformers(kind: str, tmp_path: Path) -> None:
     model = make(kind)

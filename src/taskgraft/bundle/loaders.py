@@ -153,8 +153,7 @@ def _open_hub(source: str, names: tuple[str, ...], task: str, unnamed: bool) -> 
         return replace(read_bundle(hub.fetch_model(source)), source=source)
     if name_architecture(config):
         return replace(_open_folder(hub.fetch_model(source), config, names, task, unnamed), source=source)
-    model_args = config.get("model_args")
-    return _open_pretrained(source, names, task, unnamed, model_args if isinstance(model_args, dict) else {})
+    return _open_pretrained(source, names, task, unnamed, config)
 
 
 def describe_origin(preprocessing: str | None, default: str) -> str:
@@ -319,17 +318,21 @@ def _open_transformers(path: Path, config: dict[str, Any], labels: tuple[str, ..
 
 
 def _open_pretrained(
-    source: str, labels: tuple[str, ...], task: str, unnamed: bool, model_args: Mapping[str, Any] = MappingProxyType({})
+    source: str, labels: tuple[str, ...], task: str, unnamed: bool, described: Mapping[str, Any] = MappingProxyType({})
 ) -> Bundle:
-    """Open what timm downloads; `model_args` are those of a repository's config.json, which timm follows by itself."""
+    """Open what timm downloads; `described` is the config.json of a repository, which timm has followed by itself."""
     net = _download(source)
     arch = str(net.pretrained_cfg["architecture"])  # pyright: ignore
     head = find_head(net, arch)
     subset = infer_imagenet_subset(net)
     imagenet = tuple(ImageNetInfo(subset).label_names()) if subset and not unnamed else ()
     rows = int(net.get_submodule(head).out_features)  # pyright: ignore[reportArgumentType]
-    names, _ = _class_names(source, labels or imagenet, {}, rows, unnamed)
+    names_of_hub = described.get("label_names")
+    known = {"label_names": names_of_hub} if names_of_hub and not imagenet and not unnamed else {}
+    names, _ = _class_names(source, labels or imagenet, known, rows, unnamed)
     config: Any = net.pretrained_cfg
+    stored = described.get("model_args")
+    model_args = stored if isinstance(stored, dict) else {}
     channels = require_channels(source, count_channels(config, model_args))
     preprocessing = transforms.from_timm(config)
     origin = f"from timm's {source}{_describe_average(preprocessing, channels)}"

@@ -39,6 +39,8 @@ TRAINING = re.compile(
     r"(criterion\w*|\w*loss\w*|\w*metrics?|ema(_\w+)?|\w*teacher\w*|aux(_\w+)?|Aux\w*|queue(_\w+)?)(\.|$)"
     r"|(.*\.)?(n_averaged|total_ops|total_params|_extra_state)$"
 )
+# of networks that were trained to compare images, which nobody needs who wants the backbone alone
+HEADS = re.compile(r"(.*\.)?(\w*heads?|fc|classifier|projector|projection\w*|predictor|prototypes?)\.")
 POSITION = re.compile(r"pos_embed|rel_pos|relative_position|rope")  # in names of what depends on the image size
 NORMALIZATION = re.compile(r"(^|[._])(mean|std)$")
 MAX_PREFIXES = 50  # that are tried; no honest file has as many
@@ -227,6 +229,8 @@ def _judge(path: Path, candidate: _Candidate, net: nn.Module, arch: str, head: s
     layer, place = _find_classifier(rest, candidate.outside, head, int(width))  # pyright: ignore[reportArgumentType]
     pool = {**rest, **candidate.outside} if layer is None else rest
     left = [name for name in pool if not TRAINING.match(name) and name not in (f"{place}.weight", f"{place}.bias")]
+    if layer is None and headless and all(map(HEADS.match, left)):
+        left = []
     if layer is None and left:
         return _Failure(candidate, (4, 0), _describe_head(path, arch, head, {n: pool[n] for n in left}))
     if layer is None and not headless:
