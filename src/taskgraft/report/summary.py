@@ -291,7 +291,7 @@ def _propose_next(record: Record, status: Status) -> tuple[str, str]:
     if new_task(record).added_to:  # `compare` cannot add classes to an old task
         return "try another method", commands.try_method(record, alternative(record.method))
     loses = any(loss_of(task) > SMALL_LOSS for task in old_tasks(record))
-    if loses and record.one_backbone and record.config.get("softmax") == "per-task":
+    if loses and record.one_backbone and record.config.get("softmax", "per-task") == "per-task":
         return "keep one backbone and lose less", commands.extend_on_one_backbone(record)
     return "compare methods", commands.compare_methods(record)
 
