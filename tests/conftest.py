@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -44,11 +45,17 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@pytest.fixture(scope="module")
-def no_charts() -> Iterator[None]:
+@contextmanager
+def without_charts() -> Iterator[None]:
     """Reports without their charts, which take most of the time of a tiny run, where nobody looks at them."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(charts, "render_svg", lambda *args: "<svg></svg>")
+        yield
+
+
+@pytest.fixture(scope="module")
+def no_charts() -> Iterator[None]:
+    with without_charts():
         yield
 
 
@@ -79,7 +86,10 @@ def alice(tmp_path_factory: pytest.TempPathFactory, old_folder: Path) -> Path:
     """A bundle with one task, trained by taskgraft."""
     config = TrainingConfig(steps=30, batch_size=12, lr=0.05, head_steps=0, eval_every=10, precision="fp32")
     out = tmp_path_factory.mktemp("alice") / "bundle"
-    train(old_folder, out, task="shape", model="test_resnet", preprocessing="32 squash bilinear half", config=config)
+    with without_charts():
+        train(
+            old_folder, out, task="shape", model="test_resnet", preprocessing="32 squash bilinear half", config=config
+        )
     return out
 
 
@@ -90,7 +100,8 @@ SHORT = TrainingConfig(steps=20, batch_size=8, head_steps=20, eval_every=20, pre
 def plain(tmp_path_factory: pytest.TempPathFactory, alice: Path, old_folder: Path, new_folder: Path) -> Path:
     """A child of one backbone with the tasks shape and paint."""
     out = tmp_path_factory.mktemp("plain") / "bundle"
-    extend(alice, new_folder, out, task="paint", method="finetune", config=SHORT, old_val=[old_folder / "val"])
+    with without_charts():
+        extend(alice, new_folder, out, task="paint", method="finetune", config=SHORT, old_val=[old_folder / "val"])
     return out
 
 
@@ -98,5 +109,6 @@ def plain(tmp_path_factory: pytest.TempPathFactory, alice: Path, old_folder: Pat
 def branched(tmp_path_factory: pytest.TempPathFactory, alice: Path, old_folder: Path, new_folder: Path) -> Path:
     """A child with a branch beside the backbone; the same tasks."""
     out = tmp_path_factory.mktemp("branched") / "bundle"
-    extend(alice, new_folder, out, task="paint", method="branch", config=SHORT, old_val=[old_folder / "val"])
+    with without_charts():
+        extend(alice, new_folder, out, task="paint", method="branch", config=SHORT, old_val=[old_folder / "val"])
     return out

@@ -29,6 +29,7 @@ FILES = {
     "parallel": "tests/distributed/test_equal.py",
     "pieces": "tests/training/test_micro_batching.py",
     "costs": "tests/laws/test_costs.py",
+    "compiled": "tests/training/test_compilation.py",
     "matching": "tests/bundle/test_matching.py",
 }
 
@@ -264,6 +265,11 @@ TOGETHER = [
     Mutant("the sum of each micro-batch travels", "training/micro_batching.py",
            "is_last = index + 1 == len(self._micro_batches)", "is_last = True",
            "parallel test_micro_batches_of_three"),
+    Mutant("what is compiled has another name in the state", "training/loop.py",
+           "    average, compiler = _build_average(classifier, config), build_compiler(config)\n",
+           "    average, compiler = _build_average(classifier, config), build_compiler(config)\n"
+           "    if compiler:\n        classifier.backbone = torch.compile(classifier.backbone)\n",
+           "compiled test_a_compiled_run"),
     Mutant("each process has statistics of its own", "training/micro_batching.py",
            "        distributed.sync_batchnorm(),\n", "",
            "parallel test_two_processes_equal_one"),

@@ -107,6 +107,9 @@ class TrainingConfig:
     deterministic: bool = field(
         default=False, metadata={"help": "Use slower, deterministic kernels on a GPU; a CPU has no others"}
     )
+    compile: Literal["off", "default", "reduce-overhead", "max-autotune"] = field(
+        default="off", metadata={"help": "Train through torch.compile in this mode; it has to compile first"}
+    )
     micro_batches: Annotated[int, Range(1, 64, at_least=1, searched=False)] = field(
         default=1,
         metadata={"help": "Micro-batches per step (gradient accumulation); doubled when memory runs out"},

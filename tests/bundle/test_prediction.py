@@ -19,6 +19,8 @@ from taskgraft.data import Preprocessing, normalize
 from taskgraft.models.classifier import grow
 from toys import NEW, OLD, make_images, parent, write_folder
 
+pytestmark = pytest.mark.usefixtures("no_charts")
+
 SQUARE = Preprocessing(32, "squash", 1.0, "bilinear", (0.5,) * 3, (0.25,) * 3)
 CARD = {"classes": list(OLD.classes), "temperature": 2.0}
 IMAGES = make_images(6, OLD, 1)

@@ -12,6 +12,8 @@ from taskgraft.commands import auto as command
 from taskgraft.methods.presets import AUTO_PORTFOLIO
 from taskgraft.pipeline.request import Request
 
+pytestmark = pytest.mark.usefixtures("no_charts")
+
 CONFIG = TrainingConfig(steps=4, batch_size=8, head_steps=5, eval_every=2, save_every=2, views=1, precision="fp32")
 
 

@@ -27,6 +27,8 @@ from taskgraft.models.classifier import grow
 from toys import NEW, OLD, make_images, parent, write_folder
 from videos import make_frames, write_video
 
+pytestmark = pytest.mark.usefixtures("no_charts")
+
 WANTED = Preprocessing(32, "squash", 1.0, "bilinear", (0.5,) * 3, (0.5,) * 3)
 
 

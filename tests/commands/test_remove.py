@@ -26,6 +26,8 @@ from taskgraft.results.predictions import save_predictions
 from taskgraft.types import Task
 from toys import NEW, OLD, make_images, parent, start_run
 
+pytestmark = pytest.mark.usefixtures("no_charts")
+
 KINDS = {"plain": "finetune", "branch": "branch", "ladder": "ladder", "taps": "taps"}
 SHAPE, PAINT = list(range(len(OLD.classes))), list(range(len(NEW.classes)))
 

@@ -22,6 +22,8 @@ from taskgraft.training import loop
 from taskgraft.types import Params
 from toys import NEW, RUN, equal, make_data, make_images, parent, start_run
 
+pytestmark = pytest.mark.usefixtures("no_charts")
+
 
 class Counting:
     """A cache that counts what had to be computed."""

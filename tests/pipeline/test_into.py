@@ -22,6 +22,8 @@ from taskgraft.results.predictions import Predictions
 from taskgraft.types import Task
 from toys import NEW, OLD, write_folder
 
+pytestmark = pytest.mark.usefixtures("no_charts")
+
 RUN = TrainingConfig(steps=30, batch_size=8, head_steps=20, eval_every=10, save_every=10, precision="fp32")
 MORE = OLD._replace(classes=("oval", "star"))
 

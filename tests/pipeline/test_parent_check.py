@@ -17,7 +17,7 @@ from taskgraft.commands.compare import compare, variants
 from taskgraft.tuning import space
 from toys import OLD
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_charts")]
 RUN = TrainingConfig(steps=2, batch_size=4, head_steps=0, precision="fp32")
 FEW = ["--steps", "2", "--batch-size", "4", "--head-steps", "0", "--precision", "fp32", "--cache", "none"]
 

@@ -20,6 +20,8 @@ from torch.utils.data import DataLoader
 from taskgraft import SearchConfig, TrainingConfig, WorkerConfig, open_parent
 from toys import NEW, OLD, write_folder
 
+pytestmark = pytest.mark.usefixtures("no_charts")
+
 RECIPES = Path(__file__).parents[2] / "recipes"
 RUN = TrainingConfig(steps=4, batch_size=8, head_steps=4, eval_every=2, views=2, precision="fp32")
 

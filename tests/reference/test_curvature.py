@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from timm.models.efficientnet import _gen_efficientnet_lite
 from timm.models.resnet import BasicBlock, ResNet
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -151,6 +152,11 @@ def thin(name: str, **settings: Any) -> Callable[[], nn.Module]:
     return lambda: timm.create_model(name, num_classes=0, **settings)
 
 
+def thin_lite0() -> nn.Module:
+    """All layers of the network, with a quarter of the channels."""
+    return _gen_efficientnet_lite("tf_efficientnet_lite0", 0.25, num_classes=0, pad_type="same", bn_eps=1e-3)
+
+
 MODELS: dict[str, tuple[Callable[[], nn.Module], int, tuple[int, ...]]] = {
     "mlp": (mlp, 7, (3, 2, 2)),
     "convolutions": (convolutions, 40, (3, 14, 14)),
@@ -160,7 +166,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], int, tuple[int, ...]]] = {
     "windows": (Windows, 10, (3, 2, 2)),
     "functional": (Functional, 4, (3, 2, 2)),
     "resnet": (lambda: ResNet(cast(Any, BasicBlock), (1, 2, 1, 1), 0, channels=(8, 16, 24, 32)), 32, (3, 32, 32)),
-    "efficientnet": (thin("tf_efficientnet_lite0"), 1280, (3, 32, 32)),
+    "efficientnet": (thin_lite0, 1280, (3, 32, 32)),
     "mobilenet": (thin("mobilenetv3_small_050"), 1024, (3, 32, 32)),
     "vit": (thin("vit_tiny_patch16_224", img_size=32, embed_dim=24, depth=2, init_values=0.5), 24, (3, 32, 32)),
     "convnext": (thin("convnext_atto", depths=(1, 1, 2, 1), dims=(8, 12, 16, 20)), 20, (3, 64, 64)),

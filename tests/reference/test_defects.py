@@ -35,6 +35,8 @@ from taskgraft.models.inference import image_reader
 from taskgraft.types import Memory, Params, Step, Terms, TrainingData
 from toys import NEW, OLD, equal, make_images
 
+pytestmark = pytest.mark.usefixtures("no_charts")
+
 OLDS = make_images(20, OLD, 2)
 THIRD = NEW._replace(name="third")
 

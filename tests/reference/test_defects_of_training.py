@@ -23,6 +23,8 @@ from taskgraft.training.penalties import add_gradients
 from taskgraft.types import Memory, Params, Quadratic, TrainingData, Update
 from toys import NEW, OLD, equal, make_images, parent, run_steps, write_folder
 
+pytestmark = pytest.mark.usefixtures("no_charts")
+
 JOB = TrainingConfig(
     steps=12, batch_size=8, lr=0.02, head_steps=10, eval_every=4, save_every=6, log_every=4, precision="fp32"
 )
@@ -100,9 +102,9 @@ def test_checkpoints_contain_no_training_image(name: str) -> None:
 
 def test_only_replay_keeps_images() -> None:
     """As above, of what `learn` hands on."""
+    text = {"ewc": "ewc(images=16)", "mas": "mas(images=16)", "lora": "lora(rank=2)", "wise": "wise(weight=0.5)"}
+    first = learn(parent(), make_images(9, OLD, 1), method="si", config=RUN)
     for name in registry.METHODS:
-        text = {"ewc": "ewc(images=16)", "mas": "mas(images=16)", "lora": "lora(rank=2)", "wise": "wise(weight=0.5)"}
-        first = learn(parent(), make_images(9, OLD, 1), method="si", config=RUN)
         memory = learn(
             child_of(first.classifier), make_images(20, NEW, 5), method=text.get(name, name), config=RUN,
             old=make_images(9, OLD, 7), memory=first.memory,

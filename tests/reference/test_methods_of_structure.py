@@ -20,6 +20,8 @@ from taskgraft.models.inference import compute_features
 from taskgraft.types import Memory, Params, TrainingData
 from toys import NEW, OLD, make_images, parent
 
+pytestmark = pytest.mark.usefixtures("no_charts")
+
 
 def weights(classifier: Classifier) -> Params:
     return {name: value.detach() for name, value in classifier.named_parameters()}

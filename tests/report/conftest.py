@@ -24,12 +24,20 @@ def forgetful(tmp_path_factory: pytest.TempPathFactory, alice: Path, old_folder:
 
 
 @pytest.fixture(scope="session")
-def pages() -> dict[str, str]:
+def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of a synthetic comparison: page and figures."""
+    out = tmp_path_factory.mktemp("compared")
+    report.write_comparison_report(fake_comparison(), out)
+    return out
+
+
+@pytest.fixture(scope="session")
+def pages(compared: Path) -> dict[str, str]:
     """Pages of synthetic results."""
     return {
         "run": report.render_run(fake_record(), fake_sets()),
         "blind": report.render_run(fake_record(with_old=False), fake_sets(with_old=False)),
-        "comparison": report.render_comparison(fake_comparison()),
+        "comparison": (compared / "report.html").read_text(encoding="utf-8"),
         "search": report.render_search(fake_search()),
         "distribution": report.render_distribution(fake_distribution()),
     }

@@ -17,6 +17,8 @@ from taskgraft.cli import main
 from taskgraft.data import Preprocessing
 from toys import NEW, OLD, parent, write_folder
 
+pytestmark = pytest.mark.usefixtures("no_charts")
+
 SMALL = ["--steps", "1", "--head-steps", "0", "--batch-size", "4", "--precision", "fp32", "--cache", "none"]
 
 

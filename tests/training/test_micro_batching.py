@@ -17,6 +17,8 @@ from taskgraft.training import loop, precision
 from taskgraft.types import Callbacks
 from toys import NEW, RUN, make_data, parent, run_to_end, start_run
 
+pytestmark = pytest.mark.usefixtures("no_charts")
+
 FROZEN = replace(RUN, norm="frozen")  # BatchNorm in training mode sees pieces, and rightly answers otherwise
 
 

@@ -14,6 +14,7 @@ from taskgraft.models.inference import imprint_added_classes
 from taskgraft.pipeline import measuring
 from taskgraft.pipeline.opening import Opened
 from taskgraft.pipeline.parent_check import build_tensor_cache, predict_parent
+from taskgraft.training.compilation import check_compiler
 from taskgraft.training.loop import check_batch_size
 from taskgraft.training.trainer import Evaluation, Fitted, Trainer, resolve_config
 from taskgraft.types import Callbacks, Memoize, Memory, TrainingData
@@ -43,6 +44,7 @@ def fit(
     Returns:
         The classifier with the weights of the best step, and the history.
     """
+    check_compiler(opened.config, next(opened.child.parameters()).device)
     opened = predict_parent(opened, cache)
     opened = _place_images(opened)
     images, config = opened.images, opened.config

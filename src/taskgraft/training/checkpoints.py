@@ -18,6 +18,7 @@ from torch import Tensor
 from taskgraft import pytree
 from taskgraft.models.classifier import Classifier
 from taskgraft.results.files import digest, flush, write_json
+from taskgraft.training.compilation import Compiler
 from taskgraft.types import Memory
 
 KEEP = 2  # checkpoints: the newest, and the one before in case the newest turns out damaged
@@ -36,6 +37,7 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     memory: Memory
     average: ModelEmaV3 | None = None
+    compiler: Compiler | None = None
 
     @property
     def kept(self) -> Classifier:

@@ -22,6 +22,7 @@ from taskgraft.models.eval_mode import eval_mode
 from taskgraft.models.inference import cached_features, compute_once, imprint_added_classes
 from taskgraft.training import penalties
 from taskgraft.training.checkpoints import TrainState
+from taskgraft.training.compilation import Compiler, build_compiler, check_compiler
 from taskgraft.training.layer_decay import compute_lr_scales
 from taskgraft.training.micro_batching import BatchForward, batchnorm_errors
 from taskgraft.types import Batch, Memory, Outputs, Params, Step, Teacher, TrainingData, Update
@@ -93,6 +94,7 @@ def fit(
         until: Stop after this step instead of the last one.
     """
     keep_freed_memory()
+    check_compiler(config, next(state.classifier.parameters()).device)
     if config.deterministic:
         use_deterministic_kernels()
     while state.step < min(config.steps, config.steps if until is None else until):
@@ -140,7 +142,7 @@ def train_step(
     images = images.contiguous() if config.precision == "fp32" and images.dim() == 4 else images
     batch = batch._replace(labels={task: data.to_device(target, device) for task, target in batch.labels.items()})
 
-    model = _choose_heads(classifier, method, batch, config)
+    model = _choose_heads(classifier, method, batch, config, state.compiler)
     forward = BatchForward(classifier, model, images, len(batch.images), config, step)
     terms = {"data": _compute_data_loss(classifier, forward.outputs, batch.labels, sources, config)}
     if batch.partners is not None:
@@ -269,7 +271,8 @@ def _build_state(classifier: Classifier, original: Classifier, memory: Memory, c
         )
     else:
         optimizer = torch.optim.AdamW(trainable, config.lr, weight_decay=config.weight_decay, fused=True)
-    return TrainState(config.seed, 0, classifier, optimizer, memory, _build_average(classifier, config))
+    average, compiler = _build_average(classifier, config), build_compiler(config)
+    return TrainState(config.seed, 0, classifier, optimizer, memory, average, compiler)
 
 
 def _build_average(classifier: Classifier, config: TrainingConfig) -> ModelEmaV3 | None:
@@ -297,7 +300,7 @@ def _find_lr_scales(optimizer: torch.optim.Optimizer, params: Params) -> dict[st
 
 
 def _choose_heads(
-    classifier: Classifier, method: Method, batch: Batch, config: TrainingConfig
+    classifier: Classifier, method: Method, batch: Batch, config: TrainingConfig, compiler: Compiler | None
 ) -> Callable[[Tensor], Outputs]:
     """Return the whole classifier, or only its newest head where nothing in the objective uses the older ones."""
     task = newest_task(classifier)
@@ -307,8 +310,9 @@ def _choose_heads(
         or set(batch.labels) != {task}
         or task in old_class_counts(classifier)
     ):
-        return classifier
-    return lambda images: {task: classifier.newest_logits(images)}
+        return compiler.compile("all", classifier.forward) if compiler else classifier
+    newest = compiler.compile("newest", classifier.newest_logits) if compiler else classifier.newest_logits
+    return lambda images: {task: newest(images)}
 
 
 def _build_predict(
