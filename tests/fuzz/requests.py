@@ -75,7 +75,9 @@ def build_service() -> Service:
         return {"a": np.zeros((len(pixels), 2), np.float32)}
 
     names, about = OutputNames("logits_a", "probabilities_a", "label_a"), {"preprocessing": ""}
-    model = ServedModel("m", run, 2, "per-task", {"a": CLASSES}, {"a": 1.0}, {"a": names}, about, ThreadPoolExecutor(1))
+    model = ServedModel(
+        "m", run, 2, 3, "per-task", {"a": CLASSES}, {"a": 1.0}, {"a": names}, about, ThreadPoolExecutor(1)
+    )
     with patch.object(decoding, "Worker", InProcessWorker):
         return Service(model, PREPROCESSING, LIMITS)
 

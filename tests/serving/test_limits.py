@@ -86,7 +86,7 @@ def test_images_of_a_request_share_a_batch(server: Running) -> None:
 
 def test_expected_wait_is_limited() -> None:
     limits = Limits(max_batch=4, max_queue=100, wait_seconds=1)
-    model = ServedModel("m", lambda pixels: {}, 2, "per-task", {}, {}, {}, {}, cast(Any, None))
+    model = ServedModel("m", lambda pixels: {}, 2, 3, "per-task", {}, {}, {}, {}, cast(Any, None))
     batcher = Batcher(model, limits, lambda size: None)
     batcher.pending, batcher.seconds_per_image = 3, 0.3
     batcher.check_capacity(4)
@@ -97,7 +97,7 @@ def test_expected_wait_is_limited() -> None:
 
 
 def test_empty_queue_accepts_whatever_the_pace_was() -> None:
-    model = ServedModel("m", lambda pixels: {}, 2, "per-task", {}, {}, {}, {}, cast(Any, None))
+    model = ServedModel("m", lambda pixels: {}, 2, 3, "per-task", {}, {}, {}, {}, cast(Any, None))
     batcher = Batcher(model, Limits(max_batch=4, wait_seconds=1), lambda size: None)
     batcher.seconds_per_image = 1000.0
     with batcher.admit(4):
