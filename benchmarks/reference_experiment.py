@@ -27,7 +27,7 @@ from taskgraft.commands.tune import tune
 from taskgraft.config import TrainingConfig
 from taskgraft.methods import notation
 from taskgraft.pipeline.request import Request
-from taskgraft.report import summary
+from taskgraft.report import comparison_summary
 from taskgraft.results.record import Comparison, versions
 from taskgraft.tuning import space
 from taskgraft.tuning.search_config import SearchConfig
@@ -156,7 +156,7 @@ def chosen(cells: list[dict[str, Any]], steps: int) -> list[Variant]:
 def told(comparison: Comparison) -> list[dict[str, Any]]:
     """A row for each arrangement: what was measured, and what the text has."""
     rows = []
-    for row in summary.build_rows(comparison):
+    for row in comparison_summary.build_rows(comparison):
         shares = {"score": row.score, "old": row.old, "new": row.new}
         rows.append({
             "arrangement": row.label, "method": row.method,

@@ -21,10 +21,9 @@ from toys import NEW, OLD, write_folder
 # marker, and keeps one extension from end to end.
 SLOW = (
     "acceptance", "bad_inputs", "commands", "distributed", "docs", "exports", "faults", "fuzz", "laws",
-    "models/test_tensor_cache", "pipeline", "real", "recipes", "reference", "report/test_charts", "report/test_pages",
-    "report/test_summary",
-    "serving", "surface/test_bench", "surface/test_examples", "surface/test_not_installed", "surface/test_strings",
-    "surface/test_supply",
+    "models/test_tensor_cache", "pipeline", "real", "recipes", "reference", "report/test_charts",
+    "report/test_comparison_summary", "report/test_pages", "serving", "surface/test_bench", "surface/test_examples",
+    "surface/test_not_installed", "surface/test_strings", "surface/test_supply",
 )  # fmt: skip
 FAST = "pipeline/test_extend.py::test_extend_writes_bundle_and_evidence"
 TESTS = Path(__file__).parent

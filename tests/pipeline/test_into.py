@@ -17,7 +17,7 @@ from taskgraft.data import open_images
 from taskgraft.errors import TaskgraftError
 from taskgraft.models.classifier import widen, wrap
 from taskgraft.pipeline.measuring import compute_task_results
-from taskgraft.report.summary import is_at_chance
+from taskgraft.report.run_summary import is_at_chance
 from taskgraft.results.predictions import Predictions
 from taskgraft.types import Task
 from toys import NEW, OLD, write_folder

@@ -84,7 +84,7 @@ class Classifier(nn.Module):
         tails = [extra for extra in new_extras if isinstance(extra, Tail)]
         if not tails or len(tails) < len(new_extras) or not isinstance(self.backbone, fx.GraphModule):
             spec = self.head_specs[-1]
-            return self.heads[-1](self.features(images)[:, spec.start : spec.stop].contiguous())
+            return self.heads[-1](_columns(self.features(images), spec.start, spec.stop))
         if not self._points_only:
             self._points_only = [points_only(self.backbone, [tail.point for tail in tails])]
         points = self._points_only[0](images)
@@ -95,7 +95,7 @@ class Classifier(nn.Module):
         outputs: dict[str, list[Tensor]] = {}
         for spec, head in zip(self.head_specs, self.heads, strict=True):
             reads_all = spec.stop - spec.start == features.shape[1]
-            columns = features if reads_all else features[:, spec.start : spec.stop].contiguous()
+            columns = features if reads_all else _columns(features, spec.start, spec.stop)
             outputs.setdefault(spec.task, []).append(head(columns))
         return {task: logits[0] if len(logits) == 1 else torch.cat(logits, 1) for task, logits in outputs.items()}
 
@@ -268,6 +268,14 @@ def _add_head(
     grown.inherited_extras = len(classifier.extras)
     grown._points_only = []
     return grown
+
+
+def _columns(features: Tensor, start: int, stop: int) -> Tensor:
+    """Copy some columns: the bits of a product may depend on where in memory its input begins.
+
+    A single row would be contiguous without a copy, and begin wherever the columns before it end.
+    """
+    return features[:, start:stop].clone(memory_format=torch.contiguous_format)
 
 
 def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:

@@ -25,6 +25,7 @@ from taskgraft.pipeline.request import DataLike
 from taskgraft.results.record import StepMetrics
 from taskgraft.training import loop
 from taskgraft.training.checkpoints import TrainState
+from taskgraft.training.compilation import check_compiler
 from taskgraft.types import Callbacks, Images, TrainingData
 
 
@@ -109,6 +110,7 @@ def learn(
     sources = TrainingData(examples, old, config.views, config.augment, config.seed, score)
     config = resolve_steps(validate(config), len(examples.pixels), config.batch_size)
     config = replace(config, precision="fp32" if config.precision == "auto" else config.precision)
+    check_compiler(config, next(grown.parameters()).device)
     grown = copy.deepcopy(grown)
     grown.softmax = config.softmax
     history: list[StepMetrics] = []

@@ -11,12 +11,13 @@ from taskgraft.report.comparison_page import (
     render_comparison,
     write_comparison_report,
 )
+from taskgraft.report.comparison_summary import summarize_comparison
 from taskgraft.report.distribution_page import format_distribution, render_distribution, write_distribution_figure
 from taskgraft.report.evaluation_page import render_evaluation
 from taskgraft.report.page import write_page
 from taskgraft.report.run_page import format_model_card, render_run
+from taskgraft.report.run_summary import describe_balance, learned_name, summarize_run
 from taskgraft.report.search_page import format_search_table, render_search, summarize_search, write_search_report
-from taskgraft.report.summary import describe_balance, learned_name, summarize_comparison, summarize_run
 from taskgraft.report.thumbnails import ThumbnailMaker, encode_thumbnail, load_thumbnails
 
 __all__ = [

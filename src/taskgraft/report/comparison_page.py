@@ -7,10 +7,10 @@ from math import isnan
 from pathlib import Path
 
 from taskgraft.methods.presets import is_baseline
-from taskgraft.report import charts, figures, summary
+from taskgraft.report import charts, comparison_summary, figures, run_summary
 from taskgraft.report import formatting as fmt
+from taskgraft.report.comparison_summary import MIN_SEEDS, Row
 from taskgraft.report.page import Figure, Table, build_line_figure, build_pairs_table, render
-from taskgraft.report.summary import MIN_SEEDS, Row
 from taskgraft.results.files import write_text
 from taskgraft.results.record import Comparison, VariantResult
 
@@ -37,12 +37,14 @@ def render_comparison(comparison: Comparison) -> str:
     Returns:
         One offline HTML page.
     """
-    variants, ordered = comparison.variants, summary.put_baseline_first(comparison)  # charts keep the given order
-    rows, target = summary.build_rows(ordered), summary.find_target(comparison)
-    best = summary.find_best(rows)
+    variants = comparison.variants  # charts keep the given order
+    ordered = comparison_summary.put_baseline_first(comparison)
+    rows, target = comparison_summary.build_rows(ordered), comparison_summary.find_target(comparison)
+    best = comparison_summary.find_best(rows)
     records = [record for variant in variants for record in variant.records]
-    names = (summary.old_name(records[0]), summary.new_task(records[0]).name) if records else ("old tasks", "new task")
-    tradeoff = figures.build_tradeoff_chart(summary.build_rows(comparison), *names, target)
+    first = records[0] if records else None
+    names = (run_summary.old_name(first), run_summary.new_task(first).name) if first else ("old tasks", "new task")
+    tradeoff = figures.build_tradeoff_chart(comparison_summary.build_rows(comparison), *names, target)
     losses = [
         figures.build_loss_chart(f"loss{i}", variant.label, variant.records) for i, variant in enumerate(variants)
     ]
@@ -51,13 +53,13 @@ def render_comparison(comparison: Comparison) -> str:
     return render(
         "comparison.html.j2",
         comparison=comparison,
-        summary=summary.summarize_comparison(comparison),
+        summary=comparison_summary.summarize_comparison(comparison),
         best=None if best is None else rows[best],
         seconds=sum(row.seconds for row in rows),
         table_data=_build_table(rows, best, *names),
         remarks=_list_remarks(comparison, rows),
         agreement=any(row.agreement for row in rows),
-        parent_latency=summary.median_latency(records, "parent"),
+        parent_latency=comparison_summary.median_latency(records, "parent"),
         baselines=[build_line_figure(chart, "small") for chart in reference if chart.key != figures.OVERVIEW],
         overview=[build_line_figure(chart) for chart in reference if chart.key == figures.OVERVIEW],
         tradeoff=None if tradeoff is None else Figure(tradeoff, [_build_tradeoff_table(rows, *names, target)]),
@@ -90,20 +92,20 @@ def render_comparison(comparison: Comparison) -> str:
 
 def list_comparison_rows(comparison: Comparison) -> tuple[list[str], list[list[str]], int | None]:
     """List the cells of the comparison's table: the head, the rows, and the number of the best row."""
-    rows = summary.build_rows(summary.put_baseline_first(comparison))
+    rows = comparison_summary.build_rows(comparison_summary.put_baseline_first(comparison))
     cells = [[row.label, *_format_row(row)] for row in rows]
-    return ["Configuration", *TABLE_HEAD], cells, summary.find_best(rows)
+    return ["Configuration", *TABLE_HEAD], cells, comparison_summary.find_best(rows)
 
 
 def list_comparison_remarks(comparison: Comparison) -> list[str]:
     """List what a reader must know to read the table correctly."""
-    return _list_remarks(comparison, summary.build_rows(comparison))
+    return _list_remarks(comparison, comparison_summary.build_rows(comparison))
 
 
 def format_comparison_table(comparison: Comparison) -> str:
     """Format the comparison as a Markdown table with intervals, the best configuration in bold, and remarks."""
-    rows = summary.build_rows(summary.put_baseline_first(comparison))
-    best = summary.find_best(rows)
+    rows = comparison_summary.build_rows(comparison_summary.put_baseline_first(comparison))
+    best = comparison_summary.find_best(rows)
     lines = ["| Configuration | " + " | ".join(TABLE_HEAD) + " |", "|---|" + "---:|" * len(TABLE_HEAD)]
     for i, row in enumerate(rows):
         bold = "**" if i == best else ""
@@ -137,7 +139,7 @@ def _list_remarks(comparison: Comparison, rows: Sequence[Row]) -> list[str]:
             "Old-task accuracy is unknown without old validation images (--old-val DIR), so there is no Score. "
             "Agreement with the parent is only a proxy for it."
         )
-    differing = summary.find_differing_settings(comparison.variants)
+    differing = comparison_summary.find_differing_settings(comparison.variants)
     if set(differing) - {"lr"}:
         values = "; ".join(f"{name} ({', '.join(dict.fromkeys(column))})" for name, column in differing.items())
         remarks.append(f"The configurations differ in more than the method: {values}.")
@@ -177,14 +179,14 @@ def _build_commands(comparison: Comparison) -> Table:
 
 
 def _summarize_settings(variants: Sequence[VariantResult]) -> str:
-    differing = list(summary.find_differing_settings(variants))
+    differing = list(comparison_summary.find_differing_settings(variants))
     return f"{', '.join(differing)} {'differs' if len(differing) == 1 else 'differ'}" if differing else "all the same"
 
 
 def _build_settings(variants: Sequence[VariantResult]) -> tuple[Table, Table]:
     """What differs between configurations, and what they share with the reason for it."""
-    differing = summary.find_differing_settings(variants)
-    configs = [summary.resolve_settings(variant) for variant in variants]
+    differing = comparison_summary.find_differing_settings(variants)
+    configs = [comparison_summary.resolve_settings(variant) for variant in variants]
     record = next((record for variant in variants for record in variant.records), None)
     reasons = {name: reason for name, _, reason in record.settings} if record else {}
     rows = []

@@ -9,7 +9,8 @@ from taskgraft.methods.presets import is_baseline
 from taskgraft.report import charts
 from taskgraft.report import formatting as fmt
 from taskgraft.report.charts import Axis, Chart, Curve, Panel, Points, Style, build_mean_curve, step_axis
-from taskgraft.report.summary import Row, SeedMean, new_task, old_name, old_tasks
+from taskgraft.report.comparison_summary import Row, SeedMean
+from taskgraft.report.run_summary import new_task, old_name, old_tasks
 from taskgraft.results.record import Comparison, Record, StepMetrics, VariantResult
 
 TASK_A = Style("red", "-", "o")  # old, in the colors of the reference experiment

@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
-from taskgraft.report import commands, error_analysis, figures, summary
+from taskgraft.report import commands, error_analysis, figures, run_summary
 from taskgraft.report import formatting as fmt
 from taskgraft.report.error_analysis import ErrorAnalysis, Example
 from taskgraft.report.evaluation_page import build_calibration, build_task_errors
 from taskgraft.report.page import Table, build_line_figure, build_long_table, build_pairs_table, render
+from taskgraft.report.run_summary import is_at_chance, loss_of, new_task, old_name, old_tasks
 from taskgraft.report.sample_strip import SampleImage, build_sample_strip
-from taskgraft.report.summary import is_at_chance, loss_of, new_task, old_name, old_tasks
 from taskgraft.report.thumbnails import Gallery, GalleryBuilder, GetThumbnail, no_thumbnail
 from taskgraft.results.predictions import Predictions
 from taskgraft.results.record import Record, TaskResult
@@ -70,11 +70,11 @@ def render_run(
     return render(
         "run.html.j2",
         record=record,
-        summary=summary.summarize_run(record),
+        summary=run_summary.summarize_run(record),
         old=old_name(record) if old else "",
         new=new,
-        learned=summary.learned_name(record),
-        taught=summary.is_taught(record),
+        learned=run_summary.learned_name(record),
+        taught=run_summary.is_taught(record),
         partly_measured=any(task.child for task in record.tasks),
         train_images=record.data.get("new", {}).get("images", {}).get("train", 0),
         not_learned=is_at_chance(new),
@@ -145,7 +145,7 @@ def _summarize_sections(
 def _describe_change(task: TaskResult) -> str:
     if task.new and task.child:
         baseline = "" if task.separate is None else f"; a single-task model reaches {fmt.percent(task.separate)} %"
-        balance = summary.describe_balance(task)
+        balance = run_summary.describe_balance(task)
         return f"95 % CI {fmt.bounds(task.child)}{balance and f'; {balance}'}{baseline}"
     if task.identical and task.forgetting is not None:
         return "predictions bit-identical to the parent's"
@@ -161,7 +161,7 @@ def _list_costs(record: Record) -> list[str]:
     change = "fewer" if added < 0 else "added"
     extra = f" {change} ({fmt.fraction(abs(added), parent)} of the parent's)" if parent else ""
     lines = [f"{fmt.pluralize(abs(added), 'parameter')}{extra}"]
-    if flops := summary.describe_flops(record):
+    if flops := run_summary.describe_flops(record):
         lines.append(flops)
     if record.latency:
         times = [f"{1000 * record.latency[key]:.1f} ms" for key in ("parent", "child") if key in record.latency]
@@ -252,7 +252,7 @@ def _learned_tasks(record: Record) -> list[tuple[str, str, Mapping[str, float]]]
         for entry in record.parent.get("lineage", ())
     ]
     final = {task.name: task.child.mean for task in record.tasks if task.child}
-    return [*steps, (summary.learned_name(record), record.method, final)]
+    return [*steps, (run_summary.learned_name(record), record.method, final)]
 
 
 def _list_lineage(record: Record) -> list[tuple[str, list[str]]]:
@@ -266,7 +266,7 @@ def _list_lineage(record: Record) -> list[tuple[str, list[str]]]:
         lines = [f"{'trained' if method == 'train' else f'with {method}'}: {values or 'not measured'}"]
         if model is not None:  # no file can hold its own digest
             lines += [f"saved as {_model_name(model)}", *_list_digest(model)]
-        if model is not None or not summary.is_taught(record):
+        if model is not None or not run_summary.is_taught(record):
             title = f"Learned {task}"
         else:  # the parent had all tasks
             title = f"{' and '.join(one.name for one in record.tasks)} on one backbone"

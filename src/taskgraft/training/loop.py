@@ -22,7 +22,7 @@ from taskgraft.models.eval_mode import eval_mode
 from taskgraft.models.inference import cached_features, compute_once, imprint_added_classes
 from taskgraft.training import penalties
 from taskgraft.training.checkpoints import TrainState
-from taskgraft.training.compilation import Compiler, build_compiler, check_compiler
+from taskgraft.training.compilation import Compiler, build_compiler
 from taskgraft.training.layer_decay import compute_lr_scales
 from taskgraft.training.micro_batching import BatchForward, batchnorm_errors
 from taskgraft.types import Batch, Memory, Outputs, Params, Step, Teacher, TrainingData, Update
@@ -94,7 +94,6 @@ def fit(
         until: Stop after this step instead of the last one.
     """
     keep_freed_memory()
-    check_compiler(config, next(state.classifier.parameters()).device)
     if config.deterministic:
         use_deterministic_kernels()
     while state.step < min(config.steps, config.steps if until is None else until):
