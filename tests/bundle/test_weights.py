@@ -70,7 +70,7 @@ def test_entries_within_entries_are_listed_without_those_of_the_optimizer(tmp_pa
     state = {"state": {0: {"exp_avg": torch.ones(2)}}, "momentum": torch.ones(2)}
     path = save(
         tmp_path / "x.pt",
-        {"ema": inner, "state_dict": {**AVERAGED, "sparse": torch.eye(2).to_sparse()}, "optimizer": state},
+        {"ema": inner, "state_dict": {**AVERAGED, "names": np.array(["a"])}, "optimizer": state},
     )
     loaded = load_weights(path)
     assert list(loaded.entries) == ["state_dict", "ema.module"]
@@ -245,6 +245,27 @@ def test_random_bytes_are_refused(tmp_path: Path, seed: int) -> None:
 def test_other_contents_are_refused(tmp_path: Path, value: Any, message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         load_weights(save(tmp_path / "x.pt", value))
+
+
+def test_arrays_sparse_tensors_and_pairs_are_read(tmp_path: Path) -> None:
+    weight = torch.arange(6.0).reshape(2, 3)
+    values = {"array": weight.numpy(), "sparse": weight.to_sparse(), "tensor": weight, "names": np.array(["a", "b"])}
+    found = load_weights(save(tmp_path / "x.pt", (values, {"epoch": 3})))
+    assert found.entries.keys() == {"0"}
+    assert found.entries["0"].keys() == {"array", "sparse", "tensor"}
+    assert all(torch.equal(value, weight) for value in found.entries["0"].values())
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")  # torch is to drop quantized tensors
+def test_weights_that_cannot_be_trained_are_named(tmp_path: Path) -> None:
+    weight = torch.arange(6.0).reshape(2, 3)
+    quantized = torch.quantize_per_tensor(weight, 0.1, 0, torch.qint8)
+    with pytest.raises(CheckpointError, match=r"holds quantized weights \('a.w' and 1 more\), which cannot be trained"):
+        load_weights(save(tmp_path / "x.pt", {"a.w": quantized, "b.w": quantized, "b.bias": weight}))
+    with pytest.raises(
+        CheckpointError, match=r"holds tensors without values \('w'\), as of a model on the device 'meta'"
+    ):
+        load_weights(save(tmp_path / "y.pt", {"w": weight.to("meta")}))
 
 
 def test_formats_of_other_programs_are_named(tmp_path: Path) -> None:

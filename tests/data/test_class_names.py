@@ -58,6 +58,8 @@ INDICES = {name: index for index, name in reversed(PAIRS.items())}
         json.dumps(INDICES, indent=1),
         json.dumps({"model_type": "vit", "id2label": PAIRS, "label2id": INDICES}),
         str(PAIRS),
+        'id,name\n2,eel\n1,dog\n0,"tench, Tinca tinca"',
+        "Class Name;images;Class_ID\neel;12;2\ndog;3;1\ntench, Tinca tinca;40;0",
     ],
 )
 def test_labels_are_read_in_any_form(text: str, tmp_path: Path) -> None:
@@ -65,6 +67,21 @@ def test_labels_are_read_in_any_form(text: str, tmp_path: Path) -> None:
     names, form = class_names.read_labels(tmp_path / "labels.txt")
     assert names == NAMES
     assert form.startswith("class names from --labels labels.txt") == (text[0] != "\ufeff")
+
+
+@pytest.mark.parametrize("names", ["  0: cat\n  1: dog", "  - cat\n  - dog", " [cat, dog]"])
+def test_labels_are_read_from_the_yaml_of_a_data_set(names: str, tmp_path: Path) -> None:
+    (tmp_path / "data.yaml").write_text(f"path: ../pets\ntrain: images/train\nnc: 2\nnames:\n{names}\n")
+    assert class_names.read_labels(tmp_path / "data.yaml") == (
+        ("cat", "dog"),
+        "class names from --labels data.yaml, its entry 'names'",
+    )
+
+
+def test_yaml_that_is_not_valid_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "data.yml").write_text("names: [cat, dog\n")
+    with pytest.raises(InputError, match=r"data\.yml: it is not valid YAML \("):
+        class_names.read_labels(tmp_path / "data.yml")
 
 
 @pytest.mark.parametrize("text", ["2012 Audi A4\n2011 Audi A4", "Audi A4, 2012\nAudi A5, 2012", "0 - zero\n1 - one"])
@@ -78,7 +95,10 @@ def test_numbers_that_are_no_indices_belong_to_the_names(text: str, tmp_path: Pa
     [
         ("1: cat\n2: dog", "its indices are not 0 to 1, each once"),
         ("0: cat\n0: dog", "an index is there twice"),
-        ("id,name\n0,cat\n1,dog", "most lines begin with an index, but not all: 'id,name'"),
+        ("no,name\n0,cat\n1,dog", "most lines begin with an index, but not all: 'no,name'"),
+        ("id,name\n0,cat\n1,dog\n1,eel", "an index is there twice"),
+        ("id,name\n0,cat\nn2,dog", "its column 'id' has no index in the row 'n2,dog'"),
+        ("id,name\n1,cat\n2,dog", "its indices are not 0 to 1, each once"),
         ("names:\n 0: cat\n 1: dog\n", "not all: 'names:'"),
         ('["cat", "dog"', "it is not valid JSON"),
         ('["cat", "cat"]', "it lists 'cat' twice; class names must differ"),

@@ -27,7 +27,7 @@ from numpy._core import multiarray
 from safetensors.torch import save
 from torch import Tensor
 
-RULES = "4"  # part of the cache key: raise it when the same pickle would give other tensors or texts
+RULES = "5"  # part of the cache key: raise it when the same pickle would give other tensors or texts
 OK, REFUSED = b"+", b"-"
 LENGTH = struct.Struct("<Q")
 MEMORY_FACTOR, MEMORY_SPARE = 6, 2**30  # bytes beyond a bare torch: a multiple of the file's size, and a constant
@@ -147,6 +147,8 @@ def load_safely(path: Path) -> dict[str, Any]:
             ) from error
         reason = (str(error).splitlines() or [type(error).__name__])[0].partition(". ")[0]
         raise Refused(f"is not a valid PyTorch checkpoint: {reason[:160]}; copy it again") from error
+    if isinstance(checkpoint, list | tuple) and any(isinstance(value, Mapping) for value in checkpoint):
+        checkpoint = dict(enumerate(checkpoint))  # such as (weights, epoch)
     if not isinstance(checkpoint, Mapping):
         raise Refused(f"contains a {type(checkpoint).__name__}, not named tensors; save model.state_dict()")
     return {str(key): value for key, value in checkpoint.items()}
@@ -219,21 +221,40 @@ def _walk(checkpoint: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[Any, Any
 def find_entries(checkpoint: Mapping[str, Any]) -> dict[str, dict[str, Tensor]]:
     """Return the tensors of every entry by its path, that of the top level being ""; raises Refused.
 
-    What belongs to an optimizer or a scheduler is left out.
+    What belongs to an optimizer or a scheduler is left out. Arrays of NumPy and sparse tensors become tensors.
     """
-    entries = {
-        path: {str(key): value for key, value in values.items() if isinstance(value, Tensor) and _is_plain(value)}
-        for path, values in _walk(checkpoint)
-    }
-    entries = {path: tensors for path, tensors in entries.items() if tensors}
+    entries: dict[str, dict[str, Tensor]] = {}
+    for path, values in _walk(checkpoint):
+        tensors = {str(key): tensor for key, value in values.items() if (tensor := _as_tensor(value)) is not None}
+        unusable = [(key, reason) for key, value in tensors.items() if (reason := _is_unusable(value))]
+        if unusable:
+            name, reason = unusable[0]
+            more = f" and {len(unusable) - 1} more" if len(unusable) > 1 else ""
+            raise Refused(reason.format(name=f"{name!r}{more}"))
+        if tensors:
+            entries[path] = tensors
     if not entries:
         names = ", ".join(map(str, list(checkpoint)[:8]))[:250]
         raise Refused(f"contains no tensors, only the entries {names}; save model.state_dict()")
     return entries
 
 
-def _is_plain(value: Tensor) -> bool:
-    return value.layout == torch.strided and not value.is_quantized and value.device.type == "cpu"
+def _as_tensor(value: object) -> Tensor | None:
+    """Return a tensor, a sparse one as a dense one, or an array of numbers; None for anything else."""
+    if isinstance(value, np.ndarray) and value.dtype.kind in "fiub" and value.dtype.isnative:
+        return torch.from_numpy(np.ascontiguousarray(value))
+    if not isinstance(value, Tensor):
+        return None
+    return value if value.layout == torch.strided or value.device.type != "cpu" else value.to_dense()
+
+
+def _is_unusable(value: Tensor) -> str:
+    """Return why a tensor cannot be weights, with a place for its name; "" where it can."""
+    if value.is_quantized:
+        return "holds quantized weights ({name}), which cannot be trained; give the model from before its quantization"
+    if value.device.type != "cpu":
+        return "holds tensors without values ({name}), as of a model on the device 'meta'; save the loaded model"
+    return ""
 
 
 def find_texts(checkpoint: Mapping[str, Any]) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import csv
 import difflib
 import json
 import re
@@ -15,6 +16,9 @@ from typing import NamedTuple
 from taskgraft.data.layouts import Entry
 from taskgraft.errors import DataError, InputError, first_line
 
+# Columns of a table of class names, compared without case, spaces, underscores and hyphens.
+INDEX_COLUMNS = ("index", "idx", "id", "classid", "classindex", "classidx", "labelid", "labelindex", "labelidx")
+NAME_COLUMNS = ("name", "class", "classname", "label", "labelname", "category")
 KEYS = ("id2label", "label_names", "class_to_idx", "class_names", "classes", "names", "labels")  # of files with more
 
 
@@ -67,8 +71,8 @@ def parse_class_names(value: object) -> tuple[str, ...]:
 def read_labels(file: Path) -> tuple[tuple[str, ...], str]:
     """Read class names in index order from a file of --labels.
 
-    A text file has one name per line, or lines such as '0: cat'. JSON, or what Python prints, has a list, {index: name}
-    or {name: index}, or one of them below a key such as id2label.
+    A text file has one name per line, lines such as '0: cat', or a table with a header such as 'id,name'. JSON, YAML or
+    what Python prints has a list, {index: name} or {name: index}, or one of them below a key such as id2label or names.
 
     Returns:
         The names, and in which form they were, for a note; "" for plain lines.
@@ -81,8 +85,9 @@ def read_labels(file: Path) -> tuple[tuple[str, ...], str]:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read --labels {file}: {error}; give a text file of class names") from error
     try:
-        if file.suffix == ".json" or text.startswith(("{", "[")):
-            value, form = _parse_structure(text)
+        suffix = file.suffix.lower()
+        if suffix in (".json", ".yaml", ".yml") or text.startswith(("{", "[")):
+            value, form = _find_names(_parse_yaml(text) if suffix in (".yaml", ".yml") else _parse_structure(text))
         else:
             value, form = _parse_lines([line.strip() for line in text.splitlines() if line.strip()])
         return parse_class_names(value), f"class names from --labels {file.name}{form}" if form else ""
@@ -90,15 +95,28 @@ def read_labels(file: Path) -> tuple[tuple[str, ...], str]:
         raise InputError(f"--labels {file}: {error}; give one name per line, in index order") from error
 
 
-def _parse_structure(text: str) -> tuple[object, str]:
+def _parse_structure(text: str) -> object:
     """Parse JSON, or a list or dictionary as Python prints it."""
     try:
-        value = json.loads(text)
+        return json.loads(text)
     except (ValueError, RecursionError) as error:
         try:
-            value = ast.literal_eval(text)
+            return ast.literal_eval(text)
         except (ValueError, SyntaxError, MemoryError, RecursionError):
             raise ValueError(f"it is not valid JSON ({first_line(error, 80)})") from error
+
+
+def _parse_yaml(text: str) -> object:
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(f"it is not valid YAML ({first_line(error, 80)})") from error
+
+
+def _find_names(value: object) -> tuple[object, str]:
+    """Find the names in a file's contents: below a known key, or all of it; and say which."""
     if isinstance(value, Mapping):
         for key in KEYS:
             if isinstance(value.get(key), list | Mapping):
@@ -111,6 +129,8 @@ def _parse_lines(lines: list[str]) -> tuple[object, str]:
     if not lines:
         raise ValueError("it is empty")
     form = ", in the order of its indices"
+    if table := _parse_table(lines):
+        return table
     index_first = [re.fullmatch(r"([0-9]{1,9})\s*[:;,=\t]\s*(.+)", line) for line in lines]
     matches = [match for match in index_first if match]
     if len(matches) == len(lines):
@@ -129,6 +149,26 @@ def _parse_lines(lines: list[str]) -> tuple[object, str]:
     if all(line.startswith("- ") for line in lines):
         return [line.removeprefix("- ") for line in lines], ", read as a list"
     return lines, ""
+
+
+def _parse_table(lines: list[str]) -> tuple[object, str] | None:
+    """Read a table whose header names one column of indices and one of names; None where there is no such header."""
+    for separator in (",", ";", "\t"):
+        header, *rows = csv.reader(lines, delimiter=separator, skipinitialspace=True)
+        plain = [re.sub(r"[\s_-]", "", column).casefold() for column in header]
+        indices, names = (
+            [i for i, column in enumerate(plain) if column in known] for known in (INDEX_COLUMNS, NAME_COLUMNS)
+        )
+        if len(indices) != 1 or len(names) != 1 or not rows:
+            continue
+        index, name = indices[0], names[0]
+        bad = next((row for row in rows if len(row) <= max(index, name) or not _is_index(row[index])), None)
+        if bad is not None:
+            raise ValueError(f"its column {header[index]!r} has no index in the row {separator.join(bad)[:60]!r}")
+        if len({row[index] for row in rows}) < len(rows):
+            raise ValueError("an index is there twice")
+        return {row[index]: row[name] for row in rows}, f", its columns {header[index]!r} and {header[name]!r}"
+    return None
 
 
 def _is_index(value: object) -> bool:
