@@ -74,7 +74,7 @@ def test_names_that_are_no_splits_are_answered_with_those_that_are(tmp_path: Pat
 
 @pytest.mark.parametrize("names", [("cat/1.png", "dog/2.png"), ("train/cat/1.png", "val/cat/2.png")])
 def test_a_root_one_level_up_is_descended(tmp_path: Path, names: tuple[str, ...]) -> None:
-    put(tmp_path, *(f"download/pets/{name}" for name in names), "download/README.md", "__MACOSX/x")
+    put(tmp_path, *(f"download/pets/{name}" for name in names), "download/README.md", "__MACOSX/x", "@eaDir/x.jpg")
     listing = list_images(tmp_path, "label")
     assert [entry.path for entry in listing.entries] == list(names)
     assert listing.root == tmp_path / "download" / "pets"
@@ -275,6 +275,9 @@ ADDED = "file names were completed, such as 'a' to 'a.png'"
         ("image_id,id,kind\na,7,van\ndeep/c,8,bus\n", ("the files are those of column 'image_id'", ADDED)),
         ("name,image,label\nx,a.png,van\ny,deep/c.png,bus\n", ("the files are those of column 'image'",)),
         ("picture,label\na.png,van\ndeep/c.png,bus\n", ("the files are those of column 'picture'",)),
+        ("a.png,van\ndeep/c.png,bus\n", ("the table has no header: its columns are taken for path and label",)),
+        ("van;a.png\nbus;deep/c.png\n", ("the table has no header: its columns are taken for label and path",)),
+        ("path,bus,van\na.png,0,1\ndeep/c.png,1.0,0.0\n", ()),
     ],
 )
 def test_tables_of_excel_kaggle_and_windows_are_read(tmp_path: Path, text: str | bytes, notes: tuple[str, ...]) -> None:
@@ -284,6 +287,30 @@ def test_tables_of_excel_kaggle_and_windows_are_read(tmp_path: Path, text: str |
     said = [note for note in listing.notes if not note.startswith("the labels are those")]
     assert said == list(notes)
     assert len(said) + (listing.layout != "table, labels from column 'label'") == len(listing.notes)
+
+
+def test_absolute_paths_below_the_table_are_read(tmp_path: Path) -> None:
+    rows = f"{tmp_path}/a.png,van\n{tmp_path}/deep/../deep/c.png,bus\n"
+    assert result(table(tmp_path, f"path,label\n{rows}")) == ROWS
+    path = table(tmp_path, f"path,label\n{tmp_path}/../{tmp_path.name}-other/a.png,van\n")
+    with pytest.raises(TaskgraftError, match="is outside the table's folder"):
+        list_images(path, "label")
+
+
+@pytest.mark.parametrize("text", ["a.png,van,1\nb.png,bus,2\n", "a.png,b.png\ndeep/c.png,a.png\n"])
+def test_a_missing_header_is_named_where_columns_could_mean_anything(tmp_path: Path, text: str) -> None:
+    with pytest.raises(
+        TaskgraftError, match=r"its first row names an image \(a.png\) where the header is expected; add one"
+    ):
+        list_images(table(tmp_path, text), "label")
+
+
+def test_two_ones_in_a_row_are_not_one_class(tmp_path: Path) -> None:
+    path = table(tmp_path, "path,bus,van\na.png,1,1\ndeep/c.png,1,0\n")
+    with pytest.raises(
+        TaskgraftError, match=r"several columns that may hold the labels; choose one with --task: bus, van"
+    ):
+        list_images(path, "label")
 
 
 def test_files_in_a_folder_that_the_table_does_not_name(tmp_path: Path) -> None:

@@ -115,7 +115,7 @@ def _read_table(path: Path) -> Media:
     units: dict[str, str] = {}
     kind = ""
     for number, text, found, row in open_table(path).rows():
-        if not text or is_outside(text):
+        if not text or (is_outside(text) and not found):
             raise InputError(
                 f"{path} line {number}: {text!r} is blank or outside the table's folder; use paths below it"
             )

@@ -25,7 +25,6 @@ from taskgraft.data.tables import (
     find_columns,
     is_outside,
     open_table,
-    read_table,
 )
 from taskgraft.errors import DataError
 from taskgraft.results.files import escape_surrogates, write_output
@@ -39,7 +38,10 @@ SPLIT_HINT = f"splits are called {', '.join(SPLITS)}, in any case, also with -se
 MAX_WRAPPERS = 3  # folders around the real root that an archive may have been unpacked into
 UNNAMED = re.compile(r"Unnamed: \d+$")  # pandas' name of a column without one
 MISSING_LABELS = {"nan", "<na>"}  # what tools write for a label that is missing
-IGNORED_NAMES = {"thumbs.db", "desktop.ini", "__macosx", ".ipynb_checkpoints", ".ds_store"}
+IGNORED_NAMES = {  # what systems and network drives leave behind
+    "#recycle", "$recycle.bin", ".ds_store", ".ipynb_checkpoints", "@eadir", "__macosx", "desktop.ini", "ehthumbs.db",
+    "lost+found", "system volume information", "thumbs.db",
+}  # fmt: skip
 SIDE_SUFFIXES = {  # of files that lie beside images and are none: annotations, features, lists, leftovers
     ".bak", ".cfg", ".csv", ".db", ".doc", ".docx", ".feather", ".h5", ".hdf5", ".html", ".ini", ".ipynb", ".json",
     ".jsonl", ".log", ".lst", ".mat", ".md", ".md5", ".npy", ".npz", ".parquet", ".pickle", ".pkl", ".pt",
@@ -354,15 +356,15 @@ def _list_shards(
 def _list_table(path: Path, task: str, columns: tuple[str, ...]) -> Listing:
     table = open_table(path)
     split_column = _find_split_column(table)
-    label_column = _find_label_column(table, task, split_column)
-    label_columns = {task: label_column, **{name: name for name in columns if name in table.header}}
+    label_columns = _find_label_columns(table, task, split_column)
+    others = [name for name in columns if name in table.header]
     entries: list[Entry] = []
     missing: Skipped = []
     seen: set[str] = set()
     shared: dict[tuple[tuple[str, str], ...], dict[str, str]] = {}
     for row in table.rows():
         file = row.found[0] if row.found else row.text
-        labels = {name: row.values[column].strip() for name, column in label_columns.items()}
+        labels = {task: _read_label(row.values, label_columns), **{name: row.values[name].strip() for name in others}}
         labels = {name: unicodedata.normalize("NFC", label) for name, label in labels.items() if label}
         split = row.values[split_column].strip() if split_column else ""
         problem = None
@@ -374,7 +376,7 @@ def _list_table(path: Path, task: str, columns: tuple[str, ...]) -> Listing:
             problem = f"the label {unlabeled[0]!r} is not a class name; leave it blank if there is none"
         elif split and not split_of(split):
             problem = f"split {split!r} is unknown; use one of {', '.join(SPLITS)}"
-        elif is_outside(row.text):
+        elif is_outside(row.text) and not row.found:
             problem = f"{row.text!r} is outside the table's folder; use paths below it"
         elif len(row.found) > 1:
             problem = f"{row.text!r} may be {row.found[0]!r} or {row.found[1]!r}; write which"
@@ -391,43 +393,64 @@ def _list_table(path: Path, task: str, columns: tuple[str, ...]) -> Listing:
     if not entries:
         first = f" (first: {missing[0][0]!r})" if missing else ""
         raise DataError(
-            f"{path}: no row has a label in column {label_column!r} and a file that exists{first}; "
+            f"{path}: no row has a label in {_describe_columns(label_columns)} and a file that exists{first}; "
             f"fix the names in column {table.path_column!r} or add labels"
         )
-    layout = f"table, labels from column {label_column!r}"
-    said = () if label_column in (task, "label") else (f"the labels are those of column {label_column!r}",)
+    layout = f"table, labels from {_describe_columns(label_columns)}"
+    said = (
+        ()
+        if label_columns in ((task,), ("label",))
+        else (f"the labels are those of {_describe_columns(label_columns)}",)
+    )
     return Listing(path.parent, tuple(entries), (), layout, tuple(missing), (*table.notes, *said))
 
 
 def _find_split_column(table: ImageTable) -> str | None:
     """The column of the splits: `split`, or one that is called similarly and holds nothing but names of splits."""
     for column in find_columns(table.header, SPLIT_COLUMNS):
-        values = {row[column].strip() for _, row in read_table(table.path)} - {""}
+        values = {row[column].strip() for _, row in table.read()} - {""}
         if column.strip().lower() == "split" or (values and all(map(split_of, values))):
             return column
     return None
 
 
-def _find_label_column(table: ImageTable, task: str, split_column: str | None) -> str:
+def _find_label_columns(table: ImageTable, task: str, split_column: str | None) -> tuple[str, ...]:
+    """The column of the labels; or one for each class, of which every row has a 1 in one (one-hot)."""
     known = (table.path_column, split_column)
     named = [name for name in (task, "label", *find_columns(table.header, [task.casefold()])) if name not in known]
     for name in named:
         if name in table.header:
-            return name
+            return (name,)
     candidates = [name for name in table.header if name not in known and name.strip() and not UNNAMED.match(name)]
     usual = [name for name in find_columns(table.header, LABEL_COLUMNS) if name in candidates]
     if len(usual) == 1:
-        return usual[0]
+        return tuple(usual)
     ids = find_columns(candidates, PATH_COLUMNS)
     candidates = [name for name in candidates if name not in ids] or candidates
     if not candidates:
         raise DataError(f"{table.path} has no column with labels among {', '.join(table.header)}; add one")
-    if len(candidates) > 1:
+    if len(candidates) > 1 and not all(_is_one_hot([row[name] for name in candidates]) for _, row in table.read()):
         raise DataError(
             f"{table.path} has several columns that may hold the labels; choose one with --task: "
             f"{', '.join(candidates)}"
         )
-    return candidates[0]
+    return tuple(candidates)
+
+
+def _is_one_hot(values: Sequence[str]) -> bool:
+    return sum(map(_is_set, values)) == 1 and all(value.strip() in ("", "0", "0.0", "1", "1.0") for value in values)
+
+
+def _is_set(value: str) -> bool:
+    return value.strip() in ("1", "1.0")
+
+
+def _read_label(row: Mapping[str, str], columns: tuple[str, ...]) -> str:
+    return row[columns[0]].strip() if len(columns) == 1 else next(name for name in columns if _is_set(row[name]))
+
+
+def _describe_columns(columns: tuple[str, ...]) -> str:
+    return f"column {columns[0]!r}" if len(columns) == 1 else f"{len(columns)} columns with a 1 for the class"
 
 
 def write_manifest(path: Path, root: Path, entries: Sequence[Entry], task: str) -> None:

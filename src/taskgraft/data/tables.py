@@ -12,6 +12,7 @@ import re
 import stat
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, TextIO
@@ -51,6 +52,7 @@ class ImageTable(NamedTuple):
         path_column: the column that names the files.
         finder: finds the file of a row.
         notes: what was assumed.
+        named: the names in `header` if the table has none of its own.
     """
 
     path: Path
@@ -58,10 +60,15 @@ class ImageTable(NamedTuple):
     path_column: str
     finder: _Finder
     notes: tuple[str, ...]
+    named: tuple[str, ...] = ()
+
+    def read(self) -> Iterator[tuple[int, dict[str, str]]]:
+        """Yield (line number, row)."""
+        return read_table(self.path, self.named)
 
     def rows(self) -> Iterator[TableRow]:
-        """Yield every row."""
-        for number, row in read_table(self.path):
+        """Yield every row, with its file."""
+        for number, row in self.read():
             text = row[self.path_column].strip()
             yield TableRow(number, text, tuple(self.finder.find(text)), row)
 
@@ -73,9 +80,10 @@ def open_table(path: Path) -> ImageTable:
         DataError: the file is not a table, or no column names files.
         MissingDependency: Parquet, but no pyarrow.
     """
-    rows = [row for _, row in islice(read_table(path), SAMPLE)]
-    header = tuple(rows[0]) if rows else read_header(path)
     finder = _Finder(path.parent)
+    without = _name_columns(path, finder)
+    rows = [row for _, row in islice(read_table(path, without), SAMPLE)]
+    header = tuple(rows[0]) if rows else read_header(path)
     named = find_columns(header, PATH_COLUMNS)
     columns = _columns_of_files(finder, rows, named or header)
     if not columns and finder.enter_folders():
@@ -89,7 +97,7 @@ def open_table(path: Path) -> ImageTable:
             "add it"
         )
     column = columns[0] if columns else named[0]
-    notes = []
+    notes = [f"the table has no header: its columns are taken for {' and '.join(without)}"] if without else []
     if column not in USUAL_PATH_COLUMNS:
         notes.append(f"the files are those of column {column!r}")
     for text in (row[column].strip() for row in rows):
@@ -97,7 +105,30 @@ def open_table(path: Path) -> ImageTable:
         if found and found != [text]:
             notes.append(f"file names were completed, such as {text!r} to {found[0]!r}")
             break
-    return ImageTable(path, header, column, finder, tuple(notes))
+    return ImageTable(path, header, column, finder, tuple(notes), without)
+
+
+def _name_columns(path: Path, finder: _Finder) -> tuple[str, ...]:
+    """Name the columns of a table without a header: its first row names an image; () where there is a header.
+
+    Raises:
+        DataError: it has no header, and not two columns of which one names images.
+    """
+    first = read_header(path)
+    if not any(os.path.splitext(cell)[1].lower() in decode.SUFFIXES for cell in first):
+        return ()
+    files = [i for i, cell in enumerate(first) if finder.find(cell.strip())]
+    if not files and finder.enter_folders():
+        files = [i for i, cell in enumerate(first) if finder.find(cell.strip())]
+        finder.folders = [""]
+    if not files:
+        return ()
+    if len(first) != 2 or len(files) != 1:
+        raise DataError(
+            f"{path}: its first row names an image ({first[files[0]]}) where the header is expected; add one, such as "
+            "path,label"
+        )
+    return ("path", "label") if files == [0] else ("label", "path")
 
 
 def find_columns(header: Iterable[str], names: Sequence[str]) -> list[str]:
@@ -134,7 +165,11 @@ class _Finder:
 
     def find(self, text: str) -> list[str]:
         """Find all files that a name may mean, as paths relative to the table's folder with forward slashes."""
-        if not text or "\0" in text or is_outside(text):
+        if "\0" in text:
+            return []
+        if os.path.isabs(text) and (whole := os.path.normpath(text)).startswith(os.path.join(self.root, "")):
+            text = os.path.relpath(whole, self.root).replace(os.sep, "/")
+        if not text or is_outside(text):
             return []
         found = []
         for folder in self.folders:
@@ -178,8 +213,12 @@ def _columns_of_files(finder: _Finder, rows: Sequence[Mapping[str, str]], column
     return [column for column in columns if any(finder.find(row[column].strip()) for row in rows)]
 
 
-def read_table(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
+def read_table(path: Path, names: Sequence[str] = ()) -> Iterator[tuple[int, dict[str, str]]]:
     """Yield (line number, row as text) of a CSV, TSV or Parquet table; rows without any value are left out.
+
+    Args:
+        path: the table.
+        names: names of the columns, where its first line has none.
 
     Raises:
         DataError: the file is not a table, or damaged.
@@ -188,18 +227,23 @@ def read_table(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     if path.suffix.lower() == ".parquet":
         yield from _read_parquet(path)
         return
+    with _refuse_damaged(path), _open_text(path) as file:
+        delimiter, start = _find_delimiter(path, file)
+        reader = csv.DictReader(file, names or None, delimiter=delimiter, strict=True)
+        for row in reader:
+            if None in row or None in row.values():
+                raise DataError(
+                    f"{path} line {start + reader.line_num}: the number of fields differs from the header's; fix "
+                    "that line"
+                )
+            if any(value.strip() for value in row.values()):
+                yield start + reader.line_num, row
+
+
+@contextmanager
+def _refuse_damaged(path: Path) -> Iterator[None]:
     try:
-        with _open_text(path) as file:
-            delimiter, start = _find_delimiter(path, file)
-            reader = csv.DictReader(file, delimiter=delimiter, strict=True)
-            for row in reader:
-                if None in row or None in row.values():
-                    raise DataError(
-                        f"{path} line {start + reader.line_num}: the number of fields differs from the header's; fix "
-                        "that line"
-                    )
-                if any(value.strip() for value in row.values()):
-                    yield start + reader.line_num, row
+        yield
     except (UnicodeError, csv.Error) as error:
         raise DataError(f"{path}: not a readable UTF-8 table: {error}; save it as CSV in UTF-8") from error
 
@@ -208,7 +252,7 @@ def read_header(path: Path) -> tuple[str, ...]:
     """Read the names of the columns of a text table that has no rows; none of a Parquet table."""
     if path.suffix.lower() == ".parquet":
         return ()
-    with _open_text(path) as file:
+    with _refuse_damaged(path), _open_text(path) as file:
         delimiter, _ = _find_delimiter(path, file)
         return tuple(next(csv.reader(file, delimiter=delimiter), ()))
 
