@@ -96,7 +96,8 @@ def test_markdown_table_escapes_labels() -> None:
 def test_single_seed_has_no_interval_and_asks_for_three() -> None:
     comparison = fake_comparison(1)
     text = report.format_comparison_table(comparison)
-    assert "(1 seed)" in text
+    assert "(1 seed)" not in text  # of every cell, so one line says it
+    assert "Only 1 seed" in text
     assert "±" not in text
     assert "needs at least three" in text
     assert report.summarize_comparison(comparison).to_lines()[4].endswith("out --task colour --seeds 3")
@@ -107,6 +108,16 @@ def test_comparison_names_the_best_baseline(comparison: Comparison) -> None:
         "best fine-tuning baseline (Baseline (low rate), other settings)"
         in report.summarize_comparison(comparison).judgement
     )
+
+
+def test_a_row_of_one_seed_among_others_says_so() -> None:
+    comparison = fake_comparison(3)
+    first = comparison.variants[0]
+    short = comparison.model_copy(
+        update={"variants": (first.model_copy(update={"records": first.records[:1]}), *comparison.variants[1:])}
+    )
+    lines = report.format_comparison_table(short).splitlines()
+    assert [first.label in line for line in lines if "(1 seed)" in line] == [True]
 
 
 def test_without_old_images_a_proxy_ranks() -> None:

@@ -93,7 +93,7 @@ def render_comparison(comparison: Comparison) -> str:
 def list_comparison_rows(comparison: Comparison) -> tuple[list[str], list[list[str]], int | None]:
     """List the cells of the comparison's table: the head, the rows, and the number of the best row."""
     rows = comparison_summary.build_rows(comparison_summary.put_baseline_first(comparison))
-    cells = [[row.label, *_format_row(row)] for row in rows]
+    cells = [[row.label, *_format_row(row, one_seed=_is_one_seed(rows))] for row in rows]
     return ["Configuration", *TABLE_HEAD], cells, comparison_summary.find_best(rows)
 
 
@@ -109,20 +109,24 @@ def format_comparison_table(comparison: Comparison) -> str:
     lines = ["| Configuration | " + " | ".join(TABLE_HEAD) + " |", "|---|" + "---:|" * len(TABLE_HEAD)]
     for i, row in enumerate(rows):
         bold = "**" if i == best else ""
-        cells = (fmt.escape_markdown(row.label), *_format_row(row))
+        cells = (fmt.escape_markdown(row.label), *_format_row(row, one_seed=_is_one_seed(rows)))
         lines.append("| " + " | ".join(f"{bold}{cell}{bold}" for cell in cells) + " |")
     return "\n".join([*lines, "", *_list_remarks(comparison, rows)]) + "\n"
 
 
-def _format_row(row: Row) -> list[str]:
-    """The cells of a row in the order of TABLE_HEAD."""
+def _format_row(row: Row, *, one_seed: bool) -> list[str]:
+    """The cells of a row in the order of TABLE_HEAD; with `one_seed` in all rows, the cells do not repeat it."""
     means = (row.score, row.old, row.new, row.forgetting, row.gap, row.agreement)
     ratios = (row.parameter_ratio, row.flops_ratio)
     return [
-        *(fmt.MISSING if mean is None else str(mean) for mean in means),
+        *(str(mean or fmt.MISSING).removesuffix(" (1 seed)" if one_seed else "") for mean in means),
         *(fmt.MISSING if ratio is None else f"{ratio:.2f}x" for ratio in ratios),
         fmt.MISSING if row.latency is None else f"{1000 * row.latency:.1f}",
     ]
+
+
+def _is_one_seed(rows: Sequence[Row]) -> bool:
+    return all(row.seeds <= 1 for row in rows)
 
 
 def _list_remarks(comparison: Comparison, rows: Sequence[Row]) -> list[str]:
@@ -153,7 +157,7 @@ def _build_table(rows: Sequence[Row], best: int | None, old: str, new: str) -> T
     columns = [i for i, name in enumerate(TABLE_HEAD) if agreement or not name.startswith("Agreement")]
     cells = []
     for row in rows:
-        values = _format_row(row)
+        values = _format_row(row, one_seed=_is_one_seed(rows))
         cells.append((row.label, *(fmt.use_minus_signs(values[i]) for i in columns)))
     caption = f"Old tasks: {old}. New task: {new}. At the step with the highest Score; best configuration in bold"
     return Table(caption, ("Configuration", *(TABLE_HEAD[i] for i in columns)), cells, bold=best)
