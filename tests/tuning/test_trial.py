@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from taskgraft.tuning.executor import START_METHOD
 from taskgraft.tuning.trial import build_trial_cache
 
 VALUES = {"a": torch.arange(6.0).view(2, 3), "b": torch.ones(4, dtype=torch.float16)}
@@ -86,7 +87,7 @@ def slow(folder: Path, pipe: Any) -> None:
 
 @pytest.mark.slow
 def test_processes_wait_for_each_other(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context(START_METHOD)
     pipes = []
     for _ in range(2):
         ours, theirs = context.Pipe(duplex=False)

@@ -34,6 +34,9 @@ from taskgraft.tuning.trial import Context, Job, train_trial
 from taskgraft.types import Callbacks
 
 MAX_RESTARTS = 3  # of a worker that keeps dying
+# Forked from a process that has imported everything, a worker starts in milliseconds and shares that memory. Elsewhere
+# than on Linux, libraries do not promise to survive a fork.
+START_METHOD = "forkserver" if sys.platform == "linux" else "spawn"
 
 
 Outcome = RungResult | TaskgraftError | None  # the coordinator raises an error; None = the time was up
@@ -97,7 +100,9 @@ class _Worker:
         self.start()
 
     def start(self) -> None:
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context(START_METHOD)
+        if START_METHOD == "forkserver":
+            context.set_forkserver_preload([__name__])
         worker_end, self._pipe = context.Pipe(duplex=False)
         self._pool = ProcessPoolExecutor(
             1, mp_context=context, initializer=_start_worker, initargs=(worker_end, self.gpu)
