@@ -146,6 +146,17 @@ def paths(workspace: Workspace) -> Sequence[Command]:
     return [
         *result,
         Command(("train", workspace.data, workspace.out, *TRAIN), check=excluded("known format", "blue/a b\n c.png")),
+        Command(
+            (
+                "extend",
+                workspace.parent,
+                workspace.data,
+                f"{workspace.parent}/../{workspace.parent.name}",
+                *extend_flags,
+            ),
+            (2,),
+            ("is the model that is read; choose another OUT",),
+        ),
         Command(("predict", workspace.parent, workspace.data, "--out", file), (2,), ("use .jsonl, .csv, .parquet",)),
         Command(("predict", workspace.parent, workspace.data, "--out", "/proc/no/such.csv"), (2, 3)),
         Command(("check", workspace.data, "--html", file), (2,), ("exists and is not a taskgraft page",)),

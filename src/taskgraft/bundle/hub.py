@@ -136,6 +136,6 @@ def _explain(error: Exception, name: str, *, write: bool = False) -> TaskgraftEr
         )
     if isinstance(error, HFValidationError):
         return InputError(f"{name!r} is not the name of a repository; write user/name")
-    reason = " ".join(str(error).split())[:120]
+    reason = " ".join(str(error).split())[:120].rstrip(" .")
     remedy = "check the network" if write else "without a network give a local folder (local-dir:FOLDER)"
     return SetupError(f"{what} ({kind}: {reason}); {remedy}")

@@ -350,7 +350,7 @@ def _download(source: str) -> nn.Module:
             warnings.simplefilter("ignore")
             return timm.create_model(source, pretrained=True)
     except Exception as error:  # timm and the hub's client raise anything
-        reason = " ".join(str(error).split())[:120]
+        reason = " ".join(str(error).split())[:120].rstrip(" .")
         raise SetupError(
             f"cannot download the weights of {source!r} ({type(error).__name__}: {reason}); without a network "
             "give a local folder (local-dir:FOLDER) or a file of weights with --arch"

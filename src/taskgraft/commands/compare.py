@@ -108,7 +108,7 @@ def compare(
         raise InputError(f"two of the configurations {', '.join(labels)} are the same; give each once")
     if request.unlabeled and not any(composition.has_teacher(notation.parse(v.method)) for v in variants):
         raise InputError("--unlabeled: none of the methods has a teacher; add distill to one, or leave --unlabeled out")
-    run_folder.check_location(out, request.list_sources())
+    run_folder.check_location(out, request.list_sources(), request.list_models())
     single = _build_single_task(request, variants, separate) if separate else None
     total = seeds * sum(variant.images for variant in [*variants, *([single] if single else [])])
     runs = _Runs(request, out, as_path(cache), callbacks, total)

@@ -47,7 +47,7 @@ def describe_run(
     Raises:
         TaskgraftError: Whatever `extend` refuses while it opens and checks.
     """
-    run_folder.check_location(out, request.list_sources())
+    run_folder.check_location(out, request.list_sources(), request.list_models())
     opened = open_request(request, None, callbacks)
     state = run_folder.inspect(out, opened.list_settings(), resume=True)
     images = opened.images.new

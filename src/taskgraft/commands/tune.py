@@ -71,7 +71,7 @@ def tune(
     """
     start, out, cache = time.monotonic(), Path(out), as_path(cache)
     request.require_paths("tune")
-    run_folder.check_location(out, request.list_sources())
+    run_folder.check_location(out, request.list_sources(), request.list_models())
     limits = validate(search_config, worker_config)
     sampler.check_sampler(search_config.sampler)
     tracking.check(search_config.track)

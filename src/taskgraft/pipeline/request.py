@@ -159,6 +159,10 @@ class Request:
         sources = (self.data, self.old, *self.old_val, *self.unlabeled)
         return tuple(source for source in sources if isinstance(source, Path))
 
+    def list_models(self) -> tuple[str, ...]:
+        """Return the models that the request names, as they were given."""
+        return (self.parent,) if isinstance(self.parent, str) else ()
+
     def build_command(self, out: Path) -> str:
         """Return the `taskgraft extend` command that reproduces this request in `out`; defaults are left out.
 
@@ -293,6 +297,10 @@ class MergeRequest(Request):
     def default_config(self) -> TrainingConfig:
         """The training settings that apply where nothing is set."""
         return COMPRESSION_DEFAULTS
+
+    def list_models(self) -> tuple[str, ...]:
+        """Return both models, as they were given."""
+        return (*super().list_models(), self.other)
 
     def build_command(self, out: Path) -> str:
         """Return the `taskgraft merge` command that reproduces this request in `out`; defaults are left out."""

@@ -104,7 +104,7 @@ def run(
         TaskgraftError: Bad input, before anything is written; or training failed.
     """
     stopwatch = Stopwatch()
-    run_folder.check_location(out, request.list_sources())
+    run_folder.check_location(out, request.list_sources(), request.list_models())
     if isinstance(request, MergeRequest):
         opened = open_merge(request, cache, callbacks)
     elif isinstance(request, CompressionRequest):

@@ -103,15 +103,16 @@ def _explain_disk_error(folder: Path, error: OSError | SafetensorError) -> Excep
     )
 
 
-def check_location(folder: Path, sources: Iterable[Path]) -> None:
+def check_location(folder: Path, sources: Iterable[Path], models: Iterable[str] = ()) -> None:
     """Check that an OUT can be used. Tables may be in the folder that OUT is in: only what they list is read.
 
     Args:
         folder: The run folder, which need not exist.
         sources: Files and folders that images are read from.
+        models: Models that the run begins with, as they were given.
 
     Raises:
-        InputError: The path is too long or not UTF-8, or is inside a folder of images.
+        InputError: The path is too long or not UTF-8, is a model that is read, or is inside a folder of images.
     """
     if escape_surrogates(str(folder)) != str(folder):
         raise InputError(f"{escape_surrogates(str(folder))} is not valid UTF-8; choose another OUT")
@@ -120,6 +121,8 @@ def check_location(folder: Path, sources: Iterable[Path]) -> None:
     except OSError as error:
         raise InputError(f"{str(folder)[:80]}… cannot be used: {error.strerror}; choose another OUT") from error
     real_path = Path(os.path.realpath(folder))
+    if any(os.path.realpath(model) == str(real_path) for model in models):
+        raise InputError(f"{folder} is the model that is read; choose another OUT")
     for source in sources:
         if source.is_dir() and real_path.is_relative_to(os.path.realpath(source)):
             raise InputError(f"{folder} is inside {source}, which images are read from; choose an OUT elsewhere")
