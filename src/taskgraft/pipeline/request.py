@@ -400,6 +400,10 @@ class TrainingRequest:
         """Return the files and folders that images are read from."""
         return (self.data,)
 
+    def list_models(self) -> tuple[str, ...]:
+        """Return the model that the request begins with, as it was given."""
+        return (self.weights,) if self.weights else ()
+
     def build_command(self, out: Path) -> str:
         """Return the `taskgraft train` command that reproduces this request in `out`."""
         values = [
