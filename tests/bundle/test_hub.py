@@ -139,9 +139,15 @@ def test_pushed_bundle_opens_from_its_name(hub: dict[str, Files], bundle: Bundle
     torch.testing.assert_close(joint, torch.cat(list(expected.values()), 1))
 
 
+def test_a_finished_run_is_pushed_without_its_history(hub: dict[str, Files], plain: Path) -> None:
+    assert taskgraft.load(plain).push_to_hub("me/run", token=TOKEN).endswith("/me/run")
+    assert set(hub["me/run"]) >= {"README.md", "config.json", "model.safetensors"}
+    assert not set(hub["me/run"]) & {"record.json", "metrics.jsonl", "predictions.npz", "report.html"}
+
+
 def test_card_says_what_it_reaches_and_how_it_is_loaded(plain: Path, tmp_path: Path) -> None:
     run = taskgraft.load(plain)
-    run.bundle.save_pretrained(tmp_path / "shared")
+    run.save_pretrained(tmp_path / "shared")
     card = (tmp_path / "shared/README.md").read_text()
     shape = run.record.tasks[0]
     assert shape.child

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -90,6 +91,13 @@ def test_what_names_its_images_in_commands_wants_paths(alice: Path, new_folder: 
     request = taskgraft.Request(taskgraft.open_parent(alice), new_folder, "paint")
     with pytest.raises(TaskgraftError, match="compare names its parent and images in commands"):
         taskgraft.compare(request, [taskgraft.Variant("a", "distill", CONFIG)], tmp_path / "out")
+
+
+def test_learn_begins_with_the_child_of_a_run(plain: Path) -> None:
+    images = np.zeros((6, 32, 32, 3), np.uint8), ["a", "b"] * 3
+    learned = taskgraft.learn(taskgraft.load(plain), images, task="form", method="frozen", config=CONFIG)
+    assert learned.bundle
+    assert [task.name for task in learned.bundle.tasks] == ["shape", "paint", "form"]
 
 
 def test_learn_adds_a_task_to_a_bundle(alice: Path, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from taskgraft.methods.protocol import Method, MethodLike
 from taskgraft.models.classifier import Classifier, grow, newest_task
 from taskgraft.models.inference import check_inputs, imprint_added_classes
 from taskgraft.pipeline.request import DataLike
+from taskgraft.pipeline.run import Extension
 from taskgraft.results.record import StepMetrics
 from taskgraft.training import loop
 from taskgraft.training.checkpoints import TrainState
@@ -58,7 +59,7 @@ class Learned:
 
 
 def learn(
-    classifier: Classifier | Bundle,
+    classifier: Classifier | Bundle | Extension,
     images: Examples | DataLike,
     *,
     task: str = "",
@@ -76,7 +77,7 @@ def learn(
     that `extend` takes.
 
     Args:
-        classifier: The classifier or Bundle; it is not changed.
+        classifier: The classifier or Bundle, or a run, whose child is meant; it is not changed.
         images: Labeled images of its newest task: `Images`, a pair (inputs, class indices), a Dataset of pairs, or a
             DataLoader of batches; the last two are read into memory once. uint8 pixels [N, H, W, C] are scaled to
             [0, 1] (`Images` has a mean and a standard deviation too), float inputs [N, ...] are used as they are.
@@ -97,6 +98,8 @@ def learn(
         DataError: For a Bundle: images cannot be used.
     """
     composed = method if isinstance(method, Method) else composition.build(method)
+    if isinstance(classifier, Extension):
+        classifier = classifier.bundle
     if isinstance(classifier, Bundle):
         bundle, past = classifier, dict(classifier.memory if memory is None else memory)
         grown, images = _add_task(bundle, images, task, config, callbacks)

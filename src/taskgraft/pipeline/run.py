@@ -80,6 +80,25 @@ class Extension(NamedTuple):
         """
         return self.bundle.predict(images, raw=raw, batch_size=batch_size)
 
+    def save_pretrained(self, folder: PathLike, *, memory: bool = True) -> Path:
+        """Write the child into a folder without its run, see `Bundle.save_pretrained`."""
+        return self.bundle.save_pretrained(folder, memory=memory)
+
+    def push_to_hub(
+        self,
+        repo: str,
+        *,
+        private: bool | None = None,
+        revision: str | None = None,
+        token: str | None = None,
+        memory: bool = False,
+        message: str = "Upload a taskgraft bundle",
+    ) -> str:
+        """Upload the child to the Hugging Face Hub, see `Bundle.push_to_hub`."""
+        return self.bundle.push_to_hub(
+            repo, private=private, revision=revision, token=token, memory=memory, message=message
+        )
+
 
 def run(
     request: Request | TrainingRequest,
@@ -154,7 +173,8 @@ def load(out: PathLike) -> Extension:
         record = Record.model_validate_json((out / "record.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(
-            f"{out} is not a finished run ({type(error).__name__}); give the OUT folder of a train or extend"
+            f"{out} is not a finished run ({type(error).__name__}); give the OUT folder of a train or extend, or open a "
+            "model without its run by taskgraft.open_parent"
         ) from error
     return Extension(read_bundle(out), record, load_predictions(out / "predictions.npz"), out)
 
