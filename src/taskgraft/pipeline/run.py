@@ -173,8 +173,8 @@ def load(out: PathLike) -> Extension:
         record = Record.model_validate_json((out / "record.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(
-            f"{out} is not a finished run ({type(error).__name__}); give the OUT folder of a train or extend, or open a "
-            "model without its run by taskgraft.open_parent"
+            f"{out} is not a finished run ({type(error).__name__}); give the OUT folder of a train or extend, or open "
+            "a model without its run by taskgraft.open_parent"
         ) from error
     return Extension(read_bundle(out), record, load_predictions(out / "predictions.npz"), out)
 
