@@ -7,8 +7,8 @@ from pathlib import Path
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 ORDER = (
-    "timm_model", "hugging_face", "no_pictures", "chain", "cluster_search", "ewc_in_your_loop", "lwf_in_your_loop",
-    "fisher", "heads_on_a_module", "grid_search",
+    "timm_model", "hugging_face", "any_transformers_model", "no_pictures", "chain", "cluster_search",
+    "ewc_in_your_loop", "lwf_in_your_loop", "fisher", "heads_on_a_module", "grid_search",
 )  # fmt: skip
 
 

@@ -393,7 +393,7 @@ BEHAVIORS = [
             "tests/bundle/test_matching.py::test_entries_are_searched",
             "tests/bundle/test_loaders.py::test_timm_folder",
         ),
-        "torchvision's and transformers' networks that timm has too; others from Python: recipes/hugging_face.py",
+        "torchvision's and transformers' networks that timm has too; others by recipes/any_transformers_model.py",
     ),
     Behavior(15, "a mismatch names the first five tensors with both shapes", check_mismatch),
     Behavior(

@@ -9,6 +9,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import timm
@@ -78,20 +79,39 @@ def test_timm_model(paint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "paint: accuracy" in output
 
 
-@pytest.mark.filterwarnings("ignore")  # transformers deprecates parts of itself while it is imported
-def test_transformers_model(paint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def transformers(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
+    return pytest.importorskip("transformers")
+
+
+def resnet(transformers: Any, folder: Path, **sizes: object) -> nn.Module:
+    """Save a ResNet of transformers for the old task, with its image processor."""
     config = transformers.ResNetConfig(
-        embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", num_labels=3,
-        id2label=dict(enumerate(OLD.classes)), label2id={name: row for row, name in enumerate(OLD.classes)},
+        layer_type="basic", id2label=dict(enumerate(OLD.classes)),
+        label2id={name: row for row, name in enumerate(OLD.classes)}, **sizes,
     )  # fmt: skip
-    parent = transformers.ResNetForImageClassification(config).eval()
-    parent.save_pretrained(tmp_path / "parent")
-    size = {"height": 32, "width": 32}
-    transformers.ViTImageProcessor(size=size).save_pretrained(tmp_path / "parent")
-    result = recipe("hugging_face").main(
+    model = transformers.ResNetForImageClassification(config).eval()
+    model.save_pretrained(folder)
+    transformers.ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+    return model
+
+
+@pytest.mark.filterwarnings("ignore")  # transformers deprecates parts of itself while it is imported
+def test_hugging_face(transformers: Any, paint: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "resnet18"
+    resnet(transformers, folder, embedding_size=64, hidden_sizes=[64, 128, 256, 512], depths=[2, 2, 2, 2])
+    opened = recipe("hugging_face").main(
+        str(folder), str(paint), str(tmp_path / "out"), "paint", replace(RUN, steps=2, precision="fp32")
+    )
+    assert {row["label"] for row in opened(str(next(paint.rglob("*.png"))), top_k=9)} == {*OLD.classes, *NEW.classes}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_any_transformers_model(transformers: Any, paint: Path, tmp_path: Path) -> None:
+    parent = resnet(transformers, tmp_path / "parent", embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1])
+    result = recipe("any_transformers_model").main(
         tmp_path / "parent", paint, tmp_path / "child", replace(RUN, steps=20, lr=0.01)
     )
     assert result["new"] > 1.5 / len(NEW.classes)
