@@ -86,7 +86,7 @@ def transformers(monkeypatch: pytest.MonkeyPatch) -> Any:
     return pytest.importorskip("transformers")
 
 
-def resnet(transformers: Any, folder: Path, **sizes: object) -> nn.Module:
+def resnet(transformers: Any, folder: Path, **sizes: object) -> Any:
     """Save a ResNet of transformers for the old task, with its image processor."""
     config = transformers.ResNetConfig(
         layer_type="basic", id2label=dict(enumerate(OLD.classes)),
