@@ -64,7 +64,7 @@ class ModelOptions:
 
     Attributes:
         arch: timm architecture of a weights file
-        labels: Class names of a weights file, one per line in index order or JSON, if it has none
+        labels: Class names of a weights file that has none: one per line in index order, JSON, YAML or CSV
         preprocessing: Preprocessing such as '96 squash bilinear imagenet', if the model does not declare its own
         parent_task: Name for the task of a model without task names
     """

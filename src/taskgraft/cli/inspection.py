@@ -41,7 +41,7 @@ def check(
         html: Write a page with the findings, images that look alike, and a contact sheet
         against: Model whose class names and input size are compared with the dataset
         arch: timm architecture of a weights file
-        labels: Class names of a weights file, one per line in index order or JSON, if it has none
+        labels: Class names of a weights file that has none: one per line in index order, JSON, YAML or CSV
     """
     from taskgraft.commands.check import check
 

@@ -242,7 +242,7 @@ def compress(
         method: Method with a teacher; see `taskgraft methods`
         student: timm architecture of another, smaller student, from random weights
         arch: timm architecture of a weights file
-        labels: Class names of a weights file, one per line in index order or JSON, if it has none
+        labels: Class names of a weights file that has none: one per line in index order, JSON, YAML or CSV
         preprocessing: Preprocessing such as '96 squash bilinear imagenet', if the model does not declare its own
         no_parent_check: Continue even if the model is no better than chance on --old-val
     """
