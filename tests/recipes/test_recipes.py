@@ -49,7 +49,7 @@ def shape(old_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_programs_are_short_and_complete() -> None:
     programs = sorted(RECIPES.glob("*.py"))
-    assert len(programs) == 10
+    assert len(programs) == 11
     for path in programs:
         text = path.read_text(encoding="utf-8")
         assert len(text.splitlines()) <= 80, path
