@@ -134,11 +134,11 @@ def search(store: Store, digits: Digits, lrs: list[float], grid: list[float]) ->
     for lr in lrs:
 
         def measure(strength: float, lr: float = lr) -> float:
-            preprocessing = {
+            settings = {
                 "stage": "search", "variant": "ewc", "strength": strength, "lr": lr, "tasks": SEARCH_TASKS,
                 "seed": SEARCH_SEED,
             }  # fmt: skip
-            return store.run(preprocessing, lambda: train(digits, strength, lr, SEARCH_TASKS, SEARCH_SEED))["accuracy"]
+            return store.run(settings, lambda: train(digits, strength, lr, SEARCH_TASKS, SEARCH_SEED))["accuracy"]
 
         climb(grid, measure)
 
@@ -161,10 +161,10 @@ def final(store: Store, digits: Digits, variant: str, seeds: list[int]) -> None:
         raise SystemExit("no strength was searched yet: --stage search")
     strength, lr = best["strength"] if variant == "ewc" else 0.0, best["lr"]
     for seed in seeds:
-        preprocessing = {
+        settings = {
             "stage": "final", "variant": variant, "strength": strength, "lr": lr, "tasks": TASKS, "seed": seed
         }  # fmt: skip
-        store.run(preprocessing, lambda seed=seed: train(digits, strength, lr, TASKS, seed))
+        store.run(settings, lambda seed=seed: train(digits, strength, lr, TASKS, seed))
 
 
 def main() -> None:

@@ -166,8 +166,8 @@ def search(store: Store, digits: Digits, variant: str, grid: list[float] | None)
     """Strengths by decades on one seed; variants without a grid look around the exact Fisher's best."""
 
     def measure(strength: float) -> float:
-        preprocessing = {"stage": "search", "variant": variant, "strength": strength, "seed": SEARCH_SEED}
-        return store.run(preprocessing, lambda: train(digits, variant, strength, SEARCH_SEED))["accuracy"]
+        settings = {"stage": "search", "variant": variant, "strength": strength, "seed": SEARCH_SEED}
+        return store.run(settings, lambda: train(digits, variant, strength, SEARCH_SEED))["accuracy"]
 
     if variant in FIXED:
         return
@@ -187,8 +187,8 @@ def final(store: Store, digits: Digits, variant: str, seeds: list[int]) -> None:
         raise SystemExit(f"no strength of {variant} was searched yet: --stage search --variants {variant}")
     strength = FIXED[variant] if best is None else best["strength"]
     for seed in seeds:
-        preprocessing = {"stage": "final", "variant": variant, "strength": strength, "seed": seed}
-        store.run(preprocessing, lambda seed=seed: train(digits, variant, strength, seed))
+        settings = {"stage": "final", "variant": variant, "strength": strength, "seed": seed}
+        store.run(settings, lambda seed=seed: train(digits, variant, strength, seed))
 
 
 def main() -> None:

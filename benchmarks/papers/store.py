@@ -63,15 +63,15 @@ class Store:
         self.head = {"protocol": protocol, "published": published, "versions": versions()}
         self.runs: list[Entry] = json.loads(path.read_text())["runs"] if path.exists() else []
 
-    def run(self, preprocessing: Entry, work: Callable[[], list[float]]) -> Entry:
+    def run(self, settings: Entry, work: Callable[[], list[float]]) -> Entry:
         """The finished run with these settings; `work` computes the accuracies of its tasks if there is none yet."""
         for known in self.runs:
-            if all(known.get(name) == value for name, value in preprocessing.items()):
+            if all(known.get(name) == value for name, value in settings.items()):
                 return known
         begun, busy = time.perf_counter(), time.process_time()
         accuracies = work()
         entry = {
-            **preprocessing,
+            **settings,
             "accuracy": statistics.fmean(accuracies),
             "accuracies": accuracies,
             "seconds": round(time.perf_counter() - begun, 1),
@@ -80,7 +80,7 @@ class Store:
         }
         self.runs.append(entry)
         self.write()
-        shown = " ".join(f"{name}={value}" for name, value in preprocessing.items())
+        shown = " ".join(f"{name}={value}" for name, value in settings.items())
         print(f"{shown}: {entry['accuracy']:.2f} ({entry['seconds']:.0f} s)", flush=True)
         return entry
 
@@ -112,12 +112,12 @@ class Store:
                 "published": self.head["published"].get(values[0]),
             }
 
-    def best(self, **preprocessing: Any) -> Entry | None:
+    def best(self, **settings: Any) -> Entry | None:
         """The search run of highest accuracy with these settings; of equal ones the first."""
         found = [
             entry
             for entry in self.runs
-            if entry["stage"] == "search" and all(entry[name] == value for name, value in preprocessing.items())
+            if entry["stage"] == "search" and all(entry[name] == value for name, value in settings.items())
         ]
         return max(found, key=lambda entry: entry["accuracy"], default=None)
 
