@@ -71,8 +71,8 @@ def request_of(name: str, shared: Path, made: Path, out: Path, callbacks: Callba
     return Request(str(parent), data / new, other, old_val=(data / old,))
 
 
-def variants(config: TrainingConfig, preprocessing: str) -> list[Variant]:
-    """The default, the baseline at two rates, and every other method, at the same settings but where it is said."""
+def variants(config: TrainingConfig, arms: str) -> list[Variant]:
+    """The default, the baseline at two rates, and every other method; `arms` names some of them, separated by semicolons."""
     found = [
         Variant("finetune", "finetune", config),
         Variant(LOW, "finetune", replace(config, lr=config.lr / 10)),
@@ -80,12 +80,12 @@ def variants(config: TrainingConfig, preprocessing: str) -> list[Variant]:
     ]
     found += [Variant(method, method, config) for method in METHODS]
     found.append(Variant("one backbone", ONE, replace(config, **ONE_RUN)))
-    chosen = [word.strip() for word in preprocessing.split(";") if word.strip()]
+    chosen = [word.strip() for word in arms.split(";") if word.strip()]
     return [variant for variant in found if not chosen or variant.label in chosen]
 
 
 def rows(comparison: Comparison, ends: Sequence[float] = ()) -> list[dict[str, Any]]:
-    """A row for each arrangement; `closed` is the share of the distance from low-rate finetune to two models.
+    """A row for each configuration; `closed` is the fraction closed of the gap from low-rate finetune to two models.
 
     `closed_last` is the same at the last step, where no evaluation was the best of many: `ends` are the accuracies of
     the separate models there.

@@ -125,14 +125,12 @@ def chain(stored: dict[str, Any]) -> list[str]:
     """Each task of the chain in the end and, in brackets, when it was learnt; means and intervals over seeds."""
     runs = stored["runs"]
     lines = ["| method | " + " | ".join(LINKS.values()) + " |", "|---|" + "---:|" * len(LINKS)]
-    alone = [
-        [config["separate"].get(task, config["chains"]["branch"][0].get(task)) for config in runs] for task in LINKS
-    ]
+    alone = [[run["separate"].get(task, run["chains"]["branch"][0].get(task)) for run in runs] for task in LINKS]
     lines.append("| alone | " + " | ".join(points(list(t_interval(values))) for values in alone) + " |")
     for method in runs[0]["chains"]:
         cells = []
         for number, task in enumerate(LINKS):
-            end, begin = ([config["chains"][method][place][task] for config in runs] for place in (-1, number))
+            end, begin = ([run["chains"][method][place][task] for run in runs] for place in (-1, number))
             learned = f" ({100 * np.mean(begin):.1f})" if number + 1 < len(LINKS) else ""
             cells.append(points(list(t_interval(end))) + learned)
         lines.append(f"| {method} | " + " | ".join(cells) + " |")

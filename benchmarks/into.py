@@ -104,7 +104,7 @@ def table(runs: list[dict[str, dict[str, float]]]) -> str:
     for name in runs[0]:
         cells = []
         for key in ("old", "new"):
-            mean, half = metrics.t_interval([config[name].get(key, float("nan")) for config in runs])
+            mean, half = metrics.t_interval([run[name].get(key, float("nan")) for run in runs])
             width = "" if np.isnan(half) else f" ± {100 * half:.1f}"
             cells.append("–" if np.isnan(mean) else f"{100 * mean:.1f}{width}")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")

@@ -71,7 +71,7 @@ def table(runs: list[dict[str, Any]]) -> str:
         tasks = list(runs[0][pair]["models"])
         lines += ["", f"| {pair} | " + " | ".join(tasks) + " |", "|---|" + "---:|" * len(tasks)]
         for row in runs[0][pair]:
-            values = [t_interval([100 * config[pair][row][task] for config in runs]) for task in tasks]
+            values = [t_interval([100 * run[pair][row][task] for run in runs]) for task in tasks]
             lines.append(f"| {row} | " + " | ".join(f"{mean:.1f} ± {half:.1f}" for mean, half in values) + " |")
     return "\n".join(lines)
 

@@ -99,7 +99,7 @@ def summarize(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """Means and 95 % t-intervals over seeds, on the reporting half; both ends of the gap are held at their means."""
 
     def over(arm: str, key: str) -> list[float]:
-        return [config[arm]["reporting"][key] for config in runs]
+        return [run[arm]["reporting"][key] for run in runs]
 
     parent = over("branch", "old-parent")
     summary: dict[str, Any] = {"parent": t_interval(parent)}
