@@ -72,7 +72,7 @@ def request_of(name: str, shared: Path, made: Path, out: Path, callbacks: Callba
 
 
 def variants(config: TrainingConfig, arms: str) -> list[Variant]:
-    """The default, the baseline at two rates, and every other method; `arms` names some of them, separated by semicolons."""
+    """The default, the baseline at two rates, and every other method; `arms` names some of them, by semicolons."""
     found = [
         Variant("finetune", "finetune", config),
         Variant(LOW, "finetune", replace(config, lr=config.lr / 10)),
@@ -117,7 +117,7 @@ def rows(comparison: Comparison, ends: Sequence[float] = ()) -> list[dict[str, A
 def _closed(
     comparison: Comparison, variant: VariantResult, alone: Sequence[float], of: Callable[[Record], float]
 ) -> tuple[float, float] | None:
-    """Share of the distance that the arrangement closes, the two ends being held at their means; None without them."""
+    """Share of the distance that the configuration closes, the two ends being held at their means; None without them."""
     low = next((a for a in comparison.variants if a.label == LOW and a.records), None)
     if low is None or not alone:
         return None
