@@ -117,7 +117,7 @@ def rows(comparison: Comparison, ends: Sequence[float] = ()) -> list[dict[str, A
 def _closed(
     comparison: Comparison, variant: VariantResult, alone: Sequence[float], of: Callable[[Record], float]
 ) -> tuple[float, float] | None:
-    """Share of the distance that the configuration closes, the two ends being held at their means; None without them."""
+    """Fraction of the gap that the configuration closes, both ends held at their means; None without them."""
     low = next((a for a in comparison.variants if a.label == LOW and a.records), None)
     if low is None or not alone:
         return None

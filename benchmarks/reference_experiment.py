@@ -1,10 +1,10 @@
-"""The reference experiment on real images: one joint softmax, six arrangements, strengths found by exhaustion.
+"""The reference experiment on real images: one joint softmax, six configurations, strengths found by trying them all.
 
     .venv/bin/python benchmarks/reference_experiment.py OUT [--shared ../shared] [--steps 160] [--seeds 3]
 
 A classifier of 196 car models that taskgraft did not make learns nine colours. The validation images of both tasks
 are halved by content: on one half `tune` tries every strength of distillation and of EWC at both learning rates
-(seed 0), on the other half the six arrangements are reported, with seeds that chose nothing. EWC has an old sample,
+(seed 0), on the other half the six configurations are reported, with seeds that chose nothing. EWC has an old sample,
 three training images of each car model. Finished runs are not repeated; results/reference_experiment.json has what is
 reported.
 """
@@ -135,31 +135,31 @@ def strengths(given: argparse.Namespace, callbacks: Callbacks) -> Iterator[dict[
         for one in found.trials:
             if one.state == "complete" and one.old is not None and one.new is not None:
                 score, lr = (one.old + one.new) / 2, float(one.config["lr"])
-                yield {"arrangement": name, "method": one.method, "lr": lr, "score": score, "old": one.old,
+                yield {"configuration": name, "method": one.method, "lr": lr, "score": score, "old": one.old,
                        "new": one.new}  # fmt: skip
 
 
 def chosen(cells: list[dict[str, Any]], steps: int) -> list[Variant]:
-    """The six arrangements, each with its best strength."""
+    """The six configurations, each with its best strength."""
     variants = []
     for lr in LRS:
         low = " (low rate)" if lr == min(LRS) else ""
         config = replace(settings(steps, 0), lr=lr)
         variants.append(Variant(f"baseline{low}", "finetune", config))
         for name in SEARCHED:
-            own = [cell for cell in cells if cell["arrangement"] == name and cell["lr"] == lr]
+            own = [cell for cell in cells if cell["configuration"] == name and cell["lr"] == lr]
             best = max(own, key=lambda cell: cell["score"])
             variants.append(Variant(f"{name}{low}", notation.show(notation.parse(best["method"])), config))
     return variants
 
 
 def told(comparison: Comparison) -> list[dict[str, Any]]:
-    """A row for each arrangement: what was measured, and what the text has."""
+    """A row for each configuration: what was measured, and what the text has."""
     rows = []
     for row in comparison_summary.build_rows(comparison):
         shares = {"score": row.score, "old": row.old, "new": row.new}
         rows.append({
-            "arrangement": row.label, "method": row.method,
+            "configuration": row.label, "method": row.method,
             **{name: [share.mean, share.half_width] for name, share in shares.items() if share},
             "published": PUBLISHED[row.label],
         })  # fmt: skip

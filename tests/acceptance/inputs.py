@@ -82,7 +82,7 @@ def check_demo(workspace: Workspace) -> str:
     assert Path(report.removeprefix("report: ")).is_file()
     figures = [Path(line.removeprefix("figure: ")) for line in lines if line.startswith("figure: ")]
     assert [path.name for path in figures if path.is_file()] == ["figure1.png", "figure2.png", "figure3.png"]
-    assert sum(line.startswith("| ") for line in lines) == 1 + len(short), "a row for each arrangement"
+    assert sum(line.startswith("| ") for line in lines) == 1 + len(short), "a row for each configuration"
     assert 18 <= len(output.stderr.splitlines()) <= 26, "two dozen plain lines where there is no terminal"
     next_ = shlex.split(next_line.removeprefix("next, try the model: "))
     done = workspace.run(*next_[1:])  # the command runs as it stands
@@ -356,7 +356,7 @@ BEHAVIORS = [
         "demo runs the whole program offline and names report and next command",
         check_demo,
         (),
-        "minutes on two cores, not under two: it trains a parent and seven arrangements",
+        "minutes on two cores, not under two: it trains a parent and seven configurations",
     ),
     Behavior(5, "works without a network; a name on the hub then fails at once and says what to give", check_offline),
     Behavior(

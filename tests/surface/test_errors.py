@@ -232,7 +232,7 @@ def test_a_report_of_nothing(workspace: Workspace, command, name: str) -> None:
     assert_refused(command("report", workspace.root / name), "contains no finished run, comparison or search")
 
 
-def test_wrong_rates_and_arrangements(workspace: Workspace, command) -> None:
+def test_wrong_rates_and_configurations(workspace: Workspace, command) -> None:
     arguments = ["compare", *extend(workspace)[1:]]
     assert_refused(command(*arguments, "--lrs", "0.1;0.2"), "--lrs '0.1;0.2': give numbers separated by commas")
     assert_refused(command(*arguments, "--methods", "ewc; destill"), "did you mean 'distill'")
