@@ -69,6 +69,12 @@ def test_labels_are_read_in_any_form(text: str, tmp_path: Path) -> None:
     assert form.startswith("class names from --labels labels.txt") == (text[0] != "\ufeff")
 
 
+def test_a_line_of_any_length_is_a_name(tmp_path: Path) -> None:
+    long = "x" * 200_000
+    (tmp_path / "labels.txt").write_text(f"cat\n{long}\n")
+    assert class_names.read_labels(tmp_path / "labels.txt") == (("cat", long), "")
+
+
 @pytest.mark.parametrize("names", ["  0: cat\n  1: dog", "  - cat\n  - dog", " [cat, dog]"])
 def test_labels_are_read_from_the_yaml_of_a_data_set(names: str, tmp_path: Path) -> None:
     (tmp_path / "data.yaml").write_text(f"path: ../pets\ntrain: images/train\nnc: 2\nnames:\n{names}\n")

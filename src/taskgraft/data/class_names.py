@@ -154,7 +154,10 @@ def _parse_lines(lines: list[str]) -> tuple[object, str]:
 def _parse_table(lines: list[str]) -> tuple[object, str] | None:
     """Read a table whose header names one column of indices and one of names; None where there is no such header."""
     for separator in (",", ";", "\t"):
-        header, *rows = csv.reader(lines, delimiter=separator, skipinitialspace=True)
+        try:
+            header, *rows = csv.reader(lines, delimiter=separator, skipinitialspace=True)
+        except csv.Error:  # a line longer than any table's
+            continue
         plain = [re.sub(r"[\s_-]", "", column).casefold() for column in header]
         indices, names = (
             [i for i, column in enumerate(plain) if column in known] for known in (INDEX_COLUMNS, NAME_COLUMNS)

@@ -396,12 +396,9 @@ def _list_table(path: Path, task: str, columns: tuple[str, ...]) -> Listing:
             f"{path}: no row has a label in {_describe_columns(label_columns)} and a file that exists{first}; "
             f"fix the names in column {table.path_column!r} or add labels"
         )
-    layout = f"table, labels from {_describe_columns(label_columns)}"
-    said = (
-        ()
-        if label_columns in ((task,), ("label",))
-        else (f"the labels are those of {_describe_columns(label_columns)}",)
-    )
+    described = _describe_columns(label_columns)
+    layout = f"table, labels from {described}"
+    said = () if label_columns in ((task,), ("label",)) else (f"the labels are those of {described}",)
     return Listing(path.parent, tuple(entries), (), layout, tuple(missing), (*table.notes, *said))
 
 
