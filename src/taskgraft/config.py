@@ -168,6 +168,9 @@ TRAIN_DEFAULTS = TrainingConfig(
     save_every=200,
 )
 
+# So many classes added to an old task teach a side network to tell them from others too (docs/decisions.md, 160).
+MANY_ADDED = 5
+
 # Defaults of `compress` and `merge`: every step shows views that were never shown before, the weights move little, and
 # no head is trained on labels first: a teacher's logits are matched, which labels would make larger.
 COMPRESSION_DEFAULTS = TrainingConfig(

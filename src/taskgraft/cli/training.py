@@ -14,7 +14,7 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from taskgraft.cli import console, flags, launch
-from taskgraft.config import COMPRESSION_DEFAULTS, REFRESH_DEFAULTS, TRAIN_DEFAULTS, TrainingConfig
+from taskgraft.config import COMPRESSION_DEFAULTS, MANY_ADDED, REFRESH_DEFAULTS, TRAIN_DEFAULTS, TrainingConfig
 from taskgraft.errors import InputError, require
 from taskgraft.methods import presets
 from taskgraft.tuning.search_config import SearchConfig, WorkerConfig
@@ -140,7 +140,11 @@ def extend(
     task: flags.Task = "",
     into: Annotated[str, Parameter(group=flags.DATA)] = "",
     method: Annotated[
-        str, Parameter(group=flags.METHOD, show_default=f"{presets.DEFAULT_METHOD}; {presets.INTO_METHOD} with --into")
+        str,
+        Parameter(
+            group=flags.METHOD,
+            show_default=f"{presets.DEFAULT_METHOD}; {presets.INTO_FEW} with --into of under {MANY_ADDED} classes",
+        ),
     ] = "",
     one_backbone: Annotated[bool, Parameter(group=flags.METHOD)] = False,
     options: flags.ParentOptions = flags.NO_PARENT_OPTIONS,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 DEFAULT_METHOD = "branch"  # by the evidence in docs/choosing.md
-INTO_METHOD = "frozen"  # where classes are added to an old task: by the evidence in docs/methods.md
+INTO_FEW = "frozen"  # where few classes are added to an old task: by the evidence in docs/methods.md
+INTO_MANY = "branch"  # where config.MANY_ADDED or more are
 BASELINE = "finetune"  # protects nothing: what every other method is compared with
 BASELINE_LABEL = "baseline"  # how tables and charts call it
 SINGLE_BACKBONE = "distill"  # suggested where the child must remain a plain network

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from taskgraft import data, distributed, pytree
 from taskgraft.allocator import keep_freed_memory
-from taskgraft.config import Precision
+from taskgraft.config import MANY_ADDED, Precision
 from taskgraft.errors import InputError, first_line
 from taskgraft.models.classifier import Classifier, connect_newest_head, newest_task, old_class_counts
 from taskgraft.models.eval_mode import eval_mode
@@ -24,6 +24,9 @@ from taskgraft.types import Images, Memoize, Outputs, Params, TrainingData
 BATCH_SIZE = 32
 # How `imprint_added_classes` weighs added classes against old ones, of which it sees no image: docs/decisions.md, 112.
 RECALL = 0.6  # fraction of the added classes' training images that is given to them
+RECALL_OF_MANY = (
+    0.8  # the same for features that were trained on many of them, and know these images better than others
+)
 SHRINKAGE = 1.0  # added to the covariance of features, relative to their mean variance
 PASSES, MIN_PASSES = 15, 3  # forward passes whose median is the latency; MIN_PASSES where they are slow
 TIME_LIMIT = 1.0  # seconds of latency measurement
@@ -176,14 +179,24 @@ def sees_only_added_classes(classifier: Classifier, new: Images, old: Images | N
     return not saw_old and bool((labels >= old_classes).any())
 
 
+def imprinting_recall(added: int, *, side_network: bool) -> float:
+    """Return the fraction of the added classes' training images that `imprint_added_classes` gives to them.
+
+    Args:
+        added: Number of added classes.
+        side_network: Whether their head reads features that were trained on them.
+    """
+    return RECALL_OF_MANY if side_network and added >= MANY_ADDED else RECALL
+
+
 def imprint_added_classes(classifier: Classifier, sources: TrainingData) -> None:
     """Make the weights of classes that were added to an old task from the features of their images.
 
     Old and added classes never compete on an old image, so that weights trained on the added ones alone do not know
     what is not theirs. A row is a class's mean of features (imprinting, Qi et al. 2018), divided by their shrunken
-    covariance within classes as in linear discriminant analysis, and as long as the old rows. One bias gives a fraction
-    RECALL of the training images to the added classes. Nothing changes where old images of the task were used in
-    training.
+    covariance within classes as in linear discriminant analysis, and as long as the old rows. One bias gives the
+    fraction `imprinting_recall` of the training images to the added classes. Nothing changes where old images of the
+    task were used in training.
     """
     if not sees_only_added_classes(classifier, sources.new, sources.old):
         return
@@ -205,7 +218,8 @@ def imprint_added_classes(classifier: Classifier, sources: TrainingData) -> None
         head.bias.zero_()
         logits = classifier.logits(data.take(features, labels >= old_classes))[task]
         margin = logits[:, old_classes:].max(1).values - logits[:, :old_classes].max(1).values
-        head.bias.sub_(margin.quantile(1 - RECALL))
+        recall = imprinting_recall(head.out_features, side_network=spec.start >= classifier.width)
+        head.bias.sub_(margin.quantile(1 - recall))
 
 
 def sample_evenly(images: Images, count: int) -> Images:

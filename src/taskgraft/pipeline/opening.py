@@ -13,16 +13,16 @@ from taskgraft import distributed, seeding
 from taskgraft.bundle import Bundle, open_parent
 from taskgraft.bundle.architecture import create_network, input_args
 from taskgraft.bundle.loaders import describe_origin, describe_preprocessing
-from taskgraft.config import TrainingConfig, resolve_steps, validate
+from taskgraft.config import MANY_ADDED, TrainingConfig, resolve_steps, validate
 from taskgraft.data import transforms
 from taskgraft.data.task_images import TaskData, load_task_data, read_class_names
 from taskgraft.data.unlabeled import load_unlabeled
 from taskgraft.errors import InputError
 from taskgraft.methods import composition, notation
-from taskgraft.methods.presets import RECORDERS
+from taskgraft.methods.presets import INTO_MANY, RECORDERS
 from taskgraft.methods.protocol import Plan
 from taskgraft.models.classifier import Classifier, grow, widen, wrap
-from taskgraft.models.inference import RECALL, sees_only_added_classes
+from taskgraft.models.inference import imprinting_recall, sees_only_added_classes
 from taskgraft.pipeline.measuring import name_result
 from taskgraft.pipeline.request import MergeRequest, RefreshRequest, Request, TrainingRequest, validate_request
 from taskgraft.pipeline.usefulness import describe_usefulness
@@ -153,6 +153,7 @@ def open_request(request: Request | TrainingRequest, cache: Path | None, callbac
 
 
 def _open_extension(request: Request, cache: Path | None, callbacks: Callbacks) -> Opened:
+    is_named = bool(request.method)
     request, plan = validate_request(request)
     parent = open_model(request, "parent", cache, callbacks)
     parent.classifier.to(distributed.device())
@@ -160,6 +161,8 @@ def _open_extension(request: Request, cache: Path | None, callbacks: Callbacks) 
     if request.into:
         child = widen(parent.classifier, request.task, read_class_names(request.data, request.task), config.seed)
         classes = next(task.classes for task in child.tasks if task.name == request.task)
+        if not is_named and child.linears()[-1].out_features >= MANY_ADDED:
+            request, plan = validate_request(replace(request, method=INTO_MANY))
     else:
         if request.task in [task.name for task in old_tasks]:
             grow(parent.classifier, Task(request.task, ("", "")), 0)  # raises, before images are read
@@ -244,9 +247,11 @@ def _note_imprinting(opened: Opened, callbacks: Callbacks) -> Opened:
     assert train is not None
     if not sees_only_added_classes(opened.child, train, opened.images.old):
         return opened
+    attaches = any(settings.traits.attaches for settings in opened.plan.values())
+    recall = imprinting_recall(opened.child.linears()[-1].out_features, side_network=attaches)
     note = (
         "no image of an old class: the weights of the added classes are made from the features of their images, and a "
-        f"bias assigns {RECALL:.0%} of these to them; only --old-val tells how many old images they take"
+        f"bias assigns {recall:.0%} of these to them; only --old-val tells how many old images they take"
     )
     callbacks.info(note)
     return replace(opened, notes=(*opened.notes, note))

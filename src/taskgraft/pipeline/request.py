@@ -16,7 +16,7 @@ from taskgraft.config import COMPRESSION_DEFAULTS, REFRESH_DEFAULTS, TRAIN_DEFAU
 from taskgraft.data.labeled_images import ImageSource, LabeledImages, as_source
 from taskgraft.errors import InputError
 from taskgraft.methods import composition, notation
-from taskgraft.methods.presets import COMPRESSION, DEFAULT_METHOD, INTO_METHOD, REFRESH, REFRESH_UNMEASURED
+from taskgraft.methods.presets import COMPRESSION, DEFAULT_METHOD, INTO_FEW, REFRESH, REFRESH_UNMEASURED
 from taskgraft.methods.protocol import MethodLike, Plan
 from taskgraft.models.classifier import Classifier
 from taskgraft.report import commands
@@ -65,7 +65,7 @@ class Request:
         parent: Bundle, file of weights, timm folder or timm name; or a Bundle in memory, as a wrapped network becomes.
         data: Images of the new task: a path, or images in memory. The same for `old` and `old_val`.
         task: Name of the task to learn.
-        method: Method in its notation; given as objects, it becomes that.
+        method: Method in its notation; given as objects, it becomes that. Empty: the default for added classes.
         config: Training settings.
         old: Sample of old training images, for methods that use one.
         old_val: Old validation images, one folder for each old task that has any.
@@ -112,9 +112,9 @@ class Request:
     ) -> None:
         """Convert paths and what is in memory; `old_val` and `unlabeled` are one path or several. See the class.
 
-        An empty `method` is `presets.DEFAULT_METHOD`, or `presets.INTO_METHOD` with `into`.
+        An empty `method` is `presets.DEFAULT_METHOD`; with `into` it stays empty until the added classes are counted.
         """
-        method = notation.as_text(method or (INTO_METHOD if into else DEFAULT_METHOD))
+        method = notation.as_text(method or ("" if into else DEFAULT_METHOD))
         self.__dict__.update(  # a frozen dataclass refuses assignment
             parent=_as_parent(parent), data=as_source(data), task=task, method=method, config=config,
             old=None if old is None else as_source(old, "old"), old_val=_as_sources(old_val, "old_val"), arch=arch,
@@ -430,7 +430,7 @@ def validate_request(request: R) -> tuple[R, Plan]:
     Raises:
         InputError: A value is not allowed.
     """
-    plan = notation.parse(request.method)
+    plan = notation.parse(request.method or INTO_FEW)
     reason = composition.requires(plan, request.config)
     if reason:
         raise InputError(reason)
