@@ -94,6 +94,26 @@ def test_one_added_class_without_old_images_takes_few_of_them(
     assert done.record.method == (method or "frozen")
 
 
+def test_a_branch_learns_many_added_classes(alice: Path, old_folder: Path, tmp_path: Path) -> None:
+    """From five on it is the default, and four in five of their training images are theirs."""
+    many = Task("paints", (*NEW.classes, "star"))
+    write_folder(tmp_path / "more/train", many, 60, 5)
+    write_folder(tmp_path / "more/val", many, 12, 6)
+    lines: list[str] = []
+    done = taskgraft.extend(
+        alice, tmp_path / "more", tmp_path / "wide", task="shape", into=True, old_val=old_folder / "val", config=RUN,
+        callbacks=taskgraft.Callbacks(info=lines.append),
+    )  # fmt: skip
+    assert done.record.method == "branch"
+    assert any("a bias assigns 80% of these to them" in line for line in lines)
+    assert "--method branch" in done.record.reproduce_command
+    train = open_images(
+        tmp_path / "more", "shape", done.bundle.preprocessing, seed=0, classes=done.bundle.tasks[0].classes
+    ).train
+    found = taskgraft.predict(done.bundle.classifier, train).logits["shape"].argmax(1)
+    assert (found >= len(OLD.classes)).mean() == pytest.approx(0.8, abs=0.03)
+
+
 @pytest.mark.parametrize("added", [1, 2])
 def test_added_classes_take_no_old_image_where_features_tell_them_apart(added: int) -> None:
     rng = np.random.default_rng(3)
