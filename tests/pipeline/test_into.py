@@ -110,6 +110,7 @@ def test_a_branch_learns_many_added_classes(alice: Path, old_folder: Path, tmp_p
     train = open_images(
         tmp_path / "more", "shape", done.bundle.preprocessing, seed=0, classes=done.bundle.tasks[0].classes
     ).train
+    assert train
     found = taskgraft.predict(done.bundle.classifier, train).logits["shape"].argmax(1)
     assert (found >= len(OLD.classes)).mean() == pytest.approx(0.8, abs=0.03)
 
