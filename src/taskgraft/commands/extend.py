@@ -103,9 +103,9 @@ def run_on_one_backbone(
     Raises:
         TaskgraftError: As `run`; or the method keeps one backbone anyway.
     """
-    _, plan = validate_request(request)
+    named, plan = validate_request(request)
     if not any(settings.traits.attaches for settings in plan.values()):
-        raise InputError(f"--one-backbone: {request.method} adds no side network, its child is plain; leave it out")
+        raise InputError(f"--one-backbone: {named.method} adds no side network, its child is plain; leave it out")
     changed = {
         name: value for name, value in asdict(request.config).items() if value != getattr(TrainingConfig(), name)
     }
