@@ -275,8 +275,8 @@ ADDED = "file names were completed, such as 'a' to 'a.png'"
         ("image_id,id,kind\na,7,van\ndeep/c,8,bus\n", ("the files are those of column 'image_id'", ADDED)),
         ("name,image,label\nx,a.png,van\ny,deep/c.png,bus\n", ("the files are those of column 'image'",)),
         ("picture,label\na.png,van\ndeep/c.png,bus\n", ("the files are those of column 'picture'",)),
-        ("a.png,van\ndeep/c.png,bus\n", ("the table has no header: its columns are taken for path and label",)),
-        ("van;a.png\nbus;deep/c.png\n", ("the table has no header: its columns are taken for label and path",)),
+        ("a.png,van\ndeep/c.png,bus\n", ("the table has no header: its columns are taken as path and label",)),
+        ("van;a.png\nbus;deep/c.png\n", ("the table has no header: its columns are taken as label and path",)),
         ("path,bus,van\na.png,0,1\ndeep/c.png,1.0,0.0\n", ()),
     ],
 )

@@ -97,7 +97,7 @@ def open_table(path: Path) -> ImageTable:
             "add it"
         )
     column = columns[0] if columns else named[0]
-    notes = [f"the table has no header: its columns are taken for {' and '.join(without)}"] if without else []
+    notes = [f"the table has no header: its columns are taken as {' and '.join(without)}"] if without else []
     if column not in USUAL_PATH_COLUMNS:
         notes.append(f"the files are those of column {column!r}")
     for text in (row[column].strip() for row in rows):
