@@ -4,7 +4,7 @@
 
 `--shared` holds the car data and the checkpoint, `--made` what benchmarks/pairs.py wrote and, for makes-colours, a timm
 folder `lite0` with ImageNet weights. Parents are trained into OUT. Runs are not repeated, so the same command goes on;
-results/choosing.json keeps the numbers of every pair.
+results/choosing.json keeps the numbers of every pair, and arms or seeds that are run later join those of before.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ from taskgraft.config import TRAIN_DEFAULTS, TrainingConfig
 from taskgraft.methods.presets import DEFAULT_METHOD
 from taskgraft.metrics import t_interval
 from taskgraft.pipeline.request import Request
-from taskgraft.results.record import Comparison, Record, VariantResult, load_record, versions
+from taskgraft.results.record import Comparison, Record, load_record, versions
 from taskgraft.types import Callbacks
 
 RESULTS = Path(__file__).parent / "results" / "choosing.json"
 LOW = "finetune (low rate)"
+MEASURES = ("score", "last", "old", "new", "forgetting", "agreement")  # of a run, as fractions
 METHODS = (
     "frozen", "taps", "ladder", "l2sp", "ewc", "mas", "distill", "lwf", "distill + ewc", "wise", "lora + distill",
 )  # fmt: skip
@@ -84,63 +85,73 @@ def variants(config: TrainingConfig, arms: str) -> list[Variant]:
     return [variant for variant in found if not chosen or variant.label in chosen]
 
 
-def rows(comparison: Comparison, ends: Sequence[float] = ()) -> list[dict[str, Any]]:
-    """A row for each configuration; `closed` is the fraction closed of the gap from low-rate finetune to two models.
+def measures(comparison: Comparison) -> list[dict[str, Any]]:
+    """What each run of each configuration measured, as fractions, by label and seed."""
+    of: dict[str, Callable[[Record], float]] = {
+        "score": _score, "last": _last, "old": _old, "new": _new, "forgetting": _lost, "agreement": _agreed,
+        "parameters": lambda record: record.parameters["child"] / record.parameters["parent"],
+        "arithmetic": lambda record: record.flops["child"] / record.flops["parent"],
+        "seconds": lambda record: record.seconds["total"],
+    }  # fmt: skip
+    return [
+        {
+            "label": variant.label, "method": variant.method, "seed": record.seed,
+            **{key: measure(record) for key, measure in of.items()},
+            "test": [task.test.mean for task in record.tasks if task.test],
+        }
+        for variant in comparison.variants
+        for record in variant.records
+    ]  # fmt: skip
+
+
+def together(old: Sequence[dict[str, Any]], new: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Runs of before and of now; one of now replaces its namesake of the same seed."""
+    return list({(run["label"], run["seed"]): run for run in [*old, *new]}.values())
+
+
+def rows(runs: Sequence[dict[str, Any]], old: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row for each configuration: means and 95 % t-intervals over its seeds.
+
+    A row of before stands where its configuration has more seeds than runs are kept of.
+    """
+    kept = {row["label"]: row for row in old}
+    for label in dict.fromkeys(run["label"] for run in runs):
+        own = [run for run in runs if run["label"] == label]
+        if label in kept and kept[label]["seeds"] > len(own):
+            continue
+        kept[label] = {
+            "label": label, "method": own[0]["method"], "seeds": len(own),
+            **{key: t_interval([run[key] for run in own]) for key in MEASURES},
+            "parameters": own[0]["parameters"], "arithmetic": own[0]["arithmetic"],
+            "seconds": float(np.median([run["seconds"] for run in own])),
+            "test": [rate for run in own for rate in run["test"]],
+        }  # fmt: skip
+    return list(kept.values())
+
+
+def close(rows: Sequence[dict[str, Any]], separate: dict[str, list[float]], ends: Sequence[float]) -> None:
+    """Add to each row the fraction closed of the gap from low-rate fine-tuning to two models, ends held at their means.
 
     `closed_last` is the same at the last step, where no evaluation was the best of many: `ends` are the accuracies of
     the separate models there.
     """
-    alone = [value for values in comparison.separate.values() for value in values]
-    found = []
-    for variant in comparison.variants:
-        if not variant.records:
+    low = next((row for row in rows if row["label"] == LOW), None)
+    alone = [value for values in separate.values() for value in values]
+    for key, of, bests in (("closed", "score", alone), ("closed_last", "last", ends)):
+        if low is None or not bests:
             continue
-        row: dict[str, Any] = {
-            "label": variant.label, "method": variant.method, "seeds": len(variant.records)
-        }  # fmt: skip
-        measures = {
-            "score": _score, "last": _last, "old": _old, "new": _new, "forgetting": _lost, "agreement": _agreed
-        }  # fmt: skip
-        for key, of in measures.items():
-            row[key] = t_interval([of(record) for record in variant.records])
-        row["closed"] = _closed(comparison, variant, alone, _score)
-        row["closed_last"] = _closed(comparison, variant, ends, _last)
-        record = variant.records[0]
-        row["parameters"] = record.parameters["child"] / record.parameters["parent"]
-        row["arithmetic"] = record.flops["child"] / record.flops["parent"]
-        row["seconds"] = float(np.median([record.seconds["total"] for record in variant.records]))
-        row["test"] = [task.test.mean for record in variant.records for task in record.tasks if task.test]
-        found.append({key: value for key, value in row.items() if value is not None})
-    return found
-
-
-def _closed(
-    comparison: Comparison, variant: VariantResult, alone: Sequence[float], of: Callable[[Record], float]
-) -> tuple[float, float] | None:
-    """Fraction of the gap that the configuration closes, both ends held at their means; None without them."""
-    low = next((a for a in comparison.variants if a.label == LOW and a.records), None)
-    if low is None or not alone:
-        return None
-    parent = float(np.mean([task.parent.mean for task in low.records[0].tasks if task.parent]))
-    floor, bound = _mean(low, of), (parent + float(np.mean(alone))) / 2
-    if bound <= floor:
-        return None
-    return t_interval([(of(record) - floor) / (bound - floor) for record in variant.records])
+        parent = low["old"][0] + low["forgetting"][0]
+        floor, bound = low[of][0], (parent + float(np.mean(bests))) / 2
+        if bound > floor:
+            for row in rows:
+                mean, half = row[of]
+                row[key] = ((mean - floor) / (bound - floor), half / (bound - floor))
 
 
 def ends_of(runs: Path, task: str) -> list[float]:
     """The accuracy of each separate model at its last step."""
     found = [load_record(Record, path) for path in sorted((runs / "separate").glob("seed-*/record.json"))]
     return [record.history[-1].accuracy[task] for record in found]
-
-
-def proxies(comparison: Comparison) -> list[dict[str, Any]]:
-    """Of every run: what agreement on the new images said, and what was forgotten in truth."""
-    return [
-        {"label": variant.label, "lost_agreement": 1 - _agreed(record), "forgetting": _lost(record)}
-        for variant in comparison.variants
-        for record in variant.records
-    ]
 
 
 def _score(record: Any) -> float:
@@ -167,10 +178,6 @@ def _agreed(record: Any) -> float:
     return float(np.mean([task.agreement.mean for task in record.tasks if not task.new]))
 
 
-def _mean(variant: VariantResult, of: Callable[[Record], float]) -> float:
-    return float(np.mean([of(record) for record in variant.records]))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
@@ -178,13 +185,16 @@ def main() -> None:
     parser.add_argument("--shared", type=Path, default=Path("../shared"))
     parser.add_argument("--made", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--arms", default="", help="only these, by label, separated by semicolons")
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--steps", type=int, default=TrainingConfig().steps)
     parser.add_argument("--separate", type=float, default=4.0, help="as of `taskgraft compare`; 0 = none")
     given = parser.parse_args()
     callbacks = Callbacks(info=lambda line: print(line, flush=True))
-    config = TrainingConfig(steps=given.steps, eval_every=50, save_every=10_000, precision=given.precision)
+    config = TrainingConfig(
+        steps=given.steps, eval_every=50, save_every=10_000, precision=given.precision, seed=given.first_seed
+    )
     for name in given.names:
         request = replace(request_of(name, given.shared, given.made, given.out, callbacks), config=config)
         cache = given.out / "cache"
@@ -199,10 +209,21 @@ def main() -> None:
         )
         stored = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
         key = name if given.steps == TrainingConfig().steps else f"{name}, {given.steps} steps"
-        ends = ends_of(given.out / name / "runs", request.task)
+        before = stored.get(key, {})
+        labels = {variant.label for variant in found.variants}
+        runs = together(before.get("runs", []), measures(found))
+        separate = found.separate or before.get("separate", {})
+        ends = ends_of(given.out / name / "runs", request.task) or before.get("separate_last", [])
+        table = rows(runs, before.get("rows", []))
+        close(table, separate, ends)
         stored[key] = {
-            "rows": rows(found, ends), "separate": found.separate, "separate_last": ends,
-            "proxies": proxies(found), "failures": found.failures,
+            "rows": table, "runs": runs, "separate": separate, "separate_last": ends,
+            "failures": [*(line for line in before.get("failures", []) if line[0] not in labels), *found.failures],
+            "proxies": [
+                *(each for each in before.get("proxies", []) if each["label"] not in labels),
+                *({"label": run["label"], "lost_agreement": 1 - run["agreement"], "forgetting": run["forgetting"]}
+                  for run in runs if run["label"] in labels),
+            ],
             "config": request.config.__dict__, "versions": versions(),
         }  # fmt: skip
         RESULTS.parent.mkdir(exist_ok=True)

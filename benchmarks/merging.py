@@ -67,7 +67,7 @@ def _percent(values: Mapping[str, float]) -> dict[str, float]:
 def table(runs: list[dict[str, Any]]) -> str:
     """The results as Markdown: means and 95 % t-intervals over seeds."""
     lines = []
-    for pair in runs[0]:
+    for pair in (key for key in runs[0] if key != "seed"):
         tasks = list(runs[0][pair]["models"])
         lines += ["", f"| {pair} | " + " | ".join(tasks) + " |", "|---|" + "---:|" * len(tasks)]
         for row in runs[0][pair]:
@@ -82,11 +82,12 @@ def main() -> None:
     parser.add_argument("--made", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first-seed", type=int, default=0, help="later seeds join those of before")
     parser.add_argument("--precision", default="auto")
     given = parser.parse_args()
-    runs: list[dict[str, Any]] = []
-    for seed in range(given.seeds):
-        runs.append(once(seed, given))
+    runs: list[dict[str, Any]] = json.loads(RESULTS.read_text())["runs"] if given.first_seed else []
+    for seed in range(given.first_seed, given.first_seed + given.seeds):
+        runs = [*(run for run in runs if run["seed"] != seed), {"seed": seed, **once(seed, given)}]
         RESULTS.write_text(json.dumps({"versions": versions(), "steps": given.steps, "runs": runs}, indent=1) + "\n")
     print(table(runs))
 
