@@ -55,7 +55,7 @@ def test_a_file_of_weights_for_gray_images_is_opened(
     bundle = open_parent(tmp_path / "x.pth", arch=arch, labels=labels, preprocessing=LINE)
     with torch.no_grad():
         expected = net(gray()).softmax(1).numpy()
-    np.testing.assert_allclose(bundle.predict(IMAGE).probabilities["parent"], expected, atol=1e-6)
+    np.testing.assert_allclose(bundle.predict(IMAGE).probabilities[bundle.tasks[0].name], expected, atol=1e-6)
 
 
 def test_timms_normalization_is_averaged_and_that_is_said(tmp_path: Path, labels: Path) -> None:
@@ -73,7 +73,7 @@ def test_a_folder_of_timm_for_gray_images_is_opened(tmp_path: Path) -> None:
     assert bundle.model_args["in_chans"] == 1
     with torch.no_grad():
         expected = net(gray()).softmax(1).numpy()
-    np.testing.assert_allclose(bundle.predict(IMAGE).probabilities["parent"], expected, atol=1e-6)
+    np.testing.assert_allclose(bundle.predict(IMAGE).probabilities[bundle.tasks[0].name], expected, atol=1e-6)
 
 
 def test_a_network_of_torchvision_for_gray_images_is_converted(tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_a_network_of_torchvision_for_gray_images_is_converted(tmp_path: Path) -
     )
     with torch.no_grad():
         expected = net(gray()).softmax(1).numpy()
-    np.testing.assert_allclose(bundle.predict(IMAGE).probabilities["parent"], expected, atol=1e-5)
+    np.testing.assert_allclose(bundle.predict(IMAGE).probabilities[bundle.tasks[0].name], expected, atol=1e-5)
 
 
 def test_a_wrapped_network_for_gray_images_becomes_a_bundle(tmp_path: Path) -> None:

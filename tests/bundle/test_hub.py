@@ -181,7 +181,7 @@ def test_timm_models_of_the_hub_open_as_before(hub: dict[str, Files], tmp_path: 
     hub["them/net"] = {path.name: path.read_bytes() for path in (tmp_path / "timm").iterdir()}
     (tmp_path / "names.txt").write_text("\n".join(OLD.classes))
     found = taskgraft.open_parent("hf-hub:them/net", labels=tmp_path / "names.txt")
-    assert found.tasks == (Task("parent", OLD.classes),)
+    assert found.tasks == (Task("net", OLD.classes),)
     assert torch.equal(found.classifier.linears()[0].weight, net.state_dict()["fc.weight"])
 
 
@@ -193,7 +193,7 @@ def test_what_a_timm_model_of_the_hub_was_built_with_stays_in_its_bundle(hub: di
     )
     hub["them/gray"] = {path.name: path.read_bytes() for path in (tmp_path / "timm").iterdir()}
     found = taskgraft.open_parent("hf-hub:them/gray", preprocessing="32 squash")
-    assert found.tasks == (Task("parent", OLD.classes),)
+    assert found.tasks == (Task("gray", OLD.classes),)
     again = taskgraft.open_parent(found.save_pretrained(tmp_path / "again"))
     assert again.preprocessing.to_text() == "32 squash bicubic mean=0.5 std=0.5"
     assert torch.equal(again.classifier.linears()[0].weight, net.state_dict()["head.weight"])

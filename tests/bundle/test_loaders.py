@@ -174,3 +174,27 @@ def test_opening_changes_no_file(tmp_path: Path, labels: Path) -> None:
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     open_parent(str(folder))
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("file", "task"),
+    [
+        ("cars.pth", "cars"),
+        ("cars_v2.1-best.pth.tar", "cars_v2-1-best"),
+        ("models of cars (old).safetensors", "models-of-cars-old"),
+        ("_last.ckpt", "last"),
+        ("車.pth", "parent"),
+    ],
+)
+def test_task_of_a_file_has_its_name(file: str, task: str, tmp_path: Path, labels: Path) -> None:
+    state = net().state_dict()
+    if file.endswith(".safetensors"):
+        save_file(state, tmp_path / file)
+    else:
+        torch.save(state, tmp_path / file)
+    found = open_parent(tmp_path / file, arch="test_resnet", labels=labels)
+    assert found.tasks[0].name == task
+    assert f"task {task!r}, named after {tmp_path / file}" in found.notes
+    given = open_parent(tmp_path / file, arch="test_resnet", labels=labels, task="models")
+    assert given.tasks[0].name == "models"
+    assert not [note for note in given.notes if "named after" in note]

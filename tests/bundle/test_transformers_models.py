@@ -11,7 +11,7 @@ import timm
 import torch
 
 import taskgraft
-from taskgraft import Task, TrainingConfig
+from taskgraft import TrainingConfig
 from taskgraft.bundle.transformers_models import read_preprocessor
 from taskgraft.data import Preprocessing
 from taskgraft.errors import TaskgraftError
@@ -50,7 +50,7 @@ def test_a_model_for_gray_images_is_opened(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     bundle, images = taskgraft.open_parent(tmp_path), torch.randn(3, 1, 64, 64)
     with torch.inference_mode():
-        expected, found = model(pixel_values=images).logits, bundle.classifier.eval()(images)["parent"]
+        expected, found = model(pixel_values=images).logits, bundle.classifier.eval()(images)[bundle.tasks[0].name]
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     assert bundle.preprocessing.channels == 1
 
@@ -60,10 +60,10 @@ def test_logits_are_those_of_transformers(kind: str, tmp_path: Path) -> None:
     model = make(kind)
     model.save_pretrained(tmp_path)
     bundle = taskgraft.open_parent(tmp_path)
-    assert bundle.tasks == (Task("parent", OLD.classes),)
+    assert [task.classes for task in bundle.tasks] == [OLD.classes]
     images = torch.randn(3, 3, 64, 64)
     with torch.inference_mode():
-        expected, found = model(pixel_values=images).logits, bundle.classifier.eval()(images)["parent"]
+        expected, found = model(pixel_values=images).logits, bundle.classifier.eval()(images)[bundle.tasks[0].name]
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     assert float(expected.std()) > 1e-2  # not a comparison of zeros
     assert f"{kind}ForImageClassification of transformers, converted to timm's {bundle.arch}" in bundle.notes[0]
@@ -75,7 +75,7 @@ def test_bundle_of_a_converted_model_opens_again(tmp_path: Path) -> None:
     again = taskgraft.open_parent(bundle.save_pretrained(tmp_path / "bundle"))
     images = torch.randn(2, 3, 64, 64)
     with torch.inference_mode():
-        logits = [one.classifier.eval()(images)["parent"] for one in (bundle, again)]
+        logits = [one.classifier.eval()(images)["swin"] for one in (bundle, again)]
     assert torch.equal(*logits)
 
 
@@ -87,7 +87,7 @@ def test_model_in_memory_is_extended_and_its_child_opens_as_a_pipeline(tmp_path:
         make("ViT"), images, tmp_path / "out", task="paint", method="frozen", config=config,
         preprocessing="64 squash bilinear half",
     )  # fmt: skip
-    assert [task.name for task in run.tasks] == ["parent", "paint"]
+    assert [task.name for task in run.tasks] == ["ViTForImageClassification", "paint"]
     labels = [name for task in run.tasks for name in task.classes]
     file = next(images.rglob("*.png"))
     pipeline = transformers.pipeline("image-classification", model=str(run.out), top_k=7)

@@ -68,7 +68,7 @@ def test_guessing_parent_is_refused(
     assert [line for line in lines if line.startswith("parent: preprocessing '32 squash bilinear half' (")]
     message = lines[-1]
     for part in (
-        "taskgraft: the parent classifies 0.0% of 24 validation images of parent correctly",
+        "taskgraft: the parent classifies 0.0% of 24 validation images of cars correctly",
         "always predicting the most frequent class 33.3%",
         "('32 squash bilinear half', from --preprocessing)",
         "--labels",
@@ -89,7 +89,7 @@ def test_no_parent_check_flag(
     given = ["extend", parent, new_folder, tmp_path / "out", "--task", "paint", *flags, "--old-val", old_folder]
     code, lines = said(monkeypatch, capsys, *given, *FEW, "--no-parent-check")
     assert code == 0
-    assert "parent: parent 0.0% on 24 validation images" in lines
+    assert "parent: cars 0.0% on 24 validation images" in lines
     assert taskgraft.load(tmp_path / "out").record.reproduce_command.endswith(" --no-parent-check")
 
 

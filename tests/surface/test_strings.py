@@ -89,7 +89,7 @@ def refreshed() -> None:
 
 def removed() -> None:
     less = taskgraft.remove("shapes_bundle", "fewer", task="shape", classes="thin")
-    again = taskgraft.remove("shapes.safetensors", "same", task="parent", classes=["thin"], **FOREIGN)
+    again = taskgraft.remove("shapes.safetensors", "same", task="shapes", classes=["thin"], **FOREIGN)
     assert [len(task.classes) for task in (*less.bundle.tasks, *again.bundle.tasks)] == [2, 2]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import tempfile
 import warnings
 from collections.abc import Mapping
@@ -48,7 +49,7 @@ def open_parent(
     arch: str | None = None,
     labels: PathLike | None = None,
     preprocessing: str | None = None,
-    task: str = "parent",
+    task: str | None = None,
     unnamed: bool = False,
     cache: PathLike | None = None,
 ) -> Bundle:
@@ -60,7 +61,7 @@ def open_parent(
         arch: the timm name of the architecture; a file of weights needs it unless it names its own.
         labels: a file of class names, one per line in index order or JSON; needed where the source has none.
         preprocessing: what to change of the preprocessing, such as "96 squash bilinear imagenet".
-        task: the name of the task of a model without task names.
+        task: the name for the task of a model without task names; None = that of its file.
         unnamed: number the classes where names are missing, for callers that want the backbone alone.
         cache: a folder that keeps the tensors of pickles, so that opening them again starts no process.
 
@@ -74,6 +75,9 @@ def open_parent(
         bundle = copy_bundle(source)
     else:
         bundle = _open_path(os.fspath(source), arch, names, task, preprocessing, unnamed, as_path(cache))
+        if task is None and not unnamed and bundle.folder is None:
+            note = f"task {bundle.classifier.tasks[0].name!r}, named after {source}"
+            bundle = replace(bundle, notes=(*bundle.notes, note))
     if preprocessing:
         bundle = replace(
             bundle,
@@ -88,7 +92,7 @@ def _open_path(
     source: str,
     arch: str | None,
     names: tuple[str, ...],
-    task: str,
+    named: str | None,
     preprocessing: str | None,
     unnamed: bool,
     cache: Path | None,
@@ -97,6 +101,7 @@ def _open_path(
     config = read_json(path / "config.json") if (path / "config.json").is_file() else {}
     if "taskgraft" in config:
         return read_bundle(path)
+    task = named or _name_task(source)
     if path.is_dir():
         return _open_folder(path, config, names, task, unnamed)
     if path.suffix in SUFFIXES or path.exists():
@@ -117,7 +122,7 @@ def from_pretrained(
     token: str | None = None,
     labels: PathLike | None = None,
     preprocessing: str | None = None,
-    task: str = "parent",
+    task: str | None = None,
 ) -> Bundle:
     """Open a model from the Hugging Face Hub or from a folder: a bundle, as `push_to_hub` leaves it, or another model.
 
@@ -127,7 +132,7 @@ def from_pretrained(
         token: Access token; None = that of `hf auth login` or HF_TOKEN.
         labels: As for `open_parent`, like the next two.
         preprocessing: What to change of the preprocessing.
-        task: The name of the task of a model without task names.
+        task: The name for the task of a model without task names; None = that of its file.
 
     Raises:
         CheckpointError: The model cannot be opened.
@@ -143,6 +148,16 @@ def from_pretrained(
         if token:
             hub.fetch_model(source, token)  # into the cache, from which it is opened
     return open_parent(source, labels=labels, preprocessing=preprocessing, task=task)
+
+
+def _name_task(source: str) -> str:
+    """Name the task of a model without task names after its file, folder or repository."""
+    name = Path(source.removeprefix("local-dir:")).absolute().name
+    if source.startswith(hub.PREFIX) or timm.is_model(source):
+        name = name.partition("@")[0].partition(".")[0]  # no revision, and no tag of timm such as .a1_in1k
+    while Path(name).suffix in SUFFIXES:  # such as .pth.tar
+        name = Path(name).stem
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-_")[:64] or "parent"
 
 
 def _open_hub(source: str, names: tuple[str, ...], task: str, unnamed: bool) -> Bundle:
@@ -275,7 +290,9 @@ def describe_transformers(model: nn.Module) -> Bundle:
     saved: Any = model
     with tempfile.TemporaryDirectory() as folder:
         saved.save_pretrained(folder)  # under the names that files have, which are those that are converted
-        bundle = open_parent(folder)
+        bundle = open_parent(
+            folder, task=_name_task(str(getattr(saved.config, "name_or_path", "")) or type(model).__name__)
+        )
     origin = f"timm's default for {bundle.arch}, since a model has none"
     source = f"a {type(model).__name__} in memory"
     return replace(bundle, source=source, preprocessing_source=origin)

@@ -66,13 +66,13 @@ class ModelOptions:
         arch: timm architecture of a weights file
         labels: Class names of a weights file that has none: one per line in index order, JSON, YAML or CSV
         preprocessing: Preprocessing such as '96 squash bilinear imagenet', if the model does not declare its own
-        parent_task: Name for the task of a model without task names
+        parent_task: Name for the task of a model without task names; else that of its file
     """
 
     arch: str | None = None
     labels: Path | None = None
     preprocessing: str | None = None
-    parent_task: str = "parent"
+    parent_task: str | None = None
 
 
 @Parameter(name="*", group=MODEL)

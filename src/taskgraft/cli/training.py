@@ -181,8 +181,8 @@ def extend(
         raise InputError("--budget, --max-forgetting and --jobs need --method auto; add it, or leave them out")
     if jobs > 1:
         flags.refuse_device(processes, "--jobs")
-    if dry_run and (method == "auto" or one_backbone):
-        raise InputError("--dry-run supports neither --method auto nor --one-backbone; leave them out")
+    if dry_run and method == "auto":
+        raise InputError("--dry-run does not support --method auto; leave one of them out")
     if method == "auto" and one_backbone:
         raise InputError("--one-backbone needs a method; name it, or compress the selected child afterwards")
     with console.importing():
@@ -195,7 +195,7 @@ def extend(
         from taskgraft.commands.dry_run import describe_run
 
         with flags.on_hardware(processes), console.show_progress() as callbacks:
-            console.print_results(*describe_run(request, out, callbacks=callbacks))
+            console.print_results(*describe_run(request, out, one_backbone=one_backbone, callbacks=callbacks))
         return
     with _session(out, config, processes, track) as (restarted, callbacks):
         if method == "auto":

@@ -23,7 +23,7 @@ def evaluate(
     arch: str | None = None,
     labels: PathLike | None = None,
     preprocessing: str | None = None,
-    parent_task: str = "parent",
+    parent_task: str | None = None,
     html: PathLike | None = None,
     cache: PathLike | None = None,
     callbacks: Callbacks = Callbacks(),  # noqa: B008 - immutable
@@ -37,7 +37,7 @@ def evaluate(
         arch: timm name of the architecture, for a file that does not say.
         labels: File with the class names, for a file that does not have them.
         preprocessing: How images are shown, where it differs from what the model says.
-        parent_task: Name for the task of a model without task names.
+        parent_task: Name for the task of a model without task names; None = that of its file.
         html: HTML page to write, or None.
         cache: Folder of decoded pixels; None = in memory only.
         callbacks: Progress callbacks.

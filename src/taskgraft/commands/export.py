@@ -48,7 +48,7 @@ def export(
     arch: str | None = None,
     labels: PathLike | None = None,
     preprocessing: str | None = None,
-    parent_task: str = "parent",
+    parent_task: str | None = None,
     cache: PathLike | None = None,
     callbacks: Callbacks = Callbacks(),  # noqa: B008 - immutable
 ) -> ExportResult:
@@ -66,7 +66,7 @@ def export(
         arch: timm architecture of a model that is not a bundle.
         labels: its class names.
         preprocessing: its preprocessing.
-        parent_task: name of its task.
+        parent_task: name for its task; None = that of its file.
         cache: folder of the pixel cache.
         callbacks: receives progress and notes.
 

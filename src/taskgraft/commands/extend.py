@@ -29,7 +29,7 @@ def extend(
     arch: str | None = None,
     labels: PathLike | None = None,
     preprocessing: str | None = None,
-    parent_task: str = "parent",
+    parent_task: str | None = None,
     into: bool = False,
     check_parent: bool = True,
     one_backbone: bool = False,
@@ -57,7 +57,7 @@ def extend(
         arch: timm name of the parent's architecture, for a file that does not say.
         labels: File with the parent's class names, for a file that does not have them.
         preprocessing: The parent's preprocessing, where it differs from what the model says.
-        parent_task: Name for the task of a model without task names.
+        parent_task: Name for the task of a model without task names; None = that of its file.
         into: Whether `task` is an old task, and `data` shows more classes of it.
         check_parent: Whether to stop if the parent does no better than guessing on its own validation images.
         one_backbone: Whether to compress the child to one plain backbone; the child itself is then in OUT/teacher.
@@ -103,17 +103,32 @@ def run_on_one_backbone(
     Raises:
         TaskgraftError: As `run`; or the method keeps one backbone anyway.
     """
+    first, last = plan_one_backbone(request, str(out / "teacher"))
+    teacher = run(first, out / "teacher", cache=cache, resume=resume, command=command, callbacks=callbacks)
+    callbacks.info(f"the child in {teacher.out} teaches one plain backbone")
+    return run(last, out, cache=cache, resume=resume, command=command, callbacks=callbacks)
+
+
+def plan_one_backbone(request: Request, teacher: ParentLike) -> tuple[Request, CompressionRequest]:
+    """Divide an extension on one backbone into its two runs.
+
+    Args:
+        request: An extension by a method that adds a side network.
+        teacher: The child of the first run.
+
+    Returns:
+        The extension, and the compression of its child.
+
+    Raises:
+        InputError: The method keeps one backbone anyway, or a setting is not allowed.
+    """
     named, plan = validate_request(request)
     if not any(settings.traits.attaches for settings in plan.values()):
         raise InputError(f"--one-backbone: {named.method} adds no side network, its child is plain; leave it out")
     changed = {
         name: value for name, value in asdict(request.config).items() if value != getattr(TrainingConfig(), name)
     }
-    first = request if composition.has_teacher(plan) else replace(request, unlabeled=())
-    teacher = run(first, out / "teacher", cache=cache, resume=resume, command=command, callbacks=callbacks)
-    callbacks.info(f"the child in {teacher.out} teaches one plain backbone")
-    compression = CompressionRequest(
-        teacher.out, request.data, old_val=request.old_val, unlabeled=request.unlabeled,
+    return request if composition.has_teacher(plan) else replace(request, unlabeled=()), CompressionRequest(
+        teacher, request.data, old_val=request.old_val, unlabeled=request.unlabeled,
         check_parent=request.check_parent, config=replace(COMPRESSION_DEFAULTS, **changed),
     )  # fmt: skip
-    return run(compression, out, cache=cache, resume=resume, command=command, callbacks=callbacks)

@@ -43,7 +43,7 @@ class PredictOptions:
         arch: timm architecture of a model that does not say.
         labels: File with its class names.
         preprocessing: Its preprocessing.
-        parent_task: Name of the task of a model without task names.
+        parent_task: Name for the task of a model without task names; None = that of its file.
     """
 
     top: int = 1
@@ -53,7 +53,7 @@ class PredictOptions:
     arch: str | None = None
     labels: PathLike | None = None
     preprocessing: str | None = None
-    parent_task: str = "parent"
+    parent_task: str | None = None
 
     def __post_init__(self) -> None:
         """Raise InputError for values out of range."""

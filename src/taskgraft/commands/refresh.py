@@ -25,7 +25,7 @@ def refresh(
     arch: str | None = None,
     labels: PathLike | None = None,
     preprocessing: str | None = None,
-    parent_task: str = "parent",
+    parent_task: str | None = None,
     check_parent: bool = True,
     cache: PathLike | None = None,
     resume: bool = False,
@@ -50,7 +50,7 @@ def refresh(
         arch: timm name of the model's architecture, for a file that does not name it.
         labels: File with the model's class names, for a file that does not have them.
         preprocessing: The model's preprocessing, where it differs from what the model says.
-        parent_task: Name for the task of a model without task names.
+        parent_task: Name for the task of a model without task names; None = that of its file.
         check_parent: Whether to stop if the model does no better than guessing on `old_val`.
         cache: Folder of decoded pixels; None = in memory only.
         resume: Whether to continue a run that was interrupted.

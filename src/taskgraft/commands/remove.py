@@ -57,7 +57,7 @@ def remove(
     arch: str | None = None,
     labels: PathLike | None = None,
     preprocessing: str | None = None,
-    parent_task: str = "parent",
+    parent_task: str | None = None,
     dry_run: bool = False,
     callbacks: Callbacks = Callbacks(),  # noqa: B008 - immutable
 ) -> Removed:
@@ -73,7 +73,7 @@ def remove(
         arch: timm architecture of a model that is not a bundle.
         labels: Its class names.
         preprocessing: Its preprocessing.
-        parent_task: Name of its task.
+        parent_task: Name for its task; None = that of its file.
         dry_run: Only check everything; the result is in memory, and nothing is written.
         callbacks: `info` is called with what was inferred.
 

@@ -37,7 +37,7 @@ def serve(
     arch: str | None = None,
     labels: PathLike | None = None,
     preprocessing: str | None = None,
-    parent_task: str = "parent",
+    parent_task: str | None = None,
     callbacks: Callbacks = Callbacks(),  # noqa: B008 - immutable
 ) -> dict[str, Any]:
     """Serve a model until SIGTERM or SIGINT.
@@ -56,7 +56,7 @@ def serve(
         arch: timm architecture of a model that is not a bundle.
         labels: its class names.
         preprocessing: its preprocessing.
-        parent_task: name of its task.
+        parent_task: name for its task; None = that of its file.
         callbacks: receives the address and notes.
 
     Returns:

@@ -165,8 +165,8 @@ def grow(classifier: Classifier, task: Task, seed: int = 0) -> Classifier:
     names = [old.name for old in classifier.tasks]
     if task.name in names:
         raise InputError(
-            f"the model already has a task {task.name!r} (tasks: {', '.join(names)}); choose another --task name, "
-            f"or add classes to it by extend --into {task.name}"
+            f"the model already has a task {task.name!r} (tasks: {', '.join(names)}); choose another --task name "
+            f"(or --parent-task for a file of weights), or add classes to it by extend --into {task.name}"
         )
     if len(task.classes) < 2:
         raise InputError(f"task {task.name!r} has {len(task.classes)} class, but at least two are needed; add one")

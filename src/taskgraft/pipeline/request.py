@@ -72,7 +72,7 @@ class Request:
         arch: timm name of the parent's architecture, for a file that does not name it.
         labels: File with the parent's class names, for a file that does not have them.
         preprocessing: The parent's preprocessing, where it differs from what the model says.
-        parent_task: Name for the task of a model without task names.
+        parent_task: Name for the task of a model without task names; None = that of its file.
         into: Whether `task` is an old task, and `data` has more classes of it.
         check_parent: Whether to stop if the parent does no better than guessing on its own validation images.
         unlabeled: Images without labels, which methods with a teacher learn from: folders, files or archives.
@@ -88,7 +88,7 @@ class Request:
     arch: str | None
     labels: Path | None
     preprocessing: str | None
-    parent_task: str
+    parent_task: str | None
     into: bool
     check_parent: bool
     unlabeled: tuple[Path, ...]
@@ -105,7 +105,7 @@ class Request:
         arch: str | None = None,
         labels: PathLike | None = None,
         preprocessing: str | None = None,
-        parent_task: str = "parent",
+        parent_task: str | None = None,
         into: bool = False,
         check_parent: bool = True,
         unlabeled: PathLike | Iterable[PathLike] = (),
@@ -179,7 +179,7 @@ class Request:
             ("--arch", self.arch),
             ("--labels", self.labels),
             ("--preprocessing", self.preprocessing),
-            ("--parent-task", self.parent_task if self.parent_task != "parent" else None),
+            ("--parent-task", self.parent_task),
         ]
         flags: list[commands.Flag] = [(flag, str(value)) for flag, value in values if value]
         flags += commands.config_flags(asdict(self.config))
@@ -361,7 +361,7 @@ class RefreshRequest(Request):
             ("--arch", self.arch),
             ("--labels", self.labels),
             ("--preprocessing", self.preprocessing),
-            ("--parent-task", self.parent_task if self.parent_task != "parent" else None),
+            ("--parent-task", self.parent_task),
         ]
         flags: list[commands.Flag] = [(flag, str(value)) for flag, value in values if value]
         flags += commands.config_flags(asdict(self.config), REFRESH_DEFAULTS)
@@ -435,7 +435,7 @@ def validate_request(request: R) -> tuple[R, Plan]:
     if reason:
         raise InputError(reason)
     for name in (request.task, request.parent_task):
-        if not TASK_NAME.fullmatch(name):
+        if name is not None and not TASK_NAME.fullmatch(name):
             raise InputError(
                 f"task name {name!r} is not allowed: use up to 64 letters, digits, spaces, - and _, beginning with a "
                 "letter or digit"
