@@ -9,10 +9,12 @@ the processor, which only shows that it works. What is not done when the time is
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +26,13 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from taskgraft import distributed
+from taskgraft.config import FisherPrecision
 from taskgraft.curvature.fisher import fisher_diagonal
 from taskgraft.data.placement import place
 from taskgraft.models.inference import image_reader
 from taskgraft.results.record import versions
 from taskgraft.training import loop
+from taskgraft.types import Params
 
 DEVICE = distributed.device()
 RESULTS = Path(__file__).parent / "results" / "gpu.json"
@@ -183,10 +187,29 @@ def compare_fisher(case: Case) -> dict[str, Any]:
             seconds.append(time.perf_counter() - begin)
         return statistics.median(seconds)
 
+    def measure(precision: FisherPrecision, few: Tensor = inputs, model: nn.Module = child) -> Params:
+        targets = {task.name: torch.arange(len(few)) % len(task.classes) for task in child.tasks[:-1]}
+        return fisher_diagonal(
+            model, lambda start, stop: few[start:stop], len(few), names, old, labels="empirical", targets=targets,
+            precision=precision,
+        )  # fmt: skip
+
+    def error(precision: FisherPrecision) -> float:
+        """The largest relative error of a tensor, on as many images as float64 can afford."""
+        found = measure(precision, inputs[:single])
+        return max(float((found[name] - value).norm() / value.norm()) for name, value in exact.items() if value.any())
+
+    exact = measure("fp32", inputs[:single].double(), copy.deepcopy(child).double())
     fisher = timed(lambda: fisher_diagonal(child, read, case["images"], names, old))
     whole = timed(lambda: backward(case["batch"], case["images"]))
     one = timed(lambda: backward(1, single)) * case["images"] / single
-    return {"case": dict(case), "seconds": fisher, "over_backward": fisher / whole, "loop_over": one / fisher}
+    sums = {
+        precision: {"seconds": timed(partial(measure, precision)), "error": error(precision)}
+        for precision in ("fp32", "tf32")
+    }
+    return {
+        "case": dict(case), "seconds": fisher, "over_backward": fisher / whole, "loop_over": one / fisher, "sums": sums
+    }  # fmt: skip
 
 
 def main() -> None:

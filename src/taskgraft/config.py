@@ -12,6 +12,7 @@ from taskgraft.errors import InputError
 
 Softmax = Literal["per-task", "joint"]
 Precision = Literal["auto", "fp32", "fp32-channels-last", "bf16"]
+FisherPrecision = Literal["auto", "tf32", "fp32"]
 Implicit = Literal["auto", True, False]
 Augment = Literal["none", "shift", "shift+flip", "crop+flip", "resized-crop+flip", "randaugment"]
 LARGEST = sys.float_info.max  # also refuses NaN, infinities, and integers that no float can hold
@@ -109,6 +110,10 @@ class TrainingConfig:
     )
     compile: Literal["off", "default", "reduce-overhead", "max-autotune"] = field(
         default="off", metadata={"help": "Train through torch.compile in this mode; it has to compile first"}
+    )
+    fisher_precision: FisherPrecision = field(
+        default="auto",
+        metadata={"help": "Sums of EWC's and MAS's importance: tf32 on tensor cores, fp32, or auto (by the GPU)"},
     )
     micro_batches: Annotated[int, Range(1, 64, at_least=1, searched=False)] = field(
         default=1,

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol, overload
 
 from torch import Tensor
 
-from taskgraft.config import Implicit, Softmax
+from taskgraft.config import FisherPrecision, Implicit, Softmax
 
 PathLike = str | os.PathLike[str]  # what public functions take for a path; inside there are Paths
 Params = dict[str, Tensor]  # name -> parameter
@@ -76,6 +76,7 @@ class TrainingData(NamedTuple):
             without a cache folder.
         unlabeled: Images without labels: half of every batch, for the methods that have a teacher.
         teacher: Answers every task in the parent's place. None: the parent is the teacher of the old tasks.
+        fisher_precision: Of the sums in which EWC and MAS measure what matters.
     """
 
     new: Images
@@ -88,6 +89,7 @@ class TrainingData(NamedTuple):
     tensor_cache: Memoize | None = None
     unlabeled: Images | None = None
     teacher: Teacher | None = None
+    fisher_precision: FisherPrecision = "auto"
 
 
 MIXED_IN, UNLABELED = -1, -2  # in `Batch.rows`

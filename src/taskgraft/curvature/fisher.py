@@ -19,11 +19,12 @@ from torch import Tensor, nn
 
 from taskgraft import distributed
 from taskgraft.allocator import keep_freed_memory
-from taskgraft.config import Softmax
+from taskgraft.config import FisherPrecision, Softmax
 from taskgraft.curvature import fallback
 from taskgraft.curvature.labels import Labels, Pass, compute_cotangent, join_targets, list_passes
 from taskgraft.curvature.per_sample_sums import Power
 from taskgraft.curvature.probe import Probe, ReadImages, probe_model
+from taskgraft.curvature.products import full_float32, tensor_cores, use_tensor_cores
 from taskgraft.curvature.sizes import sizes_on
 from taskgraft.curvature.tape import Call, Tape
 from taskgraft.models.eval_mode import eval_mode
@@ -51,6 +52,7 @@ def fisher_diagonal(
     seed: int = 0,
     first: int = 0,
     chunk: int | None = None,
+    precision: FisherPrecision = "auto",
 ) -> Params:
     """Measure F_jj = mean_i E_c[(∂ log p_c(x_i)/∂θ_j)²] with the model in eval mode, summed over `tasks`.
 
@@ -67,6 +69,8 @@ def fisher_diagonal(
         seed: Random seed of the draws.
         first: Number of the first image, for its draws, where a larger set is measured in parts.
         chunk: Images per forward pass; None chooses by the size of the activations. Affects rounding only.
+        precision: "tf32" rounds the operands of the sums to 10 bits, for tensor cores; "auto" does on a GPU that has
+            them.
 
     Returns:
         Name -> F of the parameter's shape and device, float64 for float64 parameters, else float32.
@@ -90,7 +94,7 @@ def fisher_diagonal(
         passes = list_passes(p, start, labels, targets=joined, draws=draws, seed=seed)
         return [partial(_joint_label_cotangent, p[JOINT], item, widths) for item in passes if item.weights.any()]
 
-    return _mean_of_powers(model, read, count, params, list(tasks), 2, cotangents, chunk)
+    return _mean_of_powers(model, read, count, params, list(tasks), 2, cotangents, chunk, precision)
 
 
 def output_sensitivity(
@@ -101,6 +105,7 @@ def output_sensitivity(
     tasks: Collection[str],
     *,
     chunk: int | None = None,
+    precision: FisherPrecision = "auto",
 ) -> Params:
     """Measure Ω_j = mean_i |∂ Σ_t ‖z_t(x_i)‖² / ∂θ_j|, z_t the logits of task t in eval mode, over `tasks` at once.
 
@@ -114,6 +119,7 @@ def output_sensitivity(
         names: Parameters to measure.
         tasks: The outputs whose squared norms are summed.
         chunk: Images per forward pass, or None.
+        precision: Of the sums.
 
     Returns:
         Name -> Ω of the parameter's shape and device, float64 for float64 parameters, else float32.
@@ -127,7 +133,7 @@ def output_sensitivity(
         gradients = {task: 2 * outputs[task].detach() for task in tasks}
         return [lambda: gradients]  # one pass for all tasks: the magnitude is that of their sum
 
-    return _mean_of_powers(model, read, count, params, list(tasks), 1, cotangents, chunk)
+    return _mean_of_powers(model, read, count, params, list(tasks), 1, cotangents, chunk, precision)
 
 
 def _mean_of_powers(
@@ -139,19 +145,22 @@ def _mean_of_powers(
     power: Power,
     cotangents: Callable[[Outputs, int], list[Cotangent]],
     chunk: int | None,
+    precision: FisherPrecision,
 ) -> Params:
     """Average |per-sample gradient|^power; `cotangents(logits, start)` lists a chunk's backward passes."""
     keep_freed_memory()
-    with _eval_without_parameter_gradients(model):
+    device = next((param.device for param in params.values()), torch.device("cpu"))
+    rounds = use_tensor_cores(precision, device)
+    with full_float32(), _eval_without_parameter_gradients(model):
         probe = probe_model(model, read, count, params, tasks)
         sums = {name: _new_sum(p, power == 2 and name in probe.kernel_first) for name, p in params.items()}
         fallback_sum = _fallback_sum(model, probe, tasks, power)
-        sizes = sizes_on(next(iter(params.values())).device)
+        sizes = sizes_on(device)
         chunk = chunk or max(1, min(sizes.images, sizes.activations // probe.bytes_per_image))
         local = distributed.local_slice(count)
         for start in range(local.start, local.stop, chunk):
             images = read(start, min(start + chunk, local.stop))
-            outputs, tape = _forward(model, images, probe, sums, power)
+            outputs, tape = _forward(model, images, probe, sums, power, rounds)
             passes = cotangents(outputs, start)
             _backward(outputs, tape, passes)
             del outputs, tape  # frees the graph before the next one grows
@@ -231,7 +240,9 @@ def _new_sum(param: Tensor, kernel_first: bool) -> Tensor:
     return torch.zeros(param.shape, dtype=dtype, device=param.device)
 
 
-def _forward(model: nn.Module, images: Tensor, probe: Probe, sums: Params, power: Power) -> tuple[Outputs, Tape]:
+def _forward(
+    model: nn.Module, images: Tensor, probe: Probe, sums: Params, power: Power, rounds: bool
+) -> tuple[Outputs, Tape]:
     """Run the model such that backward adds the powers of the parameters with a rule to `sums`."""
     size = len(images)
 
@@ -239,7 +250,8 @@ def _forward(model: nn.Module, images: Tensor, probe: Probe, sums: Params, power
         selected = {role: sums[name] for role, name in call.names.items()}
         dtype = next(iter(selected.values())).dtype
         a = g if call.use.input is None else call.use.input
-        call.use.add(a.to(dtype), g.to(dtype), size, selected, power)
+        with tensor_cores(rounds):
+            call.use.add(a.to(dtype), g.to(dtype), size, selected, power)
 
     with Tape(probe.with_rule, receive) as tape:
         outputs = model(images)

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_weight
 
+from taskgraft.curvature.products import operand
 from taskgraft.curvature.sizes import sizes_on
 
 # Storing, squaring and adding one entry of a sample's gradient takes as long as about 20 multiplications in a
@@ -47,19 +48,19 @@ def add_linear(total_OD: Tensor, a_BLD: Tensor, g_BLO: Tensor, power: Power) -> 
     """Add Σ_i |Σ_l g_il a_il|^power of a linear layer to `total_OD`."""
     size, positions, _ = a_BLD.shape
     if power == 1 and positions == 1:
-        total_OD.addmm_(g_BLO[:, 0].abs().T, a_BLD[:, 0].abs())
+        total_OD.addmm_(operand(g_BLO[:, 0].abs()).T, operand(a_BLD[:, 0].abs()))
         return
     if power == 2 and positions * (positions + 1) // 2 <= positions + STORE_COST:
         left, right = torch.triu_indices(positions, positions, device=a_BLD.device)
         factors = torch.where(left == right, 1, 2).to(a_BLD.dtype)
         pairs_a = (a_BLD[:, left] * a_BLD[:, right]).flatten(0, 1)
         pairs_g = (g_BLO[:, left] * g_BLO[:, right] * factors[:, None]).flatten(0, 1)
-        total_OD.addmm_(pairs_g.T, pairs_a)
+        total_OD.addmm_(operand(pairs_g).T, operand(pairs_a))
         return
     step = min(size, max(1, sizes_on(total_OD.device).tile // total_OD.numel()))
     buffer = total_OD.new_empty(step, *total_OD.shape)
     for at in range(0, size, step):
-        g, a = g_BLO[at : at + step], a_BLD[at : at + step]
+        g, a = operand(g_BLO[at : at + step]), operand(a_BLD[at : at + step])
         add_powers(total_OD, torch.bmm(g.transpose(1, 2), a, out=buffer[: len(a)]), power)
 
 
@@ -118,7 +119,7 @@ def add_conv_pairs(total: Tensor, a: Tensor, g: Tensor, taps: tuple[TapPositions
             if pairs:
                 left = [product("g", g_hwBO, one[0], two[0]) for one, two in pairs]
                 right = [product("a", a_HWBC, one[1], two[1]) for one, two in pairs]
-                total[:, :, u, v].addmm_(torch.cat(left).T, torch.cat(right))
+                total[:, :, u, v].addmm_(operand(torch.cat(left)).T, operand(torch.cat(right)))
 
 
 def add_conv_depthwise(total: Tensor, a: Tensor, g: Tensor, geometry: Geometry, power: Power) -> None:
@@ -128,7 +129,7 @@ def add_conv_depthwise(total: Tensor, a: Tensor, g: Tensor, geometry: Geometry, 
     g as the kernel and stride and dilation exchanged: up to 40 times as fast as oneDNN's own backward pass.
     total [C, 1, k, k]; a [B, C, H, W]; g [B, C, h, w].
     """
-    images, kernels = a.reshape(1, -1, *a.shape[2:]), g.reshape(-1, 1, *g.shape[2:])
+    images, kernels = operand(a).reshape(1, -1, *a.shape[2:]), operand(g).reshape(-1, 1, *g.shape[2:])
     _, stride, padding, dilation = geometry
     grads = F.conv2d(images, kernels, None, dilation, padding, stride, len(kernels))
     rows, columns = geometry.kernel  # more come out where the stride leaves pixels unused
@@ -144,7 +145,7 @@ def add_conv_grouped(total: Tensor, a: Tensor, g: Tensor, geometry: Geometry, gr
     step = max(1, sizes_on(total.device).tile // total.numel())
     stride, padding, dilation = cast(Any, geometry[1:])  # torch's annotations forget that pairs are allowed
     for at in range(0, len(a), step):
-        part_a, part_g = a[at : at + step], g[at : at + step]
+        part_a, part_g = operand(a[at : at + step]), operand(g[at : at + step])
         size = len(part_a)
         grads = conv2d_weight(
             part_a.reshape(1, -1, *a.shape[2:]),

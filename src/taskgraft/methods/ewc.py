@@ -49,19 +49,19 @@ class Ewc(Settings):
 
         def remember(classifier: Classifier, sources: TrainingData, past: Memory) -> Memory:
             name = f"{classifier.softmax} Fisher of {self.images} images, {self.labels} labels, {self.draws} draws"
-            return anchored.anchor_weights(classifier, sources, past, self._fisher(classifier, sources.seed), name)
+            return anchored.anchor_weights(classifier, sources, past, self._fisher(classifier, sources), name)
 
         def weight(params: Params, memory: Memory) -> dict[str, Quadratic]:
             return {"ewc": Quadratic(*anchored.anchor_and_importance(memory), self.strength, self.implicit)}
 
         def finish(classifier: Classifier, memory: Memory, sources: TrainingData) -> tuple[Classifier, Memory]:
             return classifier, anchored.accumulate_importance(
-                classifier, memory, sources, self._fisher(classifier, sources.seed)
+                classifier, memory, sources, self._fisher(classifier, sources)
             )
 
         return Method(remember=remember, weight=weight, finish=finish)
 
-    def _fisher(self, classifier: Classifier, seed: int) -> Measure:
+    def _fisher(self, classifier: Classifier, sources: TrainingData) -> Measure:
         def measure(images: Images, names: list[str], tasks: list[str]) -> Params:
             chosen = sample_evenly(images, self.images)
             unlabeled = [task for task in tasks if task not in images.labels]
@@ -80,7 +80,8 @@ class Ewc(Settings):
                 softmax=classifier.softmax,
                 targets={task: target for task, target in chosen.labels.items() if task in tasks},
                 draws=self.draws,
-                seed=seed,
+                seed=sources.seed,
+                precision=sources.fisher_precision,
             )
 
         return measure

@@ -34,22 +34,24 @@ class Mas(Settings):
 
         def remember(classifier: Classifier, sources: TrainingData, past: Memory) -> Memory:
             name = f"{classifier.softmax} sensitivity of {self.images} images"
-            return anchored.anchor_weights(classifier, sources, past, self._sensitivity(classifier), name)
+            return anchored.anchor_weights(classifier, sources, past, self._sensitivity(classifier, sources), name)
 
         def weight(params: Params, memory: Memory) -> dict[str, Quadratic]:
             return {"mas": Quadratic(*anchored.anchor_and_importance(memory), self.strength, self.implicit)}
 
         def finish(classifier: Classifier, memory: Memory, sources: TrainingData) -> tuple[Classifier, Memory]:
             return classifier, anchored.accumulate_importance(
-                classifier, memory, sources, self._sensitivity(classifier)
+                classifier, memory, sources, self._sensitivity(classifier, sources)
             )
 
         return Method(remember=remember, weight=weight, finish=finish)
 
-    def _sensitivity(self, classifier: Classifier) -> Measure:
+    def _sensitivity(self, classifier: Classifier, sources: TrainingData) -> Measure:
         def measure(images: Images, names: list[str], tasks: list[str]) -> Params:
             chosen = sample_evenly(images, self.images)
             read = image_reader(chosen, classifier)
-            return fisher.output_sensitivity(classifier, read, len(chosen.pixels), names, tasks)
+            return fisher.output_sensitivity(
+                classifier, read, len(chosen.pixels), names, tasks, precision=sources.fisher_precision
+            )
 
         return measure

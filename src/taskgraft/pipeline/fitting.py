@@ -60,6 +60,7 @@ def fit(
     sources = TrainingData(
         images.new.train, images.old, opened.views, config.augment, config.seed, score, trial_cache, tensor_cache,
         opened.unlabeled if composition.has_teacher(opened.plan) else None, opened.teacher,
+        config.fisher_precision,
     )  # fmt: skip
     method = composition.build(opened.plan)
     check_batch_size(opened.child, method, sources, config)

@@ -110,7 +110,9 @@ def learn(
     newest = next(task for task in grown.tasks if task.name == newest_task(grown))
     examples = as_images(images, newest)
     check_inputs(grown, examples)
-    sources = TrainingData(examples, old, config.views, config.augment, config.seed, score)
+    sources = TrainingData(
+        examples, old, config.views, config.augment, config.seed, score, fisher_precision=config.fisher_precision
+    )
     config = resolve_steps(validate(config), len(examples.pixels), config.batch_size)
     config = replace(config, precision="fp32" if config.precision == "auto" else config.precision)
     check_compiler(config, next(grown.parameters()).device)

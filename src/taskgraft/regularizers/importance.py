@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from taskgraft import distributed
+from taskgraft.config import FisherPrecision
 from taskgraft.curvature import fisher
 from taskgraft.curvature.labels import Labels
 from taskgraft.errors import InputError, first_line
@@ -43,6 +44,7 @@ def fisher_diagonal(
     parameters: Collection[str] | None = None,
     draws: int = 1,
     seed: int = 0,
+    precision: FisherPrecision = "auto",
 ) -> Params:
     """Measure the diagonal Fisher information of any network, exactly, from the gradients of single images.
 
@@ -59,6 +61,7 @@ def fisher_diagonal(
         parameters: Names of the parameters to measure; None = all that require a gradient.
         draws: Labels drawn per image, for "sampled".
         seed: Random seed of the draws.
+        precision: Of the sums on a GPU: "tf32" computes them on tensor cores, "fp32" does not; "auto" = by the GPU.
 
     Returns:
         Name -> F, of the parameter's shape and device.
@@ -72,7 +75,7 @@ def fisher_diagonal(
         targets = _read_targets(block.labels, outputs) if labels == "empirical" else None
         return fisher.fisher_diagonal(
             network, lambda start, stop: block.inputs[start:stop], len(block.inputs), names, outputs,
-            labels=labels, targets=targets, draws=draws, seed=seed, first=first,
+            labels=labels, targets=targets, draws=draws, seed=seed, first=first, precision=precision,
         )  # fmt: skip
 
     return _average(model, loader, measure, images, tasks, parameters)
