@@ -108,8 +108,9 @@ class TrainingConfig:
     deterministic: bool = field(
         default=False, metadata={"help": "Use slower, deterministic kernels on a GPU; a CPU has no others"}
     )
-    compile: Literal["off", "default", "reduce-overhead", "max-autotune"] = field(
-        default="off", metadata={"help": "Train through torch.compile in this mode; it has to compile first"}
+    compile: Literal["off", "auto", "default", "reduce-overhead", "max-autotune"] = field(
+        default="off",
+        metadata={"help": "Train through torch.compile in this mode; auto: on a GPU, if steps timed here are faster"},
     )
     fisher_precision: FisherPrecision = field(
         default="auto",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -9,10 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch._inductor import config
+from torch._inductor import config as inductor
 
+import taskgraft
 from forks import last_line, run_cli
-from taskgraft import InputError, distributed
+from taskgraft import InputError, TrainingConfig, distributed
 from taskgraft.training import checkpoints, compilation, loop
 from toys import RUN, start_run, weights
 
@@ -46,7 +48,7 @@ def test_a_compiled_run_is_the_plain_one_to_rounding(notation: str, traced: None
 
 def test_a_missing_compiler_is_named_before_training(alice: Path, new_folder: Path, tmp_path: Path) -> None:
     flags = ["--task", "paint", "--steps", "1", "--compile", "default", "--cache", "none"]
-    with config.patch({"cpp.cxx": (None, str(tmp_path / "no-compiler"))}):
+    with inductor.patch({"cpp.cxx": (None, str(tmp_path / "no-compiler"))}):
         done = run_cli("extend", alice, new_folder, tmp_path / "out", *flags)
     assert done.returncode == 2
     assert last_line(done).startswith("--compile default: torch.compile does not work here (")
@@ -59,3 +61,51 @@ def test_several_processes_do_not_compile(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
     with pytest.raises(InputError, match="--compile default works in one process, and there are 2"):
         compilation.check_compiler(COMPILED, torch.device("cpu"))
+
+
+def chosen(config: TrainingConfig) -> tuple[str, str]:
+    state, _, images = start_run("finetune")
+    found, reason = compilation.choose_compilation(state.classifier, images, config)
+    return found.compile, reason
+
+
+AUTO = replace(RUN, compile="auto")
+
+
+def test_auto_does_not_compile_where_it_cannot_pay(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert chosen(COMPILED) == ("default", "")
+    assert chosen(AUTO) == ("off", "auto: not tried on cpu, where compiling brings little")
+    monkeypatch.setattr(compilation, "AUTO_DEVICES", ("cpu",))
+    mode, reason = chosen(AUTO)
+    assert mode == "off"
+    assert re.fullmatch(r"auto: not tried, since training takes about \d+ s without", reason)
+    monkeypatch.setattr(compilation, "_try_compiler", lambda device: "no compiler")
+    assert chosen(replace(AUTO, steps=10**7)) == ("off", "auto: torch.compile does not work here (no compiler)")
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    assert chosen(AUTO) == ("off", "auto: not tried, since compiling works in one process only")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("slower", "mode"), [(1e-9, "reduce-overhead"), (1e9, "off")])
+def test_auto_measures_whether_compiled_steps_are_faster(
+    slower: float, mode: str, traced: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compilation, "AUTO_DEVICES", ("cpu",))
+    monkeypatch.setattr(compilation, "_try_compiler", lambda device: "")
+    monkeypatch.setattr(compilation, "MARGIN", slower)
+    before = torch.get_rng_state()
+    found, reason = chosen(replace(AUTO, steps=10**7))
+    assert found == mode
+    assert re.fullmatch(r"measured here: \S+ ms a step, \S+ ms compiled", reason)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_auto_is_resolved_once_and_kept(alice: Path, new_folder: Path, tmp_path: Path) -> None:
+    config = replace(AUTO, steps=2, eval_every=2, precision="fp32")
+    done = taskgraft.extend(alice, new_folder, tmp_path / "out", task="paint", config=config)
+    assert done.record.config["compile"] == "off"
+    assert [why for name, _, why in done.record.settings if name == "compile"] == [
+        "auto: not tried on cpu, where compiling brings little"
+    ]
+    again = taskgraft.extend(alice, new_folder, tmp_path / "out", task="paint", config=config)
+    assert again.record == done.record

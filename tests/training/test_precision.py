@@ -112,7 +112,7 @@ def test_rounds_take_five_seconds_at_most(step: float) -> None:
 def test_emulated_bf16_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(precision, "computes_bf16", lambda device: False)
     timed: list[str] = []
-    monkeypatch.setattr(precision, "_time_step", lambda model, batch, name, softmax: timed.append(name) or 0.1)
+    monkeypatch.setattr(precision, "time_step", lambda model, batch, name, softmax: timed.append(name) or 0.1)
     config, reason = precision.choose_precision(grow(parent(), NEW, 0), make_data(), AUTO, None)
     assert set(timed) == {"fp32", "fp32-channels-last"}
     assert reason.endswith("; bf16 not tried: this device only emulates it")

@@ -22,6 +22,7 @@ from taskgraft.pipeline.request import CompressionRequest, Request
 from taskgraft.report import formatting as fmt
 from taskgraft.training import loop, precision, run_folder
 from taskgraft.training.checkpoints import TrainState
+from taskgraft.training.compilation import choose_compilation
 from taskgraft.types import Callbacks, Teacher, TrainingData
 
 FILES = "model.safetensors, config.json, cards/, record.json, metrics.jsonl, predictions.npz, report.html, README.md"
@@ -82,8 +83,10 @@ def _describe_one(request: Request, out: Path, callbacks: Callbacks) -> tuple[li
     config = opened.config
     sources = TrainingData(images.train, opened.images.old, opened.views, config.augment, config.seed)
     config, reason = precision.choose_precision(opened.child, sources, config, None)
+    config, compiled = choose_compilation(opened.child, sources, config)
     blank = loop.prepare(opened.child, composition.build(opened.plan), sources, config)
-    reasons = {"precision": reason, **({"steps": epochs} if (epochs := opened.describe_epochs()) else {})}
+    found = {"precision": reason, "compile": compiled, "steps": opened.describe_epochs()}
+    reasons = {name: why for name, why in found.items() if why}
     settings = recording.explain_settings(config, request.default_config, reasons)
     width = max(len(f"{name} = {value}") for name, value, _ in settings)
     old = len(opened.images.old_val.pixels) if opened.images.old_val else 0

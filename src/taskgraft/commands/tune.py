@@ -22,6 +22,7 @@ from taskgraft.report import formatting as fmt
 from taskgraft.results.files import write_json, write_text
 from taskgraft.results.search import SearchResult
 from taskgraft.training import loop, precision, run_folder
+from taskgraft.training.compilation import choose_compilation
 from taskgraft.tuning import halving, outcome, sampler, space
 from taskgraft.tuning.coordinator import Coordinator, SearchPlan
 from taskgraft.tuning.executor import open_executor
@@ -93,7 +94,7 @@ def tune(
         storage = open_storage(search_config.storage, out)
         settled = _settle(out, opened, searched, search_config, worker_config, limits.budget, cache)
         plan = _plan(searched, search_config, settled)
-        opened = change_method(opened, opened.method, replace(opened.request.config, precision=settled["precision"]))
+        opened = change_method(opened, opened.method, replace(opened.request.config, **_timed(settled)))
         assert isinstance(opened.request, Request)
         store = StudyStore(
             storage, search_config.study or out.resolve().name, _identity(plan, opened, search_config, out)
@@ -145,7 +146,7 @@ def _settle(
     budget: float | None,
     cache: Path | None,
 ) -> dict[str, Any]:
-    """Decide once per search what depends on timing: the precision, and the wave size that a budget allows."""
+    """Decide once per search what depends on timing: precision, compilation, and the wave size that a budget allows."""
     file = out / "settled.json"
     if file.exists():
         return json.loads(file.read_text(encoding="utf-8"))
@@ -153,15 +154,24 @@ def _settle(
     config = searched.config
     sources = TrainingData(opened.images.new.train, opened.images.old, config.views, config.augment, config.seed)
     config, reason = precision.choose_precision(opened.child, sources, config, cache)
+    config, compiled = choose_compilation(opened.child, sources, config)
     wave = search_config.wave
     if budget is not None and search_config.sampler != "grid":
         state = loop.prepare(opened.child, Method(), sources, config)
         seconds = measure_step_seconds(state, opened, sources, config) * OVERHEAD / worker_config.jobs
         rungs = halving.rung_steps(config.steps, config.eval_every, _prunes(search_config))
         wave = halving.largest_wave(budget / seconds, search_config.wave, rungs)
-    settled = {"precision": config.precision, "reason": reason, "wave": wave}
+    settled = {
+        "precision": config.precision, "reason": reason, "compile": config.compile, "compile_reason": compiled,
+        "wave": wave,
+    }  # fmt: skip
     write_json(file, settled)
     return settled
+
+
+def _timed(settled: dict[str, Any]) -> dict[str, Any]:
+    """The training settings that timing decided."""
+    return {name: settled[name] for name in ("precision", "compile") if name in settled}
 
 
 def _prunes(search_config: SearchConfig) -> bool:
@@ -169,7 +179,7 @@ def _prunes(search_config: SearchConfig) -> bool:
 
 
 def _plan(searched: Space, search_config: SearchConfig, settled: dict[str, Any]) -> SearchPlan:
-    searched = searched._replace(config=replace(searched.config, precision=settled["precision"]))
+    searched = searched._replace(config=replace(searched.config, **_timed(settled)))
     prune = _prunes(search_config) and "steps" not in searched.dimensions
     rungs = halving.rung_steps(searched.config.steps, searched.config.eval_every, prune)
     return SearchPlan(

@@ -83,7 +83,7 @@ def learn(
             [0, 1] (`Images` has a mean and a standard deviation too), float inputs [N, ...] are used as they are.
         task: For a Bundle: the name of the new task. Empty = its newest task, which has not been trained yet.
         method: How forgetting of the older tasks is prevented: in the notation, as objects, or composed.
-        config: Training settings; precision "auto" is fp32 here.
+        config: Training settings; "auto" is fp32 for the precision, and off for compile, here.
         memory: What the last `learn` returned; that of a Bundle is used without it.
         old: Sample of old images, for the methods that use one.
         score: Validation Score of a classifier, for methods that select by one.
@@ -114,7 +114,11 @@ def learn(
         examples, old, config.views, config.augment, config.seed, score, fisher_precision=config.fisher_precision
     )
     config = resolve_steps(validate(config), len(examples.pixels), config.batch_size)
-    config = replace(config, precision="fp32" if config.precision == "auto" else config.precision)
+    config = replace(
+        config,
+        precision="fp32" if config.precision == "auto" else config.precision,
+        compile="off" if config.compile == "auto" else config.compile,
+    )
     check_compiler(config, next(grown.parameters()).device)
     grown = copy.deepcopy(grown)
     grown.softmax = config.softmax

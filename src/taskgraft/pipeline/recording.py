@@ -66,6 +66,8 @@ def build_record(
         parent_history = run_folder.read_metrics(parent.folder) if parent.folder else []
     run = run_folder.read(out)
     reasons = {"precision": run["resolved"]["reason"]}
+    if compiled := run["resolved"].get("compile_reason"):
+        reasons["compile"] = compiled
     if opened.describe_epochs():
         reasons["steps"] = opened.describe_epochs()
     if config.micro_batches > request.config.micro_batches:

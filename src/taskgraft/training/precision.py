@@ -12,13 +12,14 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from taskgraft import losses
 from taskgraft.config import Precision, Softmax, TrainingConfig
 from taskgraft.data import build_batch
 from taskgraft.models.classifier import Classifier, set_frozen_to_eval
 from taskgraft.results.files import fingerprint, write_json
-from taskgraft.types import Batch, TrainingData
+from taskgraft.types import Batch, Outputs, TrainingData
 
 CANDIDATES: tuple[Precision, ...] = ("fp32", "fp32-channels-last", "bf16")
 MARGIN = 1.1  # factor by which a candidate must be faster, so that noise does not decide
@@ -125,23 +126,29 @@ def _benchmark(
     device = next(classifier.parameters()).device
     batch = build_batch(sources, 0, config.batch_size, device)
     notes: dict[Precision, str] = {} if computes_bf16(device) else {"bf16": "not tried: this device only emulates it"}
-    candidates: dict[Precision, Callable[[], float]] = {}
-    for name in CANDIDATES:
-        if name not in notes:
-            model = copy.deepcopy(classifier).train()
-            if config.batch_size == 1:  # BatchNorm may refuse one image, which methods that freeze it allow
-                set_frozen_to_eval(model, norm="frozen")
-            if name != "fp32":
-                model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-            candidates[name] = partial(_time_step, model, batch, name, config.softmax)
+    candidates: dict[Precision, Callable[[], float]] = {
+        name: partial(time_step, copy_for(classifier, name, config), batch, name, config.softmax)
+        for name in CANDIDATES
+        if name not in notes
+    }
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         seconds, dropped = time_rounds(candidates)
     return {name: config.batch_size / best for name, best in seconds.items()}, {**notes, **dropped}
 
 
-def _time_step(model: Classifier, batch: Batch, name: Precision, softmax: Softmax) -> float:
+def copy_for(classifier: Classifier, name: Precision, config: TrainingConfig) -> Classifier:
+    """Return a copy of a classifier to time steps with, in the memory format of a precision."""
+    model = copy.deepcopy(classifier).train()
+    if config.batch_size == 1:  # BatchNorm may refuse one image, which methods that freeze it allow
+        set_frozen_to_eval(model, norm="frozen")
+    if name != "fp32":
+        model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    return model
+
+
+def time_step(model: Callable[[Tensor], Outputs], batch: Batch, name: Precision, softmax: Softmax) -> float:
     """Return the seconds of one forward and backward pass."""
-    device = next(model.parameters()).device
+    device = batch.images.device
     images = batch.images.contiguous() if name == "fp32" else batch.images
     labels = {task: target.to(device) for task, target in batch.labels.items()}
     start = time.perf_counter()

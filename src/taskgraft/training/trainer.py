@@ -20,6 +20,7 @@ from taskgraft.results.files import atomic
 from taskgraft.results.record import StepMetrics, versions
 from taskgraft.training import checkpoints, loop, precision, run_folder
 from taskgraft.training.checkpoints import TrainState
+from taskgraft.training.compilation import choose_compilation
 from taskgraft.types import Callbacks, Memory, TrainingData
 
 
@@ -61,7 +62,7 @@ def resolve_config(
     command: str,
     callbacks: Callbacks,
 ) -> TrainingConfig:
-    """Replace precision "auto": measured on the first start, which creates the run, and read on every resume.
+    """Replace "auto" in precision and compile: measured on the first start, which creates the run, and read on every resume.
 
     Args:
         out: The run folder.
@@ -85,7 +86,9 @@ def resolve_config(
                 )
             return run_folder.read(out)["resolved"]["config"]
         chosen, reason = precision.choose_precision(classifier, sources, config, cache)
-        run_folder.create(out, settings, {"config": asdict(chosen), "reason": reason}, command, environment)
+        chosen, compiled = choose_compilation(classifier, sources, chosen)
+        resolved = {"config": asdict(chosen), "reason": reason, "compile_reason": compiled}
+        run_folder.create(out, settings, resolved, command, environment)
         return asdict(chosen)
 
     return TrainingConfig(**distributed.broadcast(resolve))
