@@ -110,7 +110,7 @@ class TrainingConfig:
     )
     compile: Literal["off", "auto", "default", "reduce-overhead", "max-autotune"] = field(
         default="off",
-        metadata={"help": "Train through torch.compile in this mode; auto: on a GPU, if steps timed here are faster"},
+        metadata={"help": "Train through torch.compile in this mode; auto: on a GPU, if that is faster"},
     )
     fisher_precision: FisherPrecision = field(
         default="auto",

@@ -62,7 +62,7 @@ def resolve_config(
     command: str,
     callbacks: Callbacks,
 ) -> TrainingConfig:
-    """Replace "auto" in precision and compile: measured on the first start, which creates the run, and read on every resume.
+    """Replace "auto" in precision and compile: measured on the first start, which creates the run; later it is read.
 
     Args:
         out: The run folder.
