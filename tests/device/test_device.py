@@ -10,6 +10,7 @@ import torch
 
 from taskgraft import data, distributed
 from taskgraft.bundle import Bundle
+from taskgraft.config import FisherPrecision
 from taskgraft.curvature import fisher
 from taskgraft.data.augmentation import AUGMENT
 from taskgraft.data.placement import place
@@ -73,20 +74,21 @@ def test_views_are_those_of_the_processor(augment: str) -> None:
     torch.testing.assert_close(here.images.cpu(), there.images, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize(("precision", "limit"), [("fp32", 1e-4), ("tf32", 1e-3), ("auto", 1e-3)])
 @pytest.mark.parametrize("network", ["test_resnet", "test_efficientnet"])
-def test_the_fisher_is_exact(network: str) -> None:
+def test_the_fisher_is_exact(network: str, precision: FisherPrecision, limit: float) -> None:
     model, images = parent(network), make_images(20, OLD, 3)
     names = [name for name, _ in model.named_parameters()]
 
     def measure(model: torch.nn.Module, device: torch.device, kind: torch.dtype) -> dict[str, torch.Tensor]:
         model = model.to(device, kind)
         read = lambda start, stop: data.normalize(images, start, stop, device).to(kind)  # noqa: E731
-        return fisher.fisher_diagonal(model, read, 20, names, [OLD.name], labels="exact")
+        return fisher.fisher_diagonal(model, read, 20, names, [OLD.name], labels="exact", precision=precision)
 
     exact = measure(model, torch.device("cpu"), torch.float64)
     for name, value in measure(model, DEVICE, torch.float32).items():
         error = (value.cpu().double() - exact[name]).norm() / exact[name].norm().clamp(min=1e-30)
-        assert error < 1e-3, name
+        assert error < limit, name
 
 
 def test_unlabeled_images_come_to_the_device() -> None:
