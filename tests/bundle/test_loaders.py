@@ -183,6 +183,8 @@ def test_opening_changes_no_file(tmp_path: Path, labels: Path) -> None:
         ("cars_v2.1-best.pth.tar", "cars_v2-1-best"),
         ("models of cars (old).safetensors", "models-of-cars-old"),
         ("_last.ckpt", "last"),
+        ("cars_test_resnet_best.pth", "cars_best"),
+        ("test_resnet.pth", "test_resnet"),
         ("車.pth", "parent"),
     ],
 )

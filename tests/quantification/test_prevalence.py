@@ -76,6 +76,20 @@ def test_counts_stand_where_nothing_has_shifted() -> None:
     assert np.mean(wrong["auto"]) < 1.05 * np.mean(wrong["naive"]) < np.mean(wrong["emq"])
 
 
+@pytest.mark.parametrize("wanted", [(1.0, 0.0, 0.0, 0.0), (0.8, 0.2, 0.0, 0.0), (0.6, 0.2, 0.1, 0.1)])
+def test_emq_counts_the_more_the_fewer_classes_are_there(wanted: tuple[float, ...]) -> None:
+    labels = np.random.default_rng(3).choice(SIZE, 2000, p=wanted)
+    sample = alone(answers(labels, 1003))
+    auto, emq, pacc = (
+        column(estimate_prevalence(sample, "kind", card_of(), estimator), "prevalence")
+        for estimator in ("auto", "emq", "pacc")
+    )
+    classes = np.exp(-sum(share * np.log(share) for share in emq if share > 0))
+    share = 0.5 + 0.5 / (1 + ((classes - 1) / 4) ** 2)
+    np.testing.assert_allclose(auto, share * emq + (1 - share) * pacc, atol=1e-3)
+    assert np.abs(emq - pacc).max() > 0.003, "the two must differ for this to mean anything"
+
+
 def test_a_small_sample_is_said() -> None:
     labels = np.random.default_rng(0).choice(SIZE, 12)
     result = estimate_prevalence(alone(answers(labels, 1)), "kind", card_of())

@@ -101,7 +101,7 @@ def _open_path(
     config = read_json(path / "config.json") if (path / "config.json").is_file() else {}
     if "taskgraft" in config:
         return read_bundle(path)
-    task = named or _name_task(source)
+    task = named or _name_task(source, arch)
     if path.is_dir():
         return _open_folder(path, config, names, task, unnamed)
     if path.suffix in SUFFIXES or path.exists():
@@ -150,14 +150,16 @@ def from_pretrained(
     return open_parent(source, labels=labels, preprocessing=preprocessing, task=task)
 
 
-def _name_task(source: str) -> str:
-    """Name the task of a model without task names after its file, folder or repository."""
+def _name_task(source: str, arch: str | None = None) -> str:
+    """Name the task of a model without task names after its file, folder or repository, less its architecture."""
     name = Path(source.removeprefix("local-dir:")).absolute().name
     if source.startswith(hub.PREFIX) or timm.is_model(source):
         name = name.partition("@")[0].partition(".")[0]  # no revision, and no tag of timm such as .a1_in1k
     while Path(name).suffix in SUFFIXES:  # such as .pth.tar
         name = Path(name).stem
-    return re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-_")[:64] or "parent"
+    names = (re.sub(f"[-_.]?{re.escape(arch)}", "", name), name) if arch else (name,)
+    cleaned = (re.sub(r"[^A-Za-z0-9_-]+", "-", one).strip("-_")[:64] for one in names)
+    return next(filter(None, cleaned), "parent")
 
 
 def _open_hub(source: str, names: tuple[str, ...], task: str, unnamed: bool) -> Bundle:

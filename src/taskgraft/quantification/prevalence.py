@@ -27,6 +27,7 @@ Estimator = Literal["auto", "emq", "pacc", "naive"]
 
 REPLICATES = 400  # a limit then moves by about a tenth of the interval's width from seed to seed
 PAIR_REPLICATES = 100
+FEW_CLASSES = 4  # so many more than one, and EMQ and PACC count three to one
 MIN_UNITS = 20
 MIN_PER_CLASS = 5  # images of the sample, below which most classes have wide intervals
 
@@ -117,7 +118,7 @@ def estimate_prevalence(
         sample: the predictions.
         task: its name.
         card: its task card; without one the counts stand uncorrected.
-        estimator: "emq" (expectation maximization), "pacc" (adjusted counts), "naive", or "auto": the mean of the first
+        estimator: "emq" (expectation maximization), "pacc" (adjusted counts), "naive", or "auto": a mean of the first
             two where the counts differ from the card's by more than chance, and the counts where they do not.
     """
     inputs = _prepare(sample, task, card, estimator)
@@ -224,7 +225,7 @@ def _estimate(
 def _estimate_mean(
     inputs: _Inputs, data: CardData, rows: Any, weights: Floats, point: Floats | None, rng: np.random.Generator | None
 ) -> Floats:
-    """The mean of EMQ and PACC, whose errors have different causes."""
+    """A mean of EMQ and PACC, whose errors have different causes."""
     posteriors, counts = inputs.posteriors[rows], _card_counts(data, "pacc")
     rates, observed = cards.smooth_rates(counts)[0], weights @ posteriors
     if point is None or rng is None:
@@ -234,7 +235,18 @@ def _estimate_mean(
         start_near = np.tile(0.95 * point + 0.05 * data.prior, (len(weights), 1))
         maximized = estimate_emq(posteriors, data.prior, weights, start_near, 150, 1e-5) - errors
         adjusted = estimate_adjusted(rates, observed - errors, 500, 1e-7)
-    return (maximized + adjusted) / 2
+    share = _weigh_emq(maximized if point is None else point[None])
+    return share * maximized + (1 - share) * adjusted
+
+
+def _weigh_emq(prevalences: Floats) -> Floats:
+    """The share of EMQ in its mean with PACC [R, 1]: half, and more where few classes make up a sample [R, K].
+
+    EMQ then leaves absent classes near 0, while the noise of PACC gives each of them a little.
+    """
+    likely = np.clip(prevalences, 1e-12, None)
+    effective = np.exp(-(likely * np.log(likely)).sum(axis=1, keepdims=True))  # number of classes
+    return 0.5 + 0.5 / (1 + ((effective - 1) / FEW_CLASSES) ** 2)
 
 
 def _card_counts(data: CardData, estimator: str) -> Floats:
@@ -300,8 +312,10 @@ def _estimate_joint(
         return _count_joint(first, second, rows, weights)
     if estimator == "auto":
         naive = _count_joint(first, second, rows, weights)
-        both = [_estimate_joint(name, first, second, rows, weights, point) for name in ("emq", "pacc")]
-        return naive + max(first.correction, second.correction) * (sum(both) / 2 - naive)
+        maximized, adjusted = (_estimate_joint(name, first, second, rows, weights, point) for name in ("emq", "pacc"))
+        share = float(_weigh_emq((maximized if point is None else point).reshape(1, -1))[0, 0])
+        mean = share * maximized + (1 - share) * adjusted
+        return naive + max(first.correction, second.correction) * (mean - naive)
     if estimator == "emq":
         start = np.outer(first.card.prior, second.card.prior)
         start_near = start if point is None else 0.95 * point + 0.05 * start
