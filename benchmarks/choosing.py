@@ -36,6 +36,7 @@ METHODS = (
 # One backbone, one pass: a small network beside it, at a higher rate and on more varied views.
 ONE = "ladder"
 ONE_RUN: dict[str, Any] = {"steps": 900, "lr": 0.003, "views": 32}
+STEPS = {"fashion-vit": 300, "digits": 300}  # of an extension where nothing else is asked; elsewhere the default
 PARENTS = {  # old task, new task, model, input, steps
     "makes-colours": ("a.csv", "b.csv", "make", "colour", "", "64 squash bilinear imagenet", 600),
     "fashion": ("a", "b", "first", "second", "resnet18", "32 squash bilinear half", 600),
@@ -188,14 +189,16 @@ def main() -> None:
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--arms", default="", help="only these, by label, separated by semicolons")
     parser.add_argument("--precision", default="auto")
-    parser.add_argument("--steps", type=int, default=TrainingConfig().steps)
+    parser.add_argument("--steps", type=int, default=0, help="0 = those of the pair's table")
     parser.add_argument("--separate", type=float, default=4.0, help="as of `taskgraft compare`; 0 = none")
     given = parser.parse_args()
     callbacks = Callbacks(info=lambda line: print(line, flush=True))
-    config = TrainingConfig(
-        steps=given.steps, eval_every=50, save_every=10_000, precision=given.precision, seed=given.first_seed
-    )
     for name in given.names:
+        usual = STEPS.get(name, TrainingConfig().steps)
+        steps = given.steps or usual
+        config = TrainingConfig(
+            steps=steps, eval_every=50, save_every=10_000, precision=given.precision, seed=given.first_seed
+        )
         request = replace(request_of(name, given.shared, given.made, given.out, callbacks), config=config)
         cache = given.out / "cache"
         found = compare(
@@ -208,7 +211,7 @@ def main() -> None:
             callbacks=callbacks,
         )
         stored = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-        key = name if given.steps == TrainingConfig().steps else f"{name}, {given.steps} steps"
+        key = name if steps == usual else f"{name}, {steps} steps"
         before = stored.get(key, {})
         labels = {variant.label for variant in found.variants}
         runs = together(before.get("runs", []), measures(found))

@@ -40,7 +40,7 @@ TITLES = {
     "digits": "digits even → odd (scikit-learn); a small ResNet, 32 px",
 }
 ACROSS = 3  # panels in a row of the figure
-HEAD = ("method", "Score", "A", "B", "forgetting", "closed", "agreement", "parameters", "FLOPs", "seconds")
+HEAD = ("method", "seeds", "Score", "A", "B", "forgetting", "closed", "agreement", "parameters", "FLOPs", "seconds")
 
 
 def points(pair: list[float] | None) -> str:
@@ -50,24 +50,31 @@ def points(pair: list[float] | None) -> str:
     return f"{100 * mean:.1f}" if half is None or isnan(half) else f"{100 * mean:.1f} ± {100 * half:.1f}"
 
 
+def fraction_closed(pair: list[float] | None) -> str:
+    """How much of the gap is closed; a method below its lower end closes nothing, and by how much says little."""
+    return "< 0" if pair is not None and pair[0] < -0.005 else points(pair)
+
+
 def table(name: str, found: dict[str, Any]) -> list[str]:
     alone = [value for values in found["separate"].values() for value in values]
-    seeds = sorted({row["seeds"] for row in found["rows"]})
     lines = [f"### {TITLES[name]}", ""]
     if alone:
         lines += [
             f"A model for B alone, four times the steps: {100 * np.mean(alone):.1f} "
-            f"(best step, {len(alone)} seed{'s' * (len(alone) > 1)}). Seeds a row: {', '.join(map(str, seeds))}.",
+            f"(best step, {len(alone)} seed{'s' * (len(alone) > 1)}).",
             "",
         ]
     lines += ["| " + " | ".join(HEAD) + " |", "|---|" + "---:|" * (len(HEAD) - 1)]
     for row in sorted(found["rows"], key=lambda row: -row["score"][0]):
-        cells = [points(row.get(key)) for key in ("score", "old", "new", "forgetting", "closed", "agreement")]
+        cells = [
+            (fraction_closed if key == "closed" else points)(row.get(key))
+            for key in ("score", "old", "new", "forgetting", "closed", "agreement")
+        ]
         cells += [f"{row['parameters']:.2f}", f"{row['arithmetic']:.2f}", f"{row['seconds']:.0f}"]
-        lines.append(f"| {row['label']} | " + " | ".join(cells) + " |")
+        lines.append(f"| {row['label']} | {row['seeds']} | " + " | ".join(cells) + " |")
     if found.get("separate_last"):
         last = "; ".join(
-            f"{row['label']} {points(row['last'])}, closed {points(row['closed_last'])}"
+            f"{row['label']} {points(row['last'])}, closed {fraction_closed(row['closed_last'])}"
             for row in sorted(found["rows"], key=lambda row: -row["last"][0])
         )
         lines += ["", f"Score at the last step, where no evaluation is the best of many: {last}."]
