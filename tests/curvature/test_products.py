@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,18 @@ from taskgraft.types import Params, TrainingData
 from toys import NEW, make_images, parent
 
 BACKENDS: Any = torch.backends  # torch's annotations lack cudnn.conv
+PLACES = (BACKENDS.cuda.matmul, BACKENDS.mkldnn.matmul, BACKENDS.cudnn.conv, BACKENDS.cudnn.rnn)
+CPU = torch.device("cpu")
 COUNT = 6
+
+
+def states() -> tuple[list[str], tuple[str, bool] | str]:
+    """What torch's newer switches say, and its older ones, unless they contradict them."""
+    try:
+        older = torch.get_float32_matmul_precision(), BACKENDS.cudnn.allow_tf32
+    except RuntimeError:
+        older = "a contradiction"
+    return [place.fp32_precision for place in PLACES], older
 
 
 def multiplying() -> tuple[str, str]:
@@ -80,6 +92,7 @@ def test_only_sums_leave_full_float32(precision: FisherPrecision, monkeypatch: p
         return products.operand(values)
 
     monkeypatch.setattr(per_sample_sums, "operand", operand)
+    monkeypatch.setattr(products, "SWITCHED", ("cpu",))
     before = multiplying()
     model, images = network("test_efficientnet")
     fisher(model, images, precision)
@@ -88,7 +101,54 @@ def test_only_sums_leave_full_float32(precision: FisherPrecision, monkeypatch: p
     assert multiplying() == before
 
 
-def test_what_the_program_had_set_comes_back_after_an_error() -> None:
+def test_a_processor_switches_nothing() -> None:
+    before = multiplying()
+    model, images = network("test_efficientnet")
+    fisher(model, images, "tf32")
+    assert model.seen == {before}
+
+
+@pytest.fixture
+def defaults() -> Iterator[None]:
+    """Leave the process with the switches that it had."""
+    before = states()
+    yield
+    torch.set_float32_matmul_precision("highest")
+    BACKENDS.cudnn.allow_tf32 = True
+    for place, own in zip(PLACES, before[0], strict=True):
+        place.fp32_precision = own
+    assert states() == before
+
+
+@pytest.mark.parametrize(
+    "switch",
+    [
+        lambda: None,
+        lambda: torch.set_float32_matmul_precision("high"),
+        lambda: torch.set_float32_matmul_precision("medium"),
+        lambda: setattr(BACKENDS.cudnn, "allow_tf32", False),
+        lambda: setattr(BACKENDS.cudnn.conv, "fp32_precision", "ieee"),
+        lambda: setattr(BACKENDS.mkldnn.matmul, "fp32_precision", "bf16"),
+    ],
+    ids=["default", "high", "medium", "older switch", "newer switch", "processor"],
+)
+def test_older_and_newer_switches_agree_inside_and_come_back(
+    switch: Callable[[], None], defaults: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(products, "SWITCHED", ("cpu",))
+    switch()
+    before = states()
+    with products.full_float32(CPU):
+        full = states()
+        assert (multiplying(), full[1]) == (("ieee", "ieee"), ("highest", False))
+        with products.tensor_cores(True, CPU):
+            assert (multiplying(), states()[1]) == (("tf32", "tf32"), ("high", True))
+        assert states() == full
+    assert states() == before
+
+
+def test_what_the_program_had_set_comes_back_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "SWITCHED", ("cpu",))
     before = multiplying()
     model, images = network("test_resnet")
     with pytest.raises(RuntimeError):
@@ -100,7 +160,7 @@ def test_what_the_program_had_set_comes_back_after_an_error() -> None:
 def test_operands_are_rounded_to_nearest_even() -> None:
     values = torch.cat([torch.randn(1000), torch.tensor([0.0, -0.0, 1.0, 1 + 2**-11, 1 + 3 * 2**-11, -1 - 2**-11])])
     assert products.operand(values) is values
-    with products.tensor_cores(True):
+    with products.tensor_cores(True, CPU):
         rounded = products.operand(values)
         assert torch.equal(products.operand(rounded), rounded)
         assert products.operand(values.double()).dtype == torch.float64
@@ -110,8 +170,7 @@ def test_operands_are_rounded_to_nearest_even() -> None:
 
 
 def test_a_processor_rounds_only_when_told() -> None:
-    cpu = torch.device("cpu")
-    assert [products.use_tensor_cores(choice, cpu) for choice in ("auto", "fp32", "tf32")] == [False, False, True]
+    assert [products.use_tensor_cores(choice, CPU) for choice in ("auto", "fp32", "tf32")] == [False, False, True]
 
 
 @pytest.mark.parametrize("settings", [Ewc(), Mas()])

@@ -151,7 +151,7 @@ def _mean_of_powers(
     keep_freed_memory()
     device = next((param.device for param in params.values()), torch.device("cpu"))
     rounds = use_tensor_cores(precision, device)
-    with full_float32(), _eval_without_parameter_gradients(model):
+    with full_float32(device), _eval_without_parameter_gradients(model):
         probe = probe_model(model, read, count, params, tasks)
         sums = {name: _new_sum(p, power == 2 and name in probe.kernel_first) for name, p in params.items()}
         fallback_sum = _fallback_sum(model, probe, tasks, power)
@@ -250,7 +250,7 @@ def _forward(
         selected = {role: sums[name] for role, name in call.names.items()}
         dtype = next(iter(selected.values())).dtype
         a = g if call.use.input is None else call.use.input
-        with tensor_cores(rounds):
+        with tensor_cores(rounds, g.device):
             call.use.add(a.to(dtype), g.to(dtype), size, selected, power)
 
     with Tape(probe.with_rule, receive) as tape:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -21,6 +21,8 @@ from taskgraft.config import FisherPrecision
 
 DROPPED = 13  # bits of float32's mantissa that TF32 lacks
 AMPERE = (8, 0)  # the first GPUs with TF32
+
+SWITCHED = ("cuda",)  # devices whose arithmetic torch can switch; the switches are the whole process's
 
 _thread = threading.local()  # backward passes on a GPU have a thread of their own
 
@@ -33,21 +35,24 @@ def use_tensor_cores(precision: FisherPrecision, device: torch.device) -> bool:
 
 
 @contextmanager
-def full_float32() -> Iterator[None]:
+def full_float32(device: torch.device) -> Iterator[None]:
     """Let a GPU compute matrix products and convolutions with all bits of float32, whatever the program has set."""
+    if device.type not in SWITCHED:
+        yield
+        return
     with _multiply_with("ieee"):
         yield
 
 
 @contextmanager
-def tensor_cores(used: bool) -> Iterator[None]:
+def tensor_cores(used: bool, device: torch.device) -> Iterator[None]:
     """Round what `operand` is given from here on, in this thread, and multiply it on tensor cores, if `used`."""
     if not used:
         yield
         return
     _thread.rounds = True
     try:
-        with _multiply_with("tf32"):
+        with _multiply_with("tf32") if device.type in SWITCHED else nullcontext():
             yield
     finally:
         _thread.rounds = False
@@ -67,11 +72,28 @@ def operand(values: Tensor) -> Tensor:
 
 @contextmanager
 def _multiply_with(kind: Literal["ieee", "tf32"]) -> Iterator[None]:
-    backends: Any = torch.backends  # torch's annotations lack cudnn.conv
-    matmul, conv = backends.cuda.matmul, backends.cudnn.conv
-    before = matmul.fp32_precision, conv.fp32_precision
-    matmul.fp32_precision = conv.fp32_precision = kind
+    """Set how float32 is multiplied, by torch's older switches too: reading one that contradicts the newer fails."""
+    backends: Any = torch.backends  # torch's annotations lack most of these
+    places = (backends.cuda.matmul, backends.mkldnn.matmul, backends.cudnn.conv, backends.cudnn.rnn)
+    before = [place.fp32_precision for place in places]
+    switches = _read_switches()
     try:
+        torch.set_float32_matmul_precision("high" if kind == "tf32" else "highest")
+        backends.cudnn.allow_tf32 = kind == "tf32"
+        for place in (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn):
+            place.fp32_precision = kind
         yield
     finally:
-        matmul.fp32_precision, conv.fp32_precision = before
+        if switches:
+            torch.set_float32_matmul_precision(switches[0])
+            backends.cudnn.allow_tf32 = switches[1]
+        for place, own in zip(places, before, strict=True):
+            place.fp32_precision = own
+
+
+def _read_switches() -> tuple[str, bool] | None:
+    """Read the older switches; None where they contradict the newer, so that the program cannot read them either."""
+    try:
+        return torch.get_float32_matmul_precision(), bool(torch.backends.cudnn.allow_tf32)
+    except RuntimeError:
+        return None
