@@ -114,7 +114,7 @@ class TrainingConfig:
     )
     fisher_precision: FisherPrecision = field(
         default="auto",
-        metadata={"help": "Sums of EWC's and MAS's importance: tf32 on tensor cores, fp32, or auto (by the GPU)"},
+        metadata={"help": "Precision of EWC's and MAS's sums of products; auto = tf32 on a GPU with tensor cores"},
     )
     micro_batches: Annotated[int, Range(1, 64, at_least=1, searched=False)] = field(
         default=1,

@@ -27,7 +27,7 @@ Estimator = Literal["auto", "emq", "pacc", "naive"]
 
 REPLICATES = 400  # a limit then moves by about a tenth of the interval's width from seed to seed
 PAIR_REPLICATES = 100
-FEW_CLASSES = 4  # so many more than one, and EMQ and PACC count three to one
+FEW_CLASSES = 4  # beyond the first: with so many, EMQ counts three times as much as PACC
 MIN_UNITS = 20
 MIN_PER_CLASS = 5  # images of the sample, below which most classes have wide intervals
 
