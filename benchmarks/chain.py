@@ -116,6 +116,7 @@ def main() -> None:
     parser.add_argument("--made", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--tasks", type=int, default=4, help="only the first of those after the cars")
@@ -125,7 +126,7 @@ def main() -> None:
     given = parser.parse_args()
     callbacks = Callbacks()
     stored: dict[str, object] = {"versions": versions(), "steps": given.steps, "runs": []}
-    for seed in range(given.seeds):
+    for seed in range(given.first_seed, given.first_seed + given.seeds):
         every = max(1, given.steps // 2)
         config = TrainingConfig(
             steps=given.steps, eval_every=every, save_every=10_000, seed=seed, precision=given.precision

@@ -72,7 +72,8 @@ def once(name: str, seed: int, given: argparse.Namespace) -> dict[str, Any]:
     request = request_of(name, given.shared, given.made, given.out, callbacks)
     last = {"seed": seed, "eval_every": given.steps, "save_every": 10_000, "precision": given.precision}
     config = TrainingConfig(steps=given.steps, **last)
-    compression = replace(COMPRESSION_DEFAULTS, **{**last, "eval_every": COMPRESSION_DEFAULTS.steps})
+    steps = given.compression_steps
+    compression = replace(COMPRESSION_DEFAULTS, **{**last, "steps": steps, "eval_every": steps})
     arms: dict[str, Request] = {
         "branch": replace(request, method="branch", config=config),
         "low rate": replace(request, method="finetune", config=replace(config, lr=config.lr / 10)),
@@ -133,16 +134,19 @@ def main() -> None:
         "--arms", nargs="+", default=["branch", "low rate", "B alone"], help="beside compress; branch must be one"
     )
     parser.add_argument("--steps", type=int, default=TrainingConfig().steps)
+    parser.add_argument("--compression-steps", type=int, default=COMPRESSION_DEFAULTS.steps)
     parser.add_argument("--precision", default="auto")
+    parser.add_argument("--results", type=Path, default=RESULTS)
     given = parser.parse_args()
     for name in given.names:
         runs = []
         for seed in range(given.first_seed, given.first_seed + given.seeds):
             runs.append(once(name, seed, given))
-            stored = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-            compression = {"config": COMPRESSION_DEFAULTS.__dict__, "method": CompressionRequest("", "").method}
+            stored = json.loads(given.results.read_text()) if given.results.exists() else {}
+            config = replace(COMPRESSION_DEFAULTS, steps=given.compression_steps)
+            compression = {"config": config.__dict__, "method": CompressionRequest("", "").method}
             stored[name] = {"summary": summarize(runs), "runs": runs, **compression, "versions": versions()}
-            RESULTS.write_text(json.dumps(stored, indent=1) + "\n")
+            given.results.write_text(json.dumps(stored, indent=1) + "\n")
         print(json.dumps(stored[name]["summary"], indent=1))
 
 

@@ -264,6 +264,22 @@ def test_the_summary_compares_every_task(one: taskgraft.Extension) -> None:
     assert lines[-1] == f"next, use the model: taskgraft predict {one.out} IMAGES"
 
 
+def test_the_report_names_teacher_and_student_and_the_flips_of_every_task(one: taskgraft.Extension) -> None:
+    line = report.summarize_run(one.record).to_lines()[3]
+    assert line.startswith("right in the teacher and wrong in the student: "), line
+    page = report.render_run(one.record, one.predictions)
+    for title in ("Teacher (%)", "Student (%)", "Data and teacher"):
+        assert title in page, title
+    assert "Parent (%)" not in page
+    for task in one.record.tasks:
+        assert task.negative_flips
+        assert task.child
+        count = round(task.negative_flips.mean * task.child.n)
+        assert f"{task.name} {formatting.percent(task.negative_flips.mean)} %" in line
+        assert f"{task.name}: {count} right before and wrong now" in page
+    assert "Teacher | This model" in report.format_model_card(one.record)
+
+
 def test_a_lossy_compression_proposes_a_longer_one(one: taskgraft.Extension) -> None:
     lossy = [
         task.model_copy(update={"forgetting": Interval(mean=0.2, low=0.1, high=0.3, n=24)}) for task in one.record.tasks

@@ -24,8 +24,9 @@ from fake_results import (
     fake_sets,
 )
 from taskgraft import report
-from taskgraft.report import charts, check_page, theme
+from taskgraft.report import charts, check_page, figures, theme
 from taskgraft.report.charts import Axis, Box, Chart, Curve, Panel, Style
+from taskgraft.results.record import StepMetrics
 
 ODD_NAMES = (
     *HOSTILE, r"$\bad{", "_hidden", "%s\\", "漢字の名前", "العربية", "a\x00b\x1b[2J\u202ec", "long " * 60, "]]>&amp;",
@@ -194,3 +195,13 @@ def test_confusion_matrix_tooltips_match_its_table(pages: dict[str, str]) -> Non
     }
     assert {text.split(" (")[0] for text in reader.tooltips("confusion0")} == expected
     assert set(MAKES) <= set(reader.chart_texts("confusion0"))
+
+
+def test_a_logarithmic_loss_chart_joins_the_points_beside_a_step_without_labels() -> None:
+    terms = [{"data": 2.0, "distill": 0.001}, {"data": 0.0, "distill": 0.002}, {"data": 1.0, "distill": 0.003}]
+    history = tuple(StepMetrics(step=step, terms=values) for step, values in enumerate(terms))
+    none = tuple(line.model_copy(update={"terms": {**line.terms, "empty": 0.0}}) for line in history)
+    chart = figures.build_loss_chart("loss", "Loss", [fake_record().model_copy(update={"history": none})])
+    assert chart
+    curves = {curve.name: (list(curve.x), list(curve.y)) for curve in chart.panels[0].curves}
+    assert curves == {"data": ([0, 2], [2.0, 1.0]), "distill": ([0, 1, 2], [0.001, 0.002, 0.003])}

@@ -86,7 +86,7 @@ def analyze_errors(task: TaskResult, predictions: Mapping[str, Predictions]) -> 
             continue
         labels = child.labels[name]
         if (labels >= 0).any() and (task.new or labels.max() < len(task.classes)):
-            has_before = not task.new or bool(task.refreshes)
+            has_before = not task.new or bool(task.refreshes) or (task.parent is not None and not task.added_to)
             comparable = has_before and parent is not None and name in parent.logits and parent.ids == child.ids
             return _analyze(name, key, child, parent if comparable else None)._replace(task=task.name)
     return None

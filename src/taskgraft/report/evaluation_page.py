@@ -10,6 +10,7 @@ from taskgraft.report import formatting as fmt
 from taskgraft.report.charts import MARKERS, Axis, Box, Chart, Curve, Panel, Style
 from taskgraft.report.error_analysis import OTHER_TASK, Bin, ErrorAnalysis, analyze_errors, group_examples
 from taskgraft.report.page import Figure, Table, build_long_table, render
+from taskgraft.report.run_summary import PARENT_AND_CHILD, Roles
 from taskgraft.report.thumbnails import Gallery, GalleryBuilder, GetThumbnail
 from taskgraft.results.predictions import Predictions
 from taskgraft.results.record import Interval, TaskResult
@@ -71,7 +72,9 @@ def render_evaluation(
     )
 
 
-def build_task_errors(i: int, analysis: ErrorAnalysis, galleries: GalleryBuilder) -> TaskErrors:
+def build_task_errors(
+    i: int, analysis: ErrorAnalysis, galleries: GalleryBuilder, roles: Roles = PARENT_AND_CHILD
+) -> TaskErrors:
     """Build what a page shows of the wrong predictions of its i-th task."""
     readable = len(analysis.classes) <= MAX_MATRIX
     title = f"{analysis.task}: most frequent confusions"
@@ -80,7 +83,7 @@ def build_task_errors(i: int, analysis: ErrorAnalysis, galleries: GalleryBuilder
         _build_matrix(f"confusion{i}", analysis) if readable else None,
         None if readable else _build_confusion_table(analysis),
         galleries.build(title, ("true", "predicted"), analysis.set_name, analysis.errors, sizes),
-        _build_worst_classes(analysis),
+        _build_worst_classes(analysis, roles),
     )
 
 
@@ -120,7 +123,7 @@ def _build_confusion_table(analysis: ErrorAnalysis) -> Table:
     return Table(caption, ("True class", "Predicted", "Images", "Fraction of the class (%)"), rows, (0, 1))
 
 
-def _build_worst_classes(analysis: ErrorAnalysis) -> Table:
+def _build_worst_classes(analysis: ErrorAnalysis, roles: Roles) -> Table:
     rows = []
     for result in analysis.class_results[:MAX_WORST_CLASSES]:
         accuracies = [fmt.percent(result.child)]
@@ -128,12 +131,15 @@ def _build_worst_classes(analysis: ErrorAnalysis) -> Table:
             accuracies += [fmt.percent(result.parent), fmt.use_minus_signs(fmt.delta(result.child - result.parent))]
         rows.append((result.name, f"{result.images:,}", *accuracies, result.confused_with or fmt.MISSING))
     compared = analysis.parent_ece is not None
-    columns = ("Child (%)", "Parent (%)", "Change") if compared else ("Accuracy (%)",)
+    before, after = (name.capitalize() for name in roles)
+    columns = (f"{after} (%)", f"{before} (%)", "Change") if compared else ("Accuracy (%)",)
     head = ("Class", "Images", *columns, "Most often confused with")
     return Table(f"{analysis.task}: lowest class accuracies", head, rows, (0, len(head) - 1))
 
 
-def build_calibration(analyses: Sequence[ErrorAnalysis]) -> tuple[Figure, Table] | None:
+def build_calibration(
+    analyses: Sequence[ErrorAnalysis], roles: Roles = PARENT_AND_CHILD
+) -> tuple[Figure, Table] | None:
     """Build the reliability diagram (Guo et al., 2017) and the expected calibration errors; None without tasks."""
     if not analyses:
         return None
@@ -158,7 +164,7 @@ def build_calibration(analyses: Sequence[ErrorAnalysis]) -> tuple[Figure, Table]
         for bins, suffix in ((analysis.bins, ""), (analysis.calibrated_bins, ", calibrated"))
         if bins
     ]
-    return Figure(chart, tables, "square"), _build_error_table(analyses)
+    return Figure(chart, tables, "square"), _build_error_table(analyses, roles)
 
 
 def build_reliability_curves(tasks: Sequence[tuple[str, Sequence[Bin], Sequence[Bin]]]) -> tuple[Curve, ...]:
@@ -188,7 +194,7 @@ def _build_bin_curve(name: str, bins: Sequence[Bin], style: Style) -> Curve:
     )  # fmt: skip
 
 
-def _build_error_table(analyses: Sequence[ErrorAnalysis]) -> Table:
+def _build_error_table(analyses: Sequence[ErrorAnalysis], roles: Roles) -> Table:
     compared = any(analysis.parent_ece is not None for analysis in analyses)
     rows = []
     for analysis in analyses:
@@ -198,6 +204,6 @@ def _build_error_table(analyses: Sequence[ErrorAnalysis]) -> Table:
             losses = f"{fitted.loss_before:.3f} → {fitted.loss_after:.3f}"
             calibrated = [fmt.percent(fitted.error_after), f"{fitted.temperature:.3f}", losses]
         rows.append((analysis.task, f"{analysis.counts.sum():,}", *parent, fmt.percent(analysis.ece), *calibrated))
-    columns = ("Parent (points)", "Child (points)") if compared else ("Uncalibrated (points)",)
+    columns = tuple(f"{name.capitalize()} (points)" for name in roles) if compared else ("Uncalibrated (points)",)
     head = ("Task", "Images", *columns, "Calibrated (points)", "Temperature", "Log loss")
     return Table("Expected calibration error, before and after temperature scaling", head, rows)

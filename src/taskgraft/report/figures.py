@@ -10,7 +10,7 @@ from taskgraft.report import charts
 from taskgraft.report import formatting as fmt
 from taskgraft.report.charts import Axis, Chart, Curve, Panel, Points, Style, build_mean_curve, step_axis
 from taskgraft.report.comparison_summary import Row, SeedMean
-from taskgraft.report.run_summary import new_task, old_name, old_tasks
+from taskgraft.report.run_summary import PARENT_AND_CHILD, is_taught, new_task, old_name, old_tasks, roles
 from taskgraft.results.record import Comparison, Record, StepMetrics, VariantResult
 
 TASK_A = Style("red", "-", "o")  # old, in the colors of the reference experiment
@@ -145,16 +145,21 @@ def build_accuracy_chart(record: Record) -> Chart | None:
     if not accuracies and not proxies:
         return None
     end = _last_step([*accuracies, *proxies])
-    old = old_tasks(record)
-    before = _parent_training(record, [(task.name, styles[task.name]) for task in old])
+    compared = record.tasks if is_taught(record) else old_tasks(record)
+    name = roles(record).before
+    before = _parent_training(record, [(task.name, styles[task.name]) for task in compared], name)
     levels = [
-        _level(f"{task.name}, parent", styles[task.name].color, task.parent.mean, end) for task in old if task.parent
+        _level(f"{task.name}, {name}", styles[task.name].color, task.parent.mean, end)
+        for task in compared
+        if task.parent
     ]
     start = _first_step(before, end)
     if len(levels) > 1:  # they have their tasks' colors; three legend entries per task would fill a phone
         levels, before = ([curve._replace(in_legend=False) for curve in curves] for curves in (levels, before))
-    dashed = " Dashed: the parent's." if levels else ""
-    caption = f"Validation accuracy of every task.{dashed} Dotted line: the selected step.{_describe_before(before)}"
+    dashed = f" Dashed: the {name}'s." if levels else ""
+    caption = (
+        f"Validation accuracy of every task.{dashed} Dotted line: the selected step.{_describe_before(before, name)}"
+    )
     panel = Panel("", ACCURACY, (*before, *levels, *accuracies, *proxies), percent=True)
     selected = f"selected: step {record.step}"
     return Chart("accuracy", "Accuracy", caption, (panel,), step_axis(start, end), record.step, selected)
@@ -188,18 +193,21 @@ def build_loss_chart(key: str, title: str, records: Sequence[Record], caption: s
     positive = [value for curve in curves for value in curve.y if value is not None and value > 0]
     log = bool(positive) and max(positive) > 100 * min(positive)
     if log:
-        curves = [_drop_nonpositive(curve) for curve in curves]
+        curves = [_drop_nonpositive(curve) for curve in curves if any(value and value > 0 for value in curve.y)]
         caption = f"{caption} Logarithmic scale, without zeros.".strip()
     panel = Panel("", Axis("loss", log=True) if log else Axis("loss", 0), tuple(curves))
     return Chart(key, title, caption, (panel,), step_axis(0, _last_step(curves)))
 
 
 def _drop_nonpositive(curve: Curve) -> Curve:
-    floor = min((value for value in curve.y if value is not None and value > 0), default=1.0) / 2
+    """Leave out points at 0, such as the data's loss of a step without labels."""
+    kept = [i for i, value in enumerate(curve.y) if value is not None and value > 0]
+    floor = min(value for value in curve.y if value is not None and value > 0) / 2
     return curve._replace(
-        y=tuple(value if value is not None and value > 0 else None for value in curve.y),
-        low=tuple(max(value or 0, floor) for value in curve.low),
-        high=tuple(max(value or 0, floor) for value in curve.high),
+        x=[curve.x[i] for i in kept],
+        y=[curve.y[i] for i in kept],
+        low=[max(curve.low[i] or 0, floor) for i in kept if curve.low],
+        high=[max(curve.high[i] or 0, floor) for i in kept if curve.high],
     )
 
 
@@ -210,8 +218,8 @@ def describe_bands(records: Sequence[Record]) -> str:
     return f"Lines: mean over {len(records)} seeds. Bands: from the lowest to the highest seed."
 
 
-def _describe_before(before: Sequence[Curve]) -> str:
-    return " Before step 0: the training of the parent." if before else ""
+def _describe_before(before: Sequence[Curve], name: str = PARENT_AND_CHILD.before) -> str:
+    return f" Before step 0: the training of the {name}." if before else ""
 
 
 def _old_mean_name(record: Record) -> str:
@@ -244,12 +252,14 @@ def _old_agreement(record: Record) -> Points:
     return _mean(record.history, [task.name for task in old_tasks(record)], "agreement")
 
 
-def _parent_training(record: Record, styles: Sequence[tuple[str, Style]]) -> list[Curve]:
+def _parent_training(
+    record: Record, styles: Sequence[tuple[str, Style]], name: str = PARENT_AND_CHILD.before
+) -> list[Curve]:
     """The parent's own training, shifted to end at step 0; a curve per task that it logged."""
     last = max((line.step for line in record.parent_history), default=0)
     shifted = [line.model_copy(update={"step": line.step - last}) for line in record.parent_history]
     return _mean_curves(
-        (f"{task}, parent's training", style._replace(marker=""), [_mean(shifted, [task])]) for task, style in styles
+        (f"{task}, {name}'s training", style._replace(marker=""), [_mean(shifted, [task])]) for task, style in styles
     )
 
 

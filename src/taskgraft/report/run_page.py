@@ -12,7 +12,16 @@ from taskgraft.report import formatting as fmt
 from taskgraft.report.error_analysis import ErrorAnalysis, Example
 from taskgraft.report.evaluation_page import build_calibration, build_task_errors
 from taskgraft.report.page import Table, build_line_figure, build_long_table, build_pairs_table, render
-from taskgraft.report.run_summary import is_at_chance, loss_of, new_task, old_name, old_tasks
+from taskgraft.report.run_summary import (
+    PARENT_AND_CHILD,
+    Roles,
+    is_at_chance,
+    is_taught,
+    loss_of,
+    new_task,
+    old_name,
+    old_tasks,
+)
 from taskgraft.report.sample_strip import SampleImage, build_sample_strip
 from taskgraft.report.thumbnails import Gallery, GalleryBuilder, GetThumbnail, no_thumbnail
 from taskgraft.results.predictions import Predictions
@@ -56,16 +65,17 @@ def render_run(
         and (analysis := error_analysis.analyze_errors(task, predictions))
     }
     sampled = [task.refreshes or task.added_to or task.name for task in (*old[:MAX_SAMPLED], new)]
-    samples = build_sample_strip(predictions, list(dict.fromkeys(sampled)), get_thumbnail)
+    roles, taught = run_summary.roles(record), is_taught(record)
+    samples = build_sample_strip(predictions, list(dict.fromkeys(sampled)), get_thumbnail, roles)
     galleries = GalleryBuilder(get_thumbnail, len(detailed), len(samples))
     changes = []
     for task in detailed:
-        if task.new:
+        if task.new and not taught:
             continue
         if analysis := analyses.get(task.name):
-            changes += _build_flips(analysis, galleries)
+            changes += _build_flips(analysis, galleries, roles)
         else:
-            changes.append(_build_disagreement(task, predictions, galleries))
+            changes.append(_build_disagreement(task, predictions, galleries, roles))
     loss_caption = "Every term of the objective, multiplied by its strength."
     return render(
         "run.html.j2",
@@ -74,27 +84,28 @@ def render_run(
         old=old_name(record) if old else "",
         new=new,
         learned=run_summary.learned_name(record),
-        taught=run_summary.is_taught(record),
+        taught=taught,
+        roles=roles,
         partly_measured=any(task.child for task in record.tasks),
         train_images=record.data.get("new", {}).get("images", {}).get("train", 0),
         not_learned=is_at_chance(new),
         unmeasured=[task.name for task in old_tasks(record) if task.child is None],
-        bars=[(task, _describe_change(task)) for task in (*old[:MAX_BARS], *learned)],
+        bars=[(task, _describe_change(task, roles)) for task in (*old[:MAX_BARS], *learned)],
         more_bars=len(old) - MAX_BARS,
         max_detailed=MAX_DETAILED if len(old) > MAX_DETAILED else 0,
         cost=_list_costs(record),
         samples=samples,
-        sample_caption=_describe_samples(samples),
+        sample_caption=_describe_samples(samples, roles),
         tasks=_build_task_table(record),
         baselines=_build_baseline_table(record),
         curves=[
             build_line_figure(figures.build_accuracy_chart(record)),
             build_line_figure(figures.build_loss_chart("loss", "Loss terms", [record], loss_caption)),
         ],
-        errors=[build_task_errors(i, analysis, galleries) for i, analysis in enumerate(analyses.values())],
+        errors=[build_task_errors(i, analysis, galleries, roles) for i, analysis in enumerate(analyses.values())],
         without_labels=[task.name for task in detailed if task.name not in analyses] if analyses else [],
         changes=changes,
-        calibration=build_calibration(list(analyses.values())),
+        calibration=build_calibration(list(analyses.values()), roles),
         lineage=_list_lineage(record),
         lineage_accuracies=_build_lineage_table(record),
         digests=_build_digests(record),
@@ -112,11 +123,11 @@ def render_run(
     )
 
 
-def _describe_samples(samples: Sequence[SampleImage]) -> str:
+def _describe_samples(samples: Sequence[SampleImage], roles: Roles) -> str:
     verdicts = {answer.verdict for image in samples for answer in image.answers}
     marks = " ✓ and ✗ mark right and wrong predictions, where the image has a label." if verdicts - {""} else ""
-    parent = " Without a label, the parent's prediction is shown if it differs." if "" in verdicts else ""
-    return f"Evenly spaced validation images, not selected by their predictions.{marks}{parent}"
+    before = f" Without a label, the {roles.before}'s prediction is shown if it differs." if "" in verdicts else ""
+    return f"Evenly spaced validation images, not selected by their predictions.{marks}{before}"
 
 
 def _summarize_sections(
@@ -137,29 +148,30 @@ def _summarize_sections(
         "calibration": f"expected calibration error: {', '.join(errors)}",
         "lineage": fmt.pluralize(len(_list_lineage(record)), "step"),
         "settings": f"{len(chosen)} chosen, {fmt.pluralize(len(record.settings) - len(chosen), 'default')}",
-        "data": ", ".join([*sets, f"parent {_model_name(record.parent)}"]),
+        "data": ", ".join([*sets, f"{run_summary.roles(record).before} {_model_name(record.parent)}"]),
         "reproduce": "commands, parameters, time, latency, versions",
     }
 
 
-def _describe_change(task: TaskResult) -> str:
+def _describe_change(task: TaskResult, roles: Roles) -> str:
     if task.new and task.child:
         baseline = "" if task.separate is None else f"; a single-task model reaches {fmt.percent(task.separate)} %"
         balance = run_summary.describe_balance(task)
         return f"95 % CI {fmt.bounds(task.child)}{balance and f'; {balance}'}{baseline}"
     if task.identical and task.forgetting is not None:
-        return "predictions bit-identical to the parent's"
+        return f"predictions bit-identical to the {roles.before}'s"
     if task.forgetting is not None:
         return fmt.use_minus_signs(f"change {fmt.change(task.forgetting)} points")
     if task.agreement is not None:
-        return f"agreement with the parent {fmt.estimate(task.agreement)} %, a proxy"
+        return f"agreement with the {roles.before} {fmt.estimate(task.agreement)} %, a proxy"
     return "not measured"
 
 
 def _list_costs(record: Record) -> list[str]:
     added, parent = record.parameters["added"], record.parameters["parent"]
     change = "fewer" if added < 0 else "added"
-    extra = f" {change} ({fmt.fraction(abs(added), parent)} of the parent's)" if parent else ""
+    whose = f"the {run_summary.roles(record).before}'s"
+    extra = f" {change} ({fmt.fraction(abs(added), parent)} of {whose})" if parent else ""
     lines = [f"{fmt.pluralize(abs(added), 'parameter')}{extra}"]
     if flops := run_summary.describe_flops(record):
         lines.append(flops)
@@ -171,17 +183,20 @@ def _list_costs(record: Record) -> list[str]:
 
 def _build_task_table(record: Record) -> Table:
     rows, top_5 = [], any(task.top_5 is not None for task in record.tasks)
+    separate = any(task.separate is not None for task in record.tasks)
     for task in record.tasks:
         images = task.child or task.parent
         rows.append((
             f"{task.name} (new)" if task.new else task.name, str(len(task.classes)),
             f"{images.n:,}" if images else fmt.MISSING, fmt.estimate(task.parent), fmt.estimate(task.child),
-            fmt.use_minus_signs(fmt.change(task.forgetting)), fmt.estimate(task.agreement), fmt.percent(task.separate),
-            fmt.percent(task.macro_f1), *([fmt.percent(task.top_5)] if top_5 else []),
+            fmt.use_minus_signs(fmt.change(task.forgetting)), fmt.estimate(task.agreement),
+            *([fmt.percent(task.separate)] if separate else []), fmt.percent(task.macro_f1),
+            *([fmt.percent(task.top_5)] if top_5 else []),
         ))  # fmt: skip
     head = (
-        "Task", "Classes", "Images", "Parent (%)", "Child (%)", "Change (points)", "Agreement (%)", "Single-task (%)",
-        "Macro-F1 (%)", *(["Top-5 (%)"] if top_5 else []),
+        "Task", "Classes", "Images", *(f"{name.capitalize()} (%)" for name in run_summary.roles(record)),
+        "Change (points)", "Agreement (%)", *(["Single-task (%)"] if separate else []), "Macro-F1 (%)",
+        *(["Top-5 (%)"] if top_5 else []),
     )  # fmt: skip
     caption = "Validation accuracy with 95 % confidence intervals (bootstrap over images, paired for the change)"
     return Table(caption, head, rows)
@@ -201,30 +216,36 @@ def _build_baseline_table(record: Record) -> Table | None:
     return Table(caption, ("Model", *result), rows)
 
 
-def _build_flips(analysis: ErrorAnalysis, galleries: GalleryBuilder) -> list[Changes]:
+def _build_flips(analysis: ErrorAnalysis, galleries: GalleryBuilder, roles: Roles) -> list[Changes]:
     negative, positive = analysis.negative_flips, analysis.positive_flips
     gist = f"{analysis.task}: {len(negative):,} right before and wrong now, {len(positive):,} the other way round"
     return [
         _build_changes(
             f"{analysis.task}: negative flips (right before, wrong now)", negative, analysis.set_name, ("true", "now"),
-            ("Image", "True class and parent's prediction", "Child's prediction"), galleries,
+            ("Image", f"True class and {roles.before}'s prediction", f"{roles.after.capitalize()}'s prediction"),
+            galleries,
             f"{analysis.task}: {fmt.pluralize(len(negative), 'image')} right before and wrong now, "
             f"{fmt.pluralize(len(positive), 'image')} wrong before and right now.", gist,
         ),
         _build_changes(
             f"{analysis.task}: positive flips (wrong before, right now)", positive, analysis.set_name,
-            ("before", "true"), ("Image", "Parent's prediction", "True class and child's prediction"), galleries,
+            ("before", "true"),
+            ("Image", f"{roles.before.capitalize()}'s prediction", f"True class and {roles.after}'s prediction"),
+            galleries,
         ),
     ]  # fmt: skip
 
 
-def _build_disagreement(task: TaskResult, predictions: Mapping[str, Predictions], galleries: GalleryBuilder) -> Changes:
+def _build_disagreement(
+    task: TaskResult, predictions: Mapping[str, Predictions], galleries: GalleryBuilder, roles: Roles
+) -> Changes:
     examples = error_analysis.find_disagreements(task.name, predictions)
     return _build_changes(
-        f"{task.name}: changed predictions on the new images", examples, "new", ("parent", "child"),
-        ("Image", "Parent", "Child"), galleries,
-        f"{task.name}: the new images are not labeled for this task. Child and parent predict different classes on "
-        f"{fmt.pluralize(len(examples), 'image')}.", f"{task.name}: {len(examples):,} on the new images",
+        f"{task.name}: changed predictions on the new images", examples, "new", roles,
+        ("Image", *(name.capitalize() for name in roles)), galleries,
+        f"{task.name}: the new images are not labeled for this task. {roles.after.capitalize()} and {roles.before} "
+        f"predict different classes on {fmt.pluralize(len(examples), 'image')}.",
+        f"{task.name}: {len(examples):,} on the new images",
     )  # fmt: skip
 
 
@@ -233,7 +254,7 @@ def _build_changes(
     examples: list[Example],
     set_name: str,
     labels: tuple[str, str],
-    head: tuple[str, str, str],
+    head: tuple[str, ...],
     galleries: GalleryBuilder,
     text: str = "",
     gist: str = "",
@@ -312,7 +333,9 @@ def _build_settings(record: Record) -> Table:
 
 
 def _build_data_tables(record: Record) -> list[Table]:
-    described = {f"Data: {name}": data for name, data in record.data.items()} | {"Parent": record.parent}
+    described = {f"Data: {name}": data for name, data in record.data.items()} | {
+        run_summary.roles(record).before.capitalize(): record.parent
+    }
     listed_elsewhere = ("counts", "excluded", "notes", "lineage", "files")
     return [
         build_pairs_table(
@@ -337,9 +360,10 @@ def _build_data_lists(record: Record) -> list[Table]:
 
 
 def _build_measurements(record: Record) -> list[Table]:
-    counts = [(name, f"{value:,}") for name, value in record.parameters.items()]
+    names = dict(zip(PARENT_AND_CHILD, run_summary.roles(record), strict=True))
+    counts = [(names.get(name, name), f"{value:,}") for name, value in record.parameters.items()]
     times = [(name, fmt.duration(value)) for name, value in record.seconds.items()]
-    latency = [(name, f"{1000 * value:.1f} ms") for name, value in record.latency.items()]
+    latency = [(names.get(name, name), f"{1000 * value:.1f} ms") for name, value in record.latency.items()]
     return [
         build_pairs_table("Parameters", ("Model", "Parameters"), counts),
         build_pairs_table("Time", ("Part", "Time"), times),
@@ -376,7 +400,7 @@ def format_model_card(record: Record) -> str:
         "",
         "Validation accuracy in percent, with 95 % confidence intervals:",
         "",
-        "| Task | Classes | Parent | This model | Change |",
+        f"| Task | Classes | {run_summary.roles(record).before.capitalize()} | This model | Change |",
         "|---|---|---|---|---|",
         *rows,
         "",

@@ -18,6 +18,17 @@ LARGE_LOSS = 0.10  # from which another method is called for
 MAX_NAMED = 3  # tasks named in a line
 
 
+class Roles(NamedTuple):
+    """What a page calls the models before and after a run."""
+
+    before: str
+    after: str
+
+
+PARENT_AND_CHILD = Roles("parent", "child")
+TEACHER_AND_STUDENT = Roles("teacher", "student")  # of a compression or a merge
+
+
 class Summary(NamedTuple):
     """Five lines on a run or a comparison: `next_step` says what `command` is for; the status colors the page."""
 
@@ -55,6 +66,11 @@ def is_taught(record: Record) -> bool:
     """Return whether the parent already had all tasks, so that the run was a compression or a merge."""
     new = new_task(record)
     return not new.new or (new.parent is not None and not new.refreshes)
+
+
+def roles(record: Record) -> Roles:
+    """Return what a page calls the models before and after a run."""
+    return TEACHER_AND_STUDENT if is_taught(record) else PARENT_AND_CHILD
 
 
 def old_name(record: Record) -> str:
@@ -186,8 +202,9 @@ def _describe_judgement(record: Record) -> str:
     if new.refreshes:
         old = list(old_tasks(record))
     unknown = [task for task in old if task.forgetting is None]
-    agreement = [_describe_agreement(unknown, "--old-val" if new.new else "--val")] if unknown else []
-    measured = [_describe_loss([task for task in old if task.forgetting])] if len(unknown) < len(old) else []
+    flag, before = "--old-val" if new.new else "--val", roles(record).before
+    agreement = [_describe_agreement(unknown, flag, before)] if unknown else []
+    measured = [_describe_loss([task for task in old if task.forgetting], before)] if len(unknown) < len(old) else []
     return "; ".join(measured + agreement + ([_describe_gain(new)] if new.refreshes else []))
 
 
@@ -200,13 +217,13 @@ def _describe_gain(new: TaskResult) -> str:
     return "the new images lost accuracy" if loss.low > 0 else "no significant gain on the new images"
 
 
-def _describe_loss(old: Sequence[TaskResult]) -> str:
+def _describe_loss(old: Sequence[TaskResult], before: str) -> str:
     worst = max(old, key=loss_of)
     loss = worst.forgetting
     assert loss is not None
     images = fmt.pluralize(loss.n, "image")
     if all(task.identical for task in old):
-        return f"no forgetting: predictions on the old tasks are bit-identical to the parent's ({images})"
+        return f"no forgetting: predictions on the old tasks are bit-identical to the {before}'s ({images})"
     if loss.low > 0:
         return f"significant forgetting: {worst.name} lost {fmt.percent(loss.mean)} points"
     if loss.high < 0:
@@ -225,15 +242,15 @@ def _describe_chance(task: TaskResult) -> str:
     return f"always predicting {task.majority!r} ({fmt.percent(chance)} %)"
 
 
-def _describe_agreement(tasks: Sequence[TaskResult], flag: str) -> str:
+def _describe_agreement(tasks: Sequence[TaskResult], flag: str, before: str) -> str:
     text = f"forgetting of {_name_some(tasks)} unknown: measuring it needs old validation images ({flag} DIR)"
     if all(task.identical for task in tasks):
-        return f"{text}; predictions on the new images are bit-identical to the parent's"
+        return f"{text}; predictions on the new images are bit-identical to the {before}'s"
     agreements = [(task.agreement.mean, task.name) for task in tasks if task.agreement]
     if not agreements:
         return f"{text}; the new images say nothing about it"
     agreement, name = min(agreements)
-    return f"{text}; agreement with the parent on {name} is {fmt.percent(agreement)} %, which is only a proxy"
+    return f"{text}; agreement with the {before} on {name} is {fmt.percent(agreement)} %, which is only a proxy"
 
 
 def _describe_cost(record: Record) -> str:
@@ -243,7 +260,7 @@ def _describe_cost(record: Record) -> str:
     if not parent:
         return text
     flops, change = describe_flops(record), "fewer" if added < 0 else "added"
-    text += f" {change} ({fmt.fraction(abs(added), parent)} of the parent's){flops and f'; {flops}'}"
+    text += f" {change} ({fmt.fraction(abs(added), parent)} of the {roles(record).before}'s){flops and f'; {flops}'}"
     return text if record.one_backbone else f"{text}; one plain backbone instead: taskgraft compress"
 
 
@@ -261,6 +278,9 @@ def _describe_baseline(record: Record) -> str:
         return f"merging the weights alone, without images: {_join_values(values)} (the best: {name})"
     if not old_tasks(record):
         return "first task of this model, so there was nothing to forget"
+    flips = {task.name: task.negative_flips.mean for task in record.tasks if task.negative_flips}
+    if is_taught(record) and flips:
+        return f"right in the teacher and wrong in the student: {_join_values(flips)} of the images"
     if new.separate is None:
         return "no single-task baseline was trained"
     text = (

@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 
 from taskgraft import metrics
 from taskgraft.report.error_analysis import OTHER_TASK
+from taskgraft.report.run_summary import PARENT_AND_CHILD, Roles
 from taskgraft.report.thumbnails import GetThumbnail
 from taskgraft.results.predictions import Predictions
 
@@ -33,7 +34,10 @@ class SampleImage(NamedTuple):
 
 
 def build_sample_strip(
-    predictions: Mapping[str, Predictions], tasks: Sequence[str], get_thumbnail: GetThumbnail
+    predictions: Mapping[str, Predictions],
+    tasks: Sequence[str],
+    get_thumbnail: GetThumbnail,
+    roles: Roles = PARENT_AND_CHILD,
 ) -> list[SampleImage]:
     """Build a strip of validation images, evenly spaced and half of them old where there are old ones.
 
@@ -41,6 +45,7 @@ def build_sample_strip(
         predictions: "new" and "old" are the child's, "new-parent" and "old-parent" the parent's, as far as they exist.
         tasks: Tasks whose predictions are shown, at most MAX_TASKS of them.
         get_thumbnail: Returns images of the sets "new" and "old".
+        roles: What the models are called.
 
     Returns:
         At most MAX_IMAGES images; those without a thumbnail are left out.
@@ -53,13 +58,14 @@ def build_sample_strip(
         total = len(child.ids)
         for row in dict.fromkeys((2 * i + 1) * total // (2 * count) for i in range(count)):
             if source := get_thumbnail(name, row):
-                answers = [_describe(child, parent, task, row) for task in tasks[:MAX_TASKS] if task in child.logits]
+                shown = [task for task in tasks[:MAX_TASKS] if task in child.logits]
+                answers = [_describe(child, parent, task, row, roles) for task in shown]
                 text = ", ".join(f"{answer.task} {answer.predicted}" for answer in answers)
                 strip.append(SampleImage(source, f"{child.ids[row]}: {text}", answers))
     return strip
 
 
-def _describe(child: Predictions, parent: Predictions | None, task: str, row: int) -> Answer:
+def _describe(child: Predictions, parent: Predictions | None, task: str, row: int, roles: Roles) -> Answer:
     predicted = _predict(child, task, row)
     confidence = float(metrics.probabilities(child.logits[task][[row]]).max())
     label = int(child.labels[task][row]) if task in child.labels else -1
@@ -68,7 +74,7 @@ def _describe(child: Predictions, parent: Predictions | None, task: str, row: in
         right = predicted == truth
         return Answer(task, predicted, confidence, "right" if right else "wrong", "" if right else f"true: {truth}")
     before = _predict(parent, task, row) if parent is not None and task in parent.logits else predicted
-    return Answer(task, predicted, confidence, "", "" if before == predicted else f"parent: {before}")
+    return Answer(task, predicted, confidence, "", "" if before == predicted else f"{roles.before}: {before}")
 
 
 def _predict(predictions: Predictions, task: str, row: int) -> str:
