@@ -22,7 +22,7 @@ from taskgraft.config import COMPRESSION_DEFAULTS
 from taskgraft.errors import InputError
 from taskgraft.methods import distill
 from taskgraft.models.inference import compute_logits, predict
-from taskgraft.pipeline.compression import fit_heads
+from taskgraft.pipeline.compression import estimate_batchnorm, fit_heads
 from taskgraft.report import formatting
 from taskgraft.results.record import Interval
 from taskgraft.types import MIXED_IN, UNLABELED, Batch
@@ -129,8 +129,39 @@ def test_another_architecture_is_a_smaller_student(
         branched, new_folder, tmp_path / "small", student="test_efficientnet", old_val=old_folder / "val",
         config=replace(CONFIG, steps=2),
     )  # fmt: skip
-    assert child.bundle.arch == "test_efficientnet"
+    assert child.bundle.arch == child.record.architecture == "test_efficientnet"
+    assert "A test_efficientnet for 2 tasks" in report.format_model_card(child.record)
+    assert "to one backbone, a test_efficientnet, on" in report.render_run(child.record, child.predictions)
     assert open_parent(tmp_path / "small").classifier.tasks == open_parent(branched).classifier.tasks
+
+
+def test_a_student_of_random_weights_gets_the_statistics_of_the_images(branched: Path) -> None:
+    """Without them a first fit of the heads would be to features that no BatchNorm has brought to size."""
+    teacher = open_parent(branched)
+    tasks = teacher.classifier.tasks
+    student, _ = build_student(teacher, tasks, tasks[-1].name, "test_resnet", 0)
+    images = make_images(20, OLD, 3)
+    estimate_batchnorm(student.classifier, [images])
+    seen: dict[str, torch.Tensor] = {}
+    norms = {n: m for n, m in student.classifier.named_modules() if isinstance(m, torch.nn.BatchNorm2d)}
+    first, norm = next(iter(norms.items()))
+    norm.register_forward_hook(lambda module, inputs, output: seen.update({first: inputs[0]}))
+    compute_logits(student.classifier, data.normalize(images, 0, 20))
+    torch.testing.assert_close(norm.running_mean, seen[first].mean((0, 2, 3)))
+    torch.testing.assert_close(norm.running_var, seen[first].var((0, 2, 3)), rtol=1e-4, atol=1e-6)
+    assert all(bool((norm.running_var != 1).any()) for norm in norms.values())
+
+
+def test_one_task_too_is_compressed_into_a_smaller_network(alice: Path, old_folder: Path, tmp_path: Path) -> None:
+    small = taskgraft.compress(
+        alice, old_folder, tmp_path / "small", student="test_resnet", config=replace(CONFIG, steps=2)
+    )
+    assert small.record.parent["tasks"] == ["shape"]
+    assert small.record.parameters["parent"] > 0
+    assert set(small.record.flops) == {"child", "parent"}
+    assert len(small.bundle.lineage) == len(open_parent(alice).lineage) + 1
+    lines = report.summarize_run(small.record).to_lines()
+    assert lines[3].startswith("right in the teacher and wrong in the student: shape "), lines[3]
 
 
 def test_heads_start_as_the_least_squares_fit_of_the_teacher(plain: Path) -> None:

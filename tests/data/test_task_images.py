@@ -63,7 +63,7 @@ def test_two_old_validation_folders_are_joined(folders: tuple[Path, Path, Path])
 
 
 def test_classes_of_no_old_task_are_refused(folders: tuple[Path, Path, Path], tmp_path: Path) -> None:
-    with pytest.raises(TaskgraftError, match="its classes belong to none of the old tasks shape, size"):
+    with pytest.raises(TaskgraftError, match="its classes are of none of the tasks shape, size"):
         match_task(folders[0], TASKS)
     with pytest.raises(TaskgraftError, match="does not exist"):
         match_task(tmp_path / "gone", TASKS)

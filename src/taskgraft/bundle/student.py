@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from taskgraft import pytree, seeding
-from taskgraft.bundle.architecture import create_network, input_args
+from taskgraft.bundle.architecture import create_network, input_args, require_arch
 from taskgraft.bundle.format import Bundle
 from taskgraft.models import weight_merging
 from taskgraft.models.classifier import Classifier
@@ -40,6 +40,8 @@ def build_student(
         CheckpointError: timm has no such architecture.
     """
     classifier = teacher.classifier
+    if arch:
+        require_arch(arch, "--student")
     options = input_args(arch, teacher.preprocessing) if arch else teacher.model_args
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seeding.derive(seed, "student"))

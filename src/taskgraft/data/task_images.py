@@ -102,7 +102,7 @@ def read_class_names(path: ImageSource, task: str) -> tuple[str, ...]:
 
 
 def match_task(path: ImageSource, tasks: Sequence[Task]) -> Task:
-    """Find the old task whose class names the images at a path have.
+    """Find the task whose class names the images at a path have.
 
     Raises:
         DataError: the path cannot be read, or its classes belong to no task.
@@ -123,7 +123,8 @@ def match_task(path: ImageSource, tasks: Sequence[Task]) -> Task:
     if failure and not overlap:
         raise failure
     if not any(overlap.values()):
-        raise DataError(f"{path}: its classes belong to none of the old tasks {', '.join(task.name for task in tasks)}")
+        names = ", ".join(task.name for task in tasks)
+        raise DataError(f"{path}: its classes are of none of the tasks {names}; give labeled images of one of them")
     return max(overlap, key=lambda task: overlap[task])
 
 

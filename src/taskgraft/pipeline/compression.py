@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from torch.optim.swa_utils import update_bn
 
 from taskgraft import distributed
 from taskgraft.bundle.student import build_student
@@ -18,13 +19,14 @@ from taskgraft.methods import composition
 from taskgraft.methods.protocol import Plan
 from taskgraft.models.classifier import Classifier
 from taskgraft.models.eval_mode import eval_mode
-from taskgraft.models.inference import compute_features, predict, sample_evenly
+from taskgraft.models.inference import BATCH_SIZE, compute_features, image_reader, predict, sample_evenly
 from taskgraft.pipeline.opening import Opened, load_images, open_model, with_unlabeled
 from taskgraft.pipeline.request import CompressionRequest, Request, validate_request
 from taskgraft.types import Callbacks, Images, Outputs, Teacher
 
 RIDGE = 1e-3  # of the mean eigenvalue of the features' covariance
 MAX_IMAGES = 4000  # of each set, for the start of the heads
+RANDOM_LR = 0.002  # for a student from random weights: measured, docs/decisions.md 165
 
 
 def open_compression(request: CompressionRequest, cache: Path | None, callbacks: Callbacks) -> Opened:
@@ -52,8 +54,13 @@ def open_compression(request: CompressionRequest, cache: Path | None, callbacks:
     images, teacher = load_images(request, teacher, others, task.classes, cache, callbacks)
     student, missing = build_student(teacher, tasks, task.name, request.student, request.config.seed)
 
+    if request.student and request.config.lr == request.default_config.lr:
+        callbacks.info(note_random_weights())
+
     def prepare(opened: Opened) -> Opened:
         sets = [one for one in (images.new.train, opened.unlabeled) if one is not None]
+        if request.student:
+            estimate_batchnorm(student.classifier, sets)
         fit_heads(student.classifier, missing, sets, teacher.classifier)
         return opened
 
@@ -86,6 +93,33 @@ def answer(classifier: Classifier) -> Teacher:
         return outputs
 
     return teach
+
+
+def note_random_weights() -> str:
+    """Return what a student from random weights needs that one with its teacher's does not."""
+    return (
+        f"the student starts from random weights: more --steps, and a higher --lr such as {RANDOM_LR}, suit it better"
+    )
+
+
+def estimate_batchnorm(student: Classifier, sets: Sequence[Images]) -> None:
+    """Set the running statistics of a network with random weights to those of images; they are changed in place.
+
+    The statistics are then frozen like inherited ones: blended batches would move them away from those of images.
+
+    Args:
+        student: A plain classifier.
+        sets: Images.
+    """
+    samples = [sample_evenly(images, MAX_IMAGES) for images in sets]
+    readers = [(image_reader(images, student), len(images.pixels)) for images in samples]
+    batches = (
+        read(start, min(start + BATCH_SIZE, count))
+        for read, count in readers
+        for start in range(0, count, BATCH_SIZE)
+        if count - start > 1 or count == 1
+    )
+    update_bn(batches, student)
 
 
 def fit_heads(student: Classifier, tasks: Sequence[str], sets: Sequence[Images], teacher: Classifier) -> None:

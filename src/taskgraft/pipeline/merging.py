@@ -26,7 +26,7 @@ from taskgraft.models.classifier import Classifier
 from taskgraft.models.ensemble import Conversion, join
 from taskgraft.models.inference import predict, sample_evenly
 from taskgraft.pipeline import measuring
-from taskgraft.pipeline.compression import answer, fit_heads, require_teaching
+from taskgraft.pipeline.compression import answer, estimate_batchnorm, fit_heads, note_random_weights, require_teaching
 from taskgraft.pipeline.opening import Opened, with_bits
 from taskgraft.pipeline.request import MergeRequest, validate_request
 from taskgraft.pipeline.usefulness import describe_usefulness
@@ -87,6 +87,9 @@ def open_merge(request: MergeRequest, cache: Path | None, callbacks: Callbacks) 
     student, missing = build_student(first, tasks, tasks[-1].name, request.student, request.config.seed)
     student = replace(student, cards=teacher.cards, source=teacher.source)
 
+    if request.student and request.config.lr == request.default_config.lr:
+        callbacks.info(note_random_weights())
+
     def prepare(opened: Opened) -> Opened:
         train = opened.images.new.train
         assert train is not None
@@ -94,6 +97,8 @@ def open_merge(request: MergeRequest, cache: Path | None, callbacks: Callbacks) 
         for note in notes:
             callbacks.info(note)
         baselines = _measure_baselines(opened, models, cache)
+        if request.student:
+            estimate_batchnorm(student.classifier, [train])
         fit_heads(student.classifier, missing, [train], teacher.classifier)
         return replace(opened, baselines=baselines, notes=tuple(notes))
 

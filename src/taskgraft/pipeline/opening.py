@@ -80,6 +80,11 @@ class Opened:
         return name_result(self.request.task, [task.name for task in self.old_tasks], refreshed=self.is_refresh)
 
     @property
+    def has_parent(self) -> bool:
+        """Whether a model with tasks came before, which a compression of one task has too; not of a training."""
+        return bool(self.old_tasks) or self.student is not None
+
+    @property
     def is_refresh(self) -> bool:
         """Whether the new images are of classes that the task has already."""
         return isinstance(self.request, RefreshRequest)

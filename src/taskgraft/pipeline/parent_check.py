@@ -76,7 +76,7 @@ def predict_parent(opened: Opened, cache: Path | None) -> Opened:
 
 def build_tensor_cache(opened: Opened, cache: Path | None) -> Memoize | None:
     """Build the cache of what depends on the parent and the images alone; None for a training, whose network is new."""
-    if cache is None or not opened.old_tasks:
+    if cache is None or not opened.has_parent:
         return None
     parent = opened.parent
     hardware = precision.describe_hardware(next(parent.classifier.parameters()).device)

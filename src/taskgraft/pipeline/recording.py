@@ -57,7 +57,7 @@ def build_record(
     accuracies = [task.child.mean for task in tasks if task.child]
     size = sum(value.numel() for value in classifier.parameters())
     old_size, flops, latency, parent_history = 0, {}, {}, []
-    if opened.old_tasks:
+    if opened.has_parent:
         old_size = sum(value.numel() for value in parent.classifier.parameters())
         models, images = {"child": classifier, "parent": parent.classifier}, opened.images.new.val
         assert images is not None
@@ -91,6 +91,7 @@ def build_record(
         seconds=dict(seconds),
         versions=versions(),
         baselines=opened.baselines,
+        architecture=(opened.student or parent).arch,
         one_backbone=not len(classifier.extras),
         notes=tuple(_write_notes(opened, fitted, tasks, memory, run.get("environment_changes", []))),
         reproduce_command=request.build_command(out),
@@ -151,7 +152,7 @@ def _describe_parent(opened: Opened) -> dict[str, Any]:
         "source": parent.source,
         "digest": parent.digest,
         "architecture": parent.arch,
-        "tasks": [task.name for task in opened.old_tasks],
+        "tasks": [task.name for task in parent.classifier.tasks] if opened.has_parent else [],
     }
     if isinstance(request, Request):
         description |= {

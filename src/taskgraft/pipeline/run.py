@@ -198,7 +198,7 @@ def _conclude(opened: Opened, fitted: Fitted, out: Path, command: str, stopwatch
         memory={**base.memory, **{name: tensors for name, tensors in memory.items() if tensors}},
         source=str(out),
         folder=out,
-        lineage=(*parent.lineage, recording.build_lineage_entry(record)) if opened.old_tasks else parent.lineage,
+        lineage=(*parent.lineage, recording.build_lineage_entry(record)) if opened.has_parent else parent.lineage,
         cards=measuring.build_task_cards(parent.cards, images, sets, request.task, refreshed=opened.is_refresh),
     )
 

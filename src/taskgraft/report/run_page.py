@@ -380,6 +380,7 @@ def format_model_card(record: Record) -> str:
         else "The model is more than a linear layer on one backbone, so timm alone cannot rebuild it. Load it with "
         "`taskgraft.open_parent`."
     )
+    architecture = record.architecture or record.parent.get("architecture", "classifier")
     rows = []
     for task in record.tasks:
         before = fmt.estimate(task.parent)
@@ -395,8 +396,8 @@ def format_model_card(record: Record) -> str:
         "",
         f"# {' + '.join(task.name for task in record.tasks)}",
         "",
-        f"A {record.parent.get('architecture', 'classifier')} for {fmt.pluralize(len(record.tasks), 'task')}, made by "
-        f"taskgraft with the method `{record.method}`.",
+        f"A {architecture} for {fmt.pluralize(len(record.tasks), 'task')}, made by taskgraft with the method "
+        f"`{record.method}`.",
         "",
         "Validation accuracy in percent, with 95 % confidence intervals:",
         "",

@@ -276,11 +276,11 @@ def _describe_baseline(record: Record) -> str:
     if record.baselines:
         name, values = max(record.baselines.items(), key=lambda item: sum(item[1].values()))
         return f"merging the weights alone, without images: {_join_values(values)} (the best: {name})"
-    if not old_tasks(record):
-        return "first task of this model, so there was nothing to forget"
     flips = {task.name: task.negative_flips.mean for task in record.tasks if task.negative_flips}
     if is_taught(record) and flips:
         return f"right in the teacher and wrong in the student: {_join_values(flips)} of the images"
+    if not old_tasks(record):
+        return "first task of this model, so there was nothing to forget"
     if new.separate is None:
         return "no single-task baseline was trained"
     text = (
@@ -297,7 +297,7 @@ def _join_values(values: Mapping[str, float]) -> str:
 def _propose_next(record: Record, status: Status) -> tuple[str, str]:
     if status == "unknown":
         return "measure the old tasks", commands.measure_old_tasks(record)
-    if not old_tasks(record):
+    if not old_tasks(record) and not is_taught(record):
         return "add another task", commands.extend_further(record)
     if status == "good":
         return "use the model", commands.use_model(record)

@@ -87,6 +87,7 @@ class Record(BaseModel):
     seconds: dict[str, float]
     versions: dict[str, str]
     baselines: dict[str, dict[str, float]] = {}  # of a merge: by what the weights alone give, accuracy by task
+    architecture: str = ""  # of the model that was made; empty in records of before
     one_backbone: bool = True  # whether the model is linear layers on one backbone, which plain timm can load
     notes: tuple[str, ...] = ()
     reproduce_command: str = ""  # the train or extend command that reproduces this run, whatever started it
