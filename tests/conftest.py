@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,6 +40,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 torch.set_num_threads(1)  # two test processes share two cores
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the programs that tests start: their last bits depend on it
 # A shell starts its background jobs deaf to SIGINT, and so would be the programs that tests start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
