@@ -16,6 +16,7 @@ Status = Literal["good", "mixed", "poor", "unknown"]
 SMALL_LOSS = 0.02  # of accuracy, which most users accept
 LARGE_LOSS = 0.10  # from which another method is called for
 MAX_NAMED = 3  # tasks named in a line
+PLAIN_PRICE = "1 to 2 points of a task lost where it was measured"  # docs/choosing.md, of the task that loses most
 
 
 class Roles(NamedTuple):
@@ -261,7 +262,8 @@ def _describe_cost(record: Record) -> str:
         return text
     flops, change = describe_flops(record), "fewer" if added < 0 else "added"
     text += f" {change} ({fmt.fraction(abs(added), parent)} of the {roles(record).before}'s){flops and f'; {flops}'}"
-    return text if record.one_backbone else f"{text}; one plain backbone instead: taskgraft compress"
+    plain = f"one plain backbone instead, {PLAIN_PRICE}: taskgraft compress"
+    return text if record.one_backbone else f"{text}; {plain}"
 
 
 def _describe_stop(record: Record) -> str:
