@@ -16,6 +16,7 @@ import taskgraft
 from forks import last_line, run_cli
 from taskgraft import TrainingConfig, data, report
 from taskgraft.bundle import open_parent
+from taskgraft.bundle.model_card import strip_paths
 from taskgraft.config import COMPRESSION_DEFAULTS
 from taskgraft.errors import InputError
 from taskgraft.models.inference import compute_logits
@@ -91,6 +92,16 @@ def test_two_strangers_become_one_plain_network(merged: taskgraft.Extension, ali
     outputs = compute_logits(plain, images)
     with torch.inference_mode():
         torch.testing.assert_close(network(images), torch.cat([outputs["shape"], outputs["paint"]], 1))
+
+
+def test_record_and_report_name_both_models(merged: taskgraft.Extension, alice: Path, painter: Path) -> None:
+    assert (merged.record.parent["source"], merged.record.parent["other"]) == (str(alice), str(painter))
+    page = report.render_run(merged.record, merged.predictions)
+    names = f"{alice.name} and {painter.name}"
+    assert f"{names} were merged into one backbone, a test_resnet, on" in page
+    assert f"teachers {names}" in page
+    passed_on = strip_paths(merged.record.parent)
+    assert passed_on["other"] == painter.name, "where a model lay is nobody's business"
 
 
 def test_no_label_is_read(

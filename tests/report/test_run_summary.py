@@ -45,6 +45,18 @@ def test_one_added_class_that_is_always_right_is_learned() -> None:
     assert few.judgement == "colour not learned: accuracy is indistinguishable from chance"
 
 
+def test_a_significant_loss_is_named_before_a_larger_one_that_may_be_chance() -> None:
+    record = fake_record()
+    old, new = record.tasks
+    losses = {
+        "few": Interval(mean=0.08, low=-0.01, high=0.16, n=40),
+        "many": Interval(mean=0.05, low=0.02, high=0.09, n=400),
+    }
+    tasks = [old.model_copy(update={"name": name, "forgetting": loss}) for name, loss in losses.items()]
+    summary = report.summarize_run(record.model_copy(update={"tasks": (*tasks, new)}))
+    assert summary.judgement == "significant forgetting: many lost 5.0 points"
+
+
 def test_formatting() -> None:
     interval = Interval(mean=0.0123, low=-0.01, high=0.0345, n=10)
     assert formatting.percent(-0.0001) == "0.0"

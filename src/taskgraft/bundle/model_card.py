@@ -129,5 +129,5 @@ def _escape(text: str) -> str:
 
 def strip_paths(parent: dict[str, Any]) -> dict[str, Any]:
     """Return what config.json says of a parent without the folders that it lay in, which are nobody's business."""
-    source = parent.get("source")
-    return {**parent, "source": Path(source).name} if isinstance(source, str) else dict(parent)
+    places = {key: Path(value).name for key in ("source", "other") if isinstance(value := parent.get(key), str)}
+    return {**parent, **places}

@@ -17,7 +17,7 @@ from taskgraft.models.classifier import Classifier
 from taskgraft.models.inference import count_flops, measure_latency
 from taskgraft.pipeline import measuring
 from taskgraft.pipeline.opening import Opened
-from taskgraft.pipeline.request import Request
+from taskgraft.pipeline.request import MergeRequest, Request
 from taskgraft.results.files import digest, escape_surrogates, write_text
 from taskgraft.results.predictions import Predictions, save_predictions
 from taskgraft.results.record import Record, TaskResult, versions
@@ -159,6 +159,7 @@ def _describe_parent(opened: Opened) -> dict[str, Any]:
             "source": escape_surrogates(request.parent_name),
             "preprocessing": parent.preprocessing.to_text(),
             "lineage": list(parent.lineage),
+            **({"other": escape_surrogates(request.other)} if isinstance(request, MergeRequest) else {}),
             **({"files": digests.compute(parent.folder)} if parent.folder else {}),
             **({"labels": digest(request.labels)} if request.labels else {}),
         }

@@ -86,6 +86,8 @@ def render_run(
         learned=run_summary.learned_name(record),
         taught=taught,
         roles=roles,
+        model_before=_model_name(record.parent),
+        name_before=_name_before(record),
         partly_measured=any(task.child for task in record.tasks),
         train_images=record.data.get("new", {}).get("images", {}).get("train", 0),
         not_learned=is_at_chance(new),
@@ -123,6 +125,11 @@ def render_run(
     )
 
 
+def _name_before(record: Record) -> str:
+    """What the page calls the model before, or the two that were merged."""
+    return run_summary.roles(record).before + ("s" if "other" in record.parent else "")
+
+
 def _describe_samples(samples: Sequence[SampleImage], roles: Roles) -> str:
     verdicts = {answer.verdict for image in samples for answer in image.answers}
     marks = " ✓ and ✗ mark right and wrong predictions, where the image has a label." if verdicts - {""} else ""
@@ -148,7 +155,7 @@ def _summarize_sections(
         "calibration": f"expected calibration error: {', '.join(errors)}",
         "lineage": fmt.pluralize(len(_list_lineage(record)), "step"),
         "settings": f"{len(chosen)} chosen, {fmt.pluralize(len(record.settings) - len(chosen), 'default')}",
-        "data": ", ".join([*sets, f"{run_summary.roles(record).before} {_model_name(record.parent)}"]),
+        "data": ", ".join([*sets, f"{_name_before(record)} {_model_name(record.parent)}"]),
         "reproduce": "commands, parameters, time, latency, versions",
     }
 
@@ -296,8 +303,9 @@ def _list_lineage(record: Record) -> list[tuple[str, list[str]]]:
 
 
 def _model_name(model: Mapping[str, Any]) -> str:
-    source = str(model.get("source", "unknown"))
-    return PurePath(source).name or source
+    """The name of a model, or of both that were merged."""
+    sources = [str(model[key]) for key in ("source", "other") if key in model] or ["unknown"]
+    return " and ".join(PurePath(source).name or source for source in sources)
 
 
 def _list_digest(model: Mapping[str, Any]) -> list[str]:

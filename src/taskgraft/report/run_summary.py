@@ -219,7 +219,8 @@ def _describe_gain(new: TaskResult) -> str:
 
 
 def _describe_loss(old: Sequence[TaskResult], before: str) -> str:
-    worst = max(old, key=loss_of)
+    significant = [task for task in old if task.forgetting and task.forgetting.low > 0]
+    worst = max(significant or old, key=loss_of)
     loss = worst.forgetting
     assert loss is not None
     images = fmt.pluralize(loss.n, "image")
