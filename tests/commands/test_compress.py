@@ -152,6 +152,26 @@ def test_a_student_of_random_weights_gets_the_statistics_of_the_images(branched:
     assert all(bool((norm.running_var != 1).any()) for norm in norms.values())
 
 
+def test_a_student_may_start_from_a_model(
+    branched: Path, alice: Path, plain: Path, new_folder: Path, tmp_path: Path
+) -> None:
+    teacher = open_parent(branched)
+    tasks, start = teacher.classifier.tasks, open_parent(alice).classifier.backbone.state_dict()
+    student, missing = build_student(teacher, tasks, tasks[-1].name, str(alice), 0)
+    assert missing == [task.name for task in tasks], "its heads answer other questions"
+    for name, value in student.classifier.backbone.state_dict().items():
+        assert torch.equal(value, start[name]), name
+    child = taskgraft.compress(
+        branched, new_folder, tmp_path / "one", student=str(plain), config=replace(CONFIG, steps=2)
+    )
+    assert child.record.one_backbone
+    assert f"--student {plain} " in child.record.reproduce_command
+    with pytest.raises(InputError, match="is more than one backbone"):
+        build_student(teacher, tasks, tasks[-1].name, str(branched), 0)
+    with pytest.raises(InputError, match="is the model that is read; choose another OUT"):
+        taskgraft.compress(branched, new_folder, plain, student=str(plain), config=replace(CONFIG, steps=2))
+
+
 def test_one_task_too_is_compressed_into_a_smaller_network(alice: Path, old_folder: Path, tmp_path: Path) -> None:
     small = taskgraft.compress(
         alice, old_folder, tmp_path / "small", student="test_resnet", config=replace(CONFIG, steps=2)
@@ -244,7 +264,7 @@ def test_folders_of_one_name_are_both_in_the_record(
     [
         (["--unlabeled", "{empty}"], "no readable image"),
         (["--unlabeled", "{missing}"], "does not exist"),
-        (["--student", "resnet1"], "is not a timm model"),
+        (["--student", "resnet1"], "--student: 'resnet1' is not a file, folder or timm model; did you mean"),
         (["--method", "distill(blend=0.5)"], "add teacher=live"),
         (["--method", "finetune"], "has no teacher"),
         (["--method", "taps(backbone=trained) + distill"], "taps adds a side network"),

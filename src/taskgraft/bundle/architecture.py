@@ -48,12 +48,12 @@ def create_network(arch: str, num_classes: int, **model_args: Any) -> tuple[nn.M
     return net, find_head(net, arch), preprocessing
 
 
-def require_arch(arch: str, flag: str = "--arch") -> None:
+def require_arch(arch: str) -> None:
     """Raise CheckpointError, with the nearest name, where timm has no such model."""
     if not timm.is_model(arch):
         matches = difflib.get_close_matches(arch, timm.list_models(), n=1)
         hint = f"did you mean {matches[0]!r}?" if matches else "see timm.list_models()"
-        raise CheckpointError(f"{flag} {arch!r} is not a timm model; {hint}")
+        raise CheckpointError(f"--arch {arch!r} is not a timm model; {hint}")
 
 
 def create_untrusted(file: Path, arch: str, num_classes: int, model_args: Any) -> nn.Module:

@@ -244,7 +244,7 @@ def compress(
         unlabeled: Images without labels, such as a day of the camera; repeat for more
         old_val: Validation images of the model's other tasks; repeat for each
         method: Method with a teacher; see `taskgraft methods`
-        student: timm architecture of another, smaller student, from random weights
+        student: Another, smaller network: a timm architecture, from random weights, or a model to start from
         arch: timm architecture of a weights file
         labels: Class names of a weights file that has none: one per line in index order, JSON, YAML or CSV
         preprocessing: Preprocessing such as '96 squash bilinear imagenet', if the model does not declare its own
@@ -296,7 +296,7 @@ def merge(
         images: Images without labels, such as both models were trained on; repeat for more
         val: Labeled images of some of the tasks, to measure accuracy; repeat for each
         method: Method with a teacher; see `taskgraft methods`
-        student: timm architecture of another student, from random weights
+        student: Another network: a timm architecture, from random weights, or a model to start from
         ancestor: Model that both were trained from: also try task arithmetic and TIES
         arch: timm architecture of the first model, if it is a weights file
         labels: Class names of the first model, if it is a weights file, one per line in index order

@@ -43,7 +43,8 @@ def compress(
         data: Labeled images of one of its tasks, usually the newest.
         out: Run folder and bundle to write; a finished run of the same request is read, not repeated.
         unlabeled: Images without labels, half of every batch: folders, files or archives.
-        student: timm name of another architecture, with random weights; None = the model's own backbone.
+        student: timm name of another architecture, with random weights, or a model whose backbone is taken: a timm
+            folder, a file of weights, a bundle or `hf-hub:NAME`; None = the model's own backbone.
         method: Method in its notation; it must have a teacher.
         config: Training settings.
         old_val: Validation images of the other tasks, one folder for each that has any.

@@ -44,7 +44,8 @@ def merge(
         out: Run folder and bundle to write; a finished run of the same request is read, not repeated.
         images: Images such as both models were trained on, without labels: folders, files or archives.
         val: Labeled images of some of the tasks, one folder for each, to measure accuracy.
-        student: timm name of another architecture, with random weights; None = the first model's.
+        student: timm name of another architecture, with random weights, or a model whose backbone is taken; None = the
+            first model's.
         ancestor: The model that both were trained from, for baselines that need it.
         arch: timm name of the first model's architecture, for a file that does not name it.
         labels: File with the first model's class names, for a file that does not have them.

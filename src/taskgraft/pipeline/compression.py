@@ -12,14 +12,14 @@ from torch import Tensor
 from torch.optim.swa_utils import update_bn
 
 from taskgraft import distributed
-from taskgraft.bundle.student import build_student
+from taskgraft.bundle.student import build_student, has_random_weights
 from taskgraft.data.task_images import match_task
 from taskgraft.errors import InputError
 from taskgraft.methods import composition
 from taskgraft.methods.protocol import Plan
 from taskgraft.models.classifier import Classifier
 from taskgraft.models.eval_mode import eval_mode
-from taskgraft.models.inference import BATCH_SIZE, compute_features, image_reader, predict, sample_evenly
+from taskgraft.models.inference import BATCH_SIZE, check_inputs, compute_features, image_reader, predict, sample_evenly
 from taskgraft.pipeline.opening import Opened, load_images, open_model, with_unlabeled
 from taskgraft.pipeline.request import CompressionRequest, Request, validate_request
 from taskgraft.types import Callbacks, Images, Outputs, Teacher
@@ -54,12 +54,15 @@ def open_compression(request: CompressionRequest, cache: Path | None, callbacks:
     images, teacher = load_images(request, teacher, others, task.classes, cache, callbacks)
     student, missing = build_student(teacher, tasks, task.name, request.student, request.config.seed)
 
-    if request.student and request.config.lr == request.default_config.lr:
+    if request.student:
+        check_student(request.student, student.classifier, images.new.train)
+    is_random = has_random_weights(request.student)
+    if is_random and request.config.lr == request.default_config.lr:
         callbacks.info(note_random_weights())
 
     def prepare(opened: Opened) -> Opened:
         sets = [one for one in (images.new.train, opened.unlabeled) if one is not None]
-        if request.student:
+        if is_random:
             estimate_batchnorm(student.classifier, sets)
         fit_heads(student.classifier, missing, sets, teacher.classifier)
         return opened
@@ -93,6 +96,22 @@ def answer(classifier: Classifier) -> Teacher:
         return outputs
 
     return teach
+
+
+def check_student(name: str, student: Classifier, images: Images | None) -> None:
+    """Check that a student takes images as its teacher does.
+
+    Raises:
+        InputError: It does not.
+    """
+    assert images is not None
+    try:
+        check_inputs(student, images)
+    except InputError as error:
+        shape = " × ".join(map(str, images.pixels.shape[1:]))
+        raise InputError(
+            f"--student {name} cannot take images of {shape}, as the model does; choose another"
+        ) from error
 
 
 def note_random_weights() -> str:

@@ -216,7 +216,8 @@ class CompressionRequest(Request):
     """A finished model teaches one plain backbone all its tasks: an extension whose parent answers the new task too.
 
     Attributes:
-        student: timm name of the student's architecture; None = the model's own backbone, with its weights.
+        student: timm name of the student's architecture, or a model to start from; None = the model's own backbone,
+            with its weights.
     """
 
     student: str | None
@@ -239,6 +240,10 @@ class CompressionRequest(Request):
     def default_config(self) -> TrainingConfig:
         """The training settings that apply where nothing is set."""
         return COMPRESSION_DEFAULTS
+
+    def list_models(self) -> tuple[str, ...]:
+        """Return the model, and the one that the student starts from, as they were given."""
+        return (*super().list_models(), *([self.student] if self.student else []))
 
     def build_command(self, out: Path) -> str:
         """Return the `taskgraft compress` command that reproduces this request in `out`; defaults are left out."""
@@ -265,7 +270,8 @@ class MergeRequest(Request):
 
     Attributes:
         other: The second model; `parent` is the first, and `old_val` has labeled images of any of the tasks.
-        student: timm name of the student's architecture; None = the first model's own backbone, with its weights.
+        student: timm name of the student's architecture, or a model to start from; None = the first model's own
+            backbone, with its weights.
         ancestor: The model that both were trained from, for baselines that need it.
     """
 
@@ -300,7 +306,7 @@ class MergeRequest(Request):
 
     def list_models(self) -> tuple[str, ...]:
         """Return both models, as they were given."""
-        return (*super().list_models(), self.other)
+        return (*super().list_models(), self.other, *([self.student] if self.student else []))
 
     def build_command(self, out: Path) -> str:
         """Return the `taskgraft merge` command that reproduces this request in `out`; defaults are left out."""
