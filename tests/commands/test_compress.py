@@ -17,7 +17,7 @@ import taskgraft
 from forks import last_line, run_cli, start_cli
 from taskgraft import TrainingConfig, data, report
 from taskgraft.bundle import open_parent
-from taskgraft.bundle.student import START, build_student
+from taskgraft.bundle.student import START, build_student, has_random_weights
 from taskgraft.config import COMPRESSION_DEFAULTS
 from taskgraft.errors import InputError
 from taskgraft.methods import distill
@@ -158,6 +158,7 @@ def test_a_student_may_start_from_a_model(
     teacher = open_parent(branched)
     tasks, start = teacher.classifier.tasks, open_parent(alice).classifier.backbone.state_dict()
     student, missing = build_student(teacher, tasks, tasks[-1].name, str(alice), 0)
+    assert [has_random_weights(name) for name in ("resnet18", "resnet18.a1_in1k", None)] == [True, False, False]
     assert missing == [task.name for task in tasks], "its heads answer other questions"
     for name, value in student.classifier.backbone.state_dict().items():
         assert torch.equal(value, start[name]), name

@@ -26,8 +26,8 @@ START = 0.25  # of the way from the shared weights to the branches': measured, d
 
 
 def has_random_weights(student: str | None) -> bool:
-    """Return whether a student is given as a timm architecture, and not as a model."""
-    return student is not None and timm.is_model(student)
+    """Return whether a student is given as a timm architecture, and not as a model; NAME.TAG means timm's weights."""
+    return student is not None and timm.is_model(student) and "." not in student
 
 
 def build_student(
