@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import update_bn
 
-from taskgraft import distributed
+from taskgraft import distributed, seeding
 from taskgraft.bundle.student import build_student, has_random_weights
 from taskgraft.data.task_images import match_task
 from taskgraft.errors import InputError
@@ -138,7 +138,10 @@ def estimate_batchnorm(student: Classifier, sets: Sequence[Images]) -> None:
         for start in range(0, count, BATCH_SIZE)
         if count - start > 1 or count == 1
     )
-    update_bn(batches, student)
+    device = next(student.parameters()).device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):  # dropout draws from it
+        torch.manual_seed(seeding.derive(0, "statistics"))
+        update_bn(batches, student)
 
 
 def fit_heads(student: Classifier, tasks: Sequence[str], sets: Sequence[Images], teacher: Classifier) -> None:
