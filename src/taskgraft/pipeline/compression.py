@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.optim.swa_utils import update_bn
 
 from taskgraft import distributed, seeding
+from taskgraft.bundle.format import Bundle
 from taskgraft.bundle.student import build_student, has_random_weights
 from taskgraft.data.task_images import match_task
 from taskgraft.errors import InputError
@@ -22,7 +23,7 @@ from taskgraft.models.eval_mode import eval_mode
 from taskgraft.models.inference import BATCH_SIZE, check_inputs, compute_features, image_reader, predict, sample_evenly
 from taskgraft.pipeline.opening import Opened, load_images, open_model, with_unlabeled
 from taskgraft.pipeline.request import CompressionRequest, Request, validate_request
-from taskgraft.types import Callbacks, Images, Outputs, Teacher
+from taskgraft.types import Callbacks, Images, Outputs, Task, Teacher
 
 RIDGE = 1e-3  # of the mean eigenvalue of the features' covariance
 MAX_IMAGES = 4000  # of each set, for the start of the heads
@@ -52,19 +53,11 @@ def open_compression(request: CompressionRequest, cache: Path | None, callbacks:
     teacher.classifier.to(distributed.device()).requires_grad_(False)
     others = tuple(other for other in tasks if other.name != task.name)
     images, teacher = load_images(request, teacher, others, task.classes, cache, callbacks)
-    student, missing = build_student(teacher, tasks, task.name, request.student, request.config.seed)
-
-    if request.student:
-        check_student(request.student, student.classifier, images.new.train)
-    is_random = has_random_weights(request.student)
-    if is_random and request.config.lr == request.default_config.lr:
-        callbacks.info(note_random_weights())
+    student, missing = open_student(request, teacher, tasks, request.student, images.new.train, callbacks)
 
     def prepare(opened: Opened) -> Opened:
         sets = [one for one in (images.new.train, opened.unlabeled) if one is not None]
-        if is_random:
-            estimate_batchnorm(student.classifier, sets)
-        fit_heads(student.classifier, missing, sets, teacher.classifier)
+        start_student(student.classifier, request.student, missing, sets, teacher.classifier)
         return opened
 
     opened = Opened(
@@ -98,27 +91,63 @@ def answer(classifier: Classifier) -> Teacher:
     return teach
 
 
-def check_student(name: str, student: Classifier, images: Images | None) -> None:
-    """Check that a student takes images as its teacher does.
+def open_student(
+    request: Request,
+    model: Bundle,
+    tasks: Sequence[Task],
+    name: str | None,
+    images: Images | None,
+    callbacks: Callbacks,
+) -> tuple[Bundle, list[str]]:
+    """Build a student, and check that it takes images as its teacher does.
+
+    Args:
+        request: What is asked for; its task is the newest.
+        model: The model whose backbone and preprocessing the student has where nothing else is asked for.
+        tasks: The student's tasks.
+        name: The student that is asked for, as `--student` has it.
+        images: Images as the teacher takes them.
+        callbacks: `info` is called with what a student from random weights needs.
+
+    Returns:
+        The student, and the tasks whose heads it could not take over.
 
     Raises:
-        InputError: It does not.
+        TaskgraftError: The student cannot be opened, or not take the images.
     """
+    student, missing = build_student(model, tasks, request.task, name, request.config.seed)
     assert images is not None
-    try:
-        check_inputs(student, images)
-    except InputError as error:
-        shape = " × ".join(map(str, images.pixels.shape[1:]))
-        raise InputError(
-            f"--student {name} cannot take images of {shape}, as the model does; choose another"
-        ) from error
+    if name:
+        try:
+            check_inputs(student.classifier, images)
+        except InputError as error:
+            shape = " × ".join(map(str, images.pixels.shape[1:]))
+            raise InputError(
+                f"--student {name} cannot take images of {shape}, as the model does; choose another"
+            ) from error
+    if has_random_weights(name) and request.config.lr == request.default_config.lr:
+        callbacks.info(
+            "the student starts from random weights: more --steps, and a higher --lr such as "
+            f"{RANDOM_LR}, suit it better"
+        )
+    return student, missing
 
 
-def note_random_weights() -> str:
-    """Return what a student from random weights needs that one with its teacher's does not."""
-    return (
-        f"the student starts from random weights: more --steps, and a higher --lr such as {RANDOM_LR}, suit it better"
-    )
+def start_student(
+    student: Classifier, name: str | None, missing: Sequence[str], sets: Sequence[Images], teacher: Classifier
+) -> None:
+    """Compute what a student starts with besides its weights; it is changed in place.
+
+    Args:
+        student: A plain classifier.
+        name: The student that is asked for, as `--student` has it.
+        missing: Tasks whose heads are fitted.
+        sets: Images.
+        teacher: Answers the tasks.
+    """
+    if has_random_weights(name):
+        estimate_batchnorm(student, sets)
+    fit_heads(student, missing, sets, teacher)
 
 
 def estimate_batchnorm(student: Classifier, sets: Sequence[Images]) -> None:

@@ -14,7 +14,6 @@ import torch
 
 from taskgraft import data, distributed, pytree
 from taskgraft.bundle import Bundle, open_parent
-from taskgraft.bundle.student import build_student, has_random_weights
 from taskgraft.data.dataset import Dataset, open_images, split_by_content
 from taskgraft.data.task_images import TaskData, concat_images, describe_dataset, match_task
 from taskgraft.data.transforms import CHANNELS, Preprocessing
@@ -26,14 +25,7 @@ from taskgraft.models.classifier import Classifier
 from taskgraft.models.ensemble import Conversion, join
 from taskgraft.models.inference import predict, sample_evenly
 from taskgraft.pipeline import measuring
-from taskgraft.pipeline.compression import (
-    answer,
-    check_student,
-    estimate_batchnorm,
-    fit_heads,
-    note_random_weights,
-    require_teaching,
-)
+from taskgraft.pipeline.compression import answer, open_student, require_teaching, start_student
 from taskgraft.pipeline.opening import Opened, with_bits
 from taskgraft.pipeline.request import MergeRequest, validate_request
 from taskgraft.pipeline.usefulness import describe_usefulness
@@ -91,14 +83,8 @@ def open_merge(request: MergeRequest, cache: Path | None, callbacks: Callbacks) 
             f"images are prepared as for {first.source} ('{first.preprocessing.to_text()}'); {second.source} sees them "
             f"resized and normalized for it, not cropped ('{second.preprocessing.to_text()}')"
         )
-    student, missing = build_student(first, tasks, tasks[-1].name, request.student, request.config.seed)
+    student, missing = open_student(request, first, tasks, request.student, images.new.train, callbacks)
     student = replace(student, cards=teacher.cards, source=teacher.source)
-
-    if request.student:
-        check_student(request.student, student.classifier, images.new.train)
-    is_random = has_random_weights(request.student)
-    if is_random and request.config.lr == request.default_config.lr:
-        callbacks.info(note_random_weights())
 
     def prepare(opened: Opened) -> Opened:
         train = opened.images.new.train
@@ -107,9 +93,7 @@ def open_merge(request: MergeRequest, cache: Path | None, callbacks: Callbacks) 
         for note in notes:
             callbacks.info(note)
         baselines = _measure_baselines(opened, models, cache)
-        if is_random:
-            estimate_batchnorm(student.classifier, [train])
-        fit_heads(student.classifier, missing, [train], teacher.classifier)
+        start_student(student.classifier, request.student, missing, [train], teacher.classifier)
         return replace(opened, baselines=baselines, notes=tuple(notes))
 
     return Opened(
